@@ -1,0 +1,97 @@
+"""The command line: `python -m runner [verb] [options] key=value …`. torch is imported by a run, never by help or a config error."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from runner.compose import compose, options
+from runner.config import Config, plain
+from runner.errors import ConfigError, InputError, RunnerError
+from runner.record.console import complain
+
+USAGE = """\
+python -m runner +experiment=NAME [key=value …]     one run
+python -m runner resume=RUN_DIR [key=value …]       go on where a run stopped
+python -m runner rerun RUN_DIR [key=value …]        the same again, in a new run directory
+
+options
+  --config-dir DIR     your own groups and experiments, beside those below
+  --cfg job            show the configuration and stop
+  --help, --version
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; gives the exit code (0 finished, 1 failed, 2 cannot be run, 130 and 143 stopped)."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _command(words)
+    except InputError as error:
+        complain(error.problems)
+        return error.exit_code
+    except RunnerError as error:
+        complain([str(error)])
+        return error.exit_code
+    except KeyboardInterrupt:
+        complain(["stopped before training began; nothing was written"])
+        return 130
+
+
+def _command(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="runner", add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--cfg", "-c", choices=["job"])
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("overrides", nargs="*")
+    given, rest = parser.parse_known_intermixed_args(words)
+    overrides = given.overrides + rest
+    if given.help or not words:
+        sys.stdout.write(help_text(given.config_dir))
+        return 0
+    if given.version:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"runner {version('runner')}\n")
+        return 0
+    if given.multirun:
+        raise ConfigError(
+            "`-m` asks for a sweep, but this version does one run at a time; give one value a key and call it once a trial"
+        )
+    base = overrides.pop(0) if overrides[:1] == ["rerun"] else None
+    if base is not None and not overrides:
+        raise ConfigError("`rerun` must be followed by a run directory, but nothing follows; write rerun RUN_DIR")
+    composed = compose(overrides if base is None else overrides[1:], given.config_dir, overrides[0] if base else None)
+    if given.cfg:
+        sys.stdout.write(_yaml(composed.config))
+        return 0
+    from runner.job import execute
+
+    execute(composed, ["python", "-m", "runner", *words])
+    return 0
+
+
+def help_text(config_dir: str | None = None) -> str:
+    """Usage, then the experiments and the groups with a sentence each."""
+    groups = options(config_dir)
+    lines = [USAGE, "experiments"]
+    lines += _listed(groups.pop("experiment", {}))
+    for group, choices in groups.items():
+        lines += ["", group, *_listed(choices)]
+    return "\n".join([*lines, "", "Every key with its meaning: docs/config.md", ""])
+
+
+def _listed(choices: dict[str, str]) -> list[str]:
+    return [f"  {name:<16} {sentence}" for name, sentence in choices.items()]
+
+
+def _yaml(config: Config) -> str:
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.create(plain(config))
+    return OmegaConf.to_yaml(values)

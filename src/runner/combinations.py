@@ -1,0 +1,127 @@
+"""What must fit together: the one list of values that are fine alone and wrong side by side, each with its reason.
+
+It is asked twice: with the configuration as written, and again when `auto` has become a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from runner import config as c
+from runner.errors import ExpressionError
+from runner.expression import parse
+
+
+@dataclass(frozen=True)
+class Forbidden:
+    """A combination that is refused: when it holds, and the sentence with its reason and what to do."""
+
+    when: Callable[[c.Config], bool]
+    sentence: str
+
+
+def _lbfgs(config: c.Config) -> bool:
+    return isinstance(config.optimizer, c.Lbfgs)
+
+
+def _fraction(rows: float) -> bool:
+    return isinstance(rows, float) and not rows < 1
+
+
+def _start_above_stop(config: c.Config) -> bool:
+    return isinstance(config.data, (c.Line, c.Curve)) and not config.data.start < config.data.stop
+
+
+def _warmup_too_long(config: c.Config) -> bool:
+    steps = config.train.steps
+    return isinstance(config.schedule, c.WarmupCosine) and steps is not None and config.schedule.warmup_steps >= steps
+
+
+FORBIDDEN = (
+    Forbidden(
+        lambda k: k.dtype == "float64" and k.device.name == "mps",
+        "`dtype` must not be float64 with `device`=mps, which has no float64; use dtype=float32 or device=cpu",
+    ),
+    Forbidden(
+        lambda k: k.dtype == "float16" and k.device.name == "cpu",
+        "`dtype` must not be float16 with `device`=cpu: adam's eps is 0 in half precision and some operations do not "
+        "exist there; use dtype=bfloat16, or dtype=float32 with amp=float16",
+    ),
+    Forbidden(
+        lambda k: k.amp != "off" and k.dtype != "float32",
+        "`amp` must be off unless `dtype` is float32, since autocast changes float32 operations only; use amp=off or dtype=float32",
+    ),
+    Forbidden(
+        lambda k: _lbfgs(k) and k.update == "manual",
+        "`update` must be optimizer with `optimizer`=lbfgs, whose line search asks for the loss again within a step; use update=optimizer",
+    ),
+    Forbidden(
+        lambda k: _lbfgs(k) and k.amp == "float16",
+        "`amp` must not be float16 with `optimizer`=lbfgs: the gradient scaler cannot skip a part of its line search; use amp=off or amp=bfloat16",
+    ),
+    Forbidden(
+        lambda k: _lbfgs(k) and k.train.clip_norm is not None,
+        "`train.clip_norm` must be null with `optimizer`=lbfgs, whose line search needs the gradient of its own loss; use train.clip_norm=null",
+    ),
+    Forbidden(
+        lambda k: isinstance(k.model, c.Formula) and k.data.standardize,
+        "`data.standardize` must be false with `model`=formula, whose parameters are in the units of the file; use data.standardize=false",
+    ),
+    Forbidden(
+        lambda k: (k.train.steps is None) == (k.train.epochs is None),
+        "`train.steps` and `train.epochs` must be one number and one null; set the other to null",
+    ),
+    Forbidden(
+        lambda k: k.train.early_stopping.patience is not None and k.train.eval_every_steps is None,
+        "`train.eval_every_steps` must be an integer when `train.early_stopping.patience` is given, "
+        "since patience counts evaluations; set train.eval_every_steps",
+    ),
+    Forbidden(
+        lambda k: k.train.batch_size is not None and k.train.accumulate > k.train.batch_size,
+        "`train.accumulate` must not be above `train.batch_size`, the rows that it cuts into parts; make it smaller",
+    ),
+    Forbidden(
+        lambda k: _fraction(k.data.split.test),
+        "`data.split.test` must be an integer number of rows or a fraction below 1, but is a fraction of 1 or more; write rows without a point",
+    ),
+    Forbidden(
+        lambda k: _fraction(k.data.split.valid),
+        "`data.split.valid` must be an integer number of rows or a fraction below 1, but is a fraction of 1 or more; write rows without a point",
+    ),
+    Forbidden(
+        _start_above_stop, "`data.start` must be below `data.stop`, the other end of the feature's range; swap them"
+    ),
+    Forbidden(
+        _warmup_too_long,
+        "`schedule.warmup_steps` must be below `train.steps`, or the learning rate never gets down again; make it smaller",
+    ),
+)
+
+
+def problems(config: c.Config) -> list[str]:
+    """Every forbidden combination that holds, and every formula that cannot be read."""
+    found = [rule.sentence for rule in FORBIDDEN if rule.when(config)]
+    return found + list(_formulas(config))
+
+
+def _formulas(config: c.Config) -> Iterator[str]:
+    if isinstance(config.data, c.Curve):
+        try:
+            names = parse(config.data.expression).names
+        except ExpressionError as error:
+            yield f"`data.expression`: {error}"
+        else:
+            if not names:
+                yield "`data.expression` must have at least one name, the feature; write for example sin(x)"
+    if isinstance(config.model, c.Formula):
+        try:
+            names = parse(config.model.expression).names
+        except ExpressionError as error:
+            yield f"`model.expression`: {error}"
+            return
+        for name in sorted(set(config.model.start) - set(names)):
+            yield (
+                f"`model.start.{name}` must name a parameter of `model.expression`, but {config.model.expression!r} has "
+                f"{', '.join(names) or 'no names'}; take it out or mend its name"
+            )

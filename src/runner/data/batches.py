@@ -1,0 +1,51 @@
+"""Batches by address: the rows of a step are a function of (seed, step) alone, so that resuming needs a number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from runner.seeding import stream
+
+
+class Batches:
+    """Row numbers of every step's batch; each row once an epoch, the last batch of an epoch as small as it comes out.
+
+    A full batch is all rows in their own order, as a slice; smaller ones are drawn anew for each epoch on the CPU and
+    kept on `device` while the epoch lasts.
+    """
+
+    def __init__(self, rows: int, batch_size: int | None, seed: int, device: torch.device) -> None:
+        self._rows, self._seed, self._device = rows, seed, device
+        self._size = min(batch_size or rows, rows)
+        self.per_epoch = -(-rows // self._size)
+        self._epoch = 0
+        self._order: tuple[Tensor, ...] = ()
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 1, that a step, from 1, belongs to."""
+        return (step - 1) // self.per_epoch + 1
+
+    def at(self, step: int) -> Tensor | slice:
+        """Row numbers [n] of a step, from 1."""
+        if self.per_epoch == 1:
+            return slice(None)
+        epoch = self.epoch(step)
+        if epoch != self._epoch:
+            order = torch.randperm(self._rows, generator=stream(self._seed, "order", epoch))
+            self._order = torch.split(order.to(self._device), self._size)
+            self._epoch = epoch
+        return self._order[(step - 1) % self.per_epoch]
+
+    def size(self, step: int) -> int:
+        """How many rows a step has."""
+        last = (step - 1) % self.per_epoch == self.per_epoch - 1
+        return self._rows - (self.per_epoch - 1) * self._size if last else self._size
+
+    def rows_between(self, first: int, last: int) -> int:
+        """Rows of the steps first … last together."""
+        return self._rows_until(last) - self._rows_until(first - 1)
+
+    def _rows_until(self, step: int) -> int:
+        epochs, steps = divmod(step, self.per_epoch)
+        return epochs * self._rows + steps * self._size

@@ -1,0 +1,59 @@
+"""Data that is made on the spot, in float64 on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runner import config as c
+from runner.data.tables import Table
+from runner.errors import DataError
+from runner.expression import parse
+from runner.seeding import stream
+
+
+def line(config: c.Line, seed: int) -> Table:
+    """Y = slope·Σx + intercept + noise."""
+    names = ["x"] if config.features == 1 else [f"x{i + 1}" for i in range(config.features)]
+    features = _features(config, len(names), seed)
+    target = features.sum(1) * config.slope + config.intercept
+    return _table(config, seed, names, features, target)
+
+
+def curve(config: c.Curve, seed: int) -> Table:
+    """Y = expression(columns) + noise. Raises `DataError` where the expression has no value."""
+    expression = parse(config.expression)
+    features = _features(config, len(expression.names), seed)
+    target = expression(dict(zip(expression.names, features.unbind(1), strict=True)))
+    bad = (~target.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        row = dict(zip(expression.names, features[bad[0]].tolist(), strict=True))
+        at = ", ".join(f"{name}={value:g}" for name, value in row.items())
+        raise DataError(
+            f"`data.expression` must have a finite value on the whole range, but {config.expression!r} has none at {at}; "
+            "change data.start and data.stop"
+        )
+    return _table(config, seed, list(expression.names), features, target)
+
+
+def _features(config: c.Line | c.Curve, columns: int, seed: int) -> Tensor:
+    """One column evenly spaced, ends included; more drawn evenly from the range."""
+    if columns == 1:
+        return torch.linspace(config.start, config.stop, config.rows, dtype=torch.float64).unsqueeze(1)
+    drawn = torch.rand(config.rows, columns, dtype=torch.float64, generator=stream(seed, "data"))
+    return config.start + (config.stop - config.start) * drawn
+
+
+def _table(config: c.Line | c.Curve, seed: int, names: list[str], features: Tensor, target: Tensor) -> Table:
+    draw = torch.randn if config.noise_distribution == "normal" else torch.rand
+    noise = draw(config.rows, dtype=torch.float64, generator=stream(seed, "noise"))
+    return Table(
+        features=features.numpy(),
+        target=np.asarray((target + config.noise * noise).numpy()),
+        feature_names=tuple(names),
+        target_name="y",
+        integer_columns=frozenset(),
+        sha256="",
+        warnings=(),
+    )

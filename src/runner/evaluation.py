@@ -1,0 +1,128 @@
+"""Metrics over a whole part of the data, as sums and counts: the mean is taken once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from runner.precision import widest
+
+CHUNK_ROWS = 65_536
+"""Rows of one forward pass in an evaluation: bounds memory, and is the same on every device."""
+
+LARGER_IS_BETTER = {"loss": False, "rmse": False, "mae": False, "r2": True}
+
+
+class Rows(Protocol):
+    """A part of the data on the device."""
+
+    @property
+    def target(self) -> Tensor: ...
+    def take(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]: ...
+
+
+class Strategy(Protocol):
+    """Where sums of several processes meet."""
+
+    def reduce(self, sums: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss in the units trained in; rmse, mae and r2 in the units of the file."""
+
+    model: torch.nn.Module
+    forward: Callable[[Tensor], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    autocast: Callable[[], Any]
+    undo: Callable[[Tensor], Tensor]
+    parts: Mapping[str, Rows]
+    strategy: Strategy
+
+    def metrics(self, part: str) -> dict[str, float]:
+        """Loss, rmse, mae and r2 of one part, by these names; r2 is nan for a constant target."""
+        rows = self.parts[part]
+        count = len(rows.target)
+        wide = widest(rows.target.device)
+        center = self.undo(rows.target.to(wide)).mean()
+        sums = torch.zeros(4, dtype=wide, device=rows.target.device)
+        with self._inference():
+            for first in range(0, count, CHUNK_ROWS):
+                sums += self._sums(*rows.take(slice(first, first + CHUNK_ROWS)), center)
+        loss, squares, absolute, spread = self.strategy.reduce(sums).tolist()
+        r2 = 1 - squares / spread if spread > 0 else float("nan")
+        return {"loss": loss / count, "rmse": (squares / count) ** 0.5, "mae": absolute / count, "r2": r2}
+
+    def predictions(self, part: str) -> Tensor:
+        """Predictions [rows] in the units of the file, float64 on the CPU."""
+        rows = self.parts[part]
+        chunks = range(0, len(rows.target), CHUNK_ROWS)
+        with self._inference():
+            return torch.cat([self.predict(rows.take(slice(i, i + CHUNK_ROWS))[0]) for i in chunks])
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Predictions [rows] for features as the model sees them, in the units of the file, float64 on the CPU."""
+        with self._inference():
+            return self.undo(self._forward(features).cpu().double()).flatten()
+
+    def _sums(self, features: Tensor, target: Tensor, center: Tensor) -> Tensor:
+        prediction = self._forward(features)
+        with self.autocast():
+            loss = self.loss(prediction, target)
+        wide = center.dtype
+        truth = self.undo(target.to(wide))
+        error = self.undo(prediction.to(wide)) - truth
+        return torch.stack(
+            [loss.to(wide) * len(target), error.square().sum(), error.abs().sum(), (truth - center).square().sum()]
+        )
+
+    def _forward(self, features: Tensor) -> Tensor:
+        with self.autocast():
+            return self.forward(features)
+
+    def _inference(self) -> Any:
+        return _Inference(self.model)
+
+
+class _Inference:
+    """No gradients, and layers such as dropout as they are after training; afterwards as before."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model, self._no_grad = model, torch.no_grad()
+
+    def __enter__(self) -> None:
+        self._training = self._model.training
+        self._model.eval()
+        self._no_grad.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._no_grad.__exit__(*error)
+        self._model.train(self._training)
+
+
+class Best:
+    """The best value of one metric so far, and for how many evaluations it has not got better."""
+
+    def __init__(self, metric: str, min_delta: float = 0.0) -> None:
+        self.metric, self._min_delta = metric, min_delta
+        self._sign = -1.0 if LARGER_IS_BETTER[metric] else 1.0
+        self.value: float | None = None
+        self.waited = 0
+
+    def update(self, value: float) -> bool:
+        """Whether `value` is better, by more than min_delta, than all before it."""
+        better = math.isfinite(value) and (self.value is None or self._sign * (self.value - value) > self._min_delta)
+        self.value = value if better else self.value
+        self.waited = 0 if better else self.waited + 1
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "waited": self.waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.value, self.waited = state["value"], state["waited"]

@@ -1,0 +1,106 @@
+"""Durable writing: a file is there whole or not at all, also when the process is killed or the power fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`: readers meet the old content or the new one, never a part of either.
+
+    Raises OSError; the old file is then as it was, and no temporary is left.
+    """
+    fresh = temporary(path)
+    try:
+        write_new(fresh, data)
+        os.replace(fresh, path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` of a value as JSON that every reader accepts: nan and inf are the texts that `strict` gives."""
+    write_atomic(path, (json.dumps(strict(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def strict(value: Any) -> Any:
+    """The value with every float that JSON lacks, however deep, as "nan", "inf" or "-inf"; tuples become lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    if isinstance(value, Mapping):
+        return {name: strict(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    return value
+
+
+def temporary(path: Path) -> Path:
+    """A name beside `path` that nothing has yet; from the system's randomness, so that no seeded stream moves."""
+    return path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that must not exist yet, and wait until the disk has it. Raises OSError."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the disk has the folder's names, as after a rename. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems have no such call for a folder; there the server orders the names.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def explain_os_error(error: OSError, path: Path) -> str:
+    """One sentence on why `path` could not be written: the cause, the space that is free there, what to do."""
+    blocker = next((p for p in (path, *path.parents) if os.path.lexists(p) and not p.is_dir()), path)
+    in_the_way = (f"`{blocker}` is a file where a folder must be", "move it away")
+    not_allowed = ("this user may not write there", "change its permissions or choose another `run_dir`")
+    known = {
+        errno.ENOSPC: ("the disk is full", "free some space or choose another `run_dir`"),
+        errno.EDQUOT: ("the disk quota is used up", "free some space or choose another `run_dir`"),
+        errno.EFBIG: ("the file would be larger than is allowed", "raise the limit that `ulimit -f` shows"),
+        errno.EROFS: ("the file system is read-only", "choose another `run_dir`"),
+        errno.EACCES: not_allowed,
+        errno.EPERM: not_allowed,
+        errno.ENOTDIR: in_the_way,
+        errno.EEXIST: in_the_way,
+        errno.EISDIR: ("a folder of that name is in the way", "move it away"),
+        errno.ENOENT: (f"the folder `{_missing(path)}` is not there", "restore it or choose another `run_dir`"),
+    }
+    unknown = (error.strerror or str(error), "choose another `run_dir` if the disk cannot be mended")
+    cause, remedy = known.get(error.errno or 0, unknown)
+    return f"`{path}` cannot be written: {cause} ({_free_space(path)}); {remedy}"
+
+
+def _missing(path: Path) -> Path:
+    """The highest folder above `path` that does not exist."""
+    absent = [folder for folder in path.parents if not folder.exists()]
+    return absent[-1] if absent else path.parent
+
+
+def _free_space(path: Path) -> str:
+    there = next((folder for folder in (path, *path.parents) if folder.exists()), path)
+    with suppress(OSError):
+        return f"{shutil.disk_usage(there).free / 2**20:,.1f} MiB are free"
+    return "the free space is not known"

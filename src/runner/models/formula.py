@@ -1,0 +1,60 @@
+"""Any function as a model: the data's columns are its variables, every other name is a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from runner import config as c
+from runner.errors import DataError
+from runner.expression import Expression, parse
+from runner.models import Model
+from runner.models.initial import fill
+
+
+class Formula(Model):
+    """Evaluates `expression` on columns [rows, 1] and parameters []."""
+
+    def __init__(self, expression: Expression, feature_names: Sequence[str], start: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.expression = expression
+        self.columns = {name: i for i, name in enumerate(feature_names) if name in expression.names}
+        for name, value in start.items():
+            # Not register_parameter: it refuses names that a module has already, and `type` is a fine parameter.
+            self._parameters[name] = torch.nn.Parameter(value)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [rows, columns] → predictions [rows, 1]."""
+        values = {name: features[:, i : i + 1] for name, i in self.columns.items()}
+        prediction: Tensor = self.expression({**values, **self._parameters})
+        return prediction
+
+
+def build(config: c.Formula, feature_names: Sequence[str], generator: torch.Generator) -> Formula:
+    """A formula with its start values. Raises `DataError` where its names and the columns do not fit."""
+    expression = parse(config.expression)
+    free = [name for name in expression.names if name not in feature_names]
+    problems = [
+        f"`model.start.{name}` must name a parameter, but {name!r} is a column of the data; take it out"
+        for name in config.start
+        if name in feature_names
+    ]
+    if len(free) == len(expression.names):
+        problems.append(
+            f"`model.expression` must use a column of the data ({', '.join(feature_names)}), but is {config.expression!r}; mend the names"
+        )
+    if not free:
+        problems.append(
+            f"`model.expression` must have a parameter to fit, but every name in {config.expression!r} is a column; add one"
+        )
+    if problems:
+        raise DataError(problems)
+    start = {}
+    for name in free:
+        value = torch.empty((), dtype=torch.float64)
+        fill(value, config.init, 1, generator)
+        # Drawn first in any case, so that giving one start value leaves those of the others as they were.
+        start[name] = torch.tensor(config.start[name], dtype=torch.float64) if name in config.start else value
+    return Formula(expression, feature_names, start)

@@ -1,0 +1,56 @@
+"""Models that are linear in their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from runner import config as c
+from runner.models import Model, Scaling
+from runner.models.initial import layers
+
+
+class Linear(nn.Linear, Model):
+    """y = weight·x + bias, weight [1, columns], bias [1]."""
+
+    def fitted(self, scaling: Scaling) -> Mapping[str, Tensor]:
+        """Weight and bias in the units of the file: of y = (W/s_x·s_y)·x + …, undone in float64."""
+        weight = self.weight.detach().cpu().double() * scaling.target_scale / scaling.feature_scale
+        bias = torch.zeros(1, dtype=torch.float64) if self.bias is None else self.bias.detach().cpu().double()
+        bias = bias * scaling.target_scale + scaling.target_mean - weight @ scaling.feature_mean
+        # Without a bias and without standardisation there is no constant to report.
+        return {"weight": weight} if self.bias is None and not bias.any() else {"weight": weight, "bias": bias}
+
+
+class Polynomial(Model):
+    """Linear in x, x², …, x^degree of every feature; weight [1, columns·degree], the powers of one feature together."""
+
+    def __init__(self, columns: int, degree: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(columns * degree, 1, dtype=torch.float64)
+        self.register_buffer("powers", torch.arange(1, degree + 1), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [rows, columns] → predictions [rows, 1]."""
+        powers: Tensor = self.get_buffer("powers")
+        expanded = features.unsqueeze(-1).pow(powers).flatten(1)
+        prediction: Tensor = self.linear(expanded)
+        return prediction
+
+
+def linear(config: c.Linear, columns: int, generator: torch.Generator) -> Linear:
+    """A linear model with its start values."""
+    with torch.device("meta"):
+        model = Linear(columns, 1, bias=config.bias, dtype=torch.float64)
+    model.to_empty(device="cpu")
+    layers(model, config.init, generator)
+    return model
+
+
+def polynomial(config: c.Polynomial, columns: int, generator: torch.Generator) -> Polynomial:
+    """A polynomial with its start values."""
+    model = Polynomial(columns, config.degree)
+    layers(model, config.init, generator)
+    return model

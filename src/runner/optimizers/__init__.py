@@ -1,0 +1,48 @@
+"""Optimizers: who asks the objective for gradients and changes the parameters.
+
+The update is written out by hand (`manual`, over the pure rules) or done by `torch.optim` (`library`). Both keep their
+state as parameter name → slot → value, with the slots named as torch names them, so that each resumes the other's runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from runner import config as c
+
+State = dict[str, dict[str, Any]]
+"""Parameter name → slot → tensor (or, for L-BFGS, lists and numbers)."""
+
+
+class Objective(Protocol):
+    """Loss and gradients of one step's rows; asked again within a step, it sees the same rows and random numbers."""
+
+    def gradient(self) -> tuple[Tensor, Sequence[Tensor] | None]:
+        """Mean loss [] and the gradients of all rows together, also left in `.grad`; None: the step is to be skipped."""
+
+
+class Optimizer(Protocol):
+    """One update of the parameters for each call of `step`."""
+
+    def step(self, objective: Objective, lr: float) -> Tensor:
+        """Update the parameters in place with learning rate `lr`; gives the loss [] before the update."""
+
+    def state_dict(self) -> State:
+        """What the next step needs besides the parameters. The tensors are the live ones: copy before the next step."""
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from a state that was saved, on whatever device."""
+
+
+def build(config: Any, update: str, parameters: Mapping[str, Tensor]) -> Optimizer:
+    """The optimizer that was chosen, for the parameters by name."""
+    from runner.optimizers import library, manual, rules
+
+    if isinstance(config, c.Lbfgs):
+        return library.Lbfgs(config, parameters)
+    if update == "manual":
+        return manual.Manual(rules.build(config, parameters), parameters)
+    return library.Library(library.build(config, parameters), parameters)

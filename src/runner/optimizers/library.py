@@ -1,0 +1,97 @@
+"""The update done by torch.optim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner import config as c
+from runner.optimizers import Objective, State
+
+FUSED = ("cpu", "cuda")
+"""Devices on which torch's fused Adam was run; it is the fastest of its versions there."""
+
+
+def build(config: Any, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+    """Torch's own optimizer for what was chosen; the learning rate is set at every step."""
+    tensors = list(parameters.values())
+    if isinstance(config, (c.Sgd, c.Momentum)):
+        momentum = config.momentum if isinstance(config, c.Momentum) else 0.0
+        return torch.optim.SGD(tensors, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
+    kind = torch.optim.AdamW if isinstance(config, c.AdamW) else torch.optim.Adam
+    fused = tensors[0].device.type in FUSED
+    return kind(
+        tensors, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=fused or None
+    )
+
+
+def named_state(optimizer: torch.optim.Optimizer, names: list[str]) -> State:
+    """Torch's state by the names of the parameters instead of their numbers."""
+    tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    return {
+        name: dict(optimizer.state[tensor])
+        for name, tensor in zip(names, tensors, strict=True)
+        if tensor in optimizer.state
+    }
+
+
+def load_named_state(optimizer: torch.optim.Optimizer, names: list[str], state: State) -> None:
+    """The way back; torch moves and casts."""
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict(
+        {"state": {i: state[n] for i, n in enumerate(names) if state.get(n)}, "param_groups": groups}
+    )
+
+
+class Library:
+    """An optimizer that asks for the gradients once a step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> None:
+        self._optimizer = optimizer
+        self._names = list(parameters)
+        self._lr: float | None = None
+
+    def step(self, objective: Objective, lr: float) -> Tensor:
+        if lr != self._lr:
+            self._lr = self._optimizer.param_groups[0]["lr"] = lr
+        loss, gradients = objective.gradient()
+        if gradients is not None:
+            self._optimizer.step()
+        return loss
+
+    def state_dict(self) -> State:
+        return named_state(self._optimizer, self._names)
+
+    def load_state_dict(self, state: State) -> None:
+        load_named_state(self._optimizer, self._names, state)
+        self._lr = None
+
+
+class Lbfgs:
+    """Limited-memory BFGS, which asks for the gradients as often as its line search wants."""
+
+    def __init__(self, config: c.Lbfgs, parameters: Mapping[str, Tensor]) -> None:
+        self._names = list(parameters)
+        self._optimizer = torch.optim.LBFGS(
+            list(parameters.values()),
+            lr=config.lr,
+            max_iter=config.max_iter,
+            history_size=config.history_size,
+            tolerance_grad=config.tolerance_grad,
+            tolerance_change=config.tolerance_change,
+            line_search_fn=config.line_search,
+        )
+
+    def step(self, objective: Objective, lr: float) -> Tensor:
+        self._optimizer.param_groups[0]["lr"] = lr
+        loss = self._optimizer.step(lambda: objective.gradient()[0])  # type: ignore[no-untyped-call]
+        return torch.as_tensor(loss).detach()
+
+    def state_dict(self) -> State:
+        return named_state(self._optimizer, self._names)
+
+    def load_state_dict(self, state: State) -> None:
+        load_named_state(self._optimizer, self._names, state)

@@ -1,0 +1,54 @@
+"""The update written out by hand: ask for gradients, apply the rule, write the result into the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.optimizers import Objective, State
+from runner.optimizers.rules import Rule
+from runner.precision import widest
+
+
+class Manual:
+    """Runs a pure rule on live parameters."""
+
+    def __init__(self, rule: Rule, parameters: Mapping[str, Tensor]) -> None:
+        self._rule = rule
+        self._names = list(parameters)
+        self._parameters = list(parameters.values())
+        self._slots = rule.init(self._parameters)
+        self._lr_value: float | None = None
+        self._lr: Any = None
+
+    def step(self, objective: Objective, lr: float) -> Tensor:
+        if lr != self._lr_value:
+            device = self._parameters[0].device
+            self._lr_value, self._lr = lr, torch.tensor(lr, dtype=widest(device), device=device)
+        loss, gradients = objective.gradient()
+        if gradients is None:
+            return loss
+        with torch.no_grad():
+            updated, self._slots = self._rule.step(self._parameters, gradients, self._slots, self._lr)
+            for parameter, value in zip(self._parameters, updated, strict=True):
+                parameter.copy_(value)
+                parameter.grad = None
+        return loss
+
+    def state_dict(self) -> State:
+        return {name: {slot: tensors[i] for slot, tensors in self._slots.items()} for i, name in enumerate(self._names)}
+
+    def load_state_dict(self, state: State) -> None:
+        fresh = self._rule.init(self._parameters)
+        self._slots = {
+            slot: [
+                state[name][slot].to(device=like.device, dtype=like.dtype, copy=True)
+                if slot in state.get(name, {})
+                else like
+                for name, like in zip(self._names, likes, strict=True)
+            ]
+            for slot, likes in fresh.items()
+        }

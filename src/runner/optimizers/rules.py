@@ -1,0 +1,133 @@
+"""Update rules: pure and elementwise, `init(params) → state` and `step(params, grads, state, lr) → params, state`.
+
+Hyperparameters are tensors: 0-d for one run; for runs side by side [lanes, 1, …], which broadcast against the stacked
+parameters. Scalars are kept in float64, where the device has it, so that bias corrections such as 1 − β₂ᵗ keep their
+digits; a 0-d tensor does not widen the parameters. The order of operations is that of torch.optim's for-loop versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from runner import config as c
+from runner.precision import widest
+
+Slots = dict[str, list[Tensor]]
+"""Slot name → one tensor a parameter, in the order of the parameters."""
+
+
+class Rule(Protocol):
+    """How parameters follow from gradients."""
+
+    def init(self, params: Sequence[Tensor]) -> Slots:
+        """The state before the first step."""
+
+    def step(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Slots, lr: Tensor
+    ) -> tuple[list[Tensor], Slots]:
+        """New parameters and new state; nothing that is given is changed. `lr` is [] or [lanes, 1, …]."""
+
+
+def _decayed(params: Sequence[Tensor], grads: Sequence[Tensor], weight_decay: Tensor | None) -> Sequence[Tensor]:
+    """Gradients of the loss with weight_decay/2·‖p‖² added."""
+    if weight_decay is None:
+        return grads
+    return [torch.addcmul(g, p, weight_decay) for p, g in zip(params, grads, strict=True)]
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """p ← p − lr·(g + weight_decay·p)."""
+
+    weight_decay: Tensor | None
+
+    def init(self, params: Sequence[Tensor]) -> Slots:
+        return {}
+
+    def step(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Slots, lr: Tensor
+    ) -> tuple[list[Tensor], Slots]:
+        grads = _decayed(params, grads, self.weight_decay)
+        # Not p − lr·g: one rounding less, and the bits of torch.optim.SGD.
+        return [torch.addcmul(p, g, lr, value=-1) for p, g in zip(params, grads, strict=True)], state
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """v ← momentum·v + g; p ← p − lr·v. At the first step v = g, which v = 0 before it gives as well."""
+
+    momentum: Tensor
+    weight_decay: Tensor | None
+
+    def init(self, params: Sequence[Tensor]) -> Slots:
+        return {"momentum_buffer": [torch.zeros_like(p) for p in params]}
+
+    def step(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Slots, lr: Tensor
+    ) -> tuple[list[Tensor], Slots]:
+        grads = _decayed(params, grads, self.weight_decay)
+        buffers = [(v * self.momentum).add_(g) for v, g in zip(state["momentum_buffer"], grads, strict=True)]
+        return [torch.addcmul(p, v, lr, value=-1) for p, v in zip(params, buffers, strict=True)], {
+            "momentum_buffer": buffers
+        }
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Kingma and Ba (2015), algorithm 1, with l2 in the gradient; or, decoupled, Loshchilov and Hutter (2019), algorithm 2."""
+
+    beta1: Tensor
+    beta2: Tensor
+    eps: Tensor
+    weight_decay: Tensor | None
+    decoupled: bool
+
+    def init(self, params: Sequence[Tensor]) -> Slots:
+        return {
+            "step": [torch.zeros((), dtype=torch.float32) for _ in params],
+            "exp_avg": [torch.zeros_like(p) for p in params],
+            "exp_avg_sq": [torch.zeros_like(p) for p in params],
+        }
+
+    def step(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Slots, lr: Tensor
+    ) -> tuple[list[Tensor], Slots]:
+        if self.decoupled and self.weight_decay is not None:
+            shrink = 1 - lr * self.weight_decay
+            params = [p * shrink for p in params]
+        else:
+            grads = _decayed(params, grads, self.weight_decay)
+        count = state["step"][0] + 1
+        taken = float(count)  # the count lives on the CPU: reading it does not wait for the device
+        rate = -lr / (1 - self.beta1**taken)
+        root = (1 - self.beta2**taken).sqrt()
+        first = [torch.lerp(m, g, (1 - self.beta1).to(m.dtype)) for m, g in zip(state["exp_avg"], grads, strict=True)]
+        second = [
+            (v * self.beta2).addcmul_(g * (1 - self.beta2), g) for v, g in zip(state["exp_avg_sq"], grads, strict=True)
+        ]
+        new = [
+            torch.addcdiv(p, m * rate, (v.sqrt() / root).add_(self.eps))
+            for p, m, v in zip(params, first, second, strict=True)
+        ]
+        return new, {"step": [count] * len(new), "exp_avg": first, "exp_avg_sq": second}
+
+
+def build(config: Any, parameters: Mapping[str, Tensor]) -> Rule:
+    """The rule that was chosen, its hyperparameters on the parameters' device."""
+    device = next(iter(parameters.values())).device
+
+    def scalar(value: float) -> Tensor:
+        return torch.tensor(value, dtype=widest(device), device=device)
+
+    weight_decay = scalar(config.weight_decay) if config.weight_decay else None
+    if isinstance(config, c.Sgd):
+        return Sgd(weight_decay)
+    if isinstance(config, c.Momentum):
+        return Momentum(scalar(config.momentum), weight_decay)
+    beta1, beta2 = (scalar(beta) for beta in config.betas)
+    return Adam(beta1, beta2, scalar(config.eps), weight_decay, decoupled=isinstance(config, c.AdamW))

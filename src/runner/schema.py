@@ -1,0 +1,277 @@
+"""Typed configuration: what a field may hold, and every way in which a given value does not fit.
+
+`build` turns plain values (what YAML and overrides give) into frozen dataclasses. It never stops at the first problem: it
+returns all of them, each a sentence with the dotted key, what it must be, what it is, and what to do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Key:
+    """The meaning of one field: a sentence, its unit, and its bounds (None: not bounded)."""
+
+    meaning: str
+    unit: str = ""
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+    pattern: str | None = None
+
+    def bounds(self) -> list[tuple[str, float, bool]]:
+        """The bounds that are set, as (words, limit, is it a lower one)."""
+        given = [
+            ("above", self.above, True),
+            ("of at least", self.at_least, True),
+            ("below", self.below, False),
+            ("of at most", self.at_most, False),
+        ]
+        return [(words, limit, lower) for words, limit, lower in given if limit is not None]
+
+    def allows(self, number: float) -> bool:
+        """Whether a number lies within the bounds."""
+        return (
+            (self.above is None or number > self.above)
+            and (self.at_least is None or number >= self.at_least)
+            and (self.below is None or number < self.below)
+            and (self.at_most is None or number <= self.at_most)
+        )
+
+
+def key(meaning: str, **limits: Any) -> Any:
+    """A dataclass field without a default: the value itself stands in `conf/`."""
+    return field(metadata={"key": Key(meaning, **limits)})
+
+
+@cache
+def hints(kind: Any) -> dict[str, Any]:
+    """Field name → resolved type of a dataclass."""
+    return get_type_hints(kind)
+
+
+def keys(kind: type) -> dict[str, Key]:
+    """Field name → meaning of a dataclass whose fields were made by `key`; fields that are groups are left out."""
+    return {f.name: f.metadata["key"] for f in dataclasses.fields(kind) if "key" in f.metadata}
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type alone."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def variants(hint: Any) -> dict[str, type]:
+    """The dataclasses that a field may hold, by the value of their `name`; a plain nested dataclass under ""."""
+    found: dict[str, type] = {}
+    for option in alternatives(hint):
+        if dataclasses.is_dataclass(option) and isinstance(option, type):
+            names = get_args(hints(option).get("name", Literal[""]))
+            found.update(dict.fromkeys(names, option))
+    return found
+
+
+def paths(kind: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted key that some variant of the schema has, groups included."""
+    for name, hint in hints(kind).items():
+        yield prefix + name
+        for variant in dict.fromkeys(variants(hint).values()):
+            yield from paths(variant, f"{prefix}{name}.")
+
+
+def field_types(kind: type, path: str) -> list[Any]:
+    """The types that a dotted key has, one for each variant that knows it."""
+    name, _, rest = path.partition(".")
+    hint = hints(kind).get(name)
+    if hint is None or not rest:
+        return [] if hint is None else [hint]
+    return [found for variant in dict.fromkeys(variants(hint).values()) for found in field_types(variant, rest)]
+
+
+def is_group(kind: type, path: str) -> bool:
+    """Whether a dotted key holds keys of its own."""
+    return any(variants(hint) for hint in field_types(kind, path))
+
+
+def is_mapping(kind: type, path: str) -> bool:
+    """Whether a dotted key holds names of the user's choice, as `model.start` does."""
+    return any(get_origin(hint) is dict for hint in field_types(kind, path))
+
+
+def closest(word: str, known: Sequence[str]) -> str | None:
+    """The known dotted key that was most likely meant: by its whole path, else by its last part."""
+    best = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    if best:
+        return best[0]
+    last = word.rpartition(".")[2]
+    by_last = {k.rpartition(".")[2]: k for k in reversed(known)}
+    best = difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.7)
+    return by_last[best[0]] if best else None
+
+
+def unknown(path: str, known: Sequence[str]) -> str:
+    """The sentence for a key that the schema does not have."""
+    guess = closest(path, known)
+    hint = f"did you mean `{guess}`?" if guess else "see docs/config.md for the keys there are"
+    return f"`{path}` is not a key; {hint}"
+
+
+def build(kind: type[T], value: Any, path: str = "") -> tuple[T | None, list[str]]:
+    """A `kind` from plain values, or None and everything that is wrong with them."""
+    if not isinstance(value, Mapping):
+        return None, [f"`{path}` must be a group of keys, but is {shown(value)}; write its keys below it"]
+    problems: list[str] = []
+    fields = hints(kind)  # type: ignore[arg-type]  # a class is hashable
+    prefix = f"{path}." if path else ""
+    problems += [_stranger(kind, str(name), path) for name in value if name not in fields]
+    values: dict[str, Any] = {}
+    for name, hint in fields.items():
+        if name not in value:
+            problems.append(f"`{prefix}{name}` is missing; it must be {requirement(hint, keys(kind).get(name))}")
+            continue
+        values[name], found = _convert(hint, keys(kind).get(name, Key("")), value[name], prefix + name)
+        problems += found
+    return (None, problems) if problems else (kind(**values), [])
+
+
+def _stranger(kind: type, name: str, path: str) -> str:
+    whole = f"{path}.{name}" if path else name
+    option = getattr(kind, "__name__", "").lower()
+    own = list(hints(kind))
+    near = difflib.get_close_matches(name, own, n=1, cutoff=0.6)
+    if near:
+        return f"`{whole}` is not a key; did you mean `{path + '.' if path else ''}{near[0]}`?"
+    return f"`{whole}` is not a key of {option}; it has {', '.join(own)}"
+
+
+def _convert(hint: Any, meaning: Key, value: Any, path: str) -> tuple[Any, list[str]]:
+    nested = variants(hint)
+    if nested and value is not None:
+        return _nested(nested, value, path)
+    for option in alternatives(hint):
+        fits, converted = _scalar(option, meaning, value)
+        if fits:
+            return converted, []
+    return None, [f"`{path}` must be {requirement(hint, meaning)}, but is {shown(value)}{_hint(hint, value, path)}"]
+
+
+def _nested(nested: dict[str, type], value: Any, path: str) -> tuple[Any, list[str]]:
+    if "" in nested:
+        return build(nested[""], value, path)
+    name = value.get("name") if isinstance(value, Mapping) else value
+    if name not in nested:
+        near = difflib.get_close_matches(str(name), list(nested), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return None, [f"`{path}.name` must be one of {', '.join(nested)}, but is {shown(name)}{hint}"]
+    return build(nested[name], value, path)
+
+
+def _scalar(option: Any, meaning: Key, value: Any) -> tuple[bool, Any]:  # noqa: PLR0911 - one line a type
+    origin = get_origin(option)
+    if option is type(None):
+        return value is None, None
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(option), value
+    if option is bool:
+        return isinstance(value, bool), value
+    if option is str:
+        fits = isinstance(value, str) and (meaning.pattern is None or re.fullmatch(meaning.pattern, value) is not None)
+        return fits, value
+    if option in (int, float):
+        return _number(option, meaning, value)
+    if origin is tuple:
+        return _sequence(get_args(option), meaning, value)
+    if origin is dict:
+        return _mapping(get_args(option), meaning, value)
+    raise TypeError(f"the schema has a type that is not read: {option}")
+
+
+def _number(option: Any, meaning: Key, value: Any) -> tuple[bool, Any]:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return False, None
+    if option is int and value != int(value):
+        return False, None
+    return meaning.allows(value), option(value)
+
+
+def _sequence(items: tuple[Any, ...], meaning: Key, value: Any) -> tuple[bool, Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return False, None
+    expected = [items[0]] * len(value) if items[-1] is Ellipsis else list(items)
+    if len(expected) != len(value):
+        return False, None
+    converted = []
+    for item, v in zip(expected, value, strict=True):
+        fitting = [c for fits, c in (_scalar(o, meaning, v) for o in alternatives(item)) if fits]
+        if not fitting:
+            return False, None
+        converted.append(fitting[0])
+    return True, tuple(converted)
+
+
+def _mapping(items: tuple[Any, ...], meaning: Key, value: Any) -> tuple[bool, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+        return False, None
+    converted = {k: _scalar(items[1], meaning, v) for k, v in value.items()}
+    return all(fits for fits, _ in converted.values()), {k: v for k, (_, v) in converted.items()}
+
+
+def requirement(hint: Any, meaning: Key | None = None) -> str:
+    """What a field must be, in words: "an integer of at least 1, or null"."""
+    meaning = meaning or Key("")
+    words = [_word(option, meaning) for option in alternatives(hint) if option is not type(None)]
+    words += ["null"] if type(None) in alternatives(hint) else []
+    return " or ".join(dict.fromkeys(words))
+
+
+def _word(option: Any, meaning: Key) -> str:
+    origin = get_origin(option)
+    limits = " and ".join(f"{words} {limit:g}" for words, limit, _ in meaning.bounds())
+    limits = f" {limits}" if limits else ""
+    if origin is Literal:
+        return "one of " + ", ".join(get_args(option))
+    if origin is tuple:
+        items = [a for a in get_args(option) if a is not Ellipsis]
+        count = "" if get_args(option)[-1] is Ellipsis else f" of {len(items)}"
+        return f"a list{count}, each {requirement(items[0], meaning)}"
+    if origin is dict:
+        return "names with a finite number each"
+    if dataclasses.is_dataclass(option):
+        return "a group of keys"
+    if option is str and meaning.pattern:
+        return f"a text that matches {meaning.pattern}"
+    return {bool: "true or false", str: "a text", int: f"an integer{limits}", float: f"a finite number{limits}"}[option]
+
+
+def _hint(hint: Any, value: Any, path: str) -> str:
+    choices = [c for option in alternatives(hint) if get_origin(option) is Literal for c in get_args(option)]
+    near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]}?"
+    if isinstance(value, bool) and (choices or str in alternatives(hint)):
+        return "; YAML reads yes, no, on and off as true and false: put it in quotes"
+    if value == "???":
+        return f"; give it with {path}=…"
+    return ""
+
+
+def shown(value: Any) -> str:
+    """A value as the user would write it in YAML."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return "missing" if value == "???" else f"the text {value!r}"
+    return str(value)

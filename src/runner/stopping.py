@@ -1,0 +1,38 @@
+"""SIGINT and SIGTERM: the first asks the loop to save and stop, the second leaves at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from runner.errors import Interrupted
+
+
+class StopRequest:
+    """While entered, catches the two signals; `signal_number` is the one that came, or None.
+
+    Only a main thread can catch signals; in any other the request never comes.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._caught)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            raise Interrupted(number, "stopped at once by a second signal; the last checkpoint is intact")
+        self.signal_number = number
