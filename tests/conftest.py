@@ -9,14 +9,20 @@ from collections.abc import Iterator
 import pytest
 
 
+THEIRS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
+"""Set by pytest for every test, and by torch when its first optimizer is made."""
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in THEIRS}
+
+
 @pytest.fixture(autouse=True)
 def _nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The environment and the signal handlers are as before, or the test fails."""
-    environment = dict(os.environ)
+    environment = _environment()
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     yield
     monkeypatch.undo()
-    after = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-    before = {name: value for name, value in environment.items() if name != "PYTEST_CURRENT_TEST"}
-    assert after == before, "the test leaves the environment changed"
+    assert _environment() == environment, "the test leaves the environment changed"
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], "signal handlers leak"

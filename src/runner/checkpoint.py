@@ -54,7 +54,7 @@ def save(folder: Path, step: int, state: dict[str, Any], *, best: bool, keep: in
     files = _serialised(step, state)
     with _explained(target, step):
         if not folder.is_dir():
-            folder.mkdir()
+            os.mkdir(folder)
             sync_folder(folder.parent)
         if not _holds(target, files):
             _publish(target, files)
@@ -134,7 +134,7 @@ def _holds(target: Path, files: dict[str, bytes]) -> bool:
 def _publish(target: Path, files: dict[str, bytes]) -> None:
     fresh = temporary(target)
     try:
-        fresh.mkdir()
+        os.mkdir(fresh)
         for name, data in files.items():
             write_new(fresh / name, data)
         sync_folder(fresh)
@@ -182,7 +182,9 @@ def _tidy(folder: Path, keep: int | None) -> None:
 def _delete(path: Path) -> None:
     with suppress(OSError):
         if STEP.fullmatch(path.name):
-            path = path.rename(temporary(path))  # so that no half-deleted folder bears a checkpoint's name
+            aside = temporary(path)  # so that no half-deleted folder bears a checkpoint's name
+            os.rename(path, aside)
+            path = aside
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -200,7 +200,9 @@ class Loop:
         for sink in self.sinks:
             sink.flush()
         self._spend()
-        best = self.best.update(self._watch()[self.best.metric])
+        # A checkpoint that only a signal asked for must not be the best one: the run that is never stopped has none there.
+        due = self.calendar.checkpoint(self.step) or self.stopped_early
+        best = due and self.best.update(self._watch()[self.best.metric])
         self.save(self.step, {**self.state.capture(), **self._decisions()}, best)
         self.saved_step = self.step
 
@@ -265,7 +267,7 @@ class Loop:
         if not rows:
             return "Make optimizer.lr smaller, or clip gradients with train.clip_norm"
         named = ", ".join(str(row + 1) for row in rows[:5])
-        return f"{len(rows)} rows of its batch have no finite prediction, such as row {named} of the data: take them out, or mend the model"
+        return f"{len(rows)} rows of its batch have no finite prediction, such as row {named} of the data: take them out, mend the model, or make optimizer.lr smaller"
 
 
 def _copy(value: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from runner import config as c
+from runner.errors import RunFailed
 from runner.optimizers import Objective, State
 
 FUSED = ("cpu", "cuda")
@@ -86,8 +87,16 @@ class Lbfgs:
         )
 
     def step(self, objective: Objective, lr: float) -> Tensor:
+        if lr == 0:  # torch's line search divides by the length of its first step
+            return objective.gradient()[0]
         self._optimizer.param_groups[0]["lr"] = lr
-        loss = self._optimizer.step(lambda: objective.gradient()[0])  # type: ignore[no-untyped-call]
+        try:
+            loss = self._optimizer.step(lambda: objective.gradient()[0])  # type: ignore[no-untyped-call]
+        except ZeroDivisionError:
+            raise RunFailed(
+                "the line search of lbfgs found no step to take: its bracket shrank to a point. "
+                "Use a larger optimizer.lr, dtype=float64 or optimizer.line_search=null"
+            ) from None
         return torch.as_tensor(loss).detach()
 
     def state_dict(self) -> State:

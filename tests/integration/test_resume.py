@@ -1,0 +1,268 @@
+"""Stopped, killed, extended: a run that goes on ends as one that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import faults
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import runner
+from runner.evaluation import Evaluation
+from runner.record.jsonl import read_rows
+
+# Everything that has a memory: shuffled batches with a smaller last one (46 rows in batches of 16), dropout, accumulation,
+# clipping, a schedule, early stopping that counts and does not fire.
+EVERYTHING = [
+    "name=all", "data=line", "data.rows=58", "data.features=3", "data.standardize=true", "data.split.valid=12",
+    "model=mlp", "model.widths=[8]", "model.dropout=0.2", "schedule=cosine", "train.steps=30", "train.batch_size=16",
+    "train.accumulate=2", "train.clip_norm=1.0", "train.eval_every_steps=10", "train.early_stopping.patience=100",
+    "record.every_steps=7", "record.plots=false", "checkpoint.every_steps=4", "device=cpu", "device.threads=1",
+]  # fmt: skip
+PER_EPOCH = 3
+UPDATES = [("sgd", "manual"), ("sgd", "optimizer"), ("momentum", "manual"), ("momentum", "optimizer"), ("adam", "manual"), ("adam", "optimizer"), ("adamw", "manual"), ("adamw", "optimizer"), ("lbfgs", "optimizer")]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def choice(optimizer: str, update: str) -> list[str]:
+    without = [w for w in EVERYTHING if not w.startswith("train.clip")] if optimizer == "lbfgs" else EVERYTHING
+    return [*without, f"optimizer={optimizer}", f"update={update}", "optimizer.lr=0.01"]
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in read_rows(run / "metrics.jsonl")]
+
+
+def events(run: Path) -> dict[str, list[tuple[int, float]]]:
+    accumulator = EventAccumulator(str(run))
+    accumulator.Reload()
+    tags = [tag for tag in accumulator.Tags()["scalars"] if tag != "samples_per_second"]
+    return {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in tags}
+
+
+def same(one: Path, other: Path) -> None:
+    """Parameters to the bit, every row, every event; the best checkpoint too."""
+    first, second = (json.loads((run / "summary.json").read_text()) for run in (one, other))
+    assert first["parameters_sha256"] == second["parameters_sha256"]
+    assert first["metrics"] == second["metrics"]
+    assert rows(one) == rows(other)
+    assert events(one) == events(other)
+    assert os.readlink(one / "checkpoints/best") == os.readlink(other / "checkpoints/best")
+
+
+def stopped(overrides: Sequence[str], step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> Path:
+    """The directory of a run that got a signal while it was at `step`."""
+    with monkeypatch.context() as patch:
+        fired = faults.at_step(patch, step, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(runner.Interrupted) as stop:
+            runner.run(None, [*overrides, "run_dir=stopped"])
+    assert fired == [step]
+    assert stop.value.exit_code == 128 + number
+    assert f"stopped after step {step}; the state is saved" in str(stop.value)
+    record = json.loads(Path("stopped/run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert record["reason"] == str(stop.value)
+    return Path("stopped")
+
+
+@pytest.mark.parametrize(("optimizer", "update"), UPDATES)
+def test_every_optimizer_goes_on_to_the_bit(optimizer: str, update: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = runner.run(None, [*choice(optimizer, update), "run_dir=whole"])
+    run = stopped(choice(optimizer, update), 17, monkeypatch)
+    runner.run(None, [f"resume={run}"])
+    same(whole.directory, run)
+    assert json.loads((run / "run.json").read_text())["resumed"] == 1
+
+
+@pytest.mark.parametrize("step", [1, PER_EPOCH - 1, PER_EPOCH, PER_EPOCH + 1, 10, 29])
+def test_a_stop_at_any_place(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step, the last batch of an epoch and its neighbours, a step with an evaluation, the last but one."""
+    whole = runner.run(None, [*choice("adam", "optimizer"), "run_dir=whole"])
+    run = stopped(choice("adam", "optimizer"), step, monkeypatch, signal.SIGINT)
+    runner.run(None, [f"resume={run}"])
+    same(whole.directory, run)
+
+
+def test_stopped_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = runner.run(None, [*choice("adamw", "manual"), "run_dir=whole"])
+    run = stopped(choice("adamw", "manual"), 5, monkeypatch)
+    for step in (6, 13, 14, 27):
+        with monkeypatch.context() as patch:
+            faults.at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            with pytest.raises(runner.Interrupted):
+                runner.run(None, [f"resume={run}"])
+    runner.run(None, [f"resume={run}"])
+    same(whole.directory, run)
+    assert json.loads((run / "run.json").read_text())["resumed"] == 5
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 16, 30])
+def test_killed_without_a_word(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL: at most the steps since the last checkpoint are lost; before the first one, the run begins again."""
+    overrides = choice("momentum", "optimizer")
+    whole = runner.run(None, [*overrides, "run_dir=whole"])
+    with monkeypatch.context() as patch:
+        faults.at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        assert os.WTERMSIG(faults.in_child(lambda: runner.run(None, [*overrides, "run_dir=killed"]))) == signal.SIGKILL
+    run = Path("killed")
+    assert json.loads((run / "run.json").read_text())["status"] == "running"
+    runner.run(None, [f"resume={run}"])
+    same(whole.directory, run)
+
+
+def test_killed_during_an_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    overrides = choice("adam", "optimizer")
+    whole = runner.run(None, [*overrides, "run_dir=whole"])
+
+    def die(self: Evaluation, part: str) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "metrics", die)
+        assert os.WTERMSIG(faults.in_child(lambda: runner.run(None, [*overrides, "run_dir=killed"]))) == signal.SIGKILL
+    runner.run(None, ["resume=killed"])
+    same(whole.directory, Path("killed"))
+
+
+def test_a_finished_run_is_extended() -> None:
+    """20 steps, then 30: as 30 at once, but for the schedule, which must not depend on the number of steps."""
+    overrides = [w for w in choice("adam", "optimizer") if w != "schedule=cosine"]
+    whole = runner.run(None, [*overrides, "run_dir=whole"])
+    runner.run(None, [*overrides, "train.steps=23", "run_dir=grown"])
+    runner.run(None, ["resume=grown", "train.steps=30"])
+    same(whole.directory, Path("grown"))
+    assert "steps: 30" in Path("grown/config.yaml").read_text()
+
+
+def test_a_finished_run_has_nothing_left_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    first = runner.run(None, [*choice("sgd", "manual"), "run_dir=done"])
+    before = {path: path.read_bytes() for path in Path("done").rglob("*") if path.is_file()}
+    again = runner.run(None, ["resume=done"])
+    assert "done is finished at step 30; there is nothing left to do" in capsys.readouterr().out
+    assert again.summary == first.summary
+    assert before == {path: path.read_bytes() for path in Path("done").rglob("*") if path.is_file()}
+
+
+def test_a_new_number_of_steps_under_cosine_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    runner.run(None, [*choice("sgd", "manual"), "run_dir=done"])
+    runner.run(None, ["resume=done", "train.steps=33"])
+    assert "a new number of steps changes the cosine schedule" in capsys.readouterr().out
+
+
+def test_what_would_be_another_experiment_is_refused() -> None:
+    runner.run(None, [*choice("sgd", "manual"), "run_dir=done"])
+    with pytest.raises(runner.ConfigError) as refused:
+        runner.run(None, ["resume=done", "optimizer.lr=0.5", "model=linear", "train.steps=40"])
+    assert [problem.split(" when ")[0] for problem in refused.value.problems] == [
+        "`model` cannot be changed",
+        "`optimizer.lr` cannot be changed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("dropout: 0.2", "dropout: 0.3", "`model.dropout` must be 0.2 as in step_30, but is 0.3"),
+        ("seed: 0", "seed: 1", "`seed` must be 0 as in step_30, but is 1"),
+        ("dtype: float32", "dtype: float64", "`dtype` must be float32 as in step_30, but is float64"),
+        ("- 8", "- 9", "`model.widths` must be [8] as in step_30, but is [9]"),
+    ],
+)
+def test_a_checkpoint_of_another_experiment_is_refused(old: str, new: str, key: str) -> None:
+    runner.run(None, [*choice("sgd", "manual"), "run_dir=done"])
+    config = Path("done/config.yaml")
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new, 1))
+    with pytest.raises(runner.CheckpointError) as refused:
+        runner.run(None, ["resume=done", "train.steps=40"])
+    assert key in str(refused.value)
+    assert json.loads(Path("done/run.json").read_text())["status"] == "finished"
+
+
+def test_data_that_changed_is_refused() -> None:
+    Path("t.csv").write_text("x,y\n" + "".join(f"{i},{2 * i + 1}\n" for i in range(20)))
+    table = [
+        "data=csv",
+        "data.path=t.csv",
+        "data.target=y",
+        "train.steps=5",
+        "record.plots=false",
+        "data.standardize=true",
+    ]
+    runner.run(None, [*table, "run_dir=done"])
+    Path("t.csv").write_text(Path("t.csv").read_text() + "20,0\n")
+    with pytest.raises(
+        runner.CheckpointError,
+        match=r"`data.path` must be the file that step_5 was trained on, but its content has changed",
+    ):
+        runner.run(None, ["resume=done", "train.steps=6"])
+
+
+def test_a_damaged_checkpoint_falls_back_by_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = runner.run(None, [*choice("adam", "optimizer"), "run_dir=whole"])
+    run = stopped(choice("adam", "optimizer"), 17, monkeypatch)
+    state = run / "checkpoints/step_17/state.pt"
+    data = bytearray(state.read_bytes())
+    data[len(data) // 2] ^= 1
+    state.write_bytes(data)
+    runner.run(None, [f"resume={run}"])
+    assert "step_17` is not used: state.pt does not have the SHA-256" in capsys.readouterr().out
+    same(whole.directory, run)
+
+
+def test_a_directory_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stopped(choice("sgd", "manual"), 5, monkeypatch)
+
+    def other() -> None:
+        with pytest.raises(
+            runner.CheckpointError,
+            match=f"stopped must not be in use, but process {os.getpid()} on .* is writing to it",
+        ):
+            runner.run(None, [f"resume={run}"])
+
+    faults.at_step(monkeypatch, 9, other)
+    runner.run(None, [f"resume={run}"])
+
+
+@pytest.mark.parametrize(
+    ("prepare", "text"),
+    [
+        (lambda: None, "`resume` must be a run directory, but 'gone' is not a directory"),
+        (lambda: Path("gone").mkdir(), "'gone' has no config.yaml"),
+        (lambda: Path("gone").write_text(""), "'gone' is not a directory"),
+    ],
+)
+def test_nothing_to_resume(prepare: Any, text: str) -> None:
+    prepare()
+    with pytest.raises(runner.CheckpointError) as refused:
+        runner.run(None, ["resume=gone"])
+    assert text in str(refused.value)
+
+
+def test_the_state_is_plain_and_whole() -> None:
+    run = runner.run(None, [*choice("adam", "optimizer"), "run_dir=done"]).directory
+    state = torch.load(run / "checkpoints/last/state.pt", weights_only=True)
+    assert state["step"] == 30
+    assert {"model", "optimizer", "scaler", "early_stopping", "best", "config", "scaling"} <= state.keys()
+    assert set(state["optimizer"]) == set(state["model"])
+    assert (
+        sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best", "last", "step_24", "step_28", "step_30"]
+        or len(list((run / "checkpoints").glob("step_*"))) == 4
+    )
+    shutil.rmtree(run)
