@@ -203,6 +203,7 @@ def steps(rounds: int) -> None:
 def processor_seconds(command: Sequence[str]) -> float:
     """User and system time of a process and its threads, as the kernel counts it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # bytecode is kept, as anywhere
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-
-THEIRS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
-"""Set by pytest for every test, and by torch when its first optimizer is made."""
+THEIRS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_", "_TORCHINDUCTOR_")
+"""Set by pytest for every test, and by torch when its first optimizer is made and when it compiles."""
 
 
 def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in THEIRS}
+    return {name: value for name, value in os.environ.items() if not name.startswith(THEIRS)}
 
 
 @pytest.fixture(autouse=True)

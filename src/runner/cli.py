@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from runner.compose import compose, options
 from runner.config import Config, plain
@@ -19,7 +19,7 @@ python -m runner rerun RUN_DIR [key=value …]        the same again, in a new r
 
 options
   --config-dir DIR     your own groups and experiments, beside those below
-  --cfg job            show the configuration and stop
+  --cfg job            show the configuration, with references resolved, and stop
   --help, --version
 """
 
@@ -30,18 +30,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _command(words)
     except InputError as error:
-        complain(error.problems)
+        complain([_one_line(problem) for problem in error.problems])
         return error.exit_code
     except RunnerError as error:
-        complain([str(error)])
+        complain([_one_line(str(error))])
         return error.exit_code
     except KeyboardInterrupt:
         complain(["stopped before training began; nothing was written"])
         return 130
 
 
-def _command(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="runner", add_help=False, allow_abbrev=False)
+def _one_line(text: str) -> str:
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"the options cannot be read: {message}; see --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="runner", add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", action="store_true")
     parser.add_argument("--config-dir", "-cd")
@@ -49,7 +58,11 @@ def _command(words: list[str]) -> int:
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("overrides", nargs="*")
-    given, rest = parser.parse_known_intermixed_args(words)
+    return parser
+
+
+def _command(words: list[str]) -> int:
+    given, rest = _parser().parse_known_intermixed_args(words)
     overrides = given.overrides + rest
     if given.help or not words:
         sys.stdout.write(help_text(given.config_dir))
@@ -63,6 +76,8 @@ def _command(words: list[str]) -> int:
         raise ConfigError(
             "`-m` asks for a sweep, but this version does one run at a time; give one value a key and call it once a trial"
         )
+    if given.resolve and not given.cfg:
+        raise ConfigError("`--resolve` goes with --cfg, which shows the configuration, but stands alone; add --cfg job")
     base = overrides.pop(0) if overrides[:1] == ["rerun"] else None
     if base is not None and not overrides:
         raise ConfigError("`rerun` must be followed by a run directory, but nothing follows; write rerun RUN_DIR")

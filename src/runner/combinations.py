@@ -33,6 +33,10 @@ def _start_above_stop(config: c.Config) -> bool:
     return isinstance(config.data, (c.Line, c.Curve)) and not config.data.start < config.data.stop
 
 
+def _eps_is_zero(config: c.Config) -> bool:
+    return config.dtype == "float16" and isinstance(config.optimizer, (c.Adam, c.AdamW)) and config.optimizer.eps < 6e-8
+
+
 def _warmup_too_long(config: c.Config) -> bool:
     steps = config.train.steps
     return isinstance(config.schedule, c.WarmupCosine) and steps is not None and config.schedule.warmup_steps >= steps
@@ -47,6 +51,11 @@ FORBIDDEN = (
         lambda k: k.dtype == "float16" and k.device.name == "cpu",
         "`dtype` must not be float16 with `device`=cpu: adam's eps is 0 in half precision and some operations do not "
         "exist there; use dtype=bfloat16, or dtype=float32 with amp=float16",
+    ),
+    Forbidden(
+        lambda k: _eps_is_zero(k) and k.device.name != "cpu",
+        "`optimizer.eps` must be at least 6e-8 with `dtype`=float16, whose numbers below that are 0, so that 0 is divided "
+        "by 0; use optimizer.eps=1e-4 or dtype=bfloat16",
     ),
     Forbidden(
         lambda k: k.amp != "off" and k.dtype != "float32",
@@ -103,6 +112,13 @@ def problems(config: c.Config) -> list[str]:
     """Every forbidden combination that holds, and every formula that cannot be read."""
     found = [rule.sentence for rule in FORBIDDEN if rule.when(config)]
     return found + list(_formulas(config))
+
+
+def notices(config: c.Config) -> list[str]:
+    """What is allowed and probably not meant."""
+    if config.optimizer.lr == 0:
+        return ["`optimizer.lr` is 0, so the parameters will not change"]
+    return []
 
 
 def _formulas(config: c.Config) -> Iterator[str]:

@@ -293,4 +293,5 @@ def configure(device: Device, deterministic: bool) -> None:
     if device.threads is not None:
         torch.set_num_threads(device.threads)
     torch.set_float32_matmul_precision(device.matmul_precision)
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports torch's compiler: a second
+        torch.use_deterministic_algorithms(deterministic)

@@ -26,18 +26,20 @@ def now() -> str:
 class RunDirectory:
     """An open run directory. While it is open no other process can open it: the kernel's lock dies with its holder."""
 
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.record = record
         self._lock = os.open(path, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(self._lock)
-            holder = f"process {record.get('pid')} on {record.get('host')}"
             raise CheckpointError(
-                f"{path} must not be in use, but {holder} is writing to it; wait for it to end, or start a new run"
+                f"{path} must not be in use, but {_holder(path)} is writing to it; wait for it to end, or start a new run"
             ) from None
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self.record: dict[str, Any] = {}
 
     @staticmethod
     def create(name: str, run_dir: str | None, config_yaml: str, record: Mapping[str, Any]) -> RunDirectory:
@@ -64,18 +66,20 @@ class RunDirectory:
             raise ConfigError(
                 f"`run_dir` must be a directory that can be made, empty or new, but {path} is not: {error.strerror}; give another one"
             ) from None
-        return RunDirectory(path, full)
+        directory = RunDirectory(path)
+        directory.record = full
+        return directory
 
     @staticmethod
     def reopen(path: Path) -> RunDirectory:
         """The directory of an earlier run. Raises `CheckpointError` when its record cannot be read or it is in use."""
+        directory = RunDirectory(path)
         try:
-            record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{path / 'run.json'} must be the record of a run, but cannot be read ({error}); restore it"
-            ) from None
-        return RunDirectory(path, record)
+            directory.record = _read(path)
+        except BaseException:
+            directory.close()
+            raise
+        return directory
 
     def update(self, **values: Any) -> None:
         """Change the record, atomically."""
@@ -92,16 +96,37 @@ class RunDirectory:
         os.close(self._lock)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("it is not an object")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path / 'run.json'} must be the record of a run, but cannot be read ({error}); restore it"
+        ) from None
+    return record
+
+
+def _holder(path: Path) -> str:
+    try:
+        record = _read(path)
+    except CheckpointError:
+        return "another process"
+    return f"process {record.get('pid')} on {record.get('host')}"
+
+
 def _process() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def git() -> dict[str, Any]:
     """Commit of the working directory and whether tracked files were changed; null outside a checkout."""
-    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return {"git_commit": None, "git_dirty": None}
     commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), None)
+    commit = None if commit == "(initial)" else commit  # a repository without commits
     return {"git_commit": commit, "git_dirty": any(not line.startswith("#") for line in lines)}

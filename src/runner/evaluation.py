@@ -49,7 +49,9 @@ class Evaluation:
         rows = self.parts[part]
         count = len(rows.target)
         wide = widest(rows.target.device)
-        center = self.undo(rows.target.to(wide)).mean()
+        truth = self.undo(rows.target.to(wide))
+        # A constant target has no spread; its rounded mean would give it one.
+        center = truth.mean() if bool(truth.min() < truth.max()) else truth[0]
         sums = torch.zeros(4, dtype=wide, device=rows.target.device)
         with self._inference():
             for first in range(0, count, CHUNK_ROWS):

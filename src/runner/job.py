@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import os
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,16 +64,29 @@ def execute(composed: Composed, command: Sequence[str]) -> Run:
     console = Console()
     for notice in composed.notices:
         console.warn(notice)
-    choice = _device(composed.config, console)
-    # Only now torch is imported: masks and thread counts are in the environment before it.
-    from runner import experiment
+    with _imports():
+        choice = _device(composed.config, console)
+        # Only now torch is imported: masks and thread counts are in the environment before it.
+        from runner import experiment
 
-    resolved = experiment.resolve(composed.config, choice)
-    parts = experiment.build(resolved, choice)
+        resolved = experiment.resolve(composed.config, choice)
+        parts = experiment.build(resolved, choice)
     for warning in parts.dataset.warnings:
         console.warn(warning)
     job = _Job(parts, choice, composed, tuple(command), console, began)
     return job.resume(Path(resolved.resume)) if resolved.resume is not None else job.start()
+
+
+@contextlib.contextmanager
+def _imports() -> Iterator[None]:
+    """No garbage collection meanwhile: it walks all that torch defines again and again, a twentieth of its import."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _device(asked: Config, console: Console) -> Choice:
@@ -172,6 +186,8 @@ class _Job:
         sinks: list[Sink] = [JsonLines(directory.path / "metrics.jsonl"), TensorBoard(directory.path), self.console]
         try:
             run = self._train(directory, sinks, loaded)
+            for sink in sinks:
+                sink.close()
         except Interrupted as stop:
             self._end(directory, sinks, "interrupted", str(stop))
             self.console.say(f"go on with: python -m runner resume={directory.path}")
@@ -185,14 +201,18 @@ class _Job:
             raise failure from error
         finally:
             for sink in sinks:
-                sink.close()
+                with contextlib.suppress(OSError):  # what could not be written was told already
+                    sink.close()
             directory.close()
         return run
 
     def _train(self, directory: RunDirectory, sinks: Sequence[Sink], loaded: Loaded | None) -> Run:
+        import torch
+
+        from runner.objective import borrowed
         from runner.stopping import StopRequest
 
-        with StopRequest() as stop:
+        with StopRequest() as stop, borrowed(self.parts.model.draws, torch.device(self.choice.torch_device)):
             loop = self.parts.loop(sinks, self._saver(directory), stop)
             first_step = self._restore(loop, loaded, resumed=self.composed.config.resume is not None)
             if loaded is not None or self.composed.config.resume is not None:
@@ -290,9 +310,11 @@ class _Job:
 
     def _draw(self, directory: RunDirectory) -> dict[str, bytes]:
         from runner.files import write_atomic
-        from runner.pictures import draw
 
-        figures = draw(self.parts, directory.path / "metrics.jsonl")
+        with _imports():
+            from runner.pictures import draw
+
+            figures = draw(self.parts, directory.path / "metrics.jsonl")
         (directory.path / "plots").mkdir(exist_ok=True)
         for name, png in figures.items():
             write_atomic(directory.path / "plots" / f"{name}.png", png)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -79,7 +79,7 @@ class Objective:
         """Source numbers of the rows of a step whose prediction is not finite; none when that holds for all of them."""
         chosen = self.batches.at(step)
         features, _ = self.rows.take(chosen)
-        with torch.no_grad():
+        with torch.no_grad(), self.autocast():
             bad = (~self.model(features).isfinite()).flatten().cpu()
         source = self.rows.source[chosen.cpu() if isinstance(chosen, Tensor) else chosen]
         numbers: list[int] = source[bad].tolist()
@@ -110,6 +110,18 @@ def drawing(draws: bool, seed: int, device: torch.device) -> Callable[[int], Non
         generator.manual_seed(address(seed, "dropout", step))
 
     return draw
+
+
+@contextmanager
+def borrowed(draws: bool, device: torch.device) -> Iterator[None]:
+    """Give torch's own generator back as it was: the random numbers of a caller, in a notebook, are the caller's."""
+    generator = generator_of(device) if draws else None
+    state = generator.get_state() if generator is not None else None
+    try:
+        yield
+    finally:
+        if generator is not None and state is not None:
+            generator.set_state(state)
 
 
 def generator_of(device: torch.device) -> torch.Generator:

@@ -18,6 +18,11 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def scalar_type(parameter: Tensor) -> torch.dtype:
+    """The type of hyperparameters beside a parameter: its own, or float32 where that has too few digits for them."""
+    return parameter.dtype if parameter.dtype in (torch.float32, torch.float64) else torch.float32
+
+
 def autocast(amp: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     """What the forward pass is computed in: a context to enter at every call."""
     if amp == "off":

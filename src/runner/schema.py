@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
+import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +17,9 @@ from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+MISSING = "???"
+"""What YAML holds where the user must give a value."""
+LARGEST_INT64 = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ def unknown(path: str, known: Sequence[str]) -> str:
 def build(kind: type[T], value: Any, path: str = "") -> tuple[T | None, list[str]]:
     """A `kind` from plain values, or None and everything that is wrong with them."""
     if not isinstance(value, Mapping):
-        return None, [f"`{path}` must be a group of keys, but is {shown(value)}; write its keys below it"]
+        whole = f"`{path}`" if path else "the configuration"
+        return None, [f"{whole} must be a group of keys, but is {shown(value)}; write its keys below it"]
     problems: list[str] = []
     fields = hints(kind)  # type: ignore[arg-type]  # a class is hashable
     prefix = f"{path}." if path else ""
@@ -146,20 +150,23 @@ def build(kind: type[T], value: Any, path: str = "") -> tuple[T | None, list[str
 
 
 def _stranger(kind: type, name: str, path: str) -> str:
-    whole = f"{path}.{name}" if path else name
-    option = getattr(kind, "__name__", "").lower()
-    own = list(hints(kind))
+    if not path:
+        return unknown(name, list(paths(kind)))
+    own = [own for own in hints(kind) if own != "name"]
     near = difflib.get_close_matches(name, own, n=1, cutoff=0.6)
     if near:
-        return f"`{whole}` is not a key; did you mean `{path + '.' if path else ''}{near[0]}`?"
-    return f"`{whole}` is not a key of {option}; it has {', '.join(own)}"
+        return f"`{path}.{name}` is not a key; did you mean `{path}.{near[0]}`?"
+    return f"`{path}.{name}` is not a key of {kind.__name__.lower()}, which has {', '.join(own) or 'none'}; take it out"
 
 
 def _convert(hint: Any, meaning: Key, value: Any, path: str) -> tuple[Any, list[str]]:
-    nested = variants(hint)
-    if nested and value is not None:
+    nested, options = variants(hint), alternatives(hint)
+    if nested and not (value is None and type(None) in options):
         return _nested(nested, value, path)
-    for option in alternatives(hint):
+    if isinstance(value, float) and float in options:
+        # 1.0 is a share where 1 is a row.
+        options = tuple(option for option in options if option is not int)
+    for option in options if value != MISSING else ():
         fits, converted = _scalar(option, meaning, value)
         if fits:
             return converted, []
@@ -169,8 +176,10 @@ def _convert(hint: Any, meaning: Key, value: Any, path: str) -> tuple[Any, list[
 def _nested(nested: dict[str, type], value: Any, path: str) -> tuple[Any, list[str]]:
     if "" in nested:
         return build(nested[""], value, path)
-    name = value.get("name") if isinstance(value, Mapping) else value
-    if name not in nested:
+    if not isinstance(value, Mapping):
+        return build(next(iter(nested.values())), value, path)
+    name = value.get("name", MISSING)
+    if not isinstance(name, str) or name not in nested:
         near = difflib.get_close_matches(str(name), list(nested), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return None, [f"`{path}.name` must be one of {', '.join(nested)}, but is {shown(name)}{hint}"]
@@ -198,7 +207,10 @@ def _scalar(option: Any, meaning: Key, value: Any) -> tuple[bool, Any]:  # noqa:
 
 
 def _number(option: Any, meaning: Key, value: Any) -> tuple[bool, Any]:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False, None
+    # Not math.isfinite, which an integer beyond every float makes raise; nan is within no limit.
+    if not abs(value) <= (LARGEST_INT64 if option is int else sys.float_info.max):
         return False, None
     if option is int and value != int(value):
         return False, None
@@ -237,7 +249,7 @@ def requirement(hint: Any, meaning: Key | None = None) -> str:
 
 def _word(option: Any, meaning: Key) -> str:
     origin = get_origin(option)
-    limits = " and ".join(f"{words} {limit:g}" for words, limit, _ in meaning.bounds())
+    limits = " and ".join(f"{words} {limit}" for words, limit, _ in meaning.bounds())
     limits = f" {limits}" if limits else ""
     if origin is Literal:
         return "one of " + ", ".join(get_args(option))
@@ -255,23 +267,36 @@ def _word(option: Any, meaning: Key) -> str:
 
 
 def _hint(hint: Any, value: Any, path: str) -> str:
-    choices = [c for option in alternatives(hint) if get_origin(option) is Literal for c in get_args(option)]
-    near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.5)
+    """What to do, where it can be told from the value."""
+    options = alternatives(hint)
+    choices = [c for option in options if get_origin(option) is Literal for c in get_args(option)]
+    near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.5) if isinstance(value, str) else []
+    if value == MISSING:
+        return f"; give it with {path}=…"
     if near:
         return f"; did you mean {near[0]}?"
-    if isinstance(value, bool) and (choices or str in alternatives(hint)):
+    if isinstance(value, bool) and (choices or str in options):
         return "; YAML reads yes, no, on and off as true and false: put it in quotes"
-    if value == "???":
-        return f"; give it with {path}=…"
+    if isinstance(value, (int, float)) and str in options:
+        return "; put it in quotes"
+    if isinstance(value, (int, float, str)) and any(get_origin(option) is tuple for option in options):
+        return f"; write {path}=[{value}]"
     return ""
 
 
 def shown(value: Any) -> str:
-    """A value as the user would write it in YAML."""
+    """A value as the user would write it in YAML, cut where it is long."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return "missing" if value == "???" else f"the text {value!r}"
-    return str(value)
+        return "missing" if value == MISSING else f"the text {cut(repr(value))}"
+    if isinstance(value, int) and abs(value) > LARGEST_INT64:
+        return "an integer of more than 64 bits"  # Python writes none of more than 4,300 digits
+    return cut(str(value))
+
+
+def cut(text: str) -> str:
+    """A text of at most 120 characters."""
+    return text if len(text) <= 120 else f"{text[:117]}…"

@@ -11,7 +11,7 @@ import pytest
 from runner.objective import Objective
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happen: Callable[[], None]) -> list[int]:
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happen: Callable[[], object]) -> list[int]:
     """Call `happen` when the loop turns to `step`, before its gradients; the list that is given back grows when it fires."""
     fired: list[int] = []
     real = Objective.at

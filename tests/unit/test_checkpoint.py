@@ -62,6 +62,10 @@ def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
+def damaged(folder: Path) -> set[str]:
+    return {name for name in names(folder) if re.fullmatch(r"step_\d+", name) and checkpoint.verify(folder / name)}
+
+
 def links(folder: Path) -> dict[str, str]:
     return {name: os.readlink(folder / name) for name in ("last", "best") if (folder / name).is_symlink()}
 
@@ -182,6 +186,15 @@ def test_last_comes_before_the_newest(tmp_path: Path) -> None:
     assert loaded(tmp_path).step == 5
     os.unlink(tmp_path / "last")
     assert loaded(tmp_path).step == 10
+
+
+def test_a_checkpoint_comes_before_a_temporary_of_its_step(tmp_path: Path) -> None:
+    put(tmp_path, 4, 5)
+    shutil.copytree(tmp_path / "step_5", tmp_path / "step_5.tmp-0123abcd")
+    os.unlink(tmp_path / "last")
+    assert loaded(tmp_path).path == tmp_path / "step_5"
+    shutil.rmtree(tmp_path / "step_5")
+    assert (loaded(tmp_path).step, loaded(tmp_path).path) == (5, tmp_path / "step_5.tmp-0123abcd")
 
 
 @pytest.mark.parametrize("target", ["step_9", "../elsewhere/step_9"])
@@ -309,9 +322,9 @@ def test_every_flipped_bit_is_found(name: str, tmp_path: Path) -> None:
     draw = random.Random(20)
     positions = range(len(whole)) if name == "manifest.json" else draw.sample(range(len(whole)), 50)
     for position in positions:
-        damaged = bytearray(whole)
-        damaged[position] ^= 1 << draw.randrange(8)
-        file.write_bytes(damaged)
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << draw.randrange(8)
+        file.write_bytes(flipped)
         found = loaded(tmp_path)
         assert found.step == 2, position
         assert len(found.skipped) == 1
@@ -430,17 +443,45 @@ def test_another_state_of_the_same_step_replaces_it(tmp_path: Path) -> None:
     assert names(tmp_path) == ["last", "step_1"]
 
 
-@pytest.mark.parametrize("damaged", ["state.pt", "manifest.json", "all"])
-def test_a_damaged_checkpoint_of_the_same_step_is_replaced(damaged: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["state.pt", "manifest.json", "all"])
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced(part: str, tmp_path: Path) -> None:
     put(tmp_path, 1)
-    if damaged == "all":
+    if part == "all":
         shutil.rmtree(tmp_path / "step_1")
         (tmp_path / "step_1").write_text("a file now")
     else:
-        (tmp_path / "step_1" / damaged).write_bytes(b"{}\n")
+        (tmp_path / "step_1" / part).write_bytes(b"{}\n")
     put(tmp_path, 1)
     assert loaded(tmp_path).skipped == ()
     assert names(tmp_path) == ["last", "step_1"]
+
+
+# ---------------------------------------------------------------------------------------------------- order on the disk
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to name what is flushed")
+def test_the_disk_has_each_thing_before_the_next_relies_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, 1)
+    calls: list[str] = []
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def note(*args: Any, **kwargs: Any) -> Any:
+            place = os.readlink(f"/proc/self/fd/{args[0]}") if name == "fsync" else str(args[-1])
+            calls.append(f"{name} {Path(place).name.partition('-')[0]}")
+            return call(*args, **kwargs)
+
+        return note
+
+    for name in ("fsync", "rename", "replace"):
+        monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
+    monkeypatch.setattr(shutil, "rmtree", noted("rmtree", shutil.rmtree))
+    checkpoint.save(tmp_path, 2, state_of(2), best=True, keep=1)
+    here = f"fsync {tmp_path.name}"
+    assert calls == [
+        *("fsync state.pt", "fsync manifest.json", "fsync step_2.tmp", "rename step_2", here),
+        *("replace last", "replace best", here),
+        *("rename step_1.tmp", "rmtree step_1.tmp"),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- F17: killed at any call
@@ -516,6 +557,7 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new(
         folder = tmp_path / str(k) / "checkpoints"
         folder.mkdir(parents=True)
         old = prepare(folder)
+        before = damaged(folder)
 
         def killed(folder: Path = folder, k: int = k) -> None:
             Countdown(k).arm()
@@ -525,6 +567,7 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new(
         found = checkpoint.load(folder)
         state = None if found is None else found.state
         assert same(state, old) or same(state, new), k
+        assert damaged(folder) <= before, k  # nothing half-written or half-deleted bears a checkpoint's name
         outcomes.append(same(state, new))
         checkpoint.save(folder, 4, state_of(4), best=True, keep=1)
         assert names(folder) == ["best", "last", "step_4"], k

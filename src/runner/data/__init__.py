@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,8 +54,10 @@ def build(
     features, target = torch.from_numpy(table.features), torch.from_numpy(table.target)
     if config.log_target:
         _positive(target, table.target_name)
-    if not (config.standardize or config.log_target):
-        tables.refuse_lossy(table, str(dtype).removeprefix("torch."))
+    if not config.standardize:
+        # The logarithm of a target is rounded anyway: only the features must be held as they are.
+        exact = table.integer_columns - ({table.target_name} if config.log_target else set())
+        tables.refuse_lossy(replace(table, integer_columns=exact), str(dtype).removeprefix("torch."))
     parts = split(config.split, len(target), stream(seed, "split"))
     train = parts["train"]
     scaling = Scaling.fit(features[train], target[train], config.standardize, config.log_target)

@@ -31,7 +31,7 @@ class Scaling:
                 zeros, ones, torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64), log_target
             )
         values = target.log() if log_target else target
-        return Scaling(features.mean(0), _deviation(features), values.mean(), _deviation(values), log_target)
+        return Scaling(*_moments(features), *_moments(values), log_target)
 
     def features(self, raw: Tensor) -> Tensor:
         """Features [rows, columns] of the file → as the model sees them."""
@@ -52,6 +52,10 @@ class Scaling:
         return dict(vars(self))
 
 
-def _deviation(values: Tensor) -> Tensor:
-    deviation = values.std(0) if len(values) > 1 else torch.zeros_like(values[0])
-    return torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation over the rows."""
+    # Asked of the values: the mean of equal numbers is rounded, and so their deviation is often 1e-17 and not 0.
+    constant = (values == values[0]).all(0)
+    deviation = values.std(0, correction=min(1, len(values) - 1))
+    mean = torch.where(constant, values[0], values.mean(0))
+    return mean, torch.where(constant | (deviation == 0), torch.ones_like(deviation), deviation)

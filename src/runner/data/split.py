@@ -10,7 +10,7 @@ from runner.errors import DataError
 
 
 def split(config: c.Split, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Part → row numbers [n], each row in exactly one part, in the order of the rows (random: of the draw).
+    """Part → row numbers [n], each row in exactly one part, in the order of the rows.
 
     A fraction is rounded to the nearest row. Raises `DataError` when a part that was asked for, or training, is empty.
     """
@@ -30,7 +30,7 @@ def split(config: c.Split, rows: int, generator: torch.Generator) -> dict[str, T
         raise DataError(problems)
     order = torch.arange(rows) if config.order == "sequential" else torch.randperm(rows, generator=generator)
     parts = torch.split(order, [train, counts["valid"], counts["test"]])
-    return dict(zip(("train", "valid", "test"), parts, strict=True))
+    return {name: part.sort().values for name, part in zip(("train", "valid", "test"), parts, strict=True)}
 
 
 def _count(share: float, rows: int) -> int:

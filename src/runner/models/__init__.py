@@ -42,6 +42,14 @@ def build(
 
     Raises `DataError` for a formula that does not fit the columns.
     """
+    # torch's constructors draw start values too, from the global generator, before ours replace them.
+    with torch.random.fork_rng(devices=[]):
+        return _built(config, feature_names, generator)
+
+
+def _built(
+    config: c.Linear | c.Polynomial | c.Mlp | c.Formula, feature_names: Sequence[str], generator: torch.Generator
+) -> Model:
     from runner.models import formula, linear, mlp
 
     columns = len(feature_names)

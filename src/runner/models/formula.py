@@ -25,6 +25,11 @@ class Formula(Model):
             # Not register_parameter: it refuses names that a module has already, and `type` is a fine parameter.
             self._parameters[name] = torch.nn.Parameter(value)
 
+    def train(self, mode: bool = True) -> Formula:
+        """As of every module; a plain assignment would meet a parameter with the name `training`."""
+        object.__setattr__(self, "training", mode)
+        return self
+
     def forward(self, features: Tensor) -> Tensor:
         """Features [rows, columns] → predictions [rows, 1]."""
         values = {name: features[:, i : i + 1] for name, i in self.columns.items()}

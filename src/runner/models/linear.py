@@ -42,9 +42,7 @@ class Polynomial(Model):
 
 def linear(config: c.Linear, columns: int, generator: torch.Generator) -> Linear:
     """A linear model with its start values."""
-    with torch.device("meta"):
-        model = Linear(columns, 1, bias=config.bias, dtype=torch.float64)
-    model.to_empty(device="cpu")
+    model = Linear(columns, 1, bias=config.bias, dtype=torch.float64)
     layers(model, config.init, generator)
     return model
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from runner.optimizers import Objective, State
 from runner.optimizers.rules import Rule
-from runner.precision import widest
+from runner.precision import scalar_type
 
 
 class Manual:
@@ -26,16 +26,16 @@ class Manual:
 
     def step(self, objective: Objective, lr: float) -> Tensor:
         if lr != self._lr_value:
-            device = self._parameters[0].device
-            self._lr_value, self._lr = lr, torch.tensor(lr, dtype=widest(device), device=device)
+            like = self._parameters[0]
+            self._lr_value, self._lr = lr, torch.tensor(lr, dtype=scalar_type(like), device=like.device)
         loss, gradients = objective.gradient()
         if gradients is None:
             return loss
         with torch.no_grad():
             updated, self._slots = self._rule.step(self._parameters, gradients, self._slots, self._lr)
-            for parameter, value in zip(self._parameters, updated, strict=True):
-                parameter.copy_(value)
-                parameter.grad = None
+            torch._foreach_copy_(self._parameters, updated)
+        for parameter in self._parameters:
+            parameter.grad = None
         return loss
 
     def state_dict(self) -> State:

@@ -1,8 +1,9 @@
 """Update rules: pure and elementwise, `init(params) → state` and `step(params, grads, state, lr) → params, state`.
 
 Hyperparameters are tensors: 0-d for one run; for runs side by side [lanes, 1, …], which broadcast against the stacked
-parameters. Scalars are kept in float64, where the device has it, so that bias corrections such as 1 − β₂ᵗ keep their
-digits; a 0-d tensor does not widen the parameters. The order of operations is that of torch.optim's for-loop versions.
+parameters. The learning rate comes in the parameters' type. Adam's decay rates are kept in float64, where the device has
+it, so that 1 − β₂ᵗ keeps its digits; a 0-d tensor does not widen the parameters. The order of operations is that of
+torch.optim's for-loop versions.
 """
 
 from __future__ import annotations

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 LINES = 50
-"""Most plain lines that the rows of one run take."""
+"""About how many plain lines the rows of one run take."""
+
+SILENCE_SECONDS = 10.0
+"""Longest time without a line, while there are rows to tell."""
 
 
 class Console:
@@ -50,6 +53,7 @@ class Console:
         """Training goes from step `first` to `last` and will write about `rows` rows."""
         self._last, self._every, self._count = last, max(1, math.ceil(rows / LINES)), 0
         self._step, self._time = first, time.perf_counter()
+        self._told = -math.inf  # the first row is told at once
         if self._screen.is_terminal:
             self._start_progress(first)
 
@@ -77,8 +81,9 @@ class Console:
         if self._progress is not None:
             self._progress.update(self._task, completed=row["step"], description=text, refresh=True)
             self._note(text)
-        elif self._count % self._every == 0 or row["step"] == self._last:
+        elif self._count % self._every == 0 or row["step"] == self._last or now - self._told > SILENCE_SECONDS:
             self.say(text)
+            self._told = now
 
     def flush(self) -> None:
         """Hand the log to the file system."""

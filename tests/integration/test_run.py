@@ -1,0 +1,499 @@
+"""A run, whole: what it leaves behind, how it ends when something goes wrong, and what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import faults
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+import runner
+from runner import checkpoint, cli
+from runner.fingerprint import parameters_sha256
+from runner.record.jsonl import read_rows
+
+QUICK = ["device=cpu", "device.threads=1", "record.plots=false"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def record(run: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return value
+
+
+# ------------------------------------------------------------------------------------------- what a run leaves behind
+
+
+def test_the_directory_is_whole() -> None:
+    run = runner.run("linreg", ["device=cpu", "device.threads=1"])
+    assert run.directory.parent == Path("runs/linreg")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[0-9a-f]{6}", run.directory.name)
+    names = {path.name for path in run.directory.iterdir()}
+    events = next(name for name in names if name.startswith("events.out.tfevents."))
+    assert names == {
+        "config.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "plots",
+        "run.log",
+        events,
+    }
+    assert {path.name for path in (run.directory / "plots").iterdir()} == {"fit.png", "loss.png", "residuals.png"}
+    assert (
+        os.readlink(run.directory / "checkpoints/last")
+        == os.readlink(run.directory / "checkpoints/best")
+        == "step_2000"
+    )
+
+
+def test_the_config_is_what_ran() -> None:
+    run = runner.run("linreg", [*QUICK, "train.steps=2", "device=auto"])
+    config = yaml.safe_load((run.directory / "config.yaml").read_text())
+    assert (config["device"]["name"], config["strategy"]["name"]) == (record(run.directory)["device"], "single")
+    assert config["train"]["steps"] == 2
+    assert config["optimizer"] == {"name": "sgd", "lr": 1e-4, "weight_decay": 0.0}
+
+
+def test_the_record_has_every_field() -> None:
+    run = runner.run("linreg", [*QUICK, "train.steps=2", "seed=7"])
+    kept = record(run.directory)
+    assert kept["status"] == "finished"
+    assert kept["overrides"] == ["+experiment=linreg", *QUICK, "train.steps=2", "seed=7"]
+    assert (kept["seed"], kept["dtype"], kept["strategy"], kept["world_size"], kept["threads"]) == (
+        7,
+        "float32",
+        "single",
+        1,
+        1,
+    )
+    assert (kept["torch"], kept["device"], kept["resumed"]) == (torch.__version__, "cpu", 0)
+    assert re.fullmatch(r"[0-9a-f]{64}", kept["config_hash"])
+    assert kept["started"] < kept["ended"]
+    assert kept.keys() >= {"command", "git_commit", "git_dirty", "python", "hydra", "device_name", "masks"}
+
+
+def test_rows_come_every_so_often_and_at_the_end() -> None:
+    run = runner.run("linreg", [*QUICK, "train.steps=11", "record.every_steps=4"])
+    assert [row["step"] for row in run.rows] == [4, 8, 11]
+    assert run.rows[0].keys() == {"step", "epoch", "train/loss", "lr", "samples_per_second"}
+    assert run.summary["steps"] == 11
+
+
+def test_the_loss_of_a_row_is_the_one_before_its_update() -> None:
+    """Against gradient descent on the normal equations' residual, written out in float64."""
+    run = runner.run("curve_fit", [*QUICK, "dtype=float64"])
+    x = torch.linspace(0, 15, 16, dtype=torch.float64)
+    state = torch.load(run.directory / "checkpoints/last/state.pt", weights_only=True)
+    y = _target(run.directory)
+    w = torch.zeros((), dtype=torch.float64)
+    for row in run.rows:
+        assert row["train/loss"] == pytest.approx(
+            float((w * x - y).square().mean()), rel=1e-12
+        )  # sums of 16 in another order
+        w = w - 0.01 * (2 * x * (w * x - y)).mean()
+        assert row["param/w"] == pytest.approx(float(w), rel=1e-12)
+    assert run.summary["parameters"]["w"] == float(state["model"]["w"])
+
+
+def _target(run: Path) -> torch.Tensor:
+    """The rows of curve_fit again, through the data part alone."""
+    from runner import data
+    from runner.compose import check
+
+    config = check(yaml.safe_load((run / "config.yaml").read_text()))
+    return data.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"].target.flatten()
+
+
+def test_the_hash_is_over_the_raw_parameters() -> None:
+    run = runner.run("linreg", [*QUICK, "train.steps=3"])
+    model = torch.load(run.directory / "checkpoints/last/state.pt", weights_only=True)["model"]
+    digest = hashlib.sha256()
+    digest.update(b"bias|float32|1\n" + model["bias"].numpy().tobytes())
+    digest.update(b"weight|float32|1,1\n" + model["weight"].numpy().tobytes())
+    assert run.summary["parameters_sha256"] == digest.hexdigest()
+
+
+def test_linreg_is_gradient_descent_in_closed_form() -> None:
+    """After k steps the distance to the least-squares solution is (I − lr·H)^k of that at the start, H the Hessian."""
+    start, end = (
+        runner.run("linreg", [*QUICK, "dtype=float64", f"train.steps={steps}", f"optimizer.lr={lr}"])
+        for steps, lr in ((1, 0), (500, 1e-4))
+    )
+    first, last = (
+        torch.tensor([*run.summary["parameters"]["weight"][0], *run.summary["parameters"]["bias"]], dtype=torch.float64)
+        for run in (start, end)
+    )
+    x = torch.arange(1, 91, dtype=torch.float64)
+    design = torch.stack([x, torch.ones_like(x)], 1)
+    solution = torch.linalg.lstsq(design, _target(end.directory)[:, None]).solution.flatten()
+    hessian = 2 * design.T @ design / 90
+    shrink = torch.linalg.matrix_power(torch.eye(2, dtype=torch.float64) - 1e-4 * hessian, 500)
+    assert torch.allclose(last, solution + shrink @ (first - solution), rtol=1e-10)  # 500 steps of rounding
+    assert not torch.allclose(last, first, rtol=1e-3)
+
+
+def test_standardized_parameters_are_told_in_the_units_of_the_file() -> None:
+    words = [*QUICK, "model=linear", "optimizer=lbfgs", "train.steps=20", "dtype=float64"]
+    raw = runner.run(None, ["data=diabetes", "data.standardize=true", *words])
+    table = __import__("runner.data.tables", fromlist=["read_diabetes"]).read_diabetes()
+    design = torch.cat([torch.from_numpy(table.features), torch.ones(442, 1, dtype=torch.float64)], 1)
+    solution = torch.linalg.lstsq(design, torch.from_numpy(table.target)[:, None], driver="gelsd").solution.flatten()
+    fitted = torch.tensor(
+        raw.summary["parameters"]["weight"][0] + raw.summary["parameters"]["bias"], dtype=torch.float64
+    )
+    # L-BFGS ends at a gradient of 1e-7; the condition number of the standardised table is about 20.
+    assert torch.allclose(fitted, solution, rtol=1e-4, atol=1e-3)
+
+
+def test_the_same_command_twice_gives_the_same_bits() -> None:
+    words = [*QUICK, "train.epochs=3"]
+    first, second, other = (runner.run("mlp", [*words, f"seed={seed}"]) for seed in (0, 0, 1))
+    assert (
+        first.summary["parameters_sha256"] == second.summary["parameters_sha256"] != other.summary["parameters_sha256"]
+    )
+    assert first.directory != second.directory
+
+
+def test_rerun_is_the_same_again(capsys: pytest.CaptureFixture[str]) -> None:
+    first = runner.run("mlp", [*QUICK, "train.epochs=2", "run_dir=first"])
+    assert cli.main(["rerun", "first", "run_dir=second"]) == 0
+    assert cli.main(["rerun", "first", "run_dir=third", "optimizer.lr=0.1"]) == 0
+    second, third = (json.loads(Path(name, "summary.json").read_text()) for name in ("second", "third"))
+    assert second["parameters_sha256"] == first.summary["parameters_sha256"] != third["parameters_sha256"]
+    assert record(Path("second"))["config_hash"] == record(Path("first"))["config_hash"]
+
+
+def test_float32_and_float64_start_equal() -> None:
+    single, double = (
+        torch.load(
+            runner.run("mlp", [*QUICK, "train.epochs=1", "optimizer.lr=0", f"dtype={dtype}"]).directory
+            / "checkpoints/last/state.pt",
+            weights_only=True,
+        )["model"]
+        for dtype in ("float32", "float64")
+    )
+    assert all(torch.equal(single[name], double[name].float()) for name in double)
+
+
+@pytest.mark.parametrize(
+    "words", [["dtype=bfloat16"], ["amp=bfloat16"], ["amp=float16"], ["amp=float16", "update=manual"]], ids=" ".join
+)
+def test_narrow_numbers_train(words: list[str]) -> None:
+    run = runner.run("mlp", [*QUICK, "train.epochs=20", *words])
+    assert run.summary["metrics"]["valid/r2"] > 0.5
+    if "amp=float16" in words:
+        assert all(row["skipped_steps"] >= 0 for row in run.rows)
+
+
+def test_accumulation_does_not_change_the_answer() -> None:
+    whole, parts = (
+        runner.run(
+            "mlp",
+            [*QUICK, "dtype=float64", "train.epochs=3", "optimizer=sgd", "optimizer.lr=0.05", f"train.accumulate={n}"],
+        )
+        for n in (1, 5)
+    )
+    # Sums of 64 rows in five parts: rounding alone, 48 steps of it.
+    assert parts.summary["metrics"]["valid/loss"] == pytest.approx(whole.summary["metrics"]["valid/loss"], rel=1e-12)
+
+
+def test_early_stopping_ends_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train.eval_every_steps=5", "train.early_stopping.patience=3", "optimizer.lr=0", "train.epochs=50"]
+    run = runner.run("mlp", [*QUICK, *words, "run_dir=early"])
+    assert (run.summary["steps"], run.summary["stopped_early"]) == (20, True)
+    assert [row["step"] for row in run.rows] == [5, 10, 15, 20]
+    assert runner.run(None, ["resume=early"]).summary == run.summary
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's compiler uses what torch deprecates
+def test_compiled_is_close_to_plain() -> None:
+    plain, compiled = (
+        runner.run("linreg", [*QUICK, "dtype=float64", "train.steps=5", f"train.compile={flag}"])
+        for flag in ("false", "true")
+    )
+    # The same operations, fused: sums of 90 rows may be added in another order.
+    assert compiled.summary["metrics"]["train/loss"] == pytest.approx(plain.summary["metrics"]["train/loss"], rel=1e-12)
+
+
+def test_deterministic_sets_what_cublas_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    runner.run("linreg", [*QUICK, "train.steps=1", "deterministic=true"])
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert torch.are_deterministic_algorithms_enabled()
+    runner.run("linreg", [*QUICK, "train.steps=1"])
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+# ---------------------------------------------------------------------------------------------------- what is shown
+
+
+def test_the_dashboard_has_final_metrics_beside_hyperparameters() -> None:
+    run = runner.run("linreg", ["device=cpu", "device.threads=1", "train.steps=400"])
+    seen = EventAccumulator(str(run.directory))
+    seen.Reload()
+    tags = seen.Tags()
+    assert {"train/loss", "lr", "final/train/loss", "final/test/rmse"} <= set(tags["scalars"])
+    assert [event.step for event in seen.Scalars("train/loss")] == [200, 400]
+    assert seen.Scalars("final/test/rmse")[0].value == pytest.approx(
+        run.summary["metrics"]["test/rmse"], rel=1e-6
+    )  # kept as float32
+    assert "figures/fit" in tags["images"]
+    text = seen.Tensors("config/text_summary" if "config/text_summary" in tags["tensors"] else "config")[
+        0
+    ].tensor_proto.string_val[0]
+    assert b"lr: 0.0001" in text
+    plugin = seen.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    start = plugin_data_pb2.HParamsPluginData.FromString(plugin).session_start_info
+    assert start.hparams["lr"].number_value == 1e-4
+    assert start.hparams["optimizer"].string_value == "sgd"
+
+
+def test_the_console_says_what_was_chosen_and_found(capsys: pytest.CaptureFixture[str]) -> None:
+    run = runner.run("linreg", [*QUICK, "train.steps=400"])
+    said = capsys.readouterr().out
+    for text in (
+        f"run      {run.directory}", "1 threads", "dtype    float32", "data     line: 90 train, 10 test rows of 1 features → y",
+        "model    linear, 2 parameters, loss mse", "update   sgd by hand, lr 0.0001 (constant)", "training 400 steps of 90 rows",
+        "step 200/400  train/loss ", "step 400/400  train/loss ", "weight = ", "bias = ", f"tensorboard --logdir {run.directory.parent}",
+    ):  # fmt: skip
+        assert text in said
+    assert re.search(r"train +\S+ +\S+ +\S+ +\S+ *\ntest ", said)
+    assert (run.directory / "run.log").read_text() == said
+
+
+def test_a_long_run_says_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    run = runner.run("linreg", [*QUICK, "train.steps=1000", "record.every_steps=1"])
+    assert len(run.rows) == 1000
+    assert capsys.readouterr().out.count("train/loss") == 51  # the first row and every twentieth
+
+
+# --------------------------------------------------------------------------------------------------- how a run fails
+
+
+@pytest.mark.parametrize(
+    "words", [["update=manual"], ["update=optimizer"], ["update=optimizer", "optimizer=adam"]], ids=" ".join
+)
+def test_a_diverging_run_stops_before_the_update(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "+experiment=linreg",
+        *QUICK,
+        *words,
+        "optimizer.lr=1e20",
+        "run_dir=bad",
+        "record.every_steps=50",
+        "checkpoint.every_steps=1",
+    ]
+    assert cli.main(command) == 1
+    error = capsys.readouterr().err
+    match = re.search(
+        r"error: training diverged at step (\d+): the loss became (inf|nan) with lr=1e\+20, the last finite loss was (\S+);",
+        error,
+    )
+    assert match is not None
+    step = int(match[1])
+    assert f"the parameters of step {step - 1} are restored. Make optimizer.lr smaller" in error
+    kept = record(Path("bad"))
+    assert (kept["status"], kept["reason"]) == ("failed", error.removeprefix("error: ").rstrip("\n"))
+    assert read_rows(Path("bad/metrics.jsonl"))[-1]["step"] == step
+    assert '"train/loss": "' in Path("bad/metrics.jsonl").read_text()
+    loaded = checkpoint.load(Path("bad/checkpoints"))
+    assert loaded is not None
+    assert loaded.step == step - 1
+    good = (
+        runner.run("linreg", [*QUICK, *words, "optimizer.lr=1e20", f"train.steps={step - 1}"]).summary
+        if step > 1
+        else None
+    )
+    assert good is None or good["parameters_sha256"] == parameters_sha256(loaded.state["model"])
+    assert all(value.isfinite().all() for value in loaded.state["model"].values())
+
+
+def test_a_late_finding_is_replayed_with_its_optimizer_state() -> None:
+    """The rows are 1,000 steps apart: nothing is read on the way, and the state of the very step before comes back."""
+    words = [
+        *QUICK,
+        "update=optimizer",
+        "optimizer=momentum",
+        "optimizer.momentum=0.9",
+        "record.every_steps=1000",
+        "optimizer.lr=1e-3",
+    ]
+    with pytest.raises(runner.Diverged) as end:
+        runner.run("linreg", [*words, "run_dir=bad"])
+    step = int(re.search(r"at step (\d+)", str(end.value))[1])  # type: ignore[index]
+    assert 10 < step < 1000
+    loaded = checkpoint.load(Path("bad/checkpoints"))
+    assert loaded is not None
+    good = runner.run("linreg", [*words, f"train.steps={loaded.step}"])
+    whole = torch.load(good.directory / "checkpoints/last/state.pt", weights_only=True)
+    assert loaded.step == step - 1
+    for name, slots in whole["optimizer"].items():
+        assert torch.equal(slots["momentum_buffer"], loaded.state["optimizer"][name]["momentum_buffer"])
+        assert torch.equal(whole["model"][name], loaded.state["model"][name])
+
+
+def test_a_gradient_that_is_nan_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With clipping the norm is looked at; without, the parameters that it spoils are."""
+    from runner.objective import Objective
+
+    real = Objective._backward
+
+    def spoiled(self: Objective, features: torch.Tensor, target: torch.Tensor, weight: float) -> torch.Tensor:
+        loss = real(self, features, target, weight)
+        if self._step == 7:
+            self.parameters[0].grad = torch.full_like(self.parameters[0], float("nan"))
+        return loss
+
+    monkeypatch.setattr(Objective, "_backward", spoiled)
+    for words, step in (["train.clip_norm=10"], 7), (["train.check_gradients=true"], 7), ([], 8):
+        with pytest.raises(
+            runner.Diverged, match=rf"training diverged at step {step}: .*the parameters of step 6 are restored"
+        ):
+            runner.run("linreg", [*QUICK, *words, "train.steps=20", "record.every_steps=10"])
+
+
+def test_nan_at_the_last_step_is_found_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner.objective import Objective
+
+    real = Objective._backward
+
+    def spoiled(self: Objective, features: torch.Tensor, target: torch.Tensor, weight: float) -> torch.Tensor:
+        loss = real(self, features, target, weight)
+        if self._step == 20:
+            self.parameters[0].grad = torch.full_like(self.parameters[0], float("nan"))
+        return loss
+
+    monkeypatch.setattr(Objective, "_backward", spoiled)
+    with pytest.raises(
+        runner.Diverged, match=r"step 20: a gradient or a parameter became nan or inf.*parameters of step 19"
+    ):
+        runner.run("linreg", [*QUICK, "train.steps=20"])
+
+
+def test_rows_outside_the_domain_of_a_formula_are_named() -> None:
+    words = [
+        "data=line",
+        "data.start=-2",
+        "data.stop=7",
+        "data.rows=10",
+        "model=formula",
+        "model.expression=a*log(x)+b",
+    ]
+    with pytest.raises(
+        runner.Diverged, match=r"3 rows of its batch have no finite prediction, such as row 1, 2, 3 of the data"
+    ):
+        runner.run(None, [*QUICK, *words, "data.noise=0"])
+
+
+def test_a_second_signal_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    faults.at_step(monkeypatch, 7, twice)
+    with pytest.raises(
+        runner.Interrupted, match="stopped at once by a second signal; the last checkpoint is intact"
+    ) as stop:
+        runner.run("linreg", [*QUICK, "train.steps=20", "checkpoint.every_steps=5", "run_dir=cut"])
+    assert stop.value.exit_code == 143
+    loaded = checkpoint.load(Path("cut/checkpoints"))
+    assert loaded is not None
+    assert loaded.step == 5
+    assert record(Path("cut"))["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_process_answers_a_signal_with_its_code(number: int, code: int) -> None:
+    """The real thing: another process, a real signal once it trains."""
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "runner",
+        "+experiment=linreg",
+        *QUICK,
+        "train.steps=100000000",
+        "run_dir=signalled",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("step"):
+        assert process.poll() is None
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == code
+    assert "go on with: python -m runner resume=signalled" in out
+    assert re.search(r"error: stopped after step \d+; the state is saved", err)
+    assert checkpoint.load(Path("signalled/checkpoints")) is not None
+
+
+def test_a_full_disk_is_told_and_the_old_checkpoint_stays() -> None:
+    def full() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    def work() -> None:
+        patch = pytest.MonkeyPatch()
+        faults.at_step(patch, 7, full)
+        os._exit(cli.main(["+experiment=linreg", *QUICK, "train.steps=20", "checkpoint.every_steps=5", "run_dir=full"]))
+
+    assert os.waitstatus_to_exitcode(faults.in_child(work)) == 1
+    loaded = checkpoint.load(Path("full/checkpoints"))
+    assert loaded is not None
+    assert loaded.step == 5
+    # 2,000 bytes hold the small files, but not a state: a disk that is really full would not take run.json either.
+    assert not list(Path("full").rglob("*.tmp*"))
+    assert "free" in record(Path("full"))["reason"]
+
+
+def test_checkpoints_that_cannot_be_written_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults.at_step(monkeypatch, 3, lambda: Path("blocked/checkpoints").write_text("a file"))
+    assert cli.main(["+experiment=linreg", *QUICK, "train.steps=20", "run_dir=blocked"]) == 1
+    assert "error: saving step 20 failed: " in capsys.readouterr().err
+    assert record(Path("blocked"))["status"] == "failed"
+
+
+# ------------------------------------------------------------------------------------------------------- from Python
+
+
+def test_errors_are_raised_and_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(runner.ConfigError, match=r"`optimizer.lrr` is not a key; did you mean `optimizer.lr`\?"):
+        runner.run("linreg", ["optimizer.lrr=1"])
+    assert capsys.readouterr() == ("", "")
+    assert not list(Path().iterdir())
+
+
+def test_the_callers_random_numbers_are_its_own() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    runner.run("diabetes", [*QUICK, "train.epochs=1"])
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_the_public_face_is_complete() -> None:
+    assert sorted(runner.__all__) == runner.__all__
+    assert all(hasattr(runner, name) for name in runner.__all__)
+    assert callable(runner.run)

@@ -1,0 +1,161 @@
+"""From a source to rows on the device: split, scaled, cast, and refused where the dtype cannot hold them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runner import config as c
+from runner import data
+from runner.data import Dataset
+from runner.errors import DataError
+
+CPU = torch.device("cpu")
+SPLIT = c.Split(test=2, valid=2, order="random")
+COMMON: dict[str, Any] = {"seed": None, "log_target": False, "standardize": False, "split": SPLIT}
+LINE = c.Line(
+    name="line", features=2, slope=2.0, intercept=3.0, rows=12, start=0.0, stop=1.0, noise=0.5,
+    noise_distribution="uniform", **COMMON,
+)  # fmt: skip
+
+
+def _build(config: Any, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> Dataset:
+    return data.build(dataclasses.replace(config, **changes), seed, dtype, CPU)
+
+
+def _csv(path: Path, text: str, **changes: Any) -> c.Csv:
+    path.joinpath("f.csv").write_text(text)
+    whole: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **changes}
+    return c.Csv(name="csv", path=str(path / "f.csv"), target="y", features=None, **whole)
+
+
+def _same(one: Dataset, other: Dataset) -> bool:
+    return all(
+        torch.equal(getattr(one.parts[name], what), getattr(other.parts[name], what))
+        for name in one.parts
+        for what in ("features", "target", "source")
+    )
+
+
+def test_parts_hold_the_rows_of_the_source_under_their_numbers(tmp_path: Path) -> None:
+    text = "x,y\n" + "".join(f"{i},{i * i}\n" for i in range(12))
+    dataset = _build(_csv(tmp_path, text, split=SPLIT), seed=3, dtype=torch.float32)
+    assert {name: len(rows) for name, rows in dataset.parts.items()} == {"train": 8, "valid": 2, "test": 2}
+    for rows in dataset.parts.values():
+        assert rows.features.dtype == rows.target.dtype == torch.float32
+        assert rows.features[:, 0].tolist() == rows.source.tolist()
+        assert rows.target.tolist() == [[float(number * number)] for number in rows.source.tolist()]
+    assert dataset.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert (dataset.feature_names, dataset.target_name) == (("x",), "y")
+
+
+def test_a_part_without_rows_is_left_out() -> None:
+    assert set(_build(LINE, split=c.Split(test=0, valid=3, order="random")).parts) == {"train", "valid"}
+
+
+def test_rows_are_taken_by_number_or_by_slice() -> None:
+    rows = _build(LINE).parts["train"]
+    features, target = rows.take(torch.tensor([4, 1]))
+    assert torch.equal(features, rows.features[[4, 1]])
+    assert torch.equal(target, rows.target[[4, 1]])
+    everything, _ = rows.take(slice(None))
+    assert everything is rows.features
+    middle, _ = rows.take(slice(2, 5))
+    assert torch.equal(middle, rows.features[2:5])
+
+
+def test_the_seed_moves_data_and_split() -> None:
+    assert _same(_build(LINE, seed=4), _build(LINE, seed=4))
+    one, other = _build(LINE, seed=4), _build(LINE, seed=5)
+    assert not _same(one, other)
+    assert one.parts["test"].source.tolist() != other.parts["test"].source.tolist()
+
+
+@pytest.mark.parametrize("held", [0, 9])
+def test_data_seed_holds_data_and_split_while_seed_moves(held: int) -> None:
+    # 0 is a seed as good as any other, not the absence of one.
+    config = dataclasses.replace(LINE, seed=held)
+    assert _same(_build(config, seed=4), _build(config, seed=5))
+    assert _same(_build(config, seed=4), _build(LINE, seed=held))
+    assert not _same(_build(config, seed=4), _build(LINE, seed=4))
+
+
+def test_every_dtype_starts_from_the_same_numbers() -> None:
+    wide, narrow = _build(LINE, standardize=True), _build(LINE, dtype=torch.float32, standardize=True)
+    for name, rows in wide.parts.items():
+        assert torch.equal(rows.features.float(), narrow.parts[name].features)
+        assert torch.equal(rows.target.float(), narrow.parts[name].target)
+
+
+def test_standardised_on_the_training_rows_alone() -> None:
+    dataset = _build(LINE, standardize=True)
+    raw = _build(LINE)
+    train = dataset.parts["train"]
+    zeros = torch.zeros(2, dtype=torch.float64)
+    # Eight numbers near 1 each: their sum is 0 up to a few roundings.
+    torch.testing.assert_close(train.features.mean(0), zeros, rtol=0, atol=1e-15)
+    torch.testing.assert_close(train.features.std(0), zeros + 1, rtol=1e-14, atol=0)
+    assert dataset.parts["valid"].features.mean(0).abs().min() > 1e-3
+    undone = dataset.scaling.undo(dataset.parts["valid"].target)
+    torch.testing.assert_close(undone, raw.parts["valid"].target, rtol=1e-14, atol=0)
+
+
+def test_log_target_trains_on_the_logarithm(tmp_path: Path) -> None:
+    dataset = _build(_csv(tmp_path, "x,y\n1,1\n2,10\n3,100\n", log_target=True))
+    logs = [math.log(value) for value in (1, 10, 100)]
+    # log of libm and of torch may differ in the last place.
+    torch.testing.assert_close(
+        dataset.parts["train"].target.flatten(), torch.tensor(logs, dtype=torch.float64), rtol=1e-15, atol=0
+    )
+    assert dataset.parts["train"].features.tolist() == [[1.0], [2.0], [3.0]]
+
+
+def test_log_target_refuses_a_target_that_is_not_above_zero(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        _build(_csv(tmp_path, "x,y\n1,1\n2,0\n3,-4.5\n", log_target=True))
+    assert caught.value.problems == (
+        "`data.log_target` needs a target above 0, but 'y' is 0 in row 2 of the data (2 such rows); "
+        "take those rows out, or use data.log_target=false",
+    )
+
+
+def test_integers_that_the_dtype_would_round_are_refused(tmp_path: Path) -> None:
+    config = _csv(tmp_path, "x,y\n1,1\n16777217,2\n")  # 2²⁴ + 1
+    with pytest.raises(DataError, match=r"^`dtype` must hold column 'x', but float32 .* 16777217 .*use dtype=float64$"):
+        _build(config, dtype=torch.float32)
+    assert _build(config).parts["train"].features.tolist() == [[1.0], [16777217.0]]
+
+
+def test_standardised_numbers_beyond_the_dtype_fit(tmp_path: Path) -> None:
+    config = _csv(tmp_path, "x,y\n1e39,1\n2e39,2\n3e39,3\n")
+    with pytest.raises(DataError, match="`dtype` must hold column 'x'"):
+        _build(config, dtype=torch.float32)
+    assert _build(config, dtype=torch.float32, standardize=True).parts["train"].features.tolist() == [[-1], [0], [1]]
+
+
+def test_made_numbers_beyond_the_dtype_are_refused() -> None:
+    with pytest.raises(DataError, match=r"^`dtype` must hold column 'y', but float16 does not hold"):
+        _build(LINE, dtype=torch.float16, slope=1e6)
+
+
+def test_numbers_beyond_the_dtype_are_refused_after_the_logarithm_too(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        _build(_csv(tmp_path, "x,y\n1e39,1\n2,2\n", log_target=True), dtype=torch.float32)
+    assert caught.value.problems == (
+        "`dtype` must hold column 'x', but float32 does not hold 1e+39 in its row 1; use dtype=float64",
+    )
+
+
+def test_diabetes_is_the_shipped_file() -> None:
+    dataset = _build(c.Diabetes(name="diabetes", **{**COMMON, "split": c.Split(test=0, valid=0, order="sequential")}))
+    shipped = resources.files("runner.data").joinpath("diabetes.csv").read_bytes()
+    assert dataset.sha256 == hashlib.sha256(shipped).hexdigest()
+    assert dataset.parts["train"].features.shape == (442, 10)
+    assert dataset.parts["train"].target.shape == (442, 1)

@@ -1,0 +1,141 @@
+"""A formula as a model: columns are its variables, other names its parameters, whatever those names are."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from runner import config as c
+from runner import models
+from runner.data.scaling import Scaling
+from runner.errors import DataError
+from runner.seeding import stream
+
+
+def _config(expression: str, start: dict[str, float] | None = None, init: Any = "normal") -> c.Formula:
+    return c.Formula(name="formula", expression=expression, start=start or {}, init=init)
+
+
+def _formula(expression: str, columns: Sequence[str] = ("x",), **options: Any) -> models.Model:
+    return models.build(_config(expression, **options), columns, stream(3, "init"))
+
+
+def _values(model: models.Model) -> dict[str, float]:
+    return {name: float(parameter.detach()) for name, parameter in model.named_parameters()}
+
+
+def _problems(expression: str, columns: Sequence[str] = ("x",), **options: Any) -> tuple[str, ...]:
+    with pytest.raises(DataError) as caught:
+        _formula(expression, columns, **options)
+    return caught.value.problems
+
+
+def test_the_prediction_is_the_formulas_value() -> None:
+    model = _formula("a*x**2 + b*z - c", ("z", "unused", "x"), start={"a": 2.0, "b": 10.0, "c": 0.5})
+    features = torch.tensor([[1.0, 99.0, 3.0], [2.0, 99.0, -1.0]], dtype=torch.float64)
+    assert model(features).tolist() == [[27.5], [21.5]]
+
+
+def test_parameters_are_single_numbers_in_the_order_of_the_formula() -> None:
+    model = _formula("c*x + a*x**2 + b")
+    assert [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()] == [
+        ("c", ()),
+        ("a", ()),
+        ("b", ()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("init", "draw"),
+    [
+        ("uniform", lambda g: torch.rand((), dtype=torch.float64, generator=g)),
+        ("normal", lambda g: torch.empty((), dtype=torch.float64).normal_(generator=g)),
+        ("zeros", lambda g: torch.zeros((), dtype=torch.float64)),
+    ],
+)
+def test_start_values_that_are_not_given_are_drawn(init: str, draw: Any) -> None:
+    generator = stream(3, "init")
+    expected = {name: float(draw(generator)) for name in ("a", "b", "c")}
+    assert _values(_formula("a*x + b/c", init=init)) == expected
+
+
+def test_a_given_start_value_leaves_the_others_as_they_were() -> None:
+    drawn = _values(_formula("a*x + b/c"))
+    assert _values(_formula("a*x + b/c", start={"a": -7.5})) == {**drawn, "a": -7.5}
+    assert _values(_formula("a*x + b/c", start={"b": 0.0})) == {**drawn, "b": 0.0}
+
+
+MODULES_OWN = (
+    "type",
+    "float",
+    "train",
+    "forward",
+    "training",
+    "state_dict",
+    "expression",
+    "columns",
+    "parameters",
+    "draws",
+)
+
+
+@pytest.mark.parametrize("name", MODULES_OWN)
+def test_a_parameter_may_have_the_name_of_a_modules_own(name: str) -> None:
+    model = _formula(f"{name}*x + b", start={name: 2.0, "b": 1.0})
+    x = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
+    assert model(x).tolist() == [[3.0], [7.0]]
+    model(x).sum().backward()
+    gradients = {n: float(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+    assert gradients == {name: 4.0, "b": 2.0}
+    assert set(model.state_dict()) == {name, "b"}
+    other = _formula(f"{name}*x + b", start={name: 0.0, "b": 0.0})
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(x), model(x))
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+    narrow = copy.deepcopy(model).to(torch.float32)
+    assert {p.dtype for p in narrow.parameters()} == {torch.float32}
+    called = torch.func.functional_call(
+        model, {name: torch.tensor(5.0).double(), "b": torch.tensor(0.0).double()}, (x,)
+    )
+    assert called.tolist() == [[5.0], [15.0]]
+    assert _values(model) == {name: 2.0, "b": 1.0}
+    assert model.eval().training is False
+    assert model.train().training is True
+
+
+def test_reported_parameters_are_the_formulas_own() -> None:
+    features = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    scaling = Scaling.fit(features, features[:, 0], False, False)
+    model = _formula("a*x + b", start={"a": 0.1, "b": 2.0})
+    fitted = model.fitted(scaling)
+    assert {name: float(value) for name, value in fitted.items()} == {"a": 0.1, "b": 2.0}
+    assert not any(value.requires_grad for value in fitted.values())
+
+
+def test_a_start_value_for_a_column_is_refused() -> None:
+    assert _problems("a*x + b", start={"x": 1.0}) == (
+        "`model.start.x` must name a parameter, but 'x' is a column of the data; take it out",
+    )
+
+
+def test_a_formula_without_a_column_is_refused() -> None:
+    assert _problems("a*time + b", ("t", "u")) == (
+        "`model.expression` must use a column of the data (t, u), but is 'a*time + b'; mend the names",
+    )
+
+
+def test_a_formula_without_a_parameter_is_refused() -> None:
+    assert _problems("2*x + z", ("x", "z")) == (
+        "`model.expression` must have a parameter to fit, but every name in '2*x + z' is a column; add one",
+    )
+
+
+def test_every_problem_is_told_at_once() -> None:
+    problems = _problems("a*time", ("x",), start={"x": 1.0})
+    assert [problem.split(" must ")[0] for problem in problems] == ["`model.start.x`", "`model.expression`"]

@@ -1,0 +1,128 @@
+"""Linear models: start values by name of the draw, the polynomial's powers, and parameters in the file's units."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from runner import config as c
+from runner import models
+from runner.data.scaling import Scaling
+from runner.seeding import stream
+
+COLUMNS = ("a", "b", "c")
+LINEAR = c.Linear(name="linear", bias=True, init="kaiming")
+
+
+def _linear(columns: tuple[str, ...] = COLUMNS, seed: int = 0, **changes: Any) -> models.Model:
+    return models.build(dataclasses.replace(LINEAR, **changes), columns, stream(seed, "init"))
+
+
+def _polynomial(degree: int, columns: tuple[str, ...] = COLUMNS, init: Any = "kaiming") -> models.Model:
+    return models.build(c.Polynomial(name="polynomial", degree=degree, init=init), columns, stream(0, "init"))
+
+
+def _with(model: models.Model, **values: Any) -> models.Model:
+    for name, value in values.items():
+        model.get_parameter(name.replace("__", ".")).data = torch.tensor(value, dtype=torch.float64)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("init", "draw"),
+    [
+        ("uniform", lambda shape, g: torch.rand(shape, dtype=torch.float64, generator=g)),
+        ("normal", lambda shape, g: torch.randn(shape, dtype=torch.float64, generator=g)),
+        ("zeros", lambda shape, g: torch.zeros(shape, dtype=torch.float64)),
+        # U(−1/√3, 1/√3) for three columns
+        ("kaiming", lambda shape, g: (2 * torch.rand(shape, dtype=torch.float64, generator=g) - 1) / math.sqrt(3)),
+    ],
+)
+def test_start_values_are_the_draw_that_was_named(init: str, draw: Any) -> None:
+    generator = stream(5, "init")
+    expected = {"weight": draw((1, 3), generator), "bias": draw((1,), generator)}
+    model = _linear(seed=5, init=init)
+    # The range is scaled in another order than here: one rounding or two.
+    torch.testing.assert_close(dict(model.named_parameters()), expected, rtol=0, atol=4e-16, check_device=False)
+
+
+def test_kaiming_is_what_torch_draws_for_its_own_layer() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        layer = torch.nn.Linear(3, 1, dtype=torch.float64)
+    model = models.build(LINEAR, COLUMNS, torch.Generator().manual_seed(5))
+    # The same numbers in the same order; torch computes the bound as √(6 / (1 + 5)) / √3, which may round otherwise.
+    torch.testing.assert_close(dict(model.named_parameters()), dict(layer.named_parameters()), rtol=1e-15, atol=0)
+
+
+def test_the_prediction_is_the_weighted_sum() -> None:
+    model = _with(_linear(), weight=[[1.0, 10.0, 100.0]], bias=[0.5])
+    assert model(torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]]).double()).tolist() == [[321.5], [100.5]]
+
+
+def test_without_a_bias_there_is_none() -> None:
+    assert [name for name, _ in _linear(bias=False).named_parameters()] == ["weight"]
+
+
+def test_the_powers_of_one_feature_stand_together() -> None:
+    model = _with(_polynomial(3, ("a", "b")), linear__weight=[[1.0, 10.0, 100.0, 1e3, 1e4, 1e5]], linear__bias=[0.5])
+    # a = 2: 2 + 40 + 800; b = −1: −1e3 + 1e4 − 1e5
+    assert model(torch.tensor([[2.0, -1.0]]).double()).tolist() == [[842 - 91_000 + 0.5]]
+
+
+def test_a_polynomial_of_degree_one_is_the_linear_model() -> None:
+    features = torch.rand(4, 3, dtype=torch.float64, generator=stream(1, "data"))
+    assert torch.equal(_polynomial(1)(features), _linear()(features))
+
+
+def test_the_polynomials_powers_follow_its_dtype() -> None:
+    model = _polynomial(2, ("a",)).to(torch.float32)
+    assert model(torch.tensor([[3.0]])).dtype == torch.float32
+    assert set(model.state_dict()) == {"linear.weight", "linear.bias"}
+
+
+def _scaled(standardize: bool) -> tuple[Scaling, Tensor]:
+    features = torch.tensor([[1.0, 20.0, 3.0], [2.0, 50.0, 1.0], [4.0, 30.0, 7.0]], dtype=torch.float64)
+    target = torch.tensor([5.0, 9.0, -2.0], dtype=torch.float64)
+    return Scaling.fit(features, target, standardize, False), features
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_reported_parameters_predict_in_the_units_of_the_file(bias: bool) -> None:
+    scaling, features = _scaled(standardize=True)
+    model = _linear(bias=bias)
+    fitted = model.fitted(scaling)
+    by_hand = features @ fitted["weight"].T + fitted["bias"]
+    by_model = scaling.undo(model(scaling.features(features))).detach()
+    # Features of up to 50 with coefficients near 1: some roundings of numbers below 100.
+    torch.testing.assert_close(by_hand, by_model, rtol=0, atol=1e-13)
+    assert fitted["weight"].shape == (1, 3)
+    assert fitted["bias"].shape == (1,)
+
+
+def test_without_scaling_the_parameters_are_reported_as_they_are() -> None:
+    scaling, _ = _scaled(standardize=False)
+    model = _linear()
+    assert {name: value.tolist() for name, value in model.fitted(scaling).items()} == {
+        "weight": model.get_parameter("weight").tolist(),
+        "bias": model.get_parameter("bias").tolist(),
+    }
+    assert set(_linear(bias=False).fitted(scaling)) == {"weight"}
+    polynomial = _polynomial(2).fitted(scaling)
+    assert set(polynomial) == {"linear.weight", "linear.bias"}
+    assert not any(value.requires_grad for value in polynomial.values())
+
+
+def test_float32_parameters_are_undone_in_float64() -> None:
+    scaling, _ = _scaled(standardize=True)
+    narrow = _linear().to(torch.float32)
+    fitted = narrow.fitted(scaling)
+    widened = copy.deepcopy(narrow).double().fitted(scaling)
+    assert {value.dtype for value in fitted.values()} == {torch.float64}
+    assert all(torch.equal(fitted[name], widened[name]) for name in ("weight", "bias"))
