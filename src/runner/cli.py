@@ -11,6 +11,7 @@ from runner.compose import compose, options
 from runner.config import Config, plain
 from runner.errors import ConfigError, InputError, RunnerError
 from runner.record.console import complain
+from runner.startup import uncollected
 
 USAGE = """\
 python -m runner +experiment=NAME [key=value …]     one run
@@ -81,7 +82,8 @@ def _command(words: list[str]) -> int:
     base = overrides.pop(0) if overrides[:1] == ["rerun"] else None
     if base is not None and not overrides:
         raise ConfigError("`rerun` must be followed by a run directory, but nothing follows; write rerun RUN_DIR")
-    composed = compose(overrides if base is None else overrides[1:], given.config_dir, overrides[0] if base else None)
+    with uncollected():
+        composed = compose(overrides if base is None else overrides[1:], given.config_dir, overrides[0] if base else None)
     if given.cfg:
         sys.stdout.write(_yaml(composed.config))
         return 0

@@ -29,7 +29,7 @@ class Device:
         "ordinals or UUIDs of the GPUs this run may see; null leaves the shell's mask", at_least=0
     )
     threads: int | None = key(
-        "CPU threads inside one operation; null leaves torch's own number", unit="threads", at_least=1
+        "CPU threads inside one operation; null leaves torch's own number", unit="threads", at_least=1, at_most=1024
     )
     matmul_precision: Literal["highest", "high", "medium"] = key(
         "float32 matrix products: highest is true float32, high and medium allow TF32 or bfloat16"
@@ -174,7 +174,7 @@ class Huber:
 
 @dataclass(frozen=True, kw_only=True)
 class _Optimizer:
-    lr: float = key("learning rate before the schedule", at_least=0)
+    lr: float = key("learning rate before the schedule", at_least=0, at_most=1e38)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +182,7 @@ class Sgd(_Optimizer):
     """Gradient descent: p ← p − lr·g."""
 
     name: Literal["sgd"] = key("kind of optimizer")
-    weight_decay: float = key("l2 penalty added to the gradient", at_least=0)
+    weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ class Momentum(_Optimizer):
 
     name: Literal["momentum"] = key("kind of optimizer")
     momentum: float = key("share of the last direction that is kept", at_least=0, below=1)
-    weight_decay: float = key("l2 penalty added to the gradient", at_least=0)
+    weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +201,7 @@ class Adam(_Optimizer):
     name: Literal["adam"] = key("kind of optimizer")
     betas: tuple[float, float] = key("decay of the first and of the second moment", at_least=0, below=1)
     eps: float = key("added to the root of the second moment", above=0)
-    weight_decay: float = key("l2 penalty added to the gradient", at_least=0)
+    weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,7 @@ class AdamW(_Optimizer):
     name: Literal["adamw"] = key("kind of optimizer")
     betas: tuple[float, float] = key("decay of the first and of the second moment", at_least=0, below=1)
     eps: float = key("added to the root of the second moment", above=0)
-    weight_decay: float = key("share of the parameter taken off each step, times lr", at_least=0)
+    weight_decay: float = key("share of the parameter taken off each step, times lr", at_least=0, at_most=1e38)
 
 
 @dataclass(frozen=True, kw_only=True)

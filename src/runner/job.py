@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import os
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from runner.config import Config, config_hash, plain
 from runner.directory import RunDirectory, git, now
 from runner.errors import CheckpointError, Interrupted, RunFailed, RunnerError
 from runner.record.console import Console
+from runner.startup import uncollected
 
 if TYPE_CHECKING:
     from runner.checkpoint import Loaded
@@ -64,7 +64,7 @@ def execute(composed: Composed, command: Sequence[str]) -> Run:
     console = Console()
     for notice in composed.notices:
         console.warn(notice)
-    with _imports():
+    with uncollected():
         choice = _device(composed.config, console)
         # Only now torch is imported: masks and thread counts are in the environment before it.
         from runner import experiment
@@ -75,18 +75,6 @@ def execute(composed: Composed, command: Sequence[str]) -> Run:
         console.warn(warning)
     job = _Job(parts, choice, composed, tuple(command), console, began)
     return job.resume(Path(resolved.resume)) if resolved.resume is not None else job.start()
-
-
-@contextlib.contextmanager
-def _imports() -> Iterator[None]:
-    """No garbage collection meanwhile: it walks all that torch defines again and again, a twentieth of its import."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _device(asked: Config, console: Console) -> Choice:
@@ -311,7 +299,7 @@ class _Job:
     def _draw(self, directory: RunDirectory) -> dict[str, bytes]:
         from runner.files import write_atomic
 
-        with _imports():
+        with uncollected():
             from runner.pictures import draw
 
             figures = draw(self.parts, directory.path / "metrics.jsonl")
