@@ -89,7 +89,8 @@ def _read(file: Path) -> dict[str, Any]:
     for name in own.pop("defaults", []):
         if isinstance(name, str) and name != "_self_":
             values |= _read(file.with_name(f"{name}.yaml"))
-    return values | own
+    values.update(own)
+    return values
 
 
 def main() -> int:

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# Before torch is imported: on small tensors and busy cores a second thread costs a hundred times what it saves.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 THEIRS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_", "_TORCHINDUCTOR_")
 """Set by pytest for every test, and by torch when its first optimizer is made and when it compiles."""
 

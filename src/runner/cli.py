@@ -83,7 +83,9 @@ def _command(words: list[str]) -> int:
     if base is not None and not overrides:
         raise ConfigError("`rerun` must be followed by a run directory, but nothing follows; write rerun RUN_DIR")
     with uncollected():
-        composed = compose(overrides if base is None else overrides[1:], given.config_dir, overrides[0] if base else None)
+        composed = compose(
+            overrides if base is None else overrides[1:], given.config_dir, overrides[0] if base else None
+        )
     if given.cfg:
         sys.stdout.write(_yaml(composed.config))
         return 0

@@ -228,22 +228,18 @@ def _chosen(plan: Plan, config_dir: str | None) -> DictConfig:
         path = QuotedString(f"file://{Path(config_dir).resolve()}", Quote.single).with_quotes()
         words.append(f"hydra.searchpath=[{path}]")
     base = {"version_base": "1.3"} if "execution_whitelist" not in inspect.signature(hydra.main).parameters else {}
-    outer, singleton = GlobalHydra.instance().hydra, GlobalHydra.instance()
-    singleton.clear()
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), job_name="runner", **base):
             return hydra.compose("config", words)
-    except AttributeError:  # Hydra 1.3 asks a file that is a list for its `defaults`
-        chosen = ", ".join(f"{group}/{choice}.yaml" for group, choice in plan.groups.items())
-        raise ConfigError(
-            f"the configuration cannot be read: a list stands in {chosen} where keys must stand"
-        ) from None
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"the configuration cannot be read: {_reason(error)}") from None
     finally:
-        singleton.clear()
+        # Asked for again: leaving its context, Hydra puts another instance in place.
+        GlobalHydra.instance().clear()
         if outer is not None:
-            singleton.initialize(outer)
+            GlobalHydra.instance().initialize(outer)
 
 
 def _refuse_unfit(plan: Plan, config_dir: Path) -> None:

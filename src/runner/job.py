@@ -129,6 +129,7 @@ class _Job:
             directory.close()
             raise
         directory.resumed(**self._record())
+        (path / "summary.json").unlink(missing_ok=True)  # that of fewer steps
         return self._go(directory, loaded)
 
     def _nothing_to_do(self, directory: RunDirectory, step: int) -> Run:

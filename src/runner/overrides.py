@@ -76,7 +76,8 @@ def _parse(word: str, known: Sequence[str], groups: Groups, plan: Plan) -> Overr
             return OverridesParser.create().parse_override(word)
         except (HydraException, ValueError):  # ValueError: an integer of thousands of digits
             problem = _unreadable(name.lstrip("+"), text, known)
-        if _is_text(name.lstrip("+")):
+        # A reference within a reference is beyond Hydra's grammar, not beyond OmegaConf's.
+        if _is_text(name.lstrip("+")) or (text.startswith("${") and name.lstrip("+") in known):
             quoted = QuotedString(text, Quote.single).with_quotes()
             return OverridesParser.create().parse_override(f"{name}={quoted}")
     plan.problems.append(problem)
@@ -163,8 +164,9 @@ def _choose(group: str, choice: Any, options: Mapping[str, str], plan: Plan) -> 
         plan.groups[group] = choice
         return
     plan.undecided.add(group)
-    near = difflib.get_close_matches(str(choice).lower(), list(options), n=1, cutoff=0.6)
-    meant = MEANT.get(str(choice).lower()) if group == "device" else None
+    typed = choice.lower() if isinstance(choice, str) else ""
+    near = difflib.get_close_matches(typed, list(options), n=1, cutoff=0.6)
+    meant = MEANT.get(typed) if group == "device" else None
     hint = f"; did you mean {meant or near[0]}?" if meant or near else ""
     if isinstance(choice, dict):
         hint = f"; give its keys one by one: {group}.KEY=…"

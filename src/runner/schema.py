@@ -34,15 +34,10 @@ class Key:
     at_most: float | None = None
     pattern: str | None = None
 
-    def bounds(self) -> list[tuple[str, float, bool]]:
-        """The bounds that are set, as (words, limit, is it a lower one)."""
-        given = [
-            ("above", self.above, True),
-            ("of at least", self.at_least, True),
-            ("below", self.below, False),
-            ("of at most", self.at_most, False),
-        ]
-        return [(words, limit, lower) for words, limit, lower in given if limit is not None]
+    def bounds(self) -> list[str]:
+        """The bounds that are set, in words."""
+        given = {"above": self.above, "of at least": self.at_least, "below": self.below, "of at most": self.at_most}
+        return [f"{words} {limit}" for words, limit in given.items() if limit is not None]
 
     def allows(self, number: float) -> bool:
         """Whether a number lies within the bounds."""
@@ -113,14 +108,14 @@ def is_mapping(kind: type, path: str) -> bool:
 
 
 def closest(word: str, known: Sequence[str]) -> str | None:
-    """The known dotted key that was most likely meant: by its whole path, else by its last part."""
-    best = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
-    if best:
-        return best[0]
-    last = word.rpartition(".")[2]
-    by_last = {k.rpartition(".")[2]: k for k in reversed(known)}
-    best = difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.7)
-    return by_last[best[0]] if best else None
+    """The known dotted key that was most likely meant: in the same group, else by its whole path, else by its last part."""
+    group, _, last = word.rpartition(".")
+    siblings = [k for k in known if group and k.rpartition(".")[0] == group]
+    near = [] if siblings else difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    for keys in (siblings, known):
+        by_last = {k.rpartition(".")[2]: k for k in reversed(keys)}
+        near += [by_last[name] for name in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.7)]
+    return near[0] if near else None
 
 
 def unknown(path: str, known: Sequence[str]) -> str:
@@ -249,7 +244,7 @@ def requirement(hint: Any, meaning: Key | None = None) -> str:
 
 def _word(option: Any, meaning: Key) -> str:
     origin = get_origin(option)
-    limits = " and ".join(f"{words} {limit}" for words, limit, _ in meaning.bounds())
+    limits = " and ".join(meaning.bounds())
     limits = f" {limits}" if limits else ""
     if origin is Literal:
         return "one of " + ", ".join(get_args(option))
@@ -298,5 +293,5 @@ def shown(value: Any) -> str:
 
 
 def cut(text: str) -> str:
-    """A text of at most 120 characters."""
+    """At most 120 characters of a text."""
     return text if len(text) <= 120 else f"{text[:117]}…"

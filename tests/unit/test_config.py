@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -133,19 +134,21 @@ def changed(config: Any, path: str) -> Any:
     return None if value is None else dataclasses.replace(config, **{first: value})
 
 
+@cache
+def composed(*words: str) -> Config:
+    return compose(words).config
+
+
+def with_every_option_of(group: str) -> Iterator[Config]:
+    for option in options().get(group, {"": ""}):
+        table = ["data.path=x.csv", "data.target=y"] if option in ("csv", "parquet") else []
+        yield composed(*([f"{group}={option}"] if option else []), *table)
+
+
 @pytest.mark.parametrize("path", HASHED)
 def test_the_hash_changes_with_everything_else(path: str) -> None:
-    options_of = [[f"{group}={name}" for name in options().get(group, {})] for group in [path.partition(".")[0]]]
-    words = [word for word in options_of[0] if word not in ("data=csv", "data=parquet")]
-    path_of_a_file = ["data.path=x.csv", "data.target=y"]
-    tables = [[word, *path_of_a_file] for word in options_of[0] if word in ("data=csv", "data=parquet")]
-    for choice in [["seed=0"], *([word] for word in words), *tables]:
-        config = compose(choice).config
-        other = changed(config, path)
-        if other is not None:
-            assert config_hash(other) != config_hash(config)
-            return
-    pytest.fail(f"no option has {path}")
+    config = next(c for c in with_every_option_of(path.partition(".")[0]) if changed(c, path) is not None)
+    assert config_hash(changed(config, path)) != config_hash(config)
 
 
 def test_the_hash_is_that_of_the_values() -> None:
@@ -160,3 +163,20 @@ def test_plain_values_build_the_same_configuration() -> None:
     built, problems = schema.build(Config, values)
     assert problems == []
     assert built == LINREG
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../x", "/etc/x", "a/b", "a\\b", "", ".", "..", "a\0b", "a\n", "a\nb", "x" * 101, "~", "-rf", "a b", "ä", ".hidden", "a=b", "${x}"],
+)  # fmt: skip
+def test_a_name_is_a_folder_of_its_own(name: str) -> None:
+    built, problems = schema.build(Config, plain(LINREG) | {"name": name})
+    assert built is None
+    assert problems[0].startswith(
+        "`name` must be a text that matches [A-Za-z0-9][A-Za-z0-9._-]{0,99}, but is the text "
+    )
+
+
+@pytest.mark.parametrize("name", ["a", "x" * 100, "run_2.b-3", "CON", "0"])
+def test_names_that_are_fine(name: str) -> None:
+    assert schema.build(Config, plain(LINREG) | {"name": name})[1] == []

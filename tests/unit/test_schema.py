@@ -20,7 +20,7 @@ class Cat:
 @dataclass(frozen=True, kw_only=True)
 class Dog:
     name: Literal["dog"] = key("kind")
-    tricks: dict[str, float] = key("how well it knows each")
+    tricks: dict[str, float] = key("how well it knows each")  # noqa: RUF009
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +125,6 @@ def test_a_share_of_one_is_not_one_row() -> None:
         ("rooms", [1], "`rooms` must be an integer of at least 1 or null, but is [1]"),
         ("rooms", {"a": 1}, "`rooms` must be an integer of at least 1 or null, but is {'a': 1}"),
         ("rooms", 2**63, "`rooms` must be an integer of at least 1 or null, but is an integer of more than 64 bits"),
-        (
-            "rooms",
-            10**5000,
-            "`rooms` must be an integer of at least 1 or null, but is an integer of more than 64 bits",
-        ),
         ("warm", "yes", "`warm` must be true or false, but is the text 'yes'"),
         ("warm", 1, "`warm` must be true or false, but is 1"),
         ("warm", None, "`warm` must be true or false, but is null"),
@@ -201,7 +196,8 @@ def test_the_sentence_of_a_value_that_does_not_fit(name: str, value: Any, senten
 
 
 def test_integers_beyond_every_float_are_no_numbers() -> None:
-    (sentence,) = problems(bowl={"size": 10**400})
+    """Python writes no integer of more than 4,300 digits, and turns none above 1.8e308 into a float."""
+    (sentence,) = problems(bowl={"size": 10**5000})
     assert sentence == (
         "`bowl.size` must be a finite number above 0 and below 10, but is an integer of more than 64 bits"
     )
@@ -225,7 +221,7 @@ def test_large_bounds_are_written_out() -> None:
 
 def test_long_values_are_cut() -> None:
     (sentence,) = problems(owner="A" * 300)
-    assert sentence.endswith(f"the text '{'A' * 116}…")
+    assert sentence.endswith(f"but is the text '{'A' * 116}…")
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", [1]])

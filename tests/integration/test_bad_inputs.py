@@ -1,0 +1,375 @@
+"""Input that cannot be run: one line a problem on the error stream, exit code 2, no traceback, and nothing left behind.
+
+The numbers are those of the list of bad inputs that the runner was built against. Values alone are in tests/unit/test_schema.py, pairs
+of values in test_combinations.py, files of a user's own in test_compose.py, tables in data/test_tables.py: here is the whole way.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from runner.cli import main
+
+QUICK = ["device=cpu", "record.plots=false", "train.steps=2"]
+SEED = "`seed` must be an integer of at least 0 and of at most 4294967295, but is"
+NAME = "`name` must be a text that matches [A-Za-z0-9][A-Za-z0-9._-]{0,99}, but is"
+RATE = "`optimizer.lr` must be a finite number of at least 0 and of at most 1e+38, but is"
+STEPS = "`train.steps` must be an integer of at least 1 or null, but is"
+DTYPE = "`dtype` must be one of float64, float32, bfloat16, float16, but is"
+DEVICE = "`device` must be one of auto, cpu, cuda, mps, rocm, xpu, but is"
+OPTIMIZER = "`optimizer` must be one of adam, adamw, lbfgs, momentum, sgd, but is"
+START = "`model.start` must be names with a finite number each, but is"
+VISIBLE = "`device.visible` must be a list, each an integer of at least 0 or a text or null, but is"
+WIDTHS = "`model.widths` must be a list, each an integer of at least 1, but is"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def errors(capsys: pytest.CaptureFixture[str]) -> Errors:
+    return Errors(capsys)
+
+
+class Errors:
+    """What the error stream says of a command that is refused."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def of(self, *words: str) -> list[str]:
+        """The sentences; the command ended with 2, and the working directory is as it was."""
+        before = contents()
+        assert main(words) == 2
+        lines = self.capsys.readouterr().err.splitlines()
+        assert lines
+        assert [line for line in lines if not line.startswith("error: ")] == []
+        assert contents() == before
+        return [line.removeprefix("error: ") for line in lines]
+
+
+def contents() -> list[Path]:
+    return sorted(Path().rglob("*"))
+
+
+# --------------------------------------------------------------------------------------------- words, keys and options
+
+TABLE: dict[str, tuple[list[str], list[str]]] = {
+    "B01-B02 keys that do not exist": (
+        ["lrr=1e-3", "lr=1e-3", "+lrr=1", "optimizer.lrr=1", "++optimizer.lrr=1", "steps=3", "batchsize=3", "optimzer=adam", "xyzzy=1", "model.with=[3]", "=3", ".=3", "train.steps.x=3"],
+        [
+            "`lrr` is not a key; did you mean `optimizer.lr`?",
+            "`lr` is not a key; did you mean `optimizer.lr`?",
+            "`lrr` is not a key; did you mean `optimizer.lr`?",
+            "`optimizer.lrr` is not a key; did you mean `optimizer.lr`?",
+            "`optimizer.lrr` is not a key; did you mean `optimizer.lr`?",
+            "`steps` is not a key; did you mean `train.steps`?",
+            "`batchsize` is not a key; did you mean `train.batch_size`?",
+            "`optimzer` is not a key; did you mean `optimizer`?",
+            "`xyzzy` is not a key; see docs/config.md for the keys there are",
+            "`model.with` is not a key; did you mean `model.widths`?",
+            "`=3` must have the form key=value, but has no key; see --help",
+            "`.` is not a key; see docs/config.md for the keys there are",
+            "`train.steps.x` is not a key; did you mean `train.steps`?",
+        ],
+    ),
+    "B09 words that are no key=value": (
+        ["lr:3", "train.steps:10", "foo", "linreg", "", "~optimizer.lr", "optimizer.lr=1,2", "train.steps=range(1,3)", "model=mlp,linear", "data.path=a,b.csv", "optimizer@model=adam", "hydra.run.dir=x", "hydra/launcher=x", "a\nb=3"],
+        [
+            "`lr:3` must have the form key=value, but has no `=`; write lr=3",
+            "`train.steps:10` must have the form key=value, but has no `=`; write train.steps=10",
+            "`foo` must have the form key=value, but has no `=`; see --help",
+            "`linreg` must have the form key=value, but has no `=`; did you mean +experiment=linreg?",
+            "`` must have the form key=value, but has no `=`; see --help",
+            "`~optimizer.lr` deletes a key, but every key must have a value; give it one",
+            "`optimizer.lr` must be one value, but is 1,2; write optimizer.lr=VALUE",
+            "`train.steps` must be one value, but is range(1,3); write train.steps=VALUE",
+            "`model` must be one value, but is mlp,linear; write model=VALUE",
+            "`data.path` must be one value, but is a,b.csv; put a text with commas in quotes, for the shell and for itself: \"data.path='a,b.csv'\"",
+            "`optimizer@model` moves a group, but every group has one place; write optimizer=…",
+            "`hydra.run.dir` does nothing, since Hydra only composes here; run_dir=… moves a run, --config-dir adds groups",
+            "`hydra/launcher` does nothing, since Hydra only composes here; run_dir=… moves a run, --config-dir adds groups",
+            "`a\\nb` is not a key; see docs/config.md for the keys there are",
+        ],
+    ),
+    "B09 options that are none": (
+        ["--lr=3", "--seed", "-x", "-", "--config-name=x"],
+        [
+            "`--lr=3` is not an option; values are given as key=value, such as lr=3",
+            "`--seed` is not an option; values are given as key=value, such as seed=…",
+            "`-x` is not an option; values are given as key=value, such as x=…",
+            "`-` is not an option; values are given as key=value, such as seed=…",
+            "`--config-name=x` is not an option; values are given as key=value, such as config-name=x",
+        ],
+    ),
+    "B09 braces that the shell has cut": (
+        ["model=formula", "model.start={a:", "0.5,", "b:", "0.1}"],
+        [
+            '`model.start` has a value that cannot be read, {a:; put the whole word in quotes for the shell: "model.start={a: …"',
+            "`0.5,` must have the form key=value, but has no `=`; see --help",
+            "`b:` must have the form key=value, but has no `=`; write b=",
+            "`0.1}` must have the form key=value, but has no `=`; see --help",
+        ],
+    ),
+    "B12, B16 options of a group": (
+        ["+experiment=linrge", "model=nope", "optimizer=SDG", "loss=mes", "strategy=dpp", "schedule=null", "data=[csv]", "train={steps: 3}", "record=", "device=meta"],
+        [
+            "`experiment` must be one of curve_fit, diabetes, linreg, mlp, but is the text 'linrge'; did you mean linreg?",
+            "`model` must be one of formula, linear, mlp, polynomial, but is the text 'nope'",
+            f"{OPTIMIZER} the text 'SDG'; did you mean sgd?",
+            "`loss` must be one of huber, mae, mse, but is the text 'mes'; did you mean mse?",
+            "`strategy` must be one of auto, single, but is the text 'dpp'",
+            "`schedule` must be one of constant, cosine, step, warmup_cosine, but is null",
+            "`data` must be one of csv, curve, diabetes, line, parquet, but is ['csv']",
+            "`train` must be one of default, but is {'steps': 3}; give its keys one by one: train.KEY=…",
+            "`record` must be one of default, but is the text ''",
+            f"{DEVICE} the text 'meta'",
+        ],
+    ),
+    "B12 an experiment that is empty": (["+experiment="], ["`experiment` must be one of curve_fit, diabetes, linreg, mlp, but is the text ''"]),
+    "B16 an optimizer that is empty": (["optimizer="], [f"{OPTIMIZER} the text ''"]),
+    "groups that are given a value": (
+        ["train.early_stopping=3", "train.early_stopping={patience: 3}", "optimizer.name=adam", "device.name=cpu"],
+        [
+            "`train.early_stopping` is a group of keys, but is given 3; give them one by one: train.early_stopping.KEY=…",
+            "`train.early_stopping` is a group of keys, but is given {patience: 3}; give them one by one: train.early_stopping.KEY=…",
+            "`optimizer.name` is not given by itself, since other keys go with it; write optimizer=adam",
+            "`device.name` is not given by itself, since other keys go with it; write device=cpu",
+        ],
+    ),
+    "B17 an option of another optimizer": (["optimizer=adam", "optimizer.momentum=0.9"], ["`optimizer.momentum` is not a key of adam, which has lr, betas, eps, weight_decay; take it out"]),
+    "B18 an update by hand that there is not": (["update=manual", "optimizer=lbfgs"], ["`update` must be optimizer with `optimizer`=lbfgs, whose line search asks for the loss again within a step; use update=optimizer"]),
+    "steps and epochs": (["train.steps=3", "train.epochs=3"], ["`train.steps` and `train.epochs` are both given; one replaces the other: leave one out"]),
+    "section 5, code in a configuration": (
+        ["_target_=os.system", "+model._target_=os.system", "++optimizer._args_=[ls]", "data._target_.x=os.system"],
+        [
+            "`_target_` is not a key; did you mean `data.target`?",
+            "`model._target_` is not a key; did you mean `data.target`?",
+            "`optimizer._args_` is not a key; see docs/config.md for the keys there are",
+            "`data._target_.x` is not a key; did you mean `data.target`?",
+        ],
+    ),
+    "section 5, code in a mapping": (["model=formula", "model.start._target_=os.system"], [f"{START} {{'_target_': 'os.system'}}"]),
+    # ------------------------------------------------------------------------------------------------------------ values
+    "B03-B07 numbers": (
+        ["train.steps=abc", "optimizer.lr=-0.1", "train.batch_size=0", "train.accumulate=0", "train.clip_norm=-1", "checkpoint.every_steps=0", "checkpoint.keep=-1", "record.every_steps=1.5", "device.threads=0", "optimizer.weight_decay=-1", "data.rows=0", "data.noise=nan", "data.split.test=-0.1", "seed=null"],
+        [
+            "`device.threads` must be an integer of at least 1 and of at most 1024 or null, but is 0",
+            "`data.split.test` must be an integer of at least 0 or a finite number of at least 0, but is -0.1",
+            "`data.rows` must be an integer of at least 1, but is 0",
+            "`data.noise` must be a finite number of at least 0, but is nan",
+            f"{RATE} -0.1",
+            "`optimizer.weight_decay` must be a finite number of at least 0 and of at most 1e+38, but is -1",
+            f"{STEPS} the text 'abc'",
+            "`train.batch_size` must be an integer of at least 1 or null, but is 0",
+            "`train.accumulate` must be an integer of at least 1, but is 0",
+            "`train.clip_norm` must be a finite number above 0 or null, but is -1",
+            "`checkpoint.every_steps` must be an integer of at least 1 or null, but is 0",
+            "`checkpoint.keep` must be an integer of at least 1 or null, but is -1",
+            "`record.every_steps` must be an integer of at least 1, but is 1.5",
+            f"{SEED} null",
+        ],
+    ),
+    "B04-B07 what Hydra's grammar makes of words": (
+        ["optimizer.lr=True", "seed=0x10", "train.steps=10.5", "train.batch_size=", "train.clip_norm=inf", "data.noise=1e400", "data.slope=[1]", "checkpoint.keep={a: 1}", "data.rows='3'", "record.plots=yes", "train.accumulate=null"],
+        [
+            f"{RATE} true",
+            f"{SEED} the text '0x10'",
+            f"{STEPS} 10.5",
+            "`train.batch_size` must be an integer of at least 1 or null, but is the text ''",
+            "`train.clip_norm` must be a finite number above 0 or null, but is inf",
+            "`data.noise` must be a finite number of at least 0, but is inf",
+            "`data.slope` must be a finite number, but is [1]",
+            "`checkpoint.keep` must be an integer of at least 1 or null, but is {'a': 1}",
+            "`data.rows` must be an integer of at least 1, but is the text '3'",
+            "`record.plots` must be true or false, but is the text 'yes'",
+            "`train.accumulate` must be an integer of at least 1, but is null",
+        ],
+    ),
+    "B07 beyond float32": (["optimizer.lr=1e300"], [f"{RATE} 1e+300"]),
+    "B20 seeds": (["seed=-1", "data.seed=4294967296"], [f"{SEED} -1", "`data.seed` must be an integer of at least 0 and of at most 4294967295 or null, but is 4294967296"]),
+    "B20 a huge seed": (["seed=18446744073709551616", f"optimizer.lr={'9' * 400}"], [f"{SEED} an integer of more than 64 bits", f"{RATE} an integer of more than 64 bits"]),
+    "B20 a seed that Python does not read": ([f"seed={'9' * 5000}"], [f"`seed` has a value that cannot be read, {'9' * 117}…; write seed=VALUE"]),
+    "B10 missing": (["data=csv"], ["`data.path` must be a text, but is missing; give it with data.path=…", "`data.target` must be a text, but is missing; give it with data.target=…"]),
+    "B11 references": (["name=${nope}", "run_dir=${oc.env:NOPE_}"], ["`name` cannot be resolved: Interpolation key 'nope' not found; mend the reference, or give a value", "`run_dir` cannot be resolved: \"Environment variable 'NOPE_' not found\"; mend the reference, or give a value"]),
+    "B11 a reference that is not closed": (["name=${"], ["`name` cannot be set to the text '${': no viable alternative at input '${'; mend the value"]),
+    "B11 a resolver that is not there": (["name=${os.system:ls}"], ["`name` cannot be resolved: Unsupported interpolation type os.system; mend the reference, or give a value"]),
+    "B19 betas": (["optimizer=adam", "optimizer.betas=[1.5,0.9]", "optimizer.eps=nan"], ["`optimizer.betas` must be a list of 2, each a finite number of at least 0 and below 1, but is [1.5, 0.9]", "`optimizer.eps` must be a finite number above 0, but is nan"]),
+    "B21": (["dtype=float16", "device=cpu"], ["`dtype` must not be float16 with `device`=cpu: adam's eps is 0 in half precision and some operations do not exist there; use dtype=bfloat16, or dtype=float32 with amp=float16"]),
+    **{f"B22 {word}": ([f"dtype={word}", "device=cpu"], [f"{DTYPE} the text '{word}'{hint}"]) for word, hint in {"int64": "; did you mean float64?", "complex64": "", "double": "", "float": "; did you mean float64?"}.items()},
+    **{f"B27 {word!r}": ([f"device={word}"], [f"{DEVICE} the text '{word}'{hint}"]) for word, hint in {"cuda:7": "; did you mean cuda?", "CUDA": "; did you mean cuda?", "gpu": "; did you mean auto?", "hip": "; did you mean rocm?", "": "", "cpu:3": "; did you mean cpu?"}.items()},
+    "B29 ordinals": (["device.visible=[-1]"], [f"{VISIBLE} [-1]"]),
+    "B29 an ordinal without brackets": (["device.visible=0"], [f"{VISIBLE} 0; write device.visible=[0]"]),
+    "B50 widths": (["model=mlp", "model.widths=[0]", "model.dropout=1.5", "model.activation=relux"], [f"{WIDTHS} [0]", "`model.activation` must be one of relu, tanh, gelu, silu, sigmoid, but is the text 'relux'; did you mean relu?", "`model.dropout` must be a finite number of at least 0 and below 1, but is 1.5"]),
+    "B50 a width without brackets": (["model=mlp", "model.widths=64"], [f"{WIDTHS} 64; write model.widths=[64]"]),
+    "B51 start values": (["model=formula", "model.start={a: x}"], [f"{START} {{'a': 'x'}}"]),
+    "B51 start values in YAML's words": (["model=formula", "model.start={a: .nan}"], [f"{START} {{'a': '.nan'}}"]),
+    "B51 a start value of nothing": (["model=formula", "model.start={q: 1}"], ["`model.start.q` must name a parameter of `model.expression`, but 'a*x + b' has a, x, b; take it out or mend its name"]),
+    **{
+        f"B52 {name[:9]!r}": ([f"name={name}"], [f"{NAME} the text {name!r}" if len(name) < 300 else f"{NAME} the text '{name[:116]}…"])
+        for name in ("../../x", "", "a\0b", "a\nb", "x" * 300, "~", "ä")
+    },
+    "B58 schedules": (["schedule=step", "schedule.every_steps=0", "schedule.factor=-1"], ["`schedule.every_steps` must be an integer of at least 1, but is 0", "`schedule.factor` must be a finite number above 0 and of at most 1, but is -1"]),
+    "B54 resume": (["resume=nope"], ["`resume` must be a run directory, but 'nope' is not a directory; mend the path"]),
+    "B54 rerun": (["rerun", "nope"], ["`rerun` must be a run directory, but 'nope' is not a directory; mend the path"]),
+    "B54 rerun nothing": (["rerun"], ["`rerun` must be followed by a run directory, but nothing follows; write rerun RUN_DIR"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "sentences"), TABLE.values(), ids=TABLE.keys())
+def test_what_is_refused_before_torch_is_asked(words: list[str], sentences: list[str], errors: Errors) -> None:
+    assert sorted(errors.of(*words)) == sorted(sentences)
+
+
+def test_no_sentence_advises_to_add_a_key() -> None:
+    sentences = [sentence for _, found in TABLE.values() for sentence in found]
+    assert [s for s in sentences if re.search(r"\+(?!experiment=)[a-z]", s)] == []
+
+
+# ---------------------------------------------------------------------------------------------- what is accepted instead
+
+
+@pytest.mark.parametrize(
+    ("words", "notice"),
+    [
+        (["optimizer.lr=0"], "`optimizer.lr` is 0, so the parameters will not change"),
+        (["seed=1", "seed=2"], "`seed` is given twice; the last one counts: 2"),
+        (["+experiment=linreg", "model=mlp"], "`model.init` of the experiment left out: mlp has no such key"),
+        (["model=mlp", "model.widths=[]"], None),
+        (["train.steps=2e0"], None),
+        (["model=formula", "model.expression=a*exp(-b*x/100) + c"], None),
+        (["+experiment=curve_fit", "optimizer=adam", "update=optimizer"], None),
+    ],
+)
+def test_what_is_run_and_perhaps_noticed(
+    words: list[str], notice: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {word.partition("=")[0] for word in words}
+    quick = [word for word in QUICK if word.partition("=")[0] not in given]
+    assert main([*words, *quick]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert [line for line in told.out.splitlines() if line.startswith("note: ")] == ([f"note: {notice}"] if notice else [])  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------ data files
+
+CSV = ["data=csv", "data.target=y", "data.path=rows.csv"]
+TEN = "x,y\n" + "".join(f"{i},{2 * i}\n" for i in range(10))
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "sentence"),
+    [
+        (None, [], "`data.path` must be a readable file, but 'rows.csv' does not exist; give it from the working directory"),
+        ("", [], "`data.path` must have a header and rows, but 'rows.csv' is empty; fill it"),
+        ("x,y\n", [], "`data.path` must have rows of numbers, but 'rows.csv' has a header and 0 rows; add rows"),
+        ("x,y\n1,2\na,3\n", [], "`data.path`: line 3 of 'rows.csv', column 'x', must be a finite number, but is 'a', text; "),
+        ("x,y\n1,2\n1,2,3\n", [], "`data.path`: line 3 of 'rows.csv' must have 2 fields, as the header has, but has 3 fields; "),
+        (TEN, ["data.features=[y]"], "`data.features` must not hold the target 'y', but does; leave it out"),
+        (TEN, ["data.features=[z]"], "`data.features` must name what is in 'rows.csv', but there is no column 'z'; there are 'x', 'y'"),
+        (TEN, ["data.split.test=10"], "`data.split.test` and `data.split.valid` must leave rows to train on, but take 10 and 0 of 10; make them smaller"),
+        (TEN, ["data.split.test=5", "data.split.valid=0.5"], "`data.split.test` and `data.split.valid` must leave rows to train on, but take 5 and 5 of 10; make them smaller"),
+        (TEN, ["data.split.test=0.01"], "`data.split.test` must give at least one row, but 0.01 of 10 rows is none; make it larger, or 0 for no such part"),
+        (TEN, ["data.log_target=true"], "`data.log_target` needs a target above 0, but 'y' is 0 in row 1 of the data (1 such rows); "),
+    ],
+)  # fmt: skip
+def test_a_table_that_cannot_be_trained_on(text: str | None, words: list[str], sentence: str, errors: Errors) -> None:
+    """B41-B48 through the command line."""
+    if text is not None:
+        Path("rows.csv").write_text(text, encoding="utf-8")
+    (problem,) = errors.of(*CSV, *words, *QUICK)
+    assert problem.startswith(sentence)
+
+
+@pytest.mark.parametrize("name", ["a=b,c.csv", "größe it's.csv", "(1) 100%.csv"])
+def test_a_file_may_have_any_name(name: str, errors: Errors) -> None:
+    (problem,) = errors.of("data=csv", f"data.path={name}", "data.target=y", *QUICK)
+    assert problem.startswith(f"`data.path` must be a readable file, but {name!r} does not exist; ")
+
+
+def test_rows_outside_the_domain(errors: Errors) -> None:
+    """B51."""
+    (problem,) = errors.of("data=curve", "data.expression=log(x)", *QUICK)
+    assert problem.startswith(
+        "`data.expression` must have a finite value on the whole range, but 'log(x)' has none at x=0; "
+    )
+
+
+# ------------------------------------------------------------------------------------------------ where a run is written
+
+
+@pytest.mark.parametrize("run_dir", ["file", "file/below", "full", "."])
+def test_a_run_directory_that_cannot_be_made(run_dir: str, errors: Errors) -> None:
+    Path("file").write_text("")
+    Path("full").mkdir()
+    Path("full/kept").write_text("")
+    (problem,) = errors.of(f"run_dir={run_dir}", *QUICK)
+    assert problem.startswith(f"`run_dir` must be a directory that can be made, empty or new, but {run_dir} is not: ")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no folder that root cannot write to")
+def test_a_run_directory_where_nothing_can_be_written(errors: Errors) -> None:
+    parent = "/proc/self"
+    (problem,) = errors.of(f"run_dir={parent}/run", *QUICK)
+    assert problem.startswith(
+        f"`run_dir` must be a directory that can be made, empty or new, but {parent}/run is not: "
+    )
+
+
+def test_a_run_directory_that_holds_a_run(errors: Errors) -> None:
+    """B53, and what else cannot be done with a run that is there."""
+    assert main(["run_dir=run", *QUICK]) == 0
+    errors.capsys.readouterr()
+    assert errors.of("run_dir=run", *QUICK) == ["`run_dir` must be a new directory, but run holds a run; give another one, or go on there with resume=run"]  # fmt: skip
+    assert errors.of("rerun", "run", "run_dir=run") == ["`run_dir` must be a new directory, but run holds a run; give another one, or go on there with resume=run"]  # fmt: skip
+    assert [p.split("`")[1] for p in errors.of("resume=run", "seed=3", "run_dir=other", "train.steps=0")] == ["seed", "run_dir", "train.steps"]  # fmt: skip
+    Path("run/run.json").write_text("not JSON")
+    (problem,) = errors.of("resume=run", "train.steps=9")
+    assert problem.startswith("run/run.json must be the record of a run, but cannot be read (")
+
+
+# --------------------------------------------------------------------------------------------------- devices and masks
+
+
+@pytest.mark.parametrize("device", ["cuda", "rocm", "xpu"])
+def test_a_device_that_is_not_there(device: str, errors: Errors) -> None:
+    """B23-B25; which part is missing depends on the build and on the machine."""
+    from runner.devices import installed_build
+
+    if installed_build().kind == device:
+        pytest.skip(f"torch is built for {device}")
+    (problem,) = errors.of(f"device={device}", "train.steps=2")
+    assert problem.startswith(f"`device={device}` needs ")
+    assert problem.endswith("or set device=cpu")
+
+
+def test_a_mask_that_hides_every_gpu(errors: Errors, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B28. On a build for GPUs the mask itself is named (tests/unit/test_devices.py)."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    (problem,) = errors.of("device=cuda", "train.steps=2")
+    assert problem.startswith("`device=cuda` needs ")
+
+
+def test_a_mask_that_is_misspelt_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """B30."""
+    monkeypatch.setenv("CUDA_VISBLE_DEVICES", "0")
+    assert main(QUICK) == 0
+    assert "note: the environment variable 'CUDA_VISBLE_DEVICES' ('0') does nothing; did you mean CUDA_VISIBLE_DEVICES?" in capsys.readouterr().out  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "-1", "", "1.5"])
+def test_threads_that_openmp_cannot_read(value: str, errors: Errors, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B61."""
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert errors.of(*QUICK) == [
+        f"the environment variable `OMP_NUM_THREADS` must be an integer of at least 1, but is {value!r}; correct it, or unset it"
+    ]

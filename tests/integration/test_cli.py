@@ -1,0 +1,261 @@
+"""The command line: help, the configuration that is shown, the verbs, exit codes, and what is not imported for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+from runner import cli
+from runner.compose import check, compose, options
+from runner.config import plain
+from runner.errors import Interrupted, RunFailed
+
+QUICK = ["device=cpu", "record.plots=false", "train.steps=2"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def out(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a command says that ends well and complains about nothing."""
+    assert cli.main(words) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    return told.out
+
+
+def err(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert cli.main(words) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    return told.err
+
+
+def mine(folder: Path) -> Path:
+    """A user's own folder: an experiment, an option and a group."""
+    for name, text in {
+        "experiment/trial": "# @package _global_\n# My own question.\nname: trial\ntrain:\n  steps: 2\n",
+        "experiment/plain": "# @package _global_\nname: plain\n",
+        "model/tiny": "# Two units.\nname: mlp\nwidths: [2]\nactivation: tanh\ndropout: 0.0\n",
+        "model/_base": "# Not an option.\nname: mlp\n",
+        "study/fast": "# @package _global_\n# In a hurry.\ntrain:\n  steps: 1\n",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------- help
+
+
+def test_help_lists_experiments_and_groups_with_a_sentence_each(capsys: pytest.CaptureFixture[str]) -> None:
+    text = out(capsys, "--help")
+    assert text == out(capsys, "-h") == out(capsys) == out(capsys, "--help", "lrr=3")
+    assert text.startswith("python -m runner +experiment=NAME [key=value …]")
+    for group, choices in options().items():
+        assert re.search(rf"^{group}s?$", text, re.MULTILINE), group
+        for name, sentence in choices.items():
+            assert re.search(rf"^  {name} +{re.escape(sentence)}$", text, re.MULTILINE), name
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_help_lists_what_a_user_brings(relative: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = mine(tmp_path / "of mine")
+    text = out(capsys, "--help", "--config-dir", "of mine" if relative else str(folder))
+    for line in ("  linreg +A straight line", "  trial +My own question\\.$", "  plain +$", "  tiny +Two units\\.$", "study$", "  fast +In a hurry\\.$"):  # fmt: skip
+        assert re.search(f"^{line}", text, re.MULTILINE), line
+    assert "_base" not in text
+
+
+def test_a_users_folder_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = mine(tmp_path / "mine")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    words = ("experiment=trial", "model=tiny", "study=fast", "--cfg", "job")
+    shown = yaml.safe_load(out(capsys, "--config-dir", str(folder), *words))
+    assert shown == yaml.safe_load(out(capsys, "--config-dir=../mine", *words))
+    assert (shown["name"], shown["model"]["widths"], shown["train"]["steps"]) == ("trial", [2], 1)
+
+
+@pytest.mark.parametrize("folder", ["nope", ""])
+def test_a_folder_that_is_none_is_refused_by_help_too(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert err(capsys, "--help", "--config-dir", folder) == (
+        f"error: `--config-dir` must be a folder of configuration groups, but {folder!r} is none; mend the path\n"
+    )
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert out(capsys, "--version") == f"runner {version('runner')}\n"
+
+
+# ------------------------------------------------------------------------------------------- the configuration is shown
+
+
+@pytest.mark.parametrize("words", [["--cfg", "job"], ["--cfg=job", "--resolve"], ["-c", "job"]])
+def test_the_configuration_that_is_shown_is_the_one_that_is_run(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["+experiment=curve_fit", "model.start={w: 1e-3}", "name=off", "run_dir=${oc.env:OMP_NUM_THREADS}/x", "amp=off"]  # fmt: skip
+    shown = out(capsys, *given, *words)
+    config = compose(given).config
+    assert yaml.safe_load(shown) == plain(config)
+    assert check(yaml.safe_load(shown)) == config
+    assert (config.name, config.run_dir) == ("off", "1/x")
+    assert list(Path().iterdir()) == []
+
+
+def test_a_text_that_looks_like_something_else_stays_one(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data=csv", "data.path=007", "data.target=on", "data.features=['1','null','a: b']", "name=1e3"]
+    config = check(yaml.safe_load(out(capsys, *words, "--cfg", "job")))
+    assert config == compose(words).config
+    assert plain(config)["data"]["features"] == ["1", "null", "a: b"]
+
+
+def test_the_plus_of_an_experiment_does_not_matter(capsys: pytest.CaptureFixture[str]) -> None:
+    first, *others = [out(capsys, f"{plus}experiment=linreg", "--cfg", "job") for plus in ("", "+", "++")]
+    assert others == [first, first]
+
+
+def test_options_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert out(capsys, "--cfg", "job", "seed=3") == out(capsys, "seed=3", "--cfg", "job")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--cfg", "all"], "the options cannot be read: argument --cfg/-c: invalid choice: 'all'"),
+        (["--cfg"], "the options cannot be read: argument --cfg/-c: expected one argument; see --help"),
+        (["--config-dir"], "the options cannot be read: argument --config-dir/-cd: expected one argument; see --help"),
+        (["-cn", "nope"], "the options cannot be read: argument --cfg/-c: invalid choice: 'n'"),
+        (["--help=3"], "the options cannot be read: argument --help/-h: ignored explicit argument '3'; see --help"),
+        (["--resolve"], "`--resolve` goes with --cfg, which shows the configuration, but stands alone; add --cfg job"),
+        (["-m", "optimizer.lr=1,2"], "`-m` asks for a sweep, but this version does one run at a time; give one value a key and call it once a trial"),
+        (["--multirun", "seed=1"], "`-m` asks for a sweep, but this version does one run at a time; "),
+    ],
+)  # fmt: skip
+def test_options_that_are_not_read(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = err(capsys, *words)
+    assert text.startswith(f"error: {sentence}")
+    assert text.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------------- runs and verbs
+
+
+def record(run: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(Path(run, "run.json").read_text())
+    return found
+
+
+def test_a_run_and_the_same_again(capsys: pytest.CaptureFixture[str]) -> None:
+    out(capsys, "+experiment=linreg", "seed=3", "run_dir=first", *QUICK)
+    out(capsys, "rerun", "first", "run_dir=second")
+    out(capsys, "rerun", "first", "run_dir=third", "seed=4")
+    out(capsys, "rerun", "first")
+    summaries = [json.loads(Path(run, "summary.json").read_text()) for run in ("first", "second", "third")]
+    first, second, third = (summary["parameters_sha256"] for summary in summaries)
+    assert first == second != third
+    assert record("first")["config_hash"] == record("second")["config_hash"] != record("third")["config_hash"]
+    assert record("second")["command"] == "python -m runner rerun first run_dir=second"
+    assert record("third")["overrides"] == ["run_dir=third", "seed=4"]
+    (fourth,) = Path("runs/linreg").iterdir()
+    assert record(str(fourth))["config_hash"] == record("first")["config_hash"]
+
+
+def test_what_is_shown_of_a_run_that_is_done_again(capsys: pytest.CaptureFixture[str]) -> None:
+    out(capsys, "+experiment=linreg", "run_dir=first", *QUICK)
+    shown = yaml.safe_load(out(capsys, "--cfg", "job", "rerun", "first", "seed=4"))
+    assert shown == yaml.safe_load(Path("first/config.yaml").read_text()) | {"seed": 4, "run_dir": None}
+
+
+def test_a_run_of_ones_own_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine(tmp_path / "mine")
+    out(capsys, "--config-dir", "mine", "experiment=trial", "model=tiny", "run_dir=run", *QUICK)
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["model"]["widths"] == [2]
+    shutil.rmtree("mine")
+    out(capsys, "rerun", "run")
+
+
+# ----------------------------------------------------------------------------------------------------------- exit codes
+
+
+def test_a_failed_run_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["+experiment=linreg", "optimizer.lr=1e30", "run_dir=run", "device=cpu", "record.plots=false"]
+    assert cli.main(words) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: training diverged at step ")
+    assert record("run")["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (RunFailed("the device was lost"), 1, "the device was lost"),
+        (Interrupted(2, "stopped after step 5"), 130, "stopped after step 5 (SIGINT)"),
+        (Interrupted(15, "stopped after step 5"), 143, "stopped after step 5 (SIGTERM)"),
+        (KeyboardInterrupt(), 130, "stopped before training began; nothing was written"),
+    ],
+)
+def test_an_error_has_its_code(
+    error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("runner.job.execute", fail)
+    assert cli.main(["seed=3"]) == code
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("runner.job.execute", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["seed=3"])
+
+
+# ------------------------------------------------------------------------------------------------------ what is imported
+
+HEAVY = """
+import os, sys
+from runner import cli
+
+codes = [cli.main(words) for words in (
+    ["--help"], ["--version"], ["--help", "--config-dir", "."], ["+experiment=linreg", "--cfg", "job", "--resolve"],
+    ["+experiment=curve_fit", "lrr=3", "seed=-1", "model=nope"], ["data=csv"], ["optimizer=lbfgs", "update=manual"],
+    ["model=formula", "model.expression=open(x)"], ["resume=nope"], ["rerun", "nope"], ["-m", "seed=1"],
+)]
+heavy = sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "numpy", "matplotlib", "tensorboard", "pyarrow"})
+os.write(2, f"{codes} {heavy} {os.listdir()}".encode())
+"""
+
+
+def test_no_help_and_no_refusal_imports_torch() -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    done = subprocess.run([sys.executable, "-c", HEAVY], capture_output=True, text=True, env=environ, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2] [] []"
+    assert "Traceback" not in done.stderr
+
+
+def test_the_module_gives_its_code_to_the_shell() -> None:
+    done = subprocess.run([sys.executable, "-m", "runner", "lrr=3"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: `lrr` is not a key; did you mean `optimizer.lr`?\n"
