@@ -45,5 +45,9 @@ def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir
     from runner.compose import compose
     from runner.job import execute
 
+    if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
+        raise ConfigError(
+            f'`overrides` must be a list of texts such as ["seed=3"], but is {overrides!r}; put it in a list'
+        )
     words = ([f"+experiment={experiment}"] if experiment is not None else []) + list(overrides)
     return execute(compose(words, config_dir), [sys.argv[0] or "python", *words])

@@ -99,6 +99,7 @@ def _config(plan: Plan, config_dir: str | None, base: str | None) -> Config | No
     values = _resolved(composed, plan)
     if saved is None:
         _drop_leftovers(values, plan)
+        _tell_kept(values, plan, config_dir)
     if not plan.problems:
         return check(values)
     plan.problems += _problems_besides(values, plan)
@@ -294,6 +295,25 @@ def _reason(error: Exception) -> str:
     for details in (" Config search path:", " full_key:"):
         text = text.partition(details)[0]
     return text.rpartition("raised while resolving interpolation: ")[2] or type(error).__name__
+
+
+def _tell_kept(values: Mapping[str, Any], plan: Plan, config_dir: str | None) -> None:
+    """Name what an experiment sets over the option that is typed beside it: `optimizer=adam` with the lr of another."""
+    from omegaconf import OmegaConf
+
+    typed = plan.groups.keys() & schema.hints(Config).keys()
+    if not typed or typed == plan.groups.keys():
+        return
+    alone = OmegaConf.to_container(_chosen(Plan({group: plan.groups[group] for group in typed}), config_dir))
+    assert isinstance(alone, dict)
+    kept = [
+        f"`{group}.{name}`={values[group][name]} ({plan.groups[group]}: {own})"
+        for group in sorted(typed)
+        for name, own in alone[group].items()
+        if values[group].get(name, own) != own and not any(n.startswith(f"{group}.{name}") for n in plan.values)
+    ]
+    if kept:
+        plan.notices.append(f"kept from the experiment: {', '.join(kept)}")
 
 
 def _drop_leftovers(values: dict[str, Any], plan: Plan) -> None:

@@ -49,22 +49,20 @@ class RunDirectory:
         """
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         path = Path(run_dir) if run_dir is not None else Path("runs", name, f"{stamp}_{secrets.token_hex(3)}")
-        if (path / "run.json").exists():
-            raise ConfigError(
-                f"`run_dir` must be a new directory, but {path} holds a run; give another one, or go on there with resume={path}"
-            )
         temporary = path.parent / f".{path.name}.{secrets.token_hex(3)}"
         full = {"status": "running", "started": now(), "ended": None, "resumed": 0, **_process(), **record}
         try:
+            _refuse_taken(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
             (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
             write_json(temporary / "run.json", full)
             temporary.rename(path)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             shutil.rmtree(temporary, ignore_errors=True)
+            reason = error.strerror if isinstance(error, OSError) else str(error)
             raise ConfigError(
-                f"`run_dir` must be a directory that can be made, empty or new, but {path} is not: {error.strerror}; give another one"
+                f"`run_dir` must be a directory that can be made, empty or new, but {path} is not: {reason}; give another one"
             ) from None
         directory = RunDirectory(path)
         directory.record = full
@@ -94,6 +92,15 @@ class RunDirectory:
     def close(self) -> None:
         """Let others open it."""
         os.close(self._lock)
+
+
+def _refuse_taken(path: Path) -> None:
+    if path.resolve() in (Path.cwd(), Path(path.anchor)):
+        raise ConfigError(f"`run_dir` must name a new directory, but is {str(path)!r}; give it a name")
+    if (path / "run.json").exists():
+        raise ConfigError(
+            f"`run_dir` must be a new directory, but {path} holds a run; give another one, or go on there with resume={path}"
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

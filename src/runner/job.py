@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from runner.compose import Composed
 from runner.config import Config, config_hash, plain
 from runner.directory import RunDirectory, git, now
-from runner.errors import CheckpointError, Interrupted, RunFailed, RunnerError
+from runner.errors import CheckpointError, ConfigError, Interrupted, RunFailed, RunnerError
 from runner.record.console import Console
 from runner.startup import uncollected
 
@@ -70,11 +70,25 @@ def execute(composed: Composed, command: Sequence[str]) -> Run:
         from runner import experiment
 
         resolved = experiment.resolve(composed.config, choice)
-        parts = experiment.build(resolved, choice)
+        parts = _build(resolved, choice)
     for warning in parts.dataset.warnings:
         console.warn(warning)
     job = _Job(parts, choice, composed, tuple(command), console, began)
     return job.resume(Path(resolved.resume)) if resolved.resume is not None else job.start()
+
+
+def _build(resolved: Config, choice: Choice) -> Experiment:
+    from runner import experiment
+
+    try:
+        return experiment.build(resolved, choice)
+    except (MemoryError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, MemoryError) or any(word in text for word in ("memory", "overflow", "too large")):
+            raise ConfigError(
+                f"data and model must fit in memory, but do not ({text[:200]}); make `data.rows`, `data.features` or `model.widths` smaller"
+            ) from None
+        raise
 
 
 def _device(asked: Config, console: Console) -> Choice:

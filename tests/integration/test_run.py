@@ -475,7 +475,45 @@ def test_checkpoints_that_cannot_be_written_are_told(
     assert record(Path("blocked"))["status"] == "failed"
 
 
+@pytest.mark.parametrize("words", ["data.rows=1000000000000", "model=mlp model.widths=[1000000,1000000]"])
+def test_what_does_not_fit_in_memory_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["+experiment=linreg", *QUICK, *words.split()]) == 2
+    assert "error: data and model must fit in memory, but do not (" in capsys.readouterr().err
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "text"),
+    [
+        (".", "must name a new directory, but is '.'"),
+        ("/", "must name a new directory, but is '/'"),
+        ("a" * 300, "File name too long"),
+        ("a\0b", "null byte"),
+    ],
+)
+def test_a_run_dir_that_cannot_be_is_refused(run_dir: str, text: str) -> None:
+    from runner.directory import RunDirectory
+
+    with pytest.raises(runner.ConfigError, match="`run_dir` must ") as refused:
+        RunDirectory.create("linreg", run_dir, "", {})
+    assert text in str(refused.value)
+    assert not list(Path().iterdir())
+
+
+def test_what_an_experiment_keeps_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["+experiment=linreg", *QUICK, "optimizer=adam", "train.steps=1"]) == 0
+    assert "note: kept from the experiment: `optimizer.lr`=0.0001 (adam: 0.001)\n" in capsys.readouterr().out
+    assert cli.main(["+experiment=linreg", *QUICK, "optimizer=adam", "optimizer.lr=0.1", "train.steps=1"]) == 0
+    assert "kept from" not in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------------------------------- from Python
+
+
+@pytest.mark.parametrize("overrides", ["seed=3", [3]])
+def test_overrides_are_a_list_of_texts(overrides: Any) -> None:
+    with pytest.raises(runner.ConfigError, match="`overrides` must be a list of texts such as"):
+        runner.run("linreg", overrides)
 
 
 def test_errors_are_raised_and_not_printed(capsys: pytest.CaptureFixture[str]) -> None:

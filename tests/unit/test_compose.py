@@ -66,10 +66,11 @@ def test_another_source_of_data_keeps_what_both_have() -> None:
     composed = compose(["+experiment=linreg", "data=csv", "data.path=x.csv", "data.target=y"])
     assert isinstance(composed.config.data, c.Csv)
     assert composed.config.data.split == c.Split(test=10, valid=0, order="sequential")
-    (notice,) = composed.notices
-    assert notice == (
+    assert composed.notices == (
         "`data.rows`, `data.start`, `data.stop`, `data.slope`, `data.intercept`, `data.noise` "
-        "of the experiment left out: csv has no such key"
+        "of the experiment left out: csv has no such key",
+        "kept from the experiment: `data.split`={'test': 10, 'valid': 0, 'order': 'sequential'} "
+        "(csv: {'test': 0, 'valid': 0, 'order': 'random'})",
     )
 
 
@@ -90,7 +91,7 @@ def test_every_experiment_takes_every_model_and_other_data(experiment: str, mode
 def test_an_optimizer_takes_the_place_of_the_experiments() -> None:
     composed = compose(["+experiment=curve_fit", "optimizer=adam", "update=optimizer"])
     assert isinstance(composed.config.optimizer, c.Adam)
-    assert composed.notices == ()
+    assert composed.notices == ("kept from the experiment: `optimizer.lr`=0.01 (adam: 0.001)",)
 
 
 def test_start_values_replace_and_do_not_merge() -> None:
