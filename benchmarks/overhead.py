@@ -1,6 +1,6 @@
 """What the runner costs: ratios against loops and processes written by hand, interleaved in one call, as medians.
 
-    python benchmarks/overhead.py [steps] [process] [--rounds N]
+    python benchmarks/overhead.py [steps|process] [--rounds N]
 
 `steps`: seconds of training with TensorBoard and JSONL at their defaults, over those of a loop on tensors that are already
 there (same model, start values, optimizer and batches). `process`: processor time of a whole `linreg`, over that of a
@@ -227,12 +227,12 @@ def processes(rounds: int) -> None:
 def main() -> None:
     """Print the tables that were asked for, both without a word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", choices=["steps", "process"])
+    parser.add_argument("table", nargs="?", choices=["steps", "process"])
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(Path(folder))
-        for table in given.tables or ["steps", "process"]:
+        for table in [given.table] if given.table else ["steps", "process"]:
             {"steps": steps, "process": processes}[table](given.rounds)
 
 

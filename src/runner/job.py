@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from runner.compose import Composed
 from runner.config import Config, config_hash, plain
 from runner.directory import RunDirectory, git, now
-from runner.errors import CheckpointError, ConfigError, Interrupted, RunFailed, RunnerError
+from runner.errors import Interrupted, RunnerError
+from runner.failures import as_failure, explained_memory, refuse_other
 from runner.record.console import Console
 from runner.startup import uncollected
 
@@ -29,18 +30,6 @@ if TYPE_CHECKING:
     from runner.record import Sink
 
 CHECKPOINTS = "checkpoints"
-FREE_ON_RESUME = (
-    "train.steps",
-    "train.epochs",
-    "device",
-    "strategy",
-    "name",
-    "run_dir",
-    "resume",
-    "record",
-    "checkpoint",
-)
-"""Keys that may differ between a checkpoint and the configuration that goes on from it."""
 
 
 @dataclass(frozen=True)
@@ -70,25 +59,12 @@ def execute(composed: Composed, command: Sequence[str]) -> Run:
         from runner import experiment
 
         resolved = experiment.resolve(composed.config, choice)
-        parts = _build(resolved, choice)
+        with explained_memory():
+            parts = experiment.build(resolved, choice)
     for warning in parts.dataset.warnings:
         console.warn(warning)
     job = _Job(parts, choice, composed, tuple(command), console, began)
     return job.resume(Path(resolved.resume)) if resolved.resume is not None else job.start()
-
-
-def _build(resolved: Config, choice: Choice) -> Experiment:
-    from runner import experiment
-
-    try:
-        return experiment.build(resolved, choice)
-    except (MemoryError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        if isinstance(error, MemoryError) or any(word in text for word in ("memory", "overflow", "too large")):
-            raise ConfigError(
-                f"data and model must fit in memory, but do not ({text[:200]}); make `data.rows`, `data.features` or `model.widths` smaller"
-            ) from None
-        raise
 
 
 def _device(asked: Config, console: Console) -> Choice:
@@ -135,7 +111,7 @@ class _Job:
             if loaded is not None:
                 for skipped in loaded.skipped:
                     self.console.warn(skipped)
-                _refuse_other(loaded.state, self.parts, loaded.path)
+                refuse_other(loaded.state, self.parts.config, self.parts.dataset.sha256, loaded.path)
                 done = loaded.step >= self.parts.steps or loaded.state["stopped_early"]
                 if done and directory.record.get("status") == "finished":
                     return self._nothing_to_do(directory, loaded.step)
@@ -198,7 +174,7 @@ class _Job:
         except BaseException as error:
             reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
             self._end(directory, sinks, "failed", reason)
-            failure = _as_failure(error, self.parts.config)
+            failure = as_failure(error, self.parts.config)
             if failure is None:
                 raise
             raise failure from error
@@ -254,7 +230,8 @@ class _Job:
         loop.load_decisions(loaded.state)
         loop.step = loop.saved_step = loaded.step
         # A run that ended here wrote a last row that one which goes on would not have written.
-        return loop.step + (1 if loop.calendar.row(loop.step) else 0)
+        kept = loop.calendar.row(loop.step) or loop.stopped_early or loop.step >= loop.calendar.last
+        return loop.step + (1 if kept else 0)
 
     def _metric_names(self) -> list[str]:
         return [f"{part}/{name}" for part in self.parts.dataset.parts for name in ("loss", "rmse", "mae", "r2")]
@@ -364,54 +341,3 @@ def _hyperparameters(config: Config) -> dict[str, float | str | bool]:
         "widths": str(list(getattr(config.model, "widths", []))),
         "clip_norm": str(train.clip_norm or "off"),
     }
-
-
-def _leaves(values: Mapping[str, Any], prefix: str) -> dict[str, float | str | bool]:
-    found: dict[str, float | str | bool] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _leaves(value, f"{prefix}.{name}")
-        elif isinstance(value, (bool, int, float, str)):
-            found[f"{prefix}.{name}"] = value
-        elif value is not None:
-            found[f"{prefix}.{name}"] = str(value)
-    return found
-
-
-def _refuse_other(state: Mapping[str, Any], parts: Experiment, path: Path) -> None:
-    """A checkpoint of another experiment must not be continued. Raises `CheckpointError` with every key that differs."""
-    saved, present = _leaves(state["config"], ""), _leaves(plain(parts.config), "")
-    problems = []
-    for key in sorted(saved.keys() | present.keys()):
-        name = key.removeprefix(".")
-        if saved.get(key) != present.get(key) and not any(
-            name == k or name.startswith(f"{k}.") for k in FREE_ON_RESUME
-        ):
-            problems.append(
-                f"`{name}` must be {saved.get(key)} as in {path.name}, but is {present.get(key)} in config.yaml; restore config.yaml"
-            )
-    if state["data_sha256"] != parts.dataset.sha256:
-        problems.append(
-            f"`data.path` must be the file that {path.name} was trained on, but its content has changed; restore it, or start a new run"
-        )
-    if problems:
-        raise CheckpointError(problems)
-
-
-def _as_failure(error: BaseException, config: Config) -> RunnerError | None:
-    """What the world did to a run, in a sentence; None for mistakes of ours, which keep their traceback."""
-    from runner.files import explain_os_error
-
-    if isinstance(error, RunnerError):
-        return error
-    if isinstance(error, OSError):
-        return RunFailed(explain_os_error(error, Path(error.filename or ".")))
-    text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        batch = config.train.batch_size or "all rows"
-        return RunFailed(
-            f"out of memory with `train.batch_size`={batch}; make it smaller, or cut batches with train.accumulate ({text[:200]})"
-        )
-    if isinstance(error, RuntimeError) and any(word in text for word in ("CUDA error", "HIP error", "device lost")):
-        return RunFailed(f"the device was lost: {text[:300]}; start again with resume=…")
-    return None

@@ -266,3 +266,19 @@ def test_the_state_is_plain_and_whole() -> None:
         or len(list((run / "checkpoints").glob("step_*"))) == 4
     )
     shutil.rmtree(run)
+
+
+def test_killed_between_the_last_checkpoint_and_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step 30 is not one of every seven: its row is there because it is the last, and must stay."""
+    overrides = choice("adam", "manual")
+    whole = runner.run(None, [*overrides, "run_dir=whole"])
+
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("runner.fingerprint.parameters_sha256", die)
+        assert os.WTERMSIG(faults.in_child(lambda: runner.run(None, [*overrides, "run_dir=killed"]))) == signal.SIGKILL
+    assert not Path("killed/summary.json").exists()
+    runner.run(None, ["resume=killed"])
+    same(whole.directory, Path("killed"))
