@@ -30,7 +30,11 @@ class Console:
 
     def say(self, text: Any) -> None:
         """A line (or a rich table) on the screen and in the log."""
-        self._screen.print(text, markup=False) if isinstance(text, str) else self._screen.print(text)
+        if isinstance(text, str) and not self._screen.is_terminal:
+            self._screen.file.write(f"{text}\n")  # a plain line needs no layout, which costs as much as two steps
+            self._screen.file.flush()
+        else:
+            self._screen.print(text, markup=False)
         self._note(text)
 
     def attach(self, path: Path) -> None:
@@ -46,8 +50,10 @@ class Console:
     def _note(self, text: Any) -> None:
         if self._log is None:
             self._said.append(text)
+        elif isinstance(text, str):
+            self._file.write(f"{text}\n")
         else:
-            self._log.print(text, markup=False) if isinstance(text, str) else self._log.print(text)
+            self._log.print(text)
 
     def begin(self, first: int, last: int, rows: int) -> None:
         """Training goes from step `first` to `last` and will write about `rows` rows."""
