@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from runner.compose import compose, options
 from runner.config import Config, plain
-from runner.errors import ConfigError, InputError, RunnerError
+from runner.errors import ConfigError, InputError, Interrupted, RunnerError
 from runner.record.console import complain
 from runner.startup import uncollected
 
@@ -33,11 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         complain([_one_line(problem) for problem in error.problems])
         return error.exit_code
+    except Interrupted as stop:
+        sys.stderr.write(f"{_one_line(str(stop))}\n")
+        return stop.exit_code
     except RunnerError as error:
         complain([_one_line(str(error))])
         return error.exit_code
     except KeyboardInterrupt:
-        complain(["stopped before training began; nothing was written"])
+        sys.stderr.write("stopped before training began; nothing was written\n")
         return 130
 
 

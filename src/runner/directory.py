@@ -28,17 +28,18 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = os.open(path, os.O_RDONLY)
+        lock = os.open(path, os.O_RDONLY)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._lock)
+            os.close(lock)
             raise CheckpointError(
                 f"{path} must not be in use, but {_holder(path)} is writing to it; wait for it to end, or start a new run"
             ) from None
         except BaseException:
-            os.close(self._lock)
+            os.close(lock)
             raise
+        self._lock: int | None = lock
         self.record: dict[str, Any] = {}
 
     @staticmethod
@@ -90,8 +91,10 @@ class RunDirectory:
         self.update(status="running", ended=None, resumed=self.record.get("resumed", 0) + 1, **_process(), **values)
 
     def close(self) -> None:
-        """Let others open it."""
-        os.close(self._lock)
+        """Let others open it; a second time does nothing."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def _refuse_taken(path: Path) -> None:

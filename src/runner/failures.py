@@ -57,12 +57,12 @@ def _leaves(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return found
 
 
-def as_failure(error: BaseException, config: Config) -> RunnerError | None:
+def as_failure(error: BaseException, config: Config, directory: Path) -> RunnerError | None:
     """What the world did to a run, in a sentence; None for mistakes of ours, which keep their traceback."""
     if isinstance(error, RunnerError):
         return error
     if isinstance(error, OSError):
-        return RunFailed(explain_os_error(error, Path(error.filename or ".")))
+        return RunFailed(explain_os_error(error, Path(error.filename or directory)))
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         batch = config.train.batch_size or "all rows"

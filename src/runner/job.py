@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import platform
 import shlex
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from runner.compose import Composed
 from runner.config import Config, config_hash, plain
 from runner.directory import RunDirectory, git, now
-from runner.errors import Interrupted, RunnerError
+from runner.errors import ConfigError, Interrupted, RunnerError
 from runner.failures import as_failure, explained_memory, refuse_other
 from runner.record.console import Console
 from runner.startup import uncollected
+from runner.stopping import StopRequest
 
 if TYPE_CHECKING:
     from runner.checkpoint import Loaded
@@ -63,8 +65,9 @@ def execute(composed: Composed, command: Sequence[str]) -> Run:
             parts = experiment.build(resolved, choice)
     for warning in parts.dataset.warnings:
         console.warn(warning)
-    job = _Job(parts, choice, composed, tuple(command), console, began)
-    return job.resume(Path(resolved.resume)) if resolved.resume is not None else job.start()
+    with StopRequest() as stop:
+        job = _Job(parts, choice, composed, tuple(command), console, began, stop)
+        return job.resume(Path(resolved.resume)) if resolved.resume is not None else job.start()
 
 
 def _device(asked: Config, console: Console) -> Choice:
@@ -96,6 +99,7 @@ class _Job:
     command: tuple[str, ...]
     console: Console
     began: float
+    stop: StopRequest
 
     def start(self) -> Run:
         resolved = self.parts.config
@@ -112,9 +116,9 @@ class _Job:
                 for skipped in loaded.skipped:
                     self.console.warn(skipped)
                 refuse_other(loaded.state, self.parts.config, self.parts.dataset.sha256, loaded.path)
-                done = loaded.step >= self.parts.steps or loaded.state["stopped_early"]
-                if done and directory.record.get("status") == "finished":
-                    return self._nothing_to_do(directory, loaded.step)
+                summary = self._summary_of(directory, loaded)
+                if summary is not None:
+                    return self._nothing_to_do(directory, loaded, summary)
         except BaseException:
             directory.close()
             raise
@@ -122,14 +126,29 @@ class _Job:
         (path / "summary.json").unlink(missing_ok=True)  # that of fewer steps
         return self._go(directory, loaded)
 
-    def _nothing_to_do(self, directory: RunDirectory, step: int) -> Run:
-        import json
+    def _summary_of(self, directory: RunDirectory, loaded: Loaded) -> dict[str, Any] | None:
+        """The summary of a run that has nothing left to do; None for one that goes on, or has to write it again."""
+        early = bool(loaded.state["stopped_early"])
+        if loaded.step > self.parts.steps and not early:
+            raise ConfigError(
+                f"`train.steps` must be at least {loaded.step}, the step that the run has reached, but is {self.parts.steps}; "
+                "make it larger, or start a new run"
+            )
+        if directory.record.get("status") != "finished" or (loaded.step < self.parts.steps and not early):
+            return None
+        try:
+            summary: dict[str, Any] = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return summary
 
-        self.console.say(
-            f"{directory.path} is finished at step {step}; there is nothing left to do. More steps: train.steps=…"
+    def _nothing_to_do(self, directory: RunDirectory, loaded: Loaded, summary: dict[str, Any]) -> Run:
+        more = (
+            "it stopped early, as it was told to" if loaded.state["stopped_early"] else "for more steps: train.steps=…"
         )
+        self.console.say(f"{directory.path} is finished at step {loaded.step}; there is nothing left to do ({more})")
         directory.close()
-        return Run(directory.path, json.loads((directory.path / "summary.json").read_text(encoding="utf-8")))
+        return Run(directory.path, summary)
 
     def _record(self) -> dict[str, Any]:
         import hydra
@@ -169,12 +188,13 @@ class _Job:
                 sink.close()
         except Interrupted as stop:
             self._end(directory, sinks, "interrupted", str(stop))
-            self.console.say(f"go on with: python -m runner resume={directory.path}")
+            with contextlib.suppress(OSError):
+                self.console.say(f"go on with: python -m runner resume={directory.path}")
             raise
         except BaseException as error:
             reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
             self._end(directory, sinks, "failed", reason)
-            failure = as_failure(error, self.parts.config)
+            failure = as_failure(error, self.parts.config, directory.path)
             if failure is None:
                 raise
             raise failure from error
@@ -189,10 +209,9 @@ class _Job:
         import torch
 
         from runner.objective import borrowed
-        from runner.stopping import StopRequest
 
-        with StopRequest() as stop, borrowed(self.parts.model.draws, torch.device(self.choice.torch_device)):
-            loop = self.parts.loop(sinks, self._saver(directory), stop)
+        with borrowed(self.parts.model.draws, torch.device(self.choice.torch_device)):
+            loop = self.parts.loop(sinks, self._saver(directory), self.stop)
             first_step = self._restore(loop, loaded, resumed=self.composed.config.resume is not None)
             if loaded is not None or self.composed.config.resume is not None:
                 _write_config(directory, self.parts.config)
@@ -245,12 +264,12 @@ class _Job:
         by_hand = "by hand" if resolved.update == "manual" else "by torch.optim"
         say = self.console.say
         say(f"run      {directory.path}")
-        say(f"device   {self.choice.name} ({self.choice.reason}), {torch.get_num_threads()} threads")
+        say(f"device   {self.choice.name} ({self.choice.reason}), {_counted(torch.get_num_threads(), 'thread')}")
         say(f"dtype    {resolved.dtype}" + (f", amp {resolved.amp}" if resolved.amp != "off" else ""))
         say(
-            f"data     {resolved.data.name}: {rows} rows of {len(dataset.feature_names)} features → {dataset.target_name}"
+            f"data     {resolved.data.name}: {rows} rows of {_counted(len(dataset.feature_names), 'feature')} → {dataset.target_name}"
         )
-        say(f"model    {resolved.model.name}, {count:,} parameters, loss {resolved.loss.name}")
+        say(f"model    {resolved.model.name}, {_counted(count, 'parameter')}, loss {resolved.loss.name}")
         say(f"update   {resolved.optimizer.name} {by_hand}, lr {resolved.optimizer.lr:g} ({resolved.schedule.name})")
         batch = len(dataset.parts["train"]) if resolved.train.batch_size is None else resolved.train.batch_size
         say(
@@ -284,9 +303,23 @@ class _Job:
             sink.finish({**summary, "status": "finished"}, figures)
         write_json(directory.path / "summary.json", summary)
         directory.update(status="finished", ended=now())
+        self._explain(loop)
         self.console.say(f"run      {directory.path}")
         self.console.say(f"look     tensorboard --logdir {directory.path.parent}")
         return Run(directory.path, summary)
+
+    def _explain(self, loop: Loop) -> None:
+        """What the numbers above do not say themselves."""
+        early, dataset = self.parts.config.train.early_stopping, self.parts.dataset
+        if loop.stopped_early:
+            metric = f"{loop.watched}/{early.metric}"
+            self.console.say(
+                f"stopped  early: {metric} has not become better than {loop.early.value:.6g} in {early.patience} evaluations"
+            )
+        if self.parts.config.data.standardize or self.parts.config.data.log_target:
+            self.console.say(
+                f"units    rmse and mae are those of {dataset.target_name}; loss is in the units trained in"
+            )
 
     def _draw(self, directory: RunDirectory) -> dict[str, bytes]:
         from runner.files import write_atomic
@@ -302,7 +335,8 @@ class _Job:
 
     def _end(self, directory: RunDirectory, sinks: Sequence[Sink], status: str, reason: str) -> None:
         """A run that did not finish: say so wherever one looks, as far as the disk still takes it."""
-        self.console.fail(reason)
+        with contextlib.suppress(OSError):
+            self.console.fail(reason)
         with contextlib.suppress(OSError, RunnerError):
             directory.update(status=status, ended=now(), reason=reason)
         for sink in sinks:
@@ -312,6 +346,10 @@ class _Job:
 
 MOST_PARAMETERS = 1_000
 """A model with more numbers than this has its parameters in the checkpoint only."""
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" + ("s" if number != 1 else "")
 
 
 def _yaml(config: Config) -> str:
@@ -327,17 +365,17 @@ def _write_config(directory: RunDirectory, config: Config) -> None:
 
 
 def _hyperparameters(config: Config) -> dict[str, float | str | bool]:
-    """The columns of TensorBoard's table: the same ones for every experiment, since the first run it finds names them."""
-    groups = ("data", "model", "loss", "optimizer", "schedule")
-    optimizer, train = config.optimizer, config.train
+    """The columns of TensorBoard's table: the same ones for every experiment, since the first run it finds names them.
+
+    It sorts them and shows the first five: these should be the ones that runs differ in.
+    """
     return {
-        **{group: str(getattr(config, group).name) for group in groups},
-        "update": config.update,
-        "dtype": config.dtype,
+        "data": config.data.name,
+        "lr": config.optimizer.lr,
+        "model": config.model.name,
+        "optimizer": config.optimizer.name,
         "seed": config.seed,
-        "lr": optimizer.lr,
-        "weight_decay": getattr(optimizer, "weight_decay", 0.0),
-        "batch_size": str(train.batch_size or "all"),
+        "update": config.update,
+        "weight_decay": getattr(config.optimizer, "weight_decay", 0.0),
         "widths": str(list(getattr(config.model, "widths", []))),
-        "clip_norm": str(train.clip_norm or "off"),
     }

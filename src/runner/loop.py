@@ -67,7 +67,9 @@ class Calendar:
         return self.evaluate_every is not None and step % self.evaluate_every == 0
 
     def checkpoint(self, step: int) -> bool:
-        return step == self.last or (self.checkpoint_every is not None and step % self.checkpoint_every == 0)
+        return step == self.last or (
+            self.checkpoint_every is not None and step > 0 and step % self.checkpoint_every == 0
+        )
 
     def next_look(self, step: int) -> int:
         """The first step after `step` at which anything is due."""
@@ -107,7 +109,8 @@ class Loop:
 
     def run(self) -> None:
         """Train to the last step. Raises `Diverged` and `Interrupted`, with the state saved."""
-        self._good_step, self._good = self.step, _copy(self.state.capture())
+        self._first_step = self._good_step = self.step
+        self._good = _copy(self.state.capture())
         self._row_step, self._row_time = self.step, time.perf_counter()
         self._clock = time.perf_counter()
         while self.step < self.calendar.last and not self.stopped_early:
@@ -254,7 +257,7 @@ class Loop:
         finite = (
             f"the last finite loss was {self._last_finite:.6g}"
             if math.isfinite(self._last_finite)
-            else "no loss was finite"
+            else f"no loss since step {self._first_step} was finite"
         )
         return (
             f"training diverged at step {step}: {what} with lr={lr:g}, {finite}; "
@@ -265,7 +268,7 @@ class Loop:
         """What to do: rows that alone have no finite prediction, else the learning rate."""
         rows = self.objective.without_value(step)
         if not rows:
-            return "Make optimizer.lr smaller, or clip gradients with train.clip_norm"
+            return "Make optimizer.lr smaller, or standardize the data with data.standardize=true"
         named = ", ".join(str(row + 1) for row in rows[:5])
         return f"{len(rows)} rows of its batch have no finite prediction, such as row {named} of the data: take them out, mend the model, or make optimizer.lr smaller"
 

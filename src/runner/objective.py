@@ -72,6 +72,8 @@ class Objective:
         if self.clip_norm is not None or self.check_gradients:
             self._measure()
         if not self.scaler.accept(self.parameters):
+            # The scaler's to deal with: a norm that is not finite is no divergence when the step is skipped.
+            self.norm = None if self.norm is None else torch.zeros_like(self.norm)
             return total, None
         return total, [parameter.grad for parameter in self.parameters]  # type: ignore[misc]
 

@@ -205,7 +205,7 @@ def test_a_failed_run_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (RunFailed("the device was lost"), 1, "the device was lost"),
+        (RunFailed("the device was lost"), 1, "error: the device was lost"),
         (Interrupted(2, "stopped after step 5"), 130, "stopped after step 5 (SIGINT)"),
         (Interrupted(15, "stopped after step 5"), 143, "stopped after step 5 (SIGTERM)"),
         (KeyboardInterrupt(), 130, "stopped before training began; nothing was written"),
@@ -219,7 +219,7 @@ def test_an_error_has_its_code(
 
     monkeypatch.setattr("runner.job.execute", fail)
     assert cli.main(["seed=3"]) == code
-    assert capsys.readouterr().err == f"error: {line}\n"
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

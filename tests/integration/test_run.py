@@ -272,7 +272,7 @@ def test_the_console_says_what_was_chosen_and_found(capsys: pytest.CaptureFixtur
     run = runner.run("linreg", [*QUICK, "train.steps=400"])
     said = capsys.readouterr().out
     for text in (
-        f"run      {run.directory}", "1 threads", "dtype    float32", "data     line: 90 train, 10 test rows of 1 features → y",
+        f"run      {run.directory}", "1 thread\n", "dtype    float32", "data     line: 90 train, 10 test rows of 1 feature → y",
         "model    linear, 2 parameters, loss mse", "update   sgd by hand, lr 0.0001 (constant)", "training 400 steps of 90 rows",
         "step 200/400  train/loss ", "step 400/400  train/loss ", "weight = ", "bias = ", f"tensorboard --logdir {run.directory.parent}",
     ):  # fmt: skip
@@ -443,7 +443,7 @@ def test_the_process_answers_a_signal_with_its_code(number: int, code: int) -> N
     out, err = process.communicate()
     assert process.returncode == code
     assert "go on with: python -m runner resume=signalled" in out
-    assert re.search(r"error: stopped after step \d+; the state is saved", err)
+    assert re.search(r"^stopped after step \d+; the state is saved", err)
     assert checkpoint.load(Path("signalled/checkpoints")) is not None
 
 
@@ -535,3 +535,51 @@ def test_the_public_face_is_complete() -> None:
     assert sorted(runner.__all__) == runner.__all__
     assert all(hasattr(runner, name) for name in runner.__all__)
     assert callable(runner.run)
+
+
+def test_a_scaler_that_skips_a_step_is_no_divergence() -> None:
+    """The first scale is too large for these numbers: the norm of a skipped step is inf and none of our business."""
+    for words in (["train.clip_norm=1"], ["train.check_gradients=true"]):
+        run = runner.run("linreg", [*QUICK, *words, "amp=float16", "train.steps=25", "record.every_steps=25"])
+        assert run.rows[-1]["skipped_steps"] > 0
+
+
+def test_fewer_steps_than_the_run_has_taken_are_refused() -> None:
+    runner.run("linreg", [*QUICK, "train.steps=20", "run_dir=done"])
+    with pytest.raises(
+        runner.ConfigError, match=r"`train.steps` must be at least 20, the step that the run has reached, but is 12"
+    ):
+        runner.run(None, ["resume=done", "train.steps=12"])
+    assert record(Path("done"))["status"] == "finished"
+
+
+def test_a_lost_summary_is_written_again() -> None:
+    first = runner.run("linreg", [*QUICK, "train.steps=20", "run_dir=done"]).summary
+    Path("done/summary.json").unlink()
+    again = runner.run(None, ["resume=done"]).summary
+    assert {**again, "timing": None} == {**first, "timing": None}
+    assert [row["step"] for row in read_rows(Path("done/metrics.jsonl"))] == [20]
+
+
+def test_a_reader_that_goes_away_does_not_stop_the_run() -> None:
+    command = (
+        f"{sys.executable} -m runner +experiment=linreg {' '.join(QUICK)} train.steps=3000 run_dir=alone | head -2"
+    )
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert record(Path("alone"))["status"] == "finished"
+
+
+def test_a_screen_that_knows_no_arrows(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-m", "runner", "+experiment=linreg", *QUICK, "train.steps=3"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=True
+    )
+    assert "rows of 1 feature ? y" in done.stdout
+
+
+def test_early_stopping_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train.eval_every_steps=5", "train.early_stopping.patience=2", "optimizer.lr=0", "train.epochs=50"]
+    runner.run("mlp", [*QUICK, *words])
+    assert re.search(
+        r"stopped  early: valid/loss has not become better than \S+ in 2 evaluations", capsys.readouterr().out
+    )

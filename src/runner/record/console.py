@@ -9,8 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+READABLE = 20
+"""Most fitted numbers that are told on the screen; summary.json has more."""
+
 LINES = 50
 """About how many plain lines the rows of one run take."""
+
+REFRESH_SECONDS = 0.1
+"""Shortest time between two drawings of the live line."""
 
 SILENCE_SECONDS = 10.0
 """Longest time without a line, while there are rows to tell."""
@@ -22,7 +28,9 @@ class Console:
     def __init__(self) -> None:
         from rich.console import Console as Rich
 
-        self._screen = Rich(highlight=False, soft_wrap=True)
+        self._screen = _screen(Rich)
+        self._live = self._screen.is_terminal and not self._screen.is_dumb_terminal and sys.stdout.isatty()
+        self._deaf = False
         self._said: list[Any] = []
         self._log: Any = None
         self._progress: Any = None
@@ -30,12 +38,25 @@ class Console:
 
     def say(self, text: Any) -> None:
         """A line (or a rich table) on the screen and in the log."""
-        if isinstance(text, str) and not self._screen.is_terminal:
-            self._screen.file.write(f"{text}\n")  # a plain line needs no layout, which costs as much as two steps
-            self._screen.file.flush()
-        else:
-            self._screen.print(text, markup=False)
+        try:
+            if isinstance(text, str) and not self._live:
+                self._plain(text)
+            else:
+                self._screen.print(text, markup=False)
+        except BrokenPipeError:
+            self._deaf = True  # whoever read along has gone: the records do not need the screen
         self._note(text)
+
+    def _plain(self, text: str) -> None:
+        """A line without layout, which would cost as much as two steps."""
+        if self._deaf:
+            return
+        stream = self._screen.file
+        try:
+            stream.write(f"{text}\n")
+        except UnicodeEncodeError:
+            stream.write(text.encode("ascii", "replace").decode() + "\n")
+        stream.flush()
 
     def attach(self, path: Path) -> None:
         """From here on everything said is in this file as well, and so is all that was said before."""
@@ -60,16 +81,18 @@ class Console:
         self._last, self._every, self._count = last, max(1, math.ceil(rows / LINES)), 0
         self._step, self._time = first, time.perf_counter()
         self._told = -math.inf  # the first row is told at once
-        if self._screen.is_terminal:
+        if self._live:
             self._start_progress(first)
 
     def _start_progress(self, first: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
-        columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}", table_column=Column(no_wrap=True)), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._screen, auto_refresh=False, transient=True)
         self._progress.start()
         self._task = self._progress.add_task("", total=self._last, completed=first)
+        self._drawn = -math.inf
 
     def open(self, first_step: int) -> None:
         """The log only grows."""
@@ -85,11 +108,15 @@ class Console:
         self._count += 1
         text = _line(row, self._last, pace)
         if self._progress is not None:
-            self._progress.update(self._task, completed=row["step"], description=text, refresh=True)
-            self._note(text)
-        elif self._count % self._every == 0 or row["step"] == self._last or now - self._told > SILENCE_SECONDS:
+            refresh = now - self._drawn > REFRESH_SECONDS or row["step"] == self._last
+            self._drawn = now if refresh else self._drawn
+            short = _line(row, self._last, pace, ("loss",))
+            self._progress.update(self._task, completed=row["step"], description=short, refresh=refresh)
+        if self._count % self._every == 0 or row["step"] == self._last or now - self._told > SILENCE_SECONDS:
             self.say(text)
             self._told = now
+        elif self._live:
+            self._note(text)
 
     def flush(self) -> None:
         """Hand the log to the file system."""
@@ -101,7 +128,7 @@ class Console:
         self.rest()
         if summary["status"] == "finished":
             self.say(_metrics_table(summary["metrics"]))
-            if summary.get("parameters"):
+            if 0 < len(_flat(list(summary.get("parameters", {}).values()))) <= READABLE:
                 self.say(_parameters(summary["parameters"]))
 
     def rest(self) -> None:
@@ -133,14 +160,24 @@ def complain(problems: Sequence[str]) -> None:
         sys.stderr.write(f"error: {problem}\n")
 
 
-def _line(row: Mapping[str, Any], last: int, pace: float) -> str:
+def _screen(rich: Any) -> Any:
+    """Rich's console, but for a reader that goes away: rich would end the process."""
+
+    class Screen(rich):  # type: ignore[misc]
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Screen(highlight=False, soft_wrap=True)
+
+
+TOLD = ("loss", "/rmse", "param/", "skipped")
+"""What of a row is told: names that end or begin so."""
+
+
+def _line(row: Mapping[str, Any], last: int, pace: float, told: tuple[str, ...] = TOLD) -> str:
     width = len(str(last))
     shown = [f"step {row['step']:>{width}}/{last}"]
-    shown += [
-        f"{name} {_number(value)}"
-        for name, value in row.items()
-        if name.endswith("loss") or name.startswith(("param/", "skipped")) or name.endswith("/rmse")
-    ]
+    shown += [f"{name} {_number(value)}" for name, value in row.items() if name.endswith(told) or name.startswith(told)]
     return "  ".join([*shown, f"lr {row['lr']:g}", f"{pace:,.0f} steps/s" if pace >= 10 else f"{pace:.2g} steps/s"])
 
 
@@ -159,12 +196,7 @@ def _metrics_table(metrics: Mapping[str, float]) -> Any:
 
 
 def _parameters(parameters: Mapping[str, Any]) -> str:
-    lines = []
-    for name, value in parameters.items():
-        numbers = _flat(value)
-        shown = ", ".join(_number(number) for number in numbers[:10])
-        lines.append(f"{name} = {shown}" + (f", … ({len(numbers)} numbers)" if len(numbers) > 10 else ""))
-    return "\n".join(lines[:20] + ([f"… {len(lines) - 20} more, see summary.json"] if len(lines) > 20 else []))
+    return "\n".join(f"{name} = {', '.join(_number(n) for n in _flat(value))}" for name, value in parameters.items())
 
 
 def _flat(value: Any) -> list[float]:
