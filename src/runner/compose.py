@@ -301,8 +301,14 @@ def _tell_kept(values: Mapping[str, Any], plan: Plan, config_dir: str | None) ->
     """Name what an experiment sets over the option that is typed beside it: `optimizer=adam` with the lr of another."""
     from omegaconf import OmegaConf
 
-    typed = plan.groups.keys() & schema.hints(Config).keys()
-    if not typed or typed == plan.groups.keys():
+    texts = [
+        _text(group, choice, config_dir) for group, choice in plan.groups.items() if group not in schema.hints(Config)
+    ]
+    # Only what such a file names can have been set by it; composing once more takes a tenth of a second.
+    typed = {
+        group for group in plan.groups.keys() & schema.hints(Config).keys() if any(f"\n{group}:" in t for t in texts)
+    }
+    if not typed:
         return
     alone = OmegaConf.to_container(_chosen(Plan({group: plan.groups[group] for group in typed}), config_dir))
     assert isinstance(alone, dict)
@@ -314,6 +320,12 @@ def _tell_kept(values: Mapping[str, Any], plan: Plan, config_dir: str | None) ->
     ]
     if kept:
         plan.notices.append(f"kept from the experiment: {', '.join(kept)}")
+
+
+def _text(group: str, choice: str, config_dir: str | None) -> str:
+    roots = [CONF, *([Path(config_dir)] if config_dir else [])]
+    files = [root / group / f"{choice}.yaml" for root in roots]
+    return next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
 
 
 def _drop_leftovers(values: dict[str, Any], plan: Plan) -> None:
