@@ -25,7 +25,7 @@ Array: TypeAlias = NDArray[np.floating[Any]]
 POINTS = 10_000  # more of one part are not told apart, and cost time and bytes
 MARKS = 50  # more crosses on a line hide it
 LARGEST = 1e100  # beyond it the arithmetic of the axes overflows
-DPI = 120
+DPI = 110
 COLOURS = {"train": "#0072B2", "valid": "#009E73", "test": "#D55E00"}
 INK, SOFT, GRID = "#222222", "#666666", "#E4E4E4"
 LEFT, RIGHT = 0.11, 0.975  # of the width of the page
@@ -278,5 +278,5 @@ def _png(figure: Figure) -> bytes:
     target = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks: boxes are drawn
-        figure.savefig(target, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
+        figure.savefig(target, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 1})
     return target.getvalue()

@@ -63,7 +63,7 @@ def test_three_png_files_and_the_same_bytes_again() -> None:
     files = draw(given)
     assert list(files) == ["fit", "loss", "residuals"]
     for png in files.values():
-        assert imread(io.BytesIO(png)).shape == (552, 864, 4)
+        assert imread(io.BytesIO(png)).shape == (506, 792, 4)
         assert b"Software" not in png
     assert draw(given) == files
 
