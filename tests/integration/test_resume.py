@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -261,11 +260,8 @@ def test_the_state_is_plain_and_whole() -> None:
     assert state["step"] == 30
     assert {"model", "optimizer", "scaler", "early_stopping", "best", "config", "scaling"} <= state.keys()
     assert set(state["optimizer"]) == set(state["model"])
-    assert (
-        sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best", "last", "step_24", "step_28", "step_30"]
-        or len(list((run / "checkpoints").glob("step_*"))) == 4
-    )
-    shutil.rmtree(run)
+    kept = {"step_24", "step_28", "step_30", os.readlink(run / "checkpoints/best")}  # the newest three, and the best
+    assert {path.name for path in (run / "checkpoints").iterdir()} == kept | {"best", "last"}
 
 
 def test_killed_between_the_last_checkpoint_and_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
