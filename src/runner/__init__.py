@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from runner.errors import (
 )
 
 if TYPE_CHECKING:
+    from runner.compose import Composed
     from runner.job import Run
 
 __all__ = [
@@ -44,10 +46,21 @@ def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir
     """
     from runner.compose import compose
     from runner.job import execute
+    from runner.world import launched
 
     if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
         raise ConfigError(
             f'`overrides` must be a list of texts such as ["seed=3"], but is {overrides!r}; put it in a list'
         )
     words = ([f"+experiment={experiment}"] if experiment is not None else []) + list(overrides)
-    return execute(compose(words, config_dir), [sys.argv[0] or "python", *words])
+
+    def ask(earlier: str | None) -> Composed:
+        composed = compose(words if earlier is None else [f"resume={earlier}"], config_dir)
+        if not launched(os.environ) and composed.config.launch.processes * composed.config.launch.nodes > 1:
+            raise ConfigError(
+                "`launch.processes` and `launch.nodes` start processes from the command line, but this is a call from Python; "
+                "leave them out, or run the script itself with torchrun"
+            )
+        return composed
+
+    return execute(ask, [sys.argv[0] or "python", *words])

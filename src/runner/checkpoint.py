@@ -1,7 +1,8 @@
 """Checkpoints that survive a kill at any moment and are never believed unread.
 
     checkpoints/step_<n>/state.pt         torch.save of plain values and tensors
-    checkpoints/step_<n>/manifest.json    step, size and SHA-256 of state.pt, and the manifest's own SHA-256
+    checkpoints/step_<n>/*.distcp         the tensors, where each process holds a part of them; `.metadata` says which
+    checkpoints/step_<n>/manifest.json    step, size and SHA-256 of every other file, and the manifest's own SHA-256
     checkpoints/last, checkpoints/best    relative symlinks
 
 A checkpoint is written beside its place under a temporary name and renamed when the disk has it. Older ones are deleted
@@ -10,9 +11,7 @@ only after `last` points at the new one. torch.load itself does not notice a fli
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import os
 import re
 import shutil
@@ -26,9 +25,9 @@ import torch
 
 from runner.errors import CheckpointError, RunFailed
 from runner.files import explain_os_error, sync_folder, temporary, write_new
+from runner.manifest import MANIFEST, Files, manifest_of, measured, measured_file, mismatch
 
 STATE = "state.pt"
-MANIFEST = "manifest.json"
 STEP = re.compile(r"step_(0|[1-9][0-9]*)")
 TEMPORARY = re.compile(r"(?:step_(0|[1-9][0-9]*)|last|best)\.tmp-[0-9a-f]{8}")
 
@@ -50,22 +49,33 @@ def save(folder: Path, step: int, state: dict[str, Any], *, best: bool, keep: in
     be deleted now is tried again at the next save. Raises RunFailed when the state cannot be written: the older
     checkpoints and the link to them are then as they were. Raises ValueError for a state that `load` would refuse.
     """
+    data = _serialised(step, state)
     target = folder / f"step_{step}"
-    files = _serialised(step, state)
+    if not _holds(target, step, data):
+        fresh = draft(folder, step)
+        with _removed_on_failure(fresh), _explained(target, step):
+            _complete(fresh, target, data, {})
+    return _release(target, best, keep)
+
+
+def draft(folder: Path, step: int) -> Path:
+    """A new folder beside the place of a checkpoint, for shards; `publish` makes it one. Raises RunFailed."""
+    target = folder / f"step_{step}"
     with _explained(target, step):
         if not folder.is_dir():
             os.mkdir(folder)
             sync_folder(folder.parent)
-        if not _holds(target, files):
-            _publish(target, files)
-        sync_folder(folder)
-    for name in ("last", "best") if best else ("last",):
-        with _explained(folder / name, step):
-            _point(folder / name, target.name)
-    with _explained(folder, step):
-        sync_folder(folder)  # before the deletions: they must not reach the disk ahead of the links
-    _tidy(folder, keep)
-    return target
+        fresh = temporary(target)
+        os.mkdir(fresh)
+        return fresh
+
+
+def publish(fresh: Path, state: dict[str, Any], *, best: bool, keep: int | None) -> Path:
+    """Make the checkpoint of a draft that has its shards: `save` of all that is not in them, with the same errors."""
+    step, target = _step_of(fresh.name), fresh.with_suffix("")
+    with _removed_on_failure(fresh), _explained(target, step):
+        _complete(fresh, target, _serialised(step, state), _readable(fresh, step))
+    return _release(target, best, keep)
 
 
 def load(folder: Path) -> Loaded | None:
@@ -95,25 +105,15 @@ def verify(path: Path) -> str | None:
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
-def _serialised(step: int, state: dict[str, Any]) -> dict[str, bytes]:
-    """File name → content. Read back at once, so that nothing is published that `load` would refuse later."""
+def _serialised(step: int, state: dict[str, Any]) -> bytes:
+    """The content of state.pt. Read back at once, so that nothing is published that `load` would refuse later."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
     found = _unpickled(step, data)
     if isinstance(found, str):
         raise ValueError(f"the state of step {step} cannot be loaded again: {found}")
-    return {STATE: data, MANIFEST: _manifest(step, data)}
-
-
-def _manifest(step: int, data: bytes) -> bytes:
-    body = {"step": step, "files": {STATE: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}}
-    return _canonical({**body, "sha256": hashlib.sha256(_canonical(body)).hexdigest()})
-
-
-def _canonical(value: Any) -> bytes:
-    """The one way in which a value is written: a reader that finds another one knows that bytes have changed."""
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+    return data
 
 
 @contextmanager
@@ -124,24 +124,41 @@ def _explained(path: Path, step: int) -> Iterator[None]:
         raise RunFailed(f"saving step {step} failed: {explain_os_error(error, path)}") from error
 
 
-def _holds(target: Path, files: dict[str, bytes]) -> bool:
+def _holds(target: Path, step: int, data: bytes) -> bool:
     try:
-        return all((target / name).read_bytes() == data for name, data in files.items())
+        alone = {*os.listdir(target)} == {STATE, MANIFEST}
+        found = [(target / name).read_bytes() for name in (STATE, MANIFEST)]
     except OSError:
         return False
+    return alone and found == [data, manifest_of(step, {STATE: measured(data)})]
 
 
-def _publish(target: Path, files: dict[str, bytes]) -> None:
-    fresh = temporary(target)
+@contextmanager
+def _removed_on_failure(fresh: Path) -> Iterator[None]:
     try:
-        os.mkdir(fresh)
-        for name, data in files.items():
-            write_new(fresh / name, data)
-        sync_folder(fresh)
-        _put(fresh, target)
+        yield
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def _complete(fresh: Path, target: Path, data: bytes, shards: Files) -> None:
+    """Add state and manifest to a draft and rename it."""
+    write_new(fresh / STATE, data)
+    write_new(fresh / MANIFEST, manifest_of(_step_of(target.name), {STATE: measured(data), **shards}))
+    sync_folder(fresh)
+    _put(fresh, target)
+
+
+def _readable(fresh: Path, step: int) -> Files:
+    """The shards of a draft; `load` would not refuse them."""
+    from runner import shards
+
+    files = _others(fresh)
+    found = shards.described(fresh, files)
+    if isinstance(found, str):
+        raise ValueError(f"the shards of step {step} cannot be loaded again: {found}")
+    return files
 
 
 def _put(fresh: Path, target: Path) -> None:
@@ -166,6 +183,20 @@ def _point(link: Path, name: str) -> None:
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
+
+
+def _release(target: Path, best: bool, keep: int | None) -> Path:
+    """Point the links at a checkpoint that is in its place, and delete what is not kept."""
+    folder, step = target.parent, _step_of(target.name)
+    with _explained(target, step):
+        sync_folder(folder)
+    for name in ("last", "best") if best else ("last",):
+        with _explained(folder / name, step):
+            _point(folder / name, target.name)
+    with _explained(folder, step):
+        sync_folder(folder)  # before the deletions: they must not reach the disk ahead of the links
+    _tidy(folder, keep)
+    return target
 
 
 def _tidy(folder: Path, keep: int | None) -> None:
@@ -234,32 +265,26 @@ def _inspect(path: Path) -> dict[str, Any] | str:
         return "it is not a folder" if os.path.lexists(path) else "it is not there"
     try:
         manifest, data = (path / MANIFEST).read_bytes(), (path / STATE).read_bytes()
+        files = {STATE: measured(data), **_others(path)}
     except OSError as error:
         return f"{Path(error.filename).name} cannot be read ({error.strerror})"
     step = _step_of(path.name)
-    return _mismatch(step, manifest, data) or _unpickled(step, data)
+    return mismatch(step, manifest, files) or _read(path, data, files)
 
 
-def _mismatch(step: int, manifest: bytes, data: bytes) -> str | None:
-    """How the manifest differs from the one that belongs to this step and these bytes; None if it does not."""
-    if manifest == _manifest(step, data):
-        return None
-    try:
-        found = json.loads(manifest)
-        body = {name: value for name, value in found.items() if name != "sha256"}
-        own, sealed = found["sha256"], hashlib.sha256(_canonical(body)).hexdigest()
-        written, size, digest = found["step"], found["files"][STATE]["bytes"], found["files"][STATE]["sha256"]
-    except (ValueError, RecursionError):
-        return f"{MANIFEST} ({len(manifest)} bytes) is not JSON"
-    except (KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} lacks what a manifest has"
-    reasons = [
-        (own != sealed, f"{MANIFEST} does not have its own SHA-256"),
-        (written != step, f"{MANIFEST} is of step {written}, but the folder of step {step}"),
-        (size != len(data), f"{STATE} has {len(data)} bytes, but {MANIFEST} says {size}"),
-        (digest != hashlib.sha256(data).hexdigest(), f"{STATE} does not have the SHA-256 that {MANIFEST} says"),
-    ]
-    return next((words for holds, words in reasons if holds), f"{MANIFEST} is not written as manifests are")
+def _others(path: Path) -> Files:
+    """All files of a checkpoint besides state and manifest."""
+    return {name: measured_file(path / name) for name in sorted({*os.listdir(path)} - {STATE, MANIFEST})}
+
+
+def _read(path: Path, data: bytes, files: Files) -> dict[str, Any] | str:
+    """The state, with the tensors that are in shards put in whole."""
+    state = _unpickled(_step_of(path.name), data)
+    if isinstance(state, str) or len(files) == 1:
+        return state
+    from runner import shards
+
+    return shards.read(path, files, state)
 
 
 def _unpickled(step: int, data: bytes) -> dict[str, Any] | str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from runner.compose import compose, options
+from runner.compose import Composed, compose, options
 from runner.config import Config, plain
-from runner.errors import ConfigError, InputError, Interrupted, RunnerError
+from runner.errors import ConfigError, Elsewhere, InputError, Interrupted, RunnerError
 from runner.record.console import complain
 from runner.startup import uncollected
+
+if TYPE_CHECKING:
+    from runner.job import Ask
 
 USAGE = """\
 python -m runner +experiment=NAME [key=value …]     one run
@@ -30,14 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         return _command(words)
+    except Elsewhere as error:
+        return error.exit_code  # the process that it happened on has told
     except InputError as error:
-        complain([_one_line(problem) for problem in error.problems])
+        complain([_one_line(problem) for problem in error.problems], error.rank)
         return error.exit_code
     except Interrupted as stop:
         sys.stderr.write(f"{_one_line(str(stop))}\n")
         return stop.exit_code
     except RunnerError as error:
-        complain([_one_line(str(error))])
+        complain([_one_line(str(error))], error.rank)
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("stopped before training began; nothing was written\n")
@@ -68,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 def _command(words: list[str]) -> int:
     given, rest = _parser().parse_known_intermixed_args(words)
     overrides = given.overrides + rest
+    if (given.help or given.version or given.cfg or not words) and os.environ.get("RANK", "0") != "0":
+        return 0  # one of several processes: the first one answers
     if given.help or not words:
         sys.stdout.write(help_text(given.config_dir))
         return 0
@@ -85,16 +93,31 @@ def _command(words: list[str]) -> int:
     base = overrides.pop(0) if overrides[:1] == ["rerun"] else None
     if base is not None and not overrides:
         raise ConfigError("`rerun` must be followed by a run directory, but nothing follows; write rerun RUN_DIR")
-    with uncollected():
-        composed = compose(
-            overrides if base is None else overrides[1:], given.config_dir, overrides[0] if base else None
-        )
-    if given.cfg:
-        sys.stdout.write(_yaml(composed.config))
-        return 0
-    from runner.job import execute
 
-    execute(composed, ["python", "-m", "runner", *words])
+    def ask(earlier: str | None = None) -> Composed:
+        with uncollected():
+            if earlier is not None:
+                return compose([f"resume={earlier}"], given.config_dir)
+            return compose(
+                overrides if base is None else overrides[1:], given.config_dir, overrides[0] if base else None
+            )
+
+    return _show(ask().config) if given.cfg else _run(ask, words)
+
+
+def _run(ask: Ask, words: list[str]) -> int:
+    """One run: in this process, in processes that it starts, or as one of those that a launcher started."""
+    from runner.job import execute
+    from runner.launch import launch, wanted
+    from runner.world import launched
+
+    if launched(os.environ):
+        execute(ask, ["python", "-m", "runner", *words])
+        return 0
+    composed = ask(None)
+    if wanted(composed.config):
+        return launch(composed.config, words)
+    execute(lambda earlier: composed, ["python", "-m", "runner", *words])
     return 0
 
 
@@ -112,8 +135,9 @@ def _listed(choices: dict[str, str]) -> list[str]:
     return [f"  {name:<16} {sentence}" for name, sentence in choices.items()]
 
 
-def _yaml(config: Config) -> str:
+def _show(config: Config) -> int:
     from omegaconf import OmegaConf
 
     values: Any = OmegaConf.create(plain(config))
-    return OmegaConf.to_yaml(values)
+    sys.stdout.write(OmegaConf.to_yaml(values))
+    return 0

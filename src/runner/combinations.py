@@ -37,6 +37,18 @@ def _eps_is_zero(config: c.Config) -> bool:
     return config.dtype == "float16" and isinstance(config.optimizer, (c.Adam, c.AdamW)) and config.optimizer.eps < 6e-8
 
 
+SHARDED = ("fsdp", "tensor", "pipeline")
+"""Strategies whose processes hold a part of the parameters only."""
+
+
+def _sharded(config: c.Config) -> bool:
+    return config.strategy.name in SHARDED
+
+
+def _exact(config: c.Config) -> bool:
+    return config.strategy.reduction == "exact"
+
+
 def _warmup_too_long(config: c.Config) -> bool:
     steps = config.train.steps
     return isinstance(config.schedule, c.WarmupCosine) and steps is not None and config.schedule.warmup_steps >= steps
@@ -102,6 +114,56 @@ FORBIDDEN = (
         _start_above_stop, "`data.start` must be below `data.stop`, the other end of the feature's range; swap them"
     ),
     Forbidden(
+        lambda k: k.strategy.chunks & (k.strategy.chunks - 1) != 0,
+        "`strategy.chunks` must be a power of two, the leaves of the tree in which gradients are added; use 8 or 16",
+    ),
+    Forbidden(
+        lambda k: _exact(k) and k.strategy.name not in ("auto", "single", "ddp"),
+        "`strategy.reduction` must be fast unless `strategy` is single or ddp: dp, fsdp, tensor and pipeline add in an order "
+        "of their own, which depends on the number of processes; use strategy=ddp or strategy.reduction=fast",
+    ),
+    Forbidden(
+        lambda k: _exact(k) and k.train.compile,
+        "`train.compile` must be false with `strategy.reduction`=exact, since code compiled for the chunks that one process "
+        "sees may round differently from that of another; use train.compile=false",
+    ),
+    Forbidden(
+        lambda k: k.strategy.tensor_parallel > 1 and k.strategy.name == "ddp",
+        "`strategy.tensor_parallel` must be 1 with `strategy`=ddp: torch's DistributedDataParallel silently loses parameters "
+        "whose layers are split; use strategy=fsdp",
+    ),
+    Forbidden(
+        lambda k: k.strategy.tensor_parallel > 1 and k.strategy.name not in ("ddp", "fsdp"),
+        "`strategy.tensor_parallel` must be 1 unless `strategy` is fsdp, whose mesh it is a side of; use strategy=fsdp, "
+        "or strategy=tensor for splitting layers alone",
+    ),
+    Forbidden(
+        lambda k: _sharded(k) and isinstance(k.model, c.Formula),
+        "`strategy` must be single, dp or ddp with `model`=formula, whose parameters are single numbers and cannot be split; use strategy=ddp",
+    ),
+    Forbidden(
+        lambda k: _sharded(k) and _lbfgs(k),
+        "`strategy` must be single, dp or ddp with `optimizer`=lbfgs, whose line search needs the whole gradient on each process; use strategy=ddp",
+    ),
+    Forbidden(
+        lambda k: _sharded(k) and k.amp == "float16",
+        "`amp` must not be float16 with `strategy`=fsdp, tensor or pipeline: the gradient scaler of one process does not see an "
+        "overflow on another; use amp=bfloat16 or amp=off",
+    ),
+    Forbidden(
+        lambda k: k.strategy.name in ("tensor", "pipeline") and k.train.compile,
+        "`train.compile` must be false with `strategy`=tensor or pipeline, which run the layers themselves; use train.compile=false",
+    ),
+    Forbidden(
+        lambda k: k.strategy.name == "pipeline" and (k.train.accumulate > 1 or k.amp != "off"),
+        "`train.accumulate` must be 1 and `amp` off with `strategy`=pipeline, which cuts batches into micro-batches itself "
+        "and sends activations of one type; use strategy=ddp",
+    ),
+    Forbidden(
+        lambda k: k.launch.nodes > 1 and k.launch.rdzv_endpoint is None,
+        "`launch.rdzv_endpoint` must be host:port when `launch.nodes` is above 1, so that the hosts can meet; give one of them and a free port",
+    ),
+    Forbidden(
         _warmup_too_long,
         "`schedule.warmup_steps` must be below `train.steps`, or the learning rate never gets down again; make it smaller",
     ),
@@ -112,6 +174,31 @@ def problems(config: c.Config) -> list[str]:
     """Every forbidden combination that holds, and every formula that cannot be read."""
     found = [rule.sentence for rule in FORBIDDEN if rule.when(config)]
     return found + list(_formulas(config))
+
+
+def misplaced(config: c.Config, size: int) -> list[str]:
+    """Why `size` processes cannot compute this run; nothing when they can."""
+    strategy, found = config.strategy, []
+    if _exact(config) and strategy.chunks % size:
+        found.append(
+            f"`strategy.chunks` must be divisible by the number of processes, {size}, with `strategy.reduction`=exact, "
+            f"but is {strategy.chunks}; start 1, 2, 4, … processes, or set strategy.reduction=fast"
+        )
+    if strategy.name in ("single", "dp") and size > 1:
+        found.append(
+            f"`strategy` must be ddp, fsdp, tensor or pipeline on {size} processes, but is {strategy.name}, which is one process; "
+            "use strategy=auto, or start one process"
+        )
+    if _sharded(config) and size == 1:
+        found.append(
+            f"`strategy`={strategy.name} must have at least 2 processes to split the model between, but has 1; "
+            "start more with launch.processes=2 or torchrun --nproc-per-node 2, or use strategy=single"
+        )
+    if strategy.tensor_parallel > 1 and size % strategy.tensor_parallel:
+        found.append(
+            f"`strategy.tensor_parallel` must divide the number of processes, {size}, but is {strategy.tensor_parallel}; change one of them"
+        )
+    return found
 
 
 def notices(config: c.Config) -> list[str]:

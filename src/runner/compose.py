@@ -128,12 +128,19 @@ def _saved(plan: Plan, base: str | None) -> dict[str, Any] | None:
         ]
         if resumed is not None:
             plan.problems.append("`resume` cannot be given with rerun, which makes a new run; leave one of them out")
-        return saved_values(base, "rerun") | {"run_dir": None, "resume": None}
+        return _replaceable(saved_values(base, "rerun")) | {"run_dir": None, "resume": None}
     if resumed is None:
         return None
     plan.problems += _other_answer(plan)
-    saved = saved_values(str(resumed), "resume")
+    saved = _replaceable(saved_values(str(resumed), "resume"))
     plan.notices += _broken_promises(saved, plan)
+    return saved
+
+
+def _replaceable(saved: dict[str, Any]) -> dict[str, Any]:
+    """A run's values for any number of processes: single and ddp differ in that alone, and `auto` decides anew."""
+    if saved["strategy"]["name"] in ("single", "ddp"):
+        saved["strategy"]["name"] = "auto"
     return saved
 
 
@@ -153,6 +160,10 @@ def _broken_promises(saved: Mapping[str, Any], plan: Plan) -> list[str]:
     if "train.steps" in plan.values and isinstance(schedule, dict) and "cosine" in str(schedule.get("name")):
         notices.append(
             "a new number of steps changes the cosine schedule, so the steps before were taken with other learning rates"
+        )
+    if any(name in ("strategy.reduction", "strategy.chunks") for name in plan.names):
+        notices.append(
+            "another reduction or number of chunks adds in another order: the bits will differ from those of a run never stopped"
         )
     if any(name == "device" or name.startswith("device.") for name in plan.names):
         notices.append(

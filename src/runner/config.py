@@ -263,7 +263,35 @@ class WarmupCosine:
 class Strategy:
     """How the work of one run is placed."""
 
-    name: Literal["auto", "single"] = key("auto is single: one process on one device")
+    name: Literal["auto", "single", "dp", "ddp", "fsdp", "tensor", "pipeline"] = key(
+        "auto is single on one process and ddp on more"
+    )
+    reduction: Literal["fast", "exact"] = key(
+        "exact adds gradients in a fixed order, so that the bits do not depend on the number of processes"
+    )
+    chunks: int = key(
+        "parts of every batch with reduction=exact, a power of two that the number of processes divides",
+        at_least=1,
+        at_most=4096,
+    )
+    tensor_parallel: int = key(
+        "processes that split each layer between them, with fsdp; the others split the rows", at_least=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Which processes compute the run, where `python -m runner` starts them; under torchrun they are there already."""
+
+    processes: int = key("processes on this host; 1 starts none", at_least=1)
+    nodes: int = key("hosts, on each of which the same command is typed", at_least=1)
+    rdzv_endpoint: str | None = key(
+        "host:port where the hosts meet, on one of them; null on a single host", pattern=r"[^:\s]+:[0-9]{1,5}"
+    )
+    max_restarts: int = key("how often all processes are started again after one of them failed", at_least=0)
+    timeout_seconds: float = key(
+        "longest time that a process waits for another one", unit="seconds", above=0, at_most=1e6
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +333,7 @@ class Checkpoint:
     metric: Metric = key(
         "what the best checkpoint is best in; on validation rows, or training rows where there are none"
     )
+    async_save: bool = key("write checkpoints beside the training, which goes on meanwhile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +365,7 @@ class Config:
     optimizer: Sgd | Momentum | Adam | AdamW | Lbfgs
     schedule: Constant | Step | Cosine | WarmupCosine
     strategy: Strategy
+    launch: Launch
     train: Train
     checkpoint: Checkpoint
     record: Record

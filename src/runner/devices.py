@@ -73,12 +73,13 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Choice:
-    """The device of a run: its kind, what torch calls it, its model name, and why it was taken."""
+    """The device of a process: its kind, what torch calls it, its model name, why it was taken, how many are visible."""
 
     kind: Kind
     torch_device: str
     name: str
     reason: str
+    count: int = 1
 
 
 def installed_build() -> TorchBuild:
@@ -198,8 +199,12 @@ def _cpu_name() -> str:
     return model[1] if model else platform.processor() or platform.machine() or "CPU"
 
 
-def choose(device: Device, environ: Mapping[str, str], hardware: Hardware) -> Choice:
+def choose(
+    device: Device, environ: Mapping[str, str], hardware: Hardware, local_rank: int = 0, local_size: int = 1
+) -> Choice:
     """The device that `device` asks for, with the reason; `environ` is the one in which torch was imported.
+
+    Process `local_rank` of the `local_size` on this host takes the visible device of that number.
 
     `auto` takes the CPU where there is no accelerator. An accelerator that is asked for by its kind, or whose GPUs are
     named by `device.visible`, is never replaced by the CPU: DeviceError has one sentence for each obstacle.
@@ -209,7 +214,8 @@ def choose(device: Device, environ: Mapping[str, str], hardware: Hardware) -> Ch
         return _cpu(hardware, "`device=cpu` asks for it" if device.name == "cpu" else hardware.build.description)
     obstacles = _obstacles(kind, device, environ, hardware)
     if not obstacles:
-        return _accelerator(kind, device, environ, hardware)
+        _refuse_few(kind, device, environ, hardware, local_size)
+        return _accelerator(kind, device, environ, hardware, local_rank)
     if device.name == "auto" and not device.visible:
         return _cpu(hardware, "; ".join(obstacle.found for obstacle in obstacles))
     raise DeviceError(
@@ -227,17 +233,35 @@ def _cpu(hardware: Hardware, why: str) -> Choice:
     return Choice("cpu", "cpu", hardware.cpu_name, f"cpu: {why}")
 
 
-def _accelerator(kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware) -> Choice:
-    """The first visible device of a kind that is there."""
+def _count(kind: Kind, hardware: Hardware) -> int:
+    return {"mps": 1, "xpu": hardware.xpu_count}.get(kind, hardware.gpu_count)
+
+
+def _refuse_few(kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware, local_size: int) -> None:
+    """Raise DeviceError when there are fewer devices than processes on this host."""
+    count = _count(kind, hardware)
+    if count >= local_size:
+        return
+    applied = [] if kind in ("mps", "xpu") else in_force(device.visible, environ, kind == "rocm")
+    named = f" ({applied[-1].words})" if applied else ""
+    raise DeviceError(
+        f"the {local_size} processes on this host need a GPU each, but {count} {'is' if count == 1 else 'are'} visible{named}; "
+        f"start {count}, make more visible with device.visible, or set device=cpu"
+    )
+
+
+def _accelerator(kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware, local_rank: int) -> Choice:
+    """The visible device of a kind that is there, by the number of the process on this host."""
     if kind == "mps":
         return Choice(kind, "mps", "Apple GPU", "mps: torch finds the GPU of this Mac")
-    count = hardware.xpu_count if kind == "xpu" else hardware.gpu_count
+    count = _count(kind, hardware)
     reason = f"{kind}: {count} {'GPU is' if count == 1 else 'GPUs are'} visible"
     if kind == "rocm":
         reason += f" to HIP {hardware.build.hip}, whose devices torch calls cuda"
     for mask in in_force(device.visible, environ, kind == "rocm")[-1:] if kind != "xpu" else []:
         reason += f", though {mask.words} names {len(mask.entries)}" if len(mask.entries) > count else ""
-    return Choice(kind, "xpu:0" if kind == "xpu" else "cuda:0", hardware.gpu_names[0], reason)
+    number = f"{'xpu' if kind == 'xpu' else 'cuda'}:{local_rank}"
+    return Choice(kind, number, hardware.gpu_names[local_rank], reason, count)
 
 
 def _obstacles(kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware) -> list[Obstacle]:
@@ -286,10 +310,14 @@ def _no_gpu(kind: Kind, environ: Mapping[str, str], hardware: Hardware) -> Obsta
     return Obstacle("a GPU", f"torch finds no GPU{details}", f"check the driver with `{_LISTED_BY[kind]}`")
 
 
-def configure(device: Device, deterministic: bool) -> None:
-    """Set torch's threads, its float32 matrix products (TF32) and determinism, for this whole process."""
+def configure(device: Device, deterministic: bool, choice: Choice) -> None:
+    """Set torch's device, threads, float32 matrix products (TF32) and determinism, for this whole process."""
     import torch
 
+    if choice.kind in ("cuda", "rocm"):
+        torch.cuda.set_device(choice.torch_device)
+    elif choice.kind == "xpu":
+        torch.xpu.set_device(choice.torch_device)
     if device.threads is not None:
         torch.set_num_threads(device.threads)
     torch.set_float32_matmul_precision(device.matmul_precision)

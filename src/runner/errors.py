@@ -8,8 +8,10 @@ RunnerError
 │   ├── ExpressionError       a formula
 │   └── CheckpointError       a run directory or a checkpoint in it
 ├── RunFailed             1   the run started and cannot go on
-│   └── Diverged              its loss or its parameters are no longer finite
-└── Interrupted     130/143   stopped by a signal, after saving
+│   ├── Diverged              its loss or its parameters are no longer finite
+│   └── Lost                  another process of the run no longer takes part
+├── Interrupted     130/143   stopped by a signal, after saving
+└── Elsewhere                 another process of the run failed, and said why
 """
 
 from __future__ import annotations
@@ -19,9 +21,13 @@ from collections.abc import Iterable
 
 
 class RunnerError(Exception):
-    """Base of every error that is meant for the user's eyes. `exit_code` is what the process answers."""
+    """Base of every error that is meant for the user's eyes. `exit_code` is what the process answers.
+
+    `rank` is the process it happened on, where that says more than the error itself.
+    """
 
     exit_code = 1
+    rank: int | None = None
 
 
 class InputError(RunnerError):
@@ -62,9 +68,21 @@ class Diverged(RunFailed):
     """The loss or a parameter became nan or inf."""
 
 
+class Lost(RunFailed):
+    """A process of the run was killed, hangs, or cannot be reached."""
+
+
 class Interrupted(RunnerError):
     """A signal stopped the run; its state was saved first."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         self.exit_code = 128 + signal_number
         super().__init__(f"{message} ({signal.Signals(signal_number).name})")
+
+
+class Elsewhere(RunnerError):
+    """The run ended on another process, which told the user; this one ends with the same exit code and is silent."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)

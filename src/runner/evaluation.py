@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,10 +26,20 @@ class Rows(Protocol):
     def take(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]: ...
 
 
-class Strategy(Protocol):
-    """Where sums of several processes meet."""
+class Portion(Protocol):
+    """Some of the rows that are evaluated at once."""
 
-    def reduce(self, sums: Tensor) -> Tensor: ...
+    @property
+    def first(self) -> int: ...
+    @property
+    def last(self) -> int: ...
+
+
+class Strategy(Protocol):
+    """Which rows this process evaluates, and where the sums of all processes meet."""
+
+    def portions(self, rows: int) -> Sequence[Portion]: ...
+    def reduce(self, parts: Sequence[Tensor]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,10 @@ class Evaluation:
         sums = torch.zeros(4, dtype=wide, device=rows.target.device)
         with self._inference():
             for first in range(0, count, CHUNK_ROWS):
-                sums += self._sums(*rows.take(slice(first, first + CHUNK_ROWS)), center)
-        loss, squares, absolute, spread = self.strategy.reduce(sums).tolist()
+                portions = self.strategy.portions(min(CHUNK_ROWS, count - first))
+                taken = [rows.take(slice(first + portion.first, first + portion.last)) for portion in portions]
+                sums += self.strategy.reduce([self._sums(*pair, center) for pair in taken])
+        loss, squares, absolute, spread = sums.tolist()
         r2 = 1 - squares / spread if spread > 0 else float("nan")
         return {"loss": loss / count, "rmse": (squares / count) ** 0.5, "mae": absolute / count, "r2": r2}
 
@@ -75,7 +87,7 @@ class Evaluation:
     def _sums(self, features: Tensor, target: Tensor, center: Tensor) -> Tensor:
         prediction = self._forward(features)
         with self.autocast():
-            loss = self.loss(prediction, target)
+            loss = self.loss(prediction, target) if len(target) else prediction.sum()  # the mean of no rows is nan
         wide = center.dtype
         truth = self.undo(target.to(wide))
         error = self.undo(prediction.to(wide)) - truth

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,13 +15,25 @@ from runner.data.batches import Batches
 from runner.devices import Choice
 from runner.errors import ConfigError
 from runner.evaluation import Best, Evaluation
-from runner.loop import Calendar, Loop
+from runner.fingerprint import parameters_sha256
+from runner.loop import Calendar, Loop, Saver, Sink, Stop
 from runner.models import Model
 from runner.objective import Objective
 from runner.optimizers import Optimizer
 from runner.precision import Scaler
 from runner.seeding import stream
 from runner.strategies import Strategy
+from runner.world import World
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a training: metrics by part, raw parameters by name, and the model, whole on this process."""
+
+    metrics: dict[str, float]
+    parameters: dict[str, Tensor]
+    model: Model
+    evaluation: Evaluation
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,10 @@ class Experiment:
     batches: Batches
     scaler: Scaler
     steps: int
+    size: int
+    """Processes."""
+    parameter_count: int
+    """Numbers that are fitted, over all processes."""
 
     @property
     def watched(self) -> str:
@@ -48,24 +63,30 @@ class Experiment:
     def capture(self) -> dict[str, Any]:
         """All that the next step depends on; the tensors are the live ones."""
         return {
-            "model": self.strategy.full_state(self.model),
+            "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a captured state."""
-        self.strategy.load_full_state(self.model, state["model"])
+        self.strategy.load(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
-    def parameters(self) -> dict[str, Tensor]:
-        """Name → parameter, raw."""
-        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-
-    def fitted(self) -> dict[str, Tensor]:
-        """Name → parameter as reported: in the units of the file where the model can say so."""
-        return dict(self.model.fitted(self.dataset.scaling))
+    def outcome(self) -> Outcome:
+        """What was learnt, gathered from all processes: every one of them must ask."""
+        metrics = {
+            f"{part}/{name}": value
+            for part in self.dataset.parts
+            for name, value in self.evaluation.metrics(part).items()
+        }
+        parameters = self.strategy.whole(dict(self.model.named_parameters()))
+        model = self.model
+        if self.strategy.sharded:
+            model = _model(self.config, self.dataset).to(next(iter(parameters.values())).device)
+            model.load_state_dict(parameters)
+        return Outcome(metrics, parameters, model, replace(self.evaluation, model=model, forward=model))
 
     def details(self) -> dict[str, float]:
         """What a row tells besides losses: the parameters of a formula, and the steps that a scaler skipped."""
@@ -81,7 +102,7 @@ class Experiment:
             self.steps, self.config.record.every_steps, train.eval_every_steps, self.config.checkpoint.every_steps
         )
 
-    def loop(self, sinks: Sequence[Any], save: Callable[[int, dict[str, Any], bool], None], stop: Any) -> Loop:
+    def loop(self, sinks: Sequence[Sink], saver: Saver, stop: Stop) -> Loop:
         """The loop over these parts."""
         early = self.config.train.early_stopping
         return Loop(
@@ -97,39 +118,78 @@ class Experiment:
             patience=early.patience,
             best=Best(self.config.checkpoint.metric),
             sinks=sinks,
-            save=save,
+            saver=saver,
+            strategy=self.strategy,
             details=self.details,
             stop=stop,
         )
 
 
-def resolve(asked: config.Config, choice: Choice) -> config.Config:
-    """The configuration with `auto` replaced by what was chosen. Raises `ConfigError` when the parts no longer fit."""
-    resolved = dataclasses.replace(
-        asked,
-        device=dataclasses.replace(asked.device, name=choice.kind),
-        strategy=dataclasses.replace(asked.strategy, name="single"),
-    )
-    problems = combinations.problems(resolved)
+@dataclass(frozen=True)
+class Prepared:
+    """What every process makes for itself before they work together."""
+
+    dataset: Dataset
+    model: Model
+    device: torch.device
+    parameter_count: int
+
+
+def resolve(asked: config.Config, choice: Choice, size: int) -> config.Config:
+    """The configuration with `auto` replaced by what was chosen, for `size` processes.
+
+    Raises `ConfigError` when the parts no longer fit.
+    """
+    alone = size == 1 and (asked.strategy.name == "ddp" or (asked.strategy.name == "dp" and choice.count < 2))
+    strategy = asked.strategy
+    if strategy.name == "auto" or alone:
+        strategy = replace(strategy, name="ddp" if size > 1 else "single")
+    resolved = replace(asked, device=replace(asked.device, name=choice.kind), strategy=strategy)
+    problems = combinations.problems(resolved) + combinations.misplaced(resolved, size)
     if problems:
         raise ConfigError(problems)
     return resolved
 
 
-def build(resolved: config.Config, choice: Choice) -> Experiment:
-    """Data, model and all that trains it. Raises `DataError` and `ConfigError` before anything is written."""
+def prepare(resolved: config.Config, choice: Choice, size: int) -> tuple[Prepared, dict[str, str]]:
+    """Data and model, not placed yet, and what must be equal on all processes: name → text.
+
+    Raises `DataError` and `ConfigError`.
+    """
     device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
-    train = resolved.train
     dataset = data.build(resolved.data, resolved.seed, dtype, device)
+    rows = len(dataset.parts["train"])
+    if size > rows:
+        raise ConfigError(
+            f"the {size} processes must not be more than the training rows, of which there are {rows}; start fewer processes"
+        )
+    model = _model(resolved, dataset)
+    equal = {
+        "torch's version": str(torch.__version__),
+        "`device`": choice.kind,
+        "the content of `data.path`": dataset.sha256,
+        "the start values of the model": parameters_sha256(dict(model.named_parameters())) if size > 1 else "",
+    }
+    return Prepared(dataset, model, device, sum(parameter.numel() for parameter in model.parameters())), equal
+
+
+def _model(resolved: config.Config, dataset: Dataset) -> Model:
+    start = models.build(resolved.model, dataset.feature_names, stream(resolved.seed, "init"))
+    return start.to(precision.DTYPES[resolved.dtype])
+
+
+def build(resolved: config.Config, prepared: Prepared, world: World) -> Experiment:
+    """All that trains the model. Raises `ConfigError` before anything is written."""
+    dataset, model, device = prepared.dataset, prepared.model, prepared.device
+    train = resolved.train
     rows = dataset.parts["train"]
-    model = models.build(resolved.model, dataset.feature_names, stream(resolved.seed, "init")).to(dtype)
-    strategy = strategies.build(resolved.strategy, device)
-    placed = strategy.place(model)
+    loss, autocast = losses.build(resolved.loss), precision.autocast(resolved.amp, device)
+    strategy = strategies.build(resolved.strategy, device, world)
+    placed = strategy.place(model, loss)
     forward: Any = torch.compile(placed) if train.compile else placed
     batches = Batches(len(rows), train.batch_size, resolved.seed, device)
     steps = train.steps if train.steps is not None else (train.epochs or 0) * batches.per_epoch
     _refuse_short(resolved, steps)
-    loss, autocast = losses.build(resolved.loss), precision.autocast(resolved.amp, device)
     parameters = dict(model.named_parameters())
     scaler = precision.scaler(resolved.amp, device)
     return Experiment(
@@ -144,6 +204,7 @@ def build(resolved: config.Config, choice: Choice) -> Experiment:
             loss=loss,
             rows=rows,
             batches=batches,
+            strategy=strategy,
             autocast=autocast,
             scaler=scaler,
             accumulate=train.accumulate,
@@ -155,6 +216,8 @@ def build(resolved: config.Config, choice: Choice) -> Experiment:
         batches=batches,
         scaler=scaler,
         steps=steps,
+        size=world.size,
+        parameter_count=prepared.parameter_count,
     )
 
 

@@ -16,6 +16,7 @@ FREE_ON_RESUME = (
     "train.epochs",
     "device",
     "strategy",
+    "launch",
     "name",
     "run_dir",
     "resume",

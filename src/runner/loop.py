@@ -18,6 +18,7 @@ from torch import Tensor
 from runner.errors import Diverged, Interrupted
 from runner.evaluation import Best, Evaluation
 from runner.objective import Objective
+from runner.sharding import local
 
 LOOK_STEPS = 1_000
 """Most steps between two looks at the losses: bounds what a late finding has to replay."""
@@ -41,6 +42,26 @@ class Sink(Protocol):
 
     def write(self, row: Mapping[str, Any]) -> None: ...
     def flush(self) -> None: ...
+
+
+class Stop(Protocol):
+    """Whether a signal asked the run to stop: the same answer on every process at the same step."""
+
+    def requested(self, step: int) -> int | None: ...
+
+
+class Strategy(Protocol):
+    """Where the findings of several processes meet."""
+
+    def total(self, shares: Tensor) -> Tensor: ...
+    def any(self, flag: bool) -> bool: ...
+
+
+class Saver(Protocol):
+    """Where states go."""
+
+    def save(self, step: int, state: dict[str, Any], best: bool) -> None: ...
+    def check(self) -> None: ...
 
 
 class Batches(Protocol):
@@ -95,9 +116,10 @@ class Loop:
     patience: int | None
     best: Best
     sinks: Sequence[Sink]
-    save: Callable[[int, dict[str, Any], bool], None]
+    saver: Saver
+    strategy: Strategy
     details: Callable[[], Mapping[str, float]]
-    stop: Any
+    stop: Stop
     step: int = 0
     stopped_early: bool = False
     seconds: float = 0.0
@@ -117,14 +139,15 @@ class Loop:
             self._advance(self.calendar.next_look(self.step))
             if self._look():
                 self._due()
-            if self.stop.signal_number is not None and self.step < self.calendar.last:
-                self._interrupt()
+            signal_number = self.stop.requested(self.step)
+            if signal_number is not None and self.step < self.calendar.last:
+                self._interrupt(signal_number)
 
     def _advance(self, until: int) -> None:
         """The training steps themselves, to `until` or to a signal. Losses stay on the device."""
-        step, pending, objective, stop = self.step, self._pending, self.objective, self.stop
+        step, pending, objective, requested = self.step, self._pending, self.objective, self.stop.requested
         optimizer_step, schedule = self.optimizer.step, self.schedule
-        while step < until and stop.signal_number is None:
+        while step < until and requested(step) is None:
             step += 1
             loss = optimizer_step(objective.at(step), schedule(step))
             pending.append(loss)
@@ -139,14 +162,17 @@ class Loop:
             return False
         looked = torch.stack(self._pending).reshape(steps, -1)
         self._pending.clear()
+        # Each process has its share of the losses; norms are those of the whole gradients already.
+        looked = torch.cat((self.strategy.total(looked[:, 0].clone()).unsqueeze(1), looked[:, 1:]), dim=1)
         bad = (~looked.isfinite().all(1)).nonzero().flatten().tolist()
         losses = looked[:, 0].tolist()
         if bad:
             self._last_finite = next((x for x in reversed(losses[: bad[0] + 1]) if math.isfinite(x)), self._last_finite)
             self._diverged(self._good_step + 1 + bad[0], losses[bad[0]])
         self._last_finite = losses[-1]
-        if not _finite(self.state.capture()["model"]):
+        if not self._finite():
             self._diverged(self.step, losses[-1])
+        self.saver.check()
         self._loss = losses[-1]
         self._good_step, self._good = self.step, _copy(self.state.capture())
         return True
@@ -206,7 +232,7 @@ class Loop:
         # A checkpoint that only a signal asked for must not be the best one: the run that is never stopped has none there.
         due = self.calendar.checkpoint(self.step) or self.stopped_early
         best = due and self.best.update(self._watch()[self.best.metric])
-        self.save(self.step, {**self.state.capture(), **self._decisions()}, best)
+        self.saver.save(self.step, {**self.state.capture(), **self._decisions()}, best)
         self.saved_step = self.step
 
     def _decisions(self) -> dict[str, Any]:
@@ -223,10 +249,14 @@ class Loop:
         self.best.load_state_dict(state["best"])
         self.stopped_early, self.seconds = state["stopped_early"], state["seconds"]
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, signal_number: int) -> None:
         if self.step != self.saved_step:
             self.checkpoint()
-        raise Interrupted(self.stop.signal_number, f"stopped after step {self.step}; the state is saved")
+        raise Interrupted(signal_number, f"stopped after step {self.step}; the state is saved")
+
+    def _finite(self) -> bool:
+        """Whether no process has a parameter or buffer that is nan or inf."""
+        return not self.strategy.any(not _finite(self.state.capture()["model"]))
 
     def _diverged(self, step: int, loss: float) -> None:
         """Go back to the parameters before the update of `step`, say what is known, and end the run."""
@@ -235,7 +265,7 @@ class Loop:
         while self.step < step - 1:
             before = _copy(self.state.capture())
             self.optimizer.step(self.objective.at(self.step + 1), self.schedule(self.step + 1))
-            if not _finite(self.state.capture()["model"]):
+            if not self._finite():
                 self.state.restore(before)
                 break
             self.step += 1
@@ -283,7 +313,6 @@ def _copy(value: Any) -> Any:
 
 
 def _finite(tensors: Mapping[str, Tensor]) -> bool:
-    floating = [
-        tensor.detach().abs().max() for tensor in tensors.values() if tensor.is_floating_point() and tensor.numel()
-    ]
+    parts = [local(tensor.detach()) for tensor in tensors.values()]
+    floating = [part.abs().max() for part in parts if part.is_floating_point() and part.numel()]
     return bool(torch.stack(floating).isfinite().all()) if floating else True

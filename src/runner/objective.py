@@ -1,10 +1,11 @@
-"""What an optimizer asks: the loss and gradients of one step's rows, the same rows and random numbers at every call."""
+"""What an optimizer asks: loss and gradients of one step's rows, the same rows and random numbers at every call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from runner.precision import Scaler
 from runner.seeding import address
+from runner.sharding import local
+from runner.strategies import Part, Portion
 
 
 class Rows(Protocol):
@@ -26,56 +29,92 @@ class Batches(Protocol):
     """Row numbers of every step's batch."""
 
     def at(self, step: int) -> Tensor | slice: ...
+    def size(self, step: int) -> int: ...
+
+
+class Strategy(Protocol):
+    """How a batch is cut into portions, and where the gradients of all portions meet."""
+
+    def portions(self, rows: int) -> Sequence[Portion]: ...
+    def gradient(self, parts: Sequence[Part], backward: Callable[[Part, float], Tensor]) -> Tensor: ...
+    def total(self, shares: Tensor) -> Tensor: ...
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor: ...
 
 
 @dataclass
 class Objective:
-    """Mean loss of a step's batch and its gradients: accumulated over parts, unscaled, clipped."""
+    """Mean loss of a step's batch and its gradients: of all portions and processes, unscaled, clipped."""
 
     model: Callable[[Tensor], Tensor]
     parameters: Sequence[Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
     rows: Rows
     batches: Batches
+    strategy: Strategy
     autocast: Callable[[], AbstractContextManager[Any]]
     scaler: Scaler
     accumulate: int
     clip_norm: float | None
     check_gradients: bool
-    draw: Callable[[int], None]
+    draw: Callable[[int, int], None]
     norm: Tensor | None = field(default=None, init=False)
     """Norm of the last gradients before clipping; None where it is not looked at."""
-    _step: int = field(default=0, init=False)
-    _parts: Sequence[tuple[Tensor, Tensor, float]] = field(default=(), init=False)
+    step: int = field(default=0, init=False)
+    _parts: Sequence[Part] = field(default=(), init=False)
+    _cuts: dict[int, Sequence[Portion]] = field(default_factory=dict, init=False)
 
     def at(self, step: int) -> Objective:
         """Turn to the rows and random numbers of a step, from 1."""
-        self._step = step
-        features, target = self.rows.take(self.batches.at(step))
-        if self.accumulate == 1:
-            self._parts = ((features, target, 1.0),)
-        else:
-            parts = min(self.accumulate, len(target))
-            pairs = zip(features.tensor_split(parts), target.tensor_split(parts), strict=True)
-            self._parts = [(x, y, len(y) / len(target)) for x, y in pairs]
+        self.step = step
+        chosen, count = self.batches.at(step), self.batches.size(step)
+        if isinstance(chosen, Tensor):
+            self._parts = [self._part(chosen, cut, count) for cut in self._cut(count)]
+        elif not self._parts:  # all rows: the same parts at every step
+            self._parts = [self._part(slice(0, count), cut, count) for cut in self._cut(count)]
         return self
 
+    def _cut(self, count: int) -> Sequence[Portion]:
+        """The portions of a batch of so many rows, each in as many parts as are accumulated."""
+        if count not in self._cuts:
+            self._cuts[count] = [
+                cut for portion in self.strategy.portions(count) for cut in _divided(portion, self.accumulate)
+            ]
+        return self._cuts[count]
+
+    def _part(self, chosen: Tensor | slice, cut: Portion, count: int) -> Part:
+        whole = cut.last - cut.first == count
+        rows = (
+            chosen
+            if whole
+            else slice(cut.first, cut.last)
+            if isinstance(chosen, slice)
+            else chosen[cut.first : cut.last]
+        )
+        features, target = self.rows.take(rows)
+        return Part(features, target, (cut.last - cut.first) / count, cut.stream)
+
     def gradient(self) -> tuple[Tensor, Sequence[Tensor] | None]:
-        """Mean loss [] and the gradients, also left in `.grad`; None when the scaler found them not finite."""
+        """This process's share [] of the mean loss, and the gradients of the whole batch, also left in `.grad`.
+
+        None for gradients that the scaler found not finite. `whole` makes the mean loss of a share.
+        """
         for parameter in self.parameters:
             parameter.grad = None
-        self.draw(self._step)
-        total = self._backward(*self._parts[0])
-        for part in self._parts[1:]:
-            total = total + self._backward(*part)
+        self._stream = self._parts[0].stream
+        self.draw(self.step, self._stream)
+        share = self.strategy.gradient(self._parts, self._backward)
         self.scaler.unscale(self.parameters)
         if self.clip_norm is not None or self.check_gradients:
             self._measure()
         if not self.scaler.accept(self.parameters):
             # The scaler's to deal with: a norm that is not finite is no divergence when the step is skipped.
             self.norm = None if self.norm is None else torch.zeros_like(self.norm)
-            return total, None
-        return total, [parameter.grad for parameter in self.parameters]  # type: ignore[misc]
+            return share, None
+        return share, [parameter.grad for parameter in self.parameters]  # type: ignore[misc]
+
+    def whole(self, share: Tensor) -> Tensor:
+        """The mean loss [] over all processes, for an optimizer that decides by it within a step."""
+        return self.strategy.total(share.reshape(1))[0]
 
     def without_value(self, step: int) -> list[int]:
         """Source numbers of the rows of a step whose prediction is not finite; none when that holds for all of them."""
@@ -87,29 +126,48 @@ class Objective:
         numbers: list[int] = source[bad].tolist()
         return [] if bool(bad.all()) else numbers
 
-    def _backward(self, features: Tensor, target: Tensor, weight: float) -> Tensor:
+    def _backward(self, part: Part, factor: float) -> Tensor:
+        if part.stream != self._stream:
+            self._stream = part.stream
+            self.draw(self.step, part.stream)
         with self.autocast():
-            loss = self.loss(self.model(features), target)
-        if weight != 1.0:
-            loss = loss * weight
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            prediction = self.model(part.features)
+            # A process without rows takes part all the same, with a loss of nothing: the mean of no rows is nan.
+            loss = self.loss(prediction, part.target) if len(part.target) else prediction.sum()
+        if part.weight != 1.0:
+            loss = loss * part.weight
+        self.scaler.scale(loss if factor == 1.0 else loss * factor).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def _measure(self) -> None:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        self.norm = torch.nn.utils.get_total_norm(gradients)
+        self.norm = self.strategy.norm(gradients)
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(list(self.parameters), self.clip_norm, self.norm)
+            # As torch.nn.utils.clip_grads_with_norm_, but on the parts that this process holds.
+            coefficient = (self.clip_norm / (self.norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_([local(gradient) for gradient in gradients], coefficient)
 
 
-def drawing(draws: bool, seed: int, device: torch.device) -> Callable[[int], None]:
-    """What makes the random numbers of the forward pass a function of (seed, step): nothing for a model that draws none."""
+def _divided(portion: Portion, parts: int) -> list[Portion]:
+    """A portion in parts that differ by a row at most, none of them empty unless the portion is."""
+    rows = portion.last - portion.first
+    parts = max(1, min(parts, rows))
+    size, larger = divmod(rows, parts)
+    edges = [portion.first + i * size + min(i, larger) for i in range(parts + 1)]
+    return [Portion(first, last, portion.stream) for first, last in pairwise(edges)]
+
+
+def drawing(draws: bool, seed: int, device: torch.device) -> Callable[[int, int], None]:
+    """What makes the random numbers of the forward pass a function of (seed, step, portion).
+
+    It does nothing for a model that draws none.
+    """
     if not draws:
-        return lambda step: None
+        return lambda step, stream: None
     generator = generator_of(device)
 
-    def draw(step: int) -> None:
-        generator.manual_seed(address(seed, "dropout", step))
+    def draw(step: int, stream: int) -> None:
+        generator.manual_seed(address(seed, f"dropout/{stream}", step))
 
     return draw
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from runner.evaluation import Evaluation
 from runner.experiment import Experiment
 from runner.record.jsonl import read_rows
 from runner.record.plots import Picture
@@ -16,31 +17,31 @@ LINE_POINTS = 400
 """Points of the fitted curve."""
 
 
-def draw(experiment: Experiment, metrics: Path) -> dict[str, bytes]:
-    """PNG files by name: "fit", "loss", "residuals"."""
+def draw(experiment: Experiment, evaluation: Evaluation, metrics: Path) -> dict[str, bytes]:
+    """PNG files by name: "fit", "loss", "residuals"; `evaluation` is that of the whole model."""
     dataset, scaling = experiment.dataset, experiment.dataset.scaling
     parts = {}
     for name, rows in dataset.parts.items():
         features = rows.features.cpu().double() * scaling.feature_scale + scaling.feature_mean
         target = scaling.undo(rows.target.cpu().double()).flatten()
-        parts[name] = (features.numpy(), target.numpy(), experiment.evaluation.predictions(name).numpy())
+        parts[name] = (features.numpy(), target.numpy(), evaluation.predictions(name).numpy())
     return draw_picture(
         Picture(
             title=experiment.config.name,
             feature_names=dataset.feature_names,
             target_name=dataset.target_name,
             parts=parts,
-            line=_line(experiment, parts) if len(dataset.feature_names) == 1 else None,
+            line=_line(experiment, evaluation, parts) if len(dataset.feature_names) == 1 else None,
             rows=read_rows(metrics),
         )
     )
 
 
-def _line(experiment: Experiment, parts: dict[str, Any]) -> Any:
+def _line(experiment: Experiment, evaluation: Evaluation, parts: dict[str, Any]) -> Any:
     """The fitted curve over the range of all rows."""
     low = min(features.min() for features, _, _ in parts.values())
     high = max(features.max() for features, _, _ in parts.values())
     x = torch.linspace(float(low), float(high), LINE_POINTS, dtype=torch.float64).unsqueeze(1)
     like = experiment.dataset.parts["train"].features
-    prediction = experiment.evaluation.predict(experiment.dataset.scaling.features(x).to(like))
+    prediction = evaluation.predict(experiment.dataset.scaling.features(x).to(like))
     return x.flatten().numpy(), prediction.numpy()

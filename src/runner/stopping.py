@@ -34,6 +34,10 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def requested(self, step: int) -> int | None:
+        """The signal that came, or None; of one process, at whatever step."""
+        return self.signal_number
+
     def _caught(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
             raise Interrupted(number, "stopped at once by a second signal; the last checkpoint is intact")

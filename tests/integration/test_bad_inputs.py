@@ -124,7 +124,7 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
             "`model` must be one of formula, linear, mlp, polynomial, but is the text 'nope'",
             f"{OPTIMIZER} the text 'SDG'; did you mean sgd?",
             "`loss` must be one of huber, mae, mse, but is the text 'mes'; did you mean mse?",
-            "`strategy` must be one of auto, single, but is the text 'dpp'",
+            "`strategy` must be one of auto, ddp, dp, fsdp, pipeline, single, tensor, but is the text 'dpp'; did you mean dp?",
             "`schedule` must be one of constant, cosine, step, warmup_cosine, but is null",
             "`data` must be one of csv, curve, diabetes, line, parquet, but is ['csv']",
             "`train` must be one of default, but is {'steps': 3}; give its keys one by one: train.KEY=…",

@@ -24,6 +24,7 @@ import runner
 from runner import checkpoint, cli
 from runner.fingerprint import parameters_sha256
 from runner.record.jsonl import read_rows
+from runner.strategies import Part
 
 QUICK = ["device=cpu", "device.threads=1", "record.plots=false"]
 
@@ -358,9 +359,9 @@ def test_a_gradient_that_is_nan_stops_the_run(monkeypatch: pytest.MonkeyPatch) -
 
     real = Objective._backward
 
-    def spoiled(self: Objective, features: torch.Tensor, target: torch.Tensor, weight: float) -> torch.Tensor:
-        loss = real(self, features, target, weight)
-        if self._step == 7:
+    def spoiled(self: Objective, part: Part, factor: float) -> torch.Tensor:
+        loss = real(self, part, factor)
+        if self.step == 7:
             self.parameters[0].grad = torch.full_like(self.parameters[0], float("nan"))
         return loss
 
@@ -377,9 +378,9 @@ def test_nan_at_the_last_step_is_found_too(monkeypatch: pytest.MonkeyPatch) -> N
 
     real = Objective._backward
 
-    def spoiled(self: Objective, features: torch.Tensor, target: torch.Tensor, weight: float) -> torch.Tensor:
-        loss = real(self, features, target, weight)
-        if self._step == 20:
+    def spoiled(self: Objective, part: Part, factor: float) -> torch.Tensor:
+        loss = real(self, part, factor)
+        if self.step == 20:
             self.parameters[0].grad = torch.full_like(self.parameters[0], float("nan"))
         return loss
 
@@ -583,3 +584,29 @@ def test_early_stopping_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(
         r"stopped  early: valid/loss has not become better than \S+ in 2 evaluations", capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("strategy", ["dp", "ddp"])
+def test_what_one_process_on_one_device_cannot_split_runs_as_single(
+    strategy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = runner.run("linreg", [*QUICK, "train.steps=5"])
+    run = runner.run("linreg", [*QUICK, "train.steps=5", f"strategy={strategy}"])
+    assert f"note: `strategy`={strategy} has one device to work on, so the run is single" in capsys.readouterr().out
+    assert record(run.directory)["strategy"] == "single"
+    assert yaml.safe_load((run.directory / "config.yaml").read_text())["strategy"]["name"] == "single"
+    assert run.summary["parameters_sha256"] == whole.summary["parameters_sha256"]
+
+
+def test_exact_on_one_process_pins_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    run = runner.run("linreg", [*QUICK, "train.steps=5", "strategy.reduction=exact"])
+    assert record(run.directory)["threads"] == 1
+    assert yaml.safe_load((run.directory / "config.yaml").read_text())["device"]["threads"] == 1
+
+
+def test_python_starts_no_processes() -> None:
+    with pytest.raises(
+        runner.ConfigError, match=r"`launch.processes` and `launch.nodes` start processes from the command line"
+    ):
+        runner.run("linreg", ["launch.processes=2"])

@@ -280,6 +280,17 @@ def test_a_damaged_manifest_is_named_and_the_one_before_used(content: bytes | No
     assert found.skipped == (f"the checkpoint `{tmp_path / 'step_3'}` is not used: {words}",)
 
 
+def test_a_file_that_nobody_vouches_for_is_named_and_goes_with_the_next_save_of_its_step(tmp_path: Path) -> None:
+    put(tmp_path, 2, 3)
+    (tmp_path / "step_3" / "state.pt.orig").write_bytes(b"")
+    found = loaded(tmp_path)
+    words = "state.pt.orig is not in manifest.json; move it away"
+    assert (found.step, found.skipped) == (2, (f"the checkpoint `{tmp_path / 'step_3'}` is not used: {words}",))
+    put(tmp_path, 3)
+    assert names(tmp_path / "step_3") == ["manifest.json", "state.pt"]
+    assert (loaded(tmp_path).step, loaded(tmp_path).skipped) == (3, ())
+
+
 def test_a_manifest_with_a_space_more_is_not_believed(tmp_path: Path) -> None:
     put(tmp_path, 3)
     file = tmp_path / "step_3" / "manifest.json"

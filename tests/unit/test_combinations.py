@@ -29,6 +29,19 @@ REFUSED = {
     "data.start=5 data.stop=5": "`data.start` must be below `data.stop`",
     "data=curve data.start=5 data.stop=4": "`data.start` must be below `data.stop`",
     "schedule=warmup_cosine schedule.warmup_steps=30 train.steps=30": "`schedule.warmup_steps` must be below `train.steps`",
+    "strategy.chunks=12": "`strategy.chunks` must be a power of two",
+    "strategy=fsdp strategy.reduction=exact": "`strategy.reduction` must be fast unless `strategy` is single or ddp",
+    "strategy=dp strategy.reduction=exact": "`strategy.reduction` must be fast unless `strategy` is single or ddp",
+    "strategy.reduction=exact train.compile=true": "`train.compile` must be false with `strategy.reduction`=exact",
+    "strategy=ddp strategy.tensor_parallel=2": "`strategy.tensor_parallel` must be 1 with `strategy`=ddp: torch's",
+    "strategy=tensor strategy.tensor_parallel=2": "`strategy.tensor_parallel` must be 1 unless `strategy` is fsdp",
+    "strategy=fsdp model=formula": "`strategy` must be single, dp or ddp with `model`=formula",
+    "strategy=tensor optimizer=lbfgs": "`strategy` must be single, dp or ddp with `optimizer`=lbfgs",
+    "strategy=fsdp amp=float16": "`amp` must not be float16 with `strategy`=fsdp, tensor or pipeline",
+    "strategy=tensor train.compile=true": "`train.compile` must be false with `strategy`=tensor or pipeline",
+    "strategy=pipeline train.accumulate=2": "`train.accumulate` must be 1 and `amp` off with `strategy`=pipeline",
+    "strategy=pipeline amp=bfloat16": "`train.accumulate` must be 1 and `amp` off with `strategy`=pipeline",
+    "launch.nodes=2": "`launch.rdzv_endpoint` must be host:port when `launch.nodes` is above 1",
     "data=curve data.expression=2": "`data.expression` must have at least one name, the feature",
     "data=curve data.expression=open(x)": "`data.expression`: the formula 'open(x)' is refused at column 1: `open` is not a function",
     "model=formula model.expression=a*x.real": "`model.expression`: the formula 'a*x.real' is refused at column 4",
@@ -45,7 +58,7 @@ def test_what_does_not_fit_together(words: str, sentence: str) -> None:
     # What to do stands at the end, after a semicolon or a reason.
     assert any(
         verb in problem
-        for verb in ("use ", "set ", "make ", "write ", "swap ", "take it out", "there are", "it is made of")
+        for verb in ("use ", "set ", "make ", "write ", "swap ", "give ", "take it out", "there are", "it is made of")
     )
 
 
@@ -66,6 +79,10 @@ def test_what_does_not_fit_together(words: str, sentence: str) -> None:
         "schedule=warmup_cosine schedule.warmup_steps=29 train.steps=30",
         "schedule=warmup_cosine schedule.warmup_steps=30 train.epochs=1",
         "model=formula model.start.b=1",
+        "strategy=ddp strategy.reduction=exact strategy.chunks=1",
+        "strategy=fsdp strategy.tensor_parallel=2 amp=bfloat16 train.compile=true",
+        "strategy=ddp model=formula optimizer=lbfgs",
+        "launch.nodes=2 launch.rdzv_endpoint=node0:29500",
     ],
 )
 def test_the_neighbours_that_are_fine(words: str) -> None:
@@ -92,3 +109,25 @@ def test_a_chosen_device_is_judged_as_a_typed_one() -> None:
 
 def test_a_learning_rate_of_zero_is_noticed() -> None:
     assert compose(["optimizer.lr=0"]).notices == ("`optimizer.lr` is 0, so the parameters will not change",)
+
+
+PLACES = [
+    ("strategy.reduction=exact", 3, "`strategy.chunks` must be divisible by the number of processes, 3"),
+    ("strategy.reduction=exact strategy.chunks=2", 4, "`strategy.chunks` must be divisible by the number of processes, 4"),
+    ("strategy=single", 2, "`strategy` must be ddp, fsdp, tensor or pipeline on 2 processes, but is single"),
+    ("strategy=dp", 2, "`strategy` must be ddp, fsdp, tensor or pipeline on 2 processes, but is dp"),
+    ("strategy=fsdp", 1, "`strategy`=fsdp must have at least 2 processes"),
+    ("strategy=pipeline", 1, "`strategy`=pipeline must have at least 2 processes"),
+    ("strategy=fsdp strategy.tensor_parallel=2", 3, "`strategy.tensor_parallel` must divide the number of processes, 3"),
+]
+
+
+@pytest.mark.parametrize(("words", "size", "sentence"), PLACES)
+def test_processes_that_cannot_compute_a_run(words: str, size: int, sentence: str) -> None:
+    (problem,) = combinations.misplaced(compose(words.split()).config, size)
+    assert problem.startswith(sentence)
+
+
+@pytest.mark.parametrize("words", ["strategy=auto", "strategy=ddp", "strategy.reduction=exact", "strategy=single"])
+def test_one_process_can_compute_any_run_that_is_whole(words: str) -> None:
+    assert combinations.misplaced(compose(words.split()).config, 1) == []

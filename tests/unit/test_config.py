@@ -104,7 +104,7 @@ LINREG = compose(["+experiment=linreg"]).config
 
 @pytest.mark.parametrize(
     "word",
-    ["name=other", "run_dir=there", "device.visible=[0]", "record.every_steps=7", "record.plots=false", "checkpoint.every_steps=3", "checkpoint.keep=null", "checkpoint.metric=r2"],
+    ["name=other", "run_dir=there", "device.visible=[0]", "record.every_steps=7", "record.plots=false", "checkpoint.every_steps=3", "checkpoint.keep=null", "checkpoint.metric=r2", "launch.processes=4", "launch.timeout_seconds=5"],
 )  # fmt: skip
 def test_what_the_hash_leaves_out(word: str) -> None:
     other = compose(["+experiment=linreg", word]).config
@@ -120,7 +120,7 @@ HASHED = [
     name
     for name in schema.paths(Config)
     if not schema.is_group(Config, name)
-    and name.partition(".")[0] not in ("record", "checkpoint")
+    and name.partition(".")[0] not in ("record", "checkpoint", "launch")
     and name not in ("name", "run_dir", "resume", "device.visible")
 ]
 

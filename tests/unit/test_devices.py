@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -175,7 +176,39 @@ def test_a_mask_in_time_or_without_change_is_not_refused() -> None:
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
 def test_cuda_is_taken_where_it_is(name: str) -> None:
-    assert choose(device(name), {}, H200) == Choice("cuda", "cuda:0", "NVIDIA H200", "cuda: 2 GPUs are visible")
+    assert choose(device(name), {}, H200) == Choice("cuda", "cuda:0", "NVIDIA H200", "cuda: 2 GPUs are visible", 2)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "rocm", "xpu"])
+def test_each_process_takes_the_visible_device_of_its_number(kind: str) -> None:
+    names = ("one", "another")
+    hardware = {
+        "cuda": H200,
+        "rocm": replace(MI300, gpu_count=2, gpu_names=names),
+        "xpu": replace(ARC, xpu_count=2, gpu_names=names),
+    }[kind]
+    here = [choose(device(kind), {}, hardware, rank, 2) for rank in range(2)]
+    assert [choice.torch_device for choice in here] == [
+        f"{'xpu' if kind == 'xpu' else 'cuda'}:{rank}" for rank in range(2)
+    ]
+    assert [choice.count for choice in here] == [2, 2]
+
+
+def test_fewer_gpus_than_processes_are_refused() -> None:
+    """B32, and a mask that leaves fewer: nothing is shared behind the user's back, `auto` does not fall back either."""
+    for name in ("auto", "cuda"):
+        with pytest.raises(
+            DeviceError, match="the 4 processes on this host need a GPU each, but 2 are visible; start 2, "
+        ):
+            choose(device(name), {}, H200, 3, 4)
+    one = replace(H200, gpu_count=1, gpu_names=("NVIDIA H200",))
+    with pytest.raises(DeviceError, match=r"2 processes .*but 1 is visible \(device.visible=\[1\]\); start 1"):
+        choose(device("cuda", visible=(1,)), {}, one, 0, 2)
+
+
+def test_any_number_of_processes_shares_the_cpu() -> None:
+    assert choose(device("cpu"), {}, H200, 5, 8).torch_device == "cpu"
+    assert choose(device("auto"), {}, BARE, 5, 8).torch_device == "cpu"
 
 
 @pytest.mark.parametrize("name", ["auto", "rocm"])
@@ -433,8 +466,11 @@ def torch() -> Iterator[ModuleType]:
     torch.use_deterministic_algorithms(False)
 
 
+ON_CPU = devices.Choice("cpu", "cpu", "a CPU", "cpu: in a test")
+
+
 def test_configure_sets_threads_precision_and_determinism(torch: Any) -> None:
-    devices.configure(Device(name="cpu", visible=None, threads=1, matmul_precision="high"), deterministic=True)
+    devices.configure(Device(name="cpu", visible=None, threads=1, matmul_precision="high"), True, ON_CPU)
     assert torch.get_num_threads() == 1
     assert torch.get_float32_matmul_precision() == "high"
     assert torch.are_deterministic_algorithms_enabled()
@@ -443,7 +479,7 @@ def test_configure_sets_threads_precision_and_determinism(torch: Any) -> None:
 def test_configure_leaves_threads_that_were_not_asked_for(torch: Any) -> None:
     torch.set_num_threads(3)
     torch.use_deterministic_algorithms(True)
-    devices.configure(device("cpu"), deterministic=False)
+    devices.configure(device("cpu"), False, ON_CPU)
     assert torch.get_num_threads() == 3
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.are_deterministic_algorithms_enabled()

@@ -60,7 +60,7 @@ def _evaluation(
         autocast=precision.autocast(amp, CPU),
         undo=scaling.undo,
         parts={"train": rows},
-        strategy=strategies.build(c.Strategy(name="single"), CPU),
+        strategy=strategies.Single(CPU),
     )
 
 

@@ -15,6 +15,7 @@ from runner.data.batches import Batches
 from runner.objective import Objective, borrowed, drawing
 from runner.precision import Unscaled, autocast, scaler
 from runner.seeding import stream
+from runner.strategies import Single
 
 CPU = torch.device("cpu")
 ROWS = 22
@@ -39,6 +40,7 @@ def _objective(model: Any, rows: Rows | None = None, batch_size: int | None = No
         "loss": losses.build(c.Mse(name="mse")),
         "rows": rows or _rows(),
         "batches": Batches(ROWS, batch_size, 0, CPU),
+        "strategy": Single(CPU),
         "autocast": autocast("off", CPU),
         "scaler": Unscaled(),
         "accumulate": 1,

@@ -27,9 +27,15 @@ class Rows:
         return len(self.target)
 
     def take(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Features and target of some rows, gathered on the device; a slice is a view."""
+        """Features and target of some rows, gathered on the device: all of them as they lie, fewer in memory of their own.
+
+        Never a view: the bits of a matrix product may depend on where in memory its rows begin.
+        """
         if isinstance(rows, slice):
-            return (self.features, self.target) if rows == slice(None) else (self.features[rows], self.target[rows])
+            first, last, _ = rows.indices(len(self))
+            if last - first == len(self):
+                return self.features, self.target
+            return self.features[first:last].clone(), self.target[first:last].clone()
         return self.features.index_select(0, rows), self.target.index_select(0, rows)
 
 

@@ -34,6 +34,21 @@ class Model(torch.nn.Module):
         """The parameters to report; a model that is linear in the features undoes the scaling."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
+    def tensor_plan(self) -> Mapping[str, str]:
+        """How processes may split each layer's work: name of a linear layer → "column", its outputs, or "row", its inputs.
+
+        In the order of the forward pass, with every parameter in one of the layers. After each column layer comes a row
+        layer, which takes the parts of that one's outputs as they are. Empty where there is nothing to split.
+        """
+        return {}
+
+    def stages(self, count: int) -> Sequence[Sequence[str]]:
+        """How processes may cut the model into `count` stages: names of direct children, which run one after the other.
+
+        As many stages as there are layers where those are fewer, and none where the model is not such a chain.
+        """
+        return ()
+
 
 def build(
     config: c.Linear | c.Polynomial | c.Mlp | c.Formula, feature_names: Sequence[str], generator: torch.Generator

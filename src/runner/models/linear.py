@@ -23,6 +23,9 @@ class Linear(nn.Linear, Model):
         # Without a bias and without standardisation there is no constant to report.
         return {"weight": weight} if self.bias is None and not bias.any() else {"weight": weight, "bias": bias}
 
+    def tensor_plan(self) -> Mapping[str, str]:
+        return {"": "row"}
+
 
 class Polynomial(Model):
     """Linear in x, x², …, x^degree of every feature; weight [1, columns·degree], the powers of one feature together."""
@@ -38,6 +41,9 @@ class Polynomial(Model):
         expanded = features.unsqueeze(-1).pow(powers).flatten(1)
         prediction: Tensor = self.linear(expanded)
         return prediction
+
+    def tensor_plan(self) -> Mapping[str, str]:
+        return {"linear": "row"}
 
 
 def linear(config: c.Linear, columns: int, generator: torch.Generator) -> Linear:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -14,6 +17,23 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiL
 
 class Mlp(nn.Sequential, Model):
     """Linear, activation, dropout, … , linear: features [rows, columns] → predictions [rows, 1]."""
+
+    def tensor_plan(self) -> Mapping[str, str]:
+        """Layers in pairs of column and row; one that is left over is a row."""
+        layers = [name for name, child in self.named_children() if isinstance(child, nn.Linear)]
+        paired = len(layers) - len(layers) % 2
+        return {name: "column" if i < paired and i % 2 == 0 else "row" for i, name in enumerate(layers)}
+
+    def stages(self, count: int) -> Sequence[Sequence[str]]:
+        """Layers, each with its activation and dropout; two stages differ by one layer at most."""
+        layers: list[list[str]] = []
+        for name, child in self.named_children():
+            if isinstance(child, nn.Linear):
+                layers.append([])
+            layers[-1].append(name)
+        count = min(count, len(layers))
+        cuts = [len(layers) * stage // count for stage in range(count + 1)]
+        return [[name for layer in layers[first:last] for name in layer] for first, last in pairwise(cuts)]
 
 
 def build(config: c.Mlp, columns: int, generator: torch.Generator) -> Mlp:

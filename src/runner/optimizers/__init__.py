@@ -21,14 +21,20 @@ class Objective(Protocol):
     """Loss and gradients of one step's rows; asked again within a step, it sees the same rows and random numbers."""
 
     def gradient(self) -> tuple[Tensor, Sequence[Tensor] | None]:
-        """Mean loss [] and the gradients of all rows together, also left in `.grad`; None: the step is to be skipped."""
+        """This process's share [] of the mean loss, and the gradients of all rows together, also left in `.grad`.
+
+        None for the gradients: the step is to be skipped.
+        """
+
+    def whole(self, share: Tensor) -> Tensor:
+        """The mean loss [] of all processes, for who decides by it."""
 
 
 class Optimizer(Protocol):
     """One update of the parameters for each call of `step`."""
 
     def step(self, objective: Objective, lr: float) -> Tensor:
-        """Update the parameters in place with learning rate `lr`; gives the loss [] before the update."""
+        """Update the parameters in place with learning rate `lr`; gives this process's share of the loss [] before it."""
 
     def state_dict(self) -> State:
         """What the next step needs besides the parameters. The tensors are the live ones: copy before the next step."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from runner import config as c
 from runner.errors import RunFailed
 from runner.optimizers import Objective, State
+from runner.sharding import scattered
 
 FUSED = ("cpu", "cuda")
 """Devices on which torch's fused Adam was run; it is the fastest of its versions there."""
@@ -40,11 +41,18 @@ def named_state(optimizer: torch.optim.Optimizer, names: list[str]) -> State:
 
 
 def load_named_state(optimizer: torch.optim.Optimizer, names: list[str], state: State) -> None:
-    """The way back; torch moves and casts."""
+    """The way back; torch moves and casts. Values may be whole where the parameters are sharded."""
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict(
-        {"state": {i: state[n] for i, n in enumerate(names) if state.get(n)}, "param_groups": groups}
-    )
+    tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    slots = {
+        i: {
+            slot: scattered(value, tensors[i]) if isinstance(value, Tensor) else value
+            for slot, value in state[n].items()
+        }
+        for i, n in enumerate(names)
+        if state.get(n)
+    }
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
 
 
 class Library:
@@ -90,14 +98,20 @@ class Lbfgs:
         if lr == 0:  # torch's line search divides by the length of its first step
             return objective.gradient()[0]
         self._optimizer.param_groups[0]["lr"] = lr
+        shares: list[Tensor] = []
+
+        def loss() -> Tensor:
+            shares.append(objective.gradient()[0])
+            return objective.whole(shares[-1])
+
         try:
-            loss = self._optimizer.step(lambda: objective.gradient()[0])  # type: ignore[no-untyped-call]
+            self._optimizer.step(loss)  # type: ignore[no-untyped-call]
         except ZeroDivisionError:
             raise RunFailed(
                 "the line search of lbfgs found no step to take: its bracket shrank to a point. "
                 "Use a larger optimizer.lr, dtype=float64 or optimizer.line_search=null"
             ) from None
-        return torch.as_tensor(loss).detach()
+        return shares[0]
 
     def state_dict(self) -> State:
         return named_state(self._optimizer, self._names)

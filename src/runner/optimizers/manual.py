@@ -11,6 +11,7 @@ from torch import Tensor
 from runner.optimizers import Objective, State
 from runner.optimizers.rules import Rule
 from runner.precision import scalar_type
+from runner.sharding import is_sharded, like, local, scattered
 
 
 class Manual:
@@ -19,7 +20,10 @@ class Manual:
     def __init__(self, rule: Rule, parameters: Mapping[str, Tensor]) -> None:
         self._rule = rule
         self._names = list(parameters)
-        self._parameters = list(parameters.values())
+        self._wholes = list(parameters.values())
+        self._sharded = any(is_sharded(parameter) for parameter in self._wholes)
+        with torch.no_grad():
+            self._parameters = [local(parameter) for parameter in self._wholes]
         self._slots = rule.init(self._parameters)
         self._lr_value: float | None = None
         self._lr: Any = None
@@ -32,23 +36,29 @@ class Manual:
         if gradients is None:
             return loss
         with torch.no_grad():
+            if self._sharded:  # the rules are elementwise: each process updates the part that it holds
+                self._parameters = [local(parameter) for parameter in self._wholes]
+                gradients = [local(gradient) for gradient in gradients]
             updated, self._slots = self._rule.step(self._parameters, gradients, self._slots, self._lr)
             torch._foreach_copy_(self._parameters, updated)
-        for parameter in self._parameters:
+        for parameter in self._wholes:
             parameter.grad = None
         return loss
 
     def state_dict(self) -> State:
-        return {name: {slot: tensors[i] for slot, tensors in self._slots.items()} for i, name in enumerate(self._names)}
+        return {
+            name: {slot: like(tensors[i], self._wholes[i]) for slot, tensors in self._slots.items()}
+            for i, name in enumerate(self._names)
+        }
 
     def load_state_dict(self, state: State) -> None:
         fresh = self._rule.init(self._parameters)
         self._slots = {
             slot: [
-                state[name][slot].to(device=like.device, dtype=like.dtype, copy=True)
+                local(scattered(state[name][slot], whole)).to(device=zero.device, dtype=zero.dtype, copy=True)
                 if slot in state.get(name, {})
-                else like
-                for name, like in zip(self._names, likes, strict=True)
+                else zero
+                for name, whole, zero in zip(self._names, self._wholes, zeros, strict=True)
             ]
-            for slot, likes in fresh.items()
+            for slot, zeros in fresh.items()
         }

@@ -154,10 +154,11 @@ class Console:
         self._note(f"error: {text}")
 
 
-def complain(problems: Sequence[str]) -> None:
-    """One line a problem on the error stream."""
+def complain(problems: Sequence[str], rank: int | None = None) -> None:
+    """One line a problem on the error stream, with the process it happened on where that says something."""
+    where = "" if rank is None else f"rank {rank}: "
     for problem in problems:
-        sys.stderr.write(f"error: {problem}\n")
+        sys.stderr.write(f"error: {where}{problem}\n")
 
 
 def _screen(rich: Any) -> Any:

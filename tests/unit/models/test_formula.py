@@ -118,6 +118,11 @@ def test_reported_parameters_are_the_formulas_own() -> None:
     assert not any(value.requires_grad for value in fitted.values())
 
 
+def test_a_formula_can_neither_be_split_nor_cut() -> None:
+    assert not _formula("a*x + b").tensor_plan()
+    assert not _formula("a*x + b").stages(1)
+
+
 def test_a_start_value_for_a_column_is_refused() -> None:
     assert _problems("a*x + b", start={"x": 1.0}) == (
         "`model.start.x` must name a parameter, but 'x' is a column of the data; take it out",

@@ -126,3 +126,10 @@ def test_float32_parameters_are_undone_in_float64() -> None:
     widened = copy.deepcopy(narrow).double().fitted(scaling)
     assert {value.dtype for value in fitted.values()} == {torch.float64}
     assert all(torch.equal(fitted[name], widened[name]) for name in ("weight", "bias"))
+
+
+def test_the_sum_over_the_inputs_may_be_split_and_nothing_be_cut() -> None:
+    assert _linear().tensor_plan() == {"": "row"}
+    assert _polynomial(2).tensor_plan() == {"linear": "row"}
+    assert not _linear().stages(1)
+    assert not _polynomial(2).stages(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -88,3 +89,45 @@ def test_dropout_does_not_move_the_start_values() -> None:
     plain, dropped = _mlp(), _mlp(dropout=0.5)
     for one, other in zip(plain.parameters(), dropped.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("widths", "plan"),
+    [
+        ((), {"0": "row"}),
+        ((4,), {"0": "column", "2": "row"}),
+        ((4, 3), {"0": "column", "2": "row", "4": "row"}),
+        ((4, 3, 2), {"0": "column", "2": "row", "4": "column", "6": "row"}),
+    ],
+)
+def test_layers_are_split_in_pairs(widths: tuple[int, ...], plan: dict[str, str]) -> None:
+    model = _mlp(widths=widths)
+    assert list(model.tensor_plan().items()) == list(plan.items())
+    planned = {f"{layer}.{name}" for layer in plan for name, _ in model.get_submodule(layer).named_parameters()}
+    assert planned == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("count", "stages"),
+    [
+        (1, [["0", "1", "2", "3", "4", "5", "6"]]),
+        (2, [["0", "1", "2"], ["3", "4", "5", "6"]]),
+        (3, [["0", "1", "2"], ["3", "4", "5"], ["6"]]),
+        (4, [["0", "1", "2"], ["3", "4", "5"], ["6"]]),
+    ],
+)
+def test_stages_are_whole_layers_with_activation_and_dropout(count: int, stages: list[list[str]]) -> None:
+    model = _mlp(dropout=0.5).eval()
+    assert model.stages(count) == stages
+    hidden = _features()
+    for name in chain(*stages):
+        hidden = model.get_submodule(name)(hidden)
+    assert torch.equal(hidden, model(_features()))
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_stages_differ_by_a_layer_at_most(count: int) -> None:
+    layers = [len(stage) // 2 + len(stage) % 2 for stage in _mlp(widths=(4,) * 6).stages(count)]
+    assert len(layers) == count
+    assert sum(layers) == 7
+    assert max(layers) - min(layers) <= 1

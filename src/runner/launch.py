@@ -1,0 +1,94 @@
+"""`launch.processes=N`: the same command on N processes, started and watched by torch's own elastic launcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from runner import combinations
+from runner.config import Config, config_hash
+from runner.errors import ConfigError, RunFailed
+
+LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")
+"""What torch's launcher logs to; the second has a level of its own."""
+
+
+def wanted(config: Config) -> bool:
+    """Whether the configuration asks for more processes than this one."""
+    return config.launch.processes * config.launch.nodes > 1
+
+
+def launch(config: Config, words: Sequence[str]) -> int:
+    """Run `python -m runner WORDS` on all processes; gives the exit code that they agree on.
+
+    Raises `ConfigError` for a number of processes that the run cannot be computed on, and `RunFailed` where they cannot meet.
+    """
+    size = config.launch.processes * config.launch.nodes
+    problems = combinations.misplaced(config, size)
+    if problems:
+        raise ConfigError(problems)
+    _prepare(config)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher.api import elastic_launch
+
+    # The workers say what is wrong themselves; torch's launcher would say it again, with a table and a traceback.
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        elastic_launch(_launch_config(config), sys.executable)("-m", "runner", *words)
+    except ChildFailedError as error:
+        return _exit_code(error)
+    except SignalException as stop:
+        return 128 + int(stop.sigval)
+    except RendezvousError as error:
+        raise RunFailed(
+            f"`launch.rdzv_endpoint` must be where {config.launch.nodes} hosts meet, but they did not at "
+            f"{config.launch.rdzv_endpoint} ({error}); mend it, or start the same command on the other hosts"
+        ) from None
+    return 0
+
+
+def _prepare(config: Config) -> None:
+    """What the workers must find in their environment before they import torch."""
+    from runner import devices
+
+    build = devices.installed_build()
+    os.environ.update(devices.environment(config.device, config.deterministic, os.environ, build))
+    # As torchrun does: N processes with a thread for every core would fight.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # an address that is wrong is told in a sentence
+
+
+def _launch_config(config: Config) -> Any:
+    from torch.distributed.launcher.api import LaunchConfig
+
+    asked = config.launch
+    # On one host a port that is free; on several all of them must name the same run.
+    endpoint = asked.rdzv_endpoint or "localhost:0"
+    run_id = f"runner-{config_hash(config)[:16]}" if asked.nodes > 1 else f"runner-{os.getpid()}"
+    return LaunchConfig(
+        min_nodes=asked.nodes,
+        max_nodes=asked.nodes,
+        nproc_per_node=asked.processes,
+        run_id=run_id,
+        rdzv_backend="c10d",
+        rdzv_endpoint=endpoint,
+        max_restarts=asked.max_restarts,
+        start_method="spawn",
+    )
+
+
+def _exit_code(error: Any) -> int:
+    """That of the first worker that failed; 1 for one that was killed, which is told here as it cannot tell itself."""
+    failures = sorted(error.failures.items(), key=lambda failed: failed[1].timestamp)
+    killed = {rank: -f.exitcode for rank, f in failures if f.exitcode < 0 and -f.exitcode != signal.SIGTERM}
+    for rank, number in killed.items():
+        sys.stderr.write(f"error: rank {rank} was killed by {signal.Signals(number).name}\n")
+    codes = [f.exitcode for _, f in failures if f.exitcode > 0]
+    return 1 if killed or not codes else int(codes[0])

@@ -1,0 +1,366 @@
+"""What the leading process writes and says of a run: its directory, its rows, its console. The others keep no records."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from runner.config import Config, config_hash, plain
+from runner.directory import RunDirectory, git, now
+from runner.errors import ConfigError, Interrupted, RunnerError
+from runner.failures import as_failure, refuse_other
+from runner.record.console import Console
+from runner.startup import uncollected
+
+if TYPE_CHECKING:
+    from runner.checkpoint import Loaded
+    from runner.devices import Choice
+    from runner.experiment import Experiment, Outcome
+    from runner.loop import Loop
+    from runner.record import Sink
+
+CHECKPOINTS = "checkpoints"
+
+MOST_PARAMETERS = 1_000
+"""A model with more numbers than this has its parameters in the checkpoint only."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open run directory as every process hears of it: where to go on, or the summary when there is nothing to do."""
+
+    path: Path
+    loaded: Loaded | None = None
+    summary: dict[str, Any] | None = None
+
+
+class Records(Protocol):
+    """What a process keeps of a run."""
+
+    @property
+    def sinks(self) -> Sequence[Sink]: ...
+
+    def warn(self, text: str) -> None: ...
+    def open(self, parts: Experiment, choice: Choice) -> Opened | None:
+        """Make or reopen the directory; None where another process does."""
+
+    def begin(self, loop: Loop, first_step: int) -> None:
+        """Training starts at the loop's step; rows from `first_step` on are new."""
+
+    def finish(self, loop: Loop, outcome: Outcome, timing: Mapping[str, float]) -> dict[str, Any]:
+        """Write the end of a run that finished; gives its summary."""
+
+    def fail(self, error: BaseException) -> BaseException:
+        """Write the end of a run that did not; gives the error to raise."""
+
+    def failed(self, reason: str) -> None:
+        """The least that is written when the process has to end at once, its main thread stuck."""
+
+    def close(self) -> None: ...
+
+
+class NoRecords:
+    """Those of every process but the leading one."""
+
+    sinks: Sequence[Sink] = ()
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def open(self, parts: Experiment, choice: Choice) -> Opened | None:
+        self._config = parts.config
+        return None
+
+    def begin(self, loop: Loop, first_step: int) -> None:
+        pass
+
+    def finish(self, loop: Loop, outcome: Outcome, timing: Mapping[str, float]) -> dict[str, Any]:
+        return {}
+
+    def fail(self, error: BaseException) -> BaseException:
+        return as_failure(error, self._config, Path()) or error
+
+    def failed(self, reason: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Written:
+    """The records themselves. `overrides` and `command` are as the user typed them."""
+
+    config: Config
+    overrides: Sequence[str]
+    command: Sequence[str]
+    console: Console
+    sinks: list[Sink] = field(default_factory=list)
+    _directory: RunDirectory | None = None
+    _begun: bool = False
+
+    def warn(self, text: str) -> None:
+        self.console.warn(text)
+
+    # -------------------------------------------------------------------------------------------------------- opening
+
+    def open(self, parts: Experiment, choice: Choice) -> Opened | None:
+        from runner.record.jsonl import JsonLines
+        from runner.record.tensorboard import TensorBoard
+
+        self._parts, self._choice = parts, choice
+        opened = self._create() if self.config.resume is None else self._reopen(Path(self.config.resume))
+        if opened.summary is None:
+            self.console.attach(opened.path / "run.log")
+            self.sinks += [JsonLines(opened.path / "metrics.jsonl"), TensorBoard(opened.path), self.console]
+        return opened
+
+    @property
+    def directory(self) -> RunDirectory:
+        """The open one."""
+        assert self._directory is not None
+        return self._directory
+
+    def _create(self) -> Opened:
+        self._directory = RunDirectory.create(self.config.name, self.config.run_dir, _yaml(self.config), self._record())
+        return Opened(self._directory.path)
+
+    def _reopen(self, path: Path) -> Opened:
+        directory = RunDirectory.reopen(path)
+        try:
+            opened = self._gone_on(directory)
+        except BaseException:  # the run stays as it was
+            directory.close()
+            raise
+        self._directory = directory
+        if opened.summary is None:
+            directory.resumed(**self._record())
+            (path / "summary.json").unlink(missing_ok=True)  # that of fewer steps
+            _write_config(directory, self.config)
+        return opened
+
+    def _gone_on(self, directory: RunDirectory) -> Opened:
+        """Where an earlier run goes on. Raises `InputError` where it must not."""
+        from runner import checkpoint
+
+        loaded = checkpoint.load(directory.path / CHECKPOINTS)
+        if loaded is None:
+            return Opened(directory.path)
+        for skipped in loaded.skipped:
+            self.console.warn(skipped)
+        refuse_other(loaded.state, self.config, self._parts.dataset.sha256, loaded.path)
+        summary = self._summary_of(directory, loaded)
+        if summary is not None:
+            self._say_done(directory, loaded)
+        return Opened(directory.path, loaded, summary)
+
+    def _summary_of(self, directory: RunDirectory, loaded: Loaded) -> dict[str, Any] | None:
+        """The summary of a run that has nothing left to do; None for one that goes on, or has to write it again."""
+        steps, early = self._parts.steps, bool(loaded.state["stopped_early"])
+        if loaded.step > steps and not early:
+            raise ConfigError(
+                f"`train.steps` must be at least {loaded.step}, the step that the run has reached, but is {steps}; "
+                "make it larger, or start a new run"
+            )
+        if directory.record.get("status") != "finished" or (loaded.step < steps and not early):
+            return None
+        try:
+            summary: dict[str, Any] = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return summary
+
+    def _say_done(self, directory: RunDirectory, loaded: Loaded) -> None:
+        more = (
+            "it stopped early, as it was told to" if loaded.state["stopped_early"] else "for more steps: train.steps=…"
+        )
+        self.console.say(
+            f"{directory.path} is finished at step {loaded.step}; there is nothing left to do ({more})"
+        )
+
+    def _record(self) -> dict[str, Any]:
+        import hydra
+        import torch
+
+        from runner.devices import masks
+
+        return {
+            "command": shlex.join(self.command),
+            "overrides": list(self.overrides),
+            "config_hash": config_hash(self.config),
+            "seed": self.config.seed,
+            **git(),
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "hydra": hydra.__version__,
+            "device": self._choice.kind,
+            "device_name": self._choice.name,
+            "masks": masks(os.environ),
+            "dtype": self.config.dtype,
+            "strategy": self._parts.strategy.name,
+            "world_size": self._parts.size,
+            "threads": torch.get_num_threads(),
+        }
+
+    # ------------------------------------------------------------------------------------------------------- training
+
+    def begin(self, loop: Loop, first_step: int) -> None:
+        for sink in self.sinks:
+            sink.open(first_step)
+            sink.start(plain(self.config), _hyperparameters(self.config), self._metric_names())
+        self._begun = True
+        self._introduce(loop)
+
+    def _metric_names(self) -> list[str]:
+        return [f"{part}/{name}" for part in self._parts.dataset.parts for name in ("loss", "rmse", "mae", "r2")]
+
+    def _introduce(self, loop: Loop) -> None:
+        import torch
+
+        config, parts, say = self.config, self._parts, self.console.say
+        rows = ", ".join(f"{len(part):,} {name}" for name, part in parts.dataset.parts.items())
+        by_hand = "by hand" if config.update == "manual" else "by torch.optim"
+        say(f"run      {self.directory.path}")
+        say(f"device   {self._choice.name} ({self._choice.reason}), {_counted(torch.get_num_threads(), 'thread')}")
+        if parts.size > 1 or config.strategy.reduction == "exact":
+            say(f"strategy {parts.strategy.name} on {_counted(parts.size, 'process')}, {_reduction(config)}")
+        say(f"dtype    {config.dtype}" + (f", amp {config.amp}" if config.amp != "off" else ""))
+        features = _counted(len(parts.dataset.feature_names), "feature")
+        say(f"data     {config.data.name}: {rows} rows of {features} → {parts.dataset.target_name}")
+        say(f"model    {config.model.name}, {_counted(parts.parameter_count, 'parameter')}, loss {config.loss.name}")
+        say(f"update   {config.optimizer.name} {by_hand}, lr {config.optimizer.lr:g} ({config.schedule.name})")
+        batch = len(parts.dataset.parts["train"]) if config.train.batch_size is None else config.train.batch_size
+        say(f"training {parts.steps:,} steps of {batch:,} rows" + (f", from step {loop.step}" if loop.step else ""))
+        self.console.begin(loop.step, parts.steps, max(1, (parts.steps - loop.step) // config.record.every_steps))
+
+    # --------------------------------------------------------------------------------------------------------- ending
+
+    def finish(self, loop: Loop, outcome: Outcome, timing: Mapping[str, float]) -> dict[str, Any]:
+        from runner.files import write_json
+        from runner.fingerprint import parameters_sha256
+
+        fitted = outcome.model.fitted(self._parts.dataset.scaling)
+        few = self._parts.parameter_count <= MOST_PARAMETERS
+        summary: dict[str, Any] = {
+            "steps": loop.step,
+            "stopped_early": loop.stopped_early,
+            "metrics": outcome.metrics,
+            **({"parameters": {name: value.tolist() for name, value in fitted.items()}} if few else {}),
+            "parameters_sha256": parameters_sha256(outcome.parameters),
+            "timing": dict(timing),
+        }
+        figures = self._draw(outcome) if self.config.record.plots else {}
+        for sink in self.sinks:
+            sink.finish({**summary, "status": "finished"}, figures)
+        write_json(self.directory.path / "summary.json", summary)
+        self.directory.update(status="finished", ended=now())
+        self._explain(loop)
+        self.console.say(f"run      {self.directory.path}")
+        self.console.say(f"look     tensorboard --logdir {self.directory.path.parent}")
+        for sink in self.sinks:
+            sink.close()
+        return summary
+
+    def _explain(self, loop: Loop) -> None:
+        """What the numbers above do not say themselves."""
+        early, dataset = self.config.train.early_stopping, self._parts.dataset
+        if loop.stopped_early:
+            metric = f"{loop.watched}/{early.metric}"
+            self.console.say(
+                f"stopped  early: {metric} has not become better than {loop.early.value:.6g} in {early.patience} evaluations"
+            )
+        if self.config.data.standardize or self.config.data.log_target:
+            self.console.say(
+                f"units    rmse and mae are those of {dataset.target_name}; loss is in the units trained in"
+            )
+
+    def _draw(self, outcome: Outcome) -> dict[str, bytes]:
+        from runner.files import write_atomic
+
+        path = self.directory.path
+        with uncollected():
+            from runner.pictures import draw
+
+            figures = draw(self._parts, outcome.evaluation, path / "metrics.jsonl")
+        (path / "plots").mkdir(exist_ok=True)
+        for name, png in figures.items():
+            write_atomic(path / "plots" / f"{name}.png", png)
+        return figures
+
+    def fail(self, error: BaseException) -> BaseException:
+        if self._directory is None:  # nothing is written yet
+            return as_failure(error, self.config, Path()) or error
+        reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, Interrupted):
+            self._end("interrupted", reason)
+            with contextlib.suppress(OSError):
+                self.console.say(f"go on with: python -m runner resume={self.directory.path}")
+            return error
+        self._end("failed", reason)
+        return as_failure(error, self.config, self.directory.path) or error
+
+    def failed(self, reason: str) -> None:
+        with contextlib.suppress(OSError):
+            self.directory.update(status="failed", ended=now(), reason=reason)
+
+    def _end(self, status: str, reason: str) -> None:
+        """A run that did not finish: say so wherever one looks, as far as the disk still takes it."""
+        with contextlib.suppress(OSError):
+            self.console.fail(reason)
+        with contextlib.suppress(OSError, RunnerError):
+            self.directory.update(status=status, ended=now(), reason=reason)
+        for sink in self.sinks if self._begun else ():
+            with contextlib.suppress(OSError, RunnerError):
+                sink.finish({"status": "failed", "metrics": {}, "steps": 0}, {})
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            with contextlib.suppress(OSError):  # what could not be written was told already
+                sink.close()
+        if self._directory is not None:
+            self._directory.close()
+
+
+def _reduction(config: Config) -> str:
+    return f"exact over {config.strategy.chunks} chunks" if config.strategy.reduction == "exact" else "fast"
+
+
+def _counted(number: int, thing: str) -> str:
+    plural = thing if number == 1 else thing + ("es" if thing.endswith("s") else "s")
+    return f"{number:,} {plural}"
+
+
+def _yaml(config: Config) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(plain(replace(config, resume=None))))
+
+
+def _write_config(directory: RunDirectory, config: Config) -> None:
+    from runner.files import write_atomic
+
+    write_atomic(directory.path / "config.yaml", _yaml(config).encode())
+
+
+def _hyperparameters(config: Config) -> dict[str, float | str | bool]:
+    """The columns of TensorBoard's table: the same ones for every experiment, since the first run it finds names them.
+
+    It sorts them and shows the first five: these should be the ones that runs differ in.
+    """
+    return {
+        "data": config.data.name,
+        "lr": config.optimizer.lr,
+        "model": config.model.name,
+        "optimizer": config.optimizer.name,
+        "seed": config.seed,
+        "update": config.update,
+        "weight_decay": getattr(config.optimizer, "weight_decay", 0.0),
+        "widths": str(list(getattr(config.model, "widths", []))),
+    }

@@ -1,0 +1,100 @@
+"""Several processes for one test: forked from the test's own, which has torch loaded already, and joined by gloo."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SECONDS = 60.0
+"""Longest life of a forked process; what still lives then is killed, and the test fails."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one process ended: its exit code (negative: the signal that killed it), what `work` gave, what it printed."""
+
+    code: int
+    value: Any
+    printed: str
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+    return port
+
+
+def on(size: int, work: Callable[[int], Any], seconds: float = SECONDS, port: int | None = None) -> list[Outcome]:
+    """Do `work(rank)` on `size` processes, with the environment that torchrun gives them; outcomes by rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        port = port or free_port()
+        children = [_fork(rank, size, port, work, Path(folder)) for rank in range(size)]
+        codes = _wait(children, seconds)
+        return [Outcome(code, *_told(Path(folder), rank)) for rank, code in enumerate(codes)]
+
+
+def values(size: int, work: Callable[[int], Any]) -> list[Any]:
+    """What `work(rank)` gives on each process; all of them must succeed."""
+    outcomes = on(size, work)
+    assert [o.code for o in outcomes] == [0] * size, "\n".join(o.printed for o in outcomes)
+    return [o.value for o in outcomes]
+
+
+def _fork(rank: int, size: int, port: int, work: Callable[[int], Any], folder: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        printed = os.open(folder / f"{rank}.txt", os.O_WRONLY | os.O_CREAT)
+        os.dup2(printed, 1)
+        os.dup2(printed, 2)
+        sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1) for fd in (1, 2))
+        os.environ.update(
+            RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size),
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo",
+        )  # fmt: skip
+        value = work(rank)
+        (folder / f"{rank}.pickle").write_bytes(pickle.dumps(value))
+        code = 0
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _wait(children: list[int], seconds: float) -> list[int]:
+    deadline, codes = time.monotonic() + seconds, dict[int, int]()
+    while len(codes) < len(children):
+        for rank, child in enumerate(children):
+            if rank not in codes and (ended := os.waitpid(child, os.WNOHANG))[0]:
+                codes[rank] = os.waitstatus_to_exitcode(ended[1])
+        if time.monotonic() > deadline:
+            for rank, child in enumerate(children):
+                if rank not in codes:
+                    os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)  # a look every few milliseconds, not a guess at how long the work takes
+    return [codes[rank] for rank in range(len(children))]
+
+
+def _told(folder: Path, rank: int) -> tuple[Any, str]:
+    value, printed = folder / f"{rank}.pickle", folder / f"{rank}.txt"
+    return (
+        pickle.loads(value.read_bytes()) if value.exists() else None,
+        printed.read_text(errors="replace") if printed.exists() else "",
+    )

@@ -1,0 +1,150 @@
+"""Layers split over processes: the answer of one process, alone and together with sharded data parallelism."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from processes import values
+from torch.nn.functional import mse_loss
+from training import CPU, OPTIMIZERS, TOLERANCE, Trained, assert_equal, build, by, by_hand, joined, mlp
+
+from runner import config as c
+from runner.errors import ConfigError
+from runner.sharding import is_sharded, local
+from runner.strategies import Strategy
+from runner.strategies.layers import Layers
+from runner.strategies.sharded import Sharded
+
+MODELS: dict[str, tuple[Any, int]] = {
+    "one hidden layer": (mlp(8), 2),
+    "three hidden layers": (mlp(8, 5, 4), 3),  # the second one is not split
+    "no hidden layer": (mlp(), 4),
+    "linear": (c.Linear(name="linear", bias=True, init="kaiming"), 2),
+    "linear unbiased": (c.Linear(name="linear", bias=False, init="kaiming"), 4),
+    "polynomial": (c.Polynomial(name="polynomial", degree=2, init="kaiming"), 3),
+}
+
+
+def _layers(world: Any) -> Strategy:
+    return Layers(CPU, world)
+
+
+def _mesh(world: Any) -> Strategy:
+    """Half of the processes for the rows, half for the layers."""
+    return Sharded(CPU, world, tensor_parallel=2)
+
+
+def _trained(
+    size: int, make: Callable[[Any], Strategy], runs: dict[str, tuple[Any, str, int]]
+) -> list[dict[str, Trained]]:
+    def work(rank: int) -> dict[str, Trained]:
+        with joined() as world:
+            return {name: by(make(world), config, rule, columns) for name, (config, rule, columns) in runs.items()}
+
+    return values(size, work)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_training_is_that_of_one_process(size: int) -> None:
+    config = mlp(8, 4)
+    for trained in _trained(size, _layers, {rule: (config, rule, 2) for rule in OPTIMIZERS}):
+        for rule, got in trained.items():
+            assert_equal(got, by_hand(config, rule), TOLERANCE[rule])
+
+
+def test_every_kind_of_model_is_split() -> None:
+    runs = {name: (config, "sgd", columns) for name, (config, columns) in MODELS.items()}
+    for trained in _trained(2, _layers, runs):
+        for name, (config, rule, columns) in runs.items():
+            assert_equal(trained[name], by_hand(config, rule, columns), TOLERANCE[rule])
+
+
+def test_rows_and_layers_are_split_at_once() -> None:
+    config, linear = mlp(8, 6), MODELS["linear"][0]
+    runs = {**{rule: (config, rule, 2) for rule in OPTIMIZERS}, "linear": (linear, "sgd", 2)}
+    for rank, trained in enumerate(_trained(4, _mesh, runs)):
+        own = slice(0, 6) if rank < 2 else slice(6, 11)  # 11 rows on two groups of processes
+        for name, (model, rule, _) in runs.items():
+            assert_equal(trained[name], by_hand(model, rule), TOLERANCE[rule], own)
+
+
+def _held(rank: int) -> tuple[list[bool], list[tuple[int, ...]], bool, list[bool]]:
+    with joined() as world:
+        strategy, model = _layers(world), build(mlp(8, 6))
+        strategy.place(model, mse_loss)
+        state = {name: value + 1 for name, value in build(mlp(8, 6)).state_dict().items()}
+        strategy.load(model, state)
+        whole = strategy.whole(dict(model.named_parameters()))
+        strategy.load(model, dict(model.state_dict()))
+        again = strategy.whole(dict(model.named_parameters()))
+        taken = all(
+            torch.equal(whole[name], value) and torch.equal(again[name], value) for name, value in state.items()
+        )
+        return (
+            [is_sharded(parameter) for parameter in model.parameters()],
+            [tuple(local(parameter).shape) for parameter in model.parameters()],
+            taken,
+            [strategy.any(rank == 1), strategy.any(False)],
+        )
+
+
+def test_each_process_holds_half_of_each_layer_and_gives_the_whole() -> None:
+    for sharded, shapes, taken, flags in values(2, _held):
+        # [8, 2] by its outputs, [6, 8] and [1, 6] by their inputs; what is added to their sums is held by all.
+        assert shapes == [(4, 2), (4,), (6, 4), (6,), (1, 3), (1,)]
+        assert all(sharded)
+        assert taken
+        assert flags == [True, False]
+
+
+REFUSED: dict[str, tuple[Any, int, str]] = {
+    "widths": (
+        mlp(6, 4),
+        2,
+        "`model.widths` must be divisible by the 3 processes that split each layer, but is [6, 4], where 4 is not; "
+        "use other widths, another number of processes or strategy=ddp",
+    ),
+    "inputs": (
+        c.Polynomial(name="polynomial", degree=2, init="kaiming"),
+        2,
+        "the inputs of `model`=polynomial must be divisible by the 3 processes that split them, but are 4; "
+        "use another number of processes or strategy=ddp",
+    ),
+    "dropout": (
+        mlp(6, 3, dropout=0.5),
+        2,
+        "`model.dropout` must be 0 where processes split each layer between them: each would draw for its own part of the "
+        "units, and the answer would depend on their number; use model.dropout=0 or strategy=ddp",
+    ),
+    "formula": (
+        c.Formula(name="formula", expression="a*x0 + b", start={}, init="normal"),
+        1,
+        "`model` must have linear layers where processes split each layer between them, but formula has none; "
+        "use strategy=ddp",
+    ),
+}
+
+
+def _refusals(rank: int) -> dict[str, str]:
+    said = {}
+    with joined() as world:
+        for name, (config, columns, _) in REFUSED.items():
+            with pytest.raises(ConfigError) as caught:
+                _layers(world).place(build(config, columns), mse_loss)
+            said[name] = str(caught.value)
+    return said
+
+
+def test_what_cannot_be_split_is_refused_with_its_reason() -> None:
+    assert values(3, _refusals) == [{name: sentence for name, (_, _, sentence) in REFUSED.items()}] * 3
+
+
+def test_all_processes_compute_all_rows() -> None:
+    strategy = Layers(CPU, None)  # type: ignore[arg-type]
+    share = torch.tensor(3.0)
+    assert [(portion.first, portion.last) for portion in strategy.portions(7)] == [(0, 7)]
+    assert torch.equal(strategy.total(share), share)
+    assert torch.equal(strategy.reduce([share]), share)
