@@ -46,6 +46,7 @@ def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir
     """
     from runner.compose import compose
     from runner.job import execute
+    from runner.launch import wanted
     from runner.world import launched
 
     if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
@@ -56,7 +57,7 @@ def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir
 
     def ask(earlier: str | None) -> Composed:
         composed = compose(words if earlier is None else [f"resume={earlier}"], config_dir)
-        if not launched(os.environ) and composed.config.launch.processes * composed.config.launch.nodes > 1:
+        if wanted(composed.config) and not launched(os.environ):
             raise ConfigError(
                 "`launch.processes` and `launch.nodes` start processes from the command line, but this is a call from Python; "
                 "leave them out, or run the script itself with torchrun"

@@ -6,16 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from runner.compose import Composed, compose, options
-from runner.config import Config, plain
+from runner.config import plain
 from runner.errors import ConfigError, Elsewhere, InputError, Interrupted, RunnerError
 from runner.record.console import complain
 from runner.startup import uncollected
-
-if TYPE_CHECKING:
-    from runner.job import Ask
+from runner.world import launched
 
 USAGE = """\
 python -m runner +experiment=NAME [key=value …]     one run
@@ -72,52 +70,77 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(words: list[str]) -> int:
+    try:
+        given, overrides = _read(words)
+    except ConfigError:
+        if _speaks():
+            raise
+        return ConfigError.exit_code
+    if given.help or given.version or given.cfg:
+        return _show(given, overrides) if _speaks() else 0
+    return _run(given, overrides, words)
+
+
+def _speaks() -> bool:
+    """Whether this process answers for all that a launcher started."""
+    return os.environ.get("RANK", "0") == "0" or not launched(os.environ)
+
+
+def _read(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options and overrides; `given.base` is the run to do again. Raises `ConfigError`."""
     given, rest = _parser().parse_known_intermixed_args(words)
     overrides = given.overrides + rest
-    if (given.help or given.version or given.cfg or not words) and os.environ.get("RANK", "0") != "0":
-        return 0  # one of several processes: the first one answers
-    if given.help or not words:
-        sys.stdout.write(help_text(given.config_dir))
-        return 0
-    if given.version:
-        from importlib.metadata import version
-
-        sys.stdout.write(f"runner {version('runner')}\n")
-        return 0
+    given.help = given.help or not words
     if given.multirun:
         raise ConfigError(
             "`-m` asks for a sweep, but this version does one run at a time; give one value a key and call it once a trial"
         )
     if given.resolve and not given.cfg:
         raise ConfigError("`--resolve` goes with --cfg, which shows the configuration, but stands alone; add --cfg job")
-    base = overrides.pop(0) if overrides[:1] == ["rerun"] else None
-    if base is not None and not overrides:
-        raise ConfigError("`rerun` must be followed by a run directory, but nothing follows; write rerun RUN_DIR")
+    given.base = None
+    if overrides[:1] == ["rerun"]:
+        if len(overrides) < 2:
+            raise ConfigError("`rerun` must be followed by a run directory, but nothing follows; write rerun RUN_DIR")
+        _, given.base, *overrides = overrides
+    return given, overrides
 
-    def ask(earlier: str | None = None) -> Composed:
+
+def _show(given: argparse.Namespace, overrides: list[str]) -> int:
+    """What is asked for without a run."""
+    if given.help:
+        sys.stdout.write(help_text(given.config_dir))
+    elif given.version:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"runner {version('runner')}\n")
+    else:
+        from omegaconf import OmegaConf
+
+        values: Any = OmegaConf.create(plain(compose(overrides, given.config_dir, given.base).config))
+        sys.stdout.write(OmegaConf.to_yaml(values))
+    return 0
+
+
+def _run(given: argparse.Namespace, overrides: list[str], words: list[str]) -> int:
+    """One run: in this process, in processes that it starts, or as one of those that a launcher started."""
+
+    def ask(earlier: str | None) -> Composed:
         with uncollected():
             if earlier is not None:
                 return compose([f"resume={earlier}"], given.config_dir)
-            return compose(
-                overrides if base is None else overrides[1:], given.config_dir, overrides[0] if base else None
-            )
+            return compose(overrides, given.config_dir, given.base)
 
-    return _show(ask().config) if given.cfg else _run(ask, words)
-
-
-def _run(ask: Ask, words: list[str]) -> int:
-    """One run: in this process, in processes that it starts, or as one of those that a launcher started."""
     from runner.job import execute
     from runner.launch import launch, wanted
-    from runner.world import launched
 
+    command = ["python", "-m", "runner", *words]
     if launched(os.environ):
-        execute(ask, ["python", "-m", "runner", *words])
+        execute(ask, command)
         return 0
     composed = ask(None)
     if wanted(composed.config):
         return launch(composed.config, words)
-    execute(lambda earlier: composed, ["python", "-m", "runner", *words])
+    execute(lambda earlier: composed, command)
     return 0
 
 
@@ -133,11 +156,3 @@ def help_text(config_dir: str | None = None) -> str:
 
 def _listed(choices: dict[str, str]) -> list[str]:
     return [f"  {name:<16} {sentence}" for name, sentence in choices.items()]
-
-
-def _show(config: Config) -> int:
-    from omegaconf import OmegaConf
-
-    values: Any = OmegaConf.create(plain(config))
-    sys.stdout.write(OmegaConf.to_yaml(values))
-    return 0
