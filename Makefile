@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 PIP := $(BIN)/pip install --quiet
 
-.PHONY: run test check format docs bench wheel clean
+.PHONY: run test check format docs bench exactness scaling wheel clean
 
 run: $(VENV)/.ready
 	$(BIN)/python -m runner +experiment=linreg
@@ -33,6 +33,12 @@ docs: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/overhead.py
+
+exactness: $(VENV)/.ready
+	$(BIN)/python docs/exactness.py
+
+scaling: $(VENV)/.ready
+	$(BIN)/python benchmarks/scaling.py
 
 wheel: $(VENV)/.ready
 	$(BIN)/python -m build --wheel --no-isolation

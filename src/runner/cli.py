@@ -29,7 +29,17 @@ options
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code (0 finished, 1 failed, 2 cannot be run, 130 and 143 stopped)."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is not None or not launched(os.environ):
+        return _answered(sys.argv[1:] if arguments is None else list(arguments))
+    code = _answered(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not by way of Python's own end: in torch 2.13 the threads of gloo now and then abort a process that has done its work.
+    os._exit(code)
+
+
+def _answered(words: list[str]) -> int:
+    """The exit code, with what went wrong told on the error stream."""
     try:
         return _command(words)
     except Elsewhere as error:

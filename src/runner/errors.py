@@ -69,7 +69,7 @@ class Diverged(RunFailed):
 
 
 class Lost(RunFailed):
-    """A process of the run was killed, hangs, or cannot be reached."""
+    """A process of the run was killed, hangs, cannot be reached or cannot write; the text names it."""
 
 
 class Interrupted(RunnerError):

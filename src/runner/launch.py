@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +44,7 @@ def launch(config: Config, words: Sequence[str]) -> int:
     try:
         elastic_launch(_launch_config(config), sys.executable)("-m", "runner", *words)
     except ChildFailedError as error:
-        return _exit_code(error)
+        return _exit_code(error, config.launch.max_restarts + 1)
     except SignalException as stop:
         return 128 + int(stop.sigval)
     except RendezvousError as error:
@@ -69,26 +70,56 @@ def _launch_config(config: Config) -> Any:
     from torch.distributed.launcher.api import LaunchConfig
 
     asked = config.launch
-    # On one host a port that is free; on several all of them must name the same run.
-    endpoint = asked.rdzv_endpoint or "localhost:0"
-    run_id = f"runner-{config_hash(config)[:16]}" if asked.nodes > 1 else f"runner-{os.getpid()}"
+    if asked.nodes == 1:  # a port that is free, and a name of its own
+        place: dict[str, Any] = {"rdzv_endpoint": "localhost:0", "run_id": f"runner-{os.getpid()}"}
+    else:  # all of them must name the same run
+        assert asked.rdzv_endpoint is not None
+        address, here = _meeting(asked.rdzv_endpoint)
+        place = {"rdzv_endpoint": asked.rdzv_endpoint, "run_id": f"runner-{config_hash(config)[:16]}"}
+        place |= {"local_addr": address, "rdzv_configs": {"is_host": here}}
     return LaunchConfig(
         min_nodes=asked.nodes,
         max_nodes=asked.nodes,
         nproc_per_node=asked.processes,
-        run_id=run_id,
         rdzv_backend="c10d",
-        rdzv_endpoint=endpoint,
         max_restarts=asked.max_restarts,
         start_method="spawn",
+        **place,
     )
 
 
-def _exit_code(error: Any) -> int:
+def _meeting(endpoint: str) -> tuple[str, bool]:
+    """This host's address on the way to where the hosts meet, and whether they meet on it.
+
+    torch goes by the host's name, which may well stand for an address that the other hosts cannot reach.
+    Raises `ConfigError` for a place that there is no way to.
+    """
+    host, _, port = endpoint.rpartition(":")
+    try:
+        family, *_, found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        place = (found[0], int(port))
+        with socket.socket(family, socket.SOCK_DGRAM) as way:
+            way.connect(place)  # sends nothing
+            mine = str(way.getsockname()[0])
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"`launch.rdzv_endpoint` must be host:port that this host can reach, but {endpoint} is not ({error}); mend it"
+        ) from None
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(place)
+        except OSError:
+            return mine, False
+    return mine, True
+
+
+def _exit_code(error: Any, attempts: int) -> int:
     """That of the first worker that failed; 1 for one that was killed, which is told here as it cannot tell itself."""
     failures = sorted(error.failures.items(), key=lambda failed: failed[1].timestamp)
     killed = {rank: -f.exitcode for rank, f in failures if f.exitcode < 0 and -f.exitcode != signal.SIGTERM}
+    last = f", in the last of {attempts} attempts" if attempts > 1 else ""
     for rank, number in killed.items():
-        sys.stderr.write(f"error: rank {rank} was killed by {signal.Signals(number).name}\n")
+        sys.stderr.write(f"error: rank {rank} was killed by {signal.Signals(number).name}{last}\n")
     codes = [f.exitcode for _, f in failures if f.exitcode > 0]
     return 1 if killed or not codes else int(codes[0])

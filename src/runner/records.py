@@ -181,9 +181,7 @@ class Written:
         more = (
             "it stopped early, as it was told to" if loaded.state["stopped_early"] else "for more steps: train.steps=…"
         )
-        self.console.say(
-            f"{directory.path} is finished at step {loaded.step}; there is nothing left to do ({more})"
-        )
+        self.console.say(f"{directory.path} is finished at step {loaded.step}; there is nothing left to do ({more})")
 
     def _record(self) -> dict[str, Any]:
         import hydra

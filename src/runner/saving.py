@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from runner import checkpoint
-from runner.errors import RunFailed
+from runner.errors import Lost, RunFailed
 from runner.files import explain_os_error
 from runner.sharding import is_sharded
 
@@ -33,7 +33,7 @@ class Saver:
     """Writes checkpoints below `folder`; every process of the run has one and calls it at the same steps.
 
     A state that every process holds whole is written by rank 0. Of a sharded one each process writes its own parts, and
-    rank 0 the rest. A failure on any process is raised on all of them, naming its rank.
+    rank 0 the rest. A failure on any process is raised on all of them: RunFailed, whose text names the rank.
 
     With `asynchronous`, `save` copies the values and returns; what the writing meets is raised by the next call, once.
     """
@@ -116,7 +116,7 @@ class Saver:
         if failure is not None and not isinstance(failure, RunFailed):
             raise failure  # a mistake of ours, or no memory: told by its kind where it happened
         if told[1]:
-            raise RunFailed(f"rank 0: {told[1]}") from failure
+            raise Lost(f"rank 0: {told[1]}") from failure
         outcome: T = told[0]
         return outcome
 
@@ -128,9 +128,9 @@ class Saver:
         return {name: value for part in everyone for name, value in part.items()}
 
 
-def _failed(step: int, path: Path, rank: int, cause: BaseException) -> RunFailed:
+def _failed(step: int, path: Path, rank: int, cause: BaseException) -> Lost:
     text = explain_os_error(cause, path) if isinstance(cause, OSError) else str(cause) or type(cause).__name__
-    return RunFailed(f"rank {rank}: saving step {step} failed: {text}")
+    return Lost(f"rank {rank}: saving step {step} failed: {text}")
 
 
 def _snapshot(value: Any) -> Any:

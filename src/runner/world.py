@@ -198,6 +198,7 @@ class Group:
         # The workers tell themselves what happens to the store; torch would with a page of C++ frames.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         self._left = threading.Event()
+        self._watcher: threading.Thread | None = None
         self._connected = False
         self._request: StopRequest | None = None
         self._known: InputError | None = None  # one that all processes know of
@@ -226,6 +227,8 @@ class Group:
                     self._agree(error)
                 self._leave()
         self._left.set()
+        if self._watcher is not None:  # Python would end it in the midst of torch's C++, which ends the process in turn
+            self._watcher.join(GRACE_SECONDS)
         if agreed and self._connected and not isinstance(error, Elsewhere):
             import torch.distributed as dist
 
@@ -238,7 +241,7 @@ class Group:
         code = error.exit_code if isinstance(error, RunnerError) else 1
         first = True
         with contextlib.suppress(RuntimeError):  # the store is gone, and with it whoever could be told
-            first = self._announce(text, code)
+            first = self._announce(text if isinstance(error, Lost) else f"rank {self.rank}: {text}", code)
             if code == 2:  # the same input would fail again
                 self._root.set("ended", str(code))
             self._leave()
@@ -261,14 +264,15 @@ class Group:
             self._root.set("ended", code)
             self._store.set("over", code)
         else:
-            self._await("over", self._timeout)
+            self._await("over", max(self._timeout, JOIN_SECONDS))  # it draws pictures and writes the last checkpoint
 
     def _leave(self) -> None:
-        """The process that keeps the store goes last, so that the others can still read in it."""
+        """The process that keeps the store goes last, so that the others can still read there why they end."""
+        self._left.set()
         if self.rank:
             self._store.add("left", 1)
-        elif not self._agent_store:
-            self._poll(lambda: self._store.add("left", 0) >= self.size - 1, GRACE_SECONDS)
+        elif not self._agent_store:  # those that are stuck take `GRACE_SECONDS`
+            self._poll(lambda: self._store.add("left", 0) >= self.size - 1, GRACE_SECONDS + 4 * WATCH_SECONDS)
 
     def _join(self) -> None:
         """Meet the others in the store. Raises `Elsewhere` where an earlier attempt has ended for good."""
@@ -286,7 +290,8 @@ class Group:
         token = self._meet()
         self._store = dist.PrefixStore(f"{place}/{token}", base)
         beside = dist.PrefixStore(f"{place}/{token}", base.clone())
-        threading.Thread(target=self._watch, args=(beside,), daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, args=(beside,), daemon=True)
+        self._watcher.start()
 
     def _meet(self) -> str:
         """The token of this attempt, the same on all processes that live now."""
@@ -334,7 +339,7 @@ class Group:
 
     def _news(self) -> Elsewhere:
         news = json.loads(self._store.get("failure"))
-        return Elsewhere(f"rank {news['rank']}: {news['text']}", news["code"])
+        return Elsewhere(news["text"], news["code"])
 
     # ----------------------------------------------------------------------------------------------------- plan, check
 
@@ -471,10 +476,12 @@ class Group:
                 if not store.check(["failure"]):
                     continue
                 news = json.loads(store.get("failure"))
-                reason, code = f"rank {news['rank']}: {news['text']}", int(news["code"])
+                reason, code = news["text"], int(news["code"])
             except Exception:
                 reason, code = "the launcher, or rank 0, is gone", 1
             if not self._left.wait(GRACE_SECONDS):
+                with contextlib.suppress(RuntimeError):  # the store is gone
+                    store.add("left", 1)
                 self._end(reason, code)
 
     def _orphaned(self) -> None:

@@ -113,12 +113,20 @@ def test_a_learning_rate_of_zero_is_noticed() -> None:
 
 PLACES = [
     ("strategy.reduction=exact", 3, "`strategy.chunks` must be divisible by the number of processes, 3"),
-    ("strategy.reduction=exact strategy.chunks=2", 4, "`strategy.chunks` must be divisible by the number of processes, 4"),
+    (
+        "strategy.reduction=exact strategy.chunks=2",
+        4,
+        "`strategy.chunks` must be divisible by the number of processes, 4",
+    ),
     ("strategy=single", 2, "`strategy` must be ddp, fsdp, tensor or pipeline on 2 processes, but is single"),
     ("strategy=dp", 2, "`strategy` must be ddp, fsdp, tensor or pipeline on 2 processes, but is dp"),
     ("strategy=fsdp", 1, "`strategy`=fsdp must have at least 2 processes"),
     ("strategy=pipeline", 1, "`strategy`=pipeline must have at least 2 processes"),
-    ("strategy=fsdp strategy.tensor_parallel=2", 3, "`strategy.tensor_parallel` must divide the number of processes, 3"),
+    (
+        "strategy=fsdp strategy.tensor_parallel=2",
+        3,
+        "`strategy.tensor_parallel` must divide the number of processes, 3",
+    ),
 ]
 
 

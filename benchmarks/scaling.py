@@ -1,0 +1,151 @@
+"""What more processes give and what exact sums cost: steps a second on one process and on two, as medians.
+
+    python benchmarks/scaling.py [--rounds N]
+
+Every figure is `steps_per_second` of a whole run on its own, one thread a process: `python -m runner … launch.processes=N`, and beside
+it a training loop written by hand around DistributedDataParallel, under torchrun. The runs of a round follow each other, and ratios
+are taken within a round. Two idle cores are needed for figures that mean something; the load is printed with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+COMMON = [
+    "name=mlp", "data=line", "data.rows=50000", "data.features=9", "data.standardize=true", "model=mlp", "model.activation=relu",
+    "optimizer=sgd", "optimizer.lr=1e-3", "device=cpu", "device.threads=1", "record.plots=false",
+]  # fmt: skip
+
+# What a careful user would write: the same data, network, batches and update, nothing recorded.
+HAND = """
+import os, sys, time, torch, torch.distributed as dist
+from torch import nn
+width, batch, steps = map(int, sys.argv[1:])
+torch.set_num_threads(1)
+rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+torch.manual_seed(0)
+x, y = torch.randn(50_000, 9), torch.randn(50_000, 1)
+model = nn.Sequential(nn.Linear(9, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+if size > 1:
+    dist.init_process_group("gloo")
+    model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+per_epoch = 50_000 // batch
+began = time.perf_counter()
+for step in range(steps):
+    k = step % per_epoch
+    if k == 0:
+        order = torch.randperm(50_000, generator=torch.Generator().manual_seed(step))
+    rows = order[k * batch : (k + 1) * batch][rank::size]
+    optimizer.zero_grad()
+    loss = nn.functional.mse_loss(model(x[rows]), y[rows])
+    loss.backward()
+    optimizer.step()
+loss.item()
+if rank == 0:
+    print("steps_per_second", steps / (time.perf_counter() - began))
+sys.stdout.flush()
+os._exit(0)  # the threads of gloo now and then abort a process that ends by way of Python
+"""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Widths of both hidden layers, rows of a batch, steps of one run."""
+
+    width: int
+    batch: int
+    steps: int
+
+    def __str__(self) -> str:
+        return f"9-{self.width}-{self.width}-1, batch {self.batch:,}"
+
+
+NETWORKS = (Network(512, 2048, 100), Network(64, 256, 1500))
+WAYS = ("fast", "exact", "by hand")
+
+
+def runner(network: Network, reduction: str, processes: int, folder: Path) -> float:
+    """Steps per second of one run, its rows, events and checkpoint included."""
+    words = [
+        *COMMON, f"model.widths=[{network.width},{network.width}]", f"train.batch_size={network.batch}",
+        f"train.steps={network.steps}", f"record.every_steps={network.steps // 10}", f"strategy.reduction={reduction}",
+        f"launch.processes={processes}", f"run_dir={folder / 'run'}",
+    ]  # fmt: skip
+    _run(["-m", "runner", *words])
+    summary = json.loads((folder / "run" / "summary.json").read_text(encoding="utf-8"))
+    return float(summary["timing"]["steps_per_second"])
+
+
+def by_hand(network: Network, processes: int, folder: Path) -> float:
+    """Steps per second of the loop above."""
+    script = folder / "hand.py"
+    script.write_text(HAND, encoding="utf-8")
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    printed = _run([*start, str(script), str(network.width), str(network.batch), str(network.steps)])
+    found = re.search(r"steps_per_second ([0-9.]+)", printed)
+    assert found is not None, printed
+    return float(found[1])
+
+
+def once(network: Network, way: str, processes: int) -> float:
+    """Steps per second of one way on so many processes."""
+    with tempfile.TemporaryDirectory() as name:
+        if way == "by hand":
+            return by_hand(network, processes, Path(name))
+        return runner(network, way, processes, Path(name))
+
+
+def table(network: Network, rounds: int) -> list[str]:
+    """Rows of one network: each way, then what exact sums and the runner cost."""
+    measured = [
+        {(way, processes): once(network, way, processes) for way in WAYS for processes in (1, 2)} for _ in range(rounds)
+    ]
+    lines = []
+    for way in WAYS:
+        one, two = ([found[way, processes] for found in measured] for processes in (1, 2))
+        gain = statistics.median(b / a for a, b in zip(one, two, strict=True))
+        lines.append(
+            f"| {network} | {way} | {statistics.median(one):,.1f} | {statistics.median(two):,.1f} | {gain:.2f} |"
+        )
+    for name, above, below in (
+        ("time of exact : fast", "fast", "exact"),
+        ("time of fast : by hand", "by hand", "fast"),
+    ):
+        costs = [statistics.median(found[above, n] / found[below, n] for found in measured) for n in (1, 2)]
+        lines.append(f"| {network} | {name} | {costs[0]:.2f} | {costs[1]:.2f} | |")
+    return lines
+
+
+def _run(arguments: Sequence[str]) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} answered {done.returncode}\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def main() -> None:
+    """Print the table."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=5)
+    rounds = options.parse_args().rounds
+    print(f"load of the machine before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
+    print("| network | | 1 process | 2 processes | 2 : 1 |\n| --- | --- | ---: | ---: | ---: |")
+    for network in NETWORKS:
+        print("\n".join(table(network, rounds)), flush=True)
+    print(f"\nload of the machine after: {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

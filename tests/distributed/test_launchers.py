@@ -1,0 +1,216 @@
+"""Several processes are started, by us or by torchrun: what they cannot run is told once, and nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+from launching import EXACT, WORDS, assert_same, errors, launched, runner_launch, torchrun
+from processes import Outcome
+
+import runner
+from runner import cli, world
+from runner.directory import RunDirectory
+
+SMALL = ("data=line", "device=cpu", "train.steps=2", "record.plots=false")
+MISSING = ("data=csv", "data.path=nowhere.csv", "data.target=y", "run_dir=run")
+NO_FILE = (
+    "error: `data.path` must be a readable file, but 'nowhere.csv' does not exist; give it from the working directory"
+)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(world, "GRACE_SECONDS", 1.0)
+    torch.optim.SGD([torch.zeros(1)])  # imports torch's compiler, once, before the processes are forked
+
+
+def commanded(size: int, words: Sequence[str]) -> list[Outcome]:
+    """The command line on several processes."""
+    return processes.on(size, lambda rank: sys.exit(cli.main(words)))
+
+
+def told(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """What the user reads, by process."""
+    return [errors(outcome.printed) for outcome in outcomes]
+
+
+# ---------------------------------------------------------------------------------------------------- real launchers
+
+
+def test_two_launches_at_once_do_not_get_in_each_others_way(tmp_path: Path) -> None:
+    whole = runner.run(None, [*EXACT, "run_dir=whole"]).directory
+    command = runner_launch(*EXACT, "run_dir=run")
+    with launched(command, tmp_path / "one") as one, launched(command, tmp_path / "other") as other:
+        for run in (one, other):
+            assert run.wait() == 0, run.err
+            assert run.errors == []
+            assert_same(run.folder / "run", whole)
+            assert run.living() == []
+
+
+def test_input_that_cannot_be_run_is_told_once_by_the_processes_of_a_launcher(tmp_path: Path) -> None:
+    """Our launcher passes the exit code on; torchrun has its own."""
+    ours, theirs = runner_launch(*MISSING), torchrun(*MISSING)
+    with launched(ours, tmp_path / "ours") as one, launched(theirs, tmp_path / "theirs") as other:
+        assert (one.wait(), other.wait()) == (2, 1)
+        for run in (one, other):
+            assert run.errors == [NO_FILE]
+            assert run.living() == []
+            assert not (run.folder / "run").exists()
+        assert one.err == f"{NO_FILE}\n"
+        assert one.out == ""
+
+
+# --------------------------------------------------------------------------------------- what cannot be run, told once
+
+BAD = {
+    "chunks": (3, [*EXACT], "`strategy.chunks` must be divisible by the number of processes, 3, with `strategy.reduction`=exact, but is 4; start 1, 2, 4, … processes, or set strategy.reduction=fast"),
+    "rows": (3, [*SMALL, "data.rows=2"], "the 3 processes must not be more than the training rows, of which there are 2; start fewer processes"),
+    "single": (2, [*SMALL, "strategy=single"], "`strategy` must be ddp, fsdp, tensor or pipeline on 2 processes, but is single, which is one process; use strategy=auto, or start one process"),
+    "fsdp": (1, [*SMALL, "strategy=fsdp"], "`strategy`=fsdp must have at least 2 processes to split the model between, but has 1; start more with launch.processes=2 or torchrun --nproc-per-node 2, or use strategy=single"),
+    "file": (2, [*SMALL, "data=csv", "data.path=nowhere.csv", "data.target=y"], NO_FILE.removeprefix("error: ")),
+    "key": (2, [*SMALL, "model.depth=3"], "`model.depth` is not a key; see docs/config.md for the keys there are"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_rank_0_alone_says_what_is_wrong(what: str) -> None:
+    size, words, sentence = BAD[what]
+    outcomes = commanded(size, [*words, "run_dir=run"])
+    assert [outcome.code for outcome in outcomes] == [2] * size
+    assert told(outcomes) == [[f"error: {sentence}"]] + [[]] * (size - 1)
+    assert list(Path().iterdir()) == []
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    outcomes = commanded(2, [*SMALL, "model.depth=3", "train.steps=0", "run_dir=run"])
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    assert [len(lines) for lines in told(outcomes)] == [2, 0]
+
+
+def test_a_run_that_another_process_is_writing_is_left_alone() -> None:
+    runner.run(None, [*SMALL, "run_dir=run"])
+    before = Path("run/run.json").read_bytes()
+    writing = RunDirectory.reopen(Path("run"))
+    outcomes = commanded(2, ["resume=run", "train.steps=4"])
+    writing.close()
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    sentence = f"error: run must not be in use, but {holder} is writing to it; wait for it to end, or start a new run"
+    assert told(outcomes) == [[sentence], []]
+    assert Path("run/run.json").read_bytes() == before
+
+
+def test_processes_that_read_other_data_are_refused() -> None:
+    """The same relative path, in a folder of each process."""
+    for rank in range(3):
+        Path(str(rank)).mkdir()
+        rows = "".join(f"{x},{2 * x}\n" for x in range(6 + rank // 2))
+        Path(str(rank), "d.csv").write_text(f"x,y\n{rows}")
+    run = Path("run").resolve()
+
+    def work(rank: int) -> None:
+        os.chdir(str(rank))
+        sys.exit(cli.main([*SMALL, "data=csv", "data.path=d.csv", "data.target=y", f"run_dir={run}"]))
+
+    outcomes = processes.on(3, work)
+    assert [outcome.code for outcome in outcomes] == [2, 2, 2]
+    lines = told(outcomes)
+    assert lines[1:] == [[], []]
+    (line,) = lines[0]
+    assert line.startswith("error: the content of `data.path` must be the same on every process, but is ")
+    assert line.endswith(" on rank 2; make them equal")
+    assert not run.exists()
+
+
+def test_a_file_that_one_process_does_not_have_is_told_with_its_rank() -> None:
+    for rank in range(2):
+        Path(str(rank)).mkdir()
+    Path("0/d.csv").write_text("x,y\n1,2\n2,4\n3,6\n")
+    run = Path("run").resolve()
+
+    def work(rank: int) -> None:
+        os.chdir(str(rank))
+        sys.exit(cli.main([*SMALL, "data=csv", "data.path=d.csv", "data.target=y", f"run_dir={run}"]))
+
+    outcomes = processes.on(2, work)
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    sentence = (
+        "rank 1: `data.path` must be a readable file, but 'd.csv' does not exist; give it from the working directory"
+    )
+    assert told(outcomes) == [[f"error: {sentence}"], []]
+    assert not run.exists()
+
+
+def test_a_number_of_processes_that_cannot_work_is_refused_before_any_is_started(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main([*EXACT, "launch.processes=3", "run_dir=run"]) == 2
+    assert errors(capfd.readouterr().err) == [f"error: {BAD['chunks'][2]}"]
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], [*WORDS, "--cfg", "job"]], ids=["help", "version", "cfg"])
+def test_one_of_several_processes_answers_a_question(words: list[str]) -> None:
+    first, second = commanded(2, words)
+    assert (first.code, second.code) == (0, 0)
+    assert first.printed != ""
+    assert second.printed == ""
+
+
+# --------------------------------------------------------------------------------------------- where processes meet
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    """Without torchrun rank 0 keeps the store: here where another program listens."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+
+        def work(rank: int) -> None:
+            os.environ["WORLD_SIZE"] = "2"
+            sys.exit(cli.main([*SMALL, "run_dir=run"]))
+
+        (outcome,) = processes.on(1, work, seconds=10, port=port)
+    assert outcome.code == 1
+    (line,) = errors(outcome.printed)
+    assert f"must be where the processes can meet, but 127.0.0.1:{port} cannot be opened" in line
+    assert "Traceback" not in outcome.printed
+    assert not Path("run").exists()
+
+
+def test_an_address_where_nobody_is_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "CONNECT_SECONDS", 1.0)
+    port = processes.free_port()
+
+    def work(rank: int) -> None:
+        os.environ.update(RANK="1", WORLD_SIZE="2")
+        sys.exit(cli.main([*SMALL, "run_dir=run"]))
+
+    (outcome,) = processes.on(1, work, seconds=10, port=port)
+    assert outcome.code == 1
+    (line,) = errors(outcome.printed)
+    assert f"must be where the processes can meet, but 127.0.0.1:{port} cannot be reached" in line
+
+
+def test_a_process_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "JOIN_SECONDS", 1.0)
+
+    def work(rank: int) -> None:
+        os.environ["WORLD_SIZE"] = "2"
+        sys.exit(cli.main([*SMALL, "run_dir=run"]))
+
+    (outcome,) = processes.on(1, work, seconds=10)
+    assert outcome.code == 1
+    (line,) = errors(outcome.printed)
+    assert line.startswith("error: not all processes came within 1 seconds to 127.0.0.1:")
+    assert not Path("run").exists()
