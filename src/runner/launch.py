@@ -70,18 +70,22 @@ def _launch_config(config: Config) -> Any:
     from torch.distributed.launcher.api import LaunchConfig
 
     asked = config.launch
-    if asked.nodes == 1:  # a port that is free, and a name of its own
-        place: dict[str, Any] = {"rdzv_endpoint": "localhost:0", "run_id": f"runner-{os.getpid()}"}
+    endpoint = asked.rdzv_endpoint or "localhost:0"  # on one host a port that is free
+    if asked.nodes == 1:
+        place: dict[str, Any] = {"run_id": f"runner-{os.getpid()}", "local_addr": "localhost"}
     else:  # all of them must name the same run
-        assert asked.rdzv_endpoint is not None
-        address, here = _meeting(asked.rdzv_endpoint)
-        place = {"rdzv_endpoint": asked.rdzv_endpoint, "run_id": f"runner-{config_hash(config)[:16]}"}
-        place |= {"local_addr": address, "rdzv_configs": {"is_host": here}}
+        address, here = _meeting(endpoint)
+        place = {
+            "run_id": f"runner-{config_hash(config)[:16]}",
+            "local_addr": address,
+            "rdzv_configs": {"is_host": here},
+        }
     return LaunchConfig(
         min_nodes=asked.nodes,
         max_nodes=asked.nodes,
         nproc_per_node=asked.processes,
         rdzv_backend="c10d",
+        rdzv_endpoint=endpoint,
         max_restarts=asked.max_restarts,
         start_method="spawn",
         **place,
@@ -91,7 +95,7 @@ def _launch_config(config: Config) -> Any:
 def _meeting(endpoint: str) -> tuple[str, bool]:
     """This host's address on the way to where the hosts meet, and whether they meet on it.
 
-    torch goes by the host's name, which may well stand for an address that the other hosts cannot reach.
+    torch goes by the host's name, which may well stand for nothing, or for an address that the other hosts cannot reach.
     Raises `ConfigError` for a place that there is no way to.
     """
     host, _, port = endpoint.rpartition(":")

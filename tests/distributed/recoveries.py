@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from faulty import Fault
-from launching import EXACT, assert_same, launched, record, torchrun, until
+from launching import EXACT, STANDALONE, assert_same, launched, record, torchrun, until
 
 import runner
 
@@ -21,7 +21,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ten_of_ten_recover(number: int, whole: Path, tmp_path: Path) -> None:
     """New workers that read the addresses of dead ones hang or give up, but not every time."""
     fault = Fault("kill", rank=number % 2, step=5 + 2 * number)
-    command = torchrun(*EXACT, "run_dir=run", options=("--standalone", "--max-restarts=3"))
+    command = torchrun(*EXACT, "run_dir=run", options=(*STANDALONE, "--max-restarts=3"))
     with launched(command, tmp_path / "t", [fault]) as run:
         assert run.wait() == 0, run.err
         assert run.living() == []

@@ -14,7 +14,19 @@ import processes
 import pytest
 import torch
 from faulty import Fault
-from launching import EXACT, WORDS, assert_same, errors, launched, record, rows, runner_launch, torchrun, until
+from launching import (
+    EXACT,
+    STANDALONE,
+    WORDS,
+    assert_same,
+    errors,
+    launched,
+    record,
+    rows,
+    runner_launch,
+    torchrun,
+    until,
+)
 from processes import Outcome
 
 import runner
@@ -108,7 +120,7 @@ def trained_rows(folder: Path, attempt: int) -> dict[int, list[float]]:
 
 def test_a_killed_process_is_started_again_and_the_run_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
     """In the same directory, from the checkpoint of step 4 on, and on the very rows of the run that nothing happened to."""
-    command = torchrun(*EXACT, "run_dir=run", options=("--standalone", "--max-restarts=3"))
+    command = torchrun(*EXACT, "run_dir=run", options=(*STANDALONE, "--max-restarts=3"))
     with launched(command, tmp_path / "t", [Fault("kill", rank=1, step=7)], rows=True) as run:
         assert run.wait() == 0, run.err
         assert run.living() == []

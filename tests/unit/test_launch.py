@@ -101,7 +101,7 @@ def test_one_host_takes_a_free_port_and_a_name_of_its_own(monkeypatch: pytest.Mo
     launch(config("launch.processes=3", "launch.max_restarts=5"), [])
     asked = launcher.asked
     assert (asked.min_nodes, asked.max_nodes, asked.nproc_per_node, asked.max_restarts) == (1, 1, 3, 5)
-    assert (asked.rdzv_backend, asked.rdzv_endpoint) == ("c10d", "localhost:0")
+    assert (asked.rdzv_backend, asked.rdzv_endpoint, asked.local_addr) == ("c10d", "localhost:0", "localhost")
     assert str(os.getpid()) in asked.run_id
 
 
