@@ -75,7 +75,7 @@ class Network:
         return f"9-{self.width}-{self.width}-1, batch {self.batch:,}"
 
 
-NETWORKS = (Network(512, 2048, 100), Network(64, 256, 1500))
+NETWORKS = (Network(512, 8192, 40), Network(512, 2048, 100), Network(64, 256, 1500))
 WAYS = ("fast", "exact", "by hand")
 
 QUIET = 0.03
