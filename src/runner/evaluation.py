@@ -19,7 +19,7 @@ LARGER_IS_BETTER = {"loss": False, "rmse": False, "mae": False, "r2": True}
 
 
 class Rows(Protocol):
-    """A part of the data on the device."""
+    """A part of the data on the device: targets [rows, 1], or [lanes, rows, 1]."""
 
     @property
     def target(self) -> Tensor: ...
@@ -54,23 +54,22 @@ class Evaluation:
     parts: Mapping[str, Rows]
     strategy: Strategy
 
-    def metrics(self, part: str) -> dict[str, float]:
-        """Loss, rmse, mae and r2 of one part, by these names; r2 is nan for a constant target."""
+    def metrics(self, part: str) -> list[dict[str, float]]:
+        """For each lane loss, rmse, mae and r2 of one part, by these names; r2 is nan for a constant target."""
         rows = self.parts[part]
-        count = len(rows.target)
+        count = rows.target.shape[-2]
         wide = widest(rows.target.device)
         truth = self.undo(rows.target.to(wide))
         # A constant target has no spread; its rounded mean would give it one.
-        center = truth.mean() if bool(truth.min() < truth.max()) else truth[0]
-        sums = torch.zeros(4, dtype=wide, device=rows.target.device)
+        low, high = truth.amin((-2, -1), keepdim=True), truth.amax((-2, -1), keepdim=True)
+        center = torch.where(low < high, truth.mean((-2, -1), keepdim=True), low)
+        sums: Any = 0
         with self._inference():
             for first in range(0, count, CHUNK_ROWS):
                 portions = self.strategy.portions(min(CHUNK_ROWS, count - first))
                 taken = [rows.take(slice(first + portion.first, first + portion.last)) for portion in portions]
-                sums += self.strategy.reduce([self._sums(*pair, center) for pair in taken])
-        loss, squares, absolute, spread = sums.tolist()
-        r2 = 1 - squares / spread if spread > 0 else float("nan")
-        return {"loss": loss / count, "rmse": (squares / count) ** 0.5, "mae": absolute / count, "r2": r2}
+                sums = sums + self.strategy.reduce([self._sums(*pair, center) for pair in taken])
+        return [_metrics(count, *lane) for lane in zip(*sums.reshape(4, -1).tolist(), strict=True)]
 
     def predictions(self, part: str) -> Tensor:
         """Predictions [rows] in the units of the file, float64 on the CPU."""
@@ -85,15 +84,15 @@ class Evaluation:
             return self.undo(self._forward(features).cpu().double()).flatten()
 
     def _sums(self, features: Tensor, target: Tensor, center: Tensor) -> Tensor:
-        prediction = self._forward(features)
+        """Sums [4] or [4, lanes] over these rows: loss, squared and absolute errors, squared distances from the center."""
+        prediction, count = self._forward(features), target.shape[-2]
         with self.autocast():
-            loss = self.loss(prediction, target) if len(target) else prediction.sum()  # the mean of no rows is nan
+            loss = self.loss(prediction, target) if count else prediction.sum()  # the mean of no rows is nan
         wide = center.dtype
         truth = self.undo(target.to(wide))
         error = self.undo(prediction.to(wide)) - truth
-        return torch.stack(
-            [loss.to(wide) * len(target), error.square().sum(), error.abs().sum(), (truth - center).square().sum()]
-        )
+        sums = [of.sum((-2, -1)) for of in (error.square(), error.abs(), (truth - center).square())]
+        return torch.stack([part.expand(loss.shape) for part in (loss.to(wide) * count, *sums)])
 
     def _forward(self, features: Tensor) -> Tensor:
         with self.autocast():
@@ -101,6 +100,11 @@ class Evaluation:
 
     def _inference(self) -> Any:
         return _Inference(self.model)
+
+
+def _metrics(count: int, loss: float, squares: float, absolute: float, spread: float) -> dict[str, float]:
+    r2 = 1 - squares / spread if spread > 0 else float("nan")
+    return {"loss": loss / count, "rmse": (squares / count) ** 0.5, "mae": absolute / count, "r2": r2}
 
 
 class _Inference:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,51 +14,92 @@ from runner.data import Dataset
 from runner.data.batches import Batches
 from runner.devices import Choice
 from runner.errors import ConfigError
-from runner.evaluation import Best, Evaluation
+from runner.evaluation import LARGER_IS_BETTER, Best, Evaluation
 from runner.fingerprint import parameters_sha256
-from runner.loop import Calendar, Loop, Saver, Sink, Stop
+from runner.loop import Calendar, Loop, Member, Saver, Sink, Stop
 from runner.models import Model
 from runner.objective import Objective
 from runner.optimizers import Optimizer
 from runner.precision import Scaler
 from runner.seeding import stream
+from runner.sharding import local
 from runner.strategies import Strategy
 from runner.world import World
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The end of a training: metrics by part, raw parameters by name, and the model, whole on this process."""
-
-    metrics: dict[str, float]
-    parameters: dict[str, Tensor]
-    model: Model
-    evaluation: Evaluation
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """The parts of one run, on their device, ready to train from step 0."""
+class Facts:
+    """What is known of a run before it trains."""
 
     config: config.Config
     dataset: Dataset
-    model: Model
-    strategy: Strategy
-    optimizer: Optimizer
-    objective: Objective
-    evaluation: Evaluation
-    batches: Batches
-    scaler: Scaler
+    strategy: str
     steps: int
     size: int
     """Processes."""
     parameter_count: int
     """Numbers that are fitted, over all processes."""
+    lanes: int = 1
+    """Runs that are trained side by side with this one, itself included."""
 
     @property
     def watched(self) -> str:
         """The part that decisions are taken on."""
         return "valid" if "valid" in self.dataset.parts else "train"
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What is measured at the end."""
+        return [f"{part}/{name}" for part in self.dataset.parts for name in LARGER_IS_BETTER]
+
+    def calendar(self) -> Calendar:
+        """What is due at which step."""
+        train = self.config.train
+        return Calendar(
+            self.steps, self.config.record.every_steps, train.eval_every_steps, self.config.checkpoint.every_steps
+        )
+
+    def schedule(self) -> schedules.Schedule:
+        """Learning rate of every step."""
+        return schedules.build(self.config.schedule, self.config.optimizer.lr, self.steps)
+
+    def member(self, sinks: Sequence[Sink], saver: Saver) -> Member:
+        """The run as the loop knows it."""
+        early = self.config.train.early_stopping
+        return Member(
+            lr=self.schedule(),
+            early=Best(early.metric, early.min_delta),
+            patience=early.patience,
+            best=Best(self.config.checkpoint.metric),
+            sinks=sinks,
+            saver=saver,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a training: metrics by part, raw parameters and those to report, by name; `evaluation` is that of the whole model."""
+
+    metrics: dict[str, float]
+    parameters: dict[str, Tensor]
+    fitted: Mapping[str, Tensor]
+    evaluation: Callable[[], Evaluation]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The parts of one run, on their device, ready to train from step 0: the program of one lane."""
+
+    facts: Facts
+    model: Model
+    strategy: Strategy
+    optimizer: Optimizer
+    objective: Objective
+    evaluation: Evaluation
+    schedule: Callable[[int], float]
+    batches: Batches
+    scaler: Scaler
+    lanes = 1
 
     def capture(self) -> dict[str, Any]:
         """All that the next step depends on; the tensors are the live ones."""
@@ -74,53 +115,58 @@ class Experiment:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
-    def outcome(self) -> Outcome:
+    def member(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
+        return dict(state)
+
+    def narrowed(self, lanes: Sequence[int], state: Mapping[str, Any]) -> Experiment:
+        self.restore(state)
+        return self
+
+    def total(self, shares: Tensor) -> Tensor:
+        return self.strategy.total(shares)
+
+    def finite(self) -> list[bool]:
+        return [not self.strategy.any(not _finite(self.model.state_dict()))]
+
+    def outcomes(self, lanes: Sequence[int]) -> list[Outcome]:
         """What was learnt, gathered from all processes: every one of them must ask."""
+        dataset = self.facts.dataset
         metrics = {
             f"{part}/{name}": value
-            for part in self.dataset.parts
-            for name, value in self.evaluation.metrics(part).items()
+            for part in dataset.parts
+            for name, value in self.evaluation.metrics(part)[0].items()
         }
         parameters = self.strategy.whole(dict(self.model.named_parameters()))
         model = self.model
         if self.strategy.sharded:
-            model = _model(self.config, self.dataset).to(next(iter(parameters.values())).device)
+            model = start_model(self.facts.config, dataset).to(next(iter(parameters.values())).device)
             model.load_state_dict(parameters)
-        return Outcome(metrics, parameters, model, replace(self.evaluation, model=model, forward=model))
+        return [
+            Outcome(
+                metrics,
+                parameters,
+                model.fitted(dataset.scaling),
+                lambda: replace(self.evaluation, model=model, forward=model),
+            )
+        ]
 
-    def details(self) -> dict[str, float]:
+    def details(self) -> list[dict[str, float]]:
         """What a row tells besides losses: the parameters of a formula, and the steps that a scaler skipped."""
         told: dict[str, float] = {}
-        if isinstance(self.config.model, config.Formula):
-            told = {f"param/{name}": float(value) for name, value in self.model.fitted(self.dataset.scaling).items()}
-        return told if self.config.amp != "float16" else {**told, "skipped_steps": self.scaler.skipped_steps}
-
-    def calendar(self) -> Calendar:
-        """What is due at which step."""
-        train = self.config.train
-        return Calendar(
-            self.steps, self.config.record.every_steps, train.eval_every_steps, self.config.checkpoint.every_steps
-        )
+        if isinstance(self.facts.config.model, config.Formula):
+            told = {
+                f"param/{name}": float(value) for name, value in self.model.fitted(self.facts.dataset.scaling).items()
+            }
+        return [told if self.facts.config.amp != "float16" else {**told, "skipped_steps": self.scaler.skipped_steps}]
 
     def loop(self, sinks: Sequence[Sink], saver: Saver, stop: Stop) -> Loop:
         """The loop over these parts."""
-        early = self.config.train.early_stopping
         return Loop(
-            optimizer=self.optimizer,
-            objective=self.objective,
-            schedule=schedules.build(self.config.schedule, self.config.optimizer.lr, self.steps),
+            program=self,
+            members=[self.facts.member(sinks, saver)],
             batches=self.batches,
-            calendar=self.calendar(),
-            state=self,
-            evaluation=self.evaluation,
-            watched=self.watched,
-            early=Best(early.metric, early.min_delta),
-            patience=early.patience,
-            best=Best(self.config.checkpoint.metric),
-            sinks=sinks,
-            saver=saver,
-            strategy=self.strategy,
-            details=self.details,
+            calendar=self.facts.calendar(),
+            watched=self.facts.watched,
             stop=stop,
         )
 
@@ -163,7 +209,7 @@ def prepare(resolved: config.Config, choice: Choice, size: int) -> tuple[Prepare
         raise ConfigError(
             f"the {size} processes must not be more than the training rows, of which there are {rows}; start fewer processes"
         )
-    model = _model(resolved, dataset)
+    model = start_model(resolved, dataset)
     equal = {
         "torch's version": str(torch.__version__),
         "`device`": choice.kind,
@@ -173,7 +219,8 @@ def prepare(resolved: config.Config, choice: Choice, size: int) -> tuple[Prepare
     return Prepared(dataset, model, device, sum(parameter.numel() for parameter in model.parameters())), equal
 
 
-def _model(resolved: config.Config, dataset: Dataset) -> Model:
+def start_model(resolved: config.Config, dataset: Dataset) -> Model:
+    """The model at step 0, in the run's type, on the CPU."""
     start = models.build(resolved.model, dataset.feature_names, stream(resolved.seed, "init"))
     return start.to(precision.DTYPES[resolved.dtype])
 
@@ -188,13 +235,12 @@ def build(resolved: config.Config, prepared: Prepared, world: World) -> Experime
     placed = strategy.place(model, loss)
     forward: Any = torch.compile(placed) if train.compile else placed
     batches = Batches(len(rows), train.batch_size, resolved.seed, device)
-    steps = train.steps if train.steps is not None else (train.epochs or 0) * batches.per_epoch
-    _refuse_short(resolved, steps)
+    steps = length(resolved, batches)
     parameters = dict(model.named_parameters())
     scaler = precision.scaler(resolved.amp, device)
+    facts = Facts(resolved, dataset, strategy.name, steps, world.size, prepared.parameter_count)
     return Experiment(
-        config=resolved,
-        dataset=dataset,
+        facts=facts,
         model=model,
         strategy=strategy,
         optimizer=optimizers.build(resolved.optimizer, resolved.update, parameters),
@@ -213,18 +259,24 @@ def build(resolved: config.Config, prepared: Prepared, world: World) -> Experime
             draw=objective.drawing(model.draws, resolved.seed, device),
         ),
         evaluation=Evaluation(model, placed, loss, autocast, dataset.scaling.undo, dataset.parts, strategy),
+        schedule=facts.schedule(),
         batches=batches,
         scaler=scaler,
-        steps=steps,
-        size=world.size,
-        parameter_count=prepared.parameter_count,
     )
 
 
-def _refuse_short(resolved: config.Config, steps: int) -> None:
-    """What `train.epochs` hides from the combinations: only now the number of steps is known."""
-    schedule = resolved.schedule
+def _finite(tensors: Mapping[str, Tensor]) -> bool:
+    parts = [local(tensor.detach()) for tensor in tensors.values()]
+    floating = [part.abs().max() for part in parts if part.is_floating_point() and part.numel()]
+    return bool(torch.stack(floating).isfinite().all()) if floating else True
+
+
+def length(resolved: config.Config, batches: Batches) -> int:
+    """Steps of the run. Raises `ConfigError` for what `train.epochs` hides from the combinations."""
+    train, schedule = resolved.train, resolved.schedule
+    steps = train.steps if train.steps is not None else (train.epochs or 0) * batches.per_epoch
     if isinstance(schedule, config.WarmupCosine) and schedule.warmup_steps >= steps:
         raise ConfigError(
             f"`schedule.warmup_steps` must be below the {steps} steps of this run, but is {schedule.warmup_steps}; make it smaller"
         )
+    return steps

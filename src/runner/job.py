@@ -22,8 +22,8 @@ from runner.stopping import StopRequest
 if TYPE_CHECKING:
     from runner.checkpoint import Loaded
     from runner.devices import Choice
-    from runner.experiment import Experiment
-    from runner.loop import Loop
+    from runner.experiment import Experiment, Facts
+    from runner.loop import Calendar, Loop, Member
     from runner.world import World
 
 Ask = Callable[[str | None], Composed]
@@ -59,7 +59,7 @@ def execute(ask: Ask, command: Sequence[str]) -> Run:
         with uncollected(), explained_memory():
             prepared = world.together(lambda: experiment.prepare(config, choice, world.size))
             parts = world.together(lambda: (experiment.build(config, prepared, world), {}))
-        for warning in parts.dataset.warnings:
+        for warning in parts.facts.dataset.warnings:
             records.warn(warning)
         return _Job(parts, choice, records, world, began, stop).run()
 
@@ -136,7 +136,7 @@ class _Job:
     def run(self) -> Run:
         """Train in an open directory; whatever happens, its record says how it ended."""
         try:
-            opened = self.world.broadcast(self.records.open(self.parts, self.choice))
+            opened = self.world.broadcast(self.records.open(self.parts.facts, self.choice))
             assert opened is not None
             if opened.summary is not None:
                 return Run(opened.path, opened.summary)
@@ -158,11 +158,11 @@ class _Job:
         from runner.objective import borrowed
         from runner.saving import Saver
 
-        config, dataset = self.parts.config, self.parts.dataset
-        fixed = {"config": plain(config), "data_sha256": dataset.sha256, "scaling": dataset.scaling.state_dict()}
+        facts = self.parts.facts
+        config, dataset = facts.config, facts.dataset
         saver = Saver(
             opened.path / CHECKPOINTS,
-            fixed,
+            fixed(facts),
             config.checkpoint.keep,
             self.world,
             sharded=self.parts.strategy.sharded,
@@ -172,28 +172,45 @@ class _Job:
         with borrowed(self.parts.model.draws, torch.device(self.choice.torch_device)):
             loop = self.parts.loop(self.records.sinks, saver, self.world.agreed(self.stop))
             first_step = self._restore(loop, opened.loaded, resumed=config.resume is not None)
-            self.records.begin(loop, first_step)
+            self.records.begin(loop.step, first_step)
             startup_seconds = time.perf_counter() - self.began
             steps_before, seconds_before = loop.step, loop.seconds
             try:
                 loop.run()
             finally:
                 saver.close()
+            (member,) = loop.members
+            if member.failure is not None:
+                raise member.failure
             timing = {
                 "seconds": loop.seconds,
                 "steps_per_second": (loop.step - steps_before) / max(loop.seconds - seconds_before, 1e-9),
                 "startup_seconds": startup_seconds,
             }
-            outcome = self.parts.outcome()
-            return Run(opened.path, self.records.finish(loop, outcome, timing))
+            return Run(opened.path, self.records.finish(member, timing))
 
     def _restore(self, loop: Loop, loaded: Loaded | None, resumed: bool) -> int:
         """Put the loop where the checkpoint is; gives the first step whose rows are not kept."""
         if loaded is None:
             return 1 if resumed else 0
         self.parts.restore(loaded.state)
-        loop.load_decisions(loaded.state)
-        loop.step = loop.saved_step = loaded.step
-        # A run that ended here wrote a last row that one which goes on would not have written.
-        kept = loop.calendar.row(loop.step) or loop.stopped_early or loop.step >= loop.calendar.last
-        return loop.step + (1 if kept else 0)
+        (member,) = loop.members
+        member.load_decisions(loaded.state)
+        loop.seconds = loaded.state["seconds"]
+        loop.step = member.saved_step = loaded.step
+        return first_row(loop.calendar, loaded.step, member)
+
+
+def fixed(facts: Facts) -> dict[str, Any]:
+    """What every checkpoint of a run holds besides its state."""
+    dataset = facts.dataset
+    return {"config": plain(facts.config), "data_sha256": dataset.sha256, "scaling": dataset.scaling.state_dict()}
+
+
+def first_row(calendar: Calendar, step: int, member: Member) -> int:
+    """The first step whose rows a run that goes on from a checkpoint writes anew.
+
+    A run that ended there wrote a last row that one which goes on would not have written.
+    """
+    kept = calendar.row(step) or member.stopped_early or step >= calendar.last
+    return step + (1 if kept else 0)

@@ -1,5 +1,8 @@
 """The loop: step, record, evaluate, save, stop. It knows protocols only: no device, dtype, strategy or optimizer by name.
 
+It trains one run, or several side by side as the lanes of one program: what is computed has a value a lane, what is decided
+and written has a `Member` a run. One run alone is the program of one lane.
+
 Nothing in a step waits for the device. The losses of the steps since the last look are kept where they are computed; at
 a look they are read together, and when one is not finite the last good state is restored and replayed to the step before.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,23 +22,56 @@ from torch import Tensor
 from runner.errors import Diverged, Interrupted
 from runner.evaluation import Best, Evaluation
 from runner.objective import Objective
-from runner.sharding import local
 
 LOOK_STEPS = 1_000
 """Most steps between two looks at the losses: bounds what a late finding has to replay."""
+
+SPARSE = 0.75
+"""Share of lanes that still train below which the others are taken out of the program."""
 
 
 class Optimizer(Protocol):
     """One update of the parameters."""
 
-    def step(self, objective: Objective, lr: float) -> Tensor: ...
+    def step(self, objective: Objective, lr: Any) -> Tensor: ...
 
 
-class State(Protocol):
-    """All that the next step depends on, as plain values and tensors."""
+class Program(Protocol):
+    """The parts that take the steps: of one run, or of several in as many lanes."""
 
-    def capture(self) -> dict[str, Any]: ...
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def optimizer(self) -> Optimizer: ...
+    @property
+    def objective(self) -> Objective: ...
+    @property
+    def evaluation(self) -> Evaluation: ...
+    @property
+    def schedule(self) -> Callable[[int], Any]:
+        """step → learning rate as the optimizer takes it."""
+
+    def capture(self) -> dict[str, Any]:
+        """All that the next step depends on, as plain values and tensors; the live ones."""
+
     def restore(self, state: Mapping[str, Any]) -> None: ...
+    def member(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
+        """What of a captured state belongs to a lane, as a run alone would have captured it."""
+
+    def narrowed(self, lanes: Sequence[int], state: Mapping[str, Any]) -> Program:
+        """A program of some of the lanes, in a captured state; the program itself, restored, where it has one lane."""
+
+    def total(self, shares: Tensor) -> Tensor:
+        """Losses [steps, lanes] of whole batches from this process's shares of them."""
+
+    def finite(self) -> Sequence[bool]:
+        """For each lane whether no process has a parameter or buffer in it that is nan or inf."""
+
+    def details(self) -> Sequence[Mapping[str, float]]:
+        """For each lane what its row tells besides losses."""
+
+    def outcomes(self, lanes: Sequence[int]) -> Sequence[Any]:
+        """What the runs in these lanes have learnt."""
 
 
 class Sink(Protocol):
@@ -48,13 +85,6 @@ class Stop(Protocol):
     """Whether a signal asked the run to stop: the same answer on every process at the same step."""
 
     def requested(self, step: int) -> int | None: ...
-
-
-class Strategy(Protocol):
-    """Where the findings of several processes meet."""
-
-    def total(self, shares: Tensor) -> Tensor: ...
-    def any(self, flag: bool) -> bool: ...
 
 
 class Saver(Protocol):
@@ -101,90 +131,149 @@ class Calendar:
 
 
 @dataclass
-class Loop:
-    """One training run. `step` is the number of updates that are done."""
+class Member:
+    """One run of those that are trained: what is decided, written and kept for it alone."""
 
-    optimizer: Optimizer
-    objective: Objective
-    schedule: Callable[[int], float]
-    batches: Batches
-    calendar: Calendar
-    state: State
-    evaluation: Evaluation
-    watched: str
+    lr: Callable[[int], float]
     early: Best
     patience: int | None
     best: Best
     sinks: Sequence[Sink]
     saver: Saver
-    strategy: Strategy
-    details: Callable[[], Mapping[str, float]]
-    stop: Stop
+    cut: Callable[[Mapping[str, Any]], bool] = lambda row: False
+    """Whether a row is reason enough to end this run: it is not worth its time."""
     step: int = 0
-    stopped_early: bool = False
-    seconds: float = 0.0
+    """Updates that are done, once the run has ended; the failing one included."""
     saved_step: int = -1
-    _watched_step: int = field(default=-1, init=False)
-    _metrics: dict[str, float] = field(default_factory=dict, init=False)
+    stopped_early: bool = False
+    pruned: bool = False
+    failure: Diverged | None = None
+    outcome: Any = None
+    loss: float = math.nan
+    last_finite: float = math.nan
+
+    def decisions(self) -> dict[str, Any]:
+        return {
+            "early_stopping": self.early.state_dict(),
+            "best": self.best.state_dict(),
+            "stopped_early": self.stopped_early,
+        }
+
+    def load_decisions(self, state: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint says was decided."""
+        self.early.load_state_dict(state["early_stopping"])
+        self.best.load_state_dict(state["best"])
+        self.stopped_early = state["stopped_early"]
+
+    def consider(self, metrics: Mapping[str, float]) -> None:
+        """Decide whether to stop early."""
+        self.early.update(metrics[self.early.metric])
+        self.stopped_early = self.patience is not None and self.early.waited >= self.patience
+
+    @property
+    def over(self) -> bool:
+        return self.stopped_early or self.pruned
+
+
+@dataclass(frozen=True)
+class _Fall:
+    """How a run diverged: the update that it happened at, and the losses since the last look up to it."""
+
+    step: int
+    losses: Sequence[float]
+
+
+@dataclass
+class Loop:
+    """One training. `step` is the number of updates that are done; `members` are in the order of the program's lanes."""
+
+    program: Program
+    members: Sequence[Member]
+    batches: Batches
+    calendar: Calendar
+    watched: str
+    stop: Stop
+    saving: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """What the states of all members are written in."""
+    step: int = 0
+    seconds: float = 0.0
+    _training: dict[int, Member] = field(default_factory=dict, init=False)
     _pending: list[Tensor] = field(default_factory=list, init=False)
-    _last_finite: float = field(default=math.nan, init=False)
+    _watched: tuple[Any, int, Sequence[dict[str, float]]] = field(default=(None, -1, ()), init=False)
 
     def run(self) -> None:
-        """Train to the last step. Raises `Diverged` and `Interrupted`, with the state saved."""
+        """Train every member to its end: it has an `outcome` then, or a `failure`. Raises `Interrupted`, the states saved."""
         self._first_step = self._good_step = self.step
-        self._good = _copy(self.state.capture())
+        self._good = copied(self.program.capture())
         self._row_step, self._row_time = self.step, time.perf_counter()
         self._clock = time.perf_counter()
-        while self.step < self.calendar.last and not self.stopped_early:
+        self._training = dict(enumerate(self.members))
+        self._end([lane for lane, member in self._training.items() if member.over])
+        while self._training and self.step < self.calendar.last:
             self._advance(self.calendar.next_look(self.step))
             if self._look():
                 self._due()
             signal_number = self.stop.requested(self.step)
-            if signal_number is not None and self.step < self.calendar.last:
+            if signal_number is not None and self._training and self.step < self.calendar.last:
                 self._interrupt(signal_number)
+        self._end(list(self._training))
 
     def _advance(self, until: int) -> None:
         """The training steps themselves, to `until` or to a signal. Losses stay on the device."""
-        step, pending, objective, requested = self.step, self._pending, self.objective, self.stop.requested
-        optimizer_step, schedule = self.optimizer.step, self.schedule
+        step, pending, program, requested = self.step, self._pending, self.program, self.stop.requested
+        objective, optimizer_step, schedule = program.objective, program.optimizer.step, program.schedule
         while step < until and requested(step) is None:
             step += 1
             loss = optimizer_step(objective.at(step), schedule(step))
             pending.append(loss)
             if objective.norm is not None:
-                pending[-1] = torch.stack((loss, objective.norm.to(loss.dtype)))
+                pending[-1] = torch.stack((loss, objective.norm.reshape(loss.shape).to(loss.dtype)))
         self.step = step
 
     def _look(self) -> bool:
-        """Read the losses of the steps since the last look, once, and make sure that all is finite; False: there are none."""
+        """Read the losses of the steps since the last look, once, and bury what is not finite; False: none is left, or none came."""
         steps = len(self._pending)
         if not steps:
             return False
-        looked = torch.stack(self._pending).reshape(steps, -1)
+        looked = torch.stack(self._pending).reshape(steps, -1, self.program.lanes)
         self._pending.clear()
         # Each process has its share of the losses; norms are those of the whole gradients already.
-        looked = torch.cat((self.strategy.total(looked[:, 0].clone()).unsqueeze(1), looked[:, 1:]), dim=1)
-        bad = (~looked.isfinite().all(1)).nonzero().flatten().tolist()
-        losses = looked[:, 0].tolist()
-        if bad:
-            self._last_finite = next((x for x in reversed(losses[: bad[0] + 1]) if math.isfinite(x)), self._last_finite)
-            self._diverged(self._good_step + 1 + bad[0], losses[bad[0]])
-        self._last_finite = losses[-1]
-        if not self._finite():
-            self._diverged(self.step, losses[-1])
-        self.saver.check()
-        self._loss = losses[-1]
-        self._good_step, self._good = self.step, _copy(self.state.capture())
-        return True
+        losses = self.program.total(looked[:, 0].clone())
+        good = torch.cat((losses.unsqueeze(1), looked[:, 1:]), dim=1).isfinite().all(1)
+        fallen = self._fallen(losses, good.all(0).tolist(), good)
+        if fallen:
+            self._bury(fallen)
+        for lane, loss in enumerate(losses[-1].tolist()):
+            if (member := self._training.get(lane)) is not None:
+                member.loss = member.last_finite = loss
+                member.saver.check()
+        self._good_step, self._good = self.step, copied(self.program.capture())
+        return bool(self._training)
+
+    def _fallen(self, losses: Tensor, good: Sequence[bool], when: Tensor) -> dict[int, _Fall]:
+        finite, fallen = self.program.finite(), {}
+        for lane in self._training:
+            if good[lane] and finite[lane]:
+                continue
+            last = losses.shape[0] - 1 if good[lane] else int((~when[:, lane]).nonzero()[0])
+            fallen[lane] = _Fall(self._good_step + 1 + last, losses[: last + 1, lane].tolist())
+        return fallen
 
     def _due(self) -> None:
         step, calendar = self.step, self.calendar
-        measured = self._evaluate() if calendar.evaluation(step) else {}
-        if calendar.row(step) or step == calendar.last or self.stopped_early:
-            self._write(self._loss, measured)
-        if calendar.checkpoint(step) or self.stopped_early:
-            self.checkpoint()
+        if calendar.evaluation(step):
+            for lane, member in self._training.items():
+                member.consider(self._watch(self.program, step)[lane])
+        if calendar.row(step) or step == calendar.last:
+            self._rows()
+        over = [lane for lane, member in self._training.items() if member.over]
+        self._save(self.program, step, self._training if calendar.checkpoint(step) else self._of(over))
+        self._end(over)
         self._spend()
+        self._compact()
+
+    def _of(self, lanes: Sequence[int]) -> dict[int, Member]:
+        return {lane: self._training[lane] for lane in lanes}
 
     def _spend(self) -> None:
         """Count the time since the last call as time of training, whatever it went into."""
@@ -192,127 +281,158 @@ class Loop:
         self.seconds += now - self._clock
         self._clock = now
 
-    def _evaluate(self) -> dict[str, float]:
-        """Metrics of the watched part, and the decision to stop early."""
-        metrics = self._watch()
-        self.early.update(metrics[self.early.metric])
-        self.stopped_early = self.patience is not None and self.early.waited >= self.patience
+    def _watch(self, program: Program, step: int) -> Sequence[dict[str, float]]:
+        """Metrics of the watched part, a dict a lane."""
+        if self._watched[0] is not program or self._watched[1] != step:
+            self._watched = (program, step, program.evaluation.metrics(self.watched))
+        return self._watched[2]
+
+    def _rows(self) -> None:
+        now, details = time.perf_counter(), self.program.details()
+        rows = self.batches.rows_between(self._row_step + 1, self.step)
+        pace = rows / max(now - self._row_time, 1e-9)
+        measured = self._watch(self.program, self.step) if self.calendar.evaluation(self.step) else None
+        for lane, member in self._training.items():
+            row = {
+                "step": self.step,
+                "epoch": self.batches.epoch(self.step),
+                "train/loss": member.loss,
+                **({} if measured is None else self._named(measured[lane])),
+                "lr": member.lr(self.step),
+                **details[lane],
+                "samples_per_second": pace,
+            }
+            for sink in member.sinks:
+                sink.write(row)
+            member.pruned = member.cut(row)
+        self._row_step, self._row_time = self.step, now
+
+    def _named(self, metrics: Mapping[str, float]) -> dict[str, float]:
         return {
             f"{self.watched}/{name}": value
             for name, value in metrics.items()
             if (self.watched, name) != ("train", "loss")
         }
 
-    def _watch(self) -> dict[str, float]:
-        if self._watched_step != self.step:
-            self._metrics, self._watched_step = self.evaluation.metrics(self.watched), self.step
-        return self._metrics
+    def _save(self, program: Program, step: int, members: Mapping[int, Member]) -> None:
+        """Save the states of some lanes at this step, after their rows up to it are safe."""
+        if not members:
+            return
+        with self.saving():
+            for member in members.values():
+                for sink in member.sinks:
+                    sink.flush()
+            self._spend()
+            state = program.capture()
+            for lane, member in members.items():
+                # What only a signal asked for must not be the best one: the run that is never stopped has none there.
+                due = self.calendar.checkpoint(step) or member.over
+                best = due and member.best.update(self._watch(program, step)[lane][member.best.metric])
+                own = {**program.member(state, lane), **member.decisions(), "seconds": self.seconds}
+                member.saver.save(step, own, best)
+                member.saved_step = step
 
-    def _write(self, loss: float, measured: Mapping[str, float]) -> None:
-        now = time.perf_counter()
-        rows = self.batches.rows_between(self._row_step + 1, self.step)
-        row = {
-            "step": self.step,
-            "epoch": self.batches.epoch(self.step),
-            "train/loss": loss,
-            **measured,
-            "lr": self.schedule(self.step),
-            **self.details(),
-            "samples_per_second": rows / max(now - self._row_time, 1e-9),
-        }
-        for sink in self.sinks:
-            sink.write(row)
-        self._row_step, self._row_time = self.step, now
+    def _end(self, lanes: Sequence[int]) -> None:
+        """The runs in these lanes are done."""
+        if not lanes:
+            return
+        for lane, outcome in zip(lanes, self.program.outcomes(lanes), strict=True):
+            member = self._training.pop(lane)
+            member.outcome, member.step = outcome, self.step
 
-    def checkpoint(self) -> None:
-        """Save the state of this step, after the rows up to it are safe."""
-        for sink in self.sinks:
-            sink.flush()
-        self._spend()
-        # A checkpoint that only a signal asked for must not be the best one: the run that is never stopped has none there.
-        due = self.calendar.checkpoint(self.step) or self.stopped_early
-        best = due and self.best.update(self._watch()[self.best.metric])
-        self.saver.save(self.step, {**self.state.capture(), **self._decisions()}, best)
-        self.saved_step = self.step
-
-    def _decisions(self) -> dict[str, Any]:
-        return {
-            "early_stopping": self.early.state_dict(),
-            "best": self.best.state_dict(),
-            "stopped_early": self.stopped_early,
-            "seconds": self.seconds,
-        }
-
-    def load_decisions(self, state: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint says was decided."""
-        self.early.load_state_dict(state["early_stopping"])
-        self.best.load_state_dict(state["best"])
-        self.stopped_early, self.seconds = state["stopped_early"], state["seconds"]
+    def _compact(self) -> None:
+        """Take lanes out that train no longer, once there are many."""
+        kept = list(self._training)
+        if kept and len(kept) < SPARSE * self.program.lanes:
+            self.program = self.program.narrowed(kept, self.program.capture())
+            self._training = dict(enumerate(self._training.values()))
+            self._good = copied(self.program.capture())
 
     def _interrupt(self, signal_number: int) -> None:
-        if self.step != self.saved_step:
-            self.checkpoint()
+        self._save(
+            self.program, self.step, {lane: m for lane, m in self._training.items() if m.saved_step != self.step}
+        )
+        for member in self._training.values():
+            member.step = self.step
         raise Interrupted(signal_number, f"stopped after step {self.step}; the state is saved")
 
-    def _finite(self) -> bool:
-        """Whether no process has a parameter or buffer that is nan or inf."""
-        return not self.strategy.any(not _finite(self.state.capture()["model"]))
+    # ------------------------------------------------------------------------------------------------------ divergence
 
-    def _diverged(self, step: int, loss: float) -> None:
-        """Go back to the parameters before the update of `step`, say what is known, and end the run."""
-        self.state.restore(self._good)
-        self.step = self._good_step
-        while self.step < step - 1:
-            before = _copy(self.state.capture())
-            self.optimizer.step(self.objective.at(self.step + 1), self.schedule(self.step + 1))
-            if not self._finite():
-                self.state.restore(before)
+    def _bury(self, fallen: Mapping[int, _Fall]) -> None:
+        """Go back to the parameters before the update at which each of these lanes fell, say what is known, and end it."""
+        replay = self.program.narrowed(list(fallen), self._good)
+        waiting = dict(enumerate(fallen))
+        step = self._good_step
+        while waiting:
+            self._settle(
+                replay, step, {i: lane for i, lane in waiting.items() if fallen[lane].step == step + 1}, fallen
+            )
+            waiting = {i: lane for i, lane in waiting.items() if lane in self._training}
+            if not waiting:
                 break
-            self.step += 1
-        text = self._obituary(step, loss)
-        self._write_failure(step, loss)
-        if self.step > 0 and self.step != self.saved_step:
-            self.checkpoint()
-        raise Diverged(text)
+            before = copied(replay.capture())
+            replay.optimizer.step(replay.objective.at(step + 1), replay.schedule(step + 1))
+            finite = replay.finite()
+            broken = {i: lane for i, lane in waiting.items() if not finite[i]}
+            if broken:
+                after = copied(replay.capture())
+                replay.restore(before)
+                self._settle(replay, step, broken, fallen)
+                waiting = {i: lane for i, lane in waiting.items() if i not in broken}
+                if waiting:
+                    replay.restore(after)
+            step += 1
 
-    def _write_failure(self, step: int, loss: float) -> None:
+    def _settle(self, replay: Program, step: int, lanes: Mapping[int, int], fallen: Mapping[int, _Fall]) -> None:
+        """End runs whose last good parameters, those of `step`, are in lanes of the replay; `lanes` says where they trained."""
+        blamed = {at: replay.objective.without_value(at) for at in {fallen[lane].step for lane in lanes.values()}}
+        members = {}
+        for i, lane in lanes.items():
+            fall, member = fallen[lane], self._training.pop(lane)
+            member.last_finite = next((x for x in reversed(fall.losses) if math.isfinite(x)), member.last_finite)
+            member.failure, member.step = Diverged(self._obituary(member, fall, step, blamed[fall.step][i])), fall.step
+            self._write_failure(member, fall)
+            if step > 0 and step != member.saved_step:
+                members[i] = member
+        self._save(replay, step, members)
+
+    def _write_failure(self, member: Member, fall: _Fall) -> None:
         """A last row with the loss that ended the run, so that curves show it."""
-        row = {"step": step, "epoch": self.batches.epoch(step), "train/loss": loss, "lr": self.schedule(step)}
-        for sink in self.sinks:
+        row = {
+            "step": fall.step,
+            "epoch": self.batches.epoch(fall.step),
+            "train/loss": fall.losses[-1],
+            "lr": member.lr(fall.step),
+        }
+        for sink in member.sinks:
             sink.write(row)
 
-    def _obituary(self, step: int, loss: float) -> str:
-        lr = self.schedule(step)
+    def _obituary(self, member: Member, fall: _Fall, step: int, rows: Sequence[int]) -> str:
+        loss, lr = fall.losses[-1], member.lr(fall.step)
         what = f"the loss became {loss:g}" if not math.isfinite(loss) else "a gradient or a parameter became nan or inf"
         finite = (
-            f"the last finite loss was {self._last_finite:.6g}"
-            if math.isfinite(self._last_finite)
+            f"the last finite loss was {member.last_finite:.6g}"
+            if math.isfinite(member.last_finite)
             else f"no loss since step {self._first_step} was finite"
         )
         return (
-            f"training diverged at step {step}: {what} with lr={lr:g}, {finite}; "
-            f"the parameters of step {self.step} are restored. {self._blame(step)}"
+            f"training diverged at step {fall.step}: {what} with lr={lr:g}, {finite}; "
+            f"the parameters of step {step} are restored. {_advice(rows)}"
         )
 
-    def _blame(self, step: int) -> str:
-        """What to do: rows that alone have no finite prediction, else the learning rate."""
-        rows = self.objective.without_value(step)
-        if not rows:
-            return "Make optimizer.lr smaller, or standardize the data with data.standardize=true"
-        named = ", ".join(str(row + 1) for row in rows[:5])
-        return f"{len(rows)} rows of its batch have no finite prediction, such as row {named} of the data: take them out, mend the model, or make optimizer.lr smaller"
+
+def _advice(rows: Sequence[int]) -> str:
+    """What to do: rows that alone have no finite prediction, else the learning rate."""
+    if not rows:
+        return "Make optimizer.lr smaller, or standardize the data with data.standardize=true"
+    named = ", ".join(str(row + 1) for row in rows[:5])
+    return f"{len(rows)} rows of its batch have no finite prediction, such as row {named} of the data: take them out, mend the model, or make optimizer.lr smaller"
 
 
-def _copy(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """A deep copy of plain values whose tensors stay on their device."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, Mapping):
-        return {name: _copy(item) for name, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _finite(tensors: Mapping[str, Tensor]) -> bool:
-    parts = [local(tensor.detach()) for tensor in tensors.values()]
-    floating = [part.abs().max() for part in parts if part.is_floating_point() and part.numel()]
-    return bool(torch.stack(floating).isfinite().all()) if floating else True
+        return {name: copied(item) for name, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, (list, tuple)) else value

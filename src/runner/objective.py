@@ -116,15 +116,17 @@ class Objective:
         """The mean loss [] over all processes, for an optimizer that decides by it within a step."""
         return self.strategy.total(share.reshape(1))[0]
 
-    def without_value(self, step: int) -> list[int]:
-        """Source numbers of the rows of a step whose prediction is not finite; none when that holds for all of them."""
-        chosen = self.batches.at(step)
+    def without_value(self, step: int) -> list[list[int]]:
+        """For each lane the source numbers of a step's rows whose prediction is not finite; none when that holds for all."""
+        chosen, source = self.batches.at(step), self.rows.source
         features, _ = self.rows.take(chosen)
         with torch.no_grad(), self.autocast():
-            bad = (~self.model(features).isfinite()).flatten().cpu()
-        source = self.rows.source[chosen.cpu() if isinstance(chosen, Tensor) else chosen]
-        numbers: list[int] = source[bad].tolist()
-        return [] if bool(bad.all()) else numbers
+            prediction = self.model(features).squeeze(-1)
+        bad = (~prediction.isfinite()).reshape(-1, prediction.shape[-1]).cpu()
+        # Rows that all lanes share are drawn for each lane, or the other way round.
+        numbers = source[..., chosen] if isinstance(chosen, slice) else _drawn(source, chosen.cpu())
+        numbers = numbers.expand(bad.shape)
+        return [[] if bool(where.all()) else lane[where].tolist() for lane, where in zip(numbers, bad, strict=True)]
 
     def _backward(self, part: Part, factor: float) -> Tensor:
         if part.stream != self._stream:
@@ -133,7 +135,7 @@ class Objective:
         with self.autocast():
             prediction = self.model(part.features)
             # A process without rows takes part all the same, with a loss of nothing: the mean of no rows is nan.
-            loss = self.loss(prediction, part.target) if len(part.target) else prediction.sum()
+            loss = self.loss(prediction, part.target) if part.target.shape[-2] else prediction.sum()
         if part.weight != 1.0:
             loss = loss * part.weight
         self.scaler.scale(loss if factor == 1.0 else loss * factor).backward()  # type: ignore[no-untyped-call]
@@ -146,6 +148,13 @@ class Objective:
             # As torch.nn.utils.clip_grads_with_norm_, but on the parts that this process holds.
             coefficient = (self.clip_norm / (self.norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_([local(gradient) for gradient in gradients], coefficient)
+
+
+def _drawn(source: Tensor, chosen: Tensor) -> Tensor:
+    """Source numbers of the rows [n] or [lanes, n] that were drawn, from those of all rows [rows] or [lanes, rows]."""
+    if source.dim() == 1:
+        return source[chosen]
+    return source.gather(1, chosen.expand(source.shape[0], chosen.shape[-1]))
 
 
 def _divided(portion: Portion, parts: int) -> list[Portion]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from runner.evaluation import Evaluation
-from runner.experiment import Experiment
+from runner.experiment import Facts
 from runner.record.jsonl import read_rows
 from runner.record.plots import Picture
 from runner.record.plots import draw as draw_picture
@@ -17,9 +17,9 @@ LINE_POINTS = 400
 """Points of the fitted curve."""
 
 
-def draw(experiment: Experiment, evaluation: Evaluation, metrics: Path) -> dict[str, bytes]:
+def draw(facts: Facts, evaluation: Evaluation, metrics: Path) -> dict[str, bytes]:
     """PNG files by name: "fit", "loss", "residuals"; `evaluation` is that of the whole model."""
-    dataset, scaling = experiment.dataset, experiment.dataset.scaling
+    dataset, scaling = facts.dataset, facts.dataset.scaling
     parts = {}
     for name, rows in dataset.parts.items():
         features = rows.features.cpu().double() * scaling.feature_scale + scaling.feature_mean
@@ -27,21 +27,21 @@ def draw(experiment: Experiment, evaluation: Evaluation, metrics: Path) -> dict[
         parts[name] = (features.numpy(), target.numpy(), evaluation.predictions(name).numpy())
     return draw_picture(
         Picture(
-            title=experiment.config.name,
+            title=facts.config.name,
             feature_names=dataset.feature_names,
             target_name=dataset.target_name,
             parts=parts,
-            line=_line(experiment, evaluation, parts) if len(dataset.feature_names) == 1 else None,
+            line=_line(facts, evaluation, parts) if len(dataset.feature_names) == 1 else None,
             rows=read_rows(metrics),
         )
     )
 
 
-def _line(experiment: Experiment, evaluation: Evaluation, parts: dict[str, Any]) -> Any:
+def _line(facts: Facts, evaluation: Evaluation, parts: dict[str, Any]) -> Any:
     """The fitted curve over the range of all rows."""
     low = min(features.min() for features, _, _ in parts.values())
     high = max(features.max() for features, _, _ in parts.values())
     x = torch.linspace(float(low), float(high), LINE_POINTS, dtype=torch.float64).unsqueeze(1)
-    like = experiment.dataset.parts["train"].features
-    prediction = evaluation.predict(experiment.dataset.scaling.features(x).to(like))
+    like = facts.dataset.parts["train"].features
+    prediction = evaluation.predict(facts.dataset.scaling.features(x).to(like))
     return x.flatten().numpy(), prediction.numpy()

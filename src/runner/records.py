@@ -22,8 +22,8 @@ from runner.startup import uncollected
 if TYPE_CHECKING:
     from runner.checkpoint import Loaded
     from runner.devices import Choice
-    from runner.experiment import Experiment, Outcome
-    from runner.loop import Loop
+    from runner.experiment import Facts, Outcome
+    from runner.loop import Member
     from runner.record import Sink
 
 CHECKPOINTS = "checkpoints"
@@ -48,13 +48,13 @@ class Records(Protocol):
     def sinks(self) -> Sequence[Sink]: ...
 
     def warn(self, text: str) -> None: ...
-    def open(self, parts: Experiment, choice: Choice) -> Opened | None:
+    def open(self, facts: Facts, choice: Choice) -> Opened | None:
         """Make or reopen the directory; None where another process does."""
 
-    def begin(self, loop: Loop, first_step: int) -> None:
-        """Training starts at the loop's step; rows from `first_step` on are new."""
+    def begin(self, step: int, first_step: int) -> None:
+        """Training starts after `step` updates; rows from `first_step` on are new."""
 
-    def finish(self, loop: Loop, outcome: Outcome, timing: Mapping[str, float]) -> dict[str, Any]:
+    def finish(self, member: Member, timing: Mapping[str, float]) -> dict[str, Any]:
         """Write the end of a run that finished; gives its summary."""
 
     def fail(self, error: BaseException) -> BaseException:
@@ -74,14 +74,14 @@ class NoRecords:
     def warn(self, text: str) -> None:
         pass
 
-    def open(self, parts: Experiment, choice: Choice) -> Opened | None:
-        self._config = parts.config
+    def open(self, facts: Facts, choice: Choice) -> Opened | None:
+        self._config = facts.config
         return None
 
-    def begin(self, loop: Loop, first_step: int) -> None:
+    def begin(self, step: int, first_step: int) -> None:
         pass
 
-    def finish(self, loop: Loop, outcome: Outcome, timing: Mapping[str, float]) -> dict[str, Any]:
+    def finish(self, member: Member, timing: Mapping[str, float]) -> dict[str, Any]:
         return {}
 
     def fail(self, error: BaseException) -> BaseException:
@@ -111,11 +111,11 @@ class Written:
 
     # -------------------------------------------------------------------------------------------------------- opening
 
-    def open(self, parts: Experiment, choice: Choice) -> Opened | None:
+    def open(self, facts: Facts, choice: Choice) -> Opened | None:
         from runner.record.jsonl import JsonLines
         from runner.record.tensorboard import TensorBoard
 
-        self._parts, self._choice = parts, choice
+        self._facts, self._choice = facts, choice
         opened = self._create() if self.config.resume is None else self._reopen(Path(self.config.resume))
         if opened.summary is None:
             self.console.attach(opened.path / "run.log")
@@ -155,7 +155,7 @@ class Written:
             return Opened(directory.path)
         for skipped in loaded.skipped:
             self.console.warn(skipped)
-        refuse_other(loaded.state, self.config, self._parts.dataset.sha256, loaded.path)
+        refuse_other(loaded.state, self.config, self._facts.dataset.sha256, loaded.path)
         summary = self._summary_of(directory, loaded)
         if summary is not None:
             self._say_done(directory, loaded)
@@ -163,7 +163,7 @@ class Written:
 
     def _summary_of(self, directory: RunDirectory, loaded: Loaded) -> dict[str, Any] | None:
         """The summary of a run that has nothing left to do; None for one that goes on, or has to write it again."""
-        steps, early = self._parts.steps, bool(loaded.state["stopped_early"])
+        steps, early = self._facts.steps, bool(loaded.state["stopped_early"])
         if loaded.step > steps and not early:
             raise ConfigError(
                 f"`train.steps` must be at least {loaded.step}, the step that the run has reached, but is {steps}; "
@@ -202,55 +202,52 @@ class Written:
             "device_name": self._choice.name,
             "masks": masks(os.environ),
             "dtype": self.config.dtype,
-            "strategy": self._parts.strategy.name,
-            "world_size": self._parts.size,
+            "strategy": self._facts.strategy,
+            "world_size": self._facts.size,
             "threads": torch.get_num_threads(),
         }
 
     # ------------------------------------------------------------------------------------------------------- training
 
-    def begin(self, loop: Loop, first_step: int) -> None:
+    def begin(self, step: int, first_step: int) -> None:
         for sink in self.sinks:
             sink.open(first_step)
-            sink.start(plain(self.config), _hyperparameters(self.config), self._metric_names())
+            sink.start(plain(self.config), _hyperparameters(self.config), self._facts.metric_names)
         self._begun = True
-        self._introduce(loop)
+        self._introduce(step)
 
-    def _metric_names(self) -> list[str]:
-        return [f"{part}/{name}" for part in self._parts.dataset.parts for name in ("loss", "rmse", "mae", "r2")]
-
-    def _introduce(self, loop: Loop) -> None:
+    def _introduce(self, step: int) -> None:
         import torch
 
-        config, parts, say = self.config, self._parts, self.console.say
-        rows = ", ".join(f"{len(part):,} {name}" for name, part in parts.dataset.parts.items())
+        config, facts, say = self.config, self._facts, self.console.say
+        rows = ", ".join(f"{len(part):,} {name}" for name, part in facts.dataset.parts.items())
         by_hand = "by hand" if config.update == "manual" else "by torch.optim"
         say(f"run      {self.directory.path}")
         say(f"device   {self._choice.name} ({self._choice.reason}), {_counted(torch.get_num_threads(), 'thread')}")
-        if parts.size > 1 or config.strategy.reduction == "exact":
-            say(f"strategy {parts.strategy.name} on {_counted(parts.size, 'process')}, {_reduction(config)}")
+        if facts.size > 1 or config.strategy.reduction == "exact":
+            say(f"strategy {facts.strategy} on {_counted(facts.size, 'process')}, {_reduction(config)}")
         say(f"dtype    {config.dtype}" + (f", amp {config.amp}" if config.amp != "off" else ""))
-        features = _counted(len(parts.dataset.feature_names), "feature")
-        say(f"data     {config.data.name}: {rows} rows of {features} → {parts.dataset.target_name}")
-        say(f"model    {config.model.name}, {_counted(parts.parameter_count, 'parameter')}, loss {config.loss.name}")
+        features = _counted(len(facts.dataset.feature_names), "feature")
+        say(f"data     {config.data.name}: {rows} rows of {features} → {facts.dataset.target_name}")
+        say(f"model    {config.model.name}, {_counted(facts.parameter_count, 'parameter')}, loss {config.loss.name}")
         say(f"update   {config.optimizer.name} {by_hand}, lr {config.optimizer.lr:g} ({config.schedule.name})")
-        batch = len(parts.dataset.parts["train"]) if config.train.batch_size is None else config.train.batch_size
-        say(f"training {parts.steps:,} steps of {batch:,} rows" + (f", from step {loop.step}" if loop.step else ""))
-        self.console.begin(loop.step, parts.steps, max(1, (parts.steps - loop.step) // config.record.every_steps))
+        batch = len(facts.dataset.parts["train"]) if config.train.batch_size is None else config.train.batch_size
+        say(f"training {facts.steps:,} steps of {batch:,} rows" + (f", from step {step}" if step else ""))
+        self.console.begin(step, facts.steps, max(1, (facts.steps - step) // config.record.every_steps))
 
     # --------------------------------------------------------------------------------------------------------- ending
 
-    def finish(self, loop: Loop, outcome: Outcome, timing: Mapping[str, float]) -> dict[str, Any]:
+    def finish(self, member: Member, timing: Mapping[str, float]) -> dict[str, Any]:
         from runner.files import write_json
         from runner.fingerprint import parameters_sha256
 
-        fitted = outcome.model.fitted(self._parts.dataset.scaling)
-        few = self._parts.parameter_count <= MOST_PARAMETERS
+        outcome: Outcome = member.outcome
+        few = self._facts.parameter_count <= MOST_PARAMETERS
         summary: dict[str, Any] = {
-            "steps": loop.step,
-            "stopped_early": loop.stopped_early,
+            "steps": member.step,
+            "stopped_early": member.stopped_early,
             "metrics": outcome.metrics,
-            **({"parameters": {name: value.tolist() for name, value in fitted.items()}} if few else {}),
+            **({"parameters": {name: value.tolist() for name, value in outcome.fitted.items()}} if few else {}),
             "parameters_sha256": parameters_sha256(outcome.parameters),
             "timing": dict(timing),
         }
@@ -259,20 +256,20 @@ class Written:
             sink.finish({**summary, "status": "finished"}, figures)
         write_json(self.directory.path / "summary.json", summary)
         self.directory.update(status="finished", ended=now())
-        self._explain(loop)
+        self._explain(member)
         self.console.say(f"run      {self.directory.path}")
         self.console.say(f"look     tensorboard --logdir {self.directory.path.parent}")
         for sink in self.sinks:
             sink.close()
         return summary
 
-    def _explain(self, loop: Loop) -> None:
+    def _explain(self, member: Member) -> None:
         """What the numbers above do not say themselves."""
-        early, dataset = self.config.train.early_stopping, self._parts.dataset
-        if loop.stopped_early:
-            metric = f"{loop.watched}/{early.metric}"
+        early, dataset = self.config.train.early_stopping, self._facts.dataset
+        if member.stopped_early:
+            metric = f"{self._facts.watched}/{early.metric}"
             self.console.say(
-                f"stopped  early: {metric} has not become better than {loop.early.value:.6g} in {early.patience} evaluations"
+                f"stopped  early: {metric} has not become better than {member.early.value:.6g} in {early.patience} evaluations"
             )
         if self.config.data.standardize or self.config.data.log_target:
             self.console.say(
@@ -286,7 +283,7 @@ class Written:
         with uncollected():
             from runner.pictures import draw
 
-            figures = draw(self._parts, outcome.evaluation, path / "metrics.jsonl")
+            figures = draw(self._facts, outcome.evaluation(), path / "metrics.jsonl")
         (path / "plots").mkdir(exist_ok=True)
         for name, png in figures.items():
             write_atomic(path / "plots" / f"{name}.png", png)

@@ -81,11 +81,11 @@ def _close(one: dict[str, float], other: dict[str, float]) -> None:
 
 def test_metrics_are_those_of_the_closed_forms() -> None:
     expected = _expected(Y, 0.5 * X + 1)
-    _close(_evaluation().metrics("train"), {**expected, "loss": expected["rmse"] ** 2})
+    _close(_evaluation().metrics("train")[0], {**expected, "loss": expected["rmse"] ** 2})
 
 
 def test_the_loss_is_the_one_that_is_trained() -> None:
-    metrics = _evaluation(loss=c.Mae(name="mae")).metrics("train")
+    metrics = _evaluation(loss=c.Mae(name="mae")).metrics("train")[0]
     _close(metrics, {**_expected(Y, 0.5 * X + 1), "loss": float(np.mean(np.abs(Y - 0.5 * X - 1)))})
 
 
@@ -101,15 +101,15 @@ def test_loss_is_in_the_units_trained_in_and_the_others_in_those_of_the_file(
     undone = (0.5 * X + 1) * scale + mean
     expected = _expected(Y, np.exp(undone) if log_target else undone)
     loss = float(np.mean((0.5 * X + 1 - (logs - mean) / scale) ** 2))
-    _close(_evaluation(scaling=scaling).metrics("train"), {**expected, "loss": loss})
+    _close(_evaluation(scaling=scaling).metrics("train")[0], {**expected, "loss": loss})
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 22, 23, 24])
 def test_chunks_count_every_row_once(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, predicted = _evaluation().metrics("train"), _evaluation().predictions("train")
+    whole, predicted = _evaluation().metrics("train")[0], _evaluation().predictions("train")
     monkeypatch.setattr(evaluation, "CHUNK_ROWS", chunk)
     parts = _evaluation()
-    _close(parts.metrics("train"), whole)
+    _close(parts.metrics("train")[0], whole)
     assert isinstance(parts.model, Half)
     assert parts.model.seen == [chunk] * (23 // chunk) + [23 % chunk] * (23 % chunk > 0)
     assert torch.equal(_evaluation().predictions("train"), predicted)
@@ -117,14 +117,14 @@ def test_chunks_count_every_row_once(chunk: int, monkeypatch: pytest.MonkeyPatch
 
 def test_a_target_far_from_zero_keeps_its_digits() -> None:
     far = Y + 1e8
-    metrics = _evaluation(far).metrics("train")
+    metrics = _evaluation(far).metrics("train")[0]
     # At 1e8 float64 resolves 1.5e-8; a sum of squares minus a square of sums would leave no digit of r2.
     np.testing.assert_allclose(metrics["r2"], _expected(far, 0.5 * X + 1)["r2"], rtol=1e-7)
 
 
 @pytest.mark.parametrize("amp", ["off", "bfloat16"])
 def test_sums_of_narrow_predictions_are_taken_in_float64(amp: str) -> None:
-    metrics = _evaluation(dtype=torch.float32, amp=amp).metrics("train")
+    metrics = _evaluation(dtype=torch.float32, amp=amp).metrics("train")[0]
     features, target = X.astype(np.float32).astype(np.float64), Y.astype(np.float32).astype(np.float64)
     # Only the prediction is rounded, to 24 bits: 1e-7 of numbers near 1, beside errors of about 2.
     np.testing.assert_allclose(metrics["rmse"], _expected(target, 0.5 * features + 1)["rmse"], rtol=1e-7)
@@ -135,20 +135,20 @@ def test_narrow_predictions_are_undone_in_float64() -> None:
     scaling = Scaling.fit(torch.from_numpy(X).unsqueeze(1), torch.from_numpy(Y), True, True)
     narrow = _evaluation(scaling=scaling, dtype=torch.bfloat16)
     truth = scaling.undo(narrow.parts["train"].target.double()).flatten().numpy()
-    metrics = narrow.metrics("train")
+    metrics = narrow.metrics("train")[0]
     expected = _expected(truth, narrow.predictions("train").numpy())
     _close({name: metrics[name] for name in expected}, expected)
 
 
 @pytest.mark.parametrize("constant", [2.0, 0.1])  # the mean of three times 0.1 is rounded
 def test_r2_of_a_constant_target_is_nan(constant: float) -> None:
-    metrics = _evaluation([constant] * 3).metrics("train")
+    metrics = _evaluation([constant] * 3).metrics("train")[0]
     assert math.isnan(metrics["r2"])
     assert metrics["mae"] > 0
 
 
 def test_a_perfect_prediction_has_r2_one() -> None:
-    metrics = _evaluation(0.5 * X + 1).metrics("train")
+    metrics = _evaluation(0.5 * X + 1).metrics("train")[0]
     assert metrics == {"loss": 0, "rmse": 0, "mae": 0, "r2": 1}
 
 
@@ -164,7 +164,7 @@ def test_predictions_are_in_the_units_of_the_file() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("ask", [lambda e: e.metrics("train"), lambda e: e.predictions("train")])
+@pytest.mark.parametrize("ask", [lambda e: e.metrics("train")[0], lambda e: e.predictions("train")])
 def test_dropout_is_off_and_the_mode_as_before(training: bool, ask: Callable[[Evaluation], Any]) -> None:
     evaluated = _evaluation()
     evaluated.model.train(training)
@@ -180,7 +180,7 @@ def test_the_mode_comes_back_after_an_error() -> None:
     evaluated = dataclasses.replace(_evaluation(), forward=lambda features: features[:, 0])
     evaluated.model.train()
     with pytest.raises(RunFailed, match="the prediction must have the target's shape"):
-        evaluated.metrics("train")
+        evaluated.metrics("train")[0]
     assert evaluated.model.training
     assert torch.is_grad_enabled()
 
