@@ -30,8 +30,9 @@ from launching import (
 from processes import Outcome
 
 import runner
-from runner import cli, world
+from runner import cli
 from runner.objective import Objective
+from runner.world import failure
 
 TIMEOUT = 5.0
 """Seconds for which the processes of these runs wait for each other; a step takes milliseconds, the start of a run a second."""
@@ -43,7 +44,7 @@ GRACE = 2.0
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(world, "GRACE_SECONDS", GRACE)
+    monkeypatch.setattr(failure, "GRACE_SECONDS", GRACE)
     torch.optim.SGD([torch.zeros(1)])  # imports torch's compiler, once, before the processes are forked
 
 

@@ -16,8 +16,8 @@ import torch
 from test_same_answer import EXPERIMENT, difference, rows, state, summary
 
 import runner
-from runner import world
 from runner.objective import Objective
+from runner.world import agreement
 
 GOING = [*EXPERIMENT, "train.steps=60", "checkpoint.every_steps=7", "launch.timeout_seconds=20"]
 EXACT = [*GOING, "strategy.reduction=exact", "model.dropout=0.2", "schedule=cosine"]
@@ -110,9 +110,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize(("strategy", "size"), [("ddp", 2), ("fsdp", 2)])
 def test_the_same_processes_go_on_to_the_bit(strategy: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """F03: the same number of processes; the reduction is the fast one."""
-    monkeypatch.setattr(
-        world, "WATCH_SECONDS", 1e-3
-    )  # a short run may be over before the next question whether to stop
+    # A short run may be over before the next question whether to stop.
+    monkeypatch.setattr(agreement, "ASK_SECONDS", 1e-3)
     words = [*GOING, f"strategy={strategy}", "optimizer=adamw"]
     whole = end([*words, "run_dir=whole"], size)
     outcomes = processes.on(size, at_step(31, stop, running([*words, "run_dir=run"])))

@@ -15,8 +15,9 @@ from launching import EXACT, WORDS, assert_same, errors, launched, runner_launch
 from processes import Outcome
 
 import runner
-from runner import cli, world
+from runner import cli
 from runner.directory import RunDirectory
+from runner.world import failure, meeting
 
 SMALL = ("data=line", "device=cpu", "train.steps=2", "record.plots=false")
 MISSING = ("data=csv", "data.path=nowhere.csv", "data.target=y", "run_dir=run")
@@ -28,7 +29,7 @@ NO_FILE = (
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(world, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(failure, "GRACE_SECONDS", 1.0)
     torch.optim.SGD([torch.zeros(1)])  # imports torch's compiler, once, before the processes are forked
 
 
@@ -189,7 +190,7 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 
 def test_an_address_where_nobody_is_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(meeting, "CONNECT_SECONDS", 1.0)
     port = processes.free_port()
 
     def work(rank: int) -> None:
@@ -203,7 +204,7 @@ def test_an_address_where_nobody_is_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_process_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world, "JOIN_SECONDS", 1.0)
+    monkeypatch.setattr(meeting, "JOIN_SECONDS", 1.0)
 
     def work(rank: int) -> None:
         os.environ["WORLD_SIZE"] = "2"

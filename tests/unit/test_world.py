@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from runner import cli, world
+from runner import cli
 from runner.errors import ConfigError, Lost
 from runner.stopping import StopRequest
 from runner.world import Alone, Group, find, launched
+from runner.world.agreement import Agreement, differences
+from runner.world.failure import is_lost
+from runner.world.place import interface
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
@@ -96,12 +99,12 @@ def test_the_command_line_refuses_it_at_once(
 
 
 def test_the_interface_is_the_one_that_leads_to_the_address() -> None:
-    assert world._interface("127.0.0.1", 29500) == "lo"
-    assert world._interface("localhost", 29500) == "lo"
+    assert interface("127.0.0.1", 29500) == "lo"
+    assert interface("localhost", 29500) == "lo"
 
 
 def test_an_address_that_leads_nowhere_leaves_the_choice_to_gloo() -> None:
-    assert world._interface("no-such-host.invalid", 29500) is None
+    assert interface("no-such-host.invalid", 29500) is None
 
 
 # ------------------------------------------------------------------------------------------------------- differences
@@ -141,7 +144,7 @@ def ill(*problems: str) -> Outcome:
     ],
 )  # fmt: skip
 def test_each_difference_is_one_sentence_that_names_the_ranks(outcomes: list[Outcome], said: list[str]) -> None:
-    assert world._differences(outcomes) == said
+    assert differences(outcomes) == said
 
 
 # ---------------------------------------------------------------------------------------------------- lost processes
@@ -158,14 +161,14 @@ def test_each_difference_is_one_sentence_that_names_the_ranks(outcomes: list[Out
     ],
 )
 def test_an_error_of_a_connection_is_that_of_another_process(error: Exception) -> None:
-    assert world._is_lost(error)
+    assert is_lost(error)
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("gloo"), Lost("x")]
 )
 def test_any_other_error_is_our_own(error: Exception) -> None:
-    assert not world._is_lost(error)
+    assert not is_lost(error)
 
 
 # ------------------------------------------------------------------------------------------------- asking about signals
@@ -174,21 +177,19 @@ def test_any_other_error_is_our_own(error: Exception) -> None:
 class Leader:
     """Rank 0 of processes on which no signal came; `asked` are the steps at which they were asked."""
 
-    rank = 0
-
     def __init__(self) -> None:
         self.step, self.asked = 0, list[int]()
 
-    def most(self, numbers: list[int]) -> list[int]:
+    def most(self, numbers: Sequence[int]) -> list[int]:
         self.asked.append(self.step)
-        return numbers
+        return list(numbers)
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, step_seconds: float, steps: int) -> list[int]:
     """The steps at which a run whose steps take so long asks all its processes."""
     leader = Leader()
     monkeypatch.setattr(time, "perf_counter", lambda: leader.step * step_seconds)
-    agreement = world.Agreement(leader, StopRequest())  # type: ignore[arg-type]
+    agreement = Agreement(0, leader.most, StopRequest())
     for leader.step in range(steps):
         assert agreement.requested(leader.step) is None
         assert agreement.requested(leader.step) is None  # a second question at a step costs nothing
@@ -207,7 +208,7 @@ def test_fast_steps_are_asked_about_four_times_a_second(monkeypatch: pytest.Monk
 
 def test_a_signal_is_told_at_every_later_step() -> None:
     request = StopRequest()
-    agreement = world.Agreement(Leader(), request)  # type: ignore[arg-type]
+    agreement = Agreement(0, Leader().most, request)
     assert agreement.requested(0) is None
     request.signal_number = 15
     assert [agreement.requested(step) for step in (1, 2, 3, 4)].count(15) >= 2

@@ -1,0 +1,141 @@
+"""The store in which the processes of a run meet, and what they say to each other there: words, each under a name.
+
+Workers that are started again after a failure find the store as their dead predecessors left it, so what belongs to one
+attempt carries a token. No variable of the environment names an attempt on all hosts alike: rank 0 draws the token, and
+every other process asks for it with a number of its own, which no dead one can answer for.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import secrets
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from runner.errors import Elsewhere, RunFailed
+from runner.world.place import Place
+
+JOIN_SECONDS = 300.0
+"""Longest time for all processes to meet: hosts may start minutes apart."""
+
+CONNECT_SECONDS = 60.0
+"""Longest time to reach the store: an address that is wrong is told soon."""
+
+_RUNS = itertools.count()
+"""Runs of this process as one of several."""
+
+
+class Meeting:
+    """The processes of one attempt at a run. What they say is for this attempt alone, what they keep also for later ones."""
+
+    def __init__(self, place: Place, kept: Any, store: Any) -> None:
+        self.place, self.store = place, store
+        self._kept = kept
+
+    def say(self, name: str, text: str) -> None:
+        self.store.set(name, text)
+
+    def say_first(self, name: str, text: str) -> bool:
+        """False when another process has said something under this name before, which stays."""
+        return bool(self.store.compare_set(name, "", text) == text.encode())
+
+    def said(self, *names: str) -> bool:
+        """Whether there is a word under each of the names."""
+        return bool(self.store.check(list(names)))
+
+    def word(self, name: str) -> str:
+        """What was said."""
+        return str(self.store.get(name).decode())
+
+    def keep(self, name: str, text: str) -> None:
+        self._kept.set(name, text)
+
+    def kept(self, name: str) -> str | None:
+        return self._kept.get(name).decode() if self._kept.check([name]) else None
+
+    def beside(self) -> Meeting:
+        """The same over a connection of its own, for another thread."""
+        return Meeting(self.place, self._kept, self.store.clone())
+
+    def wait(self, done: Callable[[], bool], seconds: float, otherwise: str) -> None:
+        """Until it is so. Raises `RunFailed` when that takes longer."""
+        if not poll(done, seconds):
+            where = f"{self.place.address}:{self.place.port}"
+            raise RunFailed(f"{otherwise} within {seconds:g} seconds to {where}; look at the messages of the others")
+
+    def leave(self, seconds: float) -> None:
+        """The process that keeps the store goes last, so that the others can still read there why they end."""
+        if self.place.rank:
+            self.store.add("left", 1)
+        elif self.place.keeps_store:
+            poll(lambda: self.store.add("left", 0) >= self.place.size - 1, seconds)
+
+
+def meet(place: Place) -> Meeting:
+    """Meet the others. Raises `Elsewhere` where an earlier attempt has ended for good, and `RunFailed` where they do not come."""
+    import torch.distributed
+
+    dist: Any = torch.distributed  # its stores come from C++ and have no types
+    # A script may do several runs, one after the other: the same number on every process is the same run.
+    run = dist.PrefixStore(f"runner/{next(_RUNS)}", _store(place.address, place.port, place.keeps_store))
+    everyone = Meeting(place, run, run)
+    if code := int(everyone.kept("ended") or 0):
+        raise Elsewhere("an earlier attempt has ended for good", code)
+    token = _ask(everyone) if place.rank else _answer(everyone)
+    return Meeting(place, run, dist.PrefixStore(token, run))
+
+
+def poll(done: Callable[[], bool], seconds: float) -> bool:
+    """Look until it is so; False when that takes longer."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _ask(everyone: Meeting) -> str:
+    """The token of this attempt, from rank 0."""
+    number, rank = secrets.token_hex(8), everyone.place.rank
+    everyone.say(f"join/{rank}", number)
+    everyone.wait(lambda: everyone.said(f"answer/{number}"), JOIN_SECONDS, "rank 0 did not come")
+    token = everyone.word(f"answer/{number}")
+    everyone.say(f"here/{token}/{rank}", "")
+    return token
+
+
+def _answer(everyone: Meeting) -> str:
+    """The token of this attempt, when all processes that live now have heard it."""
+    token, missing, answered = secrets.token_hex(8), set(range(1, everyone.place.size)), dict[int, str]()
+
+    def all_here() -> bool:
+        for rank in list(missing):
+            if everyone.said(f"join/{rank}") and (number := everyone.word(f"join/{rank}")) != answered.get(rank):
+                everyone.say(f"answer/{number}", token)
+                answered[rank] = number
+            if everyone.said(f"here/{token}/{rank}"):
+                missing.discard(rank)
+        return not missing
+
+    everyone.wait(all_here, JOIN_SECONDS, "not all processes came")
+    return token
+
+
+@functools.cache
+def _store(address: str, port: int, hosts: bool) -> Any:
+    """The store at an address, kept in this process if it `hosts` it. Raises `RunFailed` where it cannot be."""
+    import torch.distributed
+
+    dist: Any = torch.distributed
+    try:
+        timeout = timedelta(seconds=CONNECT_SECONDS)
+        return dist.TCPStore(address, port, is_master=hosts, timeout=timeout, wait_for_workers=False)
+    except dist.DistError as error:
+        raise RunFailed(
+            f"`MASTER_ADDR`:`MASTER_PORT` must be where the processes can meet, but {address}:{port} cannot be "
+            f"{'opened' if hosts else 'reached'} ({' '.join(str(error).split())[:200]}); take another port, or mend the address"
+        ) from None
