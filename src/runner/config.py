@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from runner.schema import key
+from runner.schema import key, without_lanes
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 Metric = Literal["loss", "rmse", "mae", "r2"]
@@ -51,7 +51,9 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class _Data:
-    seed: int | None = key("seed of data and split alone; null takes the run's seed", at_least=0, at_most=2**32 - 1)
+    seed: int | None = key(
+        "seed of data and split alone; null takes the run's seed", at_least=0, at_most=2**32 - 1, lane=True
+    )
     log_target: bool = key("fit log(target); rmse and mae stay in the target's own units")
     standardize: bool = key("features and target to mean 0 and deviation 1, fitted on the training rows")
     split: Split
@@ -60,9 +62,9 @@ class _Data:
 @dataclass(frozen=True, kw_only=True)
 class _Synthetic(_Data):
     rows: int = key("rows that are made", unit="rows", at_least=1)
-    start: float = key("smallest feature value")
-    stop: float = key("largest feature value")
-    noise: float = key("scale of what is added to the target", unit="target's", at_least=0)
+    start: float = key("smallest feature value", lane=True)
+    stop: float = key("largest feature value", lane=True)
+    noise: float = key("scale of what is added to the target", unit="target's", at_least=0, lane=True)
     noise_distribution: Literal["normal", "uniform"] = key("noise·N(0, 1) or noise·U(0, 1)")
 
 
@@ -72,8 +74,8 @@ class Line(_Synthetic):
 
     name: Literal["line"] = key("kind of data")
     features: int = key("number of features; the slope is the same for each", at_least=1)
-    slope: float = key("true slope")
-    intercept: float = key("true intercept")
+    slope: float = key("true slope", lane=True)
+    intercept: float = key("true intercept", lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +148,7 @@ class Formula:
 
     name: Literal["formula"] = key("kind of model")
     expression: str = key("the function, such as a*exp(-b*x) + c")
-    start: dict[str, float] = key("start value of each parameter; those not named are drawn by init")
+    start: dict[str, float] = key("start value of each parameter; those not named are drawn by init", lane=True)
     init: Literal["uniform", "normal", "zeros"] = key("start values of the others: U(0, 1), N(0, 1) or 0")
 
 
@@ -174,7 +176,7 @@ class Huber:
 
 @dataclass(frozen=True, kw_only=True)
 class _Optimizer:
-    lr: float = key("learning rate before the schedule", at_least=0, at_most=1e38)
+    lr: float = key("learning rate before the schedule", at_least=0, at_most=1e38, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,7 @@ class Sgd(_Optimizer):
     """Gradient descent: p ← p − lr·g."""
 
     name: Literal["sgd"] = key("kind of optimizer")
-    weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38)
+    weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +192,8 @@ class Momentum(_Optimizer):
     """Gradient descent along a decaying sum of gradients (Polyak, 1964), as torch.optim.SGD defines it."""
 
     name: Literal["momentum"] = key("kind of optimizer")
-    momentum: float = key("share of the last direction that is kept", at_least=0, below=1)
-    weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38)
+    momentum: float = key("share of the last direction that is kept", at_least=0, below=1, lane=True)
+    weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +201,9 @@ class Adam(_Optimizer):
     """Adaptive moments (Kingma and Ba, 2015)."""
 
     name: Literal["adam"] = key("kind of optimizer")
-    betas: tuple[float, float] = key("decay of the first and of the second moment", at_least=0, below=1)
-    eps: float = key("added to the root of the second moment", above=0)
-    weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38)
+    betas: tuple[float, float] = key("decay of the first and of the second moment", at_least=0, below=1, lane=True)
+    eps: float = key("added to the root of the second moment", above=0, lane=True)
+    weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,9 +211,11 @@ class AdamW(_Optimizer):
     """Adam with weight decay apart from the gradient (Loshchilov and Hutter, 2019)."""
 
     name: Literal["adamw"] = key("kind of optimizer")
-    betas: tuple[float, float] = key("decay of the first and of the second moment", at_least=0, below=1)
-    eps: float = key("added to the root of the second moment", above=0)
-    weight_decay: float = key("share of the parameter taken off each step, times lr", at_least=0, at_most=1e38)
+    betas: tuple[float, float] = key("decay of the first and of the second moment", at_least=0, below=1, lane=True)
+    eps: float = key("added to the root of the second moment", above=0, lane=True)
+    weight_decay: float = key(
+        "share of the parameter taken off each step, times lr", at_least=0, at_most=1e38, lane=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +242,8 @@ class Step:
     """Multiplied by factor every so many steps."""
 
     name: Literal["step"] = key("kind of schedule")
-    every_steps: int = key("steps between two reductions", unit="steps", at_least=1)
-    factor: float = key("what the learning rate is multiplied by", above=0, at_most=1)
+    every_steps: int = key("steps between two reductions", unit="steps", at_least=1, lane=True)
+    factor: float = key("what the learning rate is multiplied by", above=0, at_most=1, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +251,7 @@ class Cosine:
     """Half a cosine from lr down to final_factor·lr at the last step (Loshchilov and Hutter, 2017)."""
 
     name: Literal["cosine"] = key("kind of schedule")
-    final_factor: float = key("share of lr at the last step", at_least=0, at_most=1)
+    final_factor: float = key("share of lr at the last step", at_least=0, at_most=1, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,8 +259,8 @@ class WarmupCosine:
     """A straight rise to lr, then half a cosine down to final_factor·lr."""
 
     name: Literal["warmup_cosine"] = key("kind of schedule")
-    warmup_steps: int = key("steps of the rise", unit="steps", at_least=1)
-    final_factor: float = key("share of lr at the last step", at_least=0, at_most=1)
+    warmup_steps: int = key("steps of the rise", unit="steps", at_least=1, lane=True)
+    final_factor: float = key("share of lr at the last step", at_least=0, at_most=1, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,8 +303,10 @@ class EarlyStopping:
     """Ends training when a metric no longer improves; on validation rows, or training rows where there are none."""
 
     metric: Metric = key("what is watched at every evaluation")
-    patience: int | None = key("evaluations without improvement before the end; null never ends early", at_least=1)
-    min_delta: float = key("least change that counts as an improvement", at_least=0)
+    patience: int | None = key(
+        "evaluations without improvement before the end; null never ends early", at_least=1, lane=True
+    )
+    min_delta: float = key("least change that counts as an improvement", at_least=0, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +319,7 @@ class Train:
         "rows of one update, all processes together; null is all rows", unit="rows", at_least=1
     )
     accumulate: int = key("parts in which a batch is computed; its gradient stays that of the whole batch", at_least=1)
-    clip_norm: float | None = key("largest norm of all gradients together; null does not clip", above=0)
+    clip_norm: float | None = key("largest norm of all gradients together; null does not clip", above=0, lane=True)
     check_gradients: bool = key("look for nan and inf in the gradients at every step, before the update")
     eval_every_steps: int | None = key(
         "steps between evaluations of the validation rows; null only at the end", unit="steps", at_least=1
@@ -345,18 +351,30 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """How the trials of `-m` are run."""
+
+    max_trials: int = key("most trials of one sweep: a grid that would make more is refused", at_least=1)
+    audit: int = key("trials, drawn at random, that are trained again alone at the end and compared", at_least=0)
+    memory_gib: float | None = key(
+        "memory that trials side by side may take; null takes half of what the device has free", unit="GiB", above=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One experiment, whole."""
 
     name: str = key("experiment's name, the folder of its runs", pattern=NAME)
-    seed: int = key("moves every random stream", at_least=0, at_most=2**32 - 1)
+    seed: int = key("moves every random stream", at_least=0, at_most=2**32 - 1, lane=True)
     dtype: Literal["float64", "float32", "bfloat16", "float16"] = key("type of parameters and data")
     amp: Literal["off", "bfloat16", "float16"] = key(
         "mixed precision of the forward pass; float16 with a gradient scaler"
     )
     update: Literal["manual", "optimizer"] = key("updates written out by hand, or done by torch.optim")
     deterministic: bool = key("only operations that give the same bits twice")
-    run_dir: str | None = key("directory of this run; null makes runs/<name>/<stamp>")
+    seeds: int | None = key("a sweep over this many seeds, from `seed` on; null is one run", at_least=1)
+    run_dir: str | None = key("directory of this run, or sweep; null makes runs/<name>/<stamp>")
     resume: str | None = key("run directory to go on in")
     device: Device
     data: Line | Curve | Csv | Parquet | Diabetes
@@ -369,9 +387,10 @@ class Config:
     train: Train
     checkpoint: Checkpoint
     record: Record
+    sweep: Sweep
 
 
-UNHASHED = ("name", "run_dir", "resume", "device.visible", "launch", "record", "checkpoint", "sweep")
+UNHASHED = ("name", "seeds", "run_dir", "resume", "device.visible", "launch", "record", "checkpoint", "sweep")
 """Keys that change where and how a run is written down, not its answer."""
 
 
@@ -388,3 +407,11 @@ def config_hash(config: Config) -> str:
         group, _, name = path.rpartition(".")
         (values[group] if group else values).pop(name, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def program(config: Config) -> str:
+    """What runs must have in common to be trained side by side: the same text for the same program."""
+    values = without_lanes(config)
+    for name in ("run_dir", "resume", "seeds", "sweep"):
+        del values[name]
+    return json.dumps(values, sort_keys=True)

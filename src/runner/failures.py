@@ -18,6 +18,8 @@ FREE_ON_RESUME = (
     "strategy",
     "launch",
     "name",
+    "seeds",
+    "sweep",
     "run_dir",
     "resume",
     "record",

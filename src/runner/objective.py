@@ -54,7 +54,7 @@ class Objective:
     autocast: Callable[[], AbstractContextManager[Any]]
     scaler: Scaler
     accumulate: int
-    clip_norm: float | None
+    clip_norm: float | Tensor | None
     check_gradients: bool
     draw: Callable[[int, int], None]
     norm: Tensor | None = field(default=None, init=False)
@@ -147,7 +147,11 @@ class Objective:
         if self.clip_norm is not None:
             # As torch.nn.utils.clip_grads_with_norm_, but on the parts that this process holds.
             coefficient = (self.clip_norm / (self.norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_([local(gradient) for gradient in gradients], coefficient)
+            parts = [local(gradient) for gradient in gradients]
+            if coefficient.dim():  # one a lane
+                torch._foreach_mul_(parts, [coefficient] * len(parts))
+            else:
+                torch._foreach_mul_(parts, coefficient)
 
 
 def _drawn(source: Tensor, chosen: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ class Key:
     below: float | None = None
     at_most: float | None = None
     pattern: str | None = None
+    lane: bool = False
+    """Whether runs that differ in this value alone can be trained side by side, as lanes of one program."""
 
     def bounds(self) -> list[str]:
         """The bounds that are set, in words."""
@@ -63,6 +65,19 @@ def hints(kind: Any) -> dict[str, Any]:
 def keys(kind: type) -> dict[str, Key]:
     """Field name → meaning of a dataclass whose fields were made by `key`; fields that are groups are left out."""
     return {f.name: f.metadata["key"] for f in dataclasses.fields(kind) if "key" in f.metadata}
+
+
+def without_lanes(config: Any) -> dict[str, Any]:
+    """A configuration's values in which runs of one program are alike; of the others whether they are null."""
+    own = keys(type(config))
+    found: dict[str, Any] = {}
+    for field_ in dataclasses.fields(config):
+        value = getattr(config, field_.name)
+        if field_.name in own and own[field_.name].lane:
+            found[field_.name] = value is None
+        else:
+            found[field_.name] = without_lanes(value) if dataclasses.is_dataclass(value) else value
+    return found
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:

@@ -106,7 +106,7 @@ def test_the_library_is_what_torch_users_write(name: str) -> None:
 @pytest.mark.parametrize("name", CHOICES)
 def test_rules_are_pure(name: str) -> None:
     problem = Problem(torch.float32)
-    rule = rules.build(CHOICES[name], problem.parameters)
+    rule = rules.build([CHOICES[name]], torch.device("cpu"))
     params = [p.detach().clone() for p in problem.parameters.values()]
     grads = [g.clone() for g in problem.gradient()[1]]
     state = rule.init(params)
@@ -126,7 +126,7 @@ def test_lanes_broadcast(name: str) -> None:
     problem = Problem(torch.float64)
     params = [p.detach().clone() for p in problem.parameters.values()]
     grads = [g.clone() for g in problem.gradient()[1]]
-    rule = rules.build(CHOICES[name], problem.parameters)
+    rule = rules.build([CHOICES[name]], torch.device("cpu"))
     rates = [0.01, 0.3]
     alone = [rule.step(params, grads, rule.init(params), torch.tensor(rate, dtype=torch.float64))[0] for rate in rates]
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):

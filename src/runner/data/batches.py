@@ -17,8 +17,9 @@ class Batches:
 
     def __init__(self, rows: int, batch_size: int | None, seed: int, device: torch.device) -> None:
         self._rows, self._seed, self._device = rows, seed, device
-        self._size = min(batch_size or rows, rows)
-        self.per_epoch = -(-rows // self._size)
+        self.largest = min(batch_size or rows, rows)
+        """Rows of every batch but the last of an epoch."""
+        self.per_epoch = -(-rows // self.largest)
         self._epoch = 0
         self._order: tuple[Tensor, ...] = ()
 
@@ -32,15 +33,18 @@ class Batches:
             return slice(None)
         epoch = self.epoch(step)
         if epoch != self._epoch:
-            order = torch.randperm(self._rows, generator=stream(self._seed, "order", epoch))
-            self._order = torch.split(order.to(self._device), self._size)
+            self._order = torch.split(self.order(epoch).to(self._device), self.largest)
             self._epoch = epoch
         return self._order[(step - 1) % self.per_epoch]
+
+    def order(self, epoch: int) -> Tensor:
+        """All row numbers [rows] in the order of an epoch, from 1, on the CPU."""
+        return torch.randperm(self._rows, generator=stream(self._seed, "order", epoch))
 
     def size(self, step: int) -> int:
         """How many rows a step has."""
         last = (step - 1) % self.per_epoch == self.per_epoch - 1
-        return self._rows - (self.per_epoch - 1) * self._size if last else self._size
+        return self._rows - (self.per_epoch - 1) * self.largest if last else self.largest
 
     def rows_between(self, first: int, last: int) -> int:
         """Rows of the steps first … last together."""
@@ -48,4 +52,4 @@ class Batches:
 
     def _rows_until(self, step: int) -> int:
         epochs, steps = divmod(step, self.per_epoch)
-        return epochs * self._rows + steps * self._size
+        return epochs * self._rows + steps * self.largest

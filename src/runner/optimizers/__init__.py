@@ -33,8 +33,11 @@ class Objective(Protocol):
 class Optimizer(Protocol):
     """One update of the parameters for each call of `step`."""
 
-    def step(self, objective: Objective, lr: float) -> Tensor:
-        """Update the parameters in place with learning rate `lr`; gives this process's share of the loss [] before it."""
+    def step(self, objective: Objective, lr: Any) -> Tensor:
+        """Update the parameters in place with learning rate `lr`; gives this process's share of the loss [] before it.
+
+        Side by side `lr` is a tensor [lanes, 1] and the loss [lanes].
+        """
 
     def state_dict(self) -> State:
         """What the next step needs besides the parameters. The tensors are the live ones: copy before the next step."""
@@ -45,10 +48,17 @@ class Optimizer(Protocol):
 
 def build(config: Any, update: str, parameters: Mapping[str, Tensor]) -> Optimizer:
     """The optimizer that was chosen, for the parameters by name."""
-    from runner.optimizers import library, manual, rules
+    from runner.optimizers import library
 
     if isinstance(config, c.Lbfgs):
         return library.Lbfgs(config, parameters)
     if update == "manual":
-        return manual.Manual(rules.build(config, parameters), parameters)
+        return lanes([config], parameters)
     return library.Library(library.build(config, parameters), parameters)
+
+
+def lanes(configs: Sequence[Any], parameters: Mapping[str, Tensor]) -> Optimizer:
+    """The update by hand of runs side by side, whose stacked parameters [lanes, …] are given by name; or of one run."""
+    from runner.optimizers import manual, rules
+
+    return manual.Manual(rules.build(configs, next(iter(parameters.values())).device), parameters)

@@ -25,13 +25,13 @@ class Manual:
         with torch.no_grad():
             self._parameters = [local(parameter) for parameter in self._wholes]
         self._slots = rule.init(self._parameters)
-        self._lr_value: float | None = None
+        self._lr_value: Any = None
         self._lr: Any = None
 
-    def step(self, objective: Objective, lr: float) -> Tensor:
-        if lr != self._lr_value:
+    def step(self, objective: Objective, lr: Any) -> Tensor:
+        if lr is not self._lr_value:
             like = self._parameters[0]
-            self._lr_value, self._lr = lr, torch.tensor(lr, dtype=scalar_type(like), device=like.device)
+            self._lr_value, self._lr = lr, torch.as_tensor(lr, dtype=scalar_type(like), device=like.device)
         loss, gradients = objective.gradient()
         if gradients is None:
             return loss

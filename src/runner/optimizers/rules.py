@@ -1,14 +1,14 @@
 """Update rules: pure and elementwise, `init(params) → state` and `step(params, grads, state, lr) → params, state`.
 
 Hyperparameters are tensors: 0-d for one run; for runs side by side [lanes, 1, …], which broadcast against the stacked
-parameters. The learning rate comes in the parameters' type. Adam's decay rates are kept in float64, where the device has
-it, so that 1 − β₂ᵗ keeps its digits; a 0-d tensor does not widen the parameters. The order of operations is that of
-torch.optim's for-loop versions.
+parameters. The learning rate comes in the parameters' type. The others are kept in float64, where the device has it, so that
+1 − β₂ᵗ keeps its digits: a 0-d tensor does not widen the parameters, one with lanes is brought to their type where they meet.
+The order of operations is that of torch.optim's for-loop versions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,7 +38,12 @@ def _decayed(params: Sequence[Tensor], grads: Sequence[Tensor], weight_decay: Te
     """Gradients of the loss with weight_decay/2·‖p‖² added."""
     if weight_decay is None:
         return grads
-    return [torch.addcmul(g, p, weight_decay) for p, g in zip(params, grads, strict=True)]
+    return [torch.addcmul(g, p, _beside(g, weight_decay)) for p, g in zip(params, grads, strict=True)]
+
+
+def _beside(tensor: Tensor, number: Tensor) -> Tensor:
+    """A hyperparameter in the type of the tensor that it meets."""
+    return number.to(tensor.dtype) if number.dim() else number
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,9 @@ class Momentum:
         self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Slots, lr: Tensor
     ) -> tuple[list[Tensor], Slots]:
         grads = _decayed(params, grads, self.weight_decay)
-        buffers = [(v * self.momentum).add_(g) for v, g in zip(state["momentum_buffer"], grads, strict=True)]
+        buffers = [
+            (v * _beside(v, self.momentum)).add_(g) for v, g in zip(state["momentum_buffer"], grads, strict=True)
+        ]
         return [torch.addcmul(p, v, lr, value=-1) for p, v in zip(params, buffers, strict=True)], {
             "momentum_buffer": buffers
         }
@@ -100,7 +107,7 @@ class Adam:
     ) -> tuple[list[Tensor], Slots]:
         if self.decoupled and self.weight_decay is not None:
             shrink = 1 - lr * self.weight_decay
-            params = [p * shrink for p in params]
+            params = [p * _beside(p, shrink) for p in params]
         else:
             grads = _decayed(params, grads, self.weight_decay)
         count = state["step"][0] + 1
@@ -109,26 +116,28 @@ class Adam:
         root = (1 - self.beta2**taken).sqrt()
         first = [torch.lerp(m, g, (1 - self.beta1).to(m.dtype)) for m, g in zip(state["exp_avg"], grads, strict=True)]
         second = [
-            (v * self.beta2).addcmul_(g * (1 - self.beta2), g) for v, g in zip(state["exp_avg_sq"], grads, strict=True)
+            (v * _beside(v, self.beta2)).addcmul_(g * _beside(g, 1 - self.beta2), g)
+            for v, g in zip(state["exp_avg_sq"], grads, strict=True)
         ]
         new = [
-            torch.addcdiv(p, m * rate, (v.sqrt() / root).add_(self.eps))
+            torch.addcdiv(p, m * _beside(m, rate), (v.sqrt() / _beside(v, root)).add_(_beside(v, self.eps)))
             for p, m, v in zip(params, first, second, strict=True)
         ]
         return new, {"step": [count] * len(new), "exp_avg": first, "exp_avg_sq": second}
 
 
-def build(config: Any, parameters: Mapping[str, Tensor]) -> Rule:
-    """The rule that was chosen, its hyperparameters on the parameters' device."""
-    device = next(iter(parameters.values())).device
+def build(configs: Sequence[Any], device: torch.device) -> Rule:
+    """The rule that was chosen; its hyperparameters are 0-d for one run, [lanes, 1] for several that differ in them alone."""
 
-    def scalar(value: float) -> Tensor:
-        return torch.tensor(value, dtype=widest(device), device=device)
+    def numbers(*values: float) -> Tensor:
+        tensor = torch.tensor(values, dtype=widest(device), device=device)
+        return tensor.reshape(()) if len(values) == 1 else tensor.unsqueeze(1)
 
-    weight_decay = scalar(config.weight_decay) if config.weight_decay else None
+    config = configs[0]
+    weight_decay = numbers(*(k.weight_decay for k in configs)) if any(k.weight_decay for k in configs) else None
     if isinstance(config, c.Sgd):
         return Sgd(weight_decay)
     if isinstance(config, c.Momentum):
-        return Momentum(scalar(config.momentum), weight_decay)
-    beta1, beta2 = (scalar(beta) for beta in config.betas)
-    return Adam(beta1, beta2, scalar(config.eps), weight_decay, decoupled=isinstance(config, c.AdamW))
+        return Momentum(numbers(*(k.momentum for k in configs)), weight_decay)
+    beta1, beta2 = (numbers(*(k.betas[i] for k in configs)) for i in (0, 1))
+    return Adam(beta1, beta2, numbers(*(k.eps for k in configs)), weight_decay, decoupled=isinstance(config, c.AdamW))
