@@ -24,26 +24,20 @@ def now() -> str:
 
 
 class RunDirectory:
-    """An open run directory. While it is open no other process can open it: the kernel's lock dies with its holder."""
+    """An open run directory. While it is open no other process can open it: the kernel's lock dies with its holder.
 
-    def __init__(self, path: Path) -> None:
+    A member of a sweep has none of its own (`locked=False`), since the sweep's directory is locked by who runs it.
+    """
+
+    def __init__(self, path: Path, *, locked: bool = True) -> None:
         self.path = path
-        lock = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise CheckpointError(
-                f"{path} must not be in use, but {_holder(path)} is writing to it; wait for it to end, or start a new run"
-            ) from None
-        except BaseException:
-            os.close(lock)
-            raise
-        self._lock: int | None = lock
         self.record: dict[str, Any] = {}
+        self._lock = _locked(path) if locked else None
 
     @staticmethod
-    def create(name: str, run_dir: str | None, config_yaml: str, record: Mapping[str, Any]) -> RunDirectory:
+    def create(
+        name: str, run_dir: str | None, config_yaml: str, record: Mapping[str, Any], *, locked: bool = True
+    ) -> RunDirectory:
         """A new directory with `config.yaml` and `run.json` already inside: `run_dir`, else `runs/<name>/<stamp>`.
 
         Raises `ConfigError` when `run_dir` holds something already or cannot be made.
@@ -65,14 +59,14 @@ class RunDirectory:
             raise ConfigError(
                 f"`run_dir` must be a directory that can be made, empty or new, but {path} is not: {reason}; give another one"
             ) from None
-        directory = RunDirectory(path)
+        directory = RunDirectory(path, locked=locked)
         directory.record = full
         return directory
 
     @staticmethod
-    def reopen(path: Path) -> RunDirectory:
+    def reopen(path: Path, *, locked: bool = True) -> RunDirectory:
         """The directory of an earlier run. Raises `CheckpointError` when its record cannot be read or it is in use."""
-        directory = RunDirectory(path)
+        directory = RunDirectory(path, locked=locked)
         try:
             directory.record = _read(path)
         except BaseException:
@@ -95,6 +89,22 @@ class RunDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _locked(path: Path) -> int:
+    """A descriptor that locks a directory. Raises `CheckpointError` where another process does."""
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise CheckpointError(
+            f"{path} must not be in use, but {_holder(path)} is writing to it; wait for it to end, or start a new run"
+        ) from None
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
 
 
 def _refuse_taken(path: Path) -> None:

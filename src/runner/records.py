@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +16,7 @@ from runner.config import Config, config_hash, plain
 from runner.directory import RunDirectory, git, now
 from runner.errors import ConfigError, Interrupted, RunnerError
 from runner.failures import as_failure, refuse_other
+from runner.files import as_yaml, write_atomic, write_json
 from runner.record.console import Console
 from runner.startup import uncollected
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from runner.experiment import Facts, Outcome
     from runner.loop import Member
     from runner.record import Sink
+    from runner.record.log import Log
 
 CHECKPOINTS = "checkpoints"
 
@@ -94,14 +96,38 @@ class NoRecords:
         pass
 
 
+def surroundings(choice: Choice) -> dict[str, Any]:
+    """What a record tells of the program and the machine."""
+    import hydra
+    import torch
+
+    from runner.devices import masks
+
+    return {
+        **git(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "hydra": hydra.__version__,
+        "device": choice.kind,
+        "device_name": choice.name,
+        "masks": masks(os.environ),
+        "threads": torch.get_num_threads(),
+    }
+
+
 @dataclass
 class Written:
-    """The records themselves. `overrides` and `command` are as the user typed them."""
+    """The records themselves. `overrides` and `command` are as the user typed them.
+
+    Those of one run of many are `held`: their files are open only while they are written to, and the directory has no lock.
+    """
 
     config: Config
     overrides: Sequence[str]
     command: Sequence[str]
-    console: Console
+    console: Console | Log
+    around: Callable[[Choice], Mapping[str, Any]] = surroundings
+    held: bool = False
     sinks: list[Sink] = field(default_factory=list)
     _directory: RunDirectory | None = None
     _begun: bool = False
@@ -119,7 +145,11 @@ class Written:
         opened = self._create() if self.config.resume is None else self._reopen(Path(self.config.resume))
         if opened.summary is None:
             self.console.attach(opened.path / "run.log")
-            self.sinks += [JsonLines(opened.path / "metrics.jsonl"), TensorBoard(opened.path), self.console]
+            rows, events = (
+                JsonLines(opened.path / "metrics.jsonl", held=self.held),
+                TensorBoard(opened.path, held=self.held),
+            )
+            self.sinks += [rows, events, self.console]
         return opened
 
     @property
@@ -129,11 +159,13 @@ class Written:
         return self._directory
 
     def _create(self) -> Opened:
-        self._directory = RunDirectory.create(self.config.name, self.config.run_dir, _yaml(self.config), self._record())
+        self._directory = RunDirectory.create(
+            self.config.name, self.config.run_dir, _yaml(self.config), self._record(), locked=not self.held
+        )
         return Opened(self._directory.path)
 
     def _reopen(self, path: Path) -> Opened:
-        directory = RunDirectory.reopen(path)
+        directory = RunDirectory.reopen(path, locked=not self.held)
         try:
             opened = self._gone_on(directory)
         except BaseException:  # the run stays as it was
@@ -184,27 +216,16 @@ class Written:
         self.console.say(f"{directory.path} is finished at step {loaded.step}; there is nothing left to do ({more})")
 
     def _record(self) -> dict[str, Any]:
-        import hydra
-        import torch
-
-        from runner.devices import masks
-
         return {
             "command": shlex.join(self.command),
             "overrides": list(self.overrides),
             "config_hash": config_hash(self.config),
             "seed": self.config.seed,
-            **git(),
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "hydra": hydra.__version__,
-            "device": self._choice.kind,
-            "device_name": self._choice.name,
-            "masks": masks(os.environ),
+            **self.around(self._choice),
             "dtype": self.config.dtype,
             "strategy": self._facts.strategy,
             "world_size": self._facts.size,
-            "threads": torch.get_num_threads(),
+            "lanes": self._facts.lanes,
         }
 
     # ------------------------------------------------------------------------------------------------------- training
@@ -238,7 +259,6 @@ class Written:
     # --------------------------------------------------------------------------------------------------------- ending
 
     def finish(self, member: Member, timing: Mapping[str, float]) -> dict[str, Any]:
-        from runner.files import write_json
         from runner.fingerprint import parameters_sha256
 
         outcome: Outcome = member.outcome
@@ -277,8 +297,6 @@ class Written:
             )
 
     def _draw(self, outcome: Outcome) -> dict[str, bytes]:
-        from runner.files import write_atomic
-
         path = self.directory.path
         with uncollected():
             from runner.pictures import draw
@@ -333,14 +351,10 @@ def _counted(number: int, thing: str) -> str:
 
 
 def _yaml(config: Config) -> str:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(plain(replace(config, resume=None))))
+    return as_yaml(plain(replace(config, resume=None)))
 
 
 def _write_config(directory: RunDirectory, config: Config) -> None:
-    from runner.files import write_atomic
-
     write_atomic(directory.path / "config.yaml", _yaml(config).encode())
 
 

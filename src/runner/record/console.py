@@ -106,11 +106,11 @@ class Console:
         pace = (row["step"] - self._step) / max(now - self._time, 1e-9)
         self._step, self._time = row["step"], now
         self._count += 1
-        text = _line(row, self._last, pace)
+        text = line(row, self._last, pace)
         if self._progress is not None:
             refresh = now - self._drawn > REFRESH_SECONDS or row["step"] == self._last
             self._drawn = now if refresh else self._drawn
-            short = _line(row, self._last, pace, ("loss",))
+            short = line(row, self._last, pace, ("loss",))
             self._progress.update(self._task, completed=row["step"], description=short, refresh=refresh)
         if self._count % self._every == 0 or row["step"] == self._last or now - self._told > SILENCE_SECONDS:
             self.say(text)
@@ -128,8 +128,8 @@ class Console:
         self.rest()
         if summary["status"] == "finished":
             self.say(_metrics_table(summary["metrics"]))
-            if 0 < len(_flat(list(summary.get("parameters", {}).values()))) <= READABLE:
-                self.say(_parameters(summary["parameters"]))
+            if fitted := _fitted(summary):
+                self.say(fitted)
 
     def rest(self) -> None:
         """Take the live line away."""
@@ -175,11 +175,15 @@ TOLD = ("loss", "/rmse", "param/", "skipped")
 """What of a row is told: names that end or begin so."""
 
 
-def _line(row: Mapping[str, Any], last: int, pace: float, told: tuple[str, ...] = TOLD) -> str:
+def line(row: Mapping[str, Any], last: int, pace: float | None = None, told: tuple[str, ...] = TOLD) -> str:
+    """A row in words, of a run to step `last` at `pace` steps a second."""
     width = len(str(last))
     shown = [f"step {row['step']:>{width}}/{last}"]
     shown += [f"{name} {_number(value)}" for name, value in row.items() if name.endswith(told) or name.startswith(told)]
-    return "  ".join([*shown, f"lr {row['lr']:g}", f"{pace:,.0f} steps/s" if pace >= 10 else f"{pace:.2g} steps/s"])
+    shown.append(f"lr {row['lr']:g}")
+    if pace is not None:
+        shown.append(f"{pace:,.0f} steps/s" if pace >= 10 else f"{pace:.2g} steps/s")
+    return "  ".join(shown)
 
 
 def _number(value: float) -> str:
@@ -196,7 +200,23 @@ def _metrics_table(metrics: Mapping[str, float]) -> Any:
     return table
 
 
-def _parameters(parameters: Mapping[str, Any]) -> str:
+def lines_of(summary: Mapping[str, Any]) -> list[str]:
+    """The end of a run in plain lines: metrics by part, and what was fitted."""
+    metrics = summary["metrics"]
+    parts = dict.fromkeys(name.split("/")[0] for name in metrics)
+    lines = [
+        f"{part:<6} "
+        + "  ".join(f"{n.split('/')[1]} {_number(v)}" for n, v in metrics.items() if n.startswith(f"{part}/"))
+        for part in parts
+    ]
+    return lines + ([fitted] if (fitted := _fitted(summary)) else [])
+
+
+def _fitted(summary: Mapping[str, Any]) -> str:
+    """The parameters, where they are few enough to read."""
+    parameters = summary.get("parameters", {})
+    if not 0 < len(_flat(list(parameters.values()))) <= READABLE:
+        return ""
     return "\n".join(f"{name} = {', '.join(_number(n) for n in _flat(value))}" for name, value in parameters.items())
 
 

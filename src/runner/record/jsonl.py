@@ -6,14 +6,12 @@ One object a line, in the order of the steps. JSON has no nan and no infinity: t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from runner.errors import CheckpointError
-from runner.files import strict, write_atomic
+from runner.files import Appended, strict, write_atomic
 from runner.record import Row
 
 _NOT_FINITE = {text: float(text) for text in ("nan", "inf", "-inf")}
@@ -21,13 +19,14 @@ _ENCODER = json.JSONEncoder(allow_nan=False)  # made once: building one takes lo
 
 
 class JsonLines:
-    """A sink that appends to one file. A row reaches the operating system when it is written, the disk at `flush`."""
+    """A sink that appends to one file. A row reaches the operating system when it is written, the disk at `flush`.
 
-    _file: BinaryIO
+    Held back, rows reach the operating system at `flush` only, and the file is not open meanwhile.
+    """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._held = ExitStack()
+    def __init__(self, path: Path, *, held: bool = False) -> None:
+        self._path, self._held = path, held
+        self._file: Appended | None = None
 
     def open(self, first_step: int) -> None:
         if self._path.exists():
@@ -35,7 +34,7 @@ class JsonLines:
             kept = b"".join(line + b"\n" for line in content.splitlines() if _step(line) < first_step)
             if kept != content:
                 write_atomic(self._path, kept)
-        self._file = self._held.enter_context(self._path.open("ab"))
+        self._file = Appended(self._path, held=self._held)
 
     def start(
         self, config: Mapping[str, Any], hyperparameters: Mapping[str, float | str | bool], metric_names: Sequence[str]
@@ -47,18 +46,19 @@ class JsonLines:
             line = _ENCODER.encode(row)
         except ValueError:  # a number is not finite; rare, so that the usual row is not looked through twice
             line = _ENCODER.encode(strict(row))
+        assert self._file is not None
         self._file.write(line.encode() + b"\n")
-        self._file.flush()
 
     def flush(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        assert self._file is not None
+        self._file.sync()
 
     def finish(self, summary: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
         """Nothing: the summary has a file of its own."""
 
     def close(self) -> None:
-        self._held.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _step(line: bytes) -> float:

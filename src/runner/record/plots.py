@@ -1,4 +1,4 @@
-"""The figures of a run, drawn once at its end: data and fit, loss, residuals.
+"""The figures of a run, drawn once at its end: data and fit, loss, residuals; and the page that others are drawn on.
 
 Colours are of Okabe and Ito's palette ("Color Universal Design", 2008), which colour-blind readers tell apart. Every
 size is fixed beforehand and every text is plain, so that nothing is laid out twice and no formula is typeset.
@@ -11,13 +11,14 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 Array: TypeAlias = NDArray[np.floating[Any]]
@@ -62,7 +63,7 @@ def draw(picture: Picture) -> dict[str, bytes]:
         figures["residuals"] = _residuals(picture, parts)
     if curves:
         figures["loss"] = _loss(picture, curves)
-    return {name: _png(figure) for name, figure in sorted(figures.items())}
+    return {name: png(figure) for name, figure in sorted(figures.items())}
 
 
 def _usable(*columns: Array) -> NDArray[np.bool_]:
@@ -89,7 +90,7 @@ def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
 
 
 def _fit(picture: Picture, parts: Mapping[str, tuple[Array, Array, Array]]) -> Figure:
-    figure, (axes,) = _page(picture, "Data and fit", picture.feature_names[0], picture.target_name)
+    figure, (axes,) = page(picture.title, "Data and fit", picture.feature_names[0], picture.target_name)
     _points(axes, {part: (features[:, 0], target) for part, (features, target, _) in parts.items()})
     if picture.line is not None:
         x, y = (np.asarray(column, np.float64) for column in picture.line)
@@ -108,24 +109,24 @@ def _fit(picture: Picture, parts: Mapping[str, tuple[Array, Array, Array]]) -> F
             label=_label("predicted", len(prediction), MARKS) if len(prediction) > MARKS else "predicted for test",
             zorder=4,
         )
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
 def _agreement(picture: Picture, parts: Mapping[str, tuple[Array, Array, Array]]) -> Figure:
     """Predicted against true, which is where fits with several features can be looked at."""
     name = picture.target_name
-    figure, (axes,) = _page(picture, "Predicted against true", f"true {name}", f"predicted {name}")
+    figure, (axes,) = page(picture.title, "Predicted against true", f"true {name}", f"predicted {name}")
     _points(axes, {part: (target, prediction) for part, (_, target, prediction) in parts.items()})
     targets = np.concatenate([target for _, target, _ in parts.values()])
     ends = [targets.min(), targets.max()]
     axes.plot(ends, ends, color=INK, linewidth=1.2, label="predicted = true", zorder=3)
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
 def _loss(picture: Picture, curves: Mapping[str, tuple[Array, Array]]) -> Figure:
-    figure, (axes,) = _page(picture, "Loss", "step", "loss")
+    figure, (axes,) = page(picture.title, "Loss", "step", "loss")
     for name, (step, loss) in curves.items():
         chosen, few = _thin(len(step), POINTS), len(step) <= 50
         axes.plot(
@@ -138,15 +139,15 @@ def _loss(picture: Picture, curves: Mapping[str, tuple[Array, Array]]) -> Figure
             label=_label(name, len(step), POINTS) if len(step) > POINTS else name,
         )
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-    _log_where_wide(axes, np.concatenate([loss for _, loss in curves.values()]))
-    _legend(figure, axes)
+    log_where_wide(axes, np.concatenate([loss for _, loss in curves.values()]))
+    legend(figure, axes)
     return figure
 
 
 def _residuals(picture: Picture, parts: Mapping[str, tuple[Array, Array, Array]]) -> Figure:
     """Target minus prediction: against the prediction, and how often."""
     name = picture.target_name
-    figure, (axes, beside) = _page(picture, "Residuals", f"predicted {name}", f"true − predicted {name}", (3, 1))
+    figure, (axes, beside) = page(picture.title, "Residuals", f"predicted {name}", f"true − predicted {name}", (3, 1))
     residuals = {part: target - prediction for part, (_, target, prediction) in parts.items()}
     _points(axes, {part: (prediction, residuals[part]) for part, (_, _, prediction) in parts.items()})
     reach = max(float(np.abs(values).max()) for values in residuals.values()) * 1.08 or 1.0
@@ -154,7 +155,7 @@ def _residuals(picture: Picture, parts: Mapping[str, tuple[Array, Array, Array]]
     for side in (axes, beside):
         side.axhline(0, color=INK, linewidth=1.2, zorder=3)
         side.set_ylim(-reach, reach)
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
@@ -174,8 +175,8 @@ def _stack(axes: Axes, residuals: Mapping[str, Array], reach: float) -> None:
     axes.set_xlabel("rows", color=INK, fontsize=9)
 
 
-def _page(
-    picture: Picture, heading: str, x_label: str, y_label: str, widths: Sequence[int] = (1,)
+def page(
+    title: str, heading: str, x_label: str, y_label: str, widths: Sequence[int] = (1,)
 ) -> tuple[Figure, list[Axes]]:
     """A page with a heading, and axes side by side; the labels belong to the first."""
     from matplotlib.figure import Figure
@@ -183,7 +184,7 @@ def _page(
     figure = Figure(figsize=(7.2, 4.6), dpi=DPI)
     plain: Any = {"parse_math": False, "fontsize": 9}  # a dollar sign in a name is a dollar sign
     figure.text(LEFT, 0.945, heading, color=INK, fontsize=12, fontweight="bold")
-    figure.text(RIGHT, 0.945, _short(picture.title, 60), color=SOFT, ha="right", **plain)
+    figure.text(RIGHT, 0.945, short(title, 60), color=SOFT, ha="right", **plain)
     grid = figure.add_gridspec(1, len(widths), width_ratios=widths, wspace=0.06)
     sides = [figure.add_subplot(grid[0, number]) for number in range(len(widths))]
     for axes in sides:
@@ -195,15 +196,14 @@ def _page(
         axes.ticklabel_format(scilimits=(-3, 5))  # keeps the numbers within the margin
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_offset_text().set_fontsize(8.5)
-    sides[0].set_xlabel(_short(x_label, 80), color=INK, **plain)
-    sides[0].set_ylabel(_short(y_label, 50), color=INK, **plain)
+    sides[0].set_xlabel(short(x_label, 80), color=INK, **plain)
+    sides[0].set_ylabel(short(y_label, 50), color=INK, **plain)
     return figure, sides
 
 
 def _points(axes: Axes, parts: Mapping[str, tuple[Array, Array]]) -> None:
     """The x and y of each part as dots, the smaller and paler the more there are."""
-    crowd = sum(min(len(x), POINTS) for x, _ in parts.values())
-    size = min(5.0, max(2.0, 20 / crowd**0.3))
+    size, alpha = dot(sum(min(len(x), POINTS) for x, _ in parts.values()))
     for part, (x, y) in parts.items():
         chosen = _thin(len(x), POINTS)
         style: Any = {
@@ -211,9 +211,15 @@ def _points(axes: Axes, parts: Mapping[str, tuple[Array, Array]]) -> None:
             "marker": "o",
             "markersize": size,
             "markeredgewidth": 0,
-            "alpha": min(0.85, size / 5),
+            "alpha": alpha,
         }
         axes.plot(x[chosen], y[chosen], color=COLOURS[part], label=_label(part, len(x), POINTS), **style)
+
+
+def dot(crowd: int) -> tuple[float, float]:
+    """Diameter in points and opacity of each of so many dots."""
+    size = min(5.0, max(2.0, 20 / crowd**0.3))
+    return size, min(0.85, size / 5)
 
 
 def _label(name: str, count: int, most: int) -> str:
@@ -227,16 +233,17 @@ def _thin(count: int, most: int) -> NDArray[np.intp]:
     return np.linspace(0, count - 1, min(count, most)).astype(np.intp)
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    """A row between heading and axes, where it covers no data; two rows when it is long."""
+def legend(figure: Figure, axes: Axes) -> None:
+    """A row between heading and axes, where it covers no data; rows of three when it is long."""
     handles, labels = axes.get_legend_handles_labels()
     long = sum(len(label) + 6 for label in labels) > 110  # in letters, with the sample before each
+    columns = 3 if long else len(labels)
     legend = figure.legend(
         handles,
         labels,
         loc="upper left",
         bbox_to_anchor=(LEFT, 0.925),
-        ncols=3 if long else len(labels),
+        ncols=columns,
         fontsize=8.5,
         labelcolor=INK,
         frameon=False,
@@ -248,10 +255,12 @@ def _legend(figure: Figure, axes: Axes) -> None:
     )
     for line in legend.get_lines():
         line.set(alpha=1, markersize=5)  # the points of a crowd are too small and pale to name a colour
-    figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=0.125, top=0.8 if long else 0.84)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=0.125, top=0.88 - 0.04 * math.ceil(len(labels) / columns))
 
 
-def _log_where_wide(axes: Axes, values: Array) -> None:
+def log_where_wide(axes: Axes, values: Array, side: Literal["x", "y"] = "y") -> None:
     """A log axis for positive values over more than a decade, with numbers such as "0.01" or "1e-05".
 
     By default its numbers would be powers of ten, typeset as formulas.
@@ -261,17 +270,18 @@ def _log_where_wide(axes: Axes, values: Array) -> None:
     low, high = float(values.min()), float(values.max())
     if low <= 0 or (decades := math.log10(high) - math.log10(low)) <= 1:
         return
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if decades > 3 else (1, 2, 5), numticks=12))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set(**{f"{side}scale": "log"})
+    axis: Axis = getattr(axes, f"{side}axis")
+    axis.set_major_locator(LogLocator(subs=(1,) if decades > 3 else (1, 2, 5), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
-def _short(text: str, length: int) -> str:
+def short(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)  # makes itself the figure's canvas

@@ -12,11 +12,10 @@ import struct
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from runner.files import write_atomic
+from runner.files import Appended, as_yaml, write_atomic
 from runner.record import Row
 
 _PREFIX = "events.out.tfevents."
@@ -27,15 +26,15 @@ _SECRETS = ("token", "password", "secret")
 class TensorBoard:
     """A sink that writes one event file an attempt, into the run directory itself.
 
-    A row reaches the operating system when it is written, the disk at `flush`. TensorBoard keeps float32.
+    A row reaches the operating system when it is written, the disk at `flush`; held back, both at `flush`. TensorBoard
+    keeps float32.
     """
 
-    _file: BinaryIO
     _records: Any
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._held = ExitStack()
+    def __init__(self, directory: Path, *, held: bool = False) -> None:
+        self._directory, self._held = directory, held
+        self._file: Appended | None = None
         self._first_step = 0
 
     def open(self, first_step: int) -> None:
@@ -47,7 +46,7 @@ class TensorBoard:
         earlier = sorted(self._directory.glob(_PREFIX + "*"))
         for file in earlier:
             _drop(file, first_step)
-        self._file = self._held.enter_context((self._directory / _file_name(earlier)).open("xb"))
+        self._file = Appended(self._directory / _file_name(earlier), held=self._held)
         self._records = RecordWriter(self._file)
         self._put(Event(file_version="brain.Event:2", wall_time=time.time()))
         # A server that has read the dropped rows already forgets them when it meets this.
@@ -69,8 +68,8 @@ class TensorBoard:
         self._put(event)
 
     def flush(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        assert self._file is not None
+        self._file.sync()
 
     def finish(self, summary: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
         """Scalars "final/<name>" and images "figures/<name>" at the last step; then the session has ended."""
@@ -81,7 +80,8 @@ class TensorBoard:
         self.flush()
 
     def close(self) -> None:
-        self._held.close()
+        if self._file is not None:
+            self._file.close()
 
     def _put_values(self, step: int, values: Sequence[Any]) -> None:
         event = self._event(step=step, wall_time=time.time())
@@ -90,7 +90,6 @@ class TensorBoard:
 
     def _put(self, event: Any) -> None:
         self._records.write(event.SerializeToString())
-        self._file.flush()
 
 
 def _file_name(earlier: Sequence[Path]) -> str:
@@ -154,9 +153,7 @@ def _masked(value: Any) -> Any:
 
 def _markdown(config: Mapping[str, Any]) -> str:
     """The config as YAML in a markdown code block, which is what indented lines are."""
-    import yaml
-
-    return textwrap.indent(yaml.safe_dump(_masked(config), sort_keys=False, allow_unicode=True), "    ")
+    return textwrap.indent(as_yaml(_masked(config)), "    ")
 
 
 def _text(tag: str, text: str) -> Any:
