@@ -145,7 +145,7 @@ def test_our_own_launcher_starts_again_as_often_as_it_may_and_what_is_left_can_b
         assert run.living() == []
     assert run.faults == ["kill-0-7-0", "kill-1-13-0"]
     assert run.errors == [
-        "error: rank 0 was lost at step 7; go on with resume=…",
+        "error: rank 0 was lost at step 7; all processes start again",
         "error: rank 1 was lost at step 13; go on with resume=…",
         "error: rank 1 was killed by SIGKILL, in the last of 2 attempts",
     ]

@@ -15,7 +15,7 @@ from runner.stopping import StopRequest
 from runner.world import Alone, Group, find, launched
 from runner.world.agreement import Agreement, differences
 from runner.world.failure import is_lost
-from runner.world.place import interface
+from runner.world.place import interface, read
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
@@ -55,6 +55,18 @@ def test_without_local_numbers_every_process_is_alone_on_its_host() -> None:
     """What other launchers than torchrun set."""
     found = find({name: value for name, value in TORCHRUN.items() if not name.startswith("LOCAL")})
     assert (found.rank, found.size, found.local_rank, found.local_size) == (3, 4, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "local_size", "again"), [("0", "1", "4", True), ("1", "1", "4", False), ("0", "1", "2", False)]
+)
+def test_whether_all_start_again_is_known_where_one_launcher_has_them_all(
+    count: str, most: str, local_size: str, again: bool
+) -> None:
+    """On several hosts each launcher counts the attempts of its own."""
+    restarts = {"TORCHELASTIC_RESTART_COUNT": count, "TORCHELASTIC_MAX_RESTARTS": most}
+    assert read({**TORCHRUN, "LOCAL_WORLD_SIZE": local_size, **restarts}).starts_again is again
+    assert not read({**TORCHRUN, "LOCAL_WORLD_SIZE": local_size}).starts_again
 
 
 @pytest.mark.parametrize(

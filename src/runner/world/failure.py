@@ -68,7 +68,8 @@ class News:
             missing = [rank for rank, name in enumerate(stuck) if not meeting.said(name)]
             who = named(missing) if missing else "the connection between the processes"
             what = f"did not answer within {timeout_seconds:g} seconds" if "imed out" in str(error) else "was lost"
-            text = f"{who} {what} at step {step}; go on with resume=…"
+            then = "all processes start again" if meeting.place.starts_again else "go on with resume=…"
+            text = f"{who} {what} at step {step}; {then}"
             return Lost(text) if self.leave(text, 1) else self._read()
         except Exception:  # the store is gone as well, and with it the process or launcher that kept it
             return Lost(f"the launcher, or rank 0, is gone at step {step}; go on with resume=…")

@@ -24,6 +24,8 @@ class Place:
     """Whether the store lives in this process, and not in another one or in the launcher."""
     launcher: int | None
     """The id of the process that waits for this one and for all others on this host."""
+    starts_again: bool
+    """Whether it will start all of them again when one fails; of several hosts no process can know."""
 
 
 def launched(environ: Mapping[str, str]) -> bool:
@@ -49,6 +51,7 @@ def read(environ: Mapping[str, str]) -> Place:
         )
     if problems:
         raise ConfigError(problems)
+    restarts, most = (int(environ.get(f"TORCHELASTIC_{name}", 0)) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
     return Place(
         rank=numbers["RANK"],
         size=numbers["WORLD_SIZE"],
@@ -59,6 +62,7 @@ def read(environ: Mapping[str, str]) -> Place:
         keeps_store=numbers["RANK"] == 0 and environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
         # Only a launcher is waited for: a process that a shell started in the background may well outlive that.
         launcher=os.getppid() if "TORCHELASTIC_RUN_ID" in environ else None,
+        starts_again=restarts < most and numbers["LOCAL_WORLD_SIZE"] == numbers["WORLD_SIZE"],
     )
 
 
