@@ -19,6 +19,8 @@ USAGE = """\
 python -m runner +experiment=NAME [key=value …]     one run
 python -m runner resume=RUN_DIR [key=value …]       go on where a run stopped
 python -m runner rerun RUN_DIR [key=value …]        the same again, in a new run directory
+python -m runner -m … key=a,b,c key='range(0,8)'    a sweep over every combination; seeds=8 for eight seeds
+python -m runner -m resume=SWEEP_DIR                what is missing of a sweep, or failed
 
 options
   --config-dir DIR     your own groups and experiments, beside those below
@@ -88,6 +90,8 @@ def _command(words: list[str]) -> int:
         return ConfigError.exit_code
     if given.help or given.version or given.cfg:
         return _show(given, overrides) if _speaks() else 0
+    if given.multirun or any(word.lstrip("+").startswith("seeds=") for word in overrides):
+        return _sweep(given, overrides, words)
     return _run(given, overrides, words)
 
 
@@ -101,10 +105,6 @@ def _read(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     given, rest = _parser().parse_known_intermixed_args(words)
     overrides = given.overrides + rest
     given.help = given.help or not words
-    if given.multirun:
-        raise ConfigError(
-            "`-m` asks for a sweep, but this version does one run at a time; give one value a key and call it once a trial"
-        )
     if given.resolve and not given.cfg:
         raise ConfigError("`--resolve` goes with --cfg, which shows the configuration, but stands alone; add --cfg job")
     given.base = None
@@ -152,6 +152,18 @@ def _run(given: argparse.Namespace, overrides: list[str], words: list[str]) -> i
         return launch(composed.config, words)
     execute(lambda earlier: composed, command)
     return 0
+
+
+def _sweep(given: argparse.Namespace, overrides: list[str], words: list[str]) -> int:
+    """A sweep; 1 when a trial failed."""
+    from runner.sweep.front import check_some, sweep, tell
+
+    if given.base is not None:
+        raise ConfigError("`rerun` does one run again, but `-m` asks for a sweep; leave one of them out")
+    manifest = sweep(overrides, given.config_dir, ["python", "-m", "runner", *words])
+    tell(manifest)
+    check_some(manifest)
+    return 0 if manifest.values["status"] == "finished" else 1
 
 
 def help_text(config_dir: str | None = None) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,15 +221,13 @@ def _set(config: DictConfig, name: str, value: Any) -> str | None:
     try:
         OmegaConf.update(config, name, value, merge=False, force_add=True)
     except OmegaConfBaseException as error:
-        return _reason(error)
+        return reason_of(error)
     return None
 
 
 def _chosen(plan: Plan, config_dir: str | None) -> DictConfig:
     """What Hydra makes of the chosen options. Raises `ConfigError` where a file cannot be read or does not fit."""
     import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.types import Quote, QuotedString
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -237,16 +236,35 @@ def _chosen(plan: Plan, config_dir: str | None) -> DictConfig:
     words = [f"{'' if group in groups else '+'}{group}={choice}" for group, choice in plan.groups.items()]
     if config_dir is not None:
         _refuse_unfit(plan, Path(config_dir))
-        path = QuotedString(f"file://{Path(config_dir).resolve()}", Quote.single).with_quotes()
-        words.append(f"hydra.searchpath=[{path}]")
+    try:
+        with opened():
+            return hydra.compose("config", [*words, *search_path(config_dir)])
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+        raise ConfigError(f"the configuration cannot be read: {reason_of(error)}") from None
+
+
+def search_path(config_dir: str | None) -> list[str]:
+    """The word by which Hydra finds the user's groups."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if config_dir is None:
+        return []
+    path = QuotedString(f"file://{Path(config_dir).resolve()}", Quote.single).with_quotes()
+    return [f"hydra.searchpath=[{path}]"]
+
+
+@contextmanager
+def opened() -> Iterator[Any]:
+    """Hydra over our configuration; another one that is in use is put back afterwards."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
     base = {"version_base": "1.3"} if "execution_whitelist" not in inspect.signature(hydra.main).parameters else {}
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), job_name="runner", **base):
-            return hydra.compose("config", words)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
-        raise ConfigError(f"the configuration cannot be read: {_reason(error)}") from None
+            yield GlobalHydra.instance().hydra
     finally:
         # Asked for again: leaving its context, Hydra puts another instance in place.
         GlobalHydra.instance().clear()
@@ -279,7 +297,7 @@ def _resolved(config: DictConfig, plan: Plan) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     while (error := _unresolved(config)) is not None:
-        name, reason = str(error.full_key), _reason(error)
+        name, reason = str(error.full_key), reason_of(error)
         if name == "None" or OmegaConf.is_missing(config, name):
             raise ConfigError(f"the configuration cannot be resolved: {reason}")
         plan.problems.append(f"`{name}` cannot be resolved: {reason}; mend the reference, or give a value")
@@ -300,7 +318,7 @@ def _unresolved(config: DictConfig) -> OmegaConfBaseException | None:
     return None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """What a library says, without its trailing details, on one line."""
     text = " ".join((str(error) or str(error.__cause__)).split())
     for details in (" Config search path:", " full_key:"):

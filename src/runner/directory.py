@@ -32,7 +32,7 @@ class RunDirectory:
     def __init__(self, path: Path, *, locked: bool = True) -> None:
         self.path = path
         self.record: dict[str, Any] = {}
-        self._lock = _locked(path) if locked else None
+        self._lock = lock(path) if locked else None
 
     @staticmethod
     def create(
@@ -87,11 +87,11 @@ class RunDirectory:
     def close(self) -> None:
         """Let others open it; a second time does nothing."""
         if self._lock is not None:
-            os.close(self._lock)
+            unlock(self._lock)
             self._lock = None
 
 
-def _locked(path: Path) -> int:
+def lock(path: Path) -> int:
     """A descriptor that locks a directory. Raises `CheckpointError` where another process does."""
     lock = os.open(path, os.O_RDONLY)
     try:
@@ -105,6 +105,11 @@ def _locked(path: Path) -> int:
         os.close(lock)
         raise
     return lock
+
+
+def unlock(descriptor: int) -> None:
+    """Let others have the directory."""
+    os.close(descriptor)
 
 
 def _refuse_taken(path: Path) -> None:

@@ -11,6 +11,7 @@ RunnerError
 │   ├── Diverged              its loss or its parameters are no longer finite
 │   └── Lost                  another process of the run no longer takes part
 ├── Interrupted     130/143   stopped by a signal, after saving
+├── Pruned                    a trial of a sweep that is not worth its time
 └── Elsewhere                 another process of the run failed, and said why
 """
 
@@ -78,6 +79,10 @@ class Interrupted(RunnerError):
     def __init__(self, signal_number: int, message: str) -> None:
         self.exit_code = 128 + signal_number
         super().__init__(f"{message} ({signal.Signals(signal_number).name})")
+
+
+class Pruned(RunnerError):
+    """A trial of a sweep was ended early, since others are better; its state was saved."""
 
 
 class Elsewhere(RunnerError):

@@ -159,11 +159,15 @@ class Experiment:
             }
         return [told if self.facts.config.amp != "float16" else {**told, "skipped_steps": self.scaler.skipped_steps}]
 
-    def loop(self, sinks: Sequence[Sink], saver: Saver, stop: Stop) -> Loop:
+    def join(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from the state of every lane."""
+        self.restore(states[0])
+
+    def loop(self, members: Sequence[Member], stop: Stop) -> Loop:
         """The loop over these parts."""
         return Loop(
             program=self,
-            members=[self.facts.member(sinks, saver)],
+            members=members,
             batches=self.batches,
             calendar=self.facts.calendar(),
             watched=self.facts.watched,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from runner.devices import Choice
     from runner.experiment import Experiment, Facts
     from runner.loop import Calendar, Loop, Member
+    from runner.record.log import Log
     from runner.world import World
 
 Ask = Callable[[str | None], Composed]
@@ -45,14 +46,14 @@ class Run:
         return read_rows(self.directory / "metrics.jsonl")
 
 
-def execute(ask: Ask, command: Sequence[str]) -> Run:
+def execute(ask: Ask, command: Sequence[str], console: Callable[[], Console | Log] = Console) -> Run:
     """Do the whole job, together with the other processes that a launcher started. Raises a `RunnerError`, no traceback.
 
-    Rank 0 alone asks what to do and keeps the records.
+    Rank 0 alone asks what to do and keeps the records; what it says goes to its `console`.
     """
     began = time.perf_counter()
     with worlds.find(os.environ) as world, StopRequest() as stop:
-        records, config, choice = _lead(world, ask, command) if world.rank == 0 else _follow(world)
+        records, config, choice = _lead(world, ask, command, console()) if world.rank == 0 else _follow(world)
         from runner import experiment
 
         world.connect(choice.kind, config.launch.timeout_seconds)
@@ -64,18 +65,17 @@ def execute(ask: Ask, command: Sequence[str]) -> Run:
         return _Job(parts, choice, records, world, began, stop).run()
 
 
-def _lead(world: World, ask: Ask, command: Sequence[str]) -> tuple[Records, Config, Choice]:
+def _lead(world: World, ask: Ask, command: Sequence[str], console: Console | Log) -> tuple[Records, Config, Choice]:
     """Compose, choose the device, and tell the others."""
     composed = ask(None)
     earlier = world.remembered
     if earlier is not None:
         composed = replace(ask(earlier), overrides=composed.overrides)
-    console = Console()
     for notice in composed.notices:
         console.warn(notice)
     asked = _settled(composed.config)
     with uncollected():
-        choice = _device(asked, console, world)
+        choice = device_of(asked, console.warn, world)
         # Only now torch is imported, when this process is alone: masks and thread counts are in the environment before it.
         from runner import experiment
 
@@ -92,7 +92,7 @@ def _lead(world: World, ask: Ask, command: Sequence[str]) -> tuple[Records, Conf
 def _follow(world: World) -> tuple[Records, Config, Choice]:
     """Hear from rank 0 what to do, and find this process's own device for it."""
     config = check(world.hear())
-    return NoRecords(), config, _device(config, None, world)
+    return NoRecords(), config, device_of(config, None, world)
 
 
 def _settled(asked: Config) -> Config:
@@ -102,14 +102,15 @@ def _settled(asked: Config) -> Config:
     return asked
 
 
-def _device(asked: Config, console: Console | None, world: World) -> Choice:
+def device_of(asked: Config, warn: Callable[[str], None] | None, world: World) -> Choice:
+    """This process's device, ready to be used; torch is imported after masks and thread counts are in the environment."""
     from runner import devices
     from runner.errors import DeviceError
 
     build = devices.installed_build()
-    if console is not None:
+    if warn is not None:
         for notice in devices.notices(asked.device, os.environ, build):
-            console.warn(notice)
+            warn(notice)
     changes = devices.environment(asked.device, asked.deterministic, os.environ, build)
     problems = devices.environment_problems({**os.environ, **changes})
     if problems:
@@ -170,7 +171,7 @@ class _Job:
             timeout_seconds=config.launch.timeout_seconds,
         )
         with borrowed(self.parts.model.draws, torch.device(self.choice.torch_device)):
-            loop = self.parts.loop(self.records.sinks, saver, self.world.agreed(self.stop))
+            loop = self.parts.loop([facts.member(self.records.sinks, saver)], self.world.agreed(self.stop))
             first_step = self._restore(loop, opened.loaded, resumed=config.resume is not None)
             self.records.begin(loop.step, first_step)
             startup_seconds = time.perf_counter() - self.began

@@ -62,6 +62,17 @@ def bytes_a_lane(config: c.Config, prepared: Prepared) -> int:
     return size * (12 * prepared.parameter_count + 2 * data + activations)
 
 
+def refused(program: SideBySide) -> str | None:
+    """Why vmap does not take the model, as the end of a sentence; None where it does."""
+    try:
+        program.objective.at(1).gradient()
+    except RuntimeError as error:
+        return f"vmap refuses its model ({' '.join(str(error).split())[:200]})"
+    finally:
+        program.strategy.rows.grad = None
+    return None
+
+
 class Summed(Unscaled):
     """What is differentiated: the sum over the lanes, whose gradient by a lane's parameters is that of the lane's own loss."""
 

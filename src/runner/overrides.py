@@ -48,11 +48,22 @@ def read(words: Sequence[str], groups: Groups) -> Plan:
     plan = Plan()
     known = list(schema.paths(Config))
     for word in words:
-        override = _parse(word, [*known, *groups], groups, plan)
+        override = parse(word, [*known, *groups], groups, plan)
         if override is not None:
             _sort(override, groups, known, plan)
     _one_length(plan)
     return plan
+
+
+def values_of(words: Sequence[str]) -> dict[str, Any]:
+    """Key, or group, → value of words that are known to be right."""
+    found: dict[str, Any] = {}
+    for word in words:
+        override = parse(word, [], {}, Plan())
+        if override is not None:
+            value = override.value()
+            found[override.key_or_group] = {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
+    return found
 
 
 def _one_length(plan: Plan) -> None:
@@ -64,7 +75,8 @@ def _one_length(plan: Plan) -> None:
         plan.values["train.epochs" if typed[0] == "train.steps" else "train.steps"] = None
 
 
-def _parse(word: str, known: Sequence[str], groups: Groups, plan: Plan) -> Override | None:
+def parse(word: str, known: Sequence[str], groups: Groups, plan: Plan) -> Override | None:
+    """One word as Hydra reads it; None, with the problem in the plan, where it cannot be read."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Quote, QuotedString
     from hydra.errors import HydraException
@@ -118,6 +130,10 @@ def _in_quotes(name: str, text: str) -> str:
     return f"write {name}=VALUE"
 
 
+def _or_sweep(name: str) -> str:
+    return "" if _is_text(name) else ", or add -m for a sweep"
+
+
 def _is_text(name: str) -> bool:
     return any(str in schema.alternatives(hint) for hint in schema.field_types(Config, name))
 
@@ -130,7 +146,9 @@ def _sort(override: Override, groups: Groups, known: Sequence[str], plan: Plan) 
             f"`{name}@{override.package}` moves a group, but every group has one place; write {name}=…"
         )
     elif override.is_sweep_override():
-        plan.problems.append(f"`{name}` must be one value, but is {schema.cut(text)}; {_in_quotes(name, text)}")
+        plan.problems.append(
+            f"`{name}` must be one value, but is {schema.cut(text)}; {_in_quotes(name, text)}{_or_sweep(name)}"
+        )
     elif name in groups:
         _choose(name, override.value(), groups[name], plan)
     elif name.startswith(("hydra.", "hydra/")):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.config import Config, config_hash, plain
 from runner.directory import RunDirectory, git, now
-from runner.errors import ConfigError, Interrupted, RunnerError
+from runner.errors import ConfigError, Interrupted, Pruned, RunnerError
 from runner.failures import as_failure, refuse_other
 from runner.files import as_yaml, write_atomic, write_json
 from runner.record.console import Console
@@ -311,7 +311,7 @@ class Written:
         if self._directory is None:  # nothing is written yet
             return as_failure(error, self.config, Path()) or error
         reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
-        if isinstance(error, Interrupted):
+        if isinstance(error, (Interrupted, Pruned)):
             self._end("interrupted", reason)
             with contextlib.suppress(OSError):
                 self.console.say(f"go on with: python -m runner resume={self.directory.path}")

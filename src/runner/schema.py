@@ -112,6 +112,36 @@ def field_types(kind: type, path: str) -> list[Any]:
     return [found for variant in dict.fromkeys(variants(hint).values()) for found in field_types(variant, rest)]
 
 
+def is_lane(kind: type, path: str) -> bool:
+    """Whether a dotted key, or the mapping that it is an entry of, is a value in which lanes of one program may differ."""
+    name, _, rest = path.partition(".")
+    hint = hints(kind).get(name)
+    if hint is None:
+        return False
+    if not rest or get_origin(hint) is dict:
+        own = keys(kind).get(name)
+        return own is not None and own.lane and (get_origin(hint) is dict) == bool(rest)
+    found = [
+        is_lane(variant, rest)
+        for variant in dict.fromkeys(variants(hint).values())
+        if field_types(variant, rest) or is_mapping(variant, rest.rpartition(".")[0])
+    ]
+    return bool(found) and all(found)
+
+
+def replaced(config: T, path: str, value: Any, prefix: str = "") -> tuple[T, list[str]]:
+    """A copy with another value at a dotted key, checked as `build` does; the config itself and what is wrong, where it is."""
+    name, _, rest = path.partition(".")
+    kind: Any = type(config)
+    hint, present = hints(kind)[name], getattr(config, name)
+    if rest and dataclasses.is_dataclass(present):
+        inner, problems = replaced(present, rest, value, f"{prefix}{name}.")
+    else:
+        given = {**present, rest: value} if rest else value
+        inner, problems = _convert(hint, keys(kind).get(name, Key("")), given, prefix + name)
+    return (config, problems) if problems else (dataclasses.replace(config, **{name: inner}), [])  # type: ignore[type-var]
+
+
 def is_group(kind: type, path: str) -> bool:
     """Whether a dotted key holds keys of its own."""
     return any(variants(hint) for hint in field_types(kind, path))

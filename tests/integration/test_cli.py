@@ -144,8 +144,7 @@ def test_options_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
         (["-cn", "nope"], "the options cannot be read: argument --cfg/-c: invalid choice: 'n'"),
         (["--help=3"], "the options cannot be read: argument --help/-h: ignored explicit argument '3'; see --help"),
         (["--resolve"], "`--resolve` goes with --cfg, which shows the configuration, but stands alone; add --cfg job"),
-        (["-m", "optimizer.lr=1,2"], "`-m` asks for a sweep, but this version does one run at a time; give one value a key and call it once a trial"),
-        (["--multirun", "seed=1"], "`-m` asks for a sweep, but this version does one run at a time; "),
+        (["-m", "rerun", "runs"], "`rerun` does one run again, but `-m` asks for a sweep; leave one of them out"),
     ],
 )  # fmt: skip
 def test_options_that_are_not_read(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,7 +241,7 @@ from runner import cli
 codes = [cli.main(words) for words in (
     ["--help"], ["--version"], ["--help", "--config-dir", "."], ["+experiment=linreg", "--cfg", "job", "--resolve"],
     ["+experiment=curve_fit", "lrr=3", "seed=-1", "model=nope"], ["data=csv"], ["optimizer=lbfgs", "update=manual"],
-    ["model=formula", "model.expression=open(x)"], ["resume=nope"], ["rerun", "nope"], ["-m", "seed=1"],
+    ["model=formula", "model.expression=open(x)"], ["resume=nope"], ["rerun", "nope"], ["-m", "seeed=1,2"],
 )]
 heavy = sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "numpy", "matplotlib", "tensorboard", "pyarrow"})
 os.write(2, f"{codes} {heavy} {os.listdir()}".encode())

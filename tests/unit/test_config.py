@@ -120,7 +120,7 @@ HASHED = [
     name
     for name in schema.paths(Config)
     if not schema.is_group(Config, name)
-    and name.partition(".")[0] not in ("record", "checkpoint", "launch")
+    and name.partition(".")[0] not in ("record", "checkpoint", "launch", "sweep", "seeds")
     and name not in ("name", "run_dir", "resume", "device.visible")
 ]
 

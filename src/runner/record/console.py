@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+WIDTH = 120
+"""Columns of what is no terminal, such as a file."""
 
 READABLE = 20
 """Most fitted numbers that are told on the screen; summary.json has more."""
@@ -63,7 +67,7 @@ class Console:
         from rich.console import Console as Rich
 
         self._file = path.open("a", encoding="utf-8")
-        self._log = Rich(file=self._file, width=120, soft_wrap=True, highlight=False)
+        self._log = Rich(file=self._file, width=WIDTH, soft_wrap=True, highlight=False)
         for text in self._said:
             self._note(text)
         self._said.clear()
@@ -168,7 +172,10 @@ def _screen(rich: Any) -> Any:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    return Screen(highlight=False, soft_wrap=True)
+    screen = Screen(highlight=False, soft_wrap=True)
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen.width = WIDTH
+    return screen
 
 
 TOLD = ("loss", "/rmse", "param/", "skipped")

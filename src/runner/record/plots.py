@@ -183,7 +183,7 @@ def page(
 
     figure = Figure(figsize=(7.2, 4.6), dpi=DPI)
     plain: Any = {"parse_math": False, "fontsize": 9}  # a dollar sign in a name is a dollar sign
-    figure.text(LEFT, 0.945, heading, color=INK, fontsize=12, fontweight="bold")
+    figure.text(LEFT, 0.945, heading, color=INK, parse_math=False, fontsize=12, fontweight="bold")
     figure.text(RIGHT, 0.945, short(title, 60), color=SOFT, ha="right", **plain)
     grid = figure.add_gridspec(1, len(widths), width_ratios=widths, wspace=0.06)
     sides = [figure.add_subplot(grid[0, number]) for number in range(len(widths))]

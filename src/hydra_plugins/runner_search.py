@@ -1,0 +1,61 @@
+"""Hydra's door to the search and the pool, which live in `runner.sweep`: Hydra takes plugins from `hydra_plugins` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class OptunaSweeper(Sweeper):
+    """`hydra/sweeper=optuna`."""
+
+    def __init__(self, **options: Any) -> None:
+        from runner.sweep.search import Search
+
+        self.search = Search(options)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before the sweep."""
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> dict[str, Any]:
+        """The best trials of the space that the arguments span."""
+        assert self.launcher is not None
+        assert self.config is not None
+        from runner.sweep.launcher import kept
+
+        directory = Path(self.config.hydra.sweep.dir)
+        found = self.search.sweep(arguments, kept(self.launcher, directory), directory)
+        return {**found, "metric": self.search.metric, "directions": self.search.directions}
+
+
+class PoolLauncher(Launcher):
+    """`hydra/launcher=pool`."""
+
+    def __init__(self, **options: Any) -> None:
+        from runner.sweep.pool import Pool
+
+        self.pool = Pool(options)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before the sweep."""
+        self.directory = Path(config.hydra.sweep.dir)
+
+    def check(self, jobs: Sequence[Sequence[str]]) -> None:
+        """Raise `ConfigError` where the trials cannot be run."""
+        self.pool.check(jobs)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """One process a trial; what they come to, in the order of the jobs."""
+        return self.pool.launch(job_overrides, initial_job_idx, self.directory)

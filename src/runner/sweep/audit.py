@@ -1,0 +1,56 @@
+"""Trials that were trained side by side, once more alone: how far apart are the parameters?"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runner.sweep.manifest import Manifest
+from runner.sweep.trials import Trial, plan
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Numbers of the trials, and the largest difference over the largest magnitude of any tensor of their parameters."""
+
+    members: tuple[int, ...]
+    largest_difference: float
+
+
+def audit(manifest: Manifest, count: int) -> Audit | None:
+    """Train some finished trials again, drawn at random by the sweep's directory; None where there is none to compare."""
+    finished = [number for number, member in sorted(manifest.members.items()) if member["state"] == "finished"]
+    if not finished or not count:
+        return None
+    chosen = sorted(random.Random(manifest.directory.name).sample(finished, min(count, len(finished))))
+    largest = 0.0
+    for number in chosen:
+        words = manifest.members[number]["overrides"]
+        (trial,) = plan([words], number, manifest.directory, manifest.values["config_dir"])
+        largest = max(largest, _difference(trial, manifest.member_directory(number)))
+    return Audit(tuple(chosen), largest)
+
+
+def _difference(trial: Trial, directory: Path) -> float:
+    from runner.compose import Composed
+    from runner.job import execute
+    from runner.record.log import Log
+
+    with tempfile.TemporaryDirectory() as folder:
+        again = Path(folder) / "alone"
+        config = replace(trial.config, run_dir=str(again))
+        execute(lambda earlier: Composed(config, trial.words), ["python", "-m", "runner"], Log)
+        alone, together = _parameters(again), _parameters(directory)
+    return max(float((alone[n] - together[n]).abs().max() / alone[n].abs().max().clamp_min(1e-300)) for n in alone)
+
+
+def _parameters(directory: Path) -> dict[str, Any]:
+    from runner import checkpoint
+    from runner.records import CHECKPOINTS
+
+    loaded = checkpoint.load(directory / CHECKPOINTS)
+    assert loaded is not None
+    return {name: value.double() for name, value in loaded.state["model"].items()}

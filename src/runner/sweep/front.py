@@ -1,0 +1,159 @@
+"""`python -m runner -m …`: from the words of a sweep to its directory, through Hydra's own sweepers and launchers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from runner.compose import compose, opened, reason_of, search_path
+from runner.directory import lock, now, unlock
+from runner.errors import ConfigError, InputError, Interrupted, RunnerError
+from runner.startup import uncollected
+from runner.sweep import words as words_
+from runner.sweep.manifest import Manifest, place
+from runner.sweep.task import Task
+
+
+def sweep(words: Sequence[str], config_dir: str | None, command: Sequence[str]) -> Manifest:
+    """Run a sweep to its end, or go on with one; gives its manifest, whose members tell how each trial ended.
+
+    Raises `InputError` before anything is started, and `Interrupted` when a signal stopped it.
+    """
+    asked = words_.sort(words, config_dir)
+    if asked.resume is not None:
+        words_.refuse_beside_resume(words)
+        directory = Path(str(asked.resume))
+        with _locked(directory):
+            manifest = Manifest.read(directory)
+            return _gone_on(manifest, asked, words)
+    config = compose(asked.sample, config_dir).config
+    words_.with_seeds(asked, config.seed)
+    words_.without_pictures(asked)
+    directory = place(config.name, asked.run_dir)
+    values = {
+        "name": config.name,
+        "command": list(command),
+        "config_dir": config_dir,
+        "words": list(words),
+        "task": asked.task,
+        "hydra": asked.hydra,
+        "fixed": asked.fixed,
+        "swept": asked.swept,
+        "metric": None,
+        "directions": None,
+    }
+    manifest = Manifest.create(directory, values)
+    with _locked(directory):
+        try:
+            return _run(manifest)
+        except InputError:
+            if all(member["state"] == "waiting" for member in Manifest.read(directory).members.values()):
+                shutil.rmtree(directory)
+            raise
+
+
+def _gone_on(manifest: Manifest, asked: words_.Words, words: Sequence[str]) -> Manifest:
+    """The same sweep again, where it stopped."""
+    manifest.settle()
+    manifest.values.update(status="running", ended=None, resumed=manifest.values["resumed"] + 1)
+    for own, new in ((manifest.values["hydra"], asked.hydra), (manifest.values["task"], asked.task)):
+        keys = {word.partition("=")[0] for word in new}
+        own[:] = [word for word in own if word.partition("=")[0] not in keys] + list(new)
+    manifest.save()
+    return _run(manifest)
+
+
+def _run(manifest: Manifest) -> Manifest:
+    """Let Hydra's sweeper make the trials and its launcher run them."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    values, directory = manifest.values, manifest.directory
+    config_dir = values["config_dir"]
+    task = Task(config_dir, tuple(values["command"]))
+    overrides = [f"hydra.sweep.dir='{directory}'", *search_path(config_dir), *values["hydra"], *values["task"]]
+    status = "failed"
+    try:
+        with opened() as hydra:
+            found = hydra.multirun("sweep", task, overrides, with_log_configuration=False)
+        status = "finished"
+    except Interrupted:
+        status = "interrupted"
+        raise
+    except RunnerError:
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"the sweep cannot be composed: {reason_of(error)}") from None
+    finally:
+        manifest = _ended(directory, status)
+    if isinstance(found, dict):
+        manifest.values.update({k: v for k, v in found.items() if k in ("metric", "directions")})
+        manifest.save()
+    return manifest
+
+
+def tell(manifest: Manifest) -> None:
+    """What the trials came to together: results.csv, a table, and a picture for each swept key."""
+    from runner.files import write_atomic
+    from runner.record.console import Console
+    from runner.sweep.results import collect, table, write_csv
+
+    console, directory = Console(), manifest.directory
+    results = collect(directory)
+    write_csv(results, directory / "results.csv")
+    with uncollected():
+        from runner.sweep.pictures import draw
+
+        figures = draw(results)
+    (directory / "plots").mkdir(exist_ok=True)
+    for name, png in figures.items():
+        write_atomic(directory / "plots" / f"{name}.png", png)
+    console.say(table(results))
+    console.say(f"sweep    {directory}")
+    console.say(f"look     tensorboard --logdir {directory}")
+
+
+def check_some(manifest: Manifest) -> None:
+    """Train the trials again that `sweep.audit` asks for, and tell how far they are from what they were side by side."""
+    from runner.record.console import Console
+    from runner.sweep.audit import audit
+
+    first = next(iter(manifest.members.values()), None)
+    if first is None:
+        return
+    count = compose(first["overrides"], manifest.values["config_dir"]).config.sweep.audit
+    found = audit(manifest, count)
+    if found is None:
+        return
+    numbers = ", ".join(map(str, found.members))
+    Console().say(f"audit    trials {numbers} trained again alone: largest difference {found.largest_difference:.2g}")
+    manifest.values["audit"] = {"members": list(found.members), "largest_difference": found.largest_difference}
+    manifest.save()
+
+
+def _ended(directory: Path, status: str) -> Manifest:
+    manifest = Manifest.read(directory)
+    manifest.settle()
+    failed = any(member["state"] == "failed" for member in manifest.members.values())
+    manifest.values.update(status="failed" if failed and status == "finished" else status, ended=now())
+    manifest.save()
+    return manifest
+
+
+@contextmanager
+def _locked(directory: Path) -> Any:
+    """Nobody else runs this sweep meanwhile. Raises `CheckpointError` where somebody does."""
+    if not directory.is_dir():
+        from runner.errors import CheckpointError
+
+        raise CheckpointError(
+            f"`resume` must be a sweep directory, but {str(directory)!r} is not a directory; mend the path"
+        )
+    descriptor = lock(directory)
+    try:
+        yield
+    finally:
+        unlock(descriptor)

@@ -1,0 +1,174 @@
+"""`hydra/launcher=vmap`: trials of one program are trained side by side; and what every launcher shares, the manifest.
+
+A launcher of another make runs jobs and knows nothing of the sweep directory: `Kept` enlists the trials before, leaves out
+those that are done, and notes how the others ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from runner.errors import RunFailed
+from runner.stopping import StopRequest
+from runner.sweep.manifest import Manifest
+from runner.sweep.trials import Trial, plan
+
+if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
+
+    from runner.sweep.together import Result, Watch
+
+
+class Launcher(Protocol):
+    """Hydra's launcher, as far as it is used here."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]: ...
+
+
+def kept(launcher: Any, directory: Path) -> Launcher:
+    """The launcher as sweepers use it: with the manifest of the sweep directory kept."""
+    own = getattr(launcher, "side_by_side", None)
+    return own if isinstance(own, SideBySide) else Kept(launcher, directory)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A launcher that knows nothing of the sweep directory, and what it leaves to do."""
+
+    launcher: Launcher
+    directory: Path
+
+    def check(self, jobs: Sequence[Sequence[str]]) -> None:
+        """Whether trials can be composed. Raises `ConfigError` with all that is wrong."""
+        plan(jobs, 0, self.directory, Manifest.read(self.directory).values["config_dir"])
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """What these jobs return; a trial that was done before returns what it came to then.
+
+        Raises `ConfigError` before anything is started.
+        """
+        manifest = Manifest.read(self.directory)
+        trials = enlisted(manifest, job_overrides, initial_job_idx)
+        returns: dict[int, JobReturn] = {t.number: returned(manifest, t) for t in trials if manifest.done(t.number)}
+        for done, run in groupby(trials, lambda trial: trial.number in returns):
+            if not done:
+                waiting = list(run)
+                found = self.launcher.launch([list(trial.words) for trial in waiting], waiting[0].number)
+                for trial, one in zip(waiting, found, strict=True):
+                    returns[trial.number] = one
+                    _note(manifest, trial.number, one)
+        manifest.save()
+        return [returns[trial.number] for trial in trials]
+
+
+def _note(manifest: Manifest, number: int, found: JobReturn) -> None:
+    from hydra.core.utils import JobStatus
+
+    if found.status == JobStatus.COMPLETED:
+        manifest.mark([number], "finished")
+    else:
+        error = found._return_value
+        manifest.mark([number], "failed", str(error) or type(error).__name__)
+
+
+def enlisted(manifest: Manifest, jobs: Sequence[Sequence[str]], first: int) -> list[Trial]:
+    """The trials of these jobs, in the manifest from here on. Raises `ConfigError` with what is wrong with any of them."""
+    trials = plan(jobs, first, manifest.directory, manifest.values["config_dir"])
+    manifest.enlist(trial.member(manifest.values["fixed"]) for trial in trials)
+    manifest.save()
+    return trials
+
+
+def returned(manifest: Manifest, trial: Trial) -> JobReturn:
+    """What a trial that is done came to, in Hydra's words."""
+    from hydra.core.utils import JobReturn, JobStatus
+
+    summary = manifest.summary(trial.number)
+    value = {
+        **summary.get("metrics", {}),
+        **({"pruned": True} if manifest.members[trial.number]["state"] == "pruned" else {}),
+    }
+    return JobReturn(overrides=list(trial.words), status=JobStatus.COMPLETED, _return_value=value)
+
+
+@dataclass
+class SideBySide:
+    """The launcher. `watch` is told rows of trials on the way and may end them early."""
+
+    directory: Path
+    watch: Watch | None = None
+
+    def check(self, jobs: Sequence[Sequence[str]]) -> None:
+        """Whether trials can be composed. Raises `ConfigError` with all that is wrong."""
+        plan(jobs, 0, self.directory, Manifest.read(self.directory).values["config_dir"])
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the trials; what they return, in their order."""
+        manifest = Manifest.read(self.directory)
+        trials = enlisted(manifest, job_overrides, initial_job_idx)
+        waiting = [trial for trial in trials if not manifest.done(trial.number)]
+        report = _Report(manifest)
+        if waiting:
+            self._run(waiting, manifest, report)
+        return [self._returned(manifest, trial, report.results.get(trial.number)) for trial in trials]
+
+    def _run(self, trials: Sequence[Trial], manifest: Manifest, report: _Report) -> None:
+        from runner.job import device_of
+        from runner.sweep.together import Together, free_bytes
+        from runner.world import Alone
+
+        asked = trials[0].config
+        with StopRequest() as stop:
+            choice = device_of(asked, report.warn, Alone())
+            budget = asked.sweep.memory_gib
+
+            def memory() -> float:
+                return free_bytes(choice.kind) if budget is None else budget * 2**30
+
+            Together(choice, stop, manifest.values["command"], report, memory, self.watch).run(trials)
+
+    def _returned(self, manifest: Manifest, trial: Trial, result: Result | None) -> JobReturn:
+        from hydra.core.utils import JobReturn, JobStatus
+
+        if result is None:
+            return returned(manifest, trial)
+        if result.state == "failed":
+            error = result.error or RunFailed("it failed")
+            return JobReturn(overrides=list(trial.words), status=JobStatus.FAILED, _return_value=error)
+        value = {**result.metrics, **({"pruned": True} if result.state == "pruned" else {})}
+        return JobReturn(overrides=list(trial.words), status=JobStatus.COMPLETED, _return_value=value)
+
+
+class _Report:
+    """Keeps the manifest, and tells on the screen how the sweep goes on."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        from runner.record.console import Console
+
+        self._manifest = manifest
+        self._console = Console()
+        self.results: dict[int, Result] = {}
+
+    def say(self, text: str) -> None:
+        self._console.say(text)
+
+    def warn(self, text: str) -> None:
+        self._console.warn(text)
+
+    def began(self, numbers: Sequence[int]) -> None:
+        self._manifest.mark(numbers, "running")
+        self._manifest.save()
+
+    def ended(self, results: Mapping[int, Result]) -> None:
+        self.results.update(results)
+        for number, result in results.items():
+            self._manifest.mark([number], result.state, None if result.error is None else str(result.error))
+        self._manifest.save()
+        states = self._manifest.states()
+        left = sum(n for state, n in states.items() if state in ("waiting", "running", "interrupted"))
+        told = ", ".join(f"{n:,} {state}" for state in ("finished", "pruned", "failed") if (n := states.get(state)))
+        self.say(f"         {told or 'none finished'}, {left:,} left")

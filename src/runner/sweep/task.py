@@ -1,0 +1,34 @@
+"""One trial as a function of its configuration, which is what launchers of another make call, here or in a process of theirs."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """Called by Hydra with the trial's configuration, of which its words count; gives the final metrics."""
+
+    config_dir: str | None
+    command: tuple[str, ...]
+
+    def __call__(self, config: Any) -> dict[str, float]:
+        from hydra.core.hydra_config import HydraConfig
+
+        from runner.compose import compose
+        from runner.job import execute
+        from runner.record.log import Log
+
+        hydra = HydraConfig.get()
+        directory = Path(hydra.sweep.dir) / str(hydra.job.num)
+        words = [*hydra.overrides.task, f"run_dir='{directory}'"]
+        if (directory / "run.json").is_file():
+            words = [f"resume='{directory}'"]
+        elif directory.is_dir():  # Hydra has made it
+            shutil.rmtree(directory)
+        run = execute(lambda earlier: compose(words, self.config_dir), self.command, Log)
+        metrics: dict[str, float] = run.summary["metrics"]
+        return metrics

@@ -1,0 +1,117 @@
+"""The words after `-m`, sorted: what is for Hydra, what is for the sweep itself, and what the trials are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from runner import schema
+from runner.compose import options
+from runner.config import Config
+from runner.errors import ConfigError
+from runner.overrides import Plan, parse
+
+OF_HYDRA = ("hydra.", "hydra/")
+REPLACED_ON_RESUME = ("sweep.", "hydra.launcher.")
+"""What may be given when a sweep goes on: how its trials are run, not which there are."""
+
+
+@dataclass
+class Words:
+    """`task` words make the trials: `fixed` ones are the same in all of them, `swept` keys are not."""
+
+    hydra: list[str] = field(default_factory=list)
+    task: list[str] = field(default_factory=list)
+    fixed: list[str] = field(default_factory=list)
+    swept: list[str] = field(default_factory=list)
+    sample: list[str] = field(default_factory=list)
+    """The words of one trial, with the first value of every key."""
+    run_dir: str | None = None
+    resume: str | None = None
+    seeds: int | None = None
+
+
+def sort(words: Sequence[str], config_dir: str | None) -> Words:
+    """The words by what they are for. Raises `ConfigError` with every word that cannot be read."""
+    groups, plan, sorted_ = options(config_dir), Plan(), Words()
+    known = [*schema.paths(Config), *groups]
+    for word in words:
+        name = word.partition("=")[0].lstrip("+")
+        if name.startswith(OF_HYDRA):
+            sorted_.hydra.append(word)
+        elif (override := parse(word, known, groups, plan)) is not None:
+            _take(sorted_, word, name, override, groups)
+    if plan.problems:
+        raise ConfigError(plan.problems)
+    return sorted_
+
+
+def _take(words: Words, word: str, name: str, override: Any, groups: Mapping[str, Mapping[str, str]]) -> None:
+    swept = override.is_sweep_override()
+    if name in ("run_dir", "resume", "seeds") and not swept:
+        setattr(words, name, override.value())
+        return
+    needs_plus = (
+        name not in schema.hints(Config) if name in groups else schema.is_mapping(Config, name.rpartition(".")[0])
+    )
+    word = f"{'+' if needs_plus else ''}{word.lstrip('+')}"
+    words.task.append(word)
+    if swept:
+        words.swept.append(name)
+        words.sample.append(f"{name}={_first(override, groups)}")
+    else:
+        words.fixed.append(word)
+        words.sample.append(word)
+
+
+def _first(override: Any, groups: Mapping[str, Mapping[str, str]]) -> str:
+    """The first of the values that a word gives, as text."""
+    from hydra.core.override_parser.types import Glob, IntervalSweep
+
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return str(value.start)
+    if isinstance(value, Glob):
+        found = value.filter(list(groups.get(override.key_or_group, ())))
+        if not found:
+            raise ConfigError(
+                f"`{override.key_or_group}` must match an option, but {override.input_line} matches none; see --help"
+            )
+        return str(found[0])
+    return str(next(iter(override.sweep_string_iterator())))
+
+
+def with_seeds(words: Words, seed: int) -> None:
+    """`seeds=N` is short for N values of the seed, from that of the experiment on. Raises `ConfigError`."""
+    if words.seeds is None:
+        return
+    if not isinstance(words.seeds, int) or isinstance(words.seeds, bool) or words.seeds < 1:
+        raise ConfigError(
+            f"`seeds` must be an integer of at least 1, but is {schema.shown(words.seeds)}; write seeds=8"
+        )
+    if "seed" in words.swept:
+        raise ConfigError("`seeds` is short for a range of `seed`, which is swept as well; leave one of them out")
+    for own in (words.task, words.fixed, words.sample):
+        own[:] = [word for word in own if word.partition("=")[0] != "seed"]
+    words.task.append(f"seed=range({seed},{seed + words.seeds})")
+    words.swept.append("seed")
+    words.sample.append(f"seed={seed}")
+
+
+def without_pictures(words: Words) -> None:
+    """Trials draw no plots of their own unless they are told to: a picture costs more than a small trial."""
+    if not any(word.lstrip("+").startswith("record.plots") for word in words.task):
+        for own in (words.task, words.fixed, words.sample):
+            own.append("record.plots=false")
+
+
+def refuse_beside_resume(words: Sequence[str]) -> None:
+    """Only the way in which trials are run may change when a sweep goes on. Raises `ConfigError`."""
+    problems = [
+        f"`{name}` cannot be changed when a sweep is resumed, since its trials would be others; leave it out, or start a new sweep"
+        for word in words
+        if (name := word.partition("=")[0].lstrip("+")) != "resume" and not name.startswith(REPLACED_ON_RESUME)
+    ]
+    if problems:
+        raise ConfigError(problems)
