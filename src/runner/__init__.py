@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.errors import (
@@ -23,6 +24,7 @@ from runner.errors import (
 if TYPE_CHECKING:
     from runner.compose import Composed
     from runner.job import Run
+    from runner.sweep.results import Results
 
 __all__ = [
     "CheckpointError",
@@ -35,6 +37,7 @@ __all__ = [
     "Interrupted",
     "RunFailed",
     "RunnerError",
+    "multirun",
     "run",
 ]
 
@@ -49,11 +52,7 @@ def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir
     from runner.launch import wanted
     from runner.world import launched
 
-    if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
-        raise ConfigError(
-            f'`overrides` must be a list of texts such as ["seed=3"], but is {overrides!r}; put it in a list'
-        )
-    words = ([f"+experiment={experiment}"] if experiment is not None else []) + list(overrides)
+    words = _words(experiment, overrides)
 
     def ask(earlier: str | None) -> Composed:
         composed = compose(words if earlier is None else [f"resume={earlier}"], config_dir)
@@ -65,3 +64,27 @@ def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir
         return composed
 
     return execute(ask, [sys.argv[0] or "python", *words])
+
+
+def multirun(
+    experiment: str | None = None, overrides: Sequence[str] = (), config_dir: str | None = None
+) -> tuple[Path, Results]:
+    """Do a sweep: `runner.multirun("linreg", ["optimizer.lr=1e-5,1e-4", "seeds=8"])`, as `python -m runner -m` does.
+
+    Gives the sweep's directory and its results; a trial that failed is among them. Raises the errors above.
+    """
+    from runner.sweep.front import check_some, sweep, tell
+
+    words = _words(experiment, overrides)
+    manifest = sweep(words, config_dir, [sys.argv[0] or "python", *words])
+    results = tell(manifest)
+    check_some(manifest)
+    return manifest.directory, results
+
+
+def _words(experiment: str | None, overrides: Sequence[str]) -> list[str]:
+    if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
+        raise ConfigError(
+            f'`overrides` must be a list of texts such as ["seed=3"], but is {overrides!r}; put it in a list'
+        )
+    return ([f"+experiment={experiment}"] if experiment is not None else []) + list(overrides)

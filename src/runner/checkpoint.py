@@ -106,14 +106,33 @@ def verify(path: Path) -> str | None:
 
 
 def _serialised(step: int, state: dict[str, Any]) -> bytes:
-    """The content of state.pt. Read back at once, so that nothing is published that `load` would refuse later."""
+    """The content of state.pt. Read back at once, so that nothing is published that `load` would refuse later.
+
+    Once for all states of the same make: it takes longer than the writing.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
-    found = _unpickled(step, data)
-    if isinstance(found, str):
-        raise ValueError(f"the state of step {step} cannot be loaded again: {found}")
+    make = _make(state)
+    if make not in _READABLE:
+        found = _unpickled(step, data)
+        if isinstance(found, str):
+            raise ValueError(f"the state of step {step} cannot be loaded again: {found}")
+        _READABLE.add(make)
     return data
+
+
+_READABLE: set[Any] = set()
+"""Makes of states that were read back."""
+
+
+def _make(value: Any) -> Any:
+    """Of what types a state is made: states of the same make are read alike."""
+    if isinstance(value, dict):
+        return tuple((name, _make(item)) for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(_make, value))
+    return (type(value), value.dtype) if isinstance(value, torch.Tensor) else type(value)
 
 
 @contextmanager

@@ -155,13 +155,25 @@ def _run(given: argparse.Namespace, overrides: list[str], words: list[str]) -> i
 
 
 def _sweep(given: argparse.Namespace, overrides: list[str], words: list[str]) -> int:
-    """A sweep; 1 when a trial failed."""
-    from runner.sweep.front import check_some, sweep, tell
+    """A sweep, in this process, in processes that it starts, or as one of those that a launcher started; 1 when a trial failed."""
+    from runner.launch import launch
+    from runner.sweep.front import check_some, spread, sweep, tell
+    from runner.sweep.processes import dismiss, follow
 
     if given.base is not None:
         raise ConfigError("`rerun` does one run again, but `-m` asks for a sweep; leave one of them out")
-    manifest = sweep(overrides, given.config_dir, ["python", "-m", "runner", *words])
-    tell(manifest)
+    if not launched(os.environ):
+        wide = spread(overrides, given.config_dir)
+        if wide is not None:
+            return launch(wide, words)
+    elif not _speaks():
+        follow()
+        return 0  # a launcher would end rank 0, which still has to say what was wrong
+    try:
+        manifest = sweep(overrides, given.config_dir, ["python", "-m", "runner", *words])
+        tell(manifest)
+    finally:
+        dismiss()
     check_some(manifest)
     return 0 if manifest.values["status"] == "finished" else 1
 

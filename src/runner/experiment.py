@@ -190,15 +190,24 @@ def resolve(asked: config.Config, choice: Choice, size: int) -> config.Config:
 
     Raises `ConfigError` when the parts no longer fit.
     """
+    problems = misfits(asked, choice, size)
+    if problems:
+        raise ConfigError(problems)
+    return _chosen(asked, choice, size)
+
+
+def misfits(asked: config.Config, choice: Choice, size: int) -> list[str]:
+    """What does not fit the device or the number of processes."""
+    resolved = _chosen(asked, choice, size)
+    return combinations.problems(resolved) + combinations.misplaced(resolved, size)
+
+
+def _chosen(asked: config.Config, choice: Choice, size: int) -> config.Config:
     alone = size == 1 and (asked.strategy.name == "ddp" or (asked.strategy.name == "dp" and choice.count < 2))
     strategy = asked.strategy
     if strategy.name == "auto" or alone:
         strategy = replace(strategy, name="ddp" if size > 1 else "single")
-    resolved = replace(asked, device=replace(asked.device, name=choice.kind), strategy=strategy)
-    problems = combinations.problems(resolved) + combinations.misplaced(resolved, size)
-    if problems:
-        raise ConfigError(problems)
-    return resolved
+    return replace(asked, device=replace(asked.device, name=choice.kind), strategy=strategy)
 
 
 def prepare(resolved: config.Config, choice: Choice, size: int) -> tuple[Prepared, dict[str, str]]:

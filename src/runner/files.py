@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -94,12 +94,18 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(strict(value), indent=2, allow_nan=False) + "\n").encode())
 
 
-def as_yaml(value: Any) -> str:
+def as_yaml(values: Mapping[str, Any]) -> str:
     """Plain values as YAML that PyYAML and OmegaConf read alike, in their own order."""
+    return "".join(_entry(json.dumps({name: value})) for name, value in values.items())
+
+
+@lru_cache(maxsize=1024)
+def _entry(text: str) -> str:
+    """One entry, given as JSON: most of those of a thousand trials are equal, and YAML takes its time."""
     import yaml
 
-    text: str = yaml.dump(value, Dumper=_dumper(), sort_keys=False, allow_unicode=True)
-    return text
+    written: str = yaml.dump(json.loads(text), Dumper=_dumper(), sort_keys=False, allow_unicode=True)
+    return written
 
 
 @cache

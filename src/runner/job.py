@@ -160,7 +160,7 @@ class _Job:
         from runner.saving import Saver
 
         facts = self.parts.facts
-        config, dataset = facts.config, facts.dataset
+        config = facts.config
         saver = Saver(
             opened.path / CHECKPOINTS,
             fixed(facts),

@@ -49,7 +49,7 @@ class Program(Protocol):
     def evaluation(self) -> Evaluation: ...
     @property
     def schedule(self) -> Callable[[int], Any]:
-        """step → learning rate as the optimizer takes it."""
+        """Step → learning rate as the optimizer takes it."""
 
     def capture(self) -> dict[str, Any]:
         """All that the next step depends on, as plain values and tensors; the live ones."""

@@ -55,6 +55,14 @@ def read(words: Sequence[str], groups: Groups) -> Plan:
     return plan
 
 
+def quoted(text: str) -> str:
+    """A text as a value of Hydra's grammar, whatever is in it."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    value: str = QuotedString(text, Quote.single).with_quotes()
+    return value
+
+
 def values_of(words: Sequence[str]) -> dict[str, Any]:
     """Key, or group, → value of words that are known to be right."""
     found: dict[str, Any] = {}
@@ -78,7 +86,6 @@ def _one_length(plan: Plan) -> None:
 def parse(word: str, known: Sequence[str], groups: Groups, plan: Plan) -> Override | None:
     """One word as Hydra reads it; None, with the problem in the plan, where it cannot be read."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Quote, QuotedString
     from hydra.errors import HydraException
 
     name, _, text = word.partition("=")
@@ -90,8 +97,7 @@ def parse(word: str, known: Sequence[str], groups: Groups, plan: Plan) -> Overri
             problem = _unreadable(name.lstrip("+"), text, known)
         # A reference within a reference is beyond Hydra's grammar, not beyond OmegaConf's.
         if _is_text(name.lstrip("+")) or (text.startswith("${") and name.lstrip("+") in known):
-            quoted = QuotedString(text, Quote.single).with_quotes()
-            return OverridesParser.create().parse_override(f"{name}={quoted}")
+            return OverridesParser.create().parse_override(f"{name}={quoted(text)}")
     plan.problems.append(problem)
     return None
 

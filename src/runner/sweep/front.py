@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.compose import compose, opened, reason_of, search_path
+from runner.config import Config
 from runner.directory import lock, now, unlock
 from runner.errors import ConfigError, InputError, Interrupted, RunnerError
+from runner.launch import wanted
+from runner.overrides import quoted
 from runner.startup import uncollected
 from runner.sweep import words as words_
 from runner.sweep.manifest import Manifest, place
 from runner.sweep.task import Task
+from runner.world import launched
+
+if TYPE_CHECKING:
+    from runner.sweep.results import Results
+
+
+def spread(words: Sequence[str], config_dir: str | None) -> Config | None:
+    """The configuration whose `launch.processes` a sweep asks for; None where it is trained in this process."""
+    asked = words_.sort(words, config_dir)
+    if asked.resume is not None:
+        asked = words_.sort(Manifest.read(Path(str(asked.resume))).values["task"], config_dir)
+    if not any(word.startswith("launch.") for word in asked.fixed):
+        return None
+    config = compose(asked.sample, config_dir).config
+    return config if wanted(config) else None
 
 
 def sweep(words: Sequence[str], config_dir: str | None, command: Sequence[str]) -> Manifest:
@@ -74,7 +93,12 @@ def _run(manifest: Manifest) -> Manifest:
     values, directory = manifest.values, manifest.directory
     config_dir = values["config_dir"]
     task = Task(config_dir, tuple(values["command"]))
-    overrides = [f"hydra.sweep.dir='{directory}'", *search_path(config_dir), *values["hydra"], *values["task"]]
+    overrides = [
+        f"hydra.sweep.dir={quoted(str(directory))}",
+        *search_path(config_dir),
+        *values["hydra"],
+        *values["task"],
+    ]
     status = "failed"
     try:
         with opened() as hydra:
@@ -95,7 +119,7 @@ def _run(manifest: Manifest) -> Manifest:
     return manifest
 
 
-def tell(manifest: Manifest) -> None:
+def tell(manifest: Manifest) -> Results:
     """What the trials came to together: results.csv, a table, and a picture for each swept key."""
     from runner.files import write_atomic
     from runner.record.console import Console
@@ -114,6 +138,7 @@ def tell(manifest: Manifest) -> None:
     console.say(table(results))
     console.say(f"sweep    {directory}")
     console.say(f"look     tensorboard --logdir {directory}")
+    return results
 
 
 def check_some(manifest: Manifest) -> None:
@@ -121,10 +146,12 @@ def check_some(manifest: Manifest) -> None:
     from runner.record.console import Console
     from runner.sweep.audit import audit
 
-    first = next(iter(manifest.members.values()), None)
-    if first is None:
+    config_dir = manifest.values["config_dir"]
+    count = compose(words_.sort(manifest.values["task"], config_dir).sample, config_dir).config.sweep.audit
+    if count and launched(os.environ):
+        again = f"python -m runner -m resume={manifest.directory} sweep.audit={count}"
+        Console().warn(f"`sweep.audit` trains on one process: {again}")
         return
-    count = compose(first["overrides"], manifest.values["config_dir"]).config.sweep.audit
     found = audit(manifest, count)
     if found is None:
         return

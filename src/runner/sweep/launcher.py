@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.errors import RunFailed
-from runner.stopping import StopRequest
-from runner.sweep.manifest import Manifest
+from runner.sweep.manifest import DONE, Manifest
+from runner.sweep.processes import train
 from runner.sweep.trials import Trial, plan
 
 if TYPE_CHECKING:
@@ -83,16 +83,17 @@ def enlisted(manifest: Manifest, jobs: Sequence[Sequence[str]], first: int) -> l
     return trials
 
 
-def returned(manifest: Manifest, trial: Trial) -> JobReturn:
-    """What a trial that is done came to, in Hydra's words."""
+def returned(manifest: Manifest, trial: Trial, error: BaseException | None = None) -> JobReturn:
+    """What a trial came to, in Hydra's words; a pruned one has `pruned` beside the metrics that it had."""
     from hydra.core.utils import JobReturn, JobStatus
 
-    summary = manifest.summary(trial.number)
-    value = {
-        **summary.get("metrics", {}),
-        **({"pruned": True} if manifest.members[trial.number]["state"] == "pruned" else {}),
-    }
-    return JobReturn(overrides=list(trial.words), status=JobStatus.COMPLETED, _return_value=value)
+    member, words = manifest.members[trial.number], list(trial.words)
+    if member["state"] not in DONE:
+        failure = error or RunFailed(member["reason"] or f"it is {member['state']}")
+        return JobReturn(overrides=words, status=JobStatus.FAILED, _return_value=failure)
+    pruned = {"pruned": True} if member["state"] == "pruned" else {}
+    value = {**manifest.summary(trial.number).get("metrics", {}), **pruned}
+    return JobReturn(overrides=words, status=JobStatus.COMPLETED, _return_value=value)
 
 
 @dataclass
@@ -113,34 +114,10 @@ class SideBySide:
         waiting = [trial for trial in trials if not manifest.done(trial.number)]
         report = _Report(manifest)
         if waiting:
-            self._run(waiting, manifest, report)
-        return [self._returned(manifest, trial, report.results.get(trial.number)) for trial in trials]
-
-    def _run(self, trials: Sequence[Trial], manifest: Manifest, report: _Report) -> None:
-        from runner.job import device_of
-        from runner.sweep.together import Together, free_bytes
-        from runner.world import Alone
-
-        asked = trials[0].config
-        with StopRequest() as stop:
-            choice = device_of(asked, report.warn, Alone())
-            budget = asked.sweep.memory_gib
-
-            def memory() -> float:
-                return free_bytes(choice.kind) if budget is None else budget * 2**30
-
-            Together(choice, stop, manifest.values["command"], report, memory, self.watch).run(trials)
-
-    def _returned(self, manifest: Manifest, trial: Trial, result: Result | None) -> JobReturn:
-        from hydra.core.utils import JobReturn, JobStatus
-
-        if result is None:
-            return returned(manifest, trial)
-        if result.state == "failed":
-            error = result.error or RunFailed("it failed")
-            return JobReturn(overrides=list(trial.words), status=JobStatus.FAILED, _return_value=error)
-        value = {**result.metrics, **({"pruned": True} if result.state == "pruned" else {})}
-        return JobReturn(overrides=list(trial.words), status=JobStatus.COMPLETED, _return_value=value)
+            train(waiting, manifest.values["command"], report, self.watch)
+            manifest.settle()  # what other processes have trained
+            manifest.save()
+        return [returned(manifest, trial, report.errors.get(trial.number)) for trial in trials]
 
 
 class _Report:
@@ -151,7 +128,7 @@ class _Report:
 
         self._manifest = manifest
         self._console = Console()
-        self.results: dict[int, Result] = {}
+        self.errors: dict[int, BaseException] = {}
 
     def say(self, text: str) -> None:
         self._console.say(text)
@@ -164,8 +141,9 @@ class _Report:
         self._manifest.save()
 
     def ended(self, results: Mapping[int, Result]) -> None:
-        self.results.update(results)
         for number, result in results.items():
+            if result.error is not None:
+                self.errors[number] = result.error
             self._manifest.mark([number], result.state, None if result.error is None else str(result.error))
         self._manifest.save()
         states = self._manifest.states()

@@ -118,6 +118,7 @@ class Manifest:
             )  # fmt: skip
             if self.members[number]["state"] in ("waiting", "running"):
                 state = ENDS.get(str(record.get("status")), "interrupted")
+                state = "interrupted" if state == "finished" and not self.summary(number) else state
                 self.mark([number], state, record.get("reason"))
 
     def summary(self, number: int) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from runner import schema
 from runner.devices import THREADS, TorchBuild, installed_build
-from runner.errors import ConfigError, Interrupted, RunFailed
+from runner.directory import lock, unlock
+from runner.errors import CheckpointError, ConfigError, Interrupted, RunFailed
 from runner.masks import CUDA, HIP, ROCR, in_force, of_config, variable
 from runner.schema import key
 from runner.stopping import StopRequest
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 PATH = "hydra.launcher"
 TICK_SECONDS = 0.1
-"""How often it is asked whether a signal came."""
+"""How often it is asked whether a signal came, or an earlier process has ended."""
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
@@ -57,6 +58,17 @@ class Job:
 
         place = QuotedString(str(self.directory), Quote.single).with_quotes()
         return [f"resume={place}"] if (self.directory / "run.json").exists() else [*self.words, f"run_dir={place}"]
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process works on it still: one that a sweep which was killed has left behind."""
+        try:
+            unlock(lock(self.directory))
+        except CheckpointError:
+            return True
+        except OSError:
+            return False  # it is not there yet
+        return False
 
     @property
     def metrics(self) -> dict[str, float] | None:
@@ -134,13 +146,13 @@ def visible_gpus(devices: Sequence[int | str] | None, environ: Mapping[str, str]
 class Pool:
     """The slots, and the processes that are on them."""
 
-    def __init__(self, options: Mapping[str, Any], config_dir: str | None = None) -> None:
+    def __init__(self, options: Mapping[str, Any]) -> None:
         self._given = options
-        self.config_dir = config_dir
+        self.config_dir: str | None = None
         self.slots: list[dict[str, str]] = []
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
-        self._stopping = False
+        self._stopping = threading.Event()
 
     def check(self, jobs: Sequence[Sequence[str]]) -> None:
         """Find the slots. Raises `ConfigError` where there cannot be any, or a trial would leave its own."""
@@ -163,7 +175,7 @@ class Pool:
         jobs: Sequence[Sequence[str]],
         first: int,
         directory: Path,
-        ended: Callable[[Outcome], None] = lambda outcome: None,
+        ended: Callable[[Outcome], None] | None = None,
     ) -> list[JobReturn]:
         """What the trials `first`, `first + 1`, … come to, in the order of the jobs, as Hydra's launchers answer.
 
@@ -176,20 +188,21 @@ class Pool:
         outcomes = self._run(numbered, ended)
         return [_returned(job, outcomes[job.number]) for job in numbered]
 
-    def _run(self, jobs: Sequence[Job], ended: Callable[[Outcome], None]) -> dict[int, Outcome]:
+    def _run(self, jobs: Sequence[Job], ended: Callable[[Outcome], None] | None) -> dict[int, Outcome]:
         free: SimpleQueue[dict[str, str]] = SimpleQueue()
         for slot in self.slots:
             free.put(slot)
         outcomes: dict[int, Outcome] = {}
-        self._stopping = False
+        self._stopping.clear()
         with StopRequest() as stop, ThreadPoolExecutor(len(self.slots)) as threads, self._ending(stop):
             pending: set[Future[Outcome | None]] = {threads.submit(self._on_slot, job, free) for job in jobs}
             while pending:
                 done, pending = wait(pending, TICK_SECONDS, FIRST_COMPLETED)
                 for outcome in filter(None, (future.result() for future in done)):
                     outcomes[outcome.number] = outcome
-                    ended(outcome)
-                if stop.signal_number is not None and not self._stopping:
+                    if ended is not None:
+                        ended(outcome)
+                if stop.signal_number is not None and not self._stopping.is_set():
                     self._signal(stop.signal_number)
         if stop.signal_number is not None:
             over = sum(outcome.state != "interrupted" for outcome in outcomes.values())
@@ -208,7 +221,7 @@ class Pool:
     def _signal(self, number: int) -> None:
         """Tell every trial to stop, and start no other one."""
         with self._lock:
-            self._stopping = True
+            self._stopping.set()
             for process in self._running:
                 process.send_signal(number)
 
@@ -216,6 +229,8 @@ class Pool:
         """The trial's outcome; None where it was not started. There are as many slots as threads, so that one is free."""
         slot = free.get()
         try:
+            while job.in_use and not self._stopping.wait(TICK_SECONDS):
+                pass
             metrics = job.metrics
             return self._process(job, slot) if metrics is None else Outcome(job.number, "finished", metrics)
         finally:
@@ -224,7 +239,7 @@ class Pool:
     def _process(self, job: Job, environment: dict[str, str]) -> Outcome | None:
         where = [] if self.config_dir is None else ["--config-dir", self.config_dir]
         with self._lock:
-            if self._stopping:
+            if self._stopping.is_set():
                 return None
             # A session of its own: the terminal's Ctrl-C comes once, by way of this process.
             process = subprocess.Popen(
@@ -246,7 +261,7 @@ class Pool:
     def _outcome(self, job: Job, code: int, said: str) -> Outcome:
         if code == 0:
             return Outcome(job.number, "finished", job.metrics or {})
-        if code in _STOPPED or (self._stopping and -code in (signal.SIGINT, signal.SIGTERM)):
+        if code in _STOPPED or (self._stopping.is_set() and -code in (signal.SIGINT, signal.SIGTERM)):
             return Outcome(job.number, "interrupted", reason="stopped by a signal")
         return Outcome(job.number, "failed", reason=_reason(job, code, said))
 

@@ -114,6 +114,8 @@ class Search:
         options, problems = schema.build(Options, self._given, PATH)
         space, unread = read(words)
         problems += unread
+        if not space.dimensions and not unread:
+            problems.append("a search must have a key to vary, but every word is one value; write KEY=interval(0,1)")
         if options is not None:
             problems += _unfit(options, space, launcher)
         if options is None or problems:
@@ -196,8 +198,6 @@ def _unfit(options: Options, space: Space, launcher: Launcher) -> list[str]:
     """What is wrong between the options, the space and the launcher."""
     problems = [_unknown_metric(name) for name in options.metrics or () if name not in METRICS]
     several, sampler = len(options.metrics or [""]) > 1, options.chosen_sampler
-    if not space.dimensions:
-        problems.append("a search must have a key to vary, but every word is one value; write KEY=interval(0,1)")
     if len(options.directions) != len(options.metrics or [""]):
         problems.append(
             f"`{PATH}.direction` must be one for each metric, but there are {len(options.directions)} for "

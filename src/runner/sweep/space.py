@@ -195,7 +195,7 @@ def _dimension(override: Override) -> tuple[Dimension | None, str | None]:
     tags = sweep.tags if isinstance(sweep, Sweep) else set()
     dimension: Dimension | str = "choice, range or interval"
     if _REORDERING.match(override.get_value_string()) or getattr(sweep, "shuffle", False):
-        dimension = "in no order of its own, since the sampler chooses"
+        dimension = "without shuffle and sort, since the sampler chooses the order"
     elif tags - {"log"} or (tags and isinstance(sweep, ChoiceSweep)):
         dimension = "without a tag, or an interval or range with the tag log"
     elif isinstance(sweep, ChoiceSweep):

@@ -20,13 +20,14 @@ class Task:
 
         from runner.compose import compose
         from runner.job import execute
+        from runner.overrides import quoted
         from runner.record.log import Log
 
         hydra = HydraConfig.get()
         directory = Path(hydra.sweep.dir) / str(hydra.job.num)
-        words = [*hydra.overrides.task, f"run_dir='{directory}'"]
+        words = [*hydra.overrides.task, f"run_dir={quoted(str(directory))}"]
         if (directory / "run.json").is_file():
-            words = [f"resume='{directory}'"]
+            words = [f"resume={quoted(str(directory))}"]
         elif directory.is_dir():  # Hydra has made it
             shutil.rmtree(directory)
         run = execute(lambda earlier: compose(words, self.config_dir), self.command, Log)

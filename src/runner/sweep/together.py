@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,6 +42,7 @@ class Report(Protocol):
     """Who hears how the sweep goes on."""
 
     def say(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
     def began(self, numbers: Sequence[int]) -> None: ...
     def ended(self, results: Mapping[int, Result]) -> None: ...
 
@@ -87,11 +88,8 @@ class Together:
 
         problems: dict[str, int] = {}
         for trial in trials:
-            try:
-                experiment.resolve(trial.config, self.choice, 1)
-            except ConfigError as error:
-                for problem in error.problems:
-                    problems.setdefault(problem, trial.number)
+            for problem in experiment.misfits(trial.config, self.choice, 1):
+                problems.setdefault(problem, trial.number)
         if problems:
             raise ConfigError(f"trial {number}: {problem}" for problem, number in problems.items())
 
@@ -122,15 +120,13 @@ class Together:
         """Data and model of a trial; None, with its failure told, where they cannot be made."""
         from runner import checkpoint, experiment
 
-        directory = Path(trial.config.run_dir or "")
-        begun = (directory / "run.json").is_file()
-        config = replace(trial.config, resume=str(directory)) if begun else trial.config
+        config = trial.going_on()
         records = Written(config, trial.words, self.command, Log(), self._around, held=True)
         try:
             with uncollected():
                 resolved = experiment.resolve(config, self.choice, 1)
                 prepared, _ = experiment.prepare(resolved, self.choice, 1)
-            loaded = checkpoint.load(directory / CHECKPOINTS) if begun else None
+            loaded = None if config.resume is None else checkpoint.load(Path(config.resume) / CHECKPOINTS)
         except RunnerError as error:
             self.report.ended({trial.number: Result("failed", {}, error)})
             return None

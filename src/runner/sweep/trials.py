@@ -30,6 +30,11 @@ class Trial:
     words: tuple[str, ...]
     config: Config
 
+    def going_on(self) -> Config:
+        """The configuration that goes on where an earlier attempt stopped, where there was one."""
+        directory = self.config.run_dir or ""
+        return replace(self.config, resume=directory) if (Path(directory) / "run.json").is_file() else self.config
+
     def member(self, fixed: Sequence[str]) -> dict[str, Any]:
         """Its entry in the manifest; the values are those of words that not every trial has."""
         own = [_value(word) for word in self.words if word not in fixed]
