@@ -41,10 +41,9 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Every combination of the values in the arguments."""
         from runner.sweep.grid import jobs
-        from runner.sweep.launcher import kept
 
         assert self.launcher is not None
         assert self.config is not None
         assert self.hydra_context is not None
         trials = jobs(arguments, self.hydra_context.config_loader, self.config.sweep.max_trials)
-        return kept(self.launcher, Path(self.config.hydra.sweep.dir)).launch(trials, 0)
+        return self.launcher.launch(trials, 0)

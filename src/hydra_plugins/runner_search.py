@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,7 @@ class OptunaSweeper(Sweeper):
         """The best trials of the space that the arguments span."""
         assert self.launcher is not None
         assert self.config is not None
-        from runner.sweep.launcher import kept
-
-        directory = Path(self.config.hydra.sweep.dir)
-        found = self.search.sweep(arguments, kept(self.launcher, directory), directory)
+        found = self.search.sweep(arguments, self.launcher, Path(self.config.hydra.sweep.dir))
         return {**found, "metric": self.search.metric, "directions": self.search.directions}
 
 
@@ -44,13 +41,16 @@ class PoolLauncher(Launcher):
     """`hydra/launcher=pool`."""
 
     def __init__(self, **options: Any) -> None:
-        from runner.sweep.pool import Pool
+        from runner.sweep.pool import Outcome, Pool
 
         self.pool = Pool(options)
+        self.ended: Callable[[Outcome], None] | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before the sweep."""
         self.directory = Path(config.hydra.sweep.dir)
+        given = [path.removeprefix("file://") for path in config.hydra.searchpath if path.startswith("file://")]
+        self.pool.config_dir = given[0] if given else None
 
     def check(self, jobs: Sequence[Sequence[str]]) -> None:
         """Raise `ConfigError` where the trials cannot be run."""
@@ -58,4 +58,4 @@ class PoolLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """One process a trial; what they come to, in the order of the jobs."""
-        return self.pool.launch(job_overrides, initial_job_idx, self.directory)
+        return self.pool.launch(job_overrides, initial_job_idx, self.directory, self.ended)

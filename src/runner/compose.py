@@ -36,6 +36,8 @@ class Composed:
     config: Config
     overrides: tuple[str, ...]
     notices: tuple[str, ...] = ()
+    refers: bool = False
+    """Whether a value was written as a reference to another, ${…}, so that it may change with that one."""
 
 
 def options(config_dir: str | None = None) -> dict[str, dict[str, str]]:
@@ -79,7 +81,7 @@ def compose(words: Sequence[str], config_dir: str | None = None, base: str | Non
     if config is None or plan.problems:
         raise ConfigError(plan.problems)
     notices = [*plan.notices, *combinations.notices(config)]
-    return Composed(config, tuple(words), tuple(notices))
+    return Composed(config, tuple(words), tuple(notices), plan.refers)
 
 
 def check(values: Mapping[str, Any]) -> Config:
@@ -97,6 +99,7 @@ def _config(plan: Plan, config_dir: str | None, base: str | None) -> Config | No
     if "experiment" in plan.undecided:
         return None
     composed = _composed(plan, config_dir, saved)
+    plan.refers = "${" in str(composed)
     values = _resolved(composed, plan)
     if saved is None:
         _drop_leftovers(values, plan)

@@ -210,13 +210,15 @@ def _chosen(asked: config.Config, choice: Choice, size: int) -> config.Config:
     return replace(asked, device=replace(asked.device, name=choice.kind), strategy=strategy)
 
 
-def prepare(resolved: config.Config, choice: Choice, size: int) -> tuple[Prepared, dict[str, str]]:
+def prepare(
+    resolved: config.Config, choice: Choice, size: int, build_data: Callable[..., Dataset] = data.build
+) -> tuple[Prepared, dict[str, str]]:
     """Data and model, not placed yet, and what must be equal on all processes: name → text.
 
     Raises `DataError` and `ConfigError`.
     """
     device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
-    dataset = data.build(resolved.data, resolved.seed, dtype, device)
+    dataset = build_data(resolved.data, resolved.seed, dtype, device)
     rows = len(dataset.parts["train"])
     if size > rows:
         raise ConfigError(

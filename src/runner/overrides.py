@@ -28,7 +28,8 @@ MEANT = {"gpu": "auto", "hip": "rocm"}
 class Plan:
     """What was asked for, what is wrong with it, and what the user should hear about it.
 
-    `undecided` are the groups whose option does not exist, so that their keys cannot be judged.
+    `undecided` are the groups whose option does not exist, so that their keys cannot be judged. `refers` says, once it is
+    composed, whether a value is a reference to another.
     """
 
     groups: dict[str, str] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class Plan:
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     undecided: set[str] = field(default_factory=set)
+    refers: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -61,6 +63,11 @@ def quoted(text: str) -> str:
 
     value: str = QuotedString(text, Quote.single).with_quotes()
     return value
+
+
+def key_of(word: str) -> str:
+    """The key, or group, that a word gives a value."""
+    return word.partition("=")[0].lstrip("+")
 
 
 def values_of(words: Sequence[str]) -> dict[str, Any]:
@@ -125,10 +132,11 @@ def _unreadable(name: str, text: str, known: Sequence[str]) -> str:
     """The sentence for a word that Hydra's grammar does not read."""
     if name not in known:
         return schema.unknown(name, known)
-    return f"`{name}` has a value that cannot be read, {schema.cut(text)}; {_in_quotes(name, text)}"
+    return f"`{name}` has a value that cannot be read, {schema.cut(text)}; {in_quotes(name, text)}"
 
 
-def _in_quotes(name: str, text: str) -> str:
+def in_quotes(name: str, text: str) -> str:
+    """What to write instead of a value that cannot be read, or is read as several."""
     if text.startswith(("{", "[")):
         return f'put the whole word in quotes for the shell: "{name}={text} …"'
     if _is_text(name):
@@ -153,7 +161,7 @@ def _sort(override: Override, groups: Groups, known: Sequence[str], plan: Plan) 
         )
     elif override.is_sweep_override():
         plan.problems.append(
-            f"`{name}` must be one value, but is {schema.cut(text)}; {_in_quotes(name, text)}{_or_sweep(name)}"
+            f"`{name}` must be one value, but is {schema.cut(text)}; {in_quotes(name, text)}{_or_sweep(name)}"
         )
     elif name in groups:
         _choose(name, override.value(), groups[name], plan)

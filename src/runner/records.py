@@ -127,6 +127,8 @@ class Written:
     command: Sequence[str]
     console: Console | Log
     around: Callable[[Choice], Mapping[str, Any]] = surroundings
+    swept: Mapping[str, Any] = field(default_factory=dict)
+    """Values in which the run differs from others of its sweep."""
     held: bool = False
     sinks: list[Sink] = field(default_factory=list)
     _directory: RunDirectory | None = None
@@ -231,9 +233,13 @@ class Written:
     # ------------------------------------------------------------------------------------------------------- training
 
     def begin(self, step: int, first_step: int) -> None:
+        hyperparameters = {
+            **_hyperparameters(self.config),
+            **{name: _cell(value) for name, value in self.swept.items()},
+        }
         for sink in self.sinks:
             sink.open(first_step)
-            sink.start(plain(self.config), _hyperparameters(self.config), self._facts.metric_names)
+            sink.start(plain(self.config), hyperparameters, self._facts.metric_names)
         self._begun = True
         self._introduce(step)
 
@@ -356,6 +362,10 @@ def _yaml(config: Config) -> str:
 
 def _write_config(directory: RunDirectory, config: Config) -> None:
     write_atomic(directory.path / "config.yaml", _yaml(config).encode())
+
+
+def _cell(value: Any) -> float | str | bool:
+    return value if isinstance(value, (bool, float, int)) else str(value)
 
 
 def _hyperparameters(config: Config) -> dict[str, float | str | bool]:

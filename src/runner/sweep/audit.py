@@ -29,7 +29,7 @@ def audit(manifest: Manifest, count: int) -> Audit | None:
     largest = 0.0
     for number in chosen:
         words = manifest.members[number]["overrides"]
-        (trial,) = plan([words], number, manifest.directory, manifest.values["config_dir"])
+        (trial,) = plan([words], number, manifest)
         largest = max(largest, _difference(trial, manifest.member_directory(number)))
     return Audit(tuple(chosen), largest)
 

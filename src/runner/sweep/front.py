@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.compose import compose, opened, reason_of, search_path
+from runner.compose import Composed, compose, opened, reason_of, search_path
 from runner.config import Config
 from runner.directory import lock, now, unlock
 from runner.errors import ConfigError, InputError, Interrupted, RunnerError
 from runner.launch import wanted
 from runner.overrides import quoted
+from runner.record.console import Console
 from runner.startup import uncollected
 from runner.sweep import words as words_
+from runner.sweep.launcher import kept
 from runner.sweep.manifest import Manifest, place
 from runner.sweep.task import Task
 from runner.world import launched
@@ -48,7 +51,9 @@ def sweep(words: Sequence[str], config_dir: str | None, command: Sequence[str]) 
         with _locked(directory):
             manifest = Manifest.read(directory)
             return _gone_on(manifest, asked, words)
-    config = compose(asked.sample, config_dir).config
+    composed = compose(asked.sample, config_dir)
+    config = composed.config
+    _warn(asked, composed)
     words_.with_seeds(asked, config.seed)
     words_.without_pictures(asked)
     directory = place(config.name, asked.run_dir)
@@ -64,14 +69,33 @@ def sweep(words: Sequence[str], config_dir: str | None, command: Sequence[str]) 
         "metric": None,
         "directions": None,
     }
-    manifest = Manifest.create(directory, values)
-    with _locked(directory):
-        try:
-            return _run(manifest)
-        except InputError:
-            if all(member["state"] == "waiting" for member in Manifest.read(directory).members.values()):
-                shutil.rmtree(directory)
-            raise
+    absent = [parent for parent in directory.parents if not parent.exists()]
+    try:
+        manifest = Manifest.create(directory, values)
+        with _locked(directory):
+            return _refused_whole(manifest, config)
+    except InputError:
+        for parent in absent:
+            with suppress(OSError):  # another run is in it already
+                parent.rmdir()
+        raise
+
+
+def _warn(asked: words_.Words, composed: Composed) -> None:
+    """What the user should hear of all trials, as of one run; what holds for the first value of a swept key is not of all."""
+    for notice in [*asked.notices, *composed.notices]:
+        if not any(f"`{key}`" in notice for key in asked.swept):
+            Console().warn(notice)
+
+
+def _refused_whole(manifest: Manifest, config: Config) -> Manifest:
+    """Run a new sweep; one that is refused before any trial has begun leaves nothing behind."""
+    try:
+        return _run(manifest, config)
+    except InputError:
+        if all(member["state"] == "waiting" for member in Manifest.read(manifest.directory).members.values()):
+            shutil.rmtree(manifest.directory)
+        raise
 
 
 def _gone_on(manifest: Manifest, asked: words_.Words, words: Sequence[str]) -> Manifest:
@@ -81,34 +105,29 @@ def _gone_on(manifest: Manifest, asked: words_.Words, words: Sequence[str]) -> M
     for own, new in ((manifest.values["hydra"], asked.hydra), (manifest.values["task"], asked.task)):
         keys = {word.partition("=")[0] for word in new}
         own[:] = [word for word in own if word.partition("=")[0] not in keys] + list(new)
+    manifest.values["fixed"] += [word for word in asked.fixed if word not in manifest.values["fixed"]]
     manifest.save()
-    return _run(manifest)
+    config_dir = manifest.values["config_dir"]
+    return _run(manifest, compose(words_.sort(manifest.values["task"], config_dir).sample, config_dir).config)
 
 
-def _run(manifest: Manifest) -> Manifest:
-    """Let Hydra's sweeper make the trials and its launcher run them."""
+def _run(manifest: Manifest, config: Config) -> Manifest:
+    """Let Hydra's sweeper make the trials and its launcher run them. `config` is that of one of them."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    values, directory = manifest.values, manifest.directory
-    config_dir = values["config_dir"]
-    task = Task(config_dir, tuple(values["command"]))
-    overrides = [
-        f"hydra.sweep.dir={quoted(str(directory))}",
-        *search_path(config_dir),
-        *values["hydra"],
-        *values["task"],
-    ]
-    status = "failed"
+    directory, found, status = manifest.directory, None, "failed"
     try:
         with opened() as hydra:
-            found = hydra.multirun("sweep", task, overrides, with_log_configuration=False)
+            found = _swept(hydra, manifest, config.sweep.max_trials)
         status = "finished"
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt) as stop:
         status = "interrupted"
-        raise
-    except RunnerError:
-        raise
+        raise _stopped(stop, directory) from None
+    except RunnerError as error:
+        if not _is_told(directory, error):
+            raise
+        status = "finished"
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"the sweep cannot be composed: {reason_of(error)}") from None
     finally:
@@ -119,10 +138,50 @@ def _run(manifest: Manifest) -> Manifest:
     return manifest
 
 
+def _swept(hydra: Any, manifest: Manifest, max_trials: int) -> Any:
+    """What Hydra's sweeper gives, its launcher keeping the manifest.
+
+    As Hydra itself does it, but that the words of the trials are for the trials: `optimizer=adam,adamw optimizer.eps=1e-6` fits
+    each of them, and not the configuration without any.
+    """
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
+
+    values, directory = manifest.values, manifest.directory
+    words = [f"hydra.sweep.dir={quoted(str(directory))}", *search_path(values["config_dir"]), *values["hydra"]]
+    composed = hydra.compose_config("sweep", [*words, f"sweep.max_trials={max_trials}"], RunMode.MULTIRUN)
+    composed.hydra.overrides.task = list(values["task"])
+    callbacks = Callbacks(composed)
+    callbacks.on_multirun_start(config=composed, config_name="sweep")
+    sweeper: Any = Plugins.instance().instantiate_sweeper(
+        config=composed,
+        hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=callbacks),
+        task_function=Task(values["config_dir"], tuple(values["command"])),
+    )
+    if getattr(sweeper, "launcher", None) is not None:
+        sweeper.launcher = kept(sweeper.launcher, directory)
+    found = sweeper.sweep(arguments=list(values["task"]))
+    callbacks.on_multirun_end(config=composed, config_name="sweep")
+    return found
+
+
+def _stopped(stop: Interrupted | KeyboardInterrupt, directory: Path) -> Interrupted:
+    """The end of a sweep that a signal stopped, and how it goes on."""
+    with suppress(OSError):
+        Console().say(f"go on with: python -m runner -m resume={directory}")
+    error = stop if isinstance(stop, Interrupted) else stop.__cause__
+    return error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT, "stopped; what was saved is kept")
+
+
+def _is_told(directory: Path, error: RunnerError) -> bool:
+    """Whether it is how a trial failed: when all have run, Hydra's own sweeper raises what it finds among the results."""
+    return any(m["reason"] == str(error) for m in Manifest.read(directory).members.values() if m["state"] == "failed")
+
+
 def tell(manifest: Manifest) -> Results:
     """What the trials came to together: results.csv, a table, and a picture for each swept key."""
     from runner.files import write_atomic
-    from runner.record.console import Console
     from runner.sweep.results import collect, table, write_csv
 
     console, directory = Console(), manifest.directory
@@ -143,7 +202,6 @@ def tell(manifest: Manifest) -> Results:
 
 def check_some(manifest: Manifest) -> None:
     """Train the trials again that `sweep.audit` asks for, and tell how far they are from what they were side by side."""
-    from runner.record.console import Console
     from runner.sweep.audit import audit
 
     config_dir = manifest.values["config_dir"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from itertools import product
+from itertools import islice, product
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,22 @@ def jobs(words: Sequence[str], config_loader: Any, max_trials: int) -> list[list
     problems = [_continuous(o) for o in overrides if o.is_sweep_override() and not o.is_discrete_sweep()]
     if problems:
         raise ConfigError(problems)
-    values = [_values(override, word) for override, word in zip(overrides, words, strict=True)]
-    count = prod(len(own) for own in values)
-    if count > max_trials:
-        sizes = " x ".join(str(len(own)) for own in values if len(own) > 1)
-        raise ConfigError(
-            f"`sweep.max_trials` must be at least the number of trials, but is {max_trials:,} where these values make "
-            f"{sizes} = {count:,}; give fewer values, or sweep.max_trials={count}"
-        )
+    values = [_values(override, word, max_trials) for override, word in zip(overrides, words, strict=True)]
+    _refuse_many([len(own) for own in values], max_trials)
     return [list(chosen) for chosen in product(*values)]
+
+
+def _refuse_many(sizes: Sequence[int], max_trials: int) -> None:
+    count, endless = prod(sizes), any(size > max_trials for size in sizes)
+    if count <= max_trials:
+        return
+    several = [f"{size:,}" for size in sizes if size > 1]
+    shown = f"{' x '.join(several)} = {count:,}" if len(several) > 1 else f"{count:,}"
+    made, advice = ("more", "") if endless else (shown, f", or sweep.max_trials={count}")
+    raise ConfigError(
+        f"`sweep.max_trials` must be at least the number of trials, but is {max_trials:,} where these values make {made}; "
+        f"give fewer values{advice}"
+    )
 
 
 def _continuous(override: Override) -> str:
@@ -40,9 +48,17 @@ def _continuous(override: Override) -> str:
     )
 
 
-def _values(override: Override, word: str) -> list[str]:
-    """The words of one key: one for every value, or the word as it is typed."""
+def _values(override: Override, word: str, most: int) -> list[str]:
+    """The words of one key: one for every value, but one more than `most` at most; or the word as it is typed.
+
+    shuffle(…) is drawn by the word, so that a sweep which goes on has the same trials.
+    """
     if not override.is_sweep_override():
         return [word]
-    key = override.get_key_element()
-    return list(dict.fromkeys(f"{key}={value}" for value in override.sweep_string_iterator()))
+    key, state = override.get_key_element(), random.getstate()
+    random.seed(word)
+    try:
+        values = islice(override.sweep_string_iterator(), most + 1)
+        return list(dict.fromkeys(f"{key}={value}" for value in values))
+    finally:
+        random.setstate(state)

@@ -44,7 +44,7 @@ class Kept:
 
     def check(self, jobs: Sequence[Sequence[str]]) -> None:
         """Whether trials can be composed. Raises `ConfigError` with all that is wrong."""
-        plan(jobs, 0, self.directory, Manifest.read(self.directory).values["config_dir"])
+        plan(jobs, 0, Manifest.read(self.directory))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """What these jobs return; a trial that was done before returns what it came to then.
@@ -77,8 +77,8 @@ def _note(manifest: Manifest, number: int, found: JobReturn) -> None:
 
 def enlisted(manifest: Manifest, jobs: Sequence[Sequence[str]], first: int) -> list[Trial]:
     """The trials of these jobs, in the manifest from here on. Raises `ConfigError` with what is wrong with any of them."""
-    trials = plan(jobs, first, manifest.directory, manifest.values["config_dir"])
-    manifest.enlist(trial.member(manifest.values["fixed"]) for trial in trials)
+    trials = plan(jobs, first, manifest)
+    manifest.enlist(trial.member() for trial in trials)
     manifest.save()
     return trials
 
@@ -105,7 +105,7 @@ class SideBySide:
 
     def check(self, jobs: Sequence[Sequence[str]]) -> None:
         """Whether trials can be composed. Raises `ConfigError` with all that is wrong."""
-        plan(jobs, 0, self.directory, Manifest.read(self.directory).values["config_dir"])
+        plan(jobs, 0, Manifest.read(self.directory))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the trials; what they return, in their order."""

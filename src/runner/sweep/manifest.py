@@ -16,6 +16,7 @@ from typing import Any
 from runner.directory import now
 from runner.errors import CheckpointError, ConfigError
 from runner.files import write_json
+from runner.overrides import key_of, values_of
 
 FILE = "sweep.json"
 
@@ -111,15 +112,28 @@ class Manifest:
             if not path.name.isdigit() or self.done(number := int(path.name)):
                 continue
             record = _json(path / "run.json")
-            self.members.setdefault(
-                number,
-                {"number": number, "values": {}, "overrides": record.get("overrides", []),
-                 "config_hash": record.get("config_hash"), "state": "waiting", "reason": None},
-            )  # fmt: skip
+            self.members.setdefault(number, self._found(number, record))
             if self.members[number]["state"] in ("waiting", "running"):
                 state = ENDS.get(str(record.get("status")), "interrupted")
                 state = "interrupted" if state == "finished" and not self.summary(number) else state
                 self.mark([number], state, record.get("reason"))
+
+    def _found(self, number: int, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The entry of a trial that only its own record tells of."""
+        words = [word for word in record.get("overrides", []) if key_of(word) != "run_dir"]
+        return {
+            "number": number,
+            "values": values_of([word for word in words if key_of(word) not in self.fixed_keys]),
+            "overrides": words,
+            "config_hash": record.get("config_hash"),
+            "state": "waiting",
+            "reason": None,
+        }
+
+    @property
+    def fixed_keys(self) -> set[str]:
+        """Keys and groups that have the same value in all trials."""
+        return {key_of(word) for word in self.values["fixed"]}
 
     def summary(self, number: int) -> dict[str, Any]:
         """What a finished trial came to; nothing where it cannot be read."""

@@ -21,6 +21,7 @@ from runner.devices import THREADS, TorchBuild, installed_build
 from runner.directory import lock, unlock
 from runner.errors import CheckpointError, ConfigError, Interrupted, RunFailed
 from runner.masks import CUDA, HIP, ROCR, in_force, of_config, variable
+from runner.overrides import quoted
 from runner.schema import key
 from runner.stopping import StopRequest
 
@@ -54,9 +55,7 @@ class Job:
     @property
     def command(self) -> list[str]:
         """The words that run it: in a new directory, or on in the one that it has already."""
-        from hydra.core.override_parser.types import Quote, QuotedString
-
-        place = QuotedString(str(self.directory), Quote.single).with_quotes()
+        place = quoted(str(self.directory))
         return [f"resume={place}"] if (self.directory / "run.json").exists() else [*self.words, f"run_dir={place}"]
 
     @property

@@ -29,7 +29,10 @@ def train(trials: Sequence[Trial], command: Sequence[str], report: Report, watch
     """Run trials here, and on the processes that follow. Raises `ConfigError` before anything is started, and `Interrupted`."""
     plan = {
         "command": list(command),
-        "trials": [{"number": t.number, "words": list(t.words), "config": plain(t.config)} for t in trials],
+        "trials": [
+            {"number": t.number, "words": list(t.words), "config": plain(t.config), "values": dict(t.values)}
+            for t in trials
+        ],
     }
     if not worlds.launched(os.environ):
         _side_by_side(worlds.Alone(), trials, command, report, watch)
@@ -47,7 +50,7 @@ def follow() -> None:
             plan = world.hear()
             if plan["trials"] is None:
                 return
-            trials = [Trial(t["number"], tuple(t["words"]), check(t["config"])) for t in plan["trials"]]
+            trials = [Trial(t["number"], tuple(t["words"]), check(t["config"]), t["values"]) for t in plan["trials"]]
             _share(world, trials, plan["command"], _Silent())
         _one_by_one(trials, plan["command"], _Silent())
 

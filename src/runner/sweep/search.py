@@ -203,6 +203,11 @@ def _unfit(options: Options, space: Space, launcher: Launcher) -> list[str]:
             f"`{PATH}.direction` must be one for each metric, but there are {len(options.directions)} for "
             f"{len(options.metrics or [''])}; give as many, or null"
         )
+    if "seed" in space.dimensions:
+        problems.append(
+            "`seed` must be one value in a search, which would find the luckiest, but is several; leave it out, or take "
+            "hydra/sweeper=grid"
+        )
     if sampler == "grid" and space.endless:
         problems.append(
             f"`{space.endless[0]}` must have values that can be counted, but is an interval, and sampler=grid takes all; "

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from runner import schema
 from runner.config import Config
+from runner.overrides import quoted
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
@@ -199,7 +200,7 @@ def _dimension(override: Override) -> tuple[Dimension | None, str | None]:
     elif tags - {"log"} or (tags and isinstance(sweep, ChoiceSweep)):
         dimension = "without a tag, or an interval or range with the tag log"
     elif isinstance(sweep, ChoiceSweep):
-        dimension = Choice(tuple(dict.fromkeys(map(_text, sweep.list))))
+        dimension = Choice(tuple(dict.fromkeys(map(as_text, sweep.list))))
     elif isinstance(sweep, RangeSweep):
         dimension = _range(sweep, log=bool(tags))
     elif isinstance(sweep, IntervalSweep):
@@ -254,23 +255,23 @@ def _kinds(key: str) -> set[type]:
     return {kind for hint in schema.field_types(Config, key) for kind in schema.alternatives(hint)} & {int, float}
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """The value as a text that Hydra reads as this value. Its own `sweep_string_iterator` forgets the quotes of a choice."""
-    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.core.override_parser.types import QuotedString
 
     if isinstance(value, QuotedString):
         value = value.text
     if isinstance(value, list):
-        return f"[{','.join(map(_text, value))}]"
+        return f"[{','.join(map(as_text, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{_text(name)}:{_text(item)}' for name, item in value.items())}}}"
+        return f"{{{','.join(f'{as_text(name)}:{as_text(item)}' for name, item in value.items())}}}"
     if not isinstance(value, str):
         return "null" if value is None else str(value)
-    return value if _is_read_as(value) else QuotedString(value, Quote.single).with_quotes()
+    return value if _stands_for_itself(value) else quoted(value)
 
 
-def _is_read_as(text: str) -> bool:
-    """Whether the text stands for itself without quotes."""
+def _stands_for_itself(text: str) -> bool:
+    """Whether Hydra reads the text as just this text, without quotes."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

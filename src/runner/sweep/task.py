@@ -19,6 +19,7 @@ class Task:
         from hydra.core.hydra_config import HydraConfig
 
         from runner.compose import compose
+        from runner.errors import Interrupted
         from runner.job import execute
         from runner.overrides import quoted
         from runner.record.log import Log
@@ -30,6 +31,10 @@ class Task:
             words = [f"resume={quoted(str(directory))}"]
         elif directory.is_dir():  # Hydra has made it
             shutil.rmtree(directory)
-        run = execute(lambda earlier: compose(words, self.config_dir), self.command, Log)
+        try:
+            run = execute(lambda earlier: compose(words, self.config_dir), self.command, Log)
+        except Interrupted as stop:
+            # Any Exception is a failed trial for Hydra's launchers, which would go on with the next one.
+            raise KeyboardInterrupt from stop
         metrics: dict[str, float] = run.summary["metrics"]
         return metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from runner.config import Config, program
+from runner.config import Config, plain, program
 from runner.errors import ConfigError, Interrupted, Pruned, RunnerError
 from runner.failures import as_failure
 from runner.files import synced_together
@@ -20,6 +21,7 @@ from runner.records import CHECKPOINTS, Opened, Written, surroundings
 from runner.startup import uncollected
 
 if TYPE_CHECKING:
+    from runner.data import Dataset
     from runner.devices import Choice
     from runner.experiment import Facts, Prepared
     from runner.loop import Member, Stop
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 
 Watch = Callable[[int, int, Mapping[str, float]], bool]
 """Told a trial's number, its step and a row of its metrics; answers whether the trial ends now."""
+
+
+PROGRESS_SECONDS = 10.0
+"""Shortest time between two lines on how far trials are."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,17 @@ class Together:
 
     def __post_init__(self) -> None:
         self._around = cache(surroundings)
+        self._reasons: set[str] = set()
+        self._made: dict[str, Dataset] = {}
+
+    def _data(self, config: Any, seed: int, dtype: Any, device: Any) -> Dataset:
+        """The data of a trial; made once for those that have the same."""
+        from runner import data
+
+        key = json.dumps([plain(config), seed if config.seed is None else config.seed])
+        if key not in self._made:
+            self._made[key] = data.build(config, seed, dtype, device)
+        return self._made[key]
 
     def run(self, trials: Sequence[Trial]) -> None:
         """Every trial, to its end. Raises `ConfigError` before anything is started, and `Interrupted` with all states saved."""
@@ -82,6 +99,7 @@ class Together:
             for batch, alone in self._batches(group):
                 self.report.began([ready.trial.number for ready in batch])
                 self._train(batch, alone)
+            self._made.clear()
 
     def _refuse_misfits(self, trials: Sequence[Trial]) -> None:
         from runner import experiment
@@ -121,11 +139,11 @@ class Together:
         from runner import checkpoint, experiment
 
         config = trial.going_on()
-        records = Written(config, trial.words, self.command, Log(), self._around, held=True)
+        records = Written(config, trial.words, self.command, Log(), self._around, trial.values, held=True)
         try:
             with uncollected():
                 resolved = experiment.resolve(config, self.choice, 1)
-                prepared, _ = experiment.prepare(resolved, self.choice, 1)
+                prepared, _ = experiment.prepare(resolved, self.choice, 1, self._data)
             loaded = None if config.resume is None else checkpoint.load(Path(config.resume) / CHECKPOINTS)
         except RunnerError as error:
             self.report.ended({trial.number: Result("failed", {}, error)})
@@ -147,8 +165,9 @@ class Together:
             alone = lanes.refused(side_by_side)
         if alone is not None or len(batch) == 1:
             for ready in batch:
-                if alone is not None:
-                    self.report.say(f"trial {ready.trial.number} is trained alone: {alone}")
+                if alone is not None and alone not in self._reasons:
+                    self._reasons.add(alone)
+                    self.report.say(f"trial {ready.trial.number} and others like it are trained alone: {alone}")
                 parts = experiment.build(ready.config, ready.prepared, Alone())
                 self._trained([ready], [parts.facts], parts, parts.model.draws)
             return
@@ -202,7 +221,7 @@ class _Open:
         from runner.saving import Saver
         from runner.world import Alone
 
-        found = []
+        found, progress = [], _Progress(together.report, self.facts[0].steps)
         for ready, facts in zip(self.batch, self.facts, strict=True):
             opened = ready.opened = ready.records.open(facts, together.choice)
             assert opened is not None
@@ -215,7 +234,7 @@ class _Open:
                 asynchronous=facts.config.checkpoint.async_save,
                 timeout_seconds=facts.config.launch.timeout_seconds,
             )
-            member = facts.member(ready.records.sinks, saver)
+            member = facts.member([*ready.records.sinks, progress], saver)
             if together.watch is not None:
                 member.cut = _cut(together.watch, ready.trial.number, facts.watched)
             if opened.loaded is not None:
@@ -260,6 +279,24 @@ class _Open:
             results[ready.trial.number] = Result(state if own is None else "failed", {}, told)
             ready.records.close()
         return results
+
+
+class _Progress:
+    """A sink of all members that tells now and then how far they are."""
+
+    def __init__(self, report: Report, steps: int) -> None:
+        self._report, self._steps = report, steps
+        self._step, self._told = 0, time.monotonic()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if row["step"] > self._step and now - self._told > PROGRESS_SECONDS:
+            self._told = now
+            self._report.say(f"         step {row['step']:,} of {self._steps:,}")
+        self._step = max(self._step, row["step"])
+
+    def flush(self) -> None:
+        pass
 
 
 def _cut(watch: Watch, number: int, watched: str) -> Callable[[Mapping[str, Any]], bool]:

@@ -6,62 +6,73 @@ alone: these are set on a typed copy, by the same checks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from runner import combinations, schema
 from runner.compose import compose
 from runner.config import Config, config_hash
 from runner.errors import ConfigError, InputError
-from runner.overrides import values_of
+from runner.overrides import key_of, values_of
+from runner.sweep.manifest import Manifest
 
 MOST_PROBLEMS = 20
 """Problems that are told; a wide sweep may have thousands of the same kind."""
 
+MOST_TRIES = 3
+"""Trials of the same options and keys that are composed in vain, before the others are held to be like them."""
+
+Shape: TypeAlias = tuple[str, ...]
+"""Words with the numbers left out in which trials of one program may differ."""
+
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep: its number, the words that it was asked for with, and its configuration."""
+    """One run of a sweep: its number, the words that it was asked for with, its configuration, and what is its own of that.
+
+    `values` are those of the words that not every trial has: key, or group → value.
+    """
 
     number: int
     words: tuple[str, ...]
     config: Config
+    values: Mapping[str, Any]
 
     def going_on(self) -> Config:
         """The configuration that goes on where an earlier attempt stopped, where there was one."""
         directory = self.config.run_dir or ""
         return replace(self.config, resume=directory) if (Path(directory) / "run.json").is_file() else self.config
 
-    def member(self, fixed: Sequence[str]) -> dict[str, Any]:
-        """Its entry in the manifest; the values are those of words that not every trial has."""
-        own = [_value(word) for word in self.words if word not in fixed]
+    def member(self) -> dict[str, Any]:
+        """Its entry in the manifest."""
         return {
             "number": self.number,
-            "values": dict(own),
+            "values": dict(self.values),
             "overrides": list(self.words),
             "config_hash": config_hash(self.config),
         }
 
 
-def plan(jobs: Sequence[Sequence[str]], first: int, directory: Path, config_dir: str | None) -> list[Trial]:
-    """The trials of these words, numbered from `first`, each in its own directory below.
+def plan(jobs: Sequence[Sequence[str]], first: int, manifest: Manifest) -> list[Trial]:
+    """The trials of these words, numbered from `first`, each in its own directory below that of the sweep.
 
     Raises `ConfigError` with what is wrong with any of them, before anything is started.
     """
-    composed: dict[tuple[str, ...], Config] = {}
+    composer, fixed = _Composer(manifest.values["config_dir"]), manifest.fixed_keys
     trials, problems = [], dict[str, list[int]]()
     for number, words in enumerate(jobs, start=first):
         try:
-            config = _config(tuple(words), composed, config_dir)
+            config = composer.config(tuple(words))
         except InputError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(number)
             continue
-        own = replace(config, run_dir=str(directory / str(number)), resume=None, seeds=None)
-        trials.append(Trial(number, tuple(words), own))
+        own = replace(config, run_dir=str(manifest.member_directory(number)), resume=None, seeds=None)
+        values = dict(_value(word) for word in words if key_of(word) not in fixed)
+        trials.append(Trial(number, tuple(words), own, values))
     if problems:
         raise ConfigError(_told(problems, len(jobs)))
     return trials
@@ -80,28 +91,47 @@ def _others(count: int) -> str:
     return f" and {count} more" if count else ""
 
 
-def _config(words: tuple[str, ...], composed: dict[tuple[str, ...], Config], config_dir: str | None) -> Config:
-    """The configuration of one trial: composed, or that of one with the same keys and other numbers."""
-    numbers = [number for word in words if (number := _number(word)) is not None]
-    shape = tuple(word if _number(word) is None else f"{_number(word)[0]}=" for word in words)  # type: ignore[index]
-    if shape not in composed or len({name for name, _ in numbers}) < len(numbers):
-        config = compose(words, config_dir).config
-        composed[shape] = config
+@dataclass(frozen=True)
+class _Composer:
+    """Composes once for all trials that choose the same options and give the same keys."""
+
+    config_dir: str | None
+    composed: dict[Shape, Config] = field(default_factory=dict)
+    refused: dict[Shape, list[InputError]] = field(default_factory=dict)
+
+    def config(self, words: tuple[str, ...]) -> Config:
+        """The configuration of one trial. Raises `ConfigError`."""
+        numbers = [number for word in words if (number := _number(word)) is not None]
+        shape = tuple(word if _number(word) is None else f"{key_of(word)}=" for word in words)
+        if shape not in self.composed or len({name for name, _ in numbers}) < len(numbers):
+            return self._whole(words, shape)
+        config, problems = self.composed[shape], list[str]()
+        for name, value in numbers:
+            config, found = schema.replaced(config, name, value)
+            problems += found
+        problems = problems or combinations.problems(config)
+        if problems:
+            raise ConfigError(problems)
         return config
-    config, problems = composed[shape], list[str]()
-    for name, value in numbers:
-        config, found = schema.replaced(config, name, value)
-        problems += found
-    problems = problems or combinations.problems(config)
-    if problems:
-        raise ConfigError(problems)
-    return config
+
+    def _whole(self, words: tuple[str, ...], shape: Shape) -> Config:
+        refused = self.refused.setdefault(shape, [])
+        if len(refused) >= MOST_TRIES:
+            raise refused[-1]
+        try:
+            whole = compose(words, self.config_dir)
+        except InputError as error:
+            refused.append(error)
+            raise
+        if not whole.refers:  # a value that follows another must follow it in every trial
+            self.composed[shape] = whole.config
+        return whole.config
 
 
 @lru_cache(maxsize=100_000)
 def _number(word: str) -> tuple[str, Any] | None:
     """Key and value of a word that gives a number which may differ between trials of one program; None for any other."""
-    return _value(word) if schema.is_lane(Config, word.partition("=")[0].lstrip("+")) else None
+    return _value(word) if schema.is_lane(Config, key_of(word)) else None
 
 
 @lru_cache(maxsize=100_000)

@@ -10,9 +10,10 @@ from runner import schema
 from runner.compose import options
 from runner.config import Config
 from runner.errors import ConfigError
-from runner.overrides import Plan, parse
+from runner.overrides import Plan, in_quotes, key_of, parse
 
 OF_HYDRA = ("hydra.", "hydra/")
+OF_SWEEP = ("run_dir", "resume", "seeds")
 REPLACED_ON_RESUME = ("sweep.", "hydra.launcher.")
 """What may be given when a sweep goes on: how its trials are run, not which there are."""
 
@@ -27,9 +28,19 @@ class Words:
     swept: list[str] = field(default_factory=list)
     sample: list[str] = field(default_factory=list)
     """The words of one trial, with the first value of every key."""
+    notices: list[str] = field(default_factory=list)
+    """What the user should hear about them."""
     run_dir: str | None = None
     resume: str | None = None
     seeds: int | None = None
+
+    def drop(self, name: str) -> bool:
+        """Take out what was given for a key; whether there was anything."""
+        count = len(self.task)
+        for own in (self.task, self.fixed, self.sample):
+            own[:] = [word for word in own if key_of(word) != name]
+        self.swept[:] = [key for key in self.swept if key != name]
+        return len(self.task) < count
 
 
 def sort(words: Sequence[str], config_dir: str | None) -> Words:
@@ -37,32 +48,48 @@ def sort(words: Sequence[str], config_dir: str | None) -> Words:
     groups, plan, sorted_ = options(config_dir), Plan(), Words()
     known = [*schema.paths(Config), *groups]
     for word in words:
-        name = word.partition("=")[0].lstrip("+")
+        name = key_of(word)
         if name.startswith(OF_HYDRA):
             sorted_.hydra.append(word)
-        elif (override := parse(word, known, groups, plan)) is not None:
+        elif (override := parse(word, known, groups, plan)) is None:
+            continue
+        elif name in OF_SWEEP:
+            plan.problems += _take_own(sorted_, name, override)
+        else:
             _take(sorted_, word, name, override, groups)
     if plan.problems:
         raise ConfigError(plan.problems)
     return sorted_
 
 
+def _take_own(words: Words, name: str, override: Any) -> list[str]:
+    """A word for the sweep as a whole; gives what is wrong with it."""
+    text = (override.input_line or "").partition("=")[2]
+    if override.is_sweep_override():
+        return [f"`{name}` must be one value for the whole sweep, but is {text}; {in_quotes(name, text)}"]
+    value = override.value()
+    setattr(words, name, value if value is None or name == "seeds" or isinstance(value, str) else text)
+    return []
+
+
 def _take(words: Words, word: str, name: str, override: Any, groups: Mapping[str, Mapping[str, str]]) -> None:
-    swept = override.is_sweep_override()
-    if name in ("run_dir", "resume", "seeds") and not swept:
-        setattr(words, name, override.value())
-        return
-    needs_plus = (
-        name not in schema.hints(Config) if name in groups else schema.is_mapping(Config, name.rpartition(".")[0])
-    )
-    word = f"{'+' if needs_plus else ''}{word.lstrip('+')}"
+    word = f"{_plus(name, groups)}{word.lstrip('+')}"
+    if words.drop(name):
+        words.notices.append(f"`{name}` is given twice; the last one counts: {word.partition('=')[2]}")
     words.task.append(word)
-    if swept:
+    if override.is_sweep_override():
         words.swept.append(name)
         words.sample.append(f"{name}={_first(override, groups)}")
     else:
         words.fixed.append(word)
         words.sample.append(word)
+
+
+def _plus(name: str, groups: Mapping[str, Mapping[str, str]]) -> str:
+    """What Hydra wants before a key that is not in its configuration, or may be there or not."""
+    if name in groups:
+        return "" if name in schema.hints(Config) else "+"
+    return "++" if schema.is_mapping(Config, name.rpartition(".")[0]) else ""
 
 
 def _first(override: Any, groups: Mapping[str, Mapping[str, str]]) -> str:
@@ -92,8 +119,7 @@ def with_seeds(words: Words, seed: int) -> None:
         )
     if "seed" in words.swept:
         raise ConfigError("`seeds` is short for a range of `seed`, which is swept as well; leave one of them out")
-    for own in (words.task, words.fixed, words.sample):
-        own[:] = [word for word in own if word.partition("=")[0] != "seed"]
+    words.drop("seed")
     words.task.append(f"seed=range({seed},{seed + words.seeds})")
     words.swept.append("seed")
     words.sample.append(f"seed={seed}")
@@ -111,7 +137,7 @@ def refuse_beside_resume(words: Sequence[str]) -> None:
     problems = [
         f"`{name}` cannot be changed when a sweep is resumed, since its trials would be others; leave it out, or start a new sweep"
         for word in words
-        if (name := word.partition("=")[0].lstrip("+")) != "resume" and not name.startswith(REPLACED_ON_RESUME)
+        if (name := key_of(word)) != "resume" and not name.startswith(REPLACED_ON_RESUME)
     ]
     if problems:
         raise ConfigError(problems)

@@ -1,0 +1,110 @@
+"""What training side by side gives: the time of a whole sweep against the same trials one after another in one process.
+
+    python benchmarks/sweep.py [--rounds N] [--trials 8,64,512] [--threads 1,2]
+
+A sweep is `python -m runner -m …` from its start to its end, with all that it writes. One after another is `runner.run` in a
+loop in one process, from its start too; of many trials only some are timed, and the others are taken to last as long as
+those. Both write the same files (no plots). Rounds are interleaved; times are medians, the ratio is taken within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+TIMED = 24
+"""Trials that are timed one after another."""
+
+SERIAL = """
+import sys, time
+import runner
+began = time.perf_counter()
+count, threads, *words = sys.argv[1:]
+for seed in range(int(count)):
+    runner.run(overrides=[*words, f"seed={seed}", "record.plots=false", f"device.threads={threads}"])
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Name, words of every trial, numbers of trials."""
+
+    name: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CASES = (
+    Case("linreg, 2,000 steps", ("+experiment=linreg",)),
+    Case(
+        "MLP 9-32-1, batch 64, 2,000 steps",
+        (
+            "data=line", "data.rows=1000", "data.features=9", "data.standardize=true", "model=mlp", "model.widths=[32]",
+            "optimizer=adam", "optimizer.lr=1e-3", "train.batch_size=64", "train.steps=2000", "record.every_steps=200",
+        ),
+    ),
+)  # fmt: skip
+
+
+def side_by_side(case: Case, trials: int, threads: int) -> float:
+    """Seconds of a sweep over so many seeds."""
+    return _seconds(["-m", "runner", "-m", *case.words, f"seeds={trials}", f"device.threads={threads}"])
+
+
+def one_by_one(case: Case, trials: int, threads: int) -> float:
+    """Seconds of the same trials alone: those of the start and the first one, and the others at the pace of some."""
+    first = _seconds(["-c", SERIAL, "1", str(threads), *case.words])
+    timed = min(trials, TIMED)
+    some = _seconds(["-c", SERIAL, str(timed), str(threads), *case.words])
+    return first + (some - first) / (timed - 1) * (trials - 1)
+
+
+def _seconds(arguments: list[str]) -> float:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False, cwd=Path(folder)
+        )
+        seconds = time.perf_counter() - began
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} answered {done.returncode}\n{done.stderr[-3000:]}")
+    return seconds
+
+
+def line(case: Case, trials: int, threads: int, rounds: int) -> str:
+    """One row of the table."""
+    measured = [(one_by_one(case, trials, threads), side_by_side(case, trials, threads)) for _ in range(rounds)]
+    alone, together = (statistics.median(times) for times in zip(*measured, strict=True))
+    ratio = statistics.median(a / b for a, b in measured)
+    each = together / trials * 1000
+    return f"| {case} | {threads} | {trials:,} | {alone:,.1f} | {together:,.1f} | {each:,.1f} | {ratio:,.1f} |"
+
+
+def main() -> None:
+    """Print the table."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--trials", default="8,64,512")
+    options.add_argument("--threads", default="1,2")
+    options.add_argument("--cases", default="0,1")
+    asked = options.parse_args()
+    print("| trials of | threads | trials | one by one s | side by side s | ms a trial | ratio |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for case in map(int, asked.cases.split(",")):
+        for threads in map(int, asked.threads.split(",")):
+            for trials in map(int, asked.trials.split(",")):
+                print(line(CASES[case], trials, threads, asked.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

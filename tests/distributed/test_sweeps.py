@@ -1,0 +1,89 @@
+"""A sweep on several processes: rank 0 leads, each trial is run once, and its answer is that of one process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+import torch
+from launching import errors, launched, runner_launch
+from processes import Outcome
+
+import runner
+from runner import cli
+
+TRIALS = (
+    "data=line", "data.rows=40", "data.standardize=true", "model=mlp", "model.widths=[4]", "device=cpu", "dtype=float64",
+    "train.steps=20", "train.batch_size=16", "record.every_steps=10", "optimizer.lr=0.1,0.01,1e30", "seed=range(0,3)",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.optim.SGD([torch.zeros(1)])  # imports torch's compiler, once, before the processes are forked
+
+
+def commanded(size: int, words: Sequence[str]) -> list[Outcome]:
+    """The command line on several processes."""
+    return processes.on(size, lambda rank: sys.exit(cli.main(words)))
+
+
+def answers(directory: Path) -> list[tuple[str, Any, Any]]:
+    """State, hash of the parameters and reason of every trial."""
+    members = json.loads((directory / "sweep.json").read_text())["members"]
+    assert [member["number"] for member in members] == list(range(9))
+    found = []
+    for member in members:
+        path = directory / str(member["number"]) / "summary.json"
+        summary = json.loads(path.read_text()) if path.exists() else {}
+        found.append((member["state"], summary.get("parameters_sha256"), member["reason"]))
+    return found
+
+
+def test_trials_are_dealt_out_and_each_has_the_answer_of_one_process() -> None:
+    directory, results = runner.multirun(None, [*TRIALS, "run_dir=one"])
+    assert [member.state for member in results.members] == ["finished"] * 6 + ["failed"] * 3
+    outcomes = commanded(2, ["-m", *TRIALS, "run_dir=two"])
+    assert [outcome.code for outcome in outcomes] == [1, 0], outcomes  # trials failed, as they do on one process
+    assert answers(Path("two")) == answers(directory)
+    lanes = [json.loads((Path("two") / str(n) / "run.json").read_text())["lanes"] for n in range(9)]
+    assert sorted(lanes) == [4, 4, 4, 4, 5, 5, 5, 5, 5]
+    assert (Path("two") / "results.csv").read_text().count("\n") == 10
+    assert "9 trials, 3 failed" in outcomes[0].printed
+    assert errors(outcomes[0].printed) == errors(outcomes[1].printed) == []
+
+
+def test_an_explicit_strategy_trains_each_trial_on_all_processes() -> None:
+    words = [*TRIALS, "strategy.reduction=exact", "strategy.chunks=2"]
+    directory, _ = runner.multirun(None, [*words, "run_dir=one"])
+    outcomes = commanded(2, ["-m", *words, "strategy=ddp", "run_dir=two"])
+    assert [outcome.code for outcome in outcomes] == [1, 0], outcomes
+    assert answers(Path("two")) == answers(directory)
+    sizes = {json.loads((Path("two") / str(n) / "run.json").read_text())["world_size"] for n in range(9)}
+    assert sizes == {2}
+
+
+def test_what_is_wrong_is_told_once_and_nothing_is_left() -> None:
+    outcomes = commanded(2, ["-m", *TRIALS, "train.clip_norm=1,-1", "run_dir=two"])
+    assert [outcome.code for outcome in outcomes] == [2, 0], outcomes
+    told = "`train.clip_norm` must be a finite number above 0 or null, but is -1"
+    assert [line.partition(": ")[2] for line in errors(outcomes[0].printed)] == [f"trial 1 and 8 more: {told}"]
+    assert errors(outcomes[1].printed) == []
+    assert not Path("two").exists()
+
+
+def test_a_sweep_starts_its_own_processes(tmp_path: Path) -> None:
+    words = ["-m", *TRIALS[:-2], "optimizer.lr=0.1,0.01", "run_dir=run"]
+    with launched(runner_launch(*words), tmp_path / "one") as sweep:
+        assert sweep.wait() == 0, sweep.err
+        assert sweep.errors == []
+        assert "2 trials" in sweep.out
+        assert sweep.living() == []
+    manifest = json.loads((tmp_path / "one" / "run" / "sweep.json").read_text())
+    assert [member["state"] for member in manifest["members"]] == ["finished", "finished"]
