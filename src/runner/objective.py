@@ -88,7 +88,7 @@ class Objective:
             if whole
             else slice(cut.first, cut.last)
             if isinstance(chosen, slice)
-            else chosen[cut.first : cut.last]
+            else chosen[..., cut.first : cut.last]
         )
         features, target = self.rows.take(rows)
         return Part(features, target, (cut.last - cut.first) / count, cut.stream)

@@ -149,8 +149,17 @@ def test_json_is_strict_indented_and_exact(tmp_path: Path) -> None:
 
     read = json.loads(text, parse_constant=refuse)
     assert read == {"loss": ["nan", 0.1 + 0.2, 1e-310], "größe": "é\ud800"}
-    assert text.startswith('{\n  "loss": [\n    "nan",\n')
+    assert text.startswith('{\n  "loss": ["nan", 0.30000000000000004, 1e-310],\n  "gr')
     assert text.endswith("}\n")
+
+
+def test_json_has_a_line_for_each_entry(tmp_path: Path) -> None:
+    value = {"b": {"c": 1, "d": {}}, "e": [{"f": [1, 2]}, {"f": []}], "g": [[1], [2]], "h": []}
+    write_json(tmp_path / "a.json", value)
+    assert (tmp_path / "a.json").read_text().splitlines() == [
+        "{", '  "b": {', '    "c": 1,', '    "d": {}', "  },", '  "e": [', '    {"f": [1, 2]},', '    {"f": []}', "  ],",
+        '  "g": [[1], [2]],', '  "h": []', "}",
+    ]  # fmt: skip
 
 
 def test_a_value_that_json_does_not_know_leaves_the_old_file(tmp_path: Path) -> None:

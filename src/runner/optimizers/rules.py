@@ -2,7 +2,8 @@
 
 Hyperparameters are tensors: 0-d for one run; for runs side by side [lanes, 1, …], which broadcast against the stacked
 parameters. The learning rate comes in the parameters' type. The others are kept in float64, where the device has it, so that
-1 − β₂ᵗ keeps its digits: a 0-d tensor does not widen the parameters, one with lanes is brought to their type where they meet.
+1 − β₂ᵗ keeps its digits: a 0-d tensor does not widen the parameters; one with lanes, or beside a single number, is brought to
+their type where they meet.
 The order of operations is that of torch.optim's for-loop versions.
 """
 
@@ -43,7 +44,7 @@ def _decayed(params: Sequence[Tensor], grads: Sequence[Tensor], weight_decay: Te
 
 def _beside(tensor: Tensor, number: Tensor) -> Tensor:
     """A hyperparameter in the type of the tensor that it meets."""
-    return number.to(tensor.dtype) if number.dim() else number
+    return number.to(tensor.dtype) if number.dim() or not tensor.dim() else number
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,8 @@ def check_some(manifest: Manifest) -> None:
     from runner.sweep.audit import audit
 
     config_dir = manifest.values["config_dir"]
+    if not any(word.startswith("sweep.") for word in manifest.values["task"]):  # conf/ asks for none
+        return
     count = compose(words_.sort(manifest.values["task"], config_dir).sample, config_dir).config.sweep.audit
     if count and launched(os.environ):
         again = f"python -m runner -m resume={manifest.directory} sweep.audit={count}"

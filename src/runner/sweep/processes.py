@@ -27,6 +27,9 @@ FOREVER_SECONDS = 30 * 86_400.0
 
 def train(trials: Sequence[Trial], command: Sequence[str], report: Report, watch: Watch | None) -> None:
     """Run trials here, and on the processes that follow. Raises `ConfigError` before anything is started, and `Interrupted`."""
+    if not worlds.launched(os.environ):
+        _side_by_side(worlds.Alone(), trials, command, report, watch)
+        return
     plan = {
         "command": list(command),
         "trials": [
@@ -34,9 +37,6 @@ def train(trials: Sequence[Trial], command: Sequence[str], report: Report, watch
             for t in trials
         ],
     }
-    if not worlds.launched(os.environ):
-        _side_by_side(worlds.Alone(), trials, command, report, watch)
-        return
     with worlds.find(os.environ) as world:
         world.tell(plan)
         _share(world, trials, command, report)

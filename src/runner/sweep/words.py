@@ -56,7 +56,7 @@ def sort(words: Sequence[str], config_dir: str | None) -> Words:
         elif name in OF_SWEEP:
             plan.problems += _take_own(sorted_, name, override)
         else:
-            _take(sorted_, word, name, override, groups)
+            _take(sorted_, name, override, groups)
     if plan.problems:
         raise ConfigError(plan.problems)
     return sorted_
@@ -72,8 +72,9 @@ def _take_own(words: Words, name: str, override: Any) -> list[str]:
     return []
 
 
-def _take(words: Words, word: str, name: str, override: Any, groups: Mapping[str, Mapping[str, str]]) -> None:
-    word = f"{_plus(name, groups)}{word.lstrip('+')}"
+def _take(words: Words, name: str, override: Any, groups: Mapping[str, Mapping[str, str]]) -> None:
+    # As it was read: a formula that Hydra takes for a call of a function is in quotes there.
+    word = f"{_plus(name, groups)}{(override.input_line or '').lstrip('+')}"
     if words.drop(name):
         words.notices.append(f"`{name}` is given twice; the last one counts: {word.partition('=')[2]}")
     words.task.append(word)
