@@ -320,8 +320,11 @@ def _by(items: Iterable[Any], name: Callable[[Any], Any]) -> list[list[Any]]:
 
 
 def _numbers(batch: Sequence[_Ready]) -> str:
+    """The trials' numbers: the first and the last where they follow each other, else a few of them."""
     numbers = sorted(ready.trial.number for ready in batch)
-    return f"{numbers[0]}-{numbers[-1]}"
+    if numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]}-{numbers[-1]}"
+    return ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
 
 
 def free_bytes(kind: str) -> float:
