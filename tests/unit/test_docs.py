@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hydra.types import RunMode
 
+from runner import schema
 from runner.combinations import misplaced
-from runner.compose import compose
+from runner.compose import compose, opened
+from runner.config import Config
+from runner.sweep import space
+from runner.sweep.words import Words, sort
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -41,13 +47,41 @@ def commands(page: Path) -> list[str]:
     return [line for line in starts if not re.search(r"resume=|rerun|\$", line)]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "scaling.md"], ids=lambda page: page.name)
+PAGES = [ROOT / "README.md", DOCS / "scaling.md", DOCS / "sweeps.md"]
+
+
+def asked(command: str) -> Words:
+    """The words of a command, whether it starts one run or a sweep, by what they are for."""
+    words = shlex.split(command, comments=True)
+    return sort([word for word in words[words.index("runner") + 1 :] if word != "-m"], None)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_can_be_run(page: Path) -> None:
     found = commands(page)
     assert len(found) >= 5
     for command in found:
-        words = shlex.split(command, comments=True)
-        config = compose(words[words.index("runner") + 1 :], None).config
+        config = compose(asked(command).sample, None).config
         started = re.search(r"--nproc-per-node (\d+)", command)
         size = int(started[1]) if started else config.launch.processes * config.launch.nodes
         assert misplaced(config, size) == [], command
+
+
+def test_the_launchers_and_sweepers_of_the_pages_can_be_composed_and_their_spaces_read() -> None:
+    absent = [name for name in ("submitit", "ray") if find_spec(f"hydra_plugins.hydra_{name}_launcher") is None]
+    sweeps = [words for page in PAGES for command in commands(page) if (words := asked(command)).hydra]
+    assert len(sweeps) >= 10
+    for words in sweeps:
+        if any(name in word for name in absent for word in words.hydra):
+            continue
+        with opened() as hydra:
+            hydra.compose_config("sweep", words.hydra, RunMode.MULTIRUN)
+        if "hydra/sweeper=optuna" in words.hydra:
+            assert space.read(words.task)[1] == []
+
+
+def test_the_page_of_sweeps_lists_the_keys_that_trials_side_by_side_may_differ_in() -> None:
+    section = (DOCS / "sweeps.md").read_text(encoding="utf-8").partition("## Side by side")[2].partition("\n## ")[0]
+    listed = {name for row in section.splitlines() if row.startswith("|") for name in re.findall(r"`([\w.]+)`", row)}
+    lanes = {name for name in schema.paths(Config) if schema.is_lane(Config, name)}
+    assert listed == {*lanes, "model.start"}

@@ -1,0 +1,120 @@
+"""The experiments that are sweeps: what their READMEs claim, with fewer trials, held against answers that need no training."""
+
+from __future__ import annotations
+
+import json
+import math
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import runner
+from runner import data
+from runner.compose import compose
+from runner.sweep.results import Results
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+QUICK = ["device=cpu", "device.threads=1"]
+SPACE = [
+    "hydra/sweeper=optuna",
+    "hydra.sweeper.n_trials=8",
+    "hydra.sweeper.n_jobs=4",
+    "model.dropout=0",
+    "train.epochs=5",
+    "optimizer.lr=tag(log, interval(1e-4, 1e-2))",
+    "optimizer.weight_decay=tag(log, interval(1e-3, 1))",
+    "model.widths=choice([16],[32])",
+]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------- learning_rate
+
+
+def study() -> dict[str, Any]:
+    return runpy.run_path(str(EXPERIMENTS / "learning_rate/study.py"))
+
+
+def two_over_the_largest_curvature() -> float:
+    """The Hessian of mean((w·x + b - y)²) is 2·[[mean x², mean x], [mean x, 1]]: its eigenvalues by trace and determinant."""
+    config = compose(["+experiment=linreg"]).config
+    rows = data.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"]
+    square, mean = float(rows.features.square().mean()), float(rows.features.mean())
+    trace, determinant = 2 * (square + 1), 4 * (square - mean**2)
+    return 4 / (trace + math.sqrt(trace**2 - 4 * determinant))
+
+
+def test_the_predicted_limit_is_two_over_the_largest_curvature() -> None:
+    # Two ways to an eigenvalue in float64, whose condition is 11,000.
+    assert study()["limit"]() == pytest.approx(two_over_the_largest_curvature(), rel=1e-11)
+
+
+def test_training_turns_from_converging_to_diverging_at_the_predicted_limit() -> None:
+    """16 rates 0.2 % apart, 3 seeds: nothing diverges below the limit, and everything from the next rate on.
+
+    Below it no part of the loss grows at any step. At a rate (1 + e) times the limit the steepest part grows by (1 + 2·e)²
+    a step: by e^13 in 1,800 steps at 0.09 % above, the first rate here that is. Seed 0 starts 0.002 beside the best slope,
+    so that it needs e^2 for the loss to rise at all.
+    """
+    step, first = 7e-7, 3.59e-4
+    words = [*QUICK, f"optimizer.lr=range({first},{first + 15.5 * step},{step})", "seeds=3", "dtype=float64"]
+    directory, results = runner.multirun("linreg", words)
+    limit, found = two_over_the_largest_curvature(), study()["find"](directory, results)
+    rates = [first + k * step for k in range(16)]
+    assert found.stable == pytest.approx(max(rate for rate in rates if rate < limit), rel=1e-9)  # written as decimals
+    assert found.unstable == pytest.approx(min(rate for rate in rates if rate > limit), rel=1e-9)
+
+
+def test_a_run_that_fails_has_diverged_and_one_at_a_low_rate_has_not() -> None:
+    directory, results = runner.multirun("linreg", [*QUICK, "optimizer.lr=1e-5,1e-4,1e-3", "seeds=2"])
+    assert [member.state for member in results.members] == ["finished"] * 4 + ["failed"] * 2
+    found = study()["find"](directory, results)
+    assert (found.stable, found.unstable) == (1e-4, 1e-3)
+
+
+def test_the_picture_shows_the_loss_and_is_not_the_one_without_the_line() -> None:
+    from runner.sweep.pictures import draw
+
+    _, results = runner.multirun("linreg", [*QUICK, "optimizer.lr=3e-4,4e-4", "seeds=2", "train.steps=20"])
+    png = study()["picture"](results)
+    assert png.startswith(b"\x89PNG")
+    assert png != draw(Results(**{**vars(results), "metric": "train/loss"}))["optimizer.lr"]
+
+
+# ---------------------------------------------------------------------------------------------------------- optuna_mlp
+
+
+def trials(directory: Path) -> list[tuple[dict[str, Any], dict[str, float]]]:
+    """Values and metrics of every trial, in the order of their numbers."""
+    members = json.loads((directory / "sweep.json").read_text())["members"]
+    summaries = [json.loads((directory / str(m["number"]) / "summary.json").read_text()) for m in members]
+    return [(m["values"], summary["metrics"]) for m, summary in zip(members, summaries, strict=True)]
+
+
+def test_a_search_finds_the_same_trials_again_and_its_best_one_is_told() -> None:
+    first, results = runner.multirun("diabetes", [*QUICK, *SPACE])
+    again, _ = runner.multirun("diabetes", [*QUICK, *SPACE])
+    found = trials(first)
+    assert found == trials(again)
+    assert len({json.dumps(values) for values, _ in found}) == len(found) == 8
+    assert results.metric == "valid/rmse"
+    best, _ = min(found, key=lambda trial: trial[1]["valid/rmse"])
+    words = runpy.run_path(str(EXPERIMENTS / "optuna_mlp/compare.py"))["best"](first)
+    assert f"optimizer.lr={best['optimizer.lr']}" in words
+    assert "model.dropout=0" in words
+
+
+def test_the_comparison_has_the_same_rows_for_the_network_and_the_line() -> None:
+    """The network without hidden layers, trained to its end, is the line: so is its test rmse on every seed."""
+    compare = runpy.run_path(str(EXPERIMENTS / "optuna_mlp/compare.py"))
+    linear = ["+experiment=diabetes", *QUICK, "model=linear", "optimizer=lbfgs", "optimizer.lr=1", "dtype=float64"]
+    whole = ["train.batch_size=null", "train.epochs=20", "train.early_stopping.patience=null"]
+    # L-BFGS ends where the loss changes by less than 1e-9, so the parameters are off by about its root.
+    assert compare["measured"]([*linear, *whole], 2) == pytest.approx(compare["line"](2), rel=1e-4)
