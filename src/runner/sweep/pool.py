@@ -21,9 +21,9 @@ from runner.devices import THREADS, TorchBuild, installed_build
 from runner.directory import lock, unlock
 from runner.errors import CheckpointError, ConfigError, Interrupted, RunFailed
 from runner.masks import CUDA, HIP, ROCR, in_force, of_config, variable
-from runner.overrides import quoted
 from runner.schema import key
 from runner.stopping import StopRequest
+from runner.sweep.space import as_text
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
@@ -55,7 +55,7 @@ class Job:
     @property
     def command(self) -> list[str]:
         """The words that run it: in a new directory, or on in the one that it has already."""
-        place = quoted(str(self.directory))
+        place = as_text(str(self.directory))
         return [f"resume={place}"] if (self.directory / "run.json").exists() else [*self.words, f"run_dir={place}"]
 
     @property

@@ -102,7 +102,7 @@ class Study:
         """
         self._asked = {}
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if self._owner is None or frozen.user_attrs.get(OWNER) == self._owner:
+            if frozen.user_attrs.get(OWNER) == self._owner:
                 # A trial whose process died keeps what it was given, and is given now what it lacks.
                 self._take(Trial(self._study, frozen._trial_id))
                 self._reported[frozen.number] = -1 if frozen.last_step is None else frozen.last_step

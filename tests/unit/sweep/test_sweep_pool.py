@@ -11,14 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import optuna
 import pytest
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
+from optuna.storages.journal import JournalFileBackend
 
+from runner.cli import main
 from runner.compose import CONF
 from runner.devices import TorchBuild
+from runner.directory import lock, unlock
 from runner.errors import ConfigError, Interrupted, RunFailed
 from runner.sweep.pool import Options, Outcome, Pool, slots, visible_gpus
 
@@ -42,10 +46,8 @@ def test_every_option_has_a_value_and_a_meaning() -> None:
 # The slots.
 
 
-def plan(
-    build: TorchBuild, visible: int, environ: dict[str, str], devices: Any = None, per_device: int = 1, cores: int = 8
-) -> list[dict[str, str]]:
-    return slots(Options(devices=devices, per_device=per_device), environ, build, visible, cores)
+def plan(build: TorchBuild, visible: int, environ: dict[str, str], **changes: Any) -> list[dict[str, str]]:
+    return slots(Options(**options(**changes)), environ, build, visible, cores=8)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +75,9 @@ def plan(
 def test_each_slot_sees_one_gpu(
     build: TorchBuild, visible: int, environ: dict[str, str], devices: Any, masks: list[dict[str, str]]
 ) -> None:
-    found = plan(build, visible, {"HOME": "/home/me", **environ}, devices, cores=len(masks))
-    assert found == [{"HOME": "/home/me", "OMP_NUM_THREADS": "1", **mask} for mask in masks]
+    found = plan(build, visible, {"HOME": "/home/me", **environ}, devices=devices)
+    threads = str(8 // len(masks))
+    assert found == [{"HOME": "/home/me", "OMP_NUM_THREADS": threads, **mask} for mask in masks]
 
 
 def test_several_trials_a_device_begin_on_different_devices() -> None:
@@ -103,7 +106,7 @@ def test_the_user_s_own_threads_stay() -> None:
 )  # fmt: skip
 def test_gpus_that_cannot_be_used(build: TorchBuild, visible: int, devices: Any, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        plan(build, visible, {}, devices)
+        plan(build, visible, {}, devices=devices)
     assert caught.value.problems == (f"`hydra.launcher.devices` {problem}",)
 
 
@@ -123,12 +126,12 @@ def test_options_and_trials_that_cannot_be(tmp_path: Path) -> None:
 
 CHILD = """\
 #!{python} -S
-import json, os, signal, sys
+import json, os, signal, sys, time
 words = dict(word.partition("=")[::2] for word in sys.argv if "=" in word)
 place = words.get("run_dir", words.get("resume")).strip("'")
 number = place.rpartition("/")[2]
 with open({log!r}, "a") as log:
-    log.write(json.dumps([int(number), sys.argv[1:], os.environ.get("SLOT")]) + "\\n")
+    log.write(json.dumps([int(number), sys.argv[1:], os.environ.get("SLOT"), os.getpgrp()]) + "\\n")
 caught = []
 def catch(signal_number, frame):
     caught.append(signal_number)
@@ -145,12 +148,13 @@ if "kill" in words:
 while len(caught) < int(words.get("signals", 0)):
     signal.pause()
 if caught:
+    time.sleep(float(words.get("linger", 0)))
     with open({log!r} + number, "w") as log:
         json.dump(caught, log)
     sys.exit(128 + caught[0])
 sys.stderr.write(words.get("say", "").replace("|", "\\n"))
 if "exit" not in words or "begun" in words:
-    os.mkdir(place)
+    os.makedirs(place, exist_ok=True)
     with open(place + "/summary.json", "w") as file:
         json.dump({{"metrics": {{"train/loss": float(number), "valid/rmse": "nan"}}}}, file)
     with open(place + "/run.json", "w") as file:
@@ -165,10 +169,10 @@ class Children:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log, self.sweep = folder / "log", folder / "sweep"
         self.sweep.mkdir()
-        script = folder / "python"
-        script.write_text(CHILD.format(python=sys.executable, log=str(self.log)))
-        script.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(script))
+        self.script = folder / "python"
+        self.script.write_text(CHILD.format(python=sys.executable, log=str(self.log)))
+        self.script.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(self.script))
         self.ended: list[Outcome] = []
         self.folder = folder
 
@@ -213,7 +217,7 @@ def test_results_come_in_the_order_of_the_jobs(children: Children) -> None:
     assert [returned.working_dir for returned in returns] == [str(children.sweep / str(n)) for n in (10, 11, 12, 13)]
     assert returns[3].return_value["train/loss"] == 13.0
     assert returns[3].return_value["valid/rmse"] != returns[3].return_value["valid/rmse"]  # nan is a text in JSON
-    assert children.notes[11][0] == ["-m", "runner", "b='x, y'", f"run_dir='{children.sweep}/11'"]
+    assert children.notes[11][0] == ["-m", "runner", "b='x, y'", f"run_dir={children.sweep}/11"]
     assert sorted(outcome.number for outcome in children.ended) == [10, 11, 12, 13]
 
 
@@ -222,25 +226,37 @@ def test_a_free_slot_takes_the_next_trial(children: Children) -> None:
     meeting = children.fifo("meeting")
     returns = children.launch([[f"read={meeting}"], ["a=1"], ["a=2"], ["a=3"], [f"open={meeting}"]])
     assert all(returned.status is JobStatus.COMPLETED for returned in returns)
-    on = {number: slot for number, (_, slot) in children.notes.items()}
+    on = {number: slot for number, (_, slot, _) in children.notes.items()}
     assert {on[1], on[2], on[3], on[4]} == {"0", "1"} - {on[0]}
 
 
 def test_a_trial_that_has_finished_is_not_run_again_and_one_that_has_begun_goes_on(children: Children) -> None:
     children.launch([["a=0"], ["exit=1", "begun=1"], ["exit=2"]])
-    before = dict(children.notes)
     children.log.unlink()
-    (children.sweep / "1/summary.json").unlink()
-    (children.sweep / "1/run.json").rename(children.sweep / "1/kept")
-    os.rename(children.sweep / "1", children.folder / "1")
-    os.mkdir(children.sweep / "1")
-    (children.sweep / "1/run.json").write_text('{"status": "interrupted"}')
-    returns = children.launch([["a=0"], ["exit=1", "a=1"], ["a=2"]])
-    assert before[0] != before[1]
-    assert children.notes[1][0] == ["-m", "runner", f"resume='{children.sweep}/1'"]
-    assert children.notes[2][0] == ["-m", "runner", "a=2", f"run_dir='{children.sweep}/2'"]
+    returns = children.launch([["a=0"], ["a=1"], ["a=2"]])
+    assert children.notes[1][0] == ["-m", "runner", f"resume={children.sweep}/1"]
+    assert children.notes[2][0] == ["-m", "runner", "a=2", f"run_dir={children.sweep}/2"]
     assert set(children.notes) == {1, 2}
-    assert returns[0].return_value["train/loss"] == 0.0
+    assert [returned.return_value["train/loss"] for returned in returns] == [0.0, 1.0, 2.0]
+
+
+def test_a_trial_that_a_killed_sweep_left_running_is_waited_for(children: Children) -> None:
+    """Trial 1 is held until trial 0 has ended; by then its files say that it has finished."""
+    directory = children.sweep / "1"
+    directory.mkdir()
+    held = lock(directory)
+
+    def ended(outcome: Outcome) -> None:
+        children.ended.append(outcome)
+        if outcome.number == 0:
+            (directory / "run.json").write_text('{"status": "finished"}')
+            (directory / "summary.json").write_text('{"metrics": {"train/loss": 5}}')
+            unlock(held)
+
+    returns = children.pool(2).launch([["a=0"], ["a=1"]], 0, children.sweep, ended)
+    assert returns[1].return_value == {"train/loss": 5.0}
+    assert [outcome.number for outcome in children.ended] == [0, 1]
+    assert set(children.notes) == {0}
 
 
 @pytest.mark.parametrize(
@@ -281,12 +297,14 @@ def test_a_signal_reaches_every_trial_once_and_starts_no_other(number: int, chil
         if outcome.number == 1:
             os.kill(os.getpid(), number)
 
-    jobs = [[f"open={meeting}", "signals=1"], [f"read={meeting}"], ["signals=1"], ["a=3"], ["a=4"]]
+    jobs = [[f"open={meeting}", "signals=1", "linger=0.35"], [f"read={meeting}"], ["signals=1"], ["a=3"], ["a=4"]]
     with pytest.raises(Interrupted) as caught:
         pool.launch(jobs, 0, children.sweep, ended)
     assert caught.value.exit_code == 128 + number
     assert str(caught.value).startswith("stopped after 1 of 5 trials; the others are saved")
+    # It lingers for three ticks, in which no second one comes, nor the terminal's own.
     assert children.caught(0) == [number]
+    assert children.notes[0][2] != os.getpgrp()
     assert [outcome.state for outcome in children.ended] == ["finished", *["interrupted"] * (len(children.ended) - 1)]
     assert not {3, 4} & set(children.notes)
 
@@ -316,9 +334,10 @@ def test_whatever_happens_here_no_trial_goes_on_alone(children: Children) -> Non
 
 
 def test_the_user_s_own_groups_reach_the_trials(children: Children) -> None:
-    pool = Pool(options(), config_dir="my conf")
-    pool.slots = [dict(os.environ)]
-    pool.launch([["a=1"]], 0, children.sweep)
+    launcher = Plugins.instance().instantiate_launcher(
+        cast("HydraContext", None), cast("Any", None), hydra_config(children.sweep, searchpath=["file://my conf"])
+    )
+    launcher.launch([["a=1"]], 0)
     assert children.notes[0][0][:4] == ["-m", "runner", "--config-dir", "my conf"]
 
 
@@ -333,23 +352,20 @@ def test_the_user_s_own_groups_reach_the_trials(children: Children) -> None:
     ],
 )
 def test_gpus_are_counted_by_a_process_of_its_own(
-    build: TorchBuild, devices: Any, said: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: TorchBuild, devices: Any, said: str, expected: int, children: Children
 ) -> None:
-    (tmp_path / "python").write_text(f"#!/bin/sh\n{said}\n")
-    (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    children.script.write_text(f"#!/bin/sh\n{said}\n")
     assert visible_gpus(devices, os.environ, build) == expected
 
 
 # Real trials, by way of Hydra's plugins.
 
 
-def hydra_config(directory: Path, **sweeper: Any) -> DictConfig:
-    groups = {"sweeper": "optuna", "launcher": "pool"}
-    loaded = {group: OmegaConf.load(CONF / "hydra" / group / f"{name}.yaml") for group, name in groups.items()}
-    loaded["launcher"].per_device = 2
-    OmegaConf.unsafe_merge(loaded["sweeper"], sweeper)
-    return OmegaConf.create({"hydra": {**loaded, "sweep": {"dir": str(directory)}}})
+def hydra_config(directory: Path, searchpath: Sequence[str] = ()) -> DictConfig:
+    launcher = OmegaConf.load(CONF / "hydra/launcher/pool.yaml")
+    launcher.per_device = 2
+    own = {"launcher": launcher, "sweep": {"dir": str(directory)}, "searchpath": list(searchpath)}
+    return OmegaConf.create({"hydra": own})
 
 
 def record(directory: Path) -> dict[str, Any]:
@@ -378,17 +394,17 @@ def test_trials_of_the_runner(tmp_path: Path) -> None:
     assert [record(sweep / str(number))["resumed"] for number in range(3)] == [1, 0, 0]
 
 
-def test_a_search_over_real_trials(tmp_path: Path) -> None:
-    sweeper = Plugins.instance().instantiate_sweeper(
-        hydra_context=cast("HydraContext", None),
-        task_function=cast("Any", None),
-        config=hydra_config(tmp_path / "sweep", n_trials=2, sampler="random", metric=["train/rmse"]),
-    )
-    (best,) = sweeper.sweep([*LINREG, "optimizer.lr=tag(log, interval(1e-7,1e-4))"])["best"]
-    rmse = {}
-    for number in range(2):
-        summary = json.loads((tmp_path / "sweep" / str(number) / "summary.json").read_text())
-        rmse[number] = summary["metrics"]["train/rmse"]
-    assert best["number"] == min(rmse, key=lambda number: rmse[number])
-    assert best["metrics"] == {"train/rmse": min(rmse.values())}
-    assert best["overrides"][:3] == LINREG
+def test_a_search_over_real_trials(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sweep = tmp_path / "sweep"
+    words = ["hydra/sweeper=optuna", "hydra/launcher=pool", "hydra.sweeper.n_trials=2", "hydra.launcher.per_device=2"]
+    lr = "optimizer.lr=tag(log, interval(1e-7,1e-4))"
+    assert main(["-m", *LINREG, lr, *words, f"run_dir={sweep}"]) == 0, capfd.readouterr().err
+    manifest = json.loads((sweep / "sweep.json").read_text())
+    assert [member["state"] for member in manifest["members"]] == ["finished"] * 2
+    assert (manifest["metric"], manifest["directions"]) == ("train/rmse", ["minimize"])
+    rmse = [json.loads((sweep / n / "summary.json").read_text())["metrics"]["train/rmse"] for n in "01"]
+    assert rmse[0] != rmse[1]
+    backend = JournalFileBackend(str(sweep / "optuna.log"))
+    study = optuna.load_study(study_name="sweep", storage=optuna.storages.JournalStorage(backend))
+    assert [trial.value for trial in study.trials] == rmse
+    assert [member["values"] for member in manifest["members"]] == [trial.params for trial in study.trials]
