@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +47,50 @@ class GridSweeper(Sweeper):
         assert self.hydra_context is not None
         trials = jobs(arguments, self.hydra_context.config_loader, self.config.sweep.max_trials)
         return self.launcher.launch(trials, 0)
+
+
+class OptunaSweeper(Sweeper):
+    """`hydra/sweeper=optuna`."""
+
+    def __init__(self, **options: Any) -> None:
+        from runner.sweep.search import Search
+
+        self.search = Search(options)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before the sweep."""
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> dict[str, Any]:
+        """The best trials of the space that the arguments span."""
+        assert self.launcher is not None
+        assert self.config is not None
+        found = self.search.sweep(arguments, self.launcher, Path(self.config.hydra.sweep.dir))
+        return {**found, "metric": self.search.metric, "directions": self.search.directions}
+
+
+class PoolLauncher(Launcher):
+    """`hydra/launcher=pool`."""
+
+    def __init__(self, **options: Any) -> None:
+        from runner.sweep.pool import Outcome, Pool
+
+        self.pool = Pool(options)
+        self.ended: Callable[[Outcome], None] | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before the sweep."""
+        self.directory = Path(config.hydra.sweep.dir)
+        given = [path.removeprefix("file://") for path in config.hydra.searchpath if path.startswith("file://")]
+        self.pool.config_dir = given[0] if given else None
+
+    def check(self, jobs: Sequence[Sequence[str]]) -> None:
+        """Raise `ConfigError` where the trials cannot be run."""
+        self.pool.check(jobs)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """One process a trial; what they come to, in the order of the jobs."""
+        return self.pool.launch(job_overrides, initial_job_idx, self.directory, self.ended)

@@ -157,7 +157,7 @@ def _swept(hydra: Any, manifest: Manifest, max_trials: int) -> Any:
     sweeper: Any = Plugins.instance().instantiate_sweeper(
         config=composed,
         hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=callbacks),
-        task_function=Task(values["config_dir"], tuple(values["command"])),
+        task_function=Task(values["config_dir"], tuple(values["command"]), os.getcwd()),
     )
     if getattr(sweeper, "launcher", None) is not None:
         sweeper.launcher = kept(sweeper.launcher, directory)

@@ -39,7 +39,7 @@ def kept(launcher: Any, directory: Path) -> Launcher:
 class Kept:
     """A launcher that knows nothing of the sweep directory, and what it leaves to do."""
 
-    launcher: Launcher
+    launcher: Any
     directory: Path
 
     def check(self, jobs: Sequence[Sequence[str]]) -> None:
@@ -54,7 +54,12 @@ class Kept:
         manifest = Manifest.read(self.directory)
         trials = enlisted(manifest, job_overrides, initial_job_idx)
         returns: dict[int, JobReturn] = {t.number: returned(manifest, t) for t in trials if manifest.done(t.number)}
-        for done, run in groupby(trials, lambda trial: trial.number in returns):
+        queue = hasattr(
+            self.launcher, "ended"
+        )  # which leaves out what is done itself, and tells of each trial as it ends
+        if queue:
+            self.launcher.ended = lambda outcome: _told(manifest, outcome)
+        for done, run in groupby(trials, lambda trial: trial.number in returns and not queue):
             if not done:
                 waiting = list(run)
                 found = self.launcher.launch([list(trial.words) for trial in waiting], waiting[0].number)
@@ -63,6 +68,11 @@ class Kept:
                     _note(manifest, trial.number, one)
         manifest.save()
         return [returns[trial.number] for trial in trials]
+
+
+def _told(manifest: Manifest, outcome: Any) -> None:
+    manifest.mark([outcome.number], outcome.state, outcome.reason)
+    manifest.save()
 
 
 def _note(manifest: Manifest, number: int, found: JobReturn) -> None:

@@ -1,6 +1,8 @@
 """The sweep directory and its `sweep.json`: which trials there are, what they were asked for, and how each of them ended.
 
-A trial counts as done when the manifest says so, which it does after the trial's files are safe on the disk.
+A trial counts as done when the manifest says so, which it does after the trial's files are safe on the disk. It has two hashes:
+`asked_hash` of the configuration that was asked for, by which it is known again, and `config_hash` of the one that ran, where
+`auto` has become a device, as its own record says.
 """
 
 from __future__ import annotations
@@ -84,8 +86,8 @@ class Manifest:
         for member in members:
             known = self.members.get(member["number"])
             if known is None:
-                self.members[member["number"]] = {**member, "state": "waiting", "reason": None}
-            elif known["config_hash"] != member["config_hash"]:
+                self.members[member["number"]] = {**member, "config_hash": None, "state": "waiting", "reason": None}
+            elif known["asked_hash"] not in (None, member["asked_hash"]):
                 problems.append(
                     f"trial {member['number']} of {self.directory} must be what it was, but its configuration is another one now; "
                     "restore the files of conf/, or start a new sweep"
@@ -109,23 +111,32 @@ class Manifest:
     def settle(self) -> None:
         """Take the state of trials that nobody has reported from their own records: other launchers' processes write those."""
         for path in self.directory.iterdir():
-            if not path.name.isdigit() or self.done(number := int(path.name)):
+            if not path.name.isdigit():
                 continue
-            record = _json(path / "run.json")
-            self.members.setdefault(number, self._found(number, record))
-            if self.members[number]["state"] in ("waiting", "running"):
-                state = ENDS.get(str(record.get("status")), "interrupted")
-                state = "interrupted" if state == "finished" and not self.summary(number) else state
-                self.mark([number], state, record.get("reason"))
+            number = int(path.name)
+            if self.done(number) and self.members[number]["config_hash"] is not None:
+                continue
+            if record := _json(path / "run.json"):
+                self._take(number, record)
+        self.mark([n for n, member in self.members.items() if member["state"] == "running"], "waiting")  # not begun
 
-    def _found(self, number: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    def _take(self, number: int, record: Mapping[str, Any]) -> None:
+        if number not in self.members:
+            self.members[number] = {"number": number, **self._found(record)}
+        member = self.members[number]
+        member["config_hash"] = record.get("config_hash")
+        if member["state"] in ("waiting", "running"):
+            state = ENDS.get(str(record.get("status")), "interrupted")
+            state = "interrupted" if state == "finished" and not self.summary(number) else state
+            self.mark([number], state, record.get("reason"))
+
+    def _found(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """The entry of a trial that only its own record tells of."""
         words = [word for word in record.get("overrides", []) if key_of(word) != "run_dir"]
         return {
-            "number": number,
             "values": values_of([word for word in words if key_of(word) not in self.fixed_keys]),
             "overrides": words,
-            "config_hash": record.get("config_hash"),
+            "asked_hash": None,
             "state": "waiting",
             "reason": None,
         }

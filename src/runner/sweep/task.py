@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ class Task:
 
     config_dir: str | None
     command: tuple[str, ...]
+    folder: str
+    """Where the sweep was started: a process that a launcher keeps for the next sweep is where the last one was."""
 
     def __call__(self, config: Any) -> dict[str, float]:
         from hydra.core.hydra_config import HydraConfig
@@ -24,6 +27,7 @@ class Task:
         from runner.overrides import quoted
         from runner.record.log import Log
 
+        os.chdir(self.folder)
         hydra = HydraConfig.get()
         directory = Path(hydra.sweep.dir) / str(hydra.job.num)
         words = [*hydra.overrides.task, f"run_dir={quoted(str(directory))}"]

@@ -53,7 +53,7 @@ class Trial:
             "number": self.number,
             "values": dict(self.values),
             "overrides": list(self.words),
-            "config_hash": config_hash(self.config),
+            "asked_hash": config_hash(self.config),
         }
 
 
