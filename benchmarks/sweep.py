@@ -4,13 +4,15 @@
 
 A sweep is `python -m runner -m …` from its start to its end, with all that it writes. One after another is `runner.run` in a
 loop in one process, from its start too; of many trials only some are timed, and the others are taken to last as long as
-those. Both write the same files (no plots). Rounds are interleaved; times are medians, the ratio is taken within a round.
+those. Both write the same files (no plots of a trial). Rounds are interleaved; times are medians, ratios are taken within a
+round: of the time on the clock, and of processor time, which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -55,39 +57,51 @@ CASES = (
 )  # fmt: skip
 
 
-def side_by_side(case: Case, trials: int, threads: int) -> float:
-    """Seconds of a sweep over so many seeds."""
+Times = tuple[float, float]
+"""Seconds on the clock, and of processors."""
+
+
+def side_by_side(case: Case, trials: int, threads: int) -> Times:
+    """A sweep over so many seeds."""
     return _seconds(["-m", "runner", "-m", *case.words, f"seeds={trials}", f"device.threads={threads}"])
 
 
-def one_by_one(case: Case, trials: int, threads: int) -> float:
-    """Seconds of the same trials alone: those of the start and the first one, and the others at the pace of some."""
+def one_by_one(case: Case, trials: int, threads: int) -> Times:
+    """The same trials alone: the start and the first one, and the others at the pace of some."""
     first = _seconds(["-c", SERIAL, "1", str(threads), *case.words])
     timed = min(trials, TIMED)
     some = _seconds(["-c", SERIAL, str(timed), str(threads), *case.words])
-    return first + (some - first) / (timed - 1) * (trials - 1)
+    clock, processor = (a + (b - a) / (timed - 1) * (trials - 1) for a, b in zip(first, some, strict=True))
+    return clock, processor
 
 
-def _seconds(arguments: list[str]) -> float:
+def _seconds(arguments: list[str]) -> Times:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
+        began, used = time.perf_counter(), _processor_seconds()
         done = subprocess.run(
             [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False, cwd=Path(folder)
         )
-        seconds = time.perf_counter() - began
+        times = time.perf_counter() - began, _processor_seconds() - used
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} answered {done.returncode}\n{done.stderr[-3000:]}")
-    return seconds
+    return times
+
+
+def _processor_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def line(case: Case, trials: int, threads: int, rounds: int) -> str:
     """One row of the table."""
     measured = [(one_by_one(case, trials, threads), side_by_side(case, trials, threads)) for _ in range(rounds)]
-    alone, together = (statistics.median(times) for times in zip(*measured, strict=True))
-    ratio = statistics.median(a / b for a, b in measured)
-    each = together / trials * 1000
-    return f"| {case} | {threads} | {trials:,} | {alone:,.1f} | {together:,.1f} | {each:,.1f} | {ratio:,.1f} |"
+    alone = statistics.median(one[0] for one, _ in measured)
+    together = statistics.median(many[0] for _, many in measured)
+    ratios = [statistics.median(one[i] / many[i] for one, many in measured) for i in (0, 1)]
+    each = statistics.median(many[1] for _, many in measured) / trials * 1000
+    cells = [str(case), threads, f"{trials:,}", f"{alone:,.1f}", f"{together:,.1f}", f"{each:,.1f}"]
+    return f"| {' | '.join(map(str, cells))} | {ratios[0]:,.1f} | {ratios[1]:,.1f} |"
 
 
 def main() -> None:
@@ -98,8 +112,10 @@ def main() -> None:
     options.add_argument("--threads", default="1,2")
     options.add_argument("--cases", default="0,1")
     asked = options.parse_args()
-    print("| trials of | threads | trials | one by one s | side by side s | ms a trial | ratio |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(
+        "| trials of | threads | trials | one by one s | side by side s | processor ms a trial | ratio | of processor time |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for case in map(int, asked.cases.split(",")):
         for threads in map(int, asked.threads.split(",")):
             for trials in map(int, asked.trials.split(",")):
