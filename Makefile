@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 PIP := $(BIN)/pip install --quiet
 
-.PHONY: run test check format docs bench exactness scaling wheel clean
+.PHONY: run test check format docs bench bench-sweep exactness scaling wheel clean
 
 run: $(VENV)/.ready
 	$(BIN)/python -m runner +experiment=linreg
@@ -33,6 +33,9 @@ docs: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/overhead.py
+
+bench-sweep: $(VENV)/.ready
+	$(BIN)/python benchmarks/sweep.py
 
 exactness: $(VENV)/.ready
 	$(BIN)/python docs/exactness.py
