@@ -183,6 +183,10 @@ def saved_values(run: str, word: str) -> dict[str, Any]:
     path = Path(run)
     if not run or not path.is_dir():
         raise CheckpointError(f"`{word}` must be a run directory, but {run!r} is not a directory; mend the path")
+    if word == "resume" and (path / "sweep.json").is_file():
+        raise CheckpointError(
+            f"`resume` must be a run directory, but {run!r} is that of a sweep; add -m to go on with it"
+        )
     if not (path / "config.yaml").is_file():
         raise CheckpointError(
             f"`{word}` must be a run directory, but {run!r} has no config.yaml; give the folder of one run"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from runner.compose import Composed, compose, opened, reason_of, search_path
 from runner.config import Config
 from runner.directory import lock, now, unlock
-from runner.errors import ConfigError, InputError, Interrupted, RunnerError
+from runner.errors import ConfigError, InputError, Interrupted, RunFailed, RunnerError
+from runner.files import explain_os_error, write_atomic
 from runner.launch import wanted
 from runner.overrides import quoted
 from runner.record.console import Console
 from runner.startup import uncollected
 from runner.sweep import words as words_
 from runner.sweep.launcher import kept
-from runner.sweep.manifest import Manifest, place
+from runner.sweep.manifest import FILE, Manifest, place
 from runner.sweep.task import Task
 from runner.world import launched
 
@@ -99,16 +100,24 @@ def _refused_whole(manifest: Manifest, config: Config) -> Manifest:
 
 
 def _gone_on(manifest: Manifest, asked: words_.Words, words: Sequence[str]) -> Manifest:
-    """The same sweep again, where it stopped."""
+    """The same sweep again, where it stopped; where that is refused, all is as it was."""
+    path, config_dir = manifest.directory / FILE, manifest.values["config_dir"]
+    before = path.read_bytes()
     manifest.settle()
+    manifest.reconsider()
+    states = manifest.states()
     manifest.values.update(status="running", ended=None, resumed=manifest.values["resumed"] + 1)
     for own, new in ((manifest.values["hydra"], asked.hydra), (manifest.values["task"], asked.task)):
         keys = {word.partition("=")[0] for word in new}
         own[:] = [word for word in own if word.partition("=")[0] not in keys] + list(new)
     manifest.values["fixed"] += [word for word in asked.fixed if word not in manifest.values["fixed"]]
     manifest.save()
-    config_dir = manifest.values["config_dir"]
-    return _run(manifest, compose(words_.sort(manifest.values["task"], config_dir).sample, config_dir).config)
+    try:
+        return _run(manifest, compose(words_.sort(manifest.values["task"], config_dir).sample, config_dir).config)
+    except InputError:
+        if Manifest.read(manifest.directory).states() == states:
+            write_atomic(path, before)
+        raise
 
 
 def _run(manifest: Manifest, config: Config) -> Manifest:
@@ -130,6 +139,8 @@ def _run(manifest: Manifest, config: Config) -> Manifest:
         status = "finished"
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"the sweep cannot be composed: {reason_of(error)}") from None
+    except OSError as error:
+        raise _unwritten(error, directory) from error
     finally:
         manifest = _ended(directory, status)
     if isinstance(found, dict):
@@ -181,19 +192,21 @@ def _is_told(directory: Path, error: RunnerError) -> bool:
 
 def tell(manifest: Manifest) -> Results:
     """What the trials came to together: results.csv, a table, and a picture for each swept key."""
-    from runner.files import write_atomic
     from runner.sweep.results import collect, table, write_csv
 
     console, directory = Console(), manifest.directory
     results = collect(directory)
-    write_csv(results, directory / "results.csv")
     with uncollected():
         from runner.sweep.pictures import draw
 
         figures = draw(results)
-    (directory / "plots").mkdir(exist_ok=True)
-    for name, png in figures.items():
-        write_atomic(directory / "plots" / f"{name}.png", png)
+    try:
+        write_csv(results, directory / "results.csv")
+        (directory / "plots").mkdir(exist_ok=True)
+        for name, png in figures.items():
+            write_atomic(directory / "plots" / f"{name}.png", png)
+    except OSError as error:
+        raise _unwritten(error, directory) from error
     console.say(table(results))
     console.say(f"sweep    {directory}")
     console.say(f"look     tensorboard --logdir {directory}")
@@ -226,12 +239,17 @@ def _ended(directory: Path, status: str) -> Manifest:
     manifest.settle()
     failed = any(member["state"] == "failed" for member in manifest.members.values())
     manifest.values.update(status="failed" if failed and status == "finished" else status, ended=now())
-    manifest.save()
+    with suppress(OSError):  # told already: a disk that does not take this has not taken the trials
+        manifest.save()
     return manifest
 
 
+def _unwritten(error: OSError, directory: Path) -> RunFailed:
+    return RunFailed(explain_os_error(error, Path(error.filename or directory)))
+
+
 @contextmanager
-def _locked(directory: Path) -> Any:
+def _locked(directory: Path) -> Iterator[None]:
     """Nobody else runs this sweep meanwhile. Raises `CheckpointError` where somebody does."""
     if not directory.is_dir():
         from runner.errors import CheckpointError

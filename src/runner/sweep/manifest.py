@@ -120,6 +120,11 @@ class Manifest:
                 self._take(number, record)
         self.mark([n for n, member in self.members.items() if member["state"] == "running"], "waiting")  # not begun
 
+    def reconsider(self) -> None:
+        """Trials that had finished, but whose results are gone, are to be run again."""
+        gone = [n for n, member in self.members.items() if member["state"] == "finished" and not self.summary(n)]
+        self.mark(gone, "waiting")
+
     def _take(self, number: int, record: Mapping[str, Any]) -> None:
         if number not in self.members:
             self.members[number] = {"number": number, **self._found(record)}

@@ -1,0 +1,479 @@
+"""Sweeps that are stopped, killed, refused or damaged: nothing is lost, nothing is run twice, nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import faults
+import pytest
+
+import runner
+from runner import checkpoint, cli
+from runner.directory import lock, unlock
+from runner.record.jsonl import read_rows
+from runner.records import Written
+from runner.sweep.launcher import _Report
+
+QUICK = ["device=cpu", "device.threads=1"]
+SIX = ["+experiment=linreg", *QUICK, "optimizer.lr=1e-5,1e-4", "seeds=3", "train.steps=40", "record.every_steps=7"]
+"""Six trials of one program."""
+
+TWO_PROGRAMS = ["+experiment=linreg", *QUICK, "train.steps=20,40", "seeds=2", "record.every_steps=7"]
+"""Trials 0 and 1 end at step 20, then 2 and 3 begin."""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def read(path: Path | str) -> Any:
+    return json.loads(Path(path).read_text())
+
+
+def sweep(*words: str) -> int:
+    """The exit code of `python -m runner -m`."""
+    return cli.main(["-m", *words])
+
+
+def states(directory: str = "sweep") -> list[str]:
+    return [member["state"] for member in read(f"{directory}/sweep.json")["members"]]
+
+
+def records(directory: str = "sweep") -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in Path(directory).glob("*/run.json")}
+
+
+def answers(directory: str) -> dict[str, tuple[str, list[dict[str, Any]]]]:
+    """Of every trial the parameters, by their hash, and the rows."""
+    return {
+        path.parent.name: (
+            read(path)["parameters_sha256"],
+            [
+                {k: v for k, v in row.items() if k != "samples_per_second"}
+                for row in read_rows(path.with_name("metrics.jsonl"))
+            ],
+        )
+        for path in Path(directory).glob("*/summary.json")
+    }
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, *words: str, number: int = signal.SIGINT) -> None:
+    """Run a sweep that gets a signal while it is at a step."""
+    with monkeypatch.context() as patch:
+        fired = faults.at_step(patch, step, lambda: os.kill(os.getpid(), number))
+        assert sweep(*words, "run_dir=sweep") == 128 + number
+    assert fired == [step]
+
+
+def killed(words: Sequence[str], arm: Callable[[pytest.MonkeyPatch], object]) -> None:
+    """Run a sweep in a process that is killed, where `arm` says."""
+    with pytest.MonkeyPatch.context() as patch:
+        arm(patch)
+        status = faults.in_child(lambda: sweep(*words, "run_dir=sweep"))
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def die(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# ------------------------------------------------------------------------------------------------------------- stopped
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_every_lane_and_all_of_them_go_on(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(*SIX, "run_dir=whole") == 0
+    stop_at(17, monkeypatch, *SIX, number=number)
+    said = capsys.readouterr()
+    assert said.err == f"stopped after step 17; the state is saved ({signal.Signals(number).name})\n"
+    assert "go on with: python -m runner -m resume=sweep\n" in said.out
+    manifest = read("sweep/sweep.json")
+    assert (manifest["status"], states()) == ("interrupted", ["interrupted"] * 6)
+    for lane in range(6):
+        record, loaded = read(f"sweep/{lane}/run.json"), checkpoint.load(Path(f"sweep/{lane}/checkpoints"))
+        assert record["status"] == "interrupted"
+        assert loaded is not None
+        assert loaded.step == 17
+    assert sweep("resume=sweep") == 0
+    assert answers("sweep") == answers("whole")
+    assert {record["resumed"] for record in (read(f"sweep/{lane}/run.json") for lane in range(6))} == {1}
+    assert (states(), read("sweep/sweep.json")["resumed"]) == (["finished"] * 6, 1)
+
+
+def test_what_was_finished_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sweep(*TWO_PROGRAMS, "run_dir=whole") == 0
+    stop_at(30, monkeypatch, *TWO_PROGRAMS)
+    assert states() == ["finished", "finished", "interrupted", "interrupted"]
+    before = records()
+    assert sweep("resume=sweep") == 0
+    assert answers("sweep") == answers("whole")
+    after = records()
+    assert [before[lane] == after[lane] for lane in "0123"] == [True, True, False, False]
+    assert sweep("resume=sweep") == 0
+    assert records() == after, "a sweep that is done has nothing left to do"
+
+
+def test_trials_that_were_not_reached_begin_when_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sweep(*TWO_PROGRAMS, "run_dir=whole") == 0
+    stop_at(10, monkeypatch, *TWO_PROGRAMS)
+    assert states() == ["interrupted", "interrupted", "waiting", "waiting"]
+    assert not Path("sweep/2").exists()
+    assert sweep("resume=sweep") == 0
+    assert answers("sweep") == answers("whole")
+
+
+def test_stopped_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sweep(*SIX, "run_dir=whole") == 0
+    stop_at(5, monkeypatch, *SIX)
+    for step in (6, 14, 39):
+        with monkeypatch.context() as patch:
+            faults.at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            assert sweep("resume=sweep") == 143
+    assert sweep("resume=sweep") == 0
+    assert answers("sweep") == answers("whole")
+
+
+def test_a_signal_ends_hydra_s_own_launcher_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes what a trial raises for the trial's failure, and would go on with the next."""
+    words = [*TWO_PROGRAMS, "hydra/launcher=basic"]
+    assert sweep(*words, "run_dir=whole") == 0
+    stop_at(30, monkeypatch, *words)
+    assert states() == ["finished", "finished", "interrupted", "waiting"]
+    before = records()
+    assert sweep("resume=sweep") == 0
+    assert answers("sweep") == answers("whole")
+    assert [before[lane] == records()[lane] for lane in "01"] == [True, True]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_process_answers_a_signal_with_its_code(number: int, code: int) -> None:
+    """The real thing: another process, a real signal once it trains."""
+    words = ["+experiment=linreg", *QUICK, "train.steps=100000000", "seeds=4", "run_dir=sweep"]
+    command = [sys.executable, "-u", "-m", "runner", "-m", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while "side by side" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == code
+    assert "go on with: python -m runner -m resume=sweep" in out
+    assert "the state is saved" in err
+    assert states() == ["interrupted"] * 4
+
+
+# -------------------------------------------------------------------------------------------------------------- killed
+
+
+@pytest.mark.parametrize("every", ["null", "10"])
+def test_killed_without_a_word(every: str) -> None:
+    """At most the steps since the last checkpoint are lost; without one all trials begin again."""
+    words = [*SIX, f"checkpoint.every_steps={every}"]
+    assert sweep(*words, "run_dir=whole") == 0
+    killed(words, lambda patch: faults.at_step(patch, 25, die))
+    assert read("sweep/sweep.json")["status"] == "running"
+    steps = {loaded.step if (loaded := checkpoint.load(p)) else 0 for p in Path("sweep").glob("*/checkpoints")}
+    assert steps <= {0 if every == "null" else 20}
+    assert sweep("resume=sweep") == 0
+    assert answers("sweep") == answers("whole")
+
+
+def test_killed_before_anything_was_trained() -> None:
+    assert sweep(*SIX, "run_dir=whole") == 0
+    killed(SIX, lambda patch: patch.setattr(_Report, "began", die))
+    assert states() == ["waiting"] * 6
+    assert sweep("resume=sweep") == 0
+    assert answers("sweep") == answers("whole")
+
+
+def test_killed_between_the_files_of_a_group_and_the_manifest() -> None:
+    killed(SIX, lambda patch: patch.setattr(_Report, "ended", die))
+    assert states() == ["running"] * 6
+    before = records()
+    assert sweep("resume=sweep") == 0
+    assert states() == ["finished"] * 6
+    assert records() == before, "run again, though its files were there"
+
+
+def test_killed_when_some_of_a_group_had_their_files() -> None:
+    assert sweep(*SIX, "run_dir=whole") == 0
+    finish, finished = Written.finish, []
+
+    def third_time(self: Written, *given: Any) -> Any:
+        finished.append(self)
+        return die() if len(finished) == 3 else finish(self, *given)
+
+    killed(SIX, lambda patch: patch.setattr(Written, "finish", third_time))
+    before = records()
+    assert sorted(read(f"sweep/{lane}/run.json")["status"] for lane in range(6)) == ["finished"] * 2 + ["running"] * 4
+    assert sweep("resume=sweep") == 0
+    assert answers("sweep") == answers("whole")
+    untouched = [lane for lane, content in records().items() if content == before[lane]]
+    assert len(untouched) == 2
+
+
+def test_a_full_disk_ends_the_group_and_is_told() -> None:
+    import resource
+
+    def full() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    def work() -> None:
+        patch = pytest.MonkeyPatch()
+        faults.at_step(patch, 27, full)
+        os._exit(sweep(*SIX, "checkpoint.every_steps=10", "run_dir=sweep"))
+
+    assert os.waitstatus_to_exitcode(faults.in_child(work)) == 1
+    for lane in range(6):
+        loaded = checkpoint.load(Path(f"sweep/{lane}/checkpoints"))
+        assert loaded is not None
+        assert loaded.step == 20
+    assert sweep("resume=sweep") == 0
+    assert sweep(*SIX, "checkpoint.every_steps=10", "run_dir=whole") == 0
+    assert answers("sweep") == answers("whole")
+
+
+# ------------------------------------------------------------------------------------------------------------- damaged
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep of six trials that has a checkpoint of step 10 and one of step 17."""
+    stop_at(17, monkeypatch, *SIX, "checkpoint.every_steps=10", "checkpoint.keep=null")
+
+
+def test_a_damaged_checkpoint_costs_its_own_trial_some_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(*SIX, "checkpoint.every_steps=10", "run_dir=whole") == 0
+    interrupted(monkeypatch)
+    Path("sweep/3/checkpoints/step_17/state.pt").write_bytes(b"damaged")
+    assert sweep("resume=sweep") == 0
+    assert answers("sweep") == answers("whole")
+    assert "the checkpoint `sweep/3/checkpoints/step_17` is not used: " in Path("sweep/3/run.log").read_text()
+
+
+def test_a_trial_without_an_intact_checkpoint_fails_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(monkeypatch)
+    for path in Path("sweep/3/checkpoints").glob("step_*/state.pt"):
+        path.write_bytes(b"damaged")
+    assert sweep("resume=sweep") == 1
+    assert states() == ["finished"] * 3 + ["failed"] + ["finished"] * 2
+    reason = read("sweep/sweep.json")["members"][3]["reason"]
+    assert "`sweep/3/checkpoints` has no intact checkpoint; restore one from a copy" in reason
+    shutil.rmtree("sweep/3")
+    assert sweep("resume=sweep") == 0
+    assert states() == ["finished"] * 6
+
+
+def test_a_member_whose_directory_is_gone_is_run_again() -> None:
+    assert sweep(*SIX, "run_dir=sweep") == 0
+    whole, before = answers("sweep"), records()
+    shutil.rmtree("sweep/2")
+    Path("sweep/4/summary.json").unlink()
+    assert sweep("resume=sweep") == 0
+    assert answers("sweep") == whole
+    assert {lane for lane, content in records().items() if content != before[lane]} == {"2", "4"}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"members": 3}', '{"members": [{}]}'])
+def test_a_manifest_that_cannot_be_read_is_told(content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sweep").mkdir()
+    Path("sweep/sweep.json").write_text(content)
+    assert sweep("resume=sweep") == 2
+    assert capsys.readouterr().err.startswith(
+        "error: sweep/sweep.json must be the manifest of a sweep, but cannot be read"
+    )
+    assert Path("sweep/sweep.json").read_text() == content
+
+
+# ------------------------------------------------------------------------------------------------------------- refused
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """What is refused leaves everything as it was, an older run of the same name too."""
+    Path("runs/linreg/older").mkdir(parents=True)
+    Path("runs/linreg/older/note").write_text("mine")
+    before = tree()
+    yield
+    assert tree() == before
+
+
+def tree() -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in Path().rglob("*")}
+
+
+RATES = [f"{1 + i}e-6" for i in range(256)]
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize(
+    ("words", "sentences"),
+    [
+        (["optimizer.lrr=1,2"], ["`optimizer.lrr` is not a key; did you mean `optimizer.lr`?"]),
+        (["optimiser=sgd,adam"], ["`optimiser` is not a key; did you mean `optimizer`?"]),
+        (["optimizer=sgd,adamm"], ["trial 1: `optimizer` must be one of adam, adamw, lbfgs, momentum, sgd, but is the text 'adamm'; did you mean adam?"]),
+        ([f"optimizer.lr={','.join([*RATES[:158], '-1', *RATES[159:]])}", "seed=0,1"], ["trial 316 and 1 more: `optimizer.lr` must be a finite number of at least 0 and of at most 1e+38, but is -1"]),
+        ([f"optimizer.lr={','.join(RATES)}", "data.noise=1,-2"], ["trial 1 and 255 more: `data.noise` must be a finite number of at least 0, but is -2"]),
+        (["optimizer.lr=-1,-2", "data.noise=-3"], ["`data.noise` must be a finite number of at least 0, but is -3", "`optimizer.lr` must be a finite number of at least 0 and of at most 1e+38, but is -1"]),
+        (["train.steps=10,0", "seed=range(0,2000)"], ["trial 2000 and 1999 more: `train.steps` must be an integer of at least 1 or null, but is 0"]),
+        (["seed=range(0,5)", "optimizer.lr=1,2,3", "sweep.max_trials=14"], ["`sweep.max_trials` must be at least the number of trials, but is 14 where these values make 5 x 3 = 15; give fewer values, or sweep.max_trials=15"]),
+        (["seeds=1000000000000"], ["`sweep.max_trials` must be at least the number of trials, but is 10,000 where these values make more; give fewer values"]),
+        (["seed=1,2", "seeds=4"], ["`seeds` is short for a range of `seed`, which is swept as well; leave one of them out"]),
+        (["seeds=2,3"], ["`seeds` must be one value for the whole sweep, but is 2,3; write seeds=VALUE"]),
+        (["run_dir=a,b"], ["`run_dir` must be one value for the whole sweep, but is a,b; put a text with commas in quotes, for the shell and for itself: \"run_dir='a,b'\""]),
+        (["seeds=0"], ["`seeds` must be an integer of at least 1, but is 0; write seeds=8"]),
+        (["optimizer.lr=interval(0,1)"], ["`optimizer.lr` must be a list of values for a grid, but is interval(0,1); write optimizer.lr=1,2,3 or range(…), or search with hydra/sweeper=optuna"]),
+        (["hydra/launcher=nope", "seeds=2"], ["the sweep cannot be composed: In 'hydra/config': Could not find 'hydra/launcher/nope'"]),
+        (["strategy=fsdp", "seeds=2"], ["trial 0: `strategy`=fsdp must have at least 2 processes to split the model between, but has 1"]),
+        (["dtype=float16", "device=cpu", "seeds=2"], ["`dtype` must not be float16 with `device`=cpu"]),
+        (["hydra/launcher=basic", "optimizer.lr=1,-1"], ["trial 1: `optimizer.lr` must be"]),
+        (["hydra/launcher=basic", "hydra/sweeper=basic", "optimizer.lr=1,-1"], ["trial 1: `optimizer.lr` must be"]),
+        (["hydra/launcher=pool", "device.visible=[0]", "seeds=2"], ["`device.visible` must be left to hydra/launcher=pool"]),
+        (["run_dir=/proc/sweep", "seeds=2"], ["`run_dir` must be a directory that can be made for the sweep, empty or new, but /proc/sweep is not: No such file or directory; give another one"]),
+        (["run_dir=runs/linreg", "seeds=2"], ["`run_dir` must be a directory that can be made for the sweep, empty or new, but runs/linreg is not: it is there and not empty; give another one"]),
+        (["run_dir=runs/linreg/older/note/sweep", "seeds=2"], ["`run_dir` must be a directory that can be made for the sweep, empty or new, but runs/linreg/older/note/sweep is not: File exists; give another one"]),
+        (["resume=runs/linreg/older"], ["`resume` must be a sweep directory with -m, but 'runs/linreg/older' has no sweep.json; give the folder of a sweep, or leave out -m to go on with one run"]),
+        (["rerun", "runs/linreg/older", "seeds=2"], ["`rerun` does one run again, but `-m` asks for a sweep; leave one of them out"]),
+    ],
+    ids=lambda given: given[0][:40],
+)  # fmt: skip
+def test_what_cannot_be_run_is_refused_whole(
+    words: Sequence[str], sentences: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = words[0].startswith(("resume", "rerun"))
+    given = words if alone else ["+experiment=linreg", *QUICK, "train.steps=3", *words]
+    assert sweep(*given) == 2
+    errors = [
+        line.removeprefix("error: ") for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")
+    ]
+    assert len(errors) == len(sentences), errors
+    for error, sentence in zip(errors, sentences, strict=True):
+        assert error.startswith(sentence)
+
+
+@pytest.mark.parametrize("name", ["linreg", "never_before"])
+def test_no_folder_is_left_that_was_not_there(name: str) -> None:
+    assert sweep("+experiment=linreg", *QUICK, f"name={name}", "optimizer.lr=1,-1") == 2
+    assert not list(Path().iterdir())
+
+
+def test_a_taken_directory_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(*SIX, "run_dir=sweep") == 0
+    runner.run("linreg", [*QUICK, "train.steps=3", "record.plots=false", "run_dir=run"])
+    before = tree()
+    for directory in ("sweep", "run", "sweep/3"):
+        capsys.readouterr()
+        assert sweep(*SIX, f"run_dir={directory}") == 2
+        assert f"empty or new, but {directory} is not: it is there and not empty" in capsys.readouterr().err
+    assert tree() == before
+
+
+# --------------------------------------------------------------------------------------------------- refused to go on
+
+
+def test_one_sweep_is_not_run_twice_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one, a process of its own, comes while the first one trains."""
+    codes = []
+
+    def second() -> None:
+        codes.append(os.waitstatus_to_exitcode(faults.in_child(lambda: os._exit(sweep("resume=sweep")))))
+
+    faults.at_step(monkeypatch, 17, second)
+    assert sweep(*SIX, "run_dir=sweep") == 0
+    assert codes == [2]
+    assert (states(), read("sweep/sweep.json")["resumed"]) == (["finished"] * 6, 0)
+
+
+def test_who_writes_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(*SIX, "run_dir=sweep") == 0
+    held = lock(Path("sweep"))
+    try:
+        assert sweep("resume=sweep") == 2
+    finally:
+        unlock(held)
+    expected = "error: sweep must not be in use, but another process is writing to it; wait for it to end, or start a new run\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_run_and_a_sweep_are_not_taken_for_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(*SIX, "run_dir=sweep") == 0
+    before = tree()
+    capsys.readouterr()
+    assert sweep("resume=sweep/3") == 2
+    assert capsys.readouterr().err == (
+        "error: `resume` must be a sweep directory with -m, but 'sweep/3' has no sweep.json; give the folder of a sweep, "
+        "or leave out -m to go on with one run\n"
+    )
+    assert cli.main(["resume=sweep"]) == 2
+    assert capsys.readouterr().err == (
+        "error: `resume` must be a run directory, but 'sweep' is that of a sweep; add -m to go on with it\n"
+    )
+    assert tree() == before
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=3", "optimizer.lr=1,2", "train.steps=80", "seeds=5", "run_dir=other", "hydra/sweeper=optuna"]
+)
+def test_trials_cannot_be_changed_when_a_sweep_goes_on(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("+experiment=linreg", *QUICK, "seeds=2", "train.steps=3", "run_dir=sweep") == 0
+    before = tree()
+    capsys.readouterr()
+    assert sweep("resume=sweep", word) == 2
+    name = word.partition("=")[0]
+    assert capsys.readouterr().err == (
+        f"error: `{name}` cannot be changed when a sweep is resumed, since its trials would be others; leave it out, "
+        "or start a new sweep\n"
+    )
+    assert tree() == before
+
+
+def test_files_of_conf_that_changed_meanwhile_are_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("own/experiment/mine.yaml")
+    file.parent.mkdir(parents=True)
+    text = (
+        "# @package _global_\n# Mine.\ndefaults:\n  - override /data: line\nname: mine\ndata: {noise: 1.0, rows: 30}\n"
+    )
+    file.write_text(text)
+    words = ["--config-dir", "own", "+experiment=mine", *QUICK, "seeds=3", "train.steps=30", "optimizer.lr=1e-5"]
+    stop_at(17, monkeypatch, *words)
+    file.write_text(text.replace("noise: 1.0", "noise: 2.0"))
+    before = tree()
+    capsys.readouterr()
+    assert sweep("resume=sweep") == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0] == (
+        "error: trial 0 of sweep must be what it was, but its configuration is another one now; "
+        "restore the files of conf/, or start a new sweep"
+    )
+    assert len(errors) == 3
+    assert tree() == before
+    file.write_text(text)
+    assert sweep("resume=sweep") == 0
+    assert states() == ["finished"] * 3
+
+
+def test_a_change_of_how_trials_are_run_is_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_at(17, monkeypatch, *SIX)
+    assert sweep("resume=sweep", "sweep.audit=1", "sweep.memory_gib=1e-6") == 0
+    assert {read(f"sweep/{lane}/run.json")["lanes"] for lane in range(6)} == {1}
+    assert read("sweep/sweep.json")["audit"]["largest_difference"] <= 1e-4
+    assert "trained again alone: largest difference" in capsys.readouterr().out
