@@ -14,6 +14,7 @@ from typing import Any
 
 import faults
 import pytest
+from hydra.core.plugins import Plugins
 
 import runner
 from runner import checkpoint, cli
@@ -156,6 +157,31 @@ def test_a_signal_ends_hydra_s_own_launcher_as_well(monkeypatch: pytest.MonkeyPa
     assert sweep("resume=sweep") == 0
     assert answers("sweep") == answers("whole")
     assert [before[lane] == records()[lane] for lane in "01"] == [True, True]
+
+
+def test_a_signal_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("runner.sweep.launcher.plan", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert sweep(*SIX, "run_dir=sweep") == 130
+    said = capsys.readouterr()
+    assert said.err == "stopped; what was saved is kept (SIGINT)\n"
+    assert "go on with: python -m runner -m resume=sweep\n" in said.out
+    assert sweep("resume=sweep") == 0
+    assert states() == ["finished"] * 6
+
+
+def test_sigterm_ends_a_launcher_of_another_make(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between trials, or while their processes work, nobody else catches it."""
+    launcher = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "launch", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        assert sweep(*SIX, "hydra/launcher=basic", "run_dir=sweep") == 143
+    assert capsys.readouterr().err == "stopped; what was saved is kept (SIGTERM)\n"
+    assert (read("sweep/sweep.json")["status"], states()) == ("interrupted", ["waiting"] * 6)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -338,6 +364,9 @@ RATES = [f"{1 + i}e-6" for i in range(256)]
         (["run_dir=a,b"], ["`run_dir` must be one value for the whole sweep, but is a,b; put a text with commas in quotes, for the shell and for itself: \"run_dir='a,b'\""]),
         (["seeds=0"], ["`seeds` must be an integer of at least 1, but is 0; write seeds=8"]),
         (["optimizer.lr=interval(0,1)"], ["`optimizer.lr` must be a list of values for a grid, but is interval(0,1); write optimizer.lr=1,2,3 or range(…), or search with hydra/sweeper=optuna"]),
+        (["seed=range(5,1)", "data.noise=shuffle(range(1.0,inf))"], ["`seed` must have values that can be counted, but is range(5,1); mend its ends", "`data.noise` must have values that can be counted, but is shuffle(range(1.0,inf)); mend its ends"]),
+        (["hydra.sweep.dir=x", "seeds=2"], ["`hydra.sweep.dir` does nothing, since a sweep has its own place and records; run_dir=… moves it, --config-dir adds groups"]),
+        (["hydra/launcher=vmap,basic", "seeds=2"], ["the sweep cannot be composed: Sweeping over Hydra's configuration is not supported"]),
         (["hydra/launcher=nope", "seeds=2"], ["the sweep cannot be composed: In 'hydra/config': Could not find 'hydra/launcher/nope'"]),
         (["strategy=fsdp", "seeds=2"], ["trial 0: `strategy`=fsdp must have at least 2 processes to split the model between, but has 1"]),
         (["dtype=float16", "device=cpu", "seeds=2"], ["`dtype` must not be float16 with `device`=cpu"]),

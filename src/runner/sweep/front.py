@@ -84,9 +84,9 @@ def sweep(words: Sequence[str], config_dir: str | None, command: Sequence[str]) 
 
 def _warn(asked: words_.Words, composed: Composed) -> None:
     """What the user should hear of all trials, as of one run; what holds for the first value of a swept key is not of all."""
-    for notice in [*asked.notices, *composed.notices]:
-        if not any(f"`{key}`" in notice for key in asked.swept):
-            Console().warn(notice)
+    of_all = [n for n in composed.notices if not any(f"`{key}`" in n or f"`{key}." in n for key in asked.swept)]
+    for notice in [*asked.notices, *of_all]:
+        Console().warn(notice)
 
 
 def _refused_whole(manifest: Manifest, config: Config) -> Manifest:

@@ -6,13 +6,17 @@ those that are done, and notes how the others ended.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from runner.errors import RunFailed
+from runner.errors import Interrupted, RunFailed
 from runner.sweep.manifest import DONE, Manifest
 from runner.sweep.processes import train
 from runner.sweep.trials import Trial, plan
@@ -54,20 +58,36 @@ class Kept:
         manifest = Manifest.read(self.directory)
         trials = enlisted(manifest, job_overrides, initial_job_idx)
         returns: dict[int, JobReturn] = {t.number: returned(manifest, t) for t in trials if manifest.done(t.number)}
-        queue = hasattr(
-            self.launcher, "ended"
-        )  # which leaves out what is done itself, and tells of each trial as it ends
+        queue = hasattr(self.launcher, "ended")  # it leaves out what is done, and tells of each trial as it ends
         if queue:
             self.launcher.ended = lambda outcome: _told(manifest, outcome)
         for done, run in groupby(trials, lambda trial: trial.number in returns and not queue):
             if not done:
                 waiting = list(run)
-                found = self.launcher.launch([list(trial.words) for trial in waiting], waiting[0].number)
+                with _terminable():
+                    found = self.launcher.launch([list(trial.words) for trial in waiting], waiting[0].number)
                 for trial, one in zip(waiting, found, strict=True):
                     returns[trial.number] = one
                     _note(manifest, trial.number, one)
         manifest.save()
         return [returns[trial.number] for trial in trials]
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Meanwhile SIGTERM ends the program as Ctrl-C does: a launcher of another make stops its processes then."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt from Interrupted(number, "stopped; what was saved is kept")
+
+    # One that is ignored stays ignored, and only a main thread can catch any.
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) != signal.SIG_IGN
+    before = signal.signal(signal.SIGTERM, stop) if ours else None
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _told(manifest: Manifest, outcome: Any) -> None:

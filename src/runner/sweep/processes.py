@@ -90,17 +90,25 @@ def _side_by_side(
     from runner.job import device_of
     from runner.sweep.together import Together, free_bytes
 
-    if not trials:
-        return
-    asked = trials[0].config
-    choice = device_of(asked, report.warn if world.rank == 0 else None, world)
-    budget = asked.sweep.memory_gib
+    groups = _by_device(trials)
+    for own in groups:  # one that is not there is refused before anything is trained on another
+        device_of(own[0].config, report.warn if world.rank == 0 else None, world)
+    for own in groups:
+        choice = device_of(own[0].config, None, world)
+        budget = own[0].config.sweep.memory_gib
 
-    def memory() -> float:
-        return free_bytes(choice.kind) if budget is None else budget * 2**30
+        def memory(kind: str = choice.kind, budget: float | None = budget) -> float:
+            return free_bytes(kind) if budget is None else budget * 2**30
 
-    with StopRequest() as stop:
-        Together(choice, stop, command, report, memory, watch).run(trials)
+        with StopRequest() as stop:
+            Together(choice, stop, command, report, memory, watch).run(own)
+
+
+def _by_device(trials: Sequence[Trial]) -> list[list[Trial]]:
+    groups: dict[tuple[Any, bool], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault((trial.config.device, trial.config.deterministic), []).append(trial)
+    return list(groups.values())
 
 
 def _one_by_one(trials: Sequence[Trial], command: Sequence[str], report: Report) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner import schema
 from runner.compose import options
@@ -12,7 +13,10 @@ from runner.config import Config
 from runner.errors import ConfigError
 from runner.overrides import Plan, in_quotes, key_of, parse
 
-OF_HYDRA = ("hydra.", "hydra/")
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import RangeSweep
+
+OF_HYDRA = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.")
 OF_SWEEP = ("run_dir", "resume", "seeds")
 REPLACED_ON_RESUME = ("sweep.", "hydra.launcher.")
 """What may be given when a sweep goes on: how its trials are run, not which there are."""
@@ -51,12 +55,19 @@ def sort(words: Sequence[str], config_dir: str | None) -> Words:
         name = key_of(word)
         if name.startswith(OF_HYDRA):
             sorted_.hydra.append(word)
+        elif name.startswith(("hydra.", "hydra/")):
+            plan.problems.append(
+                f"`{name}` does nothing, since a sweep has its own place and records; run_dir=… moves it, --config-dir adds groups"
+            )
         elif (override := parse(word, known, groups, plan)) is None:
             continue
         elif name in OF_SWEEP:
             plan.problems += _take_own(sorted_, name, override)
         else:
-            _take(sorted_, name, override, groups)
+            try:
+                _take(sorted_, name, override, groups)
+            except ConfigError as error:
+                plan.problems += error.problems
     if plan.problems:
         raise ConfigError(plan.problems)
     return sorted_
@@ -95,7 +106,8 @@ def _plus(name: str, groups: Mapping[str, Mapping[str, str]]) -> str:
 
 def _first(override: Any, groups: Mapping[str, Mapping[str, str]]) -> str:
     """The first of the values that a word gives, as text."""
-    from hydra.core.override_parser.types import Glob, IntervalSweep
+    from hydra.core.override_parser.types import Glob, IntervalSweep, RangeSweep
+    from hydra.errors import HydraException
 
     value = override.value()
     if isinstance(value, IntervalSweep):
@@ -107,7 +119,22 @@ def _first(override: Any, groups: Mapping[str, Mapping[str, str]]) -> str:
                 f"`{override.key_or_group}` must match an option, but {override.input_line} matches none; see --help"
             )
         return str(found[0])
-    return str(next(iter(override.sweep_string_iterator())))
+    try:
+        if isinstance(value, RangeSweep):
+            return str(next(iter(_finite(value).range())))
+        return str(next(override.sweep_string_iterator()))
+    except (StopIteration, ValueError, HydraException):  # steps of 0
+        raise ConfigError(
+            f"`{override.key_or_group}` must have values that can be counted, but is "
+            f"{(override.input_line or '').partition('=')[2]}; mend its ends"
+        ) from None
+
+
+def _finite(values: RangeSweep) -> RangeSweep:
+    """The range itself. Raises `ValueError` where it has no end."""
+    if not all(math.isfinite(end) for end in (values.start or 0, values.stop or 0)):
+        raise ValueError
+    return values
 
 
 def with_seeds(words: Words, seed: int) -> None:

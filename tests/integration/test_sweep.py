@@ -1,0 +1,371 @@
+"""Sweeps, whole: which trials there are, which of them are trained side by side, what is left behind and what is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import runner
+from runner import cli
+from runner.data.lanes import LaneBatches
+from runner.objective import Objective
+
+QUICK = ["device=cpu", "device.threads=1", "train.steps=5"]
+LINREG = ["+experiment=linreg", *QUICK]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def read(path: Path | str) -> Any:
+    text = Path(path).read_text()
+    return yaml.safe_load(text) if str(path).endswith(".yaml") else json.loads(text)
+
+
+def values(directory: Path | str = "sweep") -> list[dict[str, Any]]:
+    return [member["values"] for member in read(Path(directory) / "sweep.json")["members"]]
+
+
+def states(directory: Path | str = "sweep") -> list[str]:
+    return [member["state"] for member in read(Path(directory) / "sweep.json")["members"]]
+
+
+def configs(*keys: str) -> list[tuple[Any, ...]]:
+    """What the members of a sweep were trained with, at some dotted keys."""
+
+    def at(config: Any, key: str) -> Any:
+        for name in key.split("."):
+            config = config[name]
+        return config
+
+    numbers = range(len(values()))
+    return [tuple(at(read(f"sweep/{n}/config.yaml"), key) for key in keys) for n in numbers]
+
+
+def wide() -> list[int]:
+    """For every member how many were trained side by side with it, itself included."""
+    return [read(f"sweep/{number}/run.json")["lanes"] for number in range(len(values()))]
+
+
+# -------------------------------------------------------------------------------------------------- what it leaves behind
+
+
+def test_the_directory_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*LINREG, "optimizer.lr=1e-5,1e-4", "seeds=2"]
+    directory, results = runner.multirun(None, words)
+    assert directory.parent == Path("runs/linreg")
+    assert re.fullmatch(r"sweep_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[0-9a-f]{6}", directory.name)
+    assert {path.name for path in directory.iterdir()} == {"0", "1", "2", "3", "sweep.json", "results.csv", "plots"}
+    assert {path.name for path in (directory / "plots").iterdir()} == {"optimizer.lr.png"}
+    assert [(member.number, member.values) for member in results.members] == list(enumerate(values(directory)))
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "trials 0-3: 4 side by side, as one program\n         4 finished, 0 left\nlinreg: 4 trials\n"
+    )
+    assert said.endswith(f"sweep    {directory}\nlook     tensorboard --logdir {directory}\n")
+
+
+def test_the_manifest_tells_what_was_asked_and_what_became_of_it() -> None:
+    assert cli.main(["-m", *LINREG, "optimizer.lr=1e-5,1e30", "seeds=2", "run_dir=sweep"]) == 1
+    manifest = read("sweep/sweep.json")
+    told = {
+        key: value for key, value in manifest.items() if key not in ("started", "ended", "members", "task", "fixed")
+    }
+    assert told == {
+        "status": "failed", "resumed": 0, "name": "linreg", "config_dir": None, "hydra": [], "metric": None, "directions": None,
+        "command": ["python", "-m", "runner", "-m", *LINREG, "optimizer.lr=1e-5,1e30", "seeds=2", "run_dir=sweep"],
+        "words": [*LINREG, "optimizer.lr=1e-5,1e30", "seeds=2", "run_dir=sweep"], "swept": ["optimizer.lr", "seed"],
+    }  # fmt: skip
+    assert manifest["started"] < manifest["ended"]
+    last = manifest["members"][3]
+    assert (last["number"], last["state"], last["values"]) == (3, "failed", {"optimizer.lr": 1e30, "seed": 1})
+    assert last["overrides"] == [*LINREG, "optimizer.lr=1e+30", "seed=1", "record.plots=false"]
+    record = read("sweep/3/run.json")
+    assert (last["reason"], last["config_hash"]) == (record["reason"], record["config_hash"])
+    assert record["overrides"] == last["overrides"]
+
+
+def test_the_same_command_again_is_another_sweep() -> None:
+    first, second = (runner.multirun(None, [*LINREG, "seeds=2"])[0] for _ in range(2))
+    assert first != second
+    for number in "01":
+        one, other = (read(directory / number / "summary.json") for directory in (first, second))
+        assert one["parameters_sha256"] == other["parameters_sha256"]
+
+
+def test_members_draw_plots_when_they_are_told_to() -> None:
+    runner.multirun(None, [*LINREG, "seeds=2", "record.plots=true", "run_dir=sweep"])
+    assert {path.name for path in Path("sweep/1/plots").iterdir()} == {"fit.png", "loss.png", "residuals.png"}
+
+
+# ------------------------------------------------------------------------------------------------- which trials there are
+
+
+def test_seeds_need_no_m() -> None:
+    assert cli.main([*LINREG, "seed=4", "seeds=3", "run_dir=sweep"]) == 0
+    assert values() == [{"seed": 4}, {"seed": 5}, {"seed": 6}]
+    assert configs("seed", "seeds") == [(4, None), (5, None), (6, None)]
+
+
+def test_the_last_key_is_the_fastest_and_the_last_word_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["optimizer.lr=9,10", "data.noise=1,2", "optimizer.lr=1e-5,1e-4"]
+    assert cli.main(["-m", *LINREG, *words, "run_dir=sweep"]) == 0
+    assert configs("data.noise", "optimizer.lr") == [(1, 1e-5), (1, 1e-4), (2, 1e-5), (2, 1e-4)]
+    assert values()[0] == {"data.noise": 1, "optimizer.lr": 1e-5}
+    assert "note: `optimizer.lr` is given twice; the last one counts: 1e-5,1e-4\n" in capsys.readouterr().out
+
+
+def test_what_an_experiment_keeps_is_told_where_it_is_of_all_trials(capsys: pytest.CaptureFixture[str]) -> None:
+    note = "note: kept from the experiment: `optimizer.lr`=0.0001 (adam: 0.001)\n"
+    for word, told in (("optimizer=adam", True), ("optimizer=adam,adamw", False)):
+        assert cli.main(["-m", *LINREG, word, "seeds=2"]) == 0
+        assert (note in capsys.readouterr().out) is told
+
+
+@pytest.mark.parametrize("launcher", ["vmap", "basic"])
+@pytest.mark.parametrize(
+    ("words", "keys", "expected"),
+    [
+        (["+experiment=linreg", "optimizer=adam,adamw", "optimizer.eps=1e-6"], ["optimizer.name", "optimizer.eps"], [("adam", 1e-6), ("adamw", 1e-6)]),
+        (["+experiment=curve_fit", "model.start.w=0.5,1"], ["model.start"], [({"w": 0.5},), ({"w": 1.0},)]),
+        (["+experiment=curve_fit", "model.expression=w*x+v", "model.start.v=2", "seeds=2"], ["model.start", "seed"], [({"w": 0.0, "v": 2.0}, 78), ({"w": 0.0, "v": 2.0}, 79)]),
+        (["+experiment=linreg,curve_fit"], ["name", "data.name"], [("linreg", "line"), ("curve_fit", "curve")]),
+        (["+experiment=linreg", "model=mlp", "model.widths=[4],[8,2]"], ["model.widths"], [([4],), ([8, 2],)]),
+        (["+experiment=linreg", "optimizer=adam", "optimizer.betas=[0.9,0.99],[0.5,0.6]"], ["optimizer.betas"], [([0.9, 0.99],), ([0.5, 0.6],)]),
+        (["+experiment=linreg", "optimizer.lr=${data.noise}", "data.noise=1e-5,2e-5"], ["optimizer.lr", "data.noise"], [(1e-5, 1e-5), (2e-5, 2e-5)]),
+        (["+experiment=linreg", "train.epochs=2,3"], ["train.epochs", "train.steps"], [(2, None), (3, None)]),
+        (["+experiment=curve_fit", "data.expression=sin(x)", "model.expression=w*cos(x)", "seeds=2"], ["data.expression", "model.expression"], [("sin(x)", "w*cos(x)")] * 2),
+        (["+experiment=curve_fit", "model.expression='w*x','w*x + sin(x)'"], ["model.expression"], [("w*x",), ("w*x + sin(x)",)]),
+        (["+experiment=linreg", "optimizer=glob(ad*)"], ["optimizer.name"], [("adam",), ("adamw",)]),
+    ],
+    ids=lambda given: " ".join(given[1:]) if isinstance(given[0], str) else "",
+)  # fmt: skip
+def test_trials_are_what_was_asked_for(
+    words: Sequence[str], keys: Sequence[str], expected: Sequence[Any], launcher: str
+) -> None:
+    steps = [] if any(word.startswith("train.epochs") for word in words) else ["train.steps=3"]
+    assert cli.main(["-m", f"hydra/launcher={launcher}", "device=cpu", *steps, *words, "run_dir=sweep"]) == 0
+    assert configs(*keys) == list(expected)
+
+
+def test_what_an_experiment_derives_follows_the_swept_value() -> None:
+    """Composed once for all trials it would be that of the first."""
+    Path("own/experiment").mkdir(parents=True)
+    text = "# @package _global_\n# Mine.\ndefaults:\n  - override /data: line\nname: mine\ndata: {noise: '${optimizer.lr}', rows: 30}\n"
+    Path("own/experiment/mine.yaml").write_text(text)
+    words = ["--config-dir", "own", "+experiment=mine", *QUICK, "optimizer.lr=1e-6,2e-6", "run_dir=sweep"]
+    assert cli.main(["-m", *words]) == 0
+    assert configs("data.noise", "optimizer.lr") == [(1e-6, 1e-6), (2e-6, 2e-6)]
+
+
+def test_a_shuffled_sweep_has_the_same_trials_when_it_goes_on() -> None:
+    words = [*LINREG, "optimizer.lr=shuffle(1e-6,2e-6,3e-6,4e-6,5e-6,1e30)", "run_dir=sweep"]
+    assert cli.main(["-m", *words]) == 1
+    order = values()
+    assert sorted(v["optimizer.lr"] for v in order) == [1e-6, 2e-6, 3e-6, 4e-6, 5e-6, 1e30]
+    assert order != sorted(order, key=lambda v: float(v["optimizer.lr"]))
+    assert cli.main(["-m", "resume=sweep"]) == 1
+    assert values() == order
+
+
+@pytest.mark.parametrize("words", [[], ["hydra/launcher=basic"], ["hydra/sweeper=basic"]], ids=" ".join)
+def test_a_trial_whose_data_is_missing_fails_alone(words: Sequence[str]) -> None:
+    Path("there.csv").write_text("x,y\n" + "".join(f"{k},{2 * k}\n" for k in range(9)))
+    given = [
+        "data=csv",
+        "data.target=y",
+        "data.path=there.csv,missing.csv",
+        "name=csv",
+        "optimizer.lr=1e-4",
+        "run_dir=sweep",
+    ]
+    assert cli.main(["-m", *words, *QUICK, *given]) == 1
+    assert states() == ["finished", "failed"]
+    assert not Path("sweep/1").exists()
+    assert "'missing.csv' does not exist" in read("sweep/sweep.json")["members"][1]["reason"]
+    Path("missing.csv").write_bytes(Path("there.csv").read_bytes())
+    assert cli.main(["-m", "resume=sweep"]) == 0
+    assert states() == ["finished", "finished"]
+
+
+# ------------------------------------------------------------------------------------------------- what is side by side
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["model=mlp", "model.widths=[4],[8]", "seeds=2"], [2, 2, 2, 2]),
+        (["dtype=float32,float64", "seeds=3"], [3] * 6),
+        (["train.batch_size=null,8", "seeds=2"], [2] * 4),
+        (["train.clip_norm=null,1,2"], [1, 2, 2]),
+        (["data.seed=null,3,4"], [1, 2, 2]),
+        (["train.steps=3,4", "seeds=2"], [2] * 4),
+        (["optimizer=sgd,momentum", "optimizer.lr=1e-6,1e-5"], [2] * 4),
+        (["data.rows=100,50", "seeds=2"], [2] * 4),
+        (["deterministic=true,false", "seeds=2"], [2] * 4),
+    ],
+    ids=lambda given: given[0] if isinstance(given[0], str) else "",
+)
+def test_what_changes_the_program_separates_groups(
+    words: Sequence[str], expected: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # deterministic sets it
+    runner.multirun(None, [*LINREG, *words, "run_dir=sweep"])
+    assert wide() == list(expected)
+
+
+def test_trials_of_other_threads_have_these() -> None:
+    runner.multirun(
+        None, ["+experiment=linreg", "device=cpu", "train.steps=5", "device.threads=1,2", "seeds=2", "run_dir=sweep"]
+    )
+    assert [read(f"sweep/{n}/run.json")["threads"] for n in range(4)] == [1, 1, 2, 2]
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["model=linear", "optimizer=lbfgs", "update=optimizer", "optimizer.lr=0.1,1"], "lbfgs searches along a line of its own"),
+        (["model=mlp", "model.widths=[4]", "model.dropout=0.5", "seeds=2"], "dropout draws from one stream"),
+        (["amp=bfloat16", "seeds=2"], "amp changes what vmap computes"),
+        (["strategy.reduction=exact", "seeds=2"], "strategy.reduction=exact promises bits"),
+        (["checkpoint.async_save=true", "seeds=2"], "checkpoint.async_save writes beside one training"),
+    ],
+    ids=lambda given: given[0] if isinstance(given, list) else "",
+)  # fmt: skip
+def test_what_cannot_be_batched_is_trained_alone_to_the_bit(
+    words: Sequence[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner.multirun(None, [*LINREG, "data.standardize=true", *words, "run_dir=sweep"])
+    assert f"trial 0 and others like it are trained alone: {reason}\n" in capsys.readouterr().out
+    assert wide() == [1, 1]
+    for number, member in enumerate(read("sweep/sweep.json")["members"]):
+        solo = runner.run(None, member["overrides"])
+        assert solo.summary["parameters_sha256"] == read(f"sweep/{number}/summary.json")["parameters_sha256"]
+
+
+def test_a_model_that_vmap_refuses_is_trained_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = Objective.gradient
+
+    def refusing(self: Objective) -> Any:
+        if isinstance(self.batches, LaneBatches):
+            raise RuntimeError("vmap: it is not possible to call .item()")
+        return real(self)
+
+    monkeypatch.setattr(Objective, "gradient", refusing)
+    runner.multirun(None, [*LINREG, "seeds=2", "run_dir=sweep"])
+    assert (
+        "are trained alone: vmap refuses its model (vmap: it is not possible to call .item())"
+        in capsys.readouterr().out
+    )
+    assert (states(), wide()) == (["finished"] * 2, [1, 1])
+
+
+def test_a_mistake_of_ours_is_not_taken_for_a_failed_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Objective, step: int) -> Objective:
+        raise KeyError("a mistake")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "at", broken)
+        with pytest.raises(KeyError, match="a mistake"):
+            runner.multirun(None, [*LINREG, "seeds=2", "run_dir=sweep"])
+    assert read("sweep/sweep.json")["status"] == "failed"
+    assert cli.main(["-m", "resume=sweep"]) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- the audit
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float64", 1e-12), ("float32", 1e-4)])
+def test_the_audit_measures_what_is_promised(dtype: str, most: float, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "model=mlp",
+        "model.widths=[8]",
+        "train.steps=200",
+        "train.batch_size=16",
+        "optimizer=adam",
+        "optimizer.lr=1e-3,1e-2",
+    ]
+    words += ["data.standardize=true", "seeds=4", f"dtype={dtype}", "sweep.audit=3", "run_dir=sweep"]
+    runner.multirun(None, ["+experiment=linreg", "device=cpu", "device.threads=1", *words])
+    found = read("sweep/sweep.json")["audit"]
+    assert len(set(found["members"])) == 3
+    assert set(found["members"]) <= set(range(8))
+    assert 0 < found["largest_difference"] <= most
+    numbers = ", ".join(map(str, found["members"]))
+    expected = f"audit    trials {numbers} trained again alone: largest difference {found['largest_difference']:.2g}\n"
+    assert expected in capsys.readouterr().out
+    assert not [path for path in Path().iterdir() if path.name != "sweep"]
+
+
+# -------------------------------------------------------------------------------------------------------------- a search
+
+
+def test_a_search_that_is_stopped_asks_for_the_same_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+    words = [
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_trials=9",
+        "hydra.sweeper.n_jobs=3",
+        "hydra.sweeper.metric=test/rmse",
+    ]
+    words += [*LINREG, "optimizer.lr=tag(log, interval(1e-6, 1e-4))", "data.noise=choice(1,2)"]
+    assert cli.main(["-m", *words, "run_dir=whole"]) == 0
+    real, times = Objective.at, []
+
+    def at(self: Objective, step: int) -> Objective:
+        times.append(step)
+        if times.count(4) == 2:  # of the second generation
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "at", at)
+        assert cli.main(["-m", *words, "run_dir=sweep"]) == 130
+    assert states() == ["finished"] * 3 + ["interrupted"] * 3
+    before = [Path(f"sweep/{n}/run.json").read_bytes() for n in range(3)]
+    assert cli.main(["-m", "resume=sweep"]) == 0
+    assert [Path(f"sweep/{n}/run.json").read_bytes() for n in range(3)] == before
+    assert values("sweep") == values("whole")
+    for number in range(9):
+        one, other = (read(f"{name}/{number}/summary.json") for name in ("sweep", "whole"))
+        assert one["parameters_sha256"] == other["parameters_sha256"]
+    assert read("sweep/sweep.json")["metric"] == "test/rmse"
+
+
+# ------------------------------------------------------------------------------------------------------- from Python
+
+
+def test_errors_are_raised_and_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(runner.ConfigError, match=r"`optimizer.lrr` is not a key; did you mean `optimizer.lr`\?"):
+        runner.multirun("linreg", ["optimizer.lrr=1,2"])
+    assert capsys.readouterr() == ("", "")
+    assert not list(Path().iterdir())
+
+
+def test_the_callers_random_numbers_are_its_own() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    runner.multirun("linreg", [*QUICK, "seeds=2", "optimizer.lr=shuffle(1e-5,1e-4)", "model=mlp", "model.dropout=0.1"])
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_a_failed_trial_is_among_the_results() -> None:
+    _, results = runner.multirun("linreg", [*QUICK, "optimizer.lr=1e-5,1e30"])
+    assert [member.state for member in results.members] == ["finished", "failed"]
+    assert str(results.members[1].reason).startswith("training diverged at step 2")
