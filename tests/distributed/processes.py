@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import signal
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import runner
 
 SECONDS = 60.0
 """Longest life of a forked process; what still lives then is killed, and the test fails."""
@@ -37,6 +40,7 @@ def free_port() -> int:
 
 def on(size: int, work: Callable[[int], Any], seconds: float = SECONDS, port: int | None = None) -> list[Outcome]:
     """Do `work(rank)` on `size` processes, with the environment that torchrun gives them; outcomes by rank."""
+    _import_all()
     with tempfile.TemporaryDirectory() as folder:
         port = port or free_port()
         children = [_fork(rank, size, port, work, Path(folder)) for rank in range(size)]
@@ -49,6 +53,19 @@ def values(size: int, work: Callable[[int], Any]) -> list[Any]:
     outcomes = on(size, work)
     assert [o.code for o in outcomes] == [0] * size, "\n".join(o.printed for o in outcomes)
     return [o.value for o in outcomes]
+
+
+@functools.cache
+def _import_all() -> None:
+    """One short run, once: what it imports, and finds out of plugins, would take each process longer than most tests do."""
+    import torch.distributed.checkpoint
+    import torch.distributed.fsdp
+    import torch.distributed.pipelining
+    import torch.distributed.tensor.parallel  # noqa: F401
+
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["data=line", "device=cpu", "update=optimizer", "train.steps=1", "record.plots=false"]
+        runner.run(None, [*words, f"run_dir={folder}/run"])
 
 
 def _fork(rank: int, size: int, port: int, work: Callable[[int], Any], folder: Path) -> int:
