@@ -11,6 +11,7 @@ RunnerError
 │   ├── Diverged              its loss or its parameters are no longer finite
 │   └── Lost                  another process of the run no longer takes part
 ├── Interrupted     130/143   stopped by a signal, after saving
+│   └── Abandoned             by a second one, at once
 ├── Pruned                    a trial of a sweep that is not worth its time
 └── Elsewhere                 another process of the run failed, and said why
 """
@@ -79,6 +80,10 @@ class Interrupted(RunnerError):
     def __init__(self, signal_number: int, message: str) -> None:
         self.exit_code = 128 + signal_number
         super().__init__(f"{message} ({signal.Signals(signal_number).name})")
+
+
+class Abandoned(Interrupted):
+    """A second signal: nothing more was saved, and the other processes of the run do not know."""
 
 
 class Pruned(RunnerError):

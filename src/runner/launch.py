@@ -12,7 +12,8 @@ from typing import Any
 
 from runner import combinations
 from runner.config import Config, config_hash
-from runner.errors import ConfigError, RunFailed
+from runner.errors import ConfigError, Interrupted, RunFailed
+from runner.stopping import StopRequest
 
 LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")
 """What torch's launcher logs to; the second has a level of its own."""
@@ -26,17 +27,21 @@ def wanted(config: Config) -> bool:
 def launch(config: Config, words: Sequence[str]) -> int:
     """Run `python -m runner WORDS` on all processes; gives the exit code that they agree on.
 
-    Raises `ConfigError` for a number of processes that the run cannot be computed on, and `RunFailed` where they cannot meet.
+    Raises `ConfigError` for a number of processes that the run cannot be computed on, `RunFailed` where they cannot meet,
+    and `Interrupted` for a signal that comes before they are started.
     """
     size = config.launch.processes * config.launch.nodes
     problems = combinations.misplaced(config, size)
     if problems:
         raise ConfigError(problems)
-    _prepare(config)
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.launcher.api import elastic_launch
+    with StopRequest() as stop:  # a KeyboardInterrupt in the midst of the import of torch is lost now and then
+        _prepare(config)
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.elastic.rendezvous import RendezvousError
+        from torch.distributed.launcher.api import elastic_launch
+    if stop.signal_number is not None:
+        raise Interrupted(stop.signal_number, "stopped before training began; nothing was written")
 
     # The workers say what is wrong themselves; torch's launcher would say it again, with a table and a traceback.
     for name in LOGGERS:

@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from runner.errors import Interrupted
+from runner.errors import Abandoned
 
 
 class StopRequest:
@@ -40,5 +40,5 @@ class StopRequest:
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
-            raise Interrupted(number, "stopped at once by a second signal; the last checkpoint is intact")
+            raise Abandoned(number, "stopped at once by a second signal; the last checkpoint is intact")
         self.signal_number = number

@@ -101,6 +101,11 @@ def _one_collective_more(turned: Any) -> None:
     dist.all_reduce(torch.zeros(3))
 
 
+def _two_signals(turned: Any) -> None:
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _launcher_gets_sigterm(turned: Any) -> None:
     """SIGTERM for the launcher; goes on when it has come back to this process."""
     came, before = [], signal.getsignal(signal.SIGTERM)
@@ -122,6 +127,7 @@ KINDS: Mapping[str, Callable[[Any], object]] = {
     "raise": lambda turned: _raise(ValueError("a fault")),
     "memory": lambda turned: _raise(MemoryError("can't allocate memory")),
     "exit": lambda turned: sys.exit(0),
+    "second signal": _two_signals,
     "hang": lambda turned: time.sleep(600),
     "slow": lambda turned: time.sleep(1.5),
     "nan": _one_feature_is_nan,

@@ -12,7 +12,6 @@ from pathlib import Path
 import faulty
 import processes
 import pytest
-import torch
 from faulty import Fault
 from launching import (
     EXACT,
@@ -45,7 +44,6 @@ GRACE = 2.0
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(failure, "GRACE_SECONDS", GRACE)
-    torch.optim.SGD([torch.zeros(1)])  # imports torch's compiler, once, before the processes are forked
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +165,15 @@ def test_a_killed_process_is_named_by_the_one_that_is_left() -> None:
     failed("rank 1 was lost at step 7; go on with resume=…")
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_of_four_processes_the_killed_one_alone_is_named(rank: int) -> None:
+    """In gloo's ring one of the others does not hear of it: it waits for its neighbour, who waits no longer."""
+    outcomes = faulted(Fault("kill", rank, step=7), size=4)
+    assert [outcome.code for outcome in outcomes] == [-9 if i == rank else 1 for i in range(4)]
+    assert told(outcomes) == [f"error: rank {rank} was lost at step 7; go on with resume=…"]
+    failed(f"rank {rank} was lost at step 7; go on with resume=…")
+
+
 def test_without_the_leader_the_others_end_too() -> None:
     """Nobody is left to write the record; here rank 0 keeps the store as well, so the others cannot even ask who is missing."""
     outcomes = faulted(Fault("kill", rank=0, step=7))
@@ -204,6 +211,16 @@ def test_a_process_that_leaves_in_peace_fails_the_run(rank: int) -> None:
     assert outcomes[1 - rank].code == 1
     assert told(outcomes) == [f"error: rank {rank}: SystemExit: 0"]
     failed("SystemExit: 0" if rank == 0 else "rank 1: SystemExit: 0")
+
+
+def test_a_second_signal_to_one_process_ends_all_at_once() -> None:
+    """The others must not wait for it as long as for one that is slow."""
+    outcomes = faulted(Fault("second signal", rank=1, step=7))
+    assert [outcome.code for outcome in outcomes] == [143, 143]
+    said = "stopped at once by a second signal; the last checkpoint is intact (SIGTERM)"
+    assert outcomes[1].printed.splitlines()[-1] == said
+    assert "Traceback" not in outcomes[0].printed
+    failed(f"rank 1: {said}")
 
 
 @pytest.mark.parametrize("words", [WORDS, EXACT], ids=["fast", "exact"])
@@ -290,7 +307,7 @@ def test_without_their_launcher_the_processes_save_and_end_and_block_nobody(tmp_
         assert run.wait() == -9
         until(lambda: run.living() == [], seconds=10, what="the processes without a launcher")
     found = record(run.folder / "run")
-    assert found["status"] == "interrupted", found
+    assert found["status"] == "interrupted", (found["reason"], run.err)
     step = int((run.folder / "run/checkpoints/last").readlink().name.removeprefix("step_"))
     assert step >= 13
     assert found["reason"] == f"stopped after step {step}; the state is saved (SIGTERM)"

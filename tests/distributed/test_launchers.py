@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -10,14 +11,13 @@ from pathlib import Path
 
 import processes
 import pytest
-import torch
 from launching import EXACT, WORDS, assert_same, errors, launched, runner_launch, torchrun
 from processes import Outcome
 
 import runner
 from runner import cli
 from runner.directory import RunDirectory
-from runner.world import failure, meeting
+from runner.world import Group, failure, meeting
 
 SMALL = ("data=line", "device=cpu", "train.steps=2", "record.plots=false")
 MISSING = ("data=csv", "data.path=nowhere.csv", "data.target=y", "run_dir=run")
@@ -30,7 +30,6 @@ NO_FILE = (
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(failure, "GRACE_SECONDS", 1.0)
-    torch.optim.SGD([torch.zeros(1)])  # imports torch's compiler, once, before the processes are forked
 
 
 def commanded(size: int, words: Sequence[str]) -> list[Outcome]:
@@ -167,6 +166,38 @@ def test_one_of_several_processes_answers_a_question(words: list[str]) -> None:
     assert second.printed == ""
 
 
+# ------------------------------------------------------------------------------------------- ends before the training
+
+
+def ended(rank: int, where: type, what: str) -> list[Outcome]:
+    """The command line on two processes, one of which is killed when it calls a method."""
+
+    def work(of: int) -> None:
+        if of == rank:
+            setattr(where, what, lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
+        sys.exit(cli.main([*SMALL, "run_dir=run", "launch.timeout_seconds=3"]))
+
+    return processes.on(2, work)
+
+
+@pytest.mark.parametrize(("what", "how"), [("connect", "did not answer within 3 seconds"), ("together", "was lost")])
+def test_a_process_that_is_killed_before_the_training_is_named(what: str, how: str) -> None:
+    outcomes = ended(1, Group, what)
+    assert [outcome.code for outcome in outcomes] == [1, -signal.SIGKILL]
+    assert told(outcomes) == [[f"error: rank 1 {how} before training began; start again"], []]
+    assert "Traceback" not in outcomes[0].printed
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("what", ["tell", "connect"])
+def test_without_the_leader_the_others_end_before_the_training(what: str) -> None:
+    outcomes = ended(0, Group, what)
+    assert [outcome.code for outcome in outcomes] == [-signal.SIGKILL, 1]
+    (line,) = errors(outcomes[1].printed)
+    assert line.startswith("error: the launcher, or rank 0, is gone")
+    assert "Traceback" not in outcomes[1].printed
+
+
 # --------------------------------------------------------------------------------------------- where processes meet
 
 
@@ -201,6 +232,21 @@ def test_an_address_where_nobody_is_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert outcome.code == 1
     (line,) = errors(outcome.printed)
     assert f"must be where the processes can meet, but 127.0.0.1:{port} cannot be reached" in line
+
+
+def test_a_launcher_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its store is there before its processes are: they need not wait as long as for that of rank 0."""
+    monkeypatch.setattr(meeting, "LAUNCHER_SECONDS", 1.0)
+
+    def work(rank: int) -> None:
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        sys.exit(cli.main([*SMALL, "run_dir=run"]))
+
+    for outcome in processes.on(2, work, seconds=20):
+        assert outcome.code == 1
+        (line,) = errors(outcome.printed)
+        assert line.endswith("; the launcher is gone, or its address must be given with --local-addr")
+        assert "Traceback" not in outcome.printed
 
 
 def test_a_process_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

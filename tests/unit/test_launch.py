@@ -16,9 +16,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 from torch.distributed.launcher import api
 
+from runner import devices
 from runner.compose import compose
 from runner.config import Config
-from runner.errors import ConfigError, RunFailed
+from runner.errors import ConfigError, Interrupted, RunFailed
 from runner.launch import launch, wanted
 
 TWO = "launch.processes=2"
@@ -200,6 +201,17 @@ def test_a_signal_to_the_launcher_is_its_exit_code(number: int, code: int, monke
 
     Launcher(monkeypatch, happen)
     assert launch(config(TWO), []) == code
+
+
+def test_a_signal_before_the_workers_are_started_starts_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes while torch is imported, where an exception may be lost: it is looked for afterwards."""
+    launcher = Launcher(monkeypatch)
+    monkeypatch.setattr(devices, "installed_build", lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted) as caught:
+        launch(config(TWO), [])
+    assert caught.value.exit_code == 130
+    assert str(caught.value) == "stopped before training began; nothing was written (SIGINT)"
+    assert launcher.command == ()
 
 
 def test_hosts_that_do_not_meet_are_told_where_they_should(monkeypatch: pytest.MonkeyPatch) -> None:

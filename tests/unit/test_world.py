@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from runner import cli
 from runner.errors import ConfigError, Lost
 from runner.stopping import StopRequest
-from runner.world import Alone, Group, find, launched
+from runner.world import Alone, Group, failure, find, launched
 from runner.world.agreement import Agreement, differences
 from runner.world.failure import is_lost
 from runner.world.place import interface, read
@@ -181,6 +182,34 @@ def test_an_error_of_a_connection_is_that_of_another_process(error: Exception) -
 )
 def test_any_other_error_is_our_own(error: Exception) -> None:
     assert not is_lost(error)
+
+
+class Gone:
+    """What is left to a process when the launcher with the store was killed."""
+
+    place = read(TORCHRUN)
+
+    def beside(self) -> Gone:
+        return self
+
+    def said(self, *names: str) -> bool:
+        raise Lost("the launcher, or rank 0, is gone")
+
+    def leave(self, seconds: float) -> None:
+        raise Lost("the launcher, or rank 0, is gone")
+
+
+def test_without_the_store_a_process_stops_as_on_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It closes some time before the launcher has ended as a process."""
+    monkeypatch.setattr(failure, "GRACE_SECONDS", 60.0)
+    watch = failure.Watch(Gone())  # type: ignore[arg-type]
+    watch.request = request = StopRequest()
+    deadline = time.monotonic() + 20
+    while request.signal_number is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    watch.close()
+    assert request.signal_number == signal.SIGTERM
 
 
 # ------------------------------------------------------------------------------------------------- asking about signals

@@ -33,6 +33,10 @@ LOST = (
 """Words in the error of a collective that another process did not take part in."""
 
 
+ASKED = "who lives"
+"""What watches answer to, each by saying that its process is alive."""
+
+
 class News:
     """Word of the failure that ends an attempt: the first one that a process leaves."""
 
@@ -58,21 +62,35 @@ class News:
         self._meeting.wait(there, seconds, "rank 0 did not answer")
         return self._meeting.word(name)
 
-    def explain(self, error: BaseException, step: int, timeout_seconds: float) -> RunnerError:
-        """Which process did not take part in a collective that failed: those that did tell each other."""
-        meeting = self._meeting
+    def explain(self, error: BaseException, step: int | None, timeout_seconds: float) -> RunnerError:
+        """Which process did not take part in a collective that failed; `step` is None before training begins."""
+        when = "before training began" if step is None else f"at step {step}"
+        then = "start again" if step is None else "go on with resume=…"
         try:
-            meeting.say(f"stuck/{meeting.place.rank}", "")
-            stuck = [f"stuck/{rank}" for rank in range(meeting.place.size)]
-            poll(lambda: meeting.said("failure") or meeting.said(*stuck), GRACE_SECONDS / 2)
-            missing = [rank for rank, name in enumerate(stuck) if not meeting.said(name)]
+            missing = self._missing()
             who = named(missing) if missing else "the connection between the processes"
-            what = f"did not answer within {timeout_seconds:g} seconds" if "imed out" in str(error) else "was lost"
-            then = "all processes start again" if meeting.place.starts_again else "go on with resume=…"
-            text = f"{who} {what} at step {step}; {then}"
+            late = "imed out" in str(error) or "timeout" in str(error)
+            lost = "were lost" if len(missing) > 1 else "was lost"
+            what = f"did not answer within {timeout_seconds:g} seconds" if late else lost
+            again = self._meeting.place.starts_again
+            text = f"{who} {what} {when}; {'all processes start again' if again else then}"
             return Lost(text) if self.leave(text, 1) else self._read()
-        except Exception:  # the store is gone as well, and with it the process or launcher that kept it
-            return Lost(f"the launcher, or rank 0, is gone at step {step}; go on with resume=…")
+        except Lost as gone:
+            return Lost(f"{gone} {when}; {then}")
+
+    def _missing(self) -> list[int]:
+        """Who does not answer, of all that live and of those whose collectives fail like this process's own.
+
+        One that waits for a process like this, and not for the lost one itself, is stuck until this one ends: only its watch
+        can answer.
+        """
+        meeting, ranks = self._meeting, range(self._meeting.place.size)
+        alive, failed = ([f"{name}/{rank}" for rank in ranks] for name in ("alive", "failed"))
+        for name in (ASKED, alive[meeting.place.rank], failed[meeting.place.rank]):
+            meeting.say(name, "")
+        poll(lambda: meeting.said("failure") or meeting.said(*failed), GRACE_SECONDS / 2)
+        dead = [rank for rank in ranks if not meeting.said(alive[rank])]
+        return dead or [rank for rank in ranks if not meeting.said(failed[rank])]
 
     def _read(self) -> Elsewhere:
         news = json.loads(self._meeting.word("failure"))
@@ -93,7 +111,7 @@ class Watch:
     def close(self) -> None:
         """Leave the others, when there is nothing more to hear or to tell."""
         self._left.set()
-        with contextlib.suppress(RuntimeError):  # the store is gone, and with it whoever could wait
+        with contextlib.suppress(Lost):  # there is nobody who could wait
             self._meeting.leave(GRACE_SECONDS + 4 * WATCH_SECONDS)  # those that are stuck take `GRACE_SECONDS`
         # Python would end it in the midst of torch's C++, which ends the process in turn.
         self._thread.join(GRACE_SECONDS)
@@ -101,23 +119,25 @@ class Watch:
     def _look(self, meeting: Meeting) -> None:
         news = News(meeting)
         while not self._left.wait(WATCH_SECONDS):
-            if self._launcher is not None and os.getppid() != self._launcher:
-                self._orphaned()
+            failure: RunnerError | None
             try:
+                if self._launcher is not None and os.getppid() != self._launcher:
+                    raise Lost("the launcher is gone")
+                if meeting.said(ASKED):
+                    meeting.say(f"alive/{meeting.place.rank}", "")
                 failure = news.heard()
-            except Exception:
-                failure = Elsewhere("the launcher, or rank 0, is gone", 1)
+            except Lost as gone:
+                self._stop()
+                failure = gone
             if failure is not None and not self._left.wait(GRACE_SECONDS):
-                with contextlib.suppress(RuntimeError):  # the store is gone
+                with contextlib.suppress(Lost):
                     meeting.leave(0.0)
                 self._end(str(failure), failure.exit_code)
 
-    def _orphaned(self) -> None:
-        """The launcher was killed: stop as on SIGTERM, saving, or at once if that takes too long."""
+    def _stop(self) -> None:
+        """As on SIGTERM, saving: without their launcher the processes may well be able to."""
         if self.request is not None:
             self.request.signal_number = self.request.signal_number or signal.SIGTERM
-        if not self._left.wait(GRACE_SECONDS):
-            self._end("the launcher is gone", 1)
 
     def _end(self, reason: str, code: int) -> None:
         try:

@@ -6,13 +6,13 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from runner.errors import ConfigError, Diverged, Elsewhere, InputError, Interrupted, Lost, RunnerError
+from runner.errors import Abandoned, ConfigError, Diverged, Elsewhere, InputError, Interrupted, Lost, RunnerError
 from runner.stopping import StopRequest
 from runner.world.agreement import Agreement, together
 from runner.world.failure import News, Watch, is_lost
@@ -68,7 +68,8 @@ class Group:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Part: together, when all of them know how the run ended, else with the news for those that do not."""
-        agreed = error is None or error is self._known or isinstance(error, (Diverged, Interrupted, Elsewhere))
+        shared = isinstance(error, (Diverged, Interrupted, Elsewhere)) and not isinstance(error, Abandoned)
+        agreed = error is None or error is self._known or shared
         if self._attempt is None and not isinstance(error, InputError):
             return  # one with an input error meets the others only to say that it is no use
         watch = self.attempt.watch
@@ -83,12 +84,12 @@ class Group:
             import torch.distributed as dist
 
             dist.destroy_process_group()
-        if isinstance(error, (Diverged, Interrupted)) and self.rank:
+        if agreed and isinstance(error, (Diverged, Interrupted)) and self.rank:
             raise Elsewhere(str(error), error.exit_code) from None
 
     def _agree(self, error: BaseException | None) -> None:
         """The leader says how it ended, and the others wait for that."""
-        with contextlib.suppress(RuntimeError):  # the launcher is gone, and its store: all is done already
+        with contextlib.suppress(Lost):  # all is done already
             if self.rank == 0:
                 code = str(getattr(error, "exit_code", 0))
                 self.attempt.meeting.keep("ended", code)
@@ -100,7 +101,7 @@ class Group:
         text = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
         code = error.exit_code if isinstance(error, RunnerError) else 1
         first = True
-        with contextlib.suppress(RuntimeError):  # the store is gone, and with it whoever could be told
+        with contextlib.suppress(Lost):  # there is nobody who could be told
             first = self.attempt.news.leave(text if isinstance(error, Lost) else f"rank {self.rank}: {text}", code)
             if code == 2:  # the same input would fail again
                 self.attempt.meeting.keep("ended", str(code))
@@ -122,13 +123,14 @@ class Group:
         if "GLOO_SOCKET_IFNAME" not in os.environ and (found := interface(self._place.address, self._place.port)):
             os.environ["GLOO_SOCKET_IFNAME"] = found
         self._timeout = timeout_seconds
-        dist.init_process_group(
-            BACKENDS[kind],
-            store=dist.PrefixStore("c10d", self.attempt.meeting.store),
-            rank=self.rank,
-            world_size=self.size,
-            timeout=timedelta(seconds=timeout_seconds),
-        )
+        with self._explained():
+            dist.init_process_group(
+                BACKENDS[kind],
+                store=dist.PrefixStore("c10d", self.attempt.meeting.store),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timedelta(seconds=timeout_seconds),
+            )
         self._connected = True
 
     # --------------------------------------------------------------------------------------------------------- by words
@@ -155,11 +157,22 @@ class Group:
             return error
         return self.attempt.news.explain(error, step, self._timeout)
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Around what comes before the training, which has its own errors explained."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_lost(error):
+                raise
+            raise self.attempt.news.explain(error, None, self._timeout) from error
+
     # ------------------------------------------------------------------------------------------------------- by tensors
 
     def together(self, work: Callable[[], tuple[T, dict[str, str]]]) -> T:
         try:
-            return together(work, self.rank, self.size)
+            with self._explained():
+                return together(work, self.rank, self.size)
         except InputError as error:
             self._known = error
             raise

@@ -7,55 +7,79 @@ every other process asks for it with a number of its own, which no dead one can 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import secrets
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
-from runner.errors import Elsewhere, RunFailed
+from runner.errors import Elsewhere, Lost, RunFailed
 from runner.world.place import Place
 
 JOIN_SECONDS = 300.0
 """Longest time for all processes to meet: hosts may start minutes apart."""
 
 CONNECT_SECONDS = 60.0
-"""Longest time to reach the store: an address that is wrong is told soon."""
+"""Longest time to reach the store of rank 0, which may start later: an address that is wrong is told soon."""
+
+LAUNCHER_SECONDS = 5.0
+"""Longest time to reach the store of the launcher, which is there or will never be."""
 
 _RUNS = itertools.count()
 """Runs of this process as one of several."""
 
 
+@contextlib.contextmanager
+def _there() -> Iterator[None]:
+    """Around whatever is asked of the store."""
+    try:
+        yield
+    except RuntimeError:  # with the store the process or launcher is gone that kept it
+        raise Lost("the launcher, or rank 0, is gone") from None
+
+
 class Meeting:
-    """The processes of one attempt at a run. What they say is for this attempt alone, what they keep also for later ones."""
+    """The processes of one attempt at a run. What they say is for this attempt alone, what they keep also for later ones.
+
+    All of it raises `Lost` when the store is gone.
+    """
 
     def __init__(self, place: Place, kept: Any, store: Any) -> None:
         self.place, self.store = place, store
         self._kept = kept
 
+    @_there()
     def say(self, name: str, text: str) -> None:
         self.store.set(name, text)
 
+    @_there()
     def say_first(self, name: str, text: str) -> bool:
         """False when another process has said something under this name before, which stays."""
         return bool(self.store.compare_set(name, "", text) == text.encode())
 
+    @_there()
     def said(self, *names: str) -> bool:
         """Whether there is a word under each of the names."""
         return bool(self.store.check(list(names)))
 
+    @_there()
     def word(self, name: str) -> str:
         """What was said."""
         return str(self.store.get(name).decode())
 
+    @_there()
     def keep(self, name: str, text: str) -> None:
         self._kept.set(name, text)
 
+    @_there()
     def kept(self, name: str) -> str | None:
         return self._kept.get(name).decode() if self._kept.check([name]) else None
 
+    @_there()
     def beside(self) -> Meeting:
         """The same over a connection of its own, for another thread."""
         return Meeting(self.place, self._kept, self.store.clone())
@@ -66,6 +90,7 @@ class Meeting:
             where = f"{self.place.address}:{self.place.port}"
             raise RunFailed(f"{otherwise} within {seconds:g} seconds to {where}; look at the messages of the others")
 
+    @_there()
     def leave(self, seconds: float) -> None:
         """The process that keeps the store goes last, so that the others can still read there why they end."""
         if self.place.rank:
@@ -80,7 +105,7 @@ def meet(place: Place) -> Meeting:
 
     dist: Any = torch.distributed  # its stores come from C++ and have no types
     # A script may do several runs, one after the other: the same number on every process is the same run.
-    run = dist.PrefixStore(f"runner/{next(_RUNS)}", _store(place.address, place.port, place.keeps_store))
+    run = dist.PrefixStore(f"runner/{next(_RUNS)}", _store(place))
     everyone = Meeting(place, run, run)
     if code := int(everyone.kept("ended") or 0):
         raise Elsewhere("an earlier attempt has ended for good", code)
@@ -126,16 +151,47 @@ def _answer(everyone: Meeting) -> str:
 
 
 @functools.cache
-def _store(address: str, port: int, hosts: bool) -> Any:
-    """The store at an address, kept in this process if it `hosts` it. Raises `RunFailed` where it cannot be."""
+def _store(place: Place) -> Any:
+    """The store, opened or reached. Raises `RunFailed` where it cannot be."""
     import torch.distributed
 
     dist: Any = torch.distributed
+    if not place.keeps_store:
+        _reach(place)
     try:
         timeout = timedelta(seconds=CONNECT_SECONDS)
-        return dist.TCPStore(address, port, is_master=hosts, timeout=timeout, wait_for_workers=False)
+        return dist.TCPStore(
+            place.address, place.port, is_master=place.keeps_store, timeout=timeout, wait_for_workers=False
+        )
     except dist.DistError as error:
-        raise RunFailed(
-            f"`MASTER_ADDR`:`MASTER_PORT` must be where the processes can meet, but {address}:{port} cannot be "
-            f"{'opened' if hosts else 'reached'} ({' '.join(str(error).split())[:200]}); take another port, or mend the address"
-        ) from None
+        raise _no_store(place, error) from None
+
+
+def _reach(place: Place) -> None:
+    """Wait until the store answers: torch's own client says that it does not with a page of C++ frames."""
+    seconds = LAUNCHER_SECONDS if place.launcher_keeps_store else CONNECT_SECONDS
+    failure = OSError()
+
+    def reached() -> bool:
+        nonlocal failure
+        try:
+            socket.create_connection((place.address, place.port), seconds).close()
+        except OSError as error:
+            failure = error
+            return False
+        return True
+
+    if not poll(reached, seconds):
+        raise _no_store(place, failure)
+
+
+def _no_store(place: Place, error: Exception) -> RunFailed:
+    advice = (
+        "the launcher is gone, or its address must be given with --local-addr"
+        if place.launcher_keeps_store
+        else "take another port, or mend the address"
+    )
+    return RunFailed(
+        f"`MASTER_ADDR`:`MASTER_PORT` must be where the processes can meet, but {place.address}:{place.port} cannot be "
+        f"{'opened' if place.keeps_store else 'reached'} ({' '.join(str(error).split())[:200]}); {advice}"
+    )

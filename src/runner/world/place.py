@@ -20,12 +20,17 @@ class Place:
     local_size: int
     address: str
     port: int
-    keeps_store: bool
-    """Whether the store lives in this process, and not in another one or in the launcher."""
+    launcher_keeps_store: bool
+    """Whether the store is in the launcher and there before this process; otherwise rank 0 opens it."""
     launcher: int | None
     """The id of the process that waits for this one and for all others on this host."""
     starts_again: bool
     """Whether it will start all of them again when one fails; of several hosts no process can know."""
+
+    @property
+    def keeps_store(self) -> bool:
+        """Whether the store is in this process."""
+        return self.rank == 0 and not self.launcher_keeps_store
 
 
 def launched(environ: Mapping[str, str]) -> bool:
@@ -59,7 +64,7 @@ def read(environ: Mapping[str, str]) -> Place:
         local_size=numbers["LOCAL_WORLD_SIZE"],
         address=environ["MASTER_ADDR"],
         port=numbers["MASTER_PORT"],
-        keeps_store=numbers["RANK"] == 0 and environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+        launcher_keeps_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         # Only a launcher is waited for: a process that a shell started in the background may well outlive that.
         launcher=os.getppid() if "TORCHELASTIC_RUN_ID" in environ else None,
         starts_again=restarts < most and numbers["LOCAL_WORLD_SIZE"] == numbers["WORLD_SIZE"],
