@@ -358,7 +358,7 @@ RATES = [f"{1 + i}e-6" for i in range(256)]
         (["optimizer.lr=-1,-2", "data.noise=-3"], ["`data.noise` must be a finite number of at least 0, but is -3", "`optimizer.lr` must be a finite number of at least 0 and of at most 1e+38, but is -1"]),
         (["train.steps=10,0", "seed=range(0,2000)"], ["trial 2000 and 1999 more: `train.steps` must be an integer of at least 1 or null, but is 0"]),
         (["seed=range(0,5)", "optimizer.lr=1,2,3", "sweep.max_trials=14"], ["`sweep.max_trials` must be at least the number of trials, but is 14 where these values make 5 x 3 = 15; give fewer values, or sweep.max_trials=15"]),
-        (["seeds=1000000000000"], ["`sweep.max_trials` must be at least the number of trials, but is 10,000 where these values make more; give fewer values"]),
+        (["seeds=1000000000000"], ["`sweep.max_trials` must be at least the number of trials, but is 10,000 where these values make 1,000,000,000,000; give fewer values, or sweep.max_trials=1000000000000"]),
         (["seed=1,2", "seeds=4"], ["`seeds` is short for a range of `seed`, which is swept as well; leave one of them out"]),
         (["seeds=2,3"], ["`seeds` must be one value for the whole sweep, but is 2,3; write seeds=VALUE"]),
         (["run_dir=a,b"], ["`run_dir` must be one value for the whole sweep, but is a,b; put a text with commas in quotes, for the shell and for itself: \"run_dir='a,b'\""]),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from itertools import islice, product
-from math import prod
+from decimal import Decimal
+from itertools import product
+from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import ConfigError
@@ -22,22 +23,32 @@ def jobs(words: Sequence[str], config_loader: Any, max_trials: int) -> list[list
     problems = [_continuous(o) for o in overrides if o.is_sweep_override() and not o.is_discrete_sweep()]
     if problems:
         raise ConfigError(problems)
-    values = [_values(override, word, max_trials) for override, word in zip(overrides, words, strict=True)]
-    _refuse_many([len(own) for own in values], max_trials)
-    return [list(chosen) for chosen in product(*values)]
+    pairs = list(zip(overrides, words, strict=True))
+    _refuse_many([_size(*pair) for pair in pairs], max_trials)
+    return [list(chosen) for chosen in product(*(_values(*pair) for pair in pairs))]
 
 
 def _refuse_many(sizes: Sequence[int], max_trials: int) -> None:
-    count, endless = prod(sizes), any(size > max_trials for size in sizes)
-    if count <= max_trials:
-        return
-    several = [f"{size:,}" for size in sizes if size > 1]
-    shown = f"{' x '.join(several)} = {count:,}" if len(several) > 1 else f"{count:,}"
-    made, advice = ("more", "") if endless else (shown, f", or sweep.max_trials={count}")
-    raise ConfigError(
-        f"`sweep.max_trials` must be at least the number of trials, but is {max_trials:,} where these values make {made}; "
-        f"give fewer values{advice}"
-    )
+    count = prod(sizes)
+    if count > max_trials:
+        several = [f"{size:,}" for size in sizes if size > 1]
+        shown = f"{' x '.join(several)} = {count:,}" if len(several) > 1 else f"{count:,}"
+        raise ConfigError(
+            f"`sweep.max_trials` must be at least the number of trials, but is {max_trials:,} where these values make {shown}; "
+            f"give fewer values, or sweep.max_trials={count}"
+        )
+
+
+def _size(override: Override, word: str) -> int:
+    """How many values a word gives; those of a range are not made, since there may be too many."""
+    from hydra.core.override_parser.types import RangeSweep
+
+    value: Any = override.value()
+    if isinstance(value, RangeSweep):
+        # Exactly, as Hydra counts.
+        start, stop, step = (Decimal(number or 0) for number in (value.start, value.stop, value.step))
+        return max(0, ceil((stop - start) / step))
+    return len(_values(override, word))
 
 
 def _continuous(override: Override) -> str:
@@ -48,8 +59,8 @@ def _continuous(override: Override) -> str:
     )
 
 
-def _values(override: Override, word: str, most: int) -> list[str]:
-    """The words of one key: one for every value, but one more than `most` at most; or the word as it is typed.
+def _values(override: Override, word: str) -> list[str]:
+    """The words of one key: one for every value, or the word as it is typed.
 
     shuffle(…) is drawn by the word, so that a sweep which goes on has the same trials.
     """
@@ -58,7 +69,6 @@ def _values(override: Override, word: str, most: int) -> list[str]:
     key, state = override.get_key_element(), random.getstate()
     random.seed(word)
     try:
-        values = islice(override.sweep_string_iterator(), most + 1)
-        return list(dict.fromkeys(f"{key}={value}" for value in values))
+        return list(dict.fromkeys(f"{key}={value}" for value in override.sweep_string_iterator()))
     finally:
         random.setstate(state)
