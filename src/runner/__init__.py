@@ -42,6 +42,12 @@ __all__ = [
 ]
 
 
+_STARTS_NONE = (
+    "`launch.processes` and `launch.nodes` start processes from the command line, but this is a call from Python; "
+    "leave them out, or run the script itself with torchrun"
+)
+
+
 def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir: str | None = None) -> Run:
     """Do one run in this process: `runner.run("linreg", ["optimizer.lr=1e-3"])`, as often as you like.
 
@@ -57,10 +63,7 @@ def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir
     def ask(earlier: str | None) -> Composed:
         composed = compose(words if earlier is None else [f"resume={earlier}"], config_dir)
         if wanted(composed.config) and not launched(os.environ):
-            raise ConfigError(
-                "`launch.processes` and `launch.nodes` start processes from the command line, but this is a call from Python; "
-                "leave them out, or run the script itself with torchrun"
-            )
+            raise ConfigError(_STARTS_NONE)
         return composed
 
     return execute(ask, [sys.argv[0] or "python", *words])
@@ -73,9 +76,12 @@ def multirun(
 
     Gives the sweep's directory and its results; a trial that failed is among them. Raises the errors above.
     """
-    from runner.sweep.front import check_some, sweep, tell
+    from runner.sweep.front import check_some, spread, sweep, tell
+    from runner.world import launched
 
     words = _words(experiment, overrides)
+    if not launched(os.environ) and spread(words, config_dir) is not None:
+        raise ConfigError(_STARTS_NONE)
     manifest = sweep(words, config_dir, [sys.argv[0] or "python", *words])
     results = tell(manifest)
     check_some(manifest)

@@ -357,6 +357,14 @@ def test_errors_are_raised_and_not_printed(capsys: pytest.CaptureFixture[str]) -
     assert not list(Path().iterdir())
 
 
+def test_python_starts_no_processes() -> None:
+    with pytest.raises(
+        runner.ConfigError, match=r"`launch.processes` and `launch.nodes` start processes from the command line"
+    ):
+        runner.multirun("linreg", [*QUICK, "launch.processes=2", "seeds=2"])
+    assert not list(Path().iterdir())
+
+
 def test_the_callers_random_numbers_are_its_own() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
