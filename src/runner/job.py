@@ -52,7 +52,8 @@ def execute(ask: Ask, command: Sequence[str], console: Callable[[], Console | Lo
     Rank 0 alone asks what to do and keeps the records; what it says goes to its `console`.
     """
     began = time.perf_counter()
-    with worlds.find(os.environ) as world, StopRequest() as stop:
+    # A launcher ends all processes when the first one leaves; the one that has still to say why marks the signal only.
+    with StopRequest() as stop, worlds.find(os.environ) as world:
         records, config, choice = _lead(world, ask, command, console()) if world.rank == 0 else _follow(world)
         from runner import experiment
 
