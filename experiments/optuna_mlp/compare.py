@@ -15,7 +15,7 @@ from pathlib import Path
 import runner
 from runner.errors import RunnerError
 from runner.sweep.results import collect, settings
-from runner.sweep.statistics import Estimate, estimate
+from runner.statistics import Estimate, estimate
 
 METRIC = "test/rmse"
 BASELINE = Path(__file__).parents[1] / "diabetes" / "baseline.py"

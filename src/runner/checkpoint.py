@@ -85,7 +85,7 @@ def load(folder: Path) -> Loaded | None:
     """
     skipped: list[str] = []
     for path in _candidates(folder):
-        found = _inspect(path)
+        found = intact(path)
         if not isinstance(found, str):
             return Loaded(_step_of(path.name), found, path, tuple(skipped))
         if STEP.fullmatch(path.name):  # an incomplete temporary is a killed save, not a damaged checkpoint
@@ -98,7 +98,7 @@ def load(folder: Path) -> Loaded | None:
 
 def verify(path: Path) -> str | None:
     """What is wrong with the checkpoint `path`, a folder named step_<n>, in words; None when it is intact."""
-    found = _inspect(path)
+    found = intact(path)
     return found if isinstance(found, str) else None
 
 
@@ -276,8 +276,8 @@ def _candidates(folder: Path) -> list[Path]:
     return [folder / name for name in dict.fromkeys(ordered)]
 
 
-def _inspect(path: Path) -> dict[str, Any] | str:
-    """The state of an intact checkpoint, or what is wrong with it."""
+def intact(path: Path) -> dict[str, Any] | str:
+    """The state of a checkpoint, a folder named step_<n>; or what is wrong with it, in words."""
     if STEP.match(path.name) is None:
         return "its name must be step_<n>"
     if not path.is_dir():

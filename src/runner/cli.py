@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
+from runner.arguments import Parser
 from runner.compose import Composed, compose, options
 from runner.config import plain
 from runner.errors import ConfigError, Elsewhere, InputError, Interrupted, RunnerError
@@ -22,11 +24,21 @@ python -m runner rerun RUN_DIR [key=value …]        the same again, in a new r
 python -m runner -m … key=a,b,c key='range(0,8)'    a sweep over every combination; seeds=8 for eight seeds
 python -m runner -m resume=SWEEP_DIR                what is missing of a sweep, or failed
 
+python -m runner explain +experiment=NAME …         every value: where it was set, what it means; nothing is run
+python -m runner doctor                             what this machine can do, what it cannot, and how to mend it
+python -m runner parity +experiment=NAME …          the same experiment in every way there is, held against a reference
+python -m runner verify rerun|resume|world-size|sweep …     does a run give the same bits again?
+python -m runner diverge A B                        the first step and the first tensor in which two runs differ
+
 options
+  --help after a verb  its own options
   --config-dir DIR     your own groups and experiments, beside those below
   --cfg job            show the configuration, with references resolved, and stop
   --help, --version
 """
+
+VERBS = ("parity", "verify", "diverge", "doctor", "explain")
+"""Each is a module of its own name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,13 +76,8 @@ def _one_line(text: str) -> str:
     return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"the options cannot be read: {message}; see --help")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="runner", add_help=False, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser()
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", action="store_true")
     parser.add_argument("--config-dir", "-cd")
@@ -82,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(words: list[str]) -> int:
+    if words[:1] and words[0] in VERBS:
+        return _verb(words[0], words[1:])
     try:
         given, overrides = _read(words)
     except ConfigError:
@@ -93,6 +102,20 @@ def _command(words: list[str]) -> int:
     if given.multirun or any(word.lstrip("+").startswith("seeds=") for word in overrides):
         return _sweep(given, overrides, words)
     return _run(given, overrides, words)
+
+
+def _verb(verb: str, words: list[str]) -> int:
+    """A verb whose module does it all: `usage` says how, `command` does it and gives the exit code."""
+    if not _speaks():
+        return 0
+    if launched(os.environ):
+        raise ConfigError(f"`{verb}` starts the processes that it needs, but was started by a launcher; start it alone")
+    module = importlib.import_module(f"runner.{verb}")
+    if {"--help", "-h"} & set(words):
+        sys.stdout.write(module.USAGE)
+        return 0
+    code: int = module.command(words)
+    return code
 
 
 def _speaks() -> bool:

@@ -25,6 +25,10 @@ def _lbfgs(config: c.Config) -> bool:
     return isinstance(config.optimizer, c.Lbfgs)
 
 
+def _least_squares(config: c.Config) -> bool:
+    return isinstance(config.optimizer, (c.Lstsq, c.Lm))
+
+
 def _fraction(rows: float) -> bool:
     return isinstance(rows, float) and not rows < 1
 
@@ -84,6 +88,41 @@ FORBIDDEN = (
     Forbidden(
         lambda k: _lbfgs(k) and k.train.clip_norm is not None,
         "`train.clip_norm` must be null with `optimizer`=lbfgs, whose line search needs the gradient of its own loss; use train.clip_norm=null",
+    ),
+    Forbidden(
+        lambda k: _least_squares(k) and not isinstance(k.loss, c.Mse),
+        "`loss` must be mse with `optimizer`=lstsq or lm, which make the sum of squares least; use loss=mse or optimizer=lbfgs",
+    ),
+    Forbidden(
+        lambda k: _least_squares(k) and k.train.batch_size is not None,
+        "`train.batch_size` must be null with `optimizer`=lstsq or lm, which need all rows at once; use train.batch_size=null",
+    ),
+    Forbidden(
+        lambda k: _least_squares(k) and k.train.accumulate > 1,
+        "`train.accumulate` must be 1 with `optimizer`=lstsq or lm, which read the rows in pieces by themselves; use train.accumulate=1",
+    ),
+    Forbidden(
+        lambda k: _least_squares(k) and k.train.clip_norm is not None,
+        "`train.clip_norm` must be null with `optimizer`=lstsq or lm, which know how far to step; use train.clip_norm=null",
+    ),
+    Forbidden(
+        lambda k: _least_squares(k) and not isinstance(k.schedule, c.Constant),
+        "`schedule` must be constant with `optimizer`=lstsq or lm, which have no learning rate; use schedule=constant",
+    ),
+    Forbidden(
+        lambda k: _least_squares(k) and (k.dtype not in ("float64", "float32") or k.amp != "off"),
+        "`dtype` must be float64 or float32, and `amp` off, with `optimizer`=lstsq or lm: fewer digits leave nothing of the "
+        "answer; use dtype=float64",
+    ),
+    Forbidden(
+        lambda k: _least_squares(k) and isinstance(k.model, c.Mlp) and k.model.dropout > 0,
+        "`model.dropout` must be 0 with `optimizer`=lstsq or lm, whose residuals must not change from one look to the next; "
+        "use model.dropout=0",
+    ),
+    Forbidden(
+        lambda k: _sharded(k) and _least_squares(k),
+        "`strategy` must be single, dp or ddp with `optimizer`=lstsq or lm, whose steps need all parameters on each process; "
+        "use strategy=ddp",
     ),
     Forbidden(
         lambda k: isinstance(k.model, c.Formula) and k.data.standardize,

@@ -239,15 +239,20 @@ def _chosen(plan: Plan, config_dir: str | None) -> DictConfig:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    groups = schema.hints(Config)
-    words = [f"{'' if group in groups else '+'}{group}={choice}" for group, choice in plan.groups.items()]
     if config_dir is not None:
         _refuse_unfit(plan, Path(config_dir))
     try:
         with opened():
-            return hydra.compose("config", [*words, *search_path(config_dir)])
+            return hydra.compose("config", chosen_words(plan, config_dir))
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"the configuration cannot be read: {reason_of(error)}") from None
+
+
+def chosen_words(plan: Plan, config_dir: str | None) -> list[str]:
+    """The words by which Hydra takes the options that were chosen."""
+    groups = schema.hints(Config)
+    words = [f"{'' if group in groups else '+'}{group}={choice}" for group, choice in plan.groups.items()]
+    return [*words, *search_path(config_dir)]
 
 
 def search_path(config_dir: str | None) -> list[str]:

@@ -231,6 +231,35 @@ class Lbfgs(_Optimizer):
     line_search: Literal["strong_wolfe"] | None = key("how far to go along a direction; null takes lr")
 
 
+class _Solver:
+    """An optimizer that finds out by itself how far to go."""
+
+    @property
+    def lr(self) -> None:
+        """It has no learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lstsq(_Solver):
+    """The least-squares solution, outright: for mse and models that are linear in their parameters."""
+
+    name: Literal["lstsq"] = key("kind of optimizer")
+    weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38, lane=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lm(_Solver):
+    """Levenberg–Marquardt (Marquardt, 1963; Moré, 1978): damped Gauss–Newton steps, for mse, formulas and small models."""
+
+    name: Literal["lm"] = key("kind of optimizer")
+    radius: float = key(
+        "longest first step, in multiples of the start values, each weighed by its effect on the predictions",
+        above=0,
+        at_most=1e38,
+        lane=True,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Constant:
     """The learning rate as given."""
@@ -349,6 +378,11 @@ class Record:
 
     every_steps: int = key("steps between rows of metrics.jsonl, TensorBoard and the console", unit="steps", at_least=1)
     plots: bool = key("draw plots/*.png at the end")
+    hash_every_steps: int | None = key(
+        "steps between lines of hashes.jsonl, from step 0 on, by which `diverge` tells where two runs part; null writes none",
+        unit="steps",
+        at_least=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,7 +415,7 @@ class Config:
     data: Line | Curve | Csv | Parquet | Diabetes
     model: Linear | Polynomial | Mlp | Formula
     loss: Mse | Mae | Huber
-    optimizer: Sgd | Momentum | Adam | AdamW | Lbfgs
+    optimizer: Sgd | Momentum | Adam | AdamW | Lbfgs | Lstsq | Lm
     schedule: Constant | Step | Cosine | WarmupCosine
     strategy: Strategy
     launch: Launch
@@ -420,11 +454,16 @@ def _names(kind: Any) -> list[str]:
 
 def config_hash(config: Config) -> str:
     """SHA-256 over every key that the answer depends on."""
-    values = plain(config)
+    return hashlib.sha256(json.dumps(hashed(plain(config)), sort_keys=True).encode()).hexdigest()
+
+
+def hashed(values: dict[str, Any]) -> dict[str, Any]:
+    """Of a configuration's plain values those that the answer depends on."""
+    found = {**values, "device": dict(values["device"])}
     for path in UNHASHED:
         group, _, name = path.rpartition(".")
-        (values[group] if group else values).pop(name, None)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        (found[group] if group else found).pop(name, None)
+    return found
 
 
 def program(config: Config) -> str:

@@ -68,7 +68,7 @@ class RunDirectory:
         """The directory of an earlier run. Raises `CheckpointError` when its record cannot be read or it is in use."""
         directory = RunDirectory(path, locked=locked)
         try:
-            directory.record = _read(path)
+            directory.record = read_record(path)
         except BaseException:
             directory.close()
             raise
@@ -121,7 +121,8 @@ def _refuse_taken(path: Path) -> None:
         )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """What `run.json` says. Raises `CheckpointError` where it cannot be read."""
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
         if not isinstance(record, dict):
@@ -135,7 +136,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _holder(path: Path) -> str:
     try:
-        record = _read(path)
+        record = read_record(path)
     except CheckpointError:
         return "another process"
     return f"process {record.get('pid')} on {record.get('host')}"

@@ -16,10 +16,12 @@ from runner.devices import Choice
 from runner.errors import ConfigError
 from runner.evaluation import LARGER_IS_BETTER, Best, Evaluation
 from runner.fingerprint import parameters_sha256
-from runner.loop import Calendar, Loop, Member, Saver, Sink, Stop
+from runner.inference import Fit, Inference, infer
+from runner.loop import Calendar, Hashes, Loop, Member, Saver, Sink, Stop
 from runner.models import Model
 from runner.objective import Objective
 from runner.optimizers import Optimizer
+from runner.optimum import Optimum, find, penalty, summarised, told, unstable
 from runner.precision import Scaler
 from runner.seeding import stream
 from runner.sharding import local
@@ -54,16 +56,15 @@ class Facts:
 
     def calendar(self) -> Calendar:
         """What is due at which step."""
-        train = self.config.train
-        return Calendar(
-            self.steps, self.config.record.every_steps, train.eval_every_steps, self.config.checkpoint.every_steps
-        )
+        record, evaluate_every = self.config.record, self.config.train.eval_every_steps
+        checkpoint_every = self.config.checkpoint.every_steps
+        return Calendar(self.steps, record.every_steps, evaluate_every, checkpoint_every, record.hash_every_steps)
 
     def schedule(self) -> schedules.Schedule:
         """Learning rate of every step."""
         return schedules.build(self.config.schedule, self.config.optimizer.lr, self.steps)
 
-    def member(self, sinks: Sequence[Sink], saver: Saver) -> Member:
+    def member(self, sinks: Sequence[Sink], saver: Saver, hashes: Hashes | None) -> Member:
         """The run as the loop knows it."""
         early = self.config.train.early_stopping
         return Member(
@@ -73,17 +74,33 @@ class Facts:
             best=Best(self.config.checkpoint.metric),
             sinks=sinks,
             saver=saver,
+            hashes=hashes,
         )
+
+
+def warnings(facts: Sequence[Facts], optimum: Optimum | None) -> list[list[str]]:
+    """For each run what is allowed and probably not meant: of its data, and of its learning rate where the optimum is known."""
+    found = [list(run.dataset.warnings) for run in facts]
+    if optimum is not None:
+        for texts, sentence in zip(found, unstable([run.config for run in facts], optimum), strict=True):
+            if sentence is not None:
+                texts.append(sentence)
+    return found
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a training: metrics by part, raw parameters and those to report, by name; `evaluation` is that of the whole model."""
+    """The end of a training: metrics by part, raw parameters and those to report, by name; `evaluation` is that of the whole model.
+
+    `optimum` is what the summary says of it, and `inference` what can be said of the parameters; None where nothing is known.
+    """
 
     metrics: dict[str, float]
     parameters: dict[str, Tensor]
     fitted: Mapping[str, Tensor]
     evaluation: Callable[[], Evaluation]
+    optimum: dict[str, float | None] | None
+    inference: Inference | None
 
 
 @dataclass(frozen=True)
@@ -96,10 +113,16 @@ class Experiment:
     optimizer: Optimizer
     objective: Objective
     evaluation: Evaluation
-    schedule: Callable[[int], float]
+    schedule: Callable[[int], float | None]
     batches: Batches
     scaler: Scaler
+    optimum: Optimum | None
     lanes = 1
+
+    @property
+    def warnings(self) -> list[list[str]]:
+        """For each lane what the user should hear of before the first step."""
+        return warnings([self.facts], self.optimum)
 
     def capture(self) -> dict[str, Any]:
         """All that the next step depends on; the tensors are the live ones."""
@@ -128,6 +151,9 @@ class Experiment:
     def finite(self) -> list[bool]:
         return [not self.strategy.any(not _finite(self.model.state_dict()))]
 
+    def parameters(self) -> list[dict[str, Tensor]]:
+        return [self.strategy.whole(dict(self.model.named_parameters()))]
+
     def outcomes(self, lanes: Sequence[int]) -> list[Outcome]:
         """What was learnt, gathered from all processes: every one of them must ask."""
         dataset = self.facts.dataset
@@ -136,28 +162,38 @@ class Experiment:
             for part in dataset.parts
             for name, value in self.evaluation.metrics(part)[0].items()
         }
-        parameters = self.strategy.whole(dict(self.model.named_parameters()))
+        (parameters,) = self.parameters()
         model = self.model
         if self.strategy.sharded:
             model = start_model(self.facts.config, dataset).to(next(iter(parameters.values())).device)
             model.load_state_dict(parameters)
+        resolved, optimum = self.facts.config, self.optimum
+        train, fitted = dataset.parts["train"], model.fitted(dataset.scaling)
+        stacked = {name: value.detach().unsqueeze(0) for name, value in parameters.items()}
+        (inference,) = infer(model, stacked, (train.features, train.target), [Fit(resolved, fitted, dataset.scaling)])
         return [
             Outcome(
                 metrics,
                 parameters,
-                model.fitted(dataset.scaling),
+                fitted,
                 lambda: replace(self.evaluation, model=model, forward=model),
+                None if optimum is None else summarised(optimum, [resolved], _row(parameters))[0],
+                inference,
             )
         ]
 
     def details(self) -> list[dict[str, float]]:
-        """What a row tells besides losses: the parameters of a formula, and the steps that a scaler skipped."""
-        told: dict[str, float] = {}
+        """What a row tells besides losses: the parameters of a formula, the way to the optimum, the steps that a scaler skipped."""
+        row: dict[str, float] = {}
         if isinstance(self.facts.config.model, config.Formula):
-            told = {
+            row = {
                 f"param/{name}": float(value) for name, value in self.model.fitted(self.facts.dataset.scaling).items()
             }
-        return [told if self.facts.config.amp != "float16" else {**told, "skipped_steps": self.scaler.skipped_steps}]
+        if self.optimum is not None:
+            row.update(told(self.optimum, _row(self.parameters()[0]))[0])
+        if self.facts.config.amp == "float16":
+            row["skipped_steps"] = self.scaler.skipped_steps
+        return [row]
 
     def join(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the state of every lane."""
@@ -225,6 +261,11 @@ def prepare(
             f"the {size} processes must not be more than the training rows, of which there are {rows}; start fewer processes"
         )
     model = start_model(resolved, dataset)
+    if isinstance(resolved.optimizer, config.Lstsq) and not model.is_linear(dataset.parts["train"].features.cpu()):
+        raise ConfigError(
+            f"`optimizer` must not be lstsq for a model that is not linear in its parameters, as this {resolved.model.name} is not; "
+            "use optimizer=lm"
+        )
     equal = {
         "torch's version": str(torch.__version__),
         "`device`": choice.kind,
@@ -247,6 +288,8 @@ def build(resolved: config.Config, prepared: Prepared, world: World) -> Experime
     rows = dataset.parts["train"]
     loss, autocast = losses.build(resolved.loss), precision.autocast(resolved.amp, device)
     strategy = strategies.build(resolved.strategy, device, world)
+    # Before the strategy cuts the model.
+    optimum = find(model.to(device), rows.features, rows.target, resolved, [penalty(resolved) or 0.0])
     placed = strategy.place(model, loss)
     forward: Any = torch.compile(placed) if train.compile else placed
     batches = Batches(len(rows), train.batch_size, resolved.seed, device)
@@ -272,12 +315,20 @@ def build(resolved: config.Config, prepared: Prepared, world: World) -> Experime
             clip_norm=train.clip_norm,
             check_gradients=train.check_gradients,
             draw=objective.drawing(model.draws, resolved.seed, device),
+            alone=model,
+            jacobian=lambda features: model.jacobian(parameters, features),
         ),
         evaluation=Evaluation(model, placed, loss, autocast, dataset.scaling.undo, dataset.parts, strategy),
         schedule=facts.schedule(),
         batches=batches,
         scaler=scaler,
+        optimum=optimum,
     )
+
+
+def _row(parameters: Mapping[str, Tensor]) -> Tensor:
+    """All numbers [1, n] of the parameters."""
+    return torch.cat([value.detach().reshape(-1) for value in parameters.values()]).unsqueeze(0)
 
 
 def _finite(tensors: Mapping[str, Tensor]) -> bool:

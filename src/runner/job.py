@@ -61,7 +61,7 @@ def execute(ask: Ask, command: Sequence[str], console: Callable[[], Console | Lo
         with uncollected(), explained_memory():
             prepared = world.together(lambda: experiment.prepare(config, choice, world.size))
             parts = world.together(lambda: (experiment.build(config, prepared, world), {}))
-        for warning in parts.facts.dataset.warnings:
+        for warning in parts.warnings[0]:
             records.warn(warning)
         return _Job(parts, choice, records, world, began, stop).run()
 
@@ -172,7 +172,9 @@ class _Job:
             timeout_seconds=config.launch.timeout_seconds,
         )
         with borrowed(self.parts.model.draws, torch.device(self.choice.torch_device)):
-            loop = self.parts.loop([facts.member(self.records.sinks, saver)], self.world.agreed(self.stop))
+            loop = self.parts.loop(
+                [facts.member(self.records.sinks, saver, self.records.hashes)], self.world.agreed(self.stop)
+            )
             first_step = self._restore(loop, opened.loaded, resumed=config.resume is not None)
             self.records.begin(loop.step, first_step)
             startup_seconds = time.perf_counter() - self.began

@@ -14,12 +14,15 @@ from torch import Tensor
 
 from runner import config as c
 from runner import losses, optimizers, precision
-from runner.data.lanes import LaneBatches, side_by_side
+from runner.data.lanes import LaneBatches, LaneRows, side_by_side
 from runner.evaluation import Evaluation
-from runner.experiment import Facts, Outcome, Prepared, length, start_model
+from runner.experiment import Facts, Outcome, Prepared, length, start_model, warnings
+from runner.factor import PIECE_ROWS
+from runner.inference import Fit, Inference, infer
 from runner.loop import Loop, Member, Stop
 from runner.objective import Objective
 from runner.optimizers import Optimizer
+from runner.optimum import Optimum, find, penalty, summarised, told
 from runner.precision import Unscaled, scalar_type
 from runner.strategies import Single
 from runner.strategies.lanes import Lanes
@@ -59,7 +62,9 @@ def bytes_a_lane(config: c.Config, prepared: Prepared) -> int:
     batch = min(config.train.batch_size or len(rows), len(rows))
     evaluated = max(len(part) for part in prepared.dataset.parts.values())
     activations = 4 * max(batch, evaluated) * (units + rows.features.shape[1] + 2)
-    return size * (12 * prepared.parameter_count + 2 * data + activations)
+    solved = isinstance(config.optimizer, (c.Lstsq, c.Lm))
+    matrices = 3 * 8 * min(len(rows), PIECE_ROWS) * (prepared.parameter_count + 2) if solved else 0
+    return matrices + size * (12 * prepared.parameter_count + 2 * data + activations)
 
 
 def refused(program: SideBySide) -> str | None:
@@ -90,8 +95,13 @@ class SideBySide:
     optimizer: Optimizer
     objective: Objective
     evaluation: Evaluation
-    schedule: Callable[[int], Tensor]
+    schedule: Callable[[int], Tensor | None]
     batches: LaneBatches
+    optimum: Optimum | None
+
+    @property
+    def warnings(self) -> list[list[str]]:
+        return warnings(self.facts, self.optimum)
 
     @property
     def lanes(self) -> int:
@@ -112,13 +122,13 @@ class SideBySide:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         with torch.no_grad():
-            self.strategy.rows.copy_(self.strategy.stacked(state["model"]))
+            self.strategy.rows.copy_(self.strategy.joined(state["model"]))
         slots: dict[str, dict[str, Tensor]] = {}
         for name, values in state["optimizer"].items():
             for slot, value in values.items():
                 slots.setdefault(slot, {})[name] = value
         rows = {
-            slot: self.strategy.stacked(values) if slot != "step" else next(iter(values.values()))
+            slot: self.strategy.joined(values) if slot != "step" else next(iter(values.values()))
             for slot, values in slots.items()
         }
         self.optimizer.load_state_dict({ROWS: rows})
@@ -150,8 +160,9 @@ class SideBySide:
         )
 
     def narrowed(self, lanes: Sequence[int], state: Mapping[str, Any]) -> SideBySide:
-        program = build([self.facts[lane] for lane in lanes], [self.template] * len(lanes))
         chosen = torch.tensor(lanes, device=self.strategy.rows.device)
+        optimum = None if self.optimum is None else self.optimum.to_lanes(chosen)
+        program = _built([self.facts[lane] for lane in lanes], [self.template] * len(lanes), lambda _: optimum)
         program.restore(
             {
                 "model": {name: value[chosen] for name, value in state["model"].items()},
@@ -171,22 +182,53 @@ class SideBySide:
         return found
 
     def details(self) -> list[dict[str, float]]:
-        if not isinstance(self.facts[0].config.model, c.Formula):
-            return [{} for _ in self.facts]
-        names = [f"param/{name}" for name in self.strategy.named(self.strategy.rows)]
-        return [dict(zip(names, row, strict=True)) for row in self.strategy.rows.detach().double().tolist()]
+        rows: list[dict[str, float]] = [{} for _ in self.facts]
+        if isinstance(self.facts[0].config.model, c.Formula):
+            names = [f"param/{name}" for name in self.strategy.named(self.strategy.rows)]
+            rows = [dict(zip(names, row, strict=True)) for row in self.strategy.rows.detach().double().tolist()]
+        if self.optimum is None:
+            return rows
+        return [{**row, **more} for row, more in zip(rows, told(self.optimum, self.strategy.rows), strict=True)]
+
+    def parameters(self) -> list[dict[str, Tensor]]:
+        rows = self.strategy.named(self.strategy.rows.detach())
+        return [{name: value[lane] for name, value in rows.items()} for lane in range(self.lanes)]
 
     def outcomes(self, lanes: Sequence[int]) -> list[Outcome]:
         measured = {part: self.evaluation.metrics(part) for part in self.facts[0].dataset.parts}
-        rows = self.strategy.named(self.strategy.rows.detach())
+        everyone = self.parameters()
         found = []
         for lane in lanes:
-            facts, parameters = self.facts[lane], {name: value[lane].clone() for name, value in rows.items()}
+            facts, parameters = self.facts[lane], {name: value.clone() for name, value in everyone[lane].items()}
             self.template.load_state_dict(parameters)
             metrics = {f"{part}/{name}": v for part, lanes_ in measured.items() for name, v in lanes_[lane].items()}
             fitted = {n: v.clone() for n, v in self.template.fitted(facts.dataset.scaling).items()}
-            found.append(Outcome(metrics, parameters, fitted, _evaluation_alone(facts, parameters)))
-        return found
+            found.append((metrics, parameters, fitted, _evaluation_alone(facts, parameters)))
+        return [
+            Outcome(*outcome, optimum, inference)
+            for outcome, optimum, inference in zip(
+                found,
+                self._summarised(lanes),
+                self._inferred(lanes, [fitted for _, _, fitted, _ in found]),
+                strict=True,
+            )
+        ]
+
+    def _summarised(self, lanes: Sequence[int]) -> Sequence[dict[str, float | None] | None]:
+        if self.optimum is None:
+            return [None] * len(lanes)
+        chosen = torch.tensor(lanes, device=self.strategy.rows.device)
+        configs = [self.facts[lane].config for lane in lanes]
+        return summarised(self.optimum.to_lanes(chosen), configs, self.strategy.rows.detach()[chosen])
+
+    def _inferred(self, lanes: Sequence[int], fitted: Sequence[Mapping[str, Tensor]]) -> Sequence[Inference | None]:
+        chosen = torch.tensor(lanes, device=self.strategy.rows.device)
+        features, target = (part if part.dim() == 2 else part[chosen] for part in self.objective.rows.take(slice(None)))
+        fits = [
+            Fit(self.facts[lane].config, parameters, self.facts[lane].dataset.scaling)
+            for lane, parameters in zip(lanes, fitted, strict=True)
+        ]
+        return infer(self.template, self.strategy.named(self.strategy.rows.detach()[chosen]), (features, target), fits)
 
     def loop(self, members: Sequence[Member], stop: Stop) -> Loop:
         """The loop over these parts."""
@@ -210,6 +252,11 @@ def facts_of(config: c.Config, prepared: Prepared, lanes: int) -> Facts:
 
 def build(facts: Sequence[Facts], models: Sequence[Any]) -> SideBySide:
     """The program of runs whose `config.program` and `shapes` are equal; `models` have their start values."""
+    decays = [penalty(f.config) or 0.0 for f in facts]
+    return _built(facts, models, lambda rows: find(models[0], rows.features, rows.target, facts[0].config, decays))
+
+
+def _built(facts: Sequence[Facts], models: Sequence[Any], optimum: Callable[[LaneRows], Optimum | None]) -> SideBySide:
     first, template = facts[0].config, models[0]
     rows, undoing = side_by_side([f.dataset for f in facts])
     device = rows["train"].target.device
@@ -239,10 +286,13 @@ def build(facts: Sequence[Facts], models: Sequence[Any]) -> SideBySide:
             else _column(strategy.rows, [f.config.train.clip_norm for f in facts]),
             check_gradients=train.check_gradients,
             draw=lambda step, stream: None,
+            alone=forward,
+            jacobian=lambda features: template.jacobian(strategy.named(strategy.rows), features),
         ),
         evaluation=Evaluation(template, forward, loss, autocast, undoing.undo, rows, strategy),
         schedule=_schedule(facts, strategy.rows),
         batches=batches,
+        optimum=optimum(rows["train"]),
     )
 
 
@@ -250,8 +300,10 @@ def _column(like: Tensor, values: Sequence[Any]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64).unsqueeze(1).to(like.device, scalar_type(like))
 
 
-def _schedule(facts: Sequence[Facts], like: Tensor) -> Callable[[int], Tensor]:
-    """Learning rates [lanes, 1] of every step; each is computed as the run alone would."""
+def _schedule(facts: Sequence[Facts], like: Tensor) -> Callable[[int], Tensor | None]:
+    """Learning rates [lanes, 1] of every step, each computed as the run alone would; None for solvers, which have none."""
+    if facts[0].config.optimizer.lr is None:
+        return lambda step: None
     keys = [(f.config.schedule, f.config.optimizer.lr) for f in facts]
     distinct = {key: f.schedule() for key, f in zip(keys, facts, strict=True)}
     place = {key: i for i, key in enumerate(distinct)}

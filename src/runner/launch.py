@@ -24,8 +24,8 @@ def wanted(config: Config) -> bool:
     return config.launch.processes * config.launch.nodes > 1
 
 
-def launch(config: Config, words: Sequence[str]) -> int:
-    """Run `python -m runner WORDS` on all processes; gives the exit code that they agree on.
+def launch(config: Config, words: Sequence[str], module: str = "runner") -> int:
+    """Run `python -m MODULE WORDS` on all processes; gives the exit code that they agree on.
 
     Raises `ConfigError` for a number of processes that the run cannot be computed on, `RunFailed` where they cannot meet,
     and `Interrupted` for a signal that comes before they are started.
@@ -47,7 +47,7 @@ def launch(config: Config, words: Sequence[str]) -> int:
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        elastic_launch(_launch_config(config), sys.executable)("-m", "runner", *words)
+        elastic_launch(_launch_config(config), sys.executable)("-m", module, *words)
     except ChildFailedError as error:
         return _exit_code(error, config.launch.max_restarts + 1)
     except SignalException as stop:

@@ -31,8 +31,10 @@ SPARSE = 0.75
 
 
 class Optimizer(Protocol):
-    """One update of the parameters."""
+    """One update of the parameters. `settled` are lanes that the last one brought to where no further one finds better."""
 
+    @property
+    def settled(self) -> Sequence[int]: ...
     def step(self, objective: Objective, lr: Any) -> Tensor: ...
 
 
@@ -70,6 +72,9 @@ class Program(Protocol):
     def details(self) -> Sequence[Mapping[str, float]]:
         """For each lane what its row tells besides losses."""
 
+    def parameters(self) -> Sequence[Mapping[str, Tensor]]:
+        """For each lane its parameters by name, gathered from all processes: every one of them must ask."""
+
     def outcomes(self, lanes: Sequence[int]) -> Sequence[Any]:
         """What the runs in these lanes have learnt."""
 
@@ -78,6 +83,13 @@ class Sink(Protocol):
     """Where rows go."""
 
     def write(self, row: Mapping[str, Any]) -> None: ...
+    def flush(self) -> None: ...
+
+
+class Hashes(Protocol):
+    """Where hashes of the parameters go."""
+
+    def write(self, step: int, parameters: Mapping[str, Tensor]) -> None: ...
     def flush(self) -> None: ...
 
 
@@ -109,6 +121,7 @@ class Calendar:
     record_every: int
     evaluate_every: int | None
     checkpoint_every: int | None
+    hash_every: int | None = None
 
     def row(self, step: int) -> bool:
         """Whether a row is due whatever the last step is."""
@@ -117,6 +130,9 @@ class Calendar:
     def evaluation(self, step: int) -> bool:
         return self.evaluate_every is not None and step % self.evaluate_every == 0
 
+    def hashes(self, step: int) -> bool:
+        return self.hash_every is not None and step % self.hash_every == 0
+
     def checkpoint(self, step: int) -> bool:
         return step == self.last or (
             self.checkpoint_every is not None and step > 0 and step % self.checkpoint_every == 0
@@ -124,28 +140,29 @@ class Calendar:
 
     def next_look(self, step: int) -> int:
         """The first step after `step` at which anything is due."""
-        every = [
-            n for n in (self.record_every, self.evaluate_every, self.checkpoint_every, LOOK_STEPS) if n is not None
-        ]
-        return min(self.last, *(step - step % n + n for n in every))
+        every = (self.record_every, self.evaluate_every, self.checkpoint_every, self.hash_every, LOOK_STEPS)
+        return min(self.last, *(step - step % n + n for n in every if n is not None))
 
 
 @dataclass
 class Member:
     """One run of those that are trained: what is decided, written and kept for it alone."""
 
-    lr: Callable[[int], float]
+    lr: Callable[[int], float | None]
     early: Best
     patience: int | None
     best: Best
     sinks: Sequence[Sink]
     saver: Saver
+    hashes: Hashes | None = None
     cut: Callable[[Mapping[str, Any]], bool] = lambda row: False
     """Whether a row is reason enough to end this run: it is not worth its time."""
     step: int = 0
     """Updates that are done, once the run has ended; the failing one included."""
     saved_step: int = -1
     stopped_early: bool = False
+    settled: bool = False
+    """Whether it stopped early since no further step finds better parameters."""
     pruned: bool = False
     failure: Diverged | None = None
     outcome: Any = None
@@ -157,13 +174,14 @@ class Member:
             "early_stopping": self.early.state_dict(),
             "best": self.best.state_dict(),
             "stopped_early": self.stopped_early,
+            "settled": self.settled,
         }
 
     def load_decisions(self, state: Mapping[str, Any]) -> None:
         """Go on from what a checkpoint says was decided."""
         self.early.load_state_dict(state["early_stopping"])
         self.best.load_state_dict(state["best"])
-        self.stopped_early = state["stopped_early"]
+        self.stopped_early, self.settled = state["stopped_early"], state["settled"]
 
     def consider(self, metrics: Mapping[str, float]) -> None:
         """Decide whether to stop early."""
@@ -208,6 +226,7 @@ class Loop:
         self._row_step, self._row_time = self.step, time.perf_counter()
         self._clock = time.perf_counter()
         self._training = dict(enumerate(self.members))
+        self._hash()
         self._end([lane for lane, member in self._training.items() if member.over])
         while self._training and self.step < self.calendar.last:
             self._advance(self.calendar.next_look(self.step))
@@ -228,6 +247,8 @@ class Loop:
             pending.append(loss)
             if objective.norm is not None:
                 pending[-1] = torch.stack((loss, objective.norm.reshape(loss.shape).to(loss.dtype)))
+            if program.optimizer.settled:
+                break
         self.step = step
 
     def _look(self) -> bool:
@@ -264,8 +285,12 @@ class Loop:
         if calendar.evaluation(step):
             for lane, member in self._training.items():
                 member.consider(self._watch(self.program, step)[lane])
-        if calendar.row(step) or step == calendar.last:
-            self._rows()
+        settled = [lane for lane in self.program.optimizer.settled if lane in self._training]
+        for member in self._of(settled).values():
+            member.settled = member.stopped_early = True
+        due = calendar.row(step) or step == calendar.last
+        self._rows(self._training if due else self._of(settled))
+        self._hash()
         over = [lane for lane, member in self._training.items() if member.over]
         self._save(self.program, step, self._training if calendar.checkpoint(step) else self._of(over))
         self._end(over)
@@ -287,18 +312,20 @@ class Loop:
             self._watched = (program, step, program.evaluation.metrics(self.watched))
         return self._watched[2]
 
-    def _rows(self) -> None:
+    def _rows(self, members: Mapping[int, Member]) -> None:
+        if not members:
+            return
         now, details = time.perf_counter(), self.program.details()
         rows = self.batches.rows_between(self._row_step + 1, self.step)
         pace = rows / max(now - self._row_time, 1e-9)
         measured = self._watch(self.program, self.step) if self.calendar.evaluation(self.step) else None
-        for lane, member in self._training.items():
+        for lane, member in members.items():
             row = {
                 "step": self.step,
                 "epoch": self.batches.epoch(self.step),
                 "train/loss": member.loss,
                 **({} if measured is None else self._named(measured[lane])),
-                "lr": member.lr(self.step),
+                **_rate(member.lr(self.step)),
                 **details[lane],
                 "samples_per_second": pace,
             }
@@ -306,6 +333,14 @@ class Loop:
                 sink.write(row)
             member.pruned = member.cut(row)
         self._row_step, self._row_time = self.step, now
+
+    def _hash(self) -> None:
+        if not self.calendar.hashes(self.step):
+            return
+        parameters = self.program.parameters()
+        for lane, member in self._training.items():
+            if member.hashes is not None:
+                member.hashes.write(self.step, parameters[lane])
 
     def _named(self, metrics: Mapping[str, float]) -> dict[str, float]:
         return {
@@ -320,8 +355,9 @@ class Loop:
             return
         with self.saving():
             for member in members.values():
-                for sink in member.sinks:
-                    sink.flush()
+                for journal in (*member.sinks, member.hashes):
+                    if journal is not None:
+                        journal.flush()
             self._spend()
             state = program.capture()
             for lane, member in members.items():
@@ -402,7 +438,7 @@ class Loop:
             "step": fall.step,
             "epoch": self.batches.epoch(fall.step),
             "train/loss": fall.losses[-1],
-            "lr": member.lr(fall.step),
+            **_rate(member.lr(fall.step)),
         }
         for sink in member.sinks:
             sink.write(row)
@@ -415,18 +451,24 @@ class Loop:
             if math.isfinite(member.last_finite)
             else f"no loss since step {self._first_step} was finite"
         )
+        rate = "" if lr is None else f" with lr={lr:g}"
         return (
-            f"training diverged at step {fall.step}: {what} with lr={lr:g}, {finite}; "
-            f"the parameters of step {step} are restored. {_advice(rows)}"
+            f"training diverged at step {fall.step}: {what}{rate}, {finite}; "
+            f"the parameters of step {step} are restored. {_advice(rows, lr)}"
         )
 
 
-def _advice(rows: Sequence[int]) -> str:
-    """What to do: rows that alone have no finite prediction, else the learning rate."""
+def _rate(lr: float | None) -> dict[str, float]:
+    return {} if lr is None else {"lr": lr}
+
+
+def _advice(rows: Sequence[int], lr: float | None) -> str:
+    """What to do: rows that alone have no finite prediction, else the learning rate, or the start where there is none."""
+    change = "start from other values" if lr is None else "make optimizer.lr smaller"
     if not rows:
-        return "Make optimizer.lr smaller, or standardize the data with data.standardize=true"
+        return f"{change.capitalize()}, or standardize the data with data.standardize=true"
     named = ", ".join(str(row + 1) for row in rows[:5])
-    return f"{len(rows)} rows of its batch have no finite prediction, such as row {named} of the data: take them out, mend the model, or make optimizer.lr smaller"
+    return f"{len(rows)} rows of its batch have no finite prediction, such as row {named} of the data: take them out, mend the model, or {change}"
 
 
 def copied(value: Any) -> Any:

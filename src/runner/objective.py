@@ -11,7 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from runner.precision import Scaler
+from runner.factor import beside, folded, pieces, triangle
+from runner.optimizers import Linearisation
+from runner.precision import Scaler, widest
 from runner.seeding import address
 from runner.sharding import local
 from runner.strategies import Part, Portion
@@ -39,6 +41,9 @@ class Strategy(Protocol):
     def gradient(self, parts: Sequence[Part], backward: Callable[[Part, float], Tensor]) -> Tensor: ...
     def total(self, shares: Tensor) -> Tensor: ...
     def norm(self, gradients: Sequence[Tensor]) -> Tensor: ...
+    def reduce(self, parts: Sequence[Tensor]) -> Tensor: ...
+    def share(self, whole: Tensor) -> Tensor: ...
+    def stacked(self, parts: Sequence[Tensor]) -> Tensor: ...
 
 
 @dataclass
@@ -57,6 +62,10 @@ class Objective:
     clip_norm: float | Tensor | None
     check_gradients: bool
     draw: Callable[[int, int], None]
+    alone: Callable[[Tensor], Tensor]
+    """The forward pass of this process, in which no other takes part."""
+    jacobian: Callable[[Tensor], Tensor]
+    """Features […, rows, columns] → derivatives of the predictions by the parameters […, rows, numbers]."""
     norm: Tensor | None = field(default=None, init=False)
     """Norm of the last gradients before clipping; None where it is not looked at."""
     step: int = field(default=0, init=False)
@@ -115,6 +124,28 @@ class Objective:
     def whole(self, share: Tensor) -> Tensor:
         """The mean loss [] over all processes, for an optimizer that decides by it within a step."""
         return self.strategy.total(share.reshape(1))[0]
+
+    def residuals(self) -> Linearisation:
+        """Residuals and Jacobian of the step's rows, of all portions and processes."""
+        factor = triangle(self.strategy.stacked([folded(self._matrices(part)) for part in self._parts]))
+        rows = self.batches.size(self.step)
+        loss = factor[..., -2].square().sum(-1) / rows
+        return Linearisation(self.strategy.share(loss), factor, rows)
+
+    def squares(self) -> Tensor:
+        """Sum of squared residuals [] or [lanes], of all portions and processes."""
+        with torch.no_grad():
+            return self.strategy.reduce([self._squares(part) for part in self._parts])
+
+    def _squares(self, part: Part) -> Tensor:
+        errors = (self.alone(features) - target for features, target in pieces(part.features, part.target))
+        return sum((error.to(widest(error.device)).square().sum((-2, -1)) for error in errors), torch.zeros(()))
+
+    def _matrices(self, part: Part) -> Iterator[Tensor]:
+        for features, target in pieces(part.features, part.target):
+            with torch.no_grad():
+                prediction = self.alone(features)
+            yield beside(self.jacobian(features), prediction - target, target)
 
     def without_value(self, step: int) -> list[list[int]]:
         """For each lane the source numbers of a step's rows whose prediction is not finite; none when that holds for all."""

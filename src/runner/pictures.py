@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ LINE_POINTS = 400
 """Points of the fitted curve."""
 
 
-def draw(facts: Facts, evaluation: Evaluation, metrics: Path) -> dict[str, bytes]:
-    """PNG files by name: "fit", "loss", "residuals"; `evaluation` is that of the whole model."""
+def draw(facts: Facts, evaluation: Evaluation, metrics: Path, levels: Mapping[str, float]) -> dict[str, bytes]:
+    """PNG files by name: "fit", "loss", "residuals"; `evaluation` is that of the whole model, `levels` are losses that are known."""
     dataset, scaling = facts.dataset, facts.dataset.scaling
     parts = {}
     for name, rows in dataset.parts.items():
@@ -33,6 +34,7 @@ def draw(facts: Facts, evaluation: Evaluation, metrics: Path) -> dict[str, bytes
             parts=parts,
             line=_line(facts, evaluation, parts) if len(dataset.feature_names) == 1 else None,
             rows=read_rows(metrics),
+            levels=levels,
         )
     )
 

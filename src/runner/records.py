@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from runner.experiment import Facts, Outcome
     from runner.loop import Member
     from runner.record import Sink
+    from runner.record.hashes import Hashes
     from runner.record.log import Log
 
 CHECKPOINTS = "checkpoints"
@@ -48,6 +49,8 @@ class Records(Protocol):
 
     @property
     def sinks(self) -> Sequence[Sink]: ...
+    @property
+    def hashes(self) -> Hashes | None: ...
 
     def warn(self, text: str) -> None: ...
     def open(self, facts: Facts, choice: Choice) -> Opened | None:
@@ -72,6 +75,7 @@ class NoRecords:
     """Those of every process but the leading one."""
 
     sinks: Sequence[Sink] = ()
+    hashes: Hashes | None = None
 
     def warn(self, text: str) -> None:
         pass
@@ -131,6 +135,7 @@ class Written:
     """Values in which the run differs from others of its sweep."""
     held: bool = False
     sinks: list[Sink] = field(default_factory=list)
+    hashes: Hashes | None = None
     _directory: RunDirectory | None = None
     _begun: bool = False
 
@@ -140,6 +145,7 @@ class Written:
     # -------------------------------------------------------------------------------------------------------- opening
 
     def open(self, facts: Facts, choice: Choice) -> Opened | None:
+        from runner.record.hashes import Hashes
         from runner.record.jsonl import JsonLines
         from runner.record.tensorboard import TensorBoard
 
@@ -152,6 +158,10 @@ class Written:
                 TensorBoard(opened.path, held=self.held),
             )
             self.sinks += [rows, events, self.console]
+            path = opened.path / "hashes.jsonl"
+            # Of a run that once wrote them, those of steps that are done again must go, though it writes no more.
+            if self.config.record.hash_every_steps is not None or path.exists():
+                self.hashes = Hashes(path, held=self.held)
         return opened
 
     @property
@@ -213,7 +223,11 @@ class Written:
 
     def _say_done(self, directory: RunDirectory, loaded: Loaded) -> None:
         more = (
-            "it stopped early, as it was told to" if loaded.state["stopped_early"] else "for more steps: train.steps=…"
+            "a further step finds no better parameters"
+            if loaded.state["settled"]
+            else "it stopped early, as it was told to"
+            if loaded.state["stopped_early"]
+            else "for more steps: train.steps=…"
         )
         self.console.say(f"{directory.path} is finished at step {loaded.step}; there is nothing left to do ({more})")
 
@@ -240,6 +254,8 @@ class Written:
         for sink in self.sinks:
             sink.open(first_step)
             sink.start(plain(self.config), hyperparameters, self._facts.metric_names)
+        if self.hashes is not None:
+            self.hashes.open(step)  # the parameters that training starts from are hashed again
         self._begun = True
         self._introduce(step)
 
@@ -257,7 +273,9 @@ class Written:
         features = _counted(len(facts.dataset.feature_names), "feature")
         say(f"data     {config.data.name}: {rows} rows of {features} → {facts.dataset.target_name}")
         say(f"model    {config.model.name}, {_counted(facts.parameter_count, 'parameter')}, loss {config.loss.name}")
-        say(f"update   {config.optimizer.name} {by_hand}, lr {config.optimizer.lr:g} ({config.schedule.name})")
+        lr = config.optimizer.lr
+        rate = "" if lr is None else f" {by_hand}, lr {lr:g} ({config.schedule.name})"
+        say(f"update   {config.optimizer.name}{rate}")
         batch = len(facts.dataset.parts["train"]) if config.train.batch_size is None else config.train.batch_size
         say(f"training {facts.steps:,} steps of {batch:,} rows" + (f", from step {step}" if step else ""))
         self.console.begin(step, facts.steps, max(1, (facts.steps - step) // config.record.every_steps))
@@ -269,30 +287,55 @@ class Written:
 
         outcome: Outcome = member.outcome
         few = self._facts.parameter_count <= MOST_PARAMETERS
+        answers = self._answers(outcome)
         summary: dict[str, Any] = {
             "steps": member.step,
             "stopped_early": member.stopped_early,
             "metrics": outcome.metrics,
             **({"parameters": {name: value.tolist() for name, value in outcome.fitted.items()}} if few else {}),
             "parameters_sha256": parameters_sha256(outcome.parameters),
+            **answers,
             "timing": dict(timing),
         }
-        figures = self._draw(outcome) if self.config.record.plots else {}
+        figures = self._draw(outcome, answers) if self.config.record.plots else {}
         for sink in self.sinks:
             sink.finish({**summary, "status": "finished"}, figures)
         write_json(self.directory.path / "summary.json", summary)
         self.directory.update(status="finished", ended=now())
-        self._explain(member)
+        self._explain(member, answers)
         self.console.say(f"run      {self.directory.path}")
         self.console.say(f"look     tensorboard --logdir {self.directory.path.parent}")
         for sink in self.sinks:
             sink.close()
         return summary
 
-    def _explain(self, member: Member) -> None:
+    def _answers(self, outcome: Outcome) -> dict[str, Any]:
+        """What the summary says of the answer: the optimum where it is known, and how sure the parameters are."""
+        from runner.optimum import noise_floor, observed_rate
+        from runner.record.jsonl import read_rows
+
+        answers: dict[str, Any] = {}
+        if outcome.optimum is not None:
+            rounding = outcome.optimum["rounding_distance"] or 0.0
+            rate = observed_rate(read_rows(self.directory.path / "metrics.jsonl"), rounding)
+            answers["optimum"] = {**outcome.optimum, "observed_rate": rate}
+        floor = noise_floor(self.config, float(self._facts.dataset.scaling.target_scale))
+        if floor is not None:
+            answers["noise_floor"] = floor
+        if outcome.inference is not None:
+            answers.update(outcome.inference.summary(outcome.fitted))
+        return answers
+
+    def _explain(self, member: Member, answers: Mapping[str, Any]) -> None:
         """What the numbers above do not say themselves."""
+        for text in _verdict(answers, self.config):
+            self.console.say(text)
         early, dataset = self.config.train.early_stopping, self._facts.dataset
-        if member.stopped_early:
+        if member.settled:
+            self.console.say(
+                f"settled  after {_counted(member.step, 'step')}: a further one finds no better parameters"
+            )
+        elif member.stopped_early:
             metric = f"{self._facts.watched}/{early.metric}"
             self.console.say(
                 f"stopped  early: {metric} has not become better than {member.early.value:.6g} in {early.patience} evaluations"
@@ -302,12 +345,14 @@ class Written:
                 f"units    rmse and mae are those of {dataset.target_name}; loss is in the units trained in"
             )
 
-    def _draw(self, outcome: Outcome) -> dict[str, bytes]:
+    def _draw(self, outcome: Outcome, answers: Mapping[str, Any]) -> dict[str, bytes]:
         path = self.directory.path
         with uncollected():
             from runner.pictures import draw
 
-            figures = draw(self._facts, outcome.evaluation(), path / "metrics.jsonl")
+            known = {"optimum": answers.get("optimum"), "noise floor": answers.get("noise_floor")}
+            levels = {name: found["loss"] for name, found in known.items() if found and "loss" in found}
+            figures = draw(self._facts, outcome.evaluation(), path / "metrics.jsonl", levels)
         (path / "plots").mkdir(exist_ok=True)
         for name, png in figures.items():
             write_atomic(path / "plots" / f"{name}.png", png)
@@ -340,15 +385,40 @@ class Written:
                 sink.finish({"status": "failed", "metrics": {}, "steps": 0}, {})
 
     def close(self) -> None:
-        for sink in self.sinks:
+        for journal in (*self.sinks, self.hashes):
             with contextlib.suppress(OSError):  # what could not be written was told already
-                sink.close()
+                if journal is not None:
+                    journal.close()
         if self._directory is not None:
             self._directory.close()
 
 
 def _reduction(config: Config) -> str:
     return f"exact over {config.strategy.chunks} chunks" if config.strategy.reduction == "exact" else "fast"
+
+
+def _verdict(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """How good the answer is, in lines."""
+    optimum, floor = answers.get("optimum"), answers.get("noise_floor")
+    if optimum is not None:
+        yield (
+            f"optimum  train/loss {optimum['loss']:.6g}; the run ended {optimum['gap']:.3g} above the optimum, "
+            f"its parameters {optimum['distance']:.3g} away"
+        )
+        if config.optimizer.name == "lstsq":
+            digits = {"float64": 16, "float32": 7}[config.dtype]
+            yield (
+                f"digits   about {int(optimum['digits'])} of the {digits} digits of {config.dtype} are certain in the worst "
+                f"parameter; condition number {optimum['condition_number']:.3g}"
+            )
+    if floor is not None:
+        loss = f" (loss {floor['loss']:.6g})" if "loss" in floor else ""
+        yield f"noise    rmse {floor['rmse']:.6g}{loss} is that of the data's own function; no model is better on new rows"
+    if answers.get("converged"):
+        deviation = answers["residual_standard_deviation"]
+        yield f"fit      converged; residual standard deviation {deviation:.6g}, {_counted(answers['degrees_of_freedom'], 'degree')} of freedom"
+    elif "converged" in answers:
+        yield f"fit      not converged: {answers['not_converged_because']}"
 
 
 def _counted(number: int, thing: str) -> str:
@@ -375,7 +445,7 @@ def _hyperparameters(config: Config) -> dict[str, float | str | bool]:
     """
     return {
         "data": config.data.name,
-        "lr": config.optimizer.lr,
+        "lr": config.optimizer.lr or 0.0,
         "model": config.model.name,
         "optimizer": config.optimizer.name,
         "seed": config.seed,

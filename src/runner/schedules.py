@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 from runner import config as c
 
-Schedule = Callable[[int], float]
-"""step (from 1) → learning rate."""
+Schedule = Callable[[int], float | None]
+"""step (from 1) → learning rate; None for an optimizer that has none."""
 
 
-def build(config: c.Constant | c.Step | c.Cosine | c.WarmupCosine, lr: float, steps: int) -> Schedule:
+def build(config: c.Constant | c.Step | c.Cosine | c.WarmupCosine, lr: float | None, steps: int) -> Schedule:
     """The schedule that was chosen, for a run of `steps` steps that starts from `lr`."""
+    if lr is None:
+        return lambda step: None
     if isinstance(config, c.Step):
         every, factor = config.every_steps, config.factor
         return lambda step: lr * factor ** ((step - 1) // every)

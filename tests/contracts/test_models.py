@@ -129,3 +129,52 @@ def test_draws_tells_whether_training_draws(choice: Any) -> None:
         before = torch.get_rng_state()
         model(_features())
         assert (not torch.equal(torch.get_rng_state(), before)) == model.draws
+
+
+# ---------------------------------------------------------------------------------------------------- derivatives
+
+
+def _parameters(choice: Any, lanes: int | None) -> dict[str, Tensor]:
+    own = [dict(_build(choice, seed).named_parameters()) for seed in range(lanes or 1)]
+    stacked = {name: torch.stack([values[name] for values in own]) for name in own[0]}
+    return stacked if lanes else {name: value[0] for name, value in stacked.items()}
+
+
+def _numbers(choice: Any, seed: int, features: Tensor) -> Tensor:
+    """Derivatives [rows, numbers] by torch's own loop over the rows."""
+    model = _build(choice, seed).eval()
+    found = []
+    for row in features:
+        gradients = torch.autograd.grad(model(row.unsqueeze(0)).sum(), list(model.parameters()))
+        found.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    return torch.stack(found)
+
+
+def test_the_jacobian_has_every_derivative_of_every_row(choice: Any) -> None:
+    model = _build(choice).eval()
+    found = model.jacobian(_parameters(choice, None), _features())
+    torch.testing.assert_close(found, _numbers(choice, 0, _features()), rtol=1e-13, atol=1e-15)  # roundings
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_jacobian_of_lanes_is_that_of_each(choice: Any, own: bool) -> None:
+    features = [_features() + lane for lane in range(2)] if own else [_features()] * 2
+    given = torch.stack(features) if own else features[0]
+    found = _build(choice).eval().jacobian(_parameters(choice, 2), given)
+    for lane, rows in enumerate(found.expand(2, -1, -1)):
+        torch.testing.assert_close(rows, _numbers(choice, lane, features[lane]), rtol=1e-13, atol=1e-15)  # roundings
+
+
+def test_features_alone_may_have_lanes(choice: Any) -> None:
+    features = torch.stack([_features(), _features() + 1])
+    found = _build(choice).eval().jacobian(_parameters(choice, None), features)
+    for lane in range(2):
+        torch.testing.assert_close(
+            found[lane], _numbers(choice, 0, features[lane]), rtol=1e-13, atol=1e-15
+        )  # roundings
+
+
+def test_a_model_that_says_it_is_linear_has_one_jacobian(choice: Any) -> None:
+    model = _build(choice).eval()
+    jacobians = [_numbers(choice, seed, _features()) for seed in range(3)]
+    assert model.is_linear(_features()) == all(torch.equal(jacobians[0], other) for other in jacobians)

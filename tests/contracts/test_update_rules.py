@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runner import config as c
 from runner import optimizers
-from runner.optimizers import rules
+from runner.optimizers import Linearisation, rules
 
 CHOICES: dict[str, Any] = {
     "sgd": c.Sgd(name="sgd", lr=0.1, weight_decay=0.0),
@@ -32,7 +32,20 @@ ULPS_AFTER_200_STEPS = {
 }  # fmt: skip
 
 
-class Problem:
+class Gradients:
+    """What is asked for gradients alone, as every rule here does."""
+
+    def whole(self, share: Tensor) -> Tensor:
+        return share
+
+    def residuals(self) -> Linearisation:
+        raise NotImplementedError
+
+    def squares(self) -> Tensor:
+        raise NotImplementedError
+
+
+class Problem(Gradients):
     """A smooth loss of a matrix and a vector, with gradients that autograd gives."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -49,9 +62,6 @@ class Problem:
         loss = (self.x @ self.parameters["weight"] + self.parameters["bias"] - self.y).square().mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), [parameter.grad for parameter in self.parameters.values()]  # type: ignore[misc]
-
-    def whole(self, share: Tensor) -> Tensor:
-        return share
 
 
 def trained(choice: Any, update: str, dtype: torch.dtype, steps: int, lr: Callable[[int], float]) -> Problem:
@@ -179,12 +189,9 @@ def test_a_skipped_step_changes_nothing(name: str, update: str) -> None:
     optimizer = optimizers.build(CHOICES[name], update, problem.parameters)
     before = [p.detach().clone() for p in problem.parameters.values()]
 
-    class Skipped:
+    class Skipped(Gradients):
         def gradient(self) -> tuple[Tensor, None]:
             return problem.gradient()[0], None
-
-        def whole(self, share: Tensor) -> Tensor:
-            return share
 
     optimizer.step(Skipped(), 0.1)
     assert all(torch.equal(a, b) for a, b in zip(before, problem.parameters.values(), strict=True))

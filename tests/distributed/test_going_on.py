@@ -167,7 +167,7 @@ def test_saving_beside_the_training_changes_nothing(words: list[str]) -> None:
 def runner_state(run: Path, name: str) -> Any:
     from runner import checkpoint
 
-    found = checkpoint._inspect(run / "checkpoints" / name)
+    found = checkpoint.intact(run / "checkpoints" / name)
     assert isinstance(found, dict)
     return {part: found[part] for part in ("step", "model", "optimizer", "best")}
 

@@ -20,7 +20,7 @@ RATE = "`optimizer.lr` must be a finite number of at least 0 and of at most 1e+3
 STEPS = "`train.steps` must be an integer of at least 1 or null, but is"
 DTYPE = "`dtype` must be one of float64, float32, bfloat16, float16, but is"
 DEVICE = "`device` must be one of auto, cpu, cuda, mps, rocm, xpu, but is"
-OPTIMIZER = "`optimizer` must be one of adam, adamw, lbfgs, momentum, sgd, but is"
+OPTIMIZER = "`optimizer` must be one of adam, adamw, lbfgs, lm, lstsq, momentum, sgd, but is"
 START = "`model.start` must be names with a finite number each, but is"
 VISIBLE = "`device.visible` must be a list, each an integer of at least 0 or a text or null, but is"
 WIDTHS = "`model.widths` must be a list, each an integer of at least 1, but is"
@@ -239,10 +239,10 @@ def test_no_sentence_advises_to_add_a_key() -> None:
     ("words", "notice"),
     [
         (["optimizer.lr=0"], "`optimizer.lr` is 0, so the parameters will not change"),
-        (["seed=1", "seed=2"], "`seed` is given twice; the last one counts: 2"),
+        (["seed=1", "seed=2", "optimizer.lr=1e-4"], "`seed` is given twice; the last one counts: 2"),
         (["+experiment=linreg", "model=mlp"], "`model.init` of the experiment left out: mlp has no such key"),
-        (["model=mlp", "model.widths=[]"], None),
-        (["train.steps=2e0"], None),
+        (["model=mlp", "model.widths=[]", "optimizer.lr=1e-4"], None),
+        (["train.steps=2e0", "optimizer.lr=1e-4"], None),
         (["model=formula", "model.expression=a*exp(-b*x/100) + c"], None),
         (
             ["+experiment=curve_fit", "optimizer=adam", "update=optimizer"],

@@ -221,7 +221,7 @@ MISPLACED = (
         (GLOBAL + "name: !!python/name:os.system\n", ["could not determine a constructor", '{path}", line 2']),
         (GLOBAL + "dtype: !!set {a, b}\n", ["the configuration cannot be read: ", "set"]),
         (GLOBAL + "defaults: 3\n", ["defaults must be a list"]),
-        (GLOBAL + "defaults:\n  - override /optimizer: nope\n", ["Could not find 'optimizer/nope' Available options in 'optimizer': adam adamw lbfgs momentum sgd"]),
+        (GLOBAL + "defaults:\n  - override /optimizer: nope\n", ["Could not find 'optimizer/nope' Available options in 'optimizer': adam adamw lbfgs lm lstsq momentum sgd"]),
         (GLOBAL + "defaults:\n  - /optimizer: adam\n", ["Multiple values for optimizer"]),
         (GLOBAL + "model: [1]\n", ["Cannot merge DictConfig with ListConfig"]),
         (GLOBAL + "hydra:\n  searchpath: [file:///]\n", ["Overriding hydra.searchpath is only supported from the primary config"]),

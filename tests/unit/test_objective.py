@@ -47,6 +47,8 @@ def _objective(model: Any, rows: Rows | None = None, batch_size: int | None = No
         "clip_norm": None,
         "check_gradients": False,
         "draw": drawing(getattr(model, "draws", False), 0, CPU),
+        "alone": model,
+        "jacobian": lambda features: model.jacobian(dict(model.named_parameters()), features),
     }
     return Objective(**{**whole, **changes})
 

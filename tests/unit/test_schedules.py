@@ -17,7 +17,7 @@ STEPS = 40
 
 
 def _ours(config: Any, steps: int = STEPS) -> list[float]:
-    schedule = schedules.build(config, LR, steps)
+    schedule: Any = schedules.build(config, LR, steps)
     return [schedule(step) for step in range(1, steps + 1)]
 
 

@@ -34,6 +34,34 @@ class Model(torch.nn.Module):
         """The parameters to report; a model that is linear in the features undoes the scaling."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
+    def unscaling(self, scaling: Scaling) -> Tensor | None:
+        """The matrix that takes the model's numbers to those of `fitted`, up to a constant; None where they are the same."""
+        return None
+
+    def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """Derivative of each prediction by each number of the parameters, these one after the other as they are named.
+
+        Features [rows, columns] → [rows, numbers]. With [lanes, …] in front of the parameters, of the features or of both
+        → [lanes, rows, numbers], without lanes where it is the same for all.
+        """
+        from torch.func import functional_call, grad, vmap
+
+        def prediction(values: Mapping[str, Tensor], row: Tensor) -> Tensor:
+            return functional_call(self, dict(values), (row.unsqueeze(0),)).reshape(())  # type: ignore[no-any-return]
+
+        each = vmap(grad(prediction), in_dims=(None, 0))
+        own = {name: parameter.shape for name, parameter in self.named_parameters()}
+        stacked = next(iter(parameters.values())).dim() > len(next(iter(own.values())))
+        lanes = stacked or features.dim() > 2
+        if lanes:
+            each = vmap(each, in_dims=(0 if stacked else None, 0 if features.dim() > 2 else None))
+        found = each({name: parameters[name].detach() for name in own}, features)
+        return torch.cat([found[name].flatten(1 + lanes) for name in own], -1)
+
+    def is_linear(self, features: Tensor) -> bool:
+        """Whether the predictions for these rows are linear in the parameters, up to a constant."""
+        return False
+
     def tensor_plan(self) -> Mapping[str, str]:
         """How processes may split each layer's work: name of a linear layer → "column", its outputs, or "row", its inputs.
 

@@ -13,6 +13,9 @@ from runner.expression import Expression, parse
 from runner.models import Model
 from runner.models.initial import fill
 
+DRAWS = 8
+"""Sets of parameters at which the derivatives of a formula must agree for it to count as linear."""
+
 
 class Formula(Model):
     """Evaluates `expression` on columns [rows, 1] and parameters []."""
@@ -32,9 +35,31 @@ class Formula(Model):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [rows, columns] → predictions [rows, 1]."""
-        values = {name: features[:, i : i + 1] for name, i in self.columns.items()}
+        values = {name: features[..., i : i + 1] for name, i in self.columns.items()}
         prediction: Tensor = self.expression({**values, **self._parameters})
         return prediction
+
+    def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """Of all rows in one backward pass: each of them is given parameters of its own."""
+        names = list(self._parameters)
+        lanes: torch.Size = torch.broadcast_shapes(parameters[names[0]].shape, features.shape[:-2])  # type: ignore[no-untyped-call]
+        with torch.enable_grad():
+            own = {
+                name: parameters[name].detach()[..., None, None].expand(*lanes, features.shape[-2], 1).requires_grad_()
+                for name in names
+            }
+            values = {name: features[..., i : i + 1] for name, i in self.columns.items()}
+            prediction = self.expression({**values, **own})
+            return torch.cat(torch.autograd.grad(prediction.sum(), [own[name] for name in names]), -1)
+
+    def is_linear(self, features: Tensor) -> bool:
+        """Asked of the derivatives: they are the same bits for all parameters, of which some are drawn, of either sign and any size."""
+        generator = torch.Generator().manual_seed(0)
+        names = list(self._parameters)
+        sizes = 10 ** torch.linspace(-3, 3, DRAWS).unsqueeze(1)
+        drawn = (torch.randn(DRAWS, len(names), generator=generator) * sizes).to(features)
+        first, *others = (self.jacobian(dict(zip(names, row, strict=True)), features) for row in drawn)
+        return bool(first.isfinite().all()) and all(torch.equal(first, other) for other in others)
 
 
 def build(config: c.Formula, feature_names: Sequence[str], generator: torch.Generator) -> Formula:

@@ -23,6 +23,22 @@ class Linear(nn.Linear, Model):
         # Without a bias and without standardisation there is no constant to report.
         return {"weight": weight} if self.bias is None and not bias.any() else {"weight": weight, "bias": bias}
 
+    def unscaling(self, scaling: Scaling) -> Tensor | None:
+        """Rows for the weights and the bias, in float64 on the CPU."""
+        slopes = torch.diag(scaling.target_scale / scaling.feature_scale)
+        intercept = -(scaling.feature_mean @ slopes).unsqueeze(0)
+        if self.bias is not None:
+            slopes = torch.nn.functional.pad(slopes, (0, 1))
+            intercept = torch.cat((intercept, scaling.target_scale.reshape(1, 1)), 1)
+        told = self.bias is not None or bool(scaling.target_mean) or bool(intercept.any())
+        return torch.cat((slopes, intercept)) if told else slopes
+
+    def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        return features if self.bias is None else _with_ones(features)
+
+    def is_linear(self, features: Tensor) -> bool:
+        return True
+
     def tensor_plan(self) -> Mapping[str, str]:
         return {"": "row"}
 
@@ -37,13 +53,25 @@ class Polynomial(Model):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [rows, columns] → predictions [rows, 1]."""
-        powers: Tensor = self.get_buffer("powers")
-        expanded = features.unsqueeze(-1).pow(powers).flatten(1)
-        prediction: Tensor = self.linear(expanded)
+        prediction: Tensor = self.linear(self._expanded(features))
         return prediction
+
+    def _expanded(self, features: Tensor) -> Tensor:
+        powers: Tensor = self.get_buffer("powers")
+        return features.unsqueeze(-1).pow(powers).flatten(-2)
+
+    def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        return _with_ones(self._expanded(features))
+
+    def is_linear(self, features: Tensor) -> bool:
+        return True
 
     def tensor_plan(self) -> Mapping[str, str]:
         return {"linear": "row"}
+
+
+def _with_ones(design: Tensor) -> Tensor:
+    return torch.cat((design, torch.ones_like(design[..., :1])), -1)
 
 
 def linear(config: c.Linear, columns: int, generator: torch.Generator) -> Linear:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from runner import config as c
 from runner.models import Model
@@ -17,6 +17,9 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiL
 
 class Mlp(nn.Sequential, Model):
     """Linear, activation, dropout, … , linear: features [rows, columns] → predictions [rows, 1]."""
+
+    def is_linear(self, features: Tensor) -> bool:
+        return len(self) == 1  # no hidden layer
 
     def tensor_plan(self) -> Mapping[str, str]:
         """Layers in pairs of column and row; one that is left over is a row."""

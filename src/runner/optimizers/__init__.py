@@ -7,6 +7,7 @@ state as parameter name → slot → value, with the slots named as torch names 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -15,6 +16,20 @@ from runner import config as c
 
 State = dict[str, dict[str, Any]]
 """Parameter name → slot → tensor (or, for L-BFGS, lists and numbers)."""
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    """A step's batch to first order in the parameters, of predictions f, targets y, residuals r = f − y and their Jacobian J.
+
+    `share` [] is this process's part of the mean loss. `factor` […, n + 2, n + 2] is the triangle of [J, r, y] over all rows
+    of all processes, J with the parameters' n numbers one after the other; `rows` counts them. Side by side both have
+    [lanes, …] in front.
+    """
+
+    share: Tensor
+    factor: Tensor
+    rows: int
 
 
 class Objective(Protocol):
@@ -29,9 +44,18 @@ class Objective(Protocol):
     def whole(self, share: Tensor) -> Tensor:
         """The mean loss [] of all processes, for who decides by it."""
 
+    def residuals(self) -> Linearisation:
+        """Residuals and Jacobian at the present parameters."""
+
+    def squares(self) -> Tensor:
+        """Sum of squared residuals [] or [lanes] of all rows together, at the present parameters."""
+
 
 class Optimizer(Protocol):
     """One update of the parameters for each call of `step`."""
+
+    settled: Sequence[int]
+    """Lanes that the last step brought to where no further one finds better parameters; of most methods nobody knows."""
 
     def step(self, objective: Objective, lr: Any) -> Tensor:
         """Update the parameters in place with learning rate `lr`; gives this process's share of the loss [] before it.
@@ -52,13 +76,28 @@ def build(config: Any, update: str, parameters: Mapping[str, Tensor]) -> Optimiz
 
     if isinstance(config, c.Lbfgs):
         return library.Lbfgs(config, parameters)
+    if isinstance(config, (c.Lstsq, c.Lm)):
+        return _least_squares([config], parameters, None)
     if update == "manual":
-        return lanes([config], parameters)
+        return _by_hand([config], parameters)
     return library.Library(library.build(config, parameters), parameters)
 
 
 def lanes(configs: Sequence[Any], parameters: Mapping[str, Tensor]) -> Optimizer:
-    """The update by hand of runs side by side, whose stacked parameters [lanes, …] are given by name; or of one run."""
+    """The optimizer of runs side by side, whose stacked parameters [lanes, …] are given by name."""
+    if isinstance(configs[0], (c.Lstsq, c.Lm)):
+        return _least_squares(configs, parameters, len(configs))
+    return _by_hand(configs, parameters)
+
+
+def _by_hand(configs: Sequence[Any], parameters: Mapping[str, Tensor]) -> Optimizer:
     from runner.optimizers import manual, rules
 
     return manual.Manual(rules.build(configs, next(iter(parameters.values())).device), parameters)
+
+
+def _least_squares(configs: Sequence[Any], parameters: Mapping[str, Tensor], lanes: int | None) -> Optimizer:
+    from runner.optimizers import least_squares
+
+    kind = least_squares.Lstsq if isinstance(configs[0], c.Lstsq) else least_squares.Lm
+    return kind(configs, parameters, lanes)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from runner import config as c
-from runner.errors import RunFailed
 from runner.optimizers import Objective, State
 from runner.sharding import scattered
 
@@ -58,6 +59,8 @@ def load_named_state(optimizer: torch.optim.Optimizer, names: list[str], state: 
 class Library:
     """An optimizer that asks for the gradients once a step."""
 
+    settled: Sequence[int] = ()
+
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> None:
         self._optimizer = optimizer
         self._names = list(parameters)
@@ -80,41 +83,107 @@ class Library:
 
 
 class Lbfgs:
-    """Limited-memory BFGS, which asks for the gradients as often as its line search wants."""
+    """Limited-memory BFGS, which asks for the gradients as often as its line search wants.
+
+    Single numbers, such as the parameters of a formula, have units of their own: torch's optimizer sees them divided by their
+    start values, since its first step is the gradient, whose units are those of 1/parameter.
+    """
+
+    settled: Sequence[int] = ()
 
     def __init__(self, config: c.Lbfgs, parameters: Mapping[str, Tensor]) -> None:
-        self._names = list(parameters)
-        self._optimizer = torch.optim.LBFGS(
-            list(parameters.values()),
-            lr=config.lr,
-            max_iter=config.max_iter,
-            history_size=config.history_size,
-            tolerance_grad=config.tolerance_grad,
-            tolerance_change=config.tolerance_change,
-            line_search_fn=config.line_search,
+        self._config, self._names, self._parameters = config, list(parameters), list(parameters.values())
+        self._units = [_unit(parameter.detach()) for parameter in self._parameters]
+        self._free: list[Tensor] = [
+            torch.nn.Parameter(p.detach() / u) for p, u in zip(self._parameters, self._units, strict=True)
+        ]
+        self._optimizer = self._fresh()
+        self._still: float | None = None  # the loss that no step made smaller
+
+    def _fresh(self) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(
+            self._free,
+            lr=self._config.lr,
+            max_iter=self._config.max_iter,
+            history_size=self._config.history_size,
+            tolerance_grad=self._config.tolerance_grad,
+            tolerance_change=self._config.tolerance_change,
+            line_search_fn=self._config.line_search,
         )
 
     def step(self, objective: Objective, lr: float) -> Tensor:
         if lr == 0:  # torch's line search divides by the length of its first step
             return objective.gradient()[0]
+        if self._still is not None:
+            share = objective.gradient()[0]
+            if float(objective.whole(share)) == self._still:
+                return share
         self._optimizer.param_groups[0]["lr"] = lr
-        shares: list[Tensor] = []
+        self._read()
+        before, shares = [free.detach().clone() for free in self._free], list[Tensor]()
 
         def loss() -> Tensor:
+            self._write()
             shares.append(objective.gradient()[0])
+            for free, parameter, unit in zip(self._free, self._parameters, self._units, strict=True):
+                free.grad = None if parameter.grad is None else parameter.grad * unit
             return objective.whole(shares[-1])
 
         try:
-            self._optimizer.step(loss)  # type: ignore[no-untyped-call]
-        except ZeroDivisionError:
-            raise RunFailed(
-                "the line search of lbfgs found no step to take: its bracket shrank to a point. "
-                "Use a larger optimizer.lr, dtype=float64 or optimizer.line_search=null"
-            ) from None
+            self._optimizer.step(loss)  # type: ignore[arg-type]
+        except ZeroDivisionError:  # a bracket that shrank to a point: what was remembered leads nowhere
+            self._back(before)
+            self._optimizer = self._fresh()
+        stuck = self._config.line_search is not None and all(map(torch.equal, self._free, before))
+        self._still = None if not stuck or self._polished(loss) else float(objective.whole(shares[0]))
+        self._write()
         return shares[0]
 
+    def _polished(self, loss: Callable[[], Tensor]) -> bool:
+        """Steps of full length where the loss is too rounded to search along a line: taken when they make the gradient smaller."""
+        before, state = [free.detach().clone() for free in self._free], copy.deepcopy(self._optimizer.state_dict())
+        group = self._optimizer.param_groups[0]
+        loss()
+        steepest = self._steepest()
+        group["line_search_fn"] = None
+        self._optimizer.step(loss)  # type: ignore[arg-type]
+        group["line_search_fn"] = self._config.line_search
+        loss()
+        if self._steepest() < 0.9 * steepest:
+            return True
+        self._back(before)
+        self._optimizer.load_state_dict(state)
+        return False
+
+    def _steepest(self) -> float:
+        """The largest entry of the gradient."""
+        return max(float(free.grad.abs().max()) for free in self._free if free.grad is not None)
+
+    @torch.no_grad()
+    def _back(self, before: Sequence[Tensor]) -> None:
+        torch._foreach_copy_(self._free, list(before))
+
+    @torch.no_grad()
+    def _read(self) -> None:
+        """Take the parameters as they are: a checkpoint or a look back may have changed them."""
+        torch._foreach_copy_(self._free, [p / u for p, u in zip(self._parameters, self._units, strict=True)])
+
+    @torch.no_grad()
+    def _write(self) -> None:
+        torch._foreach_copy_(self._parameters, [z * u for z, u in zip(self._free, self._units, strict=True)])
+
     def state_dict(self) -> State:
-        return named_state(self._optimizer, self._names)
+        state = named_state(self._optimizer, self._names)
+        if self._names[0] in state:  # where torch keeps what it remembers of all parameters
+            state[self._names[0]]["still"] = self._still
+        return state
 
     def load_state_dict(self, state: State) -> None:
         load_named_state(self._optimizer, self._names, state)
+        self._still = state.get(self._names[0], {}).get("still")
+
+
+def _unit(start: Tensor) -> float:
+    """The magnitude of a single number's start value; 1 where that is none, and for all else."""
+    magnitude = float(start.abs()) if start.dim() == 0 else 0.0
+    return magnitude if 0 < magnitude < math.inf else 1.0

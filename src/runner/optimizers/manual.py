@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from runner.sharding import is_sharded, like, local, scattered
 
 class Manual:
     """Runs a pure rule on live parameters."""
+
+    settled: Sequence[int] = ()
 
     def __init__(self, rule: Rule, parameters: Mapping[str, Tensor]) -> None:
         self._rule = rule

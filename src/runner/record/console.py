@@ -16,6 +16,9 @@ WIDTH = 120
 READABLE = 20
 """Most fitted numbers that are told on the screen; summary.json has more."""
 
+SURE = 10
+"""Most of them that are told a line each, with what is known of their errors."""
+
 LINES = 50
 """About how many plain lines the rows of one run take."""
 
@@ -178,7 +181,7 @@ def _screen(rich: Any) -> Any:
     return screen
 
 
-TOLD = ("loss", "/rmse", "param/", "skipped")
+TOLD = ("loss", "/gap", "/rmse", "param/", "skipped")
 """What of a row is told: names that end or begin so."""
 
 
@@ -186,8 +189,10 @@ def line(row: Mapping[str, Any], last: int, pace: float | None = None, told: tup
     """A row in words, of a run to step `last` at `pace` steps a second."""
     width = len(str(last))
     shown = [f"step {row['step']:>{width}}/{last}"]
-    shown += [f"{name} {_number(value)}" for name, value in row.items() if name.endswith(told) or name.startswith(told)]
-    shown.append(f"lr {row['lr']:g}")
+    names = [name for name in row if (name.endswith(told) or name.startswith(told)) and name != "optimum/loss"]
+    shown += [f"{name} {_number(row[name])}" for name in names]
+    if "lr" in row:
+        shown.append(f"lr {row['lr']:g}")
     if pace is not None:
         shown.append(f"{pace:,.0f} steps/s" if pace >= 10 else f"{pace:.2g} steps/s")
     return "  ".join(shown)
@@ -222,9 +227,32 @@ def lines_of(summary: Mapping[str, Any]) -> list[str]:
 def _fitted(summary: Mapping[str, Any]) -> str:
     """The parameters, where they are few enough to read."""
     parameters = summary.get("parameters", {})
-    if not 0 < len(_flat(list(parameters.values()))) <= READABLE:
+    numbers = {name: _flat(value) for name, value in parameters.items()}
+    count = sum(map(len, numbers.values()))
+    if not 0 < count <= READABLE:
         return ""
-    return "\n".join(f"{name} = {', '.join(_number(n) for n in _flat(value))}" for name, value in parameters.items())
+    if count <= SURE and "standard_errors" in summary:
+        return "\n".join(text for name in numbers for text in _with_errors(summary, name))
+    return "\n".join(f"{name} = {', '.join(map(_number, values))}" for name, values in numbers.items())
+
+
+def _with_errors(summary: Mapping[str, Any], name: str) -> list[str]:
+    """The numbers of a parameter, a line each: value ± standard error, and the confidence interval."""
+    interval = summary["confidence_intervals"][name]
+    columns = (summary["parameters"][name], summary["standard_errors"][name], interval["low"], interval["high"])
+    numbers = list(zip(*map(_flat, columns), strict=True))
+    names = [name] if len(numbers) == 1 else [f"{name}[{i}]" for i in range(len(numbers))]
+    return [
+        "{} = {} ± {} (95 %: {} … {})".format(label, *_aligned(values))
+        for label, values in zip(names, numbers, strict=True)
+    ]
+
+
+def _aligned(values: Sequence[float]) -> list[str]:
+    """Numbers to the decimal place of the third digit of the second one, their error."""
+    error = values[1]
+    places = 2 - math.floor(math.log10(error)) if 0 < error < math.inf else -1
+    return [f"{value:.{places}f}" if 0 <= places <= 9 and abs(value) < 1e9 else _number(value) for value in values]
 
 
 def _flat(value: Any) -> list[float]:

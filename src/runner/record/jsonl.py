@@ -12,7 +12,6 @@ from typing import Any
 
 from runner.errors import CheckpointError
 from runner.files import Appended, strict, write_atomic
-from runner.record import Row
 
 _NOT_FINITE = {text: float(text) for text in ("nan", "inf", "-inf")}
 _ENCODER = json.JSONEncoder(allow_nan=False)  # made once: building one takes longer than a row
@@ -41,7 +40,7 @@ class JsonLines:
     ) -> None:
         """Nothing: the config has a file of its own."""
 
-    def write(self, row: Row) -> None:
+    def write(self, row: Mapping[str, Any]) -> None:
         try:
             line = _ENCODER.encode(row)
         except ValueError:  # a number is not finite; rare, so that the usual row is not looked through twice

@@ -10,7 +10,7 @@ import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -39,6 +39,7 @@ class Picture:
     `parts`: "train", "valid" or "test" → (features [rows, k], target [rows], prediction [rows]), in the file's units.
     `line`: for one feature, x [m] ascending and the fitted y [m] over the range that is drawn.
     `rows`: the rows of `metrics.jsonl`; "train/loss" and "valid/loss" are drawn.
+    `levels`: name → a loss that is known beforehand, drawn as a thin line unless it would flatten the curves.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Picture:
     parts: Mapping[str, tuple[Array, Array, Array]]
     line: tuple[Array, Array] | None
     rows: Sequence[Mapping[str, Any]]
+    levels: Mapping[str, float] = field(default_factory=dict)
 
 
 def draw(picture: Picture) -> dict[str, bytes]:
@@ -139,9 +141,24 @@ def _loss(picture: Picture, curves: Mapping[str, tuple[Array, Array]]) -> Figure
             label=_label(name, len(step), POINTS) if len(step) > POINTS else name,
         )
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-    log_where_wide(axes, np.concatenate([loss for _, loss in curves.values()]))
+    losses = np.concatenate([loss for _, loss in curves.values()])
+    levels = {name: level for name, level in picture.levels.items() if _fits(level, losses)}
+    for (name, level), style in zip(levels.items(), ("--", ":"), strict=False):
+        axes.axhline(level, color=INK, linewidth=0.9, linestyle=style, label=f"{name} ({level:.4g})", zorder=1.5)
+    log_where_wide(axes, np.concatenate([losses, list(levels.values())]))
     legend(figure, axes)
     return figure
+
+
+def _fits(level: float, losses: Array) -> bool:
+    """Whether a level leaves curves of these losses readable: no more than four times flatter, or in two decades."""
+    low, high = float(losses.min()), float(losses.max())
+    below, above = min(low, level), max(high, level)
+    if below <= 0 or above > LARGEST:
+        return False
+    if above <= 10 * below:
+        return low == high or above - below <= 4 * (high - low)
+    return math.log10(above / below) <= max(2, 4 * math.log10(high / low))
 
 
 def _residuals(picture: Picture, parts: Mapping[str, tuple[Array, Array, Array]]) -> Figure:

@@ -69,6 +69,12 @@ class Strategy(Protocol):
     def reduce(self, parts: Sequence[Tensor]) -> Tensor:
         """The sum of one tensor a portion, over the portions of all processes, the same on every process."""
 
+    def share(self, whole: Tensor) -> Tensor:
+        """This process's share of a loss [] that is known whole: the way back from `total`."""
+
+    def stacked(self, parts: Sequence[Tensor]) -> Tensor:
+        """One matrix […, rows, columns] a portion, below each other in the order of the portions of all processes."""
+
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """Norm [] of the whole gradients."""
 
@@ -112,6 +118,12 @@ class Single:
         for part in parts[1:]:
             total = total + part
         return total
+
+    def share(self, whole: Tensor) -> Tensor:
+        return whole
+
+    def stacked(self, parts: Sequence[Tensor]) -> Tensor:
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts), -2)
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         return torch.nn.utils.get_total_norm(list(gradients))

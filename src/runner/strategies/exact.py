@@ -52,6 +52,9 @@ class Exact(Single):
     def reduce(self, parts: Sequence[Tensor]) -> Tensor:
         return tree(self._world.gather(tree(parts)))
 
+    def stacked(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat(self._world.gather(super().stacked(parts)), -2)
+
     def _flat(self, chunk: Sequence[Part], backward: Callable[[Part, float], Tensor]) -> Tensor:
         """Gradients of one chunk in one vector, its share of the loss at the end."""
         for parameter in self._parameters:

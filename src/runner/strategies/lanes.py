@@ -47,8 +47,8 @@ class Lanes(Single):
             name: part.view(len(rows), *shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
         }
 
-    def stacked(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The way back."""
+    def joined(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The way back from `named`."""
         return torch.cat(
             [tensors[name].flatten(1) if shape else tensors[name].unsqueeze(1) for name, shape in self._shapes.items()],
             1,

@@ -32,6 +32,12 @@ class Shared(Single):
     def reduce(self, parts: Sequence[Tensor]) -> Tensor:
         return self._world.sum(super().reduce(parts))
 
+    def share(self, whole: Tensor) -> Tensor:
+        return whole / self._size
+
+    def stacked(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat(self._world.gather(super().stacked(parts)), -2)
+
     def any(self, flag: bool) -> bool:
         return self._world.any(flag)
 

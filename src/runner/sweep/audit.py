@@ -22,19 +22,25 @@ class Audit:
 
 def audit(manifest: Manifest, count: int) -> Audit | None:
     """Train some finished trials again, drawn at random by the sweep's directory; None where there is none to compare."""
-    finished = [number for number, member in sorted(manifest.members.items()) if member["state"] == "finished"]
-    if not finished or not count:
+    chosen = drawn(manifest, count)
+    if not chosen:
         return None
-    chosen = sorted(random.Random(manifest.directory.name).sample(finished, min(count, len(finished))))
     largest = 0.0
     for number in chosen:
         words = manifest.members[number]["overrides"]
         (trial,) = plan([words], number, manifest)
-        largest = max(largest, _difference(trial, manifest.member_directory(number)))
+        largest = max(largest, _alone(trial, manifest.member_directory(number)))
     return Audit(tuple(chosen), largest)
 
 
-def _difference(trial: Trial, directory: Path) -> float:
+def drawn(manifest: Manifest, count: int) -> list[int]:
+    """Numbers of so many finished trials, or of all there are; the same ones whenever this sweep is asked."""
+    finished = [number for number, member in sorted(manifest.members.items()) if member["state"] == "finished"]
+    return sorted(random.Random(manifest.directory.name).sample(finished, min(count, len(finished))))
+
+
+def _alone(trial: Trial, directory: Path) -> float:
+    """How far the trial is, trained alone, from what it left."""
     from runner.compose import Composed
     from runner.job import execute
     from runner.record.log import Log
@@ -43,8 +49,13 @@ def _difference(trial: Trial, directory: Path) -> float:
         again = Path(folder) / "alone"
         config = replace(trial.config, run_dir=str(again))
         execute(lambda earlier: Composed(config, trial.words), ["python", "-m", "runner"], Log)
-        alone, together = _parameters(again), _parameters(directory)
-    return max(float((alone[n] - together[n]).abs().max() / alone[n].abs().max().clamp_min(1e-300)) for n in alone)
+        return difference(again, directory)
+
+
+def difference(alone: Path, other: Path) -> float:
+    """The largest difference over the largest magnitude of any tensor of the parameters of two runs, by the first one's."""
+    one, two = _parameters(alone), _parameters(other)
+    return max(float((one[n] - two[n]).abs().max() / one[n].abs().max().clamp_min(1e-300)) for n in one)
 
 
 def _parameters(directory: Path) -> dict[str, Any]:

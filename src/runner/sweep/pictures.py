@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from runner.record.plots import COLOURS, INK, LARGEST, dot, legend, log_where_wide, page, png, short
+from runner.statistics import Estimate
 from runner.sweep.results import SEEDS, Member, Results, as_text, settings
-from runner.sweep.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.errors import CheckpointError
 from runner.files import write_atomic
-from runner.sweep.statistics import Estimate, estimate
+from runner.statistics import Estimate, estimate
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -287,5 +287,9 @@ def _remarks(results: Results, ranked: Sequence[Setting]) -> list[str]:
         lines.append(f"… and {len(ranked) - SHOWN_SETTINGS:,} more in results.csv")
     if any(len(setting.finished) == 1 for setting in ranked[:SHOWN_SETTINGS]):
         lines.append("n = 1: one seed has no interval")
-    lines += [f"{member.number}: {member.reason}" for member in results.members if member.state == UNREADABLE][:3]
+    first: dict[str, int] = {}
+    for member in results.members:
+        if member.failed and member.reason is not None:
+            first.setdefault(member.reason, member.number)
+    lines += [f"{number}: {reason}" for reason, number in first.items()][:3]
     return lines

@@ -175,6 +175,18 @@ class Together:
         self.report.say(f"trials {_numbers(batch)}: {count} side by side, as one program")
         self._trained(batch, facts, side_by_side, False)
 
+    def _warn(self, batch: Sequence[_Ready], warnings: Sequence[Sequence[str]]) -> None:
+        """In the log of each run what concerns it; here of how many, and the first one."""
+        for ready, texts in zip(batch, warnings, strict=True):
+            for text in texts:
+                ready.records.warn(text)
+        told = [(ready.trial.number, texts[0]) for ready, texts in zip(batch, warnings, strict=True) if texts]
+        if told:
+            number, text = told[0]
+            self.report.warn(
+                f"{len(told)} of {len(batch)} trials have a warning in their run.log, such as trial {number}: {text}"
+            )
+
     def _trained(self, batch: Sequence[_Ready], facts: Sequence[Facts], parts: Any, draws: bool) -> None:
         """Train a program in open directories, and write how each of its runs ended."""
         import torch
@@ -195,6 +207,7 @@ class Together:
                     if loop.step:
                         first = first_row(loop.calendar, loop.step, member)
                     ready.records.begin(loop.step, first)
+                self._warn(batch, parts.warnings)
             startup, steps, seconds = time.perf_counter() - began, loop.step, loop.seconds
             with borrowed(draws, torch.device(self.choice.torch_device)):
                 loop.run()
@@ -234,7 +247,7 @@ class _Open:
                 asynchronous=facts.config.checkpoint.async_save,
                 timeout_seconds=facts.config.launch.timeout_seconds,
             )
-            member = facts.member([*ready.records.sinks, progress], saver)
+            member = facts.member([*ready.records.sinks, progress], saver, ready.records.hashes)
             if together.watch is not None:
                 member.cut = _cut(together.watch, ready.trial.number, facts.watched)
             if opened.loaded is not None:

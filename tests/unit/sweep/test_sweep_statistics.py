@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from runner.sweep.statistics import Estimate, estimate, t_quantile
+from runner.statistics import Estimate, estimate, t_quantile
 
 INF, NAN = math.inf, math.nan
 

@@ -1,0 +1,193 @@
+"""Regression sets of NIST's Statistical Reference Datasets (StRD), read from the files as they are published."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.errors import DataError, ExpressionError
+from runner.expression import parse
+from runner.overrides import quoted
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:E[-+]?\d+)?"
+_MODEL = re.compile(r"^Model:.*?^\s*(y|log\[y\])\s*=(.*?)^\s*(?:Starting|Certified)\s", re.M | re.S | re.I)
+_PARAMETER = re.compile(rf"^[ \t]*(B\d+)[ \t]*=?((?:[ \t]+{_NUMBER}){{2,}})[ \t]*$", re.M | re.I)
+_SQUARES = re.compile(rf"^\s*Residual(?: Sum of Squares:|\s+\d+)\s+({_NUMBER})", re.M | re.I)
+_TABLE = re.compile(r"^Data:[ \t]+([a-z]\w*(?:[ \t]+[a-z]\w*)+)[ \t]*$(.*)", re.M | re.S | re.I)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What is certified of one, and the values to start from; a linear set has none of these."""
+
+    name: str
+    starts: tuple[float, ...]
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class ReferenceSet:
+    """One set. `columns` are the response and its predictors; `formula` is the right-hand side, in the file's own words."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    formula: str
+    log_response: bool
+    """Whether the formula is that of the logarithm of the response."""
+    parameters: tuple[Parameter, ...]
+    squares: float
+    """Certified residual sum of squares."""
+
+    @property
+    def linear(self) -> bool:
+        return not self.parameters[0].starts
+
+    @property
+    def csv(self) -> str:
+        return "".join(",".join(row) + "\n" for row in (self.columns, *self.rows))
+
+    @property
+    def expression(self) -> str:
+        """The formula as the runner writes it."""
+        return self.formula.translate(str.maketrans("[]", "()")).replace("arctan", "atan")
+
+    @property
+    def degree(self) -> int:
+        """The highest power in a linear set."""
+        return max(map(int, re.findall(r"\*\*\s*(\d+)", self.formula)), default=1)
+
+    @property
+    def constant(self) -> tuple[Parameter, ...]:
+        """The parameter that no column is multiplied by in a linear set, where there is one."""
+        return tuple(parameter for parameter in self.parameters if parameter.name.upper() == "B0")
+
+    @property
+    def slopes(self) -> tuple[Parameter, ...]:
+        """The other parameters."""
+        return tuple(parameter for parameter in self.parameters if parameter not in self.constant)
+
+    def words(self, start: int | None) -> list[str]:
+        """The words for response and model; starts are counted from 1, and None is for a linear set."""
+        response = [f"data.target={quoted(self.columns[0])}", f"data.log_target={str(self.log_response).lower()}"]
+        if start is not None:
+            values = ", ".join(f"{parameter.name}: {parameter.starts[start - 1]!r}" for parameter in self.parameters)
+            formula = f"model.expression={quoted(self.expression)}"
+            return [*response, "model=formula", formula, f"model.start={{{values}}}"]
+        if self.degree > 1:
+            return [*response, "model=polynomial", f"model.degree={self.degree}"]
+        return [*response, "model=linear", f"model.bias={str(bool(self.constant)).lower()}"]
+
+    @property
+    def certified(self) -> dict[str, list[float]]:
+        """What is certified: the parameters, a constant last, their standard errors, and the residual sum of squares."""
+        parameters = (*self.slopes, *self.constant)
+        return {
+            "parameters": [parameter.value for parameter in parameters],
+            "standard_errors": [parameter.standard_error for parameter in parameters],
+            "squares": [self.squares],
+        }
+
+    def found(self, summary: Mapping[str, Any]) -> dict[str, list[float]]:
+        """The same numbers of a fit, as far as its summary has them."""
+        names = [parameter.name for parameter in self.parameters]
+        numbers = {
+            what: _flat(list(summary[what].values())) if self.linear else [summary[what][name] for name in names]
+            for what in ("parameters", "standard_errors")
+            if what in summary
+        }
+        if "parameters" in summary:
+            squares = summary["degrees_of_freedom"] * summary["residual_standard_deviation"] ** 2
+            numbers["squares"] = [squares]
+        return numbers
+
+    def resolved(self, digits: float) -> bool:
+        """Whether the residuals keep so many digits when the response is rounded to float64."""
+        size = math.hypot(*(float(row[0]) for row in self.rows))
+        return math.sqrt(self.squares) > 10**digits * sys.float_info.epsilon * size
+
+
+def _flat(value: Any) -> list[float]:
+    return [number for item in value for number in _flat(item)] if isinstance(value, list) else [value]
+
+
+def read(path: Path) -> ReferenceSet:
+    """The set in a file. Raises `DataError` with all that keeps it from being one.
+
+    What is where follows from the headings; the line numbers that a file gives for its parts are not needed.
+    """
+    try:
+        text = path.read_text(encoding="latin-1")
+    except OSError as error:
+        raise DataError(
+            f"`{path}` must be a file that can be read, but cannot ({error.strerror}); give another one"
+        ) from None
+    model, squares, table = _MODEL.search(text), _SQUARES.search(text), _TABLE.search(text)
+    parameters = tuple(_parameter(name, numbers.split()) for name, numbers in _PARAMETER.findall(text))
+    if not (model and squares and table and parameters):
+        parts = {"model": model, "certified parameters": parameters, "residual sum of squares": squares, "data": table}
+        raise _unlike(path, [f"it has no {name}" for name, found in parts.items() if not found])
+    found = ReferenceSet(
+        name=path.stem,
+        columns=tuple(table[1].split()),
+        rows=tuple(tuple(line.split()) for line in table[2].splitlines() if line.strip()),
+        formula=re.sub(r"\+\s*e$", "", " ".join(model[2].split())).strip(),
+        log_response=model[1] != "y",
+        parameters=parameters,
+        squares=float(squares[1]),
+    )
+    problems = [*_miscounted(found, text), *_unfit(found)]
+    if problems:
+        raise _unlike(path, problems)
+    return found
+
+
+def _parameter(name: str, numbers: list[str]) -> Parameter:
+    *starts, value, error = map(float, numbers)
+    return Parameter(name, tuple(starts), value, error)
+
+
+def _unlike(path: Path, problems: list[str]) -> DataError:
+    return DataError(
+        f"`{path}` must be a regression set as NIST publishes them, but {problem}; give the file as it was published"
+        for problem in problems
+    )
+
+
+def _miscounted(found: ReferenceSet, text: str) -> Iterator[str]:
+    """Where the file does not have what it says it has."""
+    for what, count in (("Observations", len(found.rows)), ("Parameters", len(found.parameters))):
+        told = re.search(rf"^\s*(\d+)\s+{what}?\b", text, re.M)
+        if told and int(told[1]) != count:
+            yield f"it has {count} {what.lower()} and says {told[1]}"
+    odd = next((row for row in found.rows if len(row) != len(found.columns)), None)
+    if odd is not None:
+        yield f"it has {len(found.columns)} columns and the row {' '.join(odd)!r}"
+    if len({len(parameter.starts) for parameter in found.parameters}) > 1:
+        yield "it has more numbers for one parameter than for another"
+
+
+def _unfit(found: ReferenceSet) -> Iterator[str]:
+    """What keeps the runner from fitting its model."""
+    predictors = found.columns[1:]
+    if found.linear:
+        powers = found.degree > 1
+        if len(found.slopes) != found.degree * len(predictors) or (
+            powers and (len(predictors) > 1 or not found.constant)
+        ):
+            yield f"its model {found.formula!r} is neither a sum of its columns nor a polynomial of one column with a constant"
+        return
+    try:
+        names = set(parse(found.expression).names) - set(predictors)
+    except ExpressionError as error:
+        yield f"its model cannot be read: {error}"
+        return
+    parameters = {parameter.name for parameter in found.parameters}
+    if names != parameters:
+        yield f"its model has the parameters {sorted(names)} and those certified are {sorted(parameters)}"

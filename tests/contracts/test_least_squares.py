@@ -1,0 +1,326 @@
+"""The solvers by least squares, against numpy, scipy and closed forms; what they keep to however they are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from torch import Tensor
+
+from runner import config as c
+from runner import losses, models, optimizers
+from runner.data import Rows
+from runner.data.batches import Batches
+from runner.models import Model
+from runner.objective import Objective, drawing
+from runner.precision import Unscaled, autocast
+from runner.seeding import stream
+from runner.strategies import Single
+
+CPU = torch.device("cpu")
+LM = c.Lm(name="lm", radius=1.0)
+
+
+def lstsq(weight_decay: float = 0.0) -> c.Lstsq:
+    return c.Lstsq(name="lstsq", weight_decay=weight_decay)
+
+
+def linear(columns: int, dtype: torch.dtype = torch.float64, bias: bool = True) -> Model:
+    return models.build(c.Linear(name="linear", bias=bias, init="kaiming"), [f"x{i}" for i in range(columns)], stream(0, "init")).to(dtype)  # fmt: skip
+
+
+def formula(expression: str, **start: float) -> Model:
+    return models.build(c.Formula(name="formula", expression=expression, start=start, init="uniform"), ["x"], stream(0, "init"))  # fmt: skip
+
+
+def objective(model: Model, features: Tensor, target: Tensor, **changes: Any) -> Objective:
+    parameters = dict(model.named_parameters())
+    parts: dict[str, Any] = {
+        "model": model,
+        "parameters": list(parameters.values()),
+        "loss": losses.build(c.Mse(name="mse")),
+        "rows": Rows(features, target, torch.arange(len(target))),
+        "batches": Batches(len(target), None, 0, CPU),
+        "strategy": Single(CPU),
+        "autocast": autocast("off", CPU),
+        "scaler": Unscaled(),
+        "accumulate": 1,
+        "clip_norm": None,
+        "check_gradients": False,
+        "draw": drawing(False, 0, CPU),
+        "alone": model,
+        "jacobian": lambda features: model.jacobian(parameters, features),
+    }
+    return Objective(**{**parts, **changes})
+
+
+def solved(
+    config: Any, model: Model, features: Tensor, target: Tensor, most: int = 500
+) -> tuple[np.ndarray[Any, Any], int]:
+    """All parameters in a row and the steps it took; fails where the solver does not come to an end."""
+    optimizer = optimizers.build(config, "manual", dict(model.named_parameters()))
+    asked = objective(model, features, target)
+    for step in range(1, most + 1):
+        optimizer.step(asked.at(step), None)
+        if optimizer.settled:
+            return row(model), step
+    pytest.fail(f"not settled after {most} steps")
+
+
+def row(model: Model) -> np.ndarray[Any, Any]:
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()]).double().numpy()
+
+
+def table(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Features of very different sizes and a noisy target."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(rows, columns, generator=generator, dtype=torch.float64) * 10.0 ** torch.arange(columns)
+    noise = torch.randn(rows, 1, generator=generator, dtype=torch.float64)
+    return features, features.sum(1, keepdim=True) * 0.3 + 2 + noise
+
+
+def with_ones(features: Tensor) -> np.ndarray[Any, Any]:
+    return np.column_stack((features.numpy(), np.ones(len(features))))
+
+
+def apart(one: Any, other: Any) -> float:
+    """The largest relative difference."""
+    return float(np.max(np.abs(np.asarray(one) - np.asarray(other)) / np.abs(other)))
+
+
+# -------------------------------------------------------------------------------------------------------------- lstsq
+
+
+@pytest.mark.parametrize("rows", [5, 100, 40_000])  # the last one is factored in three pieces
+def test_lstsq_is_the_solution_of_numpy(rows: int) -> None:
+    features, target = table(rows, 4)
+    found, steps = solved(lstsq(), linear(4), features, target)
+    expected = np.linalg.lstsq(with_ones(features), target.numpy()[:, 0])[0]
+    assert apart(found, expected) < 1e-11  # numpy's condition number of 1e4 times the rounding of float64
+    assert steps == 2
+
+
+def test_lstsq_without_a_constant() -> None:
+    features, target = table(30, 3)
+    found, _ = solved(lstsq(), linear(3, bias=False), features, target)
+    assert apart(found, np.linalg.lstsq(features.numpy(), target.numpy()[:, 0])[0]) < 1e-12  # as above, of 1e2
+
+
+@pytest.mark.parametrize("degree", [1, 4])
+def test_lstsq_is_numpys_polynomial(degree: int) -> None:
+    x = torch.linspace(-2, 3, 50, dtype=torch.float64).unsqueeze(1)
+    target = x.sin() + 0.1 * x
+    model = models.build(c.Polynomial(name="polynomial", degree=degree, init="kaiming"), ["x"], stream(0, "init"))
+    *powers, constant = solved(lstsq(), model, x, target)[0]
+    expected = np.polyfit(x[:, 0].numpy(), target[:, 0].numpy(), degree)[::-1]
+    assert apart([constant, *powers], expected) < 1e-12  # the condition number is below 1e3
+
+
+@pytest.mark.parametrize("weight_decay", [1e-3, 0.5, 100.0])
+def test_lstsq_with_weight_decay_is_ridge_regression(weight_decay: float) -> None:
+    """(XᵀX/n + λ/2)·p = Xᵀy/n, for the mean of squares and λ/2·‖p‖², the constant included as by the other rules."""
+    features, target = table(60, 3)
+    design = with_ones(features)
+    normal = design.T @ design / 60 + weight_decay / 2 * np.eye(4)
+    expected = np.linalg.solve(normal, design.T @ target.numpy()[:, 0] / 60)
+    found, _ = solved(lstsq(weight_decay), linear(3), features, target)
+    assert apart(found, expected) < 1e-9  # of the reference: normal equations square the condition number of 1e2
+
+
+def test_lstsq_in_float32_has_the_digits_of_float32() -> None:
+    features, target = (part.float() for part in table(200, 3))
+    found, _ = solved(lstsq(), linear(3, torch.float32), features, target)
+    expected = np.linalg.lstsq(with_ones(features.double()), target.double().numpy()[:, 0])[0]
+    assert apart(found, expected) < 2e-6  # some ten roundings of float32, in which the predictions are
+
+
+def test_lstsq_on_a_formula_that_is_linear_in_its_parameters() -> None:
+    x = torch.linspace(1, 9, 40, dtype=torch.float64).unsqueeze(1)
+    target = 2 * x.log() - 3 / x + 5 + x.sin()
+    found, _ = solved(lstsq(), formula("2 + a*log(x) + (b - c*x)/x"), x, target)
+    design = np.column_stack((x.log().numpy(), 1 / x.numpy(), -np.ones(40)))
+    expected = np.linalg.lstsq(design, target.numpy()[:, 0] - 2)[0]
+    assert apart(found, expected) < 1e-12  # a condition number below 1e2
+
+
+UNDETERMINED: dict[str, Callable[[Tensor], Tensor]] = {
+    "more columns than rows": lambda features: features[:3],
+    "a column twice": lambda features: torch.column_stack((features, features[:, 1])),
+    "a sum of columns": lambda features: torch.column_stack((features, features[:, 0] + features[:, 2])),
+    "a constant column": lambda features: torch.column_stack((features, torch.full_like(features[:, 0], 7.0))),
+    "a column of zeros": lambda features: torch.column_stack((features, torch.zeros_like(features[:, 0]))),
+}
+
+
+@pytest.mark.parametrize("kind", UNDETERMINED)
+def test_of_equally_good_solutions_lstsq_takes_the_shortest(kind: str) -> None:
+    features = UNDETERMINED[kind](table(50, 4)[0])
+    target = table(50, 4)[1][: len(features)]
+    found, _ = solved(lstsq(), linear(features.shape[1]), features, target)
+    expected = np.linalg.lstsq(with_ones(features), target.numpy()[:, 0])[0]
+    # Of numpy, which does not scale columns: 1e4 roundings; relative to the longest, since a zero is zero up to rounding.
+    assert np.abs(found - expected).max() < 1e-11 * np.abs(expected).max()
+
+
+def test_two_equal_columns_of_many_rows_are_told_from_different_ones() -> None:
+    """Rounding leaves a second singular value of some units in the last place, the more rows the more."""
+    features, target = table(70_000, 1)
+    features = torch.column_stack((features + 3, features + 3))
+    found, _ = solved(lstsq(), linear(2, bias=False), features, target)
+    assert found[0] == pytest.approx(found[1], rel=1e-12)  # a sum over many rows, in any order
+
+
+def test_one_row() -> None:
+    found, _ = solved(lstsq(), linear(1), torch.tensor([[2.0]]).double(), torch.tensor([[10.0]]).double())
+    assert found == pytest.approx([4.0, 2.0], rel=1e-14)  # (2·10, 10)/(2² + 1), up to a rounding or two
+
+
+# ----------------------------------------------------------------------------------------------------------------- lm
+
+# Formula, the true parameters, and starts that plain Gauss-Newton steps from a distance of fail or take long from.
+HARD: dict[str, tuple[str, dict[str, float], dict[str, float]]] = {
+    "decay": ("a*exp(-b*x) + d", {"a": 5.0, "b": 0.7, "d": 1.0}, {"a": 1.0, "b": 4.0, "d": -20.0}),
+    "saturation": ("a*(1 - exp(-b*x))", {"a": 240.0, "b": 5e-1}, {"a": 1.0, "b": 10.0}),
+    "logistic": ("a/(1 + exp(b - g*x))", {"a": 70.0, "b": 2.6, "g": 0.9}, {"a": 700.0, "b": 5.0, "g": 0.4}),
+    "rational": ("(a + b*x)/(1 + g*x)", {"a": 1.0, "b": 4.0, "g": 2.0}, {"a": 100.0, "b": 1.0, "g": 0.1}),
+    "peak": ("a*exp(-(x - m)**2/w**2)", {"a": 3.0, "m": 4.0, "w": 1.5}, {"a": 1.0, "m": 1.5, "w": 5.0}),
+    "wave": ("a*sin(b*x + d)", {"a": 2.0, "b": 1.3, "d": 0.4}, {"a": 9.0, "b": 1.1, "d": 0.0}),
+    "units apart": ("a*exp(b/(x + d))", {"a": 6e-3, "b": 6e1, "d": 9.0}, {"a": 2e-2, "b": 40.0, "d": 25.0}),
+}  # fmt: skip
+
+
+def measured(name: str, noise: float = 0.05) -> tuple[Model, Tensor, Tensor]:
+    """A model at its start values, and rows that its true parameters made."""
+    expression, true, start = HARD[name]
+    x = torch.linspace(0.2, 8, 60, dtype=torch.float64).unsqueeze(1)
+    with torch.no_grad():
+        exact = formula(expression, **true)(x)
+    generator = torch.Generator().manual_seed(3)
+    noise *= float(exact.abs().max())
+    return formula(expression, **start), x, exact + noise * torch.randn(60, 1, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_lm_is_the_solution_of_scipy_from_a_hard_start(name: str) -> None:
+    model, x, target = measured(name)
+    expression, true, _ = HARD[name]
+    names = [parameter for parameter, _ in model.named_parameters()]
+    probe = formula(expression, **true)
+
+    def residuals(values: Any) -> Any:
+        with torch.no_grad():
+            for parameter, value in zip(names, values, strict=True):
+                probe.get_parameter(parameter).fill_(value)
+            return (probe(x) - target).numpy()[:, 0]
+
+    best = scipy.optimize.least_squares(residuals, [true[n] for n in names], jac="3-point", x_scale="jac", ftol=1e-15, xtol=1e-15, gtol=1e-15)  # fmt: skip
+    found, _ = solved(LM, model, x, target)
+    assert float(np.square(residuals(found)).sum()) <= 2 * best.cost * (1 + 1e-13)  # a sum of 60 squares, rounded
+    assert apart(found, best.x) < 1e-5  # of the reference, whose derivatives are differences
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_lm_finds_the_parameters_of_data_without_noise(name: str) -> None:
+    """The residuals end at the level of rounding, where their sum of squares tells nothing of a better point."""
+    model, x, target = measured(name, noise=0.0)
+    found, _ = solved(LM, model, x, target)
+    true = [HARD[name][1][parameter] for parameter, _ in model.named_parameters()]
+    assert apart(found, true) < 1e-12  # condition numbers below 1e3
+
+
+def test_lm_does_not_see_the_units_of_a_parameter() -> None:
+    model, x, target = measured("decay")
+    other = formula("1e6*a*exp(-b*1e-4*x) + d*1e-3", a=1e-6, b=4e4, d=-2e4)
+    found, steps = solved(LM, model, x, target)
+    same, as_many = solved(LM, other, x, target)
+    assert as_many == steps
+    assert apart(same * [1e6, 1e-4, 1e-3], found) < 1e-9  # SETTLED, the share of the residuals at which it ends
+
+
+def test_lm_solves_a_linear_problem_in_one_step() -> None:
+    features, target = table(40, 3)
+    model, far = linear(3), objective(linear(3), features, target)
+    optimizer = optimizers.build(c.Lm(name="lm", radius=1e38), "manual", dict(model.named_parameters()))
+    optimizer.step(objective(model, features, target).at(1), None)
+    expected = np.linalg.lstsq(with_ones(features), target.numpy()[:, 0])[0]
+    assert apart(row(model), expected) < 1e-10  # one solution without a refinement; the condition number is 1e3
+    assert float(far.at(1).squares()) > 60
+
+
+def test_the_first_step_keeps_within_its_radius() -> None:
+    """Lengths are those of the parameters times the lengths of their columns of the Jacobian."""
+    model, x, target = measured("decay")
+    start = row(model)
+    asked = objective(model, x, target)
+    columns = np.linalg.norm(asked.at(1).residuals().factor[:, :3].numpy(), axis=0)
+    for radius in (1e-3, 1e-2):
+        moved, _, _ = measured("decay")
+        optimizers.build(c.Lm(name="lm", radius=radius), "manual", dict(moved.named_parameters())).step(objective(moved, x, target).at(1), None)  # fmt: skip
+        length = np.linalg.norm((row(moved) - start) * columns) / np.linalg.norm(start * columns)
+        assert 0.9 * radius <= length <= 1.1 * radius + 1e-12  # Moré's tenth, and roundings
+
+
+def test_lm_steps_back_from_where_the_formula_has_no_value() -> None:
+    """A full step from here makes the argument of the logarithm negative."""
+    x = torch.linspace(0.5, 8, 40, dtype=torch.float64).unsqueeze(1)
+    target = 3 * (x + 0.5).log()
+    found, _ = solved(LM, formula("a*log(x + b)", a=1.0, b=60.0), x, target)
+    assert apart(found, [3.0, 0.5]) < 1e-12  # a condition number below 1e3
+
+
+def test_lm_fits_a_small_network() -> None:
+    config = c.Mlp(name="mlp", widths=(6,), activation="tanh", dropout=0.0)
+    model = models.build(config, ["x"], stream(1, "init"))
+    x = torch.linspace(-3, 3, 60, dtype=torch.float64).unsqueeze(1)
+    optimizer, asked = optimizers.build(LM, "manual", dict(model.named_parameters())), objective(model, x, x.sin())
+    for step in range(1, 101):
+        optimizer.step(asked.at(step), None)
+    assert float(asked.squares()) / 60 < 1e-8  # of a sine, whose mean square is 0.5
+
+
+@pytest.mark.parametrize("name", ["decay", "units apart"])
+def test_a_state_that_was_saved_goes_on_with_the_same_bits(name: str) -> None:
+    model, x, target = measured(name)
+    optimizer, asked = optimizers.build(LM, "manual", dict(model.named_parameters())), objective(model, x, target)
+    for step in range(1, 500):
+        kept = {slot: {k: v.clone() for k, v in own.items()} for slot, own in optimizer.state_dict().items()}
+        copied, _, _ = measured(name)
+        copied.load_state_dict(model.state_dict())
+        again = optimizers.build(LM, "manual", dict(copied.named_parameters()))
+        again.load_state_dict(kept)
+        for of, on in ((optimizer, asked), (again, objective(copied, x, target))):
+            of.step(on.at(step), None)
+        assert np.array_equal(row(model), row(copied)), step
+        assert again.settled == optimizer.settled
+        if optimizer.settled:
+            return
+    pytest.fail("not settled")
+
+
+@pytest.mark.parametrize("config", [lstsq(), LM], ids=["lstsq", "lm"])
+def test_nothing_moves_once_it_is_settled(config: Any) -> None:
+    features, target = table(30, 2)
+    model = linear(2)
+    asked = objective(model, features, target)
+    optimizer = optimizers.build(config, "manual", dict(model.named_parameters()))
+    while not optimizer.settled:
+        optimizer.step(asked.at(1), None)
+    before = row(model)
+    optimizer.step(asked.at(1), None)
+    assert apart(row(model), before) < 1e-13  # lstsq refines once more; lm does nothing
+    assert list(optimizer.settled) == []  # it was told before
+
+
+@pytest.mark.parametrize("accumulate", [2, 7])
+def test_rows_in_portions_have_the_triangle_of_the_whole(accumulate: int) -> None:
+    features, target = table(50, 3)
+    model = linear(3)
+    whole, parts = (objective(model, features, target, accumulate=n).at(1).residuals() for n in (1, accumulate))
+    gram = [(found.factor.mT @ found.factor).numpy() for found in (whole, parts)]
+    assert apart(gram[1], gram[0]) < 1e-12  # sums of 50 rows in another order
+    assert float(parts.share) == pytest.approx(float(whole.share), rel=1e-13)
+    assert parts.rows == whole.rows == 50
