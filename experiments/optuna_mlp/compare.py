@@ -14,8 +14,8 @@ from pathlib import Path
 
 import runner
 from runner.errors import RunnerError
-from runner.sweep.results import collect, settings
 from runner.statistics import Estimate, estimate
+from runner.sweep.results import collect, settings
 
 METRIC = "test/rmse"
 BASELINE = Path(__file__).parents[1] / "diabetes" / "baseline.py"

@@ -56,6 +56,13 @@ def load_named_state(optimizer: torch.optim.Optimizer, names: list[str], state: 
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
 
 
+SCALE = 2.0**30
+"""What L-BFGS sees the loss multiplied by, unless a tolerance is given in units of the loss.
+
+Torch forgets every step whose change of gradient along it is below 1e-10, an absolute number, and then creeps.
+"""
+
+
 class Library:
     """An optimizer that asks for the gradients once a step."""
 
@@ -97,6 +104,8 @@ class Lbfgs:
         self._free: list[Tensor] = [
             torch.nn.Parameter(p.detach() / u) for p, u in zip(self._parameters, self._units, strict=True)
         ]
+        free = config.line_search is not None and not (config.tolerance_grad or config.tolerance_change)
+        self._scale = SCALE if free else 1.0
         self._optimizer = self._fresh()
         self._still: float | None = None  # the loss that no step made smaller
 
@@ -126,8 +135,8 @@ class Lbfgs:
             self._write()
             shares.append(objective.gradient()[0])
             for free, parameter, unit in zip(self._free, self._parameters, self._units, strict=True):
-                free.grad = None if parameter.grad is None else parameter.grad * unit
-            return objective.whole(shares[-1])
+                free.grad = None if parameter.grad is None else parameter.grad * (unit * self._scale)
+            return objective.whole(shares[-1]) * self._scale
 
         try:
             self._optimizer.step(loss)  # type: ignore[arg-type]
