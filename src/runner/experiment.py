@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from runner import combinations, config, data, losses, models, objective, optimizers, precision, schedules, strategies
 from runner.data import Dataset
@@ -295,6 +296,10 @@ def build(resolved: config.Config, prepared: Prepared, world: World) -> Experime
     batches = Batches(len(rows), train.batch_size, resolved.seed, device)
     steps = length(resolved, batches)
     parameters = dict(model.named_parameters())
+
+    def widened() -> dict[str, Tensor]:
+        return {name: parameter.detach().to(precision.widest(device)) for name, parameter in parameters.items()}
+
     scaler = precision.scaler(resolved.amp, device)
     facts = Facts(resolved, dataset, strategy.name, steps, world.size, prepared.parameter_count)
     return Experiment(
@@ -315,8 +320,8 @@ def build(resolved: config.Config, prepared: Prepared, world: World) -> Experime
             clip_norm=train.clip_norm,
             check_gradients=train.check_gradients,
             draw=objective.drawing(model.draws, resolved.seed, device),
-            alone=model,
-            jacobian=lambda features: model.jacobian(parameters, features),
+            alone=lambda features: functional_call(model, widened(), (features,)),
+            jacobian=lambda features: model.jacobian(widened(), features),
         ),
         evaluation=Evaluation(model, placed, loss, autocast, dataset.scaling.undo, dataset.parts, strategy),
         schedule=facts.schedule(),

@@ -266,6 +266,10 @@ def _built(facts: Sequence[Facts], models: Sequence[Any], optimum: Callable[[Lan
     seeds = [f.config.seed for f in facts]
     train = first.train
     batches = LaneBatches(rows["train"].target.shape[-2], train.batch_size, seeds, device)
+
+    def widened() -> Tensor:
+        return strategy.rows.detach().to(precision.widest(device))
+
     return SideBySide(
         facts=facts,
         template=template,
@@ -286,8 +290,8 @@ def _built(facts: Sequence[Facts], models: Sequence[Any], optimum: Callable[[Lan
             else _column(strategy.rows, [f.config.train.clip_norm for f in facts]),
             check_gradients=train.check_gradients,
             draw=lambda step, stream: None,
-            alone=forward,
-            jacobian=lambda features: template.jacobian(strategy.named(strategy.rows), features),
+            alone=lambda features: strategy.forward(widened(), features),
+            jacobian=lambda features: template.jacobian(strategy.named(widened()), features),
         ),
         evaluation=Evaluation(template, forward, loss, autocast, undoing.undo, rows, strategy),
         schedule=_schedule(facts, strategy.rows),

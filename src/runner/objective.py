@@ -63,9 +63,9 @@ class Objective:
     check_gradients: bool
     draw: Callable[[int, int], None]
     alone: Callable[[Tensor], Tensor]
-    """The forward pass of this process, in which no other takes part."""
+    """Features […, rows, columns] in the widest type → predictions in it, of this process alone."""
     jacobian: Callable[[Tensor], Tensor]
-    """Features […, rows, columns] → derivatives of the predictions by the parameters […, rows, numbers]."""
+    """The same → derivatives of the predictions by the parameters […, rows, numbers]."""
     norm: Tensor | None = field(default=None, init=False)
     """Norm of the last gradients before clipping; None where it is not looked at."""
     step: int = field(default=0, init=False)
@@ -138,11 +138,11 @@ class Objective:
             return self.strategy.reduce([self._squares(part) for part in self._parts])
 
     def _squares(self, part: Part) -> Tensor:
-        errors = (self.alone(features) - target for features, target in pieces(part.features, part.target))
-        return sum((error.to(widest(error.device)).square().sum((-2, -1)) for error in errors), torch.zeros(()))
+        errors = (self.alone(features) - target for features, target in _widened(part))
+        return sum((error.square().sum((-2, -1)) for error in errors), torch.zeros(()))
 
     def _matrices(self, part: Part) -> Iterator[Tensor]:
-        for features, target in pieces(part.features, part.target):
+        for features, target in _widened(part):
             with torch.no_grad():
                 prediction = self.alone(features)
             yield beside(self.jacobian(features), prediction - target, target)
@@ -183,6 +183,11 @@ class Objective:
                 torch._foreach_mul_(parts, [coefficient] * len(parts))
             else:
                 torch._foreach_mul_(parts, coefficient)
+
+
+def _widened(part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+    wide = widest(part.target.device)
+    return ((features.to(wide), target.to(wide)) for features, target in pieces(part.features, part.target))
 
 
 def _drawn(source: Tensor, chosen: Tensor) -> Tensor:

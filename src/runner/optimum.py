@@ -131,14 +131,15 @@ def _digits(jacobian: Tensor, solution: Tensor, residual: Tensor, size: Tensor, 
     """−log₁₀ of the first-order bound on the relative error of the worst parameter, entries rounded once.
 
     With A⁺ the pseudo-inverse, |δp| ≤ ε·(|A⁺|·‖y‖ + |(AᵀA)⁻¹|·‖r‖) for columns of length 1: Higham, "Accuracy and Stability of
-    Numerical Algorithms" (2002), theorem 20.1.
+    Numerical Algorithms" (2002), theorem 20.1. The error of a parameter that is 0 up to rounding counts relative to the target.
     """
     scale = lengths(jacobian)
     back = inverse(jacobian / scale.unsqueeze(1))
     effect = back.norm(dim=2) * size.unsqueeze(1) + (back @ back.mT).norm(dim=2) * residual.unsqueeze(1)
-    relative = torch.finfo(DTYPES[dtype]).eps * effect / (solution * scale).abs()
+    eps, own, whole = torch.finfo(DTYPES[dtype]).eps, (solution * scale).abs(), size.unsqueeze(1)
+    relative = eps * effect / torch.where(own > 4 * eps * whole, own, whole)
     digits: Tensor = -relative.amax(1).log10()
-    return digits.nan_to_num(0.0).clamp(0.0, -math.log10(torch.finfo(DTYPES[dtype]).eps))
+    return digits.nan_to_num(0.0).clamp(0.0, -math.log10(eps))
 
 
 def penalty(config: c.Config) -> float | None:
@@ -157,19 +158,26 @@ def told(optimum: Optimum, rows: Tensor) -> list[dict[str, float]]:
 def summarised(optimum: Optimum, configs: Sequence[c.Config], rows: Tensor) -> list[dict[str, float | None]]:
     """What a summary says of each lane's final parameters [lanes, n]; `rounding_distance` is what rounding alone leaves."""
     largest, found = optimum.eigenvalues, []
-    rounding = optimum.condition.square() * optimum.solution.norm(dim=1)
+    condition, length = optimum.condition.tolist(), optimum.solution.norm(dim=1).tolist()
     for lane, (row, config) in enumerate(zip(told(optimum, rows), configs, strict=True)):
+        rate = predicted_rate(config, largest[lane])
         found.append(
             {
                 **{name.removeprefix("optimum/"): value for name, value in row.items()},
-                "condition_number": float(optimum.condition[lane]),
+                "condition_number": condition[lane],
                 "digits": float(optimum.digits[lane]),
                 "largest_stable_lr": largest_stable_lr(config, float(largest[lane, 0])),
-                "predicted_rate": predicted_rate(config, largest[lane]),
-                "rounding_distance": torch.finfo(DTYPES[config.dtype]).eps * float(rounding[lane]),
+                "predicted_rate": rate,
+                "rounding_distance": _rounding(config.dtype, condition[lane], rate) * length[lane],
             }
         )
     return found
+
+
+def _rounding(dtype: str, condition: float, rate: float | None) -> float:
+    """Distance from the optimum, as a share of the parameters' length, at which rounding of gradients and steps holds a run up."""
+    steps = 1 / (1 - rate) if rate is not None and rate < 1 else 1.0  # as many as it takes for one to be forgotten
+    return 4 * torch.finfo(DTYPES[dtype]).eps * (condition**2 + steps)
 
 
 def noise_floor(config: c.Config, target_scale: float) -> dict[str, float] | None:

@@ -413,7 +413,7 @@ def _verdict(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
             )
     if floor is not None:
         loss = f" (loss {floor['loss']:.6g})" if "loss" in floor else ""
-        yield f"noise    rmse {floor['rmse']:.6g}{loss} is that of the data's own function; no model is better on new rows"
+        yield f"noise    rmse {floor['rmse']:.6g}{loss} is that of the data's own function; on average no model is better on new rows"
     if answers.get("converged"):
         deviation = answers["residual_standard_deviation"]
         yield f"fit      converged; residual standard deviation {deviation:.6g}, {_counted(answers['degrees_of_freedom'], 'degree')} of freedom"

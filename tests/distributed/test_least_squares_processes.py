@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 import runner
+from runner.record.jsonl import read_rows
 
 QUICK = ["device=cpu", "record.plots=false", "dtype=float64", "train.steps=60"]
 RUNS = {
@@ -28,14 +28,19 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def trained(size: int, *more: str, runs: Sequence[str] = tuple(RUNS)) -> list[dict[str, Any]]:
-    """Summaries of the runs, one after the other on the same processes."""
+def trained(size: int, *more: str) -> list[dict[str, Any]]:
+    """Summaries of the runs, one after the other on the same processes, with the last loss before an update."""
 
     def work(rank: int) -> list[str]:
         torch.set_num_threads(1)
-        return [str(runner.run(None, [*QUICK, *RUNS[name], *more]).directory) for name in runs]
+        return [str(runner.run(None, [*QUICK, *RUNS[name], *more]).directory) for name in RUNS]
 
-    return [json.loads((Path(path) / "summary.json").read_text()) for path in processes.values(size, work)[0]]
+    found = []
+    for path in map(Path, processes.values(size, work)[0]):
+        summary = json.loads((path / "summary.json").read_text())
+        summary["metrics"]["loss before the last update"] = read_rows(path / "metrics.jsonl")[-1]["train/loss"]
+        found.append(summary)
+    return found
 
 
 @pytest.mark.parametrize("size", [2, 3])

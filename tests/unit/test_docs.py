@@ -49,7 +49,7 @@ def commands(page: Path) -> list[str]:
     return [line for line in starts if not re.search(rf"resume=|rerun|\$|-m runner ({'|'.join(VERBS)})\b", line)]
 
 
-PAGES = [ROOT / "README.md", DOCS / "scaling.md", DOCS / "sweeps.md"]
+PAGES = [ROOT / "README.md", DOCS / "scaling.md", DOCS / "sweeps.md", DOCS / "known_answers.md"]
 
 
 def asked(command: str) -> Words:

@@ -116,8 +116,8 @@ class Lm(_LeastSquares):
         length, size = (factor[:, :, column].norm(dim=1) for column in (n, n + 1))  # of residuals, of targets
         radius, last_offset = self._trusted(model, origin)
         eps = torch.finfo(self._tensors[0].dtype).eps
-        # What rounding of the predictions may change: of the residuals, and of their sum of squares as a share of it.
-        noise = 8 * eps * (1 + size / length)
+        # What rounding of the predictions may change of the sum of squares, as a share of it.
+        noise = 8 * torch.finfo(factor.dtype).eps * (1 + size / length)
         offset = model.offset
         ended = (offset <= SETTLED * length + 4 * eps * size) | (offset > 0.9 * last_offset)
         waiting = ~(ended | torch.tensor(self._ended, device=ended.device))

@@ -34,11 +34,12 @@ class Lanes(Single):
         self._sizes = [shape.numel() for shape in self._shapes.values()]
         shared, own = (vmap(lambda p, x: functional_call(model, p, (x,)), in_dims=(0, at)) for at in (None, 0))
 
-        def forward(features: Tensor) -> Tensor:
-            prediction: Tensor = (shared if features.dim() == 2 else own)(self.named(self.rows), features)
+        def forward(rows: Tensor, features: Tensor) -> Tensor:
+            prediction: Tensor = (shared if features.dim() == 2 else own)(self.named(rows), features)
             return prediction
 
-        return forward
+        self.forward = forward
+        return lambda features: forward(self.rows, features)
 
     def named(self, rows: Tensor) -> dict[str, Tensor]:
         """A matrix like that of the parameters [lanes, numbers] → name → [lanes, …], as views."""

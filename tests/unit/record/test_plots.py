@@ -131,6 +131,31 @@ def test_loss_has_the_validation_loss_where_it_was_taken(drawn: dict[str, Figure
     assert [data(axes, 0), data(axes, 1)] == [[[1, 2, 5], [3, 2, 1]], [[2], [2.5]]]
 
 
+LEVELS = [
+    ([3.0, 2.0], {"optimum": 1.5, "noise floor": 2.25}, ["optimum (1.5)", "noise floor (2.25)"]),
+    ([78.70, 78.69], {"optimum": 78.65, "noise floor": 100.0}, []),  # five and two thousand times as far apart
+    ([78.70, 78.66], {"optimum": 78.65, "noise floor": 100.0}, ["optimum (78.65)"]),
+    ([1.0, 1e-6], {"optimum": 1e-20}, ["optimum (1e-20)"]),
+    ([1.0, 1e-6], {"optimum": 1e-30}, []),
+    ([3000.0, 2000.0], {"optimum": 78.0}, ["optimum (78)"]),
+    ([3.0, 2.0], {"optimum": 0.0}, []),
+    ([2.0], {"optimum": 1.0}, ["optimum (1)"]),
+]
+
+
+@pytest.mark.parametrize(("losses", "levels", "shown"), LEVELS)
+def test_losses_that_are_known_are_lines_unless_they_flatten_the_curve(
+    drawn: dict[str, Figure], losses: list[float], levels: dict[str, float], shown: list[str]
+) -> None:
+    draw(picture(rows=[{"step": step, "train/loss": loss} for step, loss in enumerate(losses)], levels=levels))
+    (axes,) = drawn["Loss"].axes
+    assert legend(drawn["Loss"]) == ["train", *shown]
+    for number, text in enumerate(shown, 1):
+        assert f"({data(axes, number)[1][0]:.4g})" in text
+        low, high = axes.get_ylim()
+        assert low < data(axes, number)[1][0] < high
+
+
 def test_crowds_are_thinned_and_the_legend_says_so(drawn: dict[str, Figure]) -> None:
     parts = {"train": part(25_000, 1), "valid": part(10_000, 2), "test": part(51, 3)}
     draw(picture(parts, [{"step": step, "train/loss": 1.0} for step in range(20_001)]))
