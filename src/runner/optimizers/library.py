@@ -59,7 +59,8 @@ def load_named_state(optimizer: torch.optim.Optimizer, names: list[str], state: 
 SCALE = 2.0**30
 """What L-BFGS sees the loss multiplied by, unless a tolerance is given in units of the loss.
 
-Torch forgets every step whose change of gradient along it is below 1e-10, an absolute number, and then creeps.
+Torch forgets every step whose change of gradient along it is below 1e-10, an absolute number, and then creeps. In 16 bits
+there are no such small steps.
 """
 
 
@@ -105,7 +106,8 @@ class Lbfgs:
             torch.nn.Parameter(p.detach() / u) for p, u in zip(self._parameters, self._units, strict=True)
         ]
         free = config.line_search is not None and not (config.tolerance_grad or config.tolerance_change)
-        self._scale = SCALE if free else 1.0
+        fine = self._parameters[0].dtype in (torch.float32, torch.float64)
+        self._scale = SCALE if free and fine else 1.0
         self._optimizer = self._fresh()
         self._still: float | None = None  # the loss that no step made smaller
 
