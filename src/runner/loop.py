@@ -181,7 +181,7 @@ class Member:
         """Go on from what a checkpoint says was decided."""
         self.early.load_state_dict(state["early_stopping"])
         self.best.load_state_dict(state["best"])
-        self.stopped_early, self.settled = state["stopped_early"], state["settled"]
+        self.stopped_early, self.settled = state["stopped_early"], state.get("settled", False)
 
     def consider(self, metrics: Mapping[str, float]) -> None:
         """Decide whether to stop early."""

@@ -224,7 +224,7 @@ class Written:
     def _say_done(self, directory: RunDirectory, loaded: Loaded) -> None:
         more = (
             "a further step finds no better parameters"
-            if loaded.state["settled"]
+            if loaded.state.get("settled")
             else "it stopped early, as it was told to"
             if loaded.state["stopped_early"]
             else "for more steps: train.steps=…"
