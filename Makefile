@@ -14,10 +14,8 @@ PIP := $(BIN)/pip install --quiet
 run: $(VENV)/.ready
 	$(BIN)/python -m runner +experiment=linreg
 
-# Those on several processes one after the other: they keep both cores busy by themselves.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest tests/unit tests/contracts tests/integration -n 2 --dist loadfile
-	$(BIN)/python -m pytest tests/distributed
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .
