@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_same_answer import EXPERIMENT, difference, state
+from answers import EXPERIMENT, difference
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.device_count() < 2, reason="needs two GPUs, which this machine does not have"
@@ -43,7 +43,7 @@ def test_fast_agrees_with_one_gpu(strategy: str, tmp_path: Path) -> None:
     run(tmp_path / "one", "dtype=float64")
     run(tmp_path / "two", "dtype=float64", f"strategy={strategy}", "launch.processes=2")
     # Sums in another order over 50 steps of float64.
-    assert difference(state(tmp_path / "two")["model"], state(tmp_path / "one")["model"]) < 1e-12
+    assert difference(tmp_path / "two", tmp_path / "one") < 1e-12
     record = json.loads((tmp_path / "two/run.json").read_text())
     assert (record["world_size"], record["device"]) == (2, "rocm" if torch.version.hip else "cuda")
 
@@ -52,5 +52,5 @@ def test_fast_agrees_with_one_gpu(strategy: str, tmp_path: Path) -> None:
 def test_one_process_on_all_gpus_agrees_with_one_gpu(tmp_path: Path) -> None:
     run(tmp_path / "one", "dtype=float64", "device.visible=[0]")
     run(tmp_path / "all", "dtype=float64", "strategy=dp")
-    assert difference(state(tmp_path / "all")["model"], state(tmp_path / "one")["model"]) < 1e-12  # as above
+    assert difference(tmp_path / "all", tmp_path / "one") < 1e-12  # as above
     assert json.loads((tmp_path / "all/run.json").read_text())["strategy"] == "dp"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from runner.errors import ConfigError, Lost
 from runner.stopping import StopRequest
 from runner.world import Alone, Group, failure, find, launched
 from runner.world.agreement import Agreement, differences
-from runner.world.failure import is_lost
+from runner.world.failure import News, is_lost
+from runner.world.meeting import Meeting, poll
 from runner.world.place import interface, read
 
 TORCHRUN = {
@@ -210,6 +212,27 @@ def test_without_the_store_a_process_stops_as_on_sigterm(monkeypatch: pytest.Mon
         time.sleep(0.01)
     watch.close()
     assert request.signal_number == signal.SIGTERM
+
+
+class Slower(Meeting):
+    """A process that tells of a failure only after another one did."""
+
+    def say_first(self, name: str, text: str) -> bool:
+        assert poll(lambda: self.said(name), 20)
+        return super().say_first(name, text)
+
+
+def test_who_waited_in_vain_is_believed_by_those_whose_connections_it_closed() -> None:
+    """Both processes are there; rank 0 gave up, and rank 1 is the one that comes to tell of it."""
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    places = [read({**TORCHRUN, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}) for rank in "01"]
+    late, closed = (News(kind(place, store, store)) for kind, place in zip((Slower, Meeting), places, strict=True))
+    with ThreadPoolExecutor(1) as other:
+        error = RuntimeError("Timed out waiting 3000ms for recv operation to complete")
+        waited = other.submit(late.explain, error, 7, 3.0)
+        heard = closed.explain(RuntimeError("Connection closed by peer"), 7, 3.0)
+        told = "the connection between the processes did not answer within 3 seconds at step 7; go on with resume=…"
+        assert [str(heard), str(waited.result())] == [told, told]
 
 
 # ------------------------------------------------------------------------------------------------- asking about signals

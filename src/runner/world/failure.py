@@ -67,9 +67,8 @@ class News:
         when = "before training began" if step is None else f"at step {step}"
         then = "start again" if step is None else "go on with resume=…"
         try:
-            missing = self._missing()
+            missing, late = self._missing("imed out" in str(error) or "timeout" in str(error))
             who = named(missing) if missing else "the connection between the processes"
-            late = "imed out" in str(error) or "timeout" in str(error)
             lost = "were lost" if len(missing) > 1 else "was lost"
             what = f"did not answer within {timeout_seconds:g} seconds" if late else lost
             again = self._meeting.place.starts_again
@@ -78,19 +77,22 @@ class News:
         except Lost as gone:
             return Lost(f"{gone} {when}; {then}")
 
-    def _missing(self) -> list[int]:
-        """Who does not answer, of all that live and of those whose collectives fail like this process's own.
+    def _missing(self, late: bool) -> tuple[list[int], bool]:
+        """Who does not answer, of all that live and of those whose collectives fail like this process's own; and whether
+        any of these waited in vain, since the first one to give up closes its connections to the others.
 
         One that waits for a process like this, and not for the lost one itself, is stuck until this one ends: only its watch
         can answer.
         """
         meeting, ranks = self._meeting, range(self._meeting.place.size)
         alive, failed = ([f"{name}/{rank}" for rank in ranks] for name in ("alive", "failed"))
-        for name in (ASKED, alive[meeting.place.rank], failed[meeting.place.rank]):
+        for name in (ASKED, alive[meeting.place.rank]):
             meeting.say(name, "")
+        meeting.say(failed[meeting.place.rank], "late" if late else "lost")
         poll(lambda: meeting.said("failure") or meeting.said(*failed), GRACE_SECONDS / 2)
         dead = [rank for rank in ranks if not meeting.said(alive[rank])]
-        return dead or [rank for rank in ranks if not meeting.said(failed[rank])]
+        told = {rank: meeting.word(failed[rank]) for rank in ranks if meeting.said(failed[rank])}
+        return dead or [rank for rank in ranks if rank not in told], "late" in told.values()
 
     def _read(self) -> Elsewhere:
         news = json.loads(self._meeting.word("failure"))

@@ -1,0 +1,50 @@
+"""The heart: with `exact` sums the answer has the same bits on any number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from answers import UPDATES, trained
+from launching import rows, summary
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def exact(rule: str, update: str, dtype: str) -> list[str]:
+    words = ["strategy.reduction=exact", "model.dropout=0.2", "train.steps=24"]
+    return [*words, f"optimizer={rule}", f"update={update}", f"dtype={dtype}"]
+
+
+def test_exact_has_the_same_bits_on_1_2_4_and_8_processes() -> None:
+    """Shuffled, with a smaller last batch, clipping and dropout; the rows of the record are equal to the bit too."""
+    runs = [exact(*update, dtype) for update in UPDATES for dtype in ("float32", "float64")]
+    one = trained(1, runs)
+    hashes = [summary(run)["parameters_sha256"] for run in one]
+    assert len(set(hashes)) >= len(UPDATES)  # four rules in two types: the hash does tell runs apart
+    for size, some in ((2, slice(None)), (4, slice(None, None, 3)), (8, slice(1, None, 5))):
+        split = trained(size, runs[some])
+        assert [summary(run)["parameters_sha256"] for run in split] == hashes[some]
+        assert [summary(run)["metrics"] for run in split] == [summary(run)["metrics"] for run in one[some]]
+        assert [rows(run) for run in split] == [rows(run) for run in one[some]]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["strategy.chunks=2", "train.batch_size=null"],
+        ["strategy.chunks=16", "train.accumulate=2", "train.batch_size=37"],
+        ["strategy.chunks=4", "optimizer=lbfgs", "train.clip_norm=null", "train.batch_size=null", "train.steps=5"],
+        ["strategy.chunks=2", "amp=bfloat16", "train.check_gradients=true"],
+        ["strategy.chunks=2", "model=formula", "model.expression=a*x1+b*tanh(c*x2)+d", "data.standardize=false", "optimizer.lr=1e-5"],
+    ],
+    ids=["full batch", "accumulate", "lbfgs", "amp", "formula"],
+)  # fmt: skip
+def test_exact_with_whatever_else_a_step_does(words: list[str]) -> None:
+    runs = [["strategy.reduction=exact", "train.steps=20", *words]]
+    (one,), (two,) = trained(1, runs), trained(2, runs)
+    assert summary(one)["parameters_sha256"] == summary(two)["parameters_sha256"]
+    assert rows(one) == rows(two)
