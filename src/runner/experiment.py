@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from runner import combinations, config, data, losses, models, objective, optimizers, precision, schedules, strategies
+from runner.calendar import Calendar
 from runner.data import Dataset
 from runner.data.batches import Batches
 from runner.devices import Choice
@@ -18,7 +19,8 @@ from runner.errors import ConfigError
 from runner.evaluation import LARGER_IS_BETTER, Best, Evaluation
 from runner.fingerprint import parameters_sha256
 from runner.inference import Fit, Inference, infer
-from runner.loop import Calendar, Hashes, Loop, Member, Saver, Sink, Stop
+from runner.loop import Loop, Stop
+from runner.member import Hashes, Member, Saver, Sink
 from runner.models import Model
 from runner.objective import Objective
 from runner.optimizers import Optimizer

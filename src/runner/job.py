@@ -20,10 +20,12 @@ from runner.startup import uncollected
 from runner.stopping import StopRequest
 
 if TYPE_CHECKING:
+    from runner.calendar import Calendar
     from runner.checkpoint import Loaded
     from runner.devices import Choice
     from runner.experiment import Experiment, Facts
-    from runner.loop import Calendar, Loop, Member
+    from runner.loop import Loop
+    from runner.member import Member
     from runner.record.log import Log
     from runner.world import World
 

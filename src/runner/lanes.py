@@ -19,7 +19,8 @@ from runner.evaluation import Evaluation
 from runner.experiment import Facts, Outcome, Prepared, length, start_model, warnings
 from runner.factor import PIECE_ROWS
 from runner.inference import Fit, Inference, infer
-from runner.loop import Loop, Member, Stop
+from runner.loop import Loop, Stop
+from runner.member import Member
 from runner.objective import Objective
 from runner.optimizers import Optimizer
 from runner.optimum import Optimum, find, penalty, summarised, told

@@ -9,7 +9,6 @@ a look they are read together, and when one is not finite the last good state is
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,12 +18,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from runner.errors import Diverged, Interrupted
-from runner.evaluation import Best, Evaluation
+from runner.calendar import Calendar
+from runner.errors import Interrupted
+from runner.evaluation import Evaluation
+from runner.member import Fall, Member
 from runner.objective import Objective
-
-LOOK_STEPS = 1_000
-"""Most steps between two looks at the losses: bounds what a late finding has to replay."""
 
 SPARSE = 0.75
 """Share of lanes that still train below which the others are taken out of the program."""
@@ -79,31 +77,10 @@ class Program(Protocol):
         """What the runs in these lanes have learnt."""
 
 
-class Sink(Protocol):
-    """Where rows go."""
-
-    def write(self, row: Mapping[str, Any]) -> None: ...
-    def flush(self) -> None: ...
-
-
-class Hashes(Protocol):
-    """Where hashes of the parameters go."""
-
-    def write(self, step: int, parameters: Mapping[str, Tensor]) -> None: ...
-    def flush(self) -> None: ...
-
-
 class Stop(Protocol):
     """Whether a signal asked the run to stop: the same answer on every process at the same step."""
 
     def requested(self, step: int) -> int | None: ...
-
-
-class Saver(Protocol):
-    """Where states go."""
-
-    def save(self, step: int, state: dict[str, Any], best: bool) -> None: ...
-    def check(self) -> None: ...
 
 
 class Batches(Protocol):
@@ -111,94 +88,6 @@ class Batches(Protocol):
 
     def epoch(self, step: int) -> int: ...
     def rows_between(self, first: int, last: int) -> int: ...
-
-
-@dataclass(frozen=True)
-class Calendar:
-    """What is due at which step."""
-
-    last: int
-    record_every: int
-    evaluate_every: int | None
-    checkpoint_every: int | None
-    hash_every: int | None = None
-
-    def row(self, step: int) -> bool:
-        """Whether a row is due whatever the last step is."""
-        return step % self.record_every == 0 or self.evaluation(step)
-
-    def evaluation(self, step: int) -> bool:
-        return self.evaluate_every is not None and step % self.evaluate_every == 0
-
-    def hashes(self, step: int) -> bool:
-        return self.hash_every is not None and step % self.hash_every == 0
-
-    def checkpoint(self, step: int) -> bool:
-        return step == self.last or (
-            self.checkpoint_every is not None and step > 0 and step % self.checkpoint_every == 0
-        )
-
-    def next_look(self, step: int) -> int:
-        """The first step after `step` at which anything is due."""
-        every = (self.record_every, self.evaluate_every, self.checkpoint_every, self.hash_every, LOOK_STEPS)
-        return min(self.last, *(step - step % n + n for n in every if n is not None))
-
-
-@dataclass
-class Member:
-    """One run of those that are trained: what is decided, written and kept for it alone."""
-
-    lr: Callable[[int], float | None]
-    early: Best
-    patience: int | None
-    best: Best
-    sinks: Sequence[Sink]
-    saver: Saver
-    hashes: Hashes | None = None
-    cut: Callable[[Mapping[str, Any]], bool] = lambda row: False
-    """Whether a row is reason enough to end this run: it is not worth its time."""
-    step: int = 0
-    """Updates that are done, once the run has ended; the failing one included."""
-    saved_step: int = -1
-    stopped_early: bool = False
-    settled: bool = False
-    """Whether it stopped early since no further step finds better parameters."""
-    pruned: bool = False
-    failure: Diverged | None = None
-    outcome: Any = None
-    loss: float = math.nan
-    last_finite: float = math.nan
-
-    def decisions(self) -> dict[str, Any]:
-        return {
-            "early_stopping": self.early.state_dict(),
-            "best": self.best.state_dict(),
-            "stopped_early": self.stopped_early,
-            "settled": self.settled,
-        }
-
-    def load_decisions(self, state: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint says was decided."""
-        self.early.load_state_dict(state["early_stopping"])
-        self.best.load_state_dict(state["best"])
-        self.stopped_early, self.settled = state["stopped_early"], state.get("settled", False)
-
-    def consider(self, metrics: Mapping[str, float]) -> None:
-        """Decide whether to stop early."""
-        self.early.update(metrics[self.early.metric])
-        self.stopped_early = self.patience is not None and self.early.waited >= self.patience
-
-    @property
-    def over(self) -> bool:
-        return self.stopped_early or self.pruned
-
-
-@dataclass(frozen=True)
-class _Fall:
-    """How a run diverged: the update that it happened at, and the losses since the last look up to it."""
-
-    step: int
-    losses: Sequence[float]
 
 
 @dataclass
@@ -271,13 +160,13 @@ class Loop:
         self._good_step, self._good = self.step, copied(self.program.capture())
         return bool(self._training)
 
-    def _fallen(self, losses: Tensor, good: Sequence[bool], when: Tensor) -> dict[int, _Fall]:
+    def _fallen(self, losses: Tensor, good: Sequence[bool], when: Tensor) -> dict[int, Fall]:
         finite, fallen = self.program.finite(), {}
         for lane in self._training:
             if good[lane] and finite[lane]:
                 continue
             last = losses.shape[0] - 1 if good[lane] else int((~when[:, lane]).nonzero()[0])
-            fallen[lane] = _Fall(self._good_step + 1 + last, losses[: last + 1, lane].tolist())
+            fallen[lane] = Fall(self._good_step + 1 + last, losses[: last + 1, lane].tolist())
         return fallen
 
     def _due(self) -> None:
@@ -325,12 +214,11 @@ class Loop:
                 "epoch": self.batches.epoch(self.step),
                 "train/loss": member.loss,
                 **({} if measured is None else self._named(measured[lane])),
-                **_rate(member.lr(self.step)),
+                **member.rate(self.step),
                 **details[lane],
                 "samples_per_second": pace,
             }
-            for sink in member.sinks:
-                sink.write(row)
+            member.write(row)
             member.pruned = member.cut(row)
         self._row_step, self._row_time = self.step, now
 
@@ -355,9 +243,7 @@ class Loop:
             return
         with self.saving():
             for member in members.values():
-                for journal in (*member.sinks, member.hashes):
-                    if journal is not None:
-                        journal.flush()
+                member.flush()
             self._spend()
             state = program.capture()
             for lane, member in members.items():
@@ -394,13 +280,13 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------------------ divergence
 
-    def _bury(self, fallen: Mapping[int, _Fall]) -> None:
+    def _bury(self, fallen: Mapping[int, Fall]) -> None:
         """Go back to the parameters before the update at which each of these lanes fell, say what is known, and end it."""
         replay = self.program.narrowed(list(fallen), self._good)
         waiting = dict(enumerate(fallen))
         step = self._good_step
         while waiting:
-            self._settle(
+            self._end_fallen(
                 replay, step, {i: lane for i, lane in waiting.items() if fallen[lane].step == step + 1}, fallen
             )
             waiting = {i: lane for i, lane in waiting.items() if lane in self._training}
@@ -413,62 +299,22 @@ class Loop:
             if broken:
                 after = copied(replay.capture())
                 replay.restore(before)
-                self._settle(replay, step, broken, fallen)
+                self._end_fallen(replay, step, broken, fallen)
                 waiting = {i: lane for i, lane in waiting.items() if i not in broken}
                 if waiting:
                     replay.restore(after)
             step += 1
 
-    def _settle(self, replay: Program, step: int, lanes: Mapping[int, int], fallen: Mapping[int, _Fall]) -> None:
+    def _end_fallen(self, replay: Program, step: int, lanes: Mapping[int, int], fallen: Mapping[int, Fall]) -> None:
         """End runs whose last good parameters, those of `step`, are in lanes of the replay; `lanes` says where they trained."""
         blamed = {at: replay.objective.without_value(at) for at in {fallen[lane].step for lane in lanes.values()}}
         members = {}
         for i, lane in lanes.items():
             fall, member = fallen[lane], self._training.pop(lane)
-            member.last_finite = next((x for x in reversed(fall.losses) if math.isfinite(x)), member.last_finite)
-            member.failure, member.step = Diverged(self._obituary(member, fall, step, blamed[fall.step][i])), fall.step
-            self._write_failure(member, fall)
+            member.fail(fall, self.batches.epoch(fall.step), step, self._first_step, blamed[fall.step][i])
             if step > 0 and step != member.saved_step:
                 members[i] = member
         self._save(replay, step, members)
-
-    def _write_failure(self, member: Member, fall: _Fall) -> None:
-        """A last row with the loss that ended the run, so that curves show it."""
-        row = {
-            "step": fall.step,
-            "epoch": self.batches.epoch(fall.step),
-            "train/loss": fall.losses[-1],
-            **_rate(member.lr(fall.step)),
-        }
-        for sink in member.sinks:
-            sink.write(row)
-
-    def _obituary(self, member: Member, fall: _Fall, step: int, rows: Sequence[int]) -> str:
-        loss, lr = fall.losses[-1], member.lr(fall.step)
-        what = f"the loss became {loss:g}" if not math.isfinite(loss) else "a gradient or a parameter became nan or inf"
-        finite = (
-            f"the last finite loss was {member.last_finite:.6g}"
-            if math.isfinite(member.last_finite)
-            else f"no loss since step {self._first_step} was finite"
-        )
-        rate = "" if lr is None else f" with lr={lr:g}"
-        return (
-            f"training diverged at step {fall.step}: {what}{rate}, {finite}; "
-            f"the parameters of step {step} are restored. {_advice(rows, lr)}"
-        )
-
-
-def _rate(lr: float | None) -> dict[str, float]:
-    return {} if lr is None else {"lr": lr}
-
-
-def _advice(rows: Sequence[int], lr: float | None) -> str:
-    """What to do: rows that alone have no finite prediction, else the learning rate, or the start where there is none."""
-    change = "start from other values" if lr is None else "make optimizer.lr smaller"
-    if not rows:
-        return f"{change.capitalize()}, or standardize the data with data.standardize=true"
-    named = ", ".join(str(row + 1) for row in rows[:5])
-    return f"{len(rows)} rows of its batch have no finite prediction, such as row {named} of the data: take them out, mend the model, or {change}"
 
 
 def copied(value: Any) -> Any:

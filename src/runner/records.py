@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from runner.checkpoint import Loaded
     from runner.devices import Choice
     from runner.experiment import Facts, Outcome
-    from runner.loop import Member
+    from runner.member import Member
     from runner.record import Sink
     from runner.record.hashes import Hashes
     from runner.record.log import Log

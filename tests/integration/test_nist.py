@@ -30,7 +30,8 @@ LSTSQ = {
 NONLINEAR = {
     "Chwirut2", "DanWood", "ENSO", "Gauss1", "Hahn1", "Kirby2", "Lanczos3", "MGH17", "Misra1a", "Nelson", "Rat43", "Roszman1", "Thurber",
 }  # fmt: skip
-LM, LBFGS, ERRORS = 6.5, 7.0, 6.0
+LM, LBFGS, ERRORS = 7.5, 7.0, 6.0
+"""More than the study asks of `lm`: the worst has 8.0, and 6.5 without the steps where sums of squares are too rounded to compare."""
 
 Fits = dict[tuple[str, str, int | None], dict[str, Any]]
 

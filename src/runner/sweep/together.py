@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from runner.data import Dataset
     from runner.devices import Choice
     from runner.experiment import Facts, Prepared
-    from runner.loop import Member, Stop
+    from runner.loop import Stop
+    from runner.member import Member
     from runner.sweep.trials import Trial
 
 Watch = Callable[[int, int, Mapping[str, float]], bool]
