@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
-from runner.errors import Abandoned
+from runner.errors import Abandoned, Interrupted
 
 
 class StopRequest:
@@ -42,3 +44,19 @@ class StopRequest:
         if self.signal_number is not None:
             raise Abandoned(number, "stopped at once by a second signal; the last checkpoint is intact")
         self.signal_number = number
+
+
+@contextmanager
+def interruptible(said: str) -> Iterator[None]:
+    """While entered, both signals raise `Interrupted` at once, but for whoever enters a `StopRequest`; `said` is what is told."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Interrupted(number, said)
+
+    caught = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

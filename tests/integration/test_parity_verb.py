@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,7 +23,7 @@ from runner.compose import compose
 from runner.config import plain
 from runner.errors import ConfigError, Diverged, Elsewhere, Interrupted, Lost
 from runner.optimizers import library, rules
-from runner.parity import runs
+from runner.parity import measure, runs
 from runner.parity.runs import Run, follow, together
 
 LINE = ["parity", "+experiment=linreg", "strategy=single", "--steps", "4", "--out", "out"]
@@ -290,3 +291,16 @@ def test_a_signal_stops_the_table_and_leaves_nothing(
     assert cli.main([*DOUBLE, "optimizer=sgd", "device=cpu", "update=manual"]) == 130
     assert capsys.readouterr().err == "stopped; nothing was written (SIGINT)\n"
     assert not list(Path().iterdir())
+
+
+def test_a_signal_between_two_trainings_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def stopped(*given: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(measure, "read", stopped)
+    assert cli.main([*DOUBLE, "optimizer=sgd", "device=cpu", "update=manual"]) == 143
+    assert capsys.readouterr().err == "stopped; nothing was written (SIGTERM)\n"
+    assert list(tmp_path.glob("parity_*")) == []

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import secrets
-import signal
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime
@@ -20,6 +19,7 @@ from runner.files import explain_os_error, write_atomic, write_json
 from runner.parity.cells import Asked, ask
 from runner.record.console import Console
 from runner.startup import uncollected
+from runner.stopping import interruptible
 
 if TYPE_CHECKING:
     from runner.parity.table import Table
@@ -77,12 +77,12 @@ def _place(name: str) -> Path:
 def _measured(asked: Asked, steps: int | None, words: Sequence[str], console: Console) -> Table:
     with uncollected():
         from runner.parity.measure import measure
+    said = "stopped; nothing was written"
     try:
-        with tempfile.TemporaryDirectory(prefix="parity_") as folder:
+        with interruptible(said), tempfile.TemporaryDirectory(prefix="parity_") as folder:
             return measure(asked, steps, words, Path(folder), console.say)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        number = stop.exit_code - 128 if isinstance(stop, Interrupted) else signal.SIGINT
-        raise Interrupted(number, "stopped; nothing was written") from None
+    except Interrupted as stop:
+        raise Interrupted(stop.exit_code - 128, said) from None
 
 
 def write(table: Table, directory: Path) -> None:

@@ -1,6 +1,6 @@
 """Rows as TensorBoard events: curves, the config as text, the hyperparameters' table, figures.
 
-A small synchronous writer over TensorBoard's own records and messages. `torch.utils.tensorboard` hands each value to a
+A small synchronous writer over TensorBoard's own messages. `torch.utils.tensorboard` hands each value to a
 thread in an event of its own, which costs more than writing all of a row's values at once; and it needs torch.
 """
 
@@ -12,11 +12,13 @@ import struct
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from runner.files import Appended, as_yaml, write_atomic
 from runner.record import Row
+from runner.record.crc import masked_crc32c
 
 _PREFIX = "events.out.tfevents."
 _HPARAMS = "_hparams_/"  # the plugin knows its messages by tags that begin so
@@ -30,8 +32,6 @@ class TensorBoard:
     keeps float32.
     """
 
-    _records: Any
-
     def __init__(self, directory: Path, *, held: bool = False) -> None:
         self._directory, self._held = directory, held
         self._file: Appended | None = None
@@ -39,7 +39,6 @@ class TensorBoard:
 
     def open(self, first_step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._first_step = first_step
         self._event = Event
@@ -47,7 +46,6 @@ class TensorBoard:
         for file in earlier:
             _drop(file, first_step)
         self._file = Appended(self._directory / _file_name(earlier), held=self._held)
-        self._records = RecordWriter(self._file)
         self._put(Event(file_version="brain.Event:2", wall_time=time.time()))
         # A server that has read the dropped rows already forgets them when it meets this.
         self._put(Event(step=first_step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
@@ -89,7 +87,8 @@ class TensorBoard:
         self._put(event)
 
     def _put(self, event: Any) -> None:
-        self._records.write(event.SerializeToString())
+        assert self._file is not None
+        self._file.write(_record(event.SerializeToString()))
 
 
 def _file_name(earlier: Sequence[Path]) -> str:
@@ -124,18 +123,24 @@ def _drop(file: Path, first_step: int) -> None:
         copy.replace(file)
 
 
+def _record(data: bytes) -> bytes:
+    """Length of the data (8 bytes), checksum of the length (4), data, checksum of the data (4)."""
+    return _head(len(data)) + data + struct.pack("<I", masked_crc32c(data))
+
+
+@lru_cache(maxsize=1024)
+def _head(length: int) -> bytes:
+    packed = struct.pack("<Q", length)
+    return packed + struct.pack("<I", masked_crc32c(packed))
+
+
 def _split(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The records of an event file up to the first that is not whole, each with its data.
-
-    A record is: length of the data (8 bytes), checksum of the length (4), data, checksum of the data (4).
-    """
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-
+    """The records of an event file up to the first that is not whole, each with its data."""
     start = 0
     while start + 16 <= len(content):
         (length,) = struct.unpack_from("<Q", content, start)
         data, end = content[start + 12 : start + 12 + length], start + 16 + length
-        if content[end - 4 : end] != struct.pack("<I", masked_crc32c(data)):
+        if content[start:end] != _record(data):
             return
         yield content[start:end], data
         start = end

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runner.errors import ConfigError, RunFailed
+from runner.stopping import interruptible
 from runner.verify.verdict import Verdict, say
 
 USAGE = """\
@@ -35,8 +36,6 @@ NAMES = ("rerun", "resume", "world-size", "sweep")
 
 def command(words: list[str]) -> int:
     """Verify and tell; gives the exit code."""
-    from runner.verify.processes import stopped_by_signals
-
     name = words[0] if words else ""
     if name not in NAMES:
         raise ConfigError(f"`verify` must be followed by one of {', '.join(NAMES)}, but is by {name!r}; see --help")
@@ -44,7 +43,7 @@ def command(words: list[str]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="runner-verify-"))
     kept = False
     try:
-        with stopped_by_signals():
+        with interruptible("stopped; nothing was found out"):
             verdict = verify(words[1:], folder)
         kept = not verdict.same
         _tell(verdict, folder)

@@ -11,33 +11,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
-from runner.errors import InputError, Interrupted, RunFailed
+from runner.errors import InputError, RunFailed
 
 LOOK_SECONDS = 0.0005
 """Time between two looks at how far a run is: a short one takes some ten thousand steps a second."""
 
 TAIL_BYTES = 65_536
 """More than one row of `metrics.jsonl` takes."""
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """While entered, SIGINT and SIGTERM raise `Interrupted`, so that no process is left behind."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise Interrupted(number, "stopped; nothing was found out")
-
-    # A signal that is ignored stays ignored, as it does for runs.
-    caught = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in caught}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Started:
