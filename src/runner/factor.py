@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +42,8 @@ def folded(pieces: Iterable[Tensor]) -> Tensor:
 
 def beside(jacobian: Tensor, residuals: Tensor, target: Tensor) -> Tensor:
     """[J, r, y] […, rows, n + 2] in the widest type, of J […, rows, n] and r and y […, rows, 1]; lanes broadcast."""
-    lanes: torch.Size = torch.broadcast_shapes(*(part.shape[:-2] for part in (jacobian, residuals, target)))  # type: ignore[no-untyped-call]
+    # That of torch takes half a second: it imports a library for symbols first.
+    lanes = np.broadcast_shapes(*(part.shape[:-2] for part in (jacobian, residuals, target)))
     wide = widest(jacobian.device)
     return torch.cat([part.to(wide).expand(*lanes, *part.shape[-2:]) for part in (jacobian, residuals, target)], -1)
 

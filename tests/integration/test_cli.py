@@ -256,6 +256,54 @@ def test_no_help_and_no_refusal_imports_torch() -> None:
     assert "Traceback" not in done.stderr
 
 
+SLOW = """
+import os, sys
+from runner import cli
+
+alone = ["device=cpu", "device.threads=1", "record.plots=false", "train.steps=4"]
+codes = [cli.main([*words, *alone]) for words in (["+experiment=linreg"], ["+experiment=curve_fit", "optimizer=lm"])]
+slow = sorted(set(sys.modules) & {"sympy", "torch._dynamo", "torch.distributed.tensor", "matplotlib", "scipy", "pandas", "optuna"})
+os.write(2, f"{codes} {slow}".encode())
+"""
+
+
+def test_a_run_imports_nothing_that_it_can_do_without(tmp_path: Path) -> None:
+    """Each of them takes as long as a small run: torch's own broadcast_shapes alone brings sympy, and half a second."""
+    done = subprocess.run([sys.executable, "-c", SLOW], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stderr.splitlines()[-1] == "[0, 0] []"
+
+
+COLLECTED = """
+import gc, os, sys, weakref
+if "torch" in sys.argv:
+    import torch
+import runner
+
+class Node: ...
+
+def garbage():
+    node = Node()
+    node.itself = node
+    return weakref.ref(node)
+
+before = garbage()
+runner.run("linreg", ["device=cpu", "record.plots=false", "train.steps=4"])
+frozen, after = gc.get_freeze_count(), garbage()
+gc.collect()
+os.write(2, f"{before()} {after()} {gc.isenabled()} {frozen > 100_000} {frozen > 0}".encode())
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "frozen"), [([], "True True"), (["torch"], "False False")], ids=["ours", "the caller's"]
+)
+def test_what_a_run_imports_is_not_looked_through_for_garbage(words: list[str], frozen: str, tmp_path: Path) -> None:
+    """All other garbage goes, and a caller who has imported torch keeps things as they are."""
+    command = [sys.executable, "-c", COLLECTED, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stderr.splitlines()[-1] == f"None None True {frozen}"
+
+
 def test_the_module_gives_its_code_to_the_shell() -> None:
     done = subprocess.run([sys.executable, "-m", "runner", "lrr=3"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +43,7 @@ class Formula(Model):
     def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """Of all rows in one backward pass: each of them is given parameters of its own."""
         names = list(self._parameters)
-        lanes: torch.Size = torch.broadcast_shapes(parameters[names[0]].shape, features.shape[:-2])  # type: ignore[no-untyped-call]
+        lanes = np.broadcast_shapes(parameters[names[0]].shape, features.shape[:-2])
         with torch.enable_grad():
             own = {
                 name: parameters[name].detach()[..., None, None].expand(*lanes, features.shape[-2], 1).requires_grad_()
