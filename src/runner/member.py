@@ -120,12 +120,10 @@ class Member:
             if math.isfinite(self.last_finite)
             else f"no loss since step {since} was finite"
         )
-        self.step, self.failure = (
-            fall.step,
-            Diverged(
-                f"training diverged at step {fall.step}: {what}{rate}, {finite}; "
-                f"the parameters of step {restored} are restored. {_advice(blamed, lr)}"
-            ),
+        self.step = fall.step
+        self.failure = Diverged(
+            f"training diverged at step {fall.step}: {what}{rate}, {finite}; "
+            f"the parameters of step {restored} are restored. {_advice(blamed, lr)}"
         )
         self.write({"step": fall.step, "epoch": epoch, "train/loss": loss, **self.rate(fall.step)})
 

@@ -64,12 +64,11 @@ def _figure(results: Results, key: str, marks: Marks) -> Figure:
     else:
         _measure(axes, key, [place.of(member.values) for member in results.members], marks)
     log_where_wide(axes, np.array([member.metrics[metric] for member in drawn]))
-    limits = axes.get_ylim()  # those of the members: the interval of two seeds can be wider than all there is to see
+    axes.set_ylim(axes.get_ylim())  # those of the members; what is drawn from here on does not move them by itself
     if results.varied:
         _means(axes, results, place)
     else:
         _level(axes, settings(results)[0].estimate(metric))
-    axes.set_ylim(limits)
     legend(figure, axes)
     return figure
 
@@ -226,6 +225,7 @@ def _means(axes: Axes, results: Results, place: _Place) -> None:
             series[colours.value(setting.values)].append((place.of(setting.values), found))
     if all(found.count < 2 for points in series.values() for _, found in points):
         return
+    _make_room(axes, [found for points in series.values() for _, found in points])
     for value, points in series.items():
         colour = INK if colours.key is None else colours.by_value[value]
         _mean(axes, sorted(points, key=lambda point: point[0]), colour, connected=not place.names)
@@ -246,9 +246,26 @@ def _mean(axes: Axes, points: Sequence[tuple[float, Estimate]], colour: Any, con
 def _level(axes: Axes, found: Estimate) -> None:
     """The mean over all seeds, across the picture."""
     if found.count > 1 and abs(found.mean) < LARGEST:
+        _make_room(axes, [found])
         axes.axhspan(*np.clip((found.low, found.high), *axes.get_ylim()), color=INK, alpha=BAND, linewidth=0)
         axes.axhline(found.mean, color=INK, linewidth=1.6)
         _name_means(axes)
+
+
+def _make_room(axes: Axes, estimates: Sequence[Estimate]) -> None:
+    """For intervals, up to half of what the members take to either side: that of two seeds can be wider than all there is to see.
+
+    None where the scale is logarithmic: an interval that reaches far below the smallest member has no end there.
+    """
+    if axes.get_yscale() == "log":
+        return
+    low, high = axes.get_ylim()
+    ends = [end for found in estimates for end in (found.low, found.high) if math.isfinite(end)]
+    most, margin = (high - low) / 2, (high - low) / 40
+    axes.set_ylim(
+        max(low - most, min([low, *(end - margin for end in ends)])),
+        min(high + most, max([high, *(end + margin for end in ends)])),
+    )
 
 
 def _name_means(axes: Axes) -> None:

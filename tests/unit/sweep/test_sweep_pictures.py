@@ -170,6 +170,22 @@ def test_an_interval_wider_than_the_picture_does_not_widen_it(drawn: dict[str, F
     assert (heights.min(), heights.max()) == (low, high)
 
 
+def test_there_is_room_for_intervals_but_not_for_any(drawn: dict[str, Figure]) -> None:
+    """Three seeds have intervals about twice as wide as the members lie apart, two seeds such that are twelve times as wide."""
+    three = [(x, seed, x + seed / 2) for x in (1, 2) for seed in range(3)]
+    draw(results(three, ["k", "seed"]))
+    (axes,) = drawn["k"].axes
+    found = settings(results(three, ["k", "seed"]))
+    low, high = axes.get_ylim()
+    assert low < min(setting.estimate("valid/rmse").low for setting in found)
+    assert high > max(setting.estimate("valid/rmse").high for setting in found)
+    draw(results(three[:2] + three[3:5], ["k", "seed"]))
+    (axes,) = drawn["k"].axes
+    low, high = axes.get_ylim()
+    assert 0 < low < 1  # the members are from 1 to 2.5, with a margin of a twentieth
+    assert 2.5 < high < 3.5
+
+
 def test_seeds_alone_show_the_mean_over_them(drawn: dict[str, Figure]) -> None:
     given = results([(seed, 1 + seed % 3 / 2) for seed in range(1, 100)], ["seed"])
     assert list(draw(given)) == ["seed"]
