@@ -53,6 +53,7 @@ def interruptible(said: str) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise Interrupted(number, said)
 
+    # One that is ignored stays ignored, as above.
     caught = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in caught}
     try:

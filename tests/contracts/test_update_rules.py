@@ -39,10 +39,10 @@ class Gradients:
         return share
 
     def residuals(self) -> Linearisation:
-        raise NotImplementedError
+        raise AssertionError("a rule has gradients to go by, and nothing else")
 
     def squares(self) -> Tensor:
-        raise NotImplementedError
+        raise AssertionError("a rule has gradients to go by, and nothing else")
 
 
 class Problem(Gradients):
