@@ -310,8 +310,8 @@ def main() -> int:
     """Measure, write the page, and say what missed its bar."""
     import torch
 
-    from runner.devices import probe
-    from runner.parity.bounds import REASONS
+    from runner.commands.parity.bounds import REASONS
+    from runner.compute.devices import probe
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from runner import data
-from runner.compose import compose
+from runner.config.compose import compose
+from runner.data import dataset as data
 from runner.errors import RunnerError
 
 

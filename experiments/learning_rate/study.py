@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 import runner
-from runner import data
-from runner.compose import compose
+from runner.config.compose import compose
+from runner.data import dataset
 from runner.errors import RunnerError
-from runner.files import write_atomic
-from runner.record.jsonl import read_rows
-from runner.sweep.pictures import draw
+from runner.runs.atomic import write_atomic
+from runner.runs.sinks.jsonl import read_rows
+from runner.sweep.plots import draw
 from runner.sweep.results import Member, Results
 
 EXPERIMENT = "linreg"
@@ -43,7 +43,7 @@ def limit() -> float:
     Gradient descent multiplies the error along the eigenvector of curvature λ by 1 − lr·λ at every step.
     """
     config = compose([f"+experiment={EXPERIMENT}"]).config
-    x = data.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"].features
+    x = dataset.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"].features
     a = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
     return 2 / float(torch.linalg.eigvalsh(2 * a.T @ a / len(a))[-1])
 

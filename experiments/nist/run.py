@@ -21,12 +21,12 @@ from typing import Any
 
 from strd import ReferenceSet, read
 
-from runner.compose import compose
+from runner.config.compose import compose
+from runner.config.overrides import quoted
 from runner.errors import ConfigError, DataError, Diverged, RunnerError
-from runner.files import synced_together, write_atomic, write_json
-from runner.job import execute
-from runner.overrides import quoted
-from runner.record.log import Log
+from runner.runs.atomic import synced_together, write_atomic, write_json
+from runner.runs.sinks.log import Log
+from runner.training.run import execute
 
 DATA = Path(__file__).with_name("data")
 

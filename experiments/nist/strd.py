@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.config.expression import parse
+from runner.config.overrides import quoted
 from runner.errors import DataError, ExpressionError
-from runner.expression import parse
-from runner.overrides import quoted
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:E[-+]?\d+)?"
 _MODEL = re.compile(r"^Model:.*?^\s*(y|log\[y\])\s*=(.*?)^\s*(?:Starting|Certified)\s", re.M | re.S | re.I)

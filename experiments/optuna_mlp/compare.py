@@ -14,7 +14,7 @@ from pathlib import Path
 
 import runner
 from runner.errors import RunnerError
-from runner.statistics import Estimate, estimate
+from runner.optim.student_t import Estimate, estimate
 from runner.sweep.results import collect, settings
 
 METRIC = "test/rmse"

@@ -19,7 +19,7 @@ class VmapLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before the sweep."""
-        from runner.sweep.launcher import SideBySide
+        from runner.sweep.vmap_launcher import SideBySide
 
         self.side_by_side = SideBySide(Path(config.hydra.sweep.dir))
 
@@ -53,7 +53,7 @@ class OptunaSweeper(Sweeper):
     """`hydra/sweeper=optuna`."""
 
     def __init__(self, **options: Any) -> None:
-        from runner.sweep.search import Search
+        from runner.sweep.optuna_sweeper import Search
 
         self.search = Search(options)
 
@@ -76,7 +76,7 @@ class PoolLauncher(Launcher):
     """`hydra/launcher=pool`."""
 
     def __init__(self, **options: Any) -> None:
-        from runner.sweep.pool import Outcome, Pool
+        from runner.sweep.process_pool import Outcome, Pool
 
         self.pool = Pool(options)
         self.ended: Callable[[Outcome], None] | None = None

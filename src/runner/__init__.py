@@ -22,9 +22,9 @@ from runner.errors import (
 )
 
 if TYPE_CHECKING:
-    from runner.compose import Composed
-    from runner.job import Run
+    from runner.config.compose import Composed
     from runner.sweep.results import Results
+    from runner.training.run import Run
 
 __all__ = [
     "CheckpointError",
@@ -53,10 +53,10 @@ def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir
 
     Gives the run's directory, summary and rows. Raises the errors above instead of exiting.
     """
-    from runner.compose import compose
-    from runner.job import execute
-    from runner.launch import wanted
-    from runner.world import launched
+    from runner.compute.launch import wanted
+    from runner.compute.processes import launched
+    from runner.config.compose import compose
+    from runner.training.run import execute
 
     words = _words(experiment, overrides)
 
@@ -76,8 +76,8 @@ def multirun(
 
     Gives the sweep's directory and its results; a trial that failed is among them. Raises the errors above.
     """
-    from runner.sweep.front import check_some, spread, sweep, tell
-    from runner.world import launched
+    from runner.compute.processes import launched
+    from runner.sweep.run import check_some, spread, sweep, tell
 
     words = _words(experiment, overrides)
     if not launched(os.environ) and spread(words, config_dir) is not None:

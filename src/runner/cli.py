@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from runner.arguments import Parser
-from runner.compose import Composed, compose, options
-from runner.config import plain
+from runner.commands.arguments import Parser
+from runner.compute.gc_pause import uncollected
+from runner.compute.processes import launched
+from runner.config.compose import Composed, compose, options
+from runner.config.schema import plain
 from runner.errors import ConfigError, Elsewhere, InputError, Interrupted, RunnerError
-from runner.record.console import complain
-from runner.startup import uncollected
-from runner.world import launched
+from runner.runs.sinks.console import complain
 
 USAGE = """\
 python -m runner +experiment=NAME [key=value …]     one run
@@ -110,7 +110,7 @@ def _verb(verb: str, words: list[str]) -> int:
         return 0
     if launched(os.environ):
         raise ConfigError(f"`{verb}` starts the processes that it needs, but was started by a launcher; start it alone")
-    module = importlib.import_module(f"runner.{verb}")
+    module = importlib.import_module(f"runner.commands.{verb}")
     if {"--help", "-h"} & set(words):
         sys.stdout.write(module.USAGE)
         return 0
@@ -163,8 +163,8 @@ def _run(given: argparse.Namespace, overrides: list[str], words: list[str]) -> i
                 return compose([f"resume={earlier}"], given.config_dir)
             return compose(overrides, given.config_dir, given.base)
 
-    from runner.job import execute
-    from runner.launch import launch, wanted
+    from runner.compute.launch import launch, wanted
+    from runner.training.run import execute
 
     command = ["python", "-m", "runner", *words]
     if launched(os.environ):
@@ -179,9 +179,9 @@ def _run(given: argparse.Namespace, overrides: list[str], words: list[str]) -> i
 
 def _sweep(given: argparse.Namespace, overrides: list[str], words: list[str]) -> int:
     """A sweep, in this process, in processes that it starts, or as one of those that a launcher started; 1 when a trial failed."""
-    from runner.launch import launch
-    from runner.sweep.front import check_some, spread, sweep, tell
-    from runner.sweep.processes import dismiss, follow
+    from runner.compute.launch import launch
+    from runner.sweep.distributed import dismiss, follow
+    from runner.sweep.run import check_some, spread, sweep, tell
 
     if given.base is not None:
         raise ConfigError("`rerun` does one run again, but `-m` asks for a sweep; leave one of them out")

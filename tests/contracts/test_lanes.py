@@ -20,8 +20,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import runner
-from runner import checkpoint
-from runner.record.jsonl import read_rows
+from runner.runs import checkpoint
+from runner.runs.sinks.jsonl import read_rows
 
 QUICK = ["device=cpu", "device.threads=1", "record.plots=false"]
 TOLERANCE = {"float64": 1e-12, "float32": 1e-4}

@@ -18,7 +18,7 @@ import yaml
 
 import runner
 from runner import cli
-from runner.overrides import quoted
+from runner.config.overrides import quoted
 
 FILES = ["it's {a} [2]=$x.csv", "my data, 1.csv"]
 RATES = [1e-3, 1e30]

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from runner import config as c
-from runner import losses, models, optimizers
-from runner.data import Rows
+from runner.compute.precision import Unscaled, autocast
+from runner.compute.rng import stream
+from runner.compute.strategies import Single
+from runner.config import schema as c
 from runner.data.batches import Batches
-from runner.models import Model
-from runner.objective import Objective, drawing
-from runner.precision import Unscaled, autocast
-from runner.seeding import stream
-from runner.strategies import Single
+from runner.data.dataset import Rows
+from runner.models import losses
+from runner.models.base import Model
+from runner.models.base import build as build_model
+from runner.optim.base import build as build_optimizer
+from runner.training.objective import Objective, drawing
 
 CPU = torch.device("cpu")
 LM = c.Lm(name="lm", radius=1.0)
@@ -31,11 +33,11 @@ def lstsq(weight_decay: float = 0.0) -> c.Lstsq:
 
 
 def linear(columns: int, dtype: torch.dtype = torch.float64, bias: bool = True) -> Model:
-    return models.build(c.Linear(name="linear", bias=bias, init="kaiming"), [f"x{i}" for i in range(columns)], stream(0, "init")).to(dtype)  # fmt: skip
+    return build_model(c.Linear(name="linear", bias=bias, init="kaiming"), [f"x{i}" for i in range(columns)], stream(0, "init")).to(dtype)  # fmt: skip
 
 
 def formula(expression: str, **start: float) -> Model:
-    return models.build(c.Formula(name="formula", expression=expression, start=start, init="uniform"), ["x"], stream(0, "init"))  # fmt: skip
+    return build_model(c.Formula(name="formula", expression=expression, start=start, init="uniform"), ["x"], stream(0, "init"))  # fmt: skip
 
 
 def objective(model: Model, features: Tensor, target: Tensor, **changes: Any) -> Objective:
@@ -66,7 +68,7 @@ def solved(
     config: Any, model: Model, features: Tensor, target: Tensor, most: int = 500
 ) -> tuple[np.ndarray[Any, Any], int]:
     """All parameters in a row and the steps it took; fails where the solver does not come to an end."""
-    optimizer = optimizers.build(config, "manual", dict(model.named_parameters()))
+    optimizer = build_optimizer(config, "manual", dict(model.named_parameters()))
     asked = objective(model, features, target)
     for step in range(1, most + 1):
         optimizer.step(asked.at(step), None)
@@ -118,7 +120,7 @@ def test_lstsq_without_a_constant() -> None:
 def test_lstsq_is_numpys_polynomial(degree: int) -> None:
     x = torch.linspace(-2, 3, 50, dtype=torch.float64).unsqueeze(1)
     target = x.sin() + 0.1 * x
-    model = models.build(c.Polynomial(name="polynomial", degree=degree, init="kaiming"), ["x"], stream(0, "init"))
+    model = build_model(c.Polynomial(name="polynomial", degree=degree, init="kaiming"), ["x"], stream(0, "init"))
     *powers, constant = solved(lstsq(), model, x, target)[0]
     expected = np.polyfit(x[:, 0].numpy(), target[:, 0].numpy(), degree)[::-1]
     assert apart([constant, *powers], expected) < 1e-12  # the condition number is below 1e3
@@ -262,7 +264,7 @@ def test_lm_does_not_see_the_units_of_a_parameter() -> None:
 def test_lm_solves_a_linear_problem_in_one_step() -> None:
     features, target = table(40, 3)
     model, far = linear(3), objective(linear(3), features, target)
-    optimizer = optimizers.build(c.Lm(name="lm", radius=1e38), "manual", dict(model.named_parameters()))
+    optimizer = build_optimizer(c.Lm(name="lm", radius=1e38), "manual", dict(model.named_parameters()))
     optimizer.step(objective(model, features, target).at(1), None)
     expected = np.linalg.lstsq(with_ones(features), target.numpy()[:, 0])[0]
     assert apart(row(model), expected) < 1e-10  # one solution without a refinement; the condition number is 1e3
@@ -277,7 +279,7 @@ def test_the_first_step_keeps_within_its_radius() -> None:
     columns = np.linalg.norm(asked.at(1).residuals().factor[:, :3].numpy(), axis=0)
     for radius in (1e-3, 1e-2):
         moved, _, _ = measured("decay")
-        optimizers.build(c.Lm(name="lm", radius=radius), "manual", dict(moved.named_parameters())).step(objective(moved, x, target).at(1), None)  # fmt: skip
+        build_optimizer(c.Lm(name="lm", radius=radius), "manual", dict(moved.named_parameters())).step(objective(moved, x, target).at(1), None)  # fmt: skip
         length = np.linalg.norm((row(moved) - start) * columns) / np.linalg.norm(start * columns)
         assert 0.9 * radius <= length <= 1.1 * radius + 1e-12  # Moré's tenth, and roundings
 
@@ -307,9 +309,9 @@ def test_in_float32_lm_ends_where_it_does_in_float64() -> None:
 
 def test_lm_fits_a_small_network() -> None:
     config = c.Mlp(name="mlp", widths=(6,), activation="tanh", dropout=0.0)
-    model = models.build(config, ["x"], stream(1, "init"))
+    model = build_model(config, ["x"], stream(1, "init"))
     x = torch.linspace(-3, 3, 60, dtype=torch.float64).unsqueeze(1)
-    optimizer, asked = optimizers.build(LM, "manual", dict(model.named_parameters())), objective(model, x, x.sin())
+    optimizer, asked = build_optimizer(LM, "manual", dict(model.named_parameters())), objective(model, x, x.sin())
     for step in range(1, 101):
         optimizer.step(asked.at(step), None)
     assert float(asked.squares()) / 60 < 1e-8  # of a sine, whose mean square is 0.5
@@ -318,12 +320,12 @@ def test_lm_fits_a_small_network() -> None:
 @pytest.mark.parametrize("name", ["decay", "units apart"])
 def test_a_state_that_was_saved_goes_on_with_the_same_bits(name: str) -> None:
     model, x, target = measured(name)
-    optimizer, asked = optimizers.build(LM, "manual", dict(model.named_parameters())), objective(model, x, target)
+    optimizer, asked = build_optimizer(LM, "manual", dict(model.named_parameters())), objective(model, x, target)
     for step in range(1, 500):
         kept = {slot: {k: v.clone() for k, v in own.items()} for slot, own in optimizer.state_dict().items()}
         copied, _, _ = measured(name)
         copied.load_state_dict(model.state_dict())
-        again = optimizers.build(LM, "manual", dict(copied.named_parameters()))
+        again = build_optimizer(LM, "manual", dict(copied.named_parameters()))
         again.load_state_dict(kept)
         for of, on in ((optimizer, asked), (again, objective(copied, x, target))):
             of.step(on.at(step), None)
@@ -339,7 +341,7 @@ def test_nothing_moves_once_it_is_settled(config: Any) -> None:
     features, target = table(30, 2)
     model = linear(2)
     asked = objective(model, features, target)
-    optimizer = optimizers.build(config, "manual", dict(model.named_parameters()))
+    optimizer = build_optimizer(config, "manual", dict(model.named_parameters()))
     while not optimizer.settled:
         optimizer.step(asked.at(1), None)
     before = row(model)

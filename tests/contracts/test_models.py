@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner import config as c
-from runner import models
-from runner.models import Model
-from runner.seeding import stream
+from runner.compute.rng import stream
+from runner.config import schema as c
+from runner.models.base import Model
+from runner.models.base import build as build_model
 
 COLUMNS = ("x", "z")
 ROWS = 7
@@ -37,7 +37,7 @@ def choice(request: pytest.FixtureRequest) -> Any:
 
 
 def _build(choice: Any, seed: int = 0) -> Model:
-    return models.build(choice, COLUMNS, stream(seed, "init"))
+    return build_model(choice, COLUMNS, stream(seed, "init"))
 
 
 def _features(dtype: torch.dtype = torch.float64) -> Tensor:

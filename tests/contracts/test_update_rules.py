@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner import config as c
-from runner import optimizers
-from runner.optimizers import Linearisation, rules
+from runner.config import schema as c
+from runner.optim import rules
+from runner.optim.base import Linearisation
+from runner.optim.base import build as build_optimizer
 
 CHOICES: dict[str, Any] = {
     "sgd": c.Sgd(name="sgd", lr=0.1, weight_decay=0.0),
@@ -66,7 +67,7 @@ class Problem(Gradients):
 
 def trained(choice: Any, update: str, dtype: torch.dtype, steps: int, lr: Callable[[int], float]) -> Problem:
     problem = Problem(dtype)
-    optimizer = optimizers.build(choice, update, problem.parameters)
+    optimizer = build_optimizer(choice, update, problem.parameters)
     for step in range(steps):
         optimizer.step(problem, lr(step))
     return problem
@@ -155,11 +156,11 @@ def test_lanes_broadcast(name: str) -> None:
 def test_each_goes_on_from_the_state_of_the_other(name: str, first: str, second: str) -> None:
     choice = CHOICES[name]
     problem = Problem(torch.float64)
-    optimizer = optimizers.build(choice, first, problem.parameters)
+    optimizer = build_optimizer(choice, first, problem.parameters)
     for _ in range(10):
         optimizer.step(problem, choice.lr)
     state = {n: {s: v.clone() for s, v in slots.items()} for n, slots in optimizer.state_dict().items()}
-    follower = optimizers.build(choice, second, problem.parameters)
+    follower = build_optimizer(choice, second, problem.parameters)
     follower.load_state_dict(state)
     for _ in range(10):
         follower.step(problem, choice.lr)
@@ -173,7 +174,7 @@ def test_each_goes_on_from_the_state_of_the_other(name: str, first: str, second:
 @pytest.mark.parametrize("name", [name for name in CHOICES if name.startswith(("momentum", "adam"))])
 def test_slots_have_torchs_names(name: str, update: str) -> None:
     problem = Problem(torch.float32)
-    optimizer = optimizers.build(CHOICES[name], update, problem.parameters)
+    optimizer = build_optimizer(CHOICES[name], update, problem.parameters)
     optimizer.step(problem, 0.01)
     expected = {"momentum_buffer"} if name.startswith("momentum") else {"step", "exp_avg", "exp_avg_sq"}
     assert {parameter: set(slots) for parameter, slots in optimizer.state_dict().items()} == {
@@ -186,7 +187,7 @@ def test_slots_have_torchs_names(name: str, update: str) -> None:
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_skipped_step_changes_nothing(name: str, update: str) -> None:
     problem = Problem(torch.float32)
-    optimizer = optimizers.build(CHOICES[name], update, problem.parameters)
+    optimizer = build_optimizer(CHOICES[name], update, problem.parameters)
     before = [p.detach().clone() for p in problem.parameters.values()]
 
     class Skipped(Gradients):
@@ -226,10 +227,10 @@ def test_lbfgs_goes_on_from_its_saved_state() -> None:
         line_search="strong_wolfe",
     )
     problem = Problem(torch.float64)
-    first = optimizers.build(choice, "optimizer", problem.parameters)
+    first = build_optimizer(choice, "optimizer", problem.parameters)
     for _ in range(3):
         first.step(problem, 0.5)
-    second = optimizers.build(choice, "optimizer", problem.parameters)
+    second = build_optimizer(choice, "optimizer", problem.parameters)
     second.load_state_dict(first.state_dict())
     for _ in range(3):
         second.step(problem, 0.5)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import runner
-from runner import checkpoint
+from runner.runs import checkpoint
 
 # 37 training rows in batches of 16: the last one has 5, which leaves some of 8 processes with a row and some with none.
 EXPERIMENT = [

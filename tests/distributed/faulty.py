@@ -32,7 +32,7 @@ class Fault:
 
 def inject(faults: list[Fault], folder: Path) -> None:
     """Let the faults of this process happen when their step comes. `folder` gets a file for each that did, with its pid."""
-    from runner.objective import Objective
+    from runner.training.objective import Objective
 
     rank = int(os.environ.get("RANK", "0"))
     real, own = Objective.at, {fault.step: fault for fault in faults if fault.rank == rank}
@@ -53,7 +53,7 @@ def happened(folder: Path) -> list[str]:
 
 def note_rows(folder: Path) -> None:
     """Write down the targets that this process trains on, a line a step, in a file of this attempt."""
-    from runner.objective import Objective
+    from runner.training.objective import Objective
 
     attempt, rank = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("RANK", "0")
     file, real = folder / f"{attempt}-{rank}.jsonl", Objective.at
@@ -139,7 +139,7 @@ KINDS: Mapping[str, Callable[[Any], object]] = {
 
 def _wait_for_torch(faults: list[Fault], folder: Path, rows: Path | None) -> None:
     """Inject when torch has been imported by the runner itself, which sets its environment before."""
-    from runner.world import Group
+    from runner.compute.processes import Group
 
     real = Group.connect
 

@@ -16,7 +16,7 @@ from typing import Any
 import faulty
 from faulty import Fault
 
-from runner.record.jsonl import read_rows
+from runner.runs.sinks.jsonl import read_rows
 
 # Everything that has a memory: shuffled batches with a smaller last one (46 rows in batches of 16), dropout, accumulation,
 # clipping, a schedule; a checkpoint every 4 steps and a row at each. By hand: torch's optimizers take a second to import.

@@ -30,8 +30,8 @@ from processes import Outcome
 
 import runner
 from runner import cli
-from runner.objective import Objective
-from runner.world import failure
+from runner.compute.processes import watchdog
+from runner.training.objective import Objective
 
 TIMEOUT = 5.0
 """Seconds for which the processes of these runs wait for each other; a step takes milliseconds, the start of a run a second."""
@@ -43,7 +43,7 @@ GRACE = 2.0
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(failure, "GRACE_SECONDS", GRACE)
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", GRACE)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from answers import EXPERIMENT, difference
 from launching import rows, summary
 
 import runner
-from runner.objective import Objective
-from runner.world import agreement
+from runner.compute.processes import consensus
+from runner.training.objective import Objective
 
 GOING = [*EXPERIMENT, "train.steps=60", "checkpoint.every_steps=7", "launch.timeout_seconds=20"]
 EXACT = [*GOING, "strategy.reduction=exact", "model.dropout=0.2", "schedule=cosine"]
@@ -111,7 +111,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_the_same_processes_go_on_to_the_bit(strategy: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """F03: the same number of processes; the reduction is the fast one."""
     # A short run may be over before the next question whether to stop.
-    monkeypatch.setattr(agreement, "ASK_SECONDS", 1e-3)
+    monkeypatch.setattr(consensus, "ASK_SECONDS", 1e-3)
     words = [*GOING, f"strategy={strategy}", "optimizer=adamw"]
     whole = end([*words, "run_dir=whole"], size)
     outcomes = processes.on(size, at_step(31, stop, running([*words, "run_dir=run"])))
@@ -166,7 +166,7 @@ def test_saving_beside_the_training_changes_nothing(words: list[str]) -> None:
 
 
 def runner_state(run: Path, name: str) -> Any:
-    from runner import checkpoint
+    from runner.runs import checkpoint
 
     found = checkpoint.intact(run / "checkpoints" / name)
     assert isinstance(found, dict)

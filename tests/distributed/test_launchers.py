@@ -16,8 +16,8 @@ from processes import Outcome
 
 import runner
 from runner import cli
-from runner.directory import RunDirectory
-from runner.world import Group, failure, meeting
+from runner.compute.processes import Group, rendezvous, watchdog
+from runner.runs.directory import RunDirectory
 
 SMALL = ("data=line", "device=cpu", "train.steps=2", "record.plots=false")
 MISSING = ("data=csv", "data.path=nowhere.csv", "data.target=y", "run_dir=run")
@@ -29,7 +29,7 @@ NO_FILE = (
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(failure, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 1.0)
 
 
 def commanded(size: int, words: Sequence[str]) -> list[Outcome]:
@@ -221,7 +221,7 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 
 def test_an_address_where_nobody_is_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(rendezvous, "CONNECT_SECONDS", 1.0)
     port = processes.free_port()
 
     def work(rank: int) -> None:
@@ -236,7 +236,7 @@ def test_an_address_where_nobody_is_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_launcher_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its store is there before its processes are: they need not wait as long as for that of rank 0."""
-    monkeypatch.setattr(meeting, "LAUNCHER_SECONDS", 1.0)
+    monkeypatch.setattr(rendezvous, "LAUNCHER_SECONDS", 1.0)
 
     def work(rank: int) -> None:
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
@@ -250,7 +250,7 @@ def test_a_launcher_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_process_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "JOIN_SECONDS", 1.0)
+    monkeypatch.setattr(rendezvous, "JOIN_SECONDS", 1.0)
 
     def work(rank: int) -> None:
         os.environ["WORLD_SIZE"] = "2"

@@ -11,12 +11,12 @@ from processes import values
 from torch.nn.functional import mse_loss
 from training import CPU, OPTIMIZERS, TOLERANCE, Trained, assert_equal, build, by, by_hand, joined, mlp
 
-from runner import config as c
+from runner.compute.dtensor import is_sharded, local
+from runner.compute.strategies import Strategy
+from runner.compute.strategies.fsdp import Sharded
+from runner.compute.strategies.tensor import Layers
+from runner.config import schema as c
 from runner.errors import ConfigError
-from runner.sharding import is_sharded, local
-from runner.strategies import Strategy
-from runner.strategies.layers import Layers
-from runner.strategies.sharded import Sharded
 
 MODELS: dict[str, tuple[Any, int]] = {
     "one hidden layer": (mlp(8), 2),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import runner
-from runner.record.jsonl import read_rows
+from runner.runs.sinks.jsonl import read_rows
 
 QUICK = ["device=cpu", "record.plots=false", "dtype=float64", "train.steps=60"]
 RUNS = {

@@ -24,9 +24,9 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from training import joined
 
-from runner import checkpoint
 from runner.errors import CheckpointError, Interrupted, RunFailed, RunnerError
-from runner.saving import Saver
+from runner.runs import checkpoint
+from runner.runs.saver import Saver
 
 State = dict[str, Any]
 FIXED = {"config": {"seed": 1}}

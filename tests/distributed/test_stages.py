@@ -26,9 +26,9 @@ from training import (
     rows,
 )
 
-from runner import config as c
+from runner.compute.strategies.pipeline import Stages
+from runner.config import schema as c
 from runner.errors import ConfigError
-from runner.strategies.stages import Stages
 
 MLP = mlp(8, 6)
 

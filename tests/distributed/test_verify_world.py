@@ -11,7 +11,7 @@ import pytest
 from launching import WORDS
 
 from runner import cli
-from runner.verify.processes import finish, kill_at, started
+from runner.commands.verify.processes import finish, kill_at, started
 
 
 @pytest.fixture(autouse=True)

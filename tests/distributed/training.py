@@ -12,11 +12,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from runner import config as c
-from runner import models
-from runner.models import Model
-from runner.seeding import stream
-from runner.strategies import Part, Strategy
+from runner.compute.rng import stream
+from runner.compute.strategies import Part, Strategy
+from runner.config import schema as c
+from runner.models.base import Model
+from runner.models.base import build as build_model
 
 CPU = torch.device("cpu")
 BATCHES = (16, 7, 5) * 8
@@ -74,7 +74,7 @@ def mlp(*widths: int, dropout: float = 0.0) -> c.Mlp:
 
 
 def build(config: Any, columns: int = 2) -> Model:
-    return models.build(config, [f"x{i}" for i in range(columns)], stream(0, "init"))
+    return build_model(config, [f"x{i}" for i in range(columns)], stream(0, "init"))
 
 
 def rows(count: int, columns: int = 2) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.objective import Objective
+from runner.training.objective import Objective
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happen: Callable[[], object]) -> list[int]:

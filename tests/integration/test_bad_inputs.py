@@ -344,7 +344,7 @@ def test_a_run_directory_that_holds_a_run(errors: Errors) -> None:
 @pytest.mark.parametrize("device", ["cuda", "rocm", "xpu"])
 def test_a_device_that_is_not_there(device: str, errors: Errors) -> None:
     """B23-B25; which part is missing depends on the build and on the machine."""
-    from runner.devices import installed_build
+    from runner.compute.devices import installed_build
 
     if installed_build().kind == device:
         pytest.skip(f"torch is built for {device}")

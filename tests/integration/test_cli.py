@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from runner import cli
-from runner.compose import check, compose, options
-from runner.config import plain
+from runner.config.compose import check, compose, options
+from runner.config.schema import plain
 from runner.errors import Interrupted, RunFailed
 
 QUICK = ["device=cpu", "record.plots=false", "train.steps=2"]
@@ -218,7 +218,7 @@ def test_an_error_has_its_code(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("runner.job.execute", fail)
+    monkeypatch.setattr("runner.training.run.execute", fail)
     assert cli.main(["seed=3"]) == code
     assert capsys.readouterr().err == f"{line}\n"
 
@@ -227,7 +227,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("runner.job.execute", fail)
+    monkeypatch.setattr("runner.training.run.execute", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["seed=3"])
 

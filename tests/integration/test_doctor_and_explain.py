@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from runner import cli
-from runner.compose import CONF
-from runner.doctor.findings import findings
-from runner.doctor.machine import from_json
+from runner.commands.doctor.findings import findings
+from runner.commands.doctor.machine import from_json
+from runner.config.compose import CONF
 
 WITHOUT = """
 import sys

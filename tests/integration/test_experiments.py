@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner import cli, data
-from runner.compose import compose
-from runner.record.jsonl import read_rows
+from runner import cli
+from runner.config.compose import compose
+from runner.data import dataset
+from runner.runs.sinks.jsonl import read_rows
 
 QUICK = ["device=cpu", "device.threads=1"]
 BASELINE = Path(__file__).parents[2] / "experiments/diabetes/baseline.py"
@@ -45,7 +46,7 @@ def parameters(directory: Path) -> Tensor:
 def training_rows(name: str) -> tuple[Tensor, Tensor]:
     """Features [rows, columns] and target [rows, 1] in float64."""
     config = compose([f"+experiment={name}"]).config
-    rows = data.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"]
+    rows = dataset.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"]
     return rows.features, rows.target
 
 

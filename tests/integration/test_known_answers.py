@@ -14,9 +14,10 @@ import scipy.optimize
 import torch
 
 import runner
-from runner import checkpoint, cli
-from runner.job import Run
-from runner.record.jsonl import read_rows
+from runner import cli
+from runner.runs import checkpoint
+from runner.runs.sinks.jsonl import read_rows
+from runner.training.run import Run
 
 QUICK = ["device=cpu", "device.threads=1", "record.plots=false", "dtype=float64"]
 DECAY = ["data=curve", "data.expression=3*exp(-0.7*x) + 1", "data.stop=5", "data.rows=40", "model=formula", "model.expression=a*exp(-b*x) + d", "optimizer=lm"]  # fmt: skip
@@ -158,11 +159,11 @@ def test_lm_tells_what_scipy_finds() -> None:
 
 def _target(x: Any) -> Any:
     """The rows of DECAY again, through the data part alone."""
-    from runner import config as c
-    from runner import data
+    from runner.config import schema as c
+    from runner.data import dataset
 
     made = c.Curve(name="curve", expression="3*exp(-0.7*x) + 1", rows=40, start=0.0, stop=5.0, noise=0.1, noise_distribution="normal", log_target=False, standardize=False, seed=None, split=c.Split(test=0, valid=0, order="random"))  # fmt: skip
-    rows = data.build(made, 0, torch.float64, torch.device("cpu")).parts["train"]
+    rows = dataset.build(made, 0, torch.float64, torch.device("cpu")).parts["train"]
     order = rows.features[:, 0].argsort()
     assert rows.features[order, 0].numpy() == pytest.approx(x)
     return rows.target[order, 0].numpy()
@@ -242,7 +243,7 @@ def test_numbers_of_one_parameter_have_a_line_each_and_many_share_one(capsys: py
 
 
 def test_a_very_small_and_a_very_large_number_stay_readable() -> None:
-    from runner.record.console import lines_of
+    from runner.runs.sinks.console import lines_of
 
     numbers = {"a": (0.0, 1e-12), "b": (6.02214076e23, 1.5e20), "d": (-572.6991, 762.47)}
     summary = {
@@ -279,7 +280,7 @@ def test_standardised_or_not_is_the_same_fit() -> None:
 
 
 def test_the_picture_shows_the_optimum_and_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner import pictures
+    from runner.training import report
 
     drawn: list[Any] = []
 
@@ -287,7 +288,7 @@ def test_the_picture_shows_the_optimum_and_the_noise(monkeypatch: pytest.MonkeyP
         drawn.append(picture)
         return {}
 
-    monkeypatch.setattr(pictures, "draw_picture", draw)
+    monkeypatch.setattr(report, "draw_picture", draw)
     summary = run("data=line", "train.steps=2", "optimizer.lr=1e-5", "record.plots=true").summary
     assert drawn[0].levels == {"optimum": summary["optimum"]["loss"], "noise floor": 100.0}
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import runner
-from runner import checkpoint
-from runner.fingerprint import parameters_sha256
+from runner.runs import checkpoint
+from runner.runs.fingerprint import parameters_sha256
 
 # Shuffled batches, dropout and a schedule: everything that a killed run must find again.
 WORDS = [

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from runner import cli
-from runner.compose import compose
-from runner.config import plain
+from runner.commands.parity import measure, runs
+from runner.commands.parity.runs import Run, follow, together
+from runner.config.compose import compose
+from runner.config.schema import plain
 from runner.errors import ConfigError, Diverged, Elsewhere, Interrupted, Lost
-from runner.optimizers import library, rules
-from runner.parity import measure, runs
-from runner.parity.runs import Run, follow, together
+from runner.optim import rules, torch_optim
 
 LINE = ["parity", "+experiment=linreg", "strategy=single", "--steps", "4", "--out", "out"]
 DOUBLE = [*LINE, "dtype=float64"]
@@ -148,7 +148,7 @@ def test_a_cell_that_fails_is_told_beside_its_reference(monkeypatch: pytest.Monk
     def broken(self: Any, *given: Any) -> Any:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(library.Library, "step", broken)
+    monkeypatch.setattr(torch_optim.Library, "step", broken)
     assert cli.main([*DOUBLE, "optimizer=sgd", "device=cpu"]) == 1
     assert verdicts() == {"float64 single manual sgd": "met", "float64 single optimizer sgd": "failed"}
     assert cells()["float64 single optimizer sgd"]["reasons"] == [

@@ -15,8 +15,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import runner
-from runner.evaluation import Evaluation
-from runner.record.jsonl import read_rows
+from runner.runs.sinks.jsonl import read_rows
+from runner.training.metrics import Evaluation
 
 # Everything that has a memory: shuffled batches with a smaller last one (46 rows in batches of 16), dropout, accumulation,
 # clipping, a schedule, early stopping that counts and does not fire.
@@ -273,7 +273,7 @@ def test_killed_between_the_last_checkpoint_and_the_summary(monkeypatch: pytest.
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr("runner.fingerprint.parameters_sha256", die)
+        patch.setattr("runner.runs.fingerprint.parameters_sha256", die)
         assert os.WTERMSIG(faults.in_child(lambda: runner.run(None, [*overrides, "run_dir=killed"]))) == signal.SIGKILL
     assert not Path("killed/summary.json").exists()
     runner.run(None, ["resume=killed"])

@@ -21,10 +21,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import runner
-from runner import checkpoint, cli
-from runner.fingerprint import parameters_sha256
-from runner.record.jsonl import read_rows
-from runner.strategies import Part
+from runner import cli
+from runner.compute.strategies import Part
+from runner.runs import checkpoint
+from runner.runs.fingerprint import parameters_sha256
+from runner.runs.sinks.jsonl import read_rows
 
 QUICK = ["device=cpu", "device.threads=1", "record.plots=false"]
 
@@ -119,11 +120,11 @@ def test_the_loss_of_a_row_is_the_one_before_its_update() -> None:
 
 def _target(run: Path) -> torch.Tensor:
     """The rows of curve_fit again, through the data part alone."""
-    from runner import data
-    from runner.compose import check
+    from runner.config.compose import check
+    from runner.data import dataset
 
     config = check(yaml.safe_load((run / "config.yaml").read_text()))
-    return data.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"].target.flatten()
+    return dataset.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"].target.flatten()
 
 
 def test_the_hash_is_over_the_raw_parameters() -> None:
@@ -157,7 +158,7 @@ def test_linreg_is_gradient_descent_in_closed_form() -> None:
 def test_standardized_parameters_are_told_in_the_units_of_the_file() -> None:
     words = [*QUICK, "model=linear", "optimizer=lbfgs", "train.steps=20", "dtype=float64"]
     raw = runner.run(None, ["data=diabetes", "data.standardize=true", *words])
-    table = __import__("runner.data.tables", fromlist=["read_diabetes"]).read_diabetes()
+    table = __import__("runner.data.dataset.tables", fromlist=["read_diabetes"]).read_diabetes()
     design = torch.cat([torch.from_numpy(table.features), torch.ones(442, 1, dtype=torch.float64)], 1)
     solution = torch.linalg.lstsq(design, torch.from_numpy(table.target)[:, None], driver="gelsd").solution.flatten()
     fitted = torch.tensor(
@@ -356,7 +357,7 @@ def test_a_late_finding_is_replayed_with_its_optimizer_state() -> None:
 
 def test_a_gradient_that_is_nan_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """With clipping the norm is looked at; without, the parameters that it spoils are."""
-    from runner.objective import Objective
+    from runner.training.objective import Objective
 
     real = Objective._backward
 
@@ -375,7 +376,7 @@ def test_a_gradient_that_is_nan_stops_the_run(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_nan_at_the_last_step_is_found_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.objective import Objective
+    from runner.training.objective import Objective
 
     real = Objective._backward
 
@@ -494,7 +495,7 @@ def test_what_does_not_fit_in_memory_is_refused(words: str, capsys: pytest.Captu
     ],
 )
 def test_a_run_dir_that_cannot_be_is_refused(run_dir: str, text: str) -> None:
-    from runner.directory import RunDirectory
+    from runner.runs.directory import RunDirectory
 
     with pytest.raises(runner.ConfigError, match="`run_dir` must ") as refused:
         RunDirectory.create("linreg", run_dir, "", {})

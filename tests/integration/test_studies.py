@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import runner
-from runner import data
-from runner.compose import compose
+from runner.config.compose import compose
+from runner.data import dataset
 from runner.sweep.results import Results
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -45,7 +45,7 @@ def study() -> dict[str, Any]:
 def two_over_the_largest_curvature() -> float:
     """The Hessian of mean((w·x + b - y)²) is 2·[[mean x², mean x], [mean x, 1]]: its eigenvalues by trace and determinant."""
     config = compose(["+experiment=linreg"]).config
-    rows = data.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"]
+    rows = dataset.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"]
     square, mean = float(rows.features.square().mean()), float(rows.features.mean())
     trace, determinant = 2 * (square + 1), 4 * (square - mean**2)
     return 4 / (trace + math.sqrt(trace**2 - 4 * determinant))
@@ -80,7 +80,7 @@ def test_a_run_that_fails_has_diverged_and_one_at_a_low_rate_has_not() -> None:
 
 
 def test_the_picture_shows_the_loss_and_is_not_the_one_without_the_line() -> None:
-    from runner.sweep.pictures import draw
+    from runner.sweep.plots import draw
 
     _, results = runner.multirun("linreg", [*QUICK, "optimizer.lr=3e-4,4e-4", "seeds=2", "train.steps=20"])
     png = study()["picture"](results)

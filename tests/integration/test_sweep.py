@@ -16,8 +16,8 @@ import yaml
 
 import runner
 from runner import cli
-from runner.data.lanes import LaneBatches
-from runner.objective import Objective
+from runner.data.stacked import LaneBatches
+from runner.training.objective import Objective
 
 QUICK = ["device=cpu", "device.threads=1", "train.steps=5"]
 LINREG = ["+experiment=linreg", *QUICK]

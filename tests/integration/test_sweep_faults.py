@@ -17,11 +17,12 @@ import pytest
 from hydra.core.plugins import Plugins
 
 import runner
-from runner import checkpoint, cli
-from runner.directory import lock, unlock
-from runner.record.jsonl import read_rows
-from runner.records import Written
-from runner.sweep.launcher import _Report
+from runner import cli
+from runner.runs import checkpoint
+from runner.runs.directory import lock, unlock
+from runner.runs.sinks.jsonl import read_rows
+from runner.sweep.vmap_launcher import _Report
+from runner.training.recorder import Written
 
 QUICK = ["device=cpu", "device.threads=1"]
 SIX = ["+experiment=linreg", *QUICK, "optimizer.lr=1e-5,1e-4", "seeds=3", "train.steps=40", "record.every_steps=7"]
@@ -163,7 +164,7 @@ def test_a_signal_before_anything_is_trained(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("runner.sweep.launcher.plan", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr("runner.sweep.vmap_launcher.plan", lambda *_: signal.raise_signal(signal.SIGINT))
         assert sweep(*SIX, "run_dir=sweep") == 130
     said = capsys.readouterr()
     assert said.err == "stopped; what was saved is kept (SIGINT)\n"

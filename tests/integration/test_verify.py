@@ -17,7 +17,8 @@ import faults
 import pytest
 
 import runner
-from runner import checkpoint, cli
+from runner import cli
+from runner.runs import checkpoint
 
 QUICK = ["device=cpu", "device.threads=1", "record.plots=false"]
 LINE = ["+experiment=linreg", *QUICK]
@@ -177,8 +178,8 @@ def test_a_row_that_is_lost_or_there_twice_is_noticed(
             (file,) = Path("temporary").glob("*/killed_1/metrics.jsonl")
             file.write_text("".join(rows(file.read_text().splitlines(keepends=True))))
 
-    monkeypatch.setattr("runner.verify.resume.kill_at", kill_at)
-    monkeypatch.setattr("runner.verify.resume.finish", finish)
+    monkeypatch.setattr("runner.commands.verify.resume.kill_at", kill_at)
+    monkeypatch.setattr("runner.commands.verify.resume.finish", finish)
     lines = told(capsys, 1, "resume", *LINE, "train.steps=8", "--times", "1")
     assert "differs: 1 of 1 runs that were killed do not end as the one that was not" in lines
     assert any(line.startswith("they differ at step 4 at the latest, in metrics.jsonl: ") for line in lines)

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from hydra.types import RunMode
 
-from runner import schema
 from runner.cli import VERBS
-from runner.combinations import misplaced
-from runner.compose import compose, opened
-from runner.config import Config
-from runner.sweep import space
-from runner.sweep.words import Words, sort
+from runner.config import validation
+from runner.config.compose import compose, opened
+from runner.config.constraints import misplaced
+from runner.config.schema import Config
+from runner.sweep import search_space
+from runner.sweep.arguments import Words, sort
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -79,11 +79,11 @@ def test_the_launchers_and_sweepers_of_the_pages_can_be_composed_and_their_space
         with opened() as hydra:
             hydra.compose_config("sweep", words.hydra, RunMode.MULTIRUN)
         if "hydra/sweeper=optuna" in words.hydra:
-            assert space.read(words.task)[1] == []
+            assert search_space.read(words.task)[1] == []
 
 
 def test_the_page_of_sweeps_lists_the_keys_that_trials_side_by_side_may_differ_in() -> None:
     section = (DOCS / "sweeps.md").read_text(encoding="utf-8").partition("## Side by side")[2].partition("\n## ")[0]
     listed = {name for row in section.splitlines() if row.startswith("|") for name in re.findall(r"`([\w.]+)`", row)}
-    lanes = {name for name in schema.paths(Config) if schema.is_lane(Config, name)}
+    lanes = {name for name in validation.paths(Config) if validation.is_lane(Config, name)}
     assert listed == {*lanes, "model.start"}

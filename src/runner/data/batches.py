@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from runner.seeding import stream
+from runner.compute.rng import stream
 
 
 class Batches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from runner import config as c
+from runner.config import schema as c
 from runner.errors import DataError
 
 

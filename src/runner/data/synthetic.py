@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner import config as c
+from runner.compute.rng import stream
+from runner.config import schema as c
+from runner.config.expression import parse
 from runner.data.tables import Table
 from runner.errors import DataError
-from runner.expression import parse
-from runner.seeding import stream
 
 
 def line(config: c.Line, seed: int) -> Table:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.data.faults import (
+from runner.data.diagnostics import (
     EXACT_INTEGER,
     Fault,
     absent,

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner import config as c
+from runner.config import schema as c
+from runner.config.expression import Expression, parse
 from runner.errors import DataError
-from runner.expression import Expression, parse
-from runner.models import Model
-from runner.models.initial import fill
+from runner.models.base import Model
+from runner.models.init import fill
 
 DRAWS = 8
 """Sets of parameters at which the derivatives of a formula must agree for it to count as linear."""

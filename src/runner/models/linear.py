@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from runner import config as c
-from runner.models import Model, Scaling
-from runner.models.initial import layers
+from runner.config import schema as c
+from runner.models.base import Model, Scaling
+from runner.models.init import layers
 
 
 class Linear(nn.Linear, Model):

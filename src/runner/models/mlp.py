@@ -8,9 +8,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from runner import config as c
-from runner.models import Model
-from runner.models.initial import layers
+from runner.config import schema as c
+from runner.models.base import Model
+from runner.models.init import layers
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU, "sigmoid": nn.Sigmoid}
 

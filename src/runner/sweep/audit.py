@@ -41,9 +41,9 @@ def drawn(manifest: Manifest, count: int) -> list[int]:
 
 def _alone(trial: Trial, directory: Path) -> float:
     """How far the trial is, trained alone, from what it left."""
-    from runner.compose import Composed
-    from runner.job import execute
-    from runner.record.log import Log
+    from runner.config.compose import Composed
+    from runner.runs.sinks.log import Log
+    from runner.training.run import execute
 
     with tempfile.TemporaryDirectory() as folder:
         again = Path(folder) / "alone"
@@ -59,8 +59,8 @@ def difference(alone: Path, other: Path) -> float:
 
 
 def _parameters(directory: Path) -> dict[str, Any]:
-    from runner import checkpoint
-    from runner.records import CHECKPOINTS
+    from runner.runs import checkpoint
+    from runner.training.recorder import CHECKPOINTS
 
     loaded = checkpoint.load(directory / CHECKPOINTS)
     assert loaded is not None

@@ -15,10 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from runner.directory import now
+from runner.config.overrides import key_of, values_of
 from runner.errors import CheckpointError, ConfigError
-from runner.files import write_json
-from runner.overrides import key_of, values_of
+from runner.runs.atomic import write_json
+from runner.runs.directory import now
 
 FILE = "sweep.json"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import CheckpointError
-from runner.files import write_atomic
-from runner.statistics import Estimate, estimate
+from runner.optim.student_t import Estimate, estimate
+from runner.runs.atomic import write_atomic
 
 if TYPE_CHECKING:
     from rich.table import Table

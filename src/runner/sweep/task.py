@@ -21,11 +21,11 @@ class Task:
     def __call__(self, config: Any) -> dict[str, float]:
         from hydra.core.hydra_config import HydraConfig
 
-        from runner.compose import compose
+        from runner.config.compose import compose
+        from runner.config.overrides import quoted
         from runner.errors import Interrupted
-        from runner.job import execute
-        from runner.overrides import quoted
-        from runner.record.log import Log
+        from runner.runs.sinks.log import Log
+        from runner.training.run import execute
 
         os.chdir(self.folder)
         hydra = HydraConfig.get()

@@ -13,11 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from runner import combinations, schema
-from runner.compose import compose
-from runner.config import Config, config_hash
+from runner.config import constraints, validation
+from runner.config.compose import compose
+from runner.config.overrides import key_of, values_of
+from runner.config.schema import Config, config_hash
 from runner.errors import ConfigError, InputError
-from runner.overrides import key_of, values_of
 from runner.sweep.manifest import Manifest
 
 MOST_PROBLEMS = 20
@@ -108,9 +108,9 @@ class _Composer:
             return self._whole(words, shape)
         config, problems = self.composed[shape], list[str]()
         for name, value in numbers:
-            config, found = schema.replaced(config, name, value)
+            config, found = validation.replaced(config, name, value)
             problems += found
-        problems = problems or combinations.problems(config)
+        problems = problems or constraints.problems(config)
         if problems:
             raise ConfigError(problems)
         return config
@@ -132,7 +132,7 @@ class _Composer:
 @lru_cache(maxsize=100_000)
 def _number(word: str) -> tuple[str, Any] | None:
     """Key and value of a word that gives a number which may differ between trials of one program; None for any other."""
-    return _value(word) if schema.is_lane(Config, key_of(word)) else None
+    return _value(word) if validation.is_lane(Config, key_of(word)) else None
 
 
 @lru_cache(maxsize=100_000)

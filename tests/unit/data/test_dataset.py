@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from runner import config as c
-from runner import data
-from runner.data import Dataset
+from runner.config import schema as c
+from runner.data import dataset as data
+from runner.data.dataset import Dataset
 from runner.errors import DataError
 
 CPU = torch.device("cpu")

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner import config as c
+from runner.compute.rng import stream
+from runner.config import schema as c
 from runner.data.split import split
 from runner.errors import DataError
-from runner.seeding import stream
 
 Order = Literal["sequential", "random"]
 

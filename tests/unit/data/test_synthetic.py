@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from runner import config as c
+from runner.compute.rng import stream
+from runner.config import schema as c
 from runner.data.synthetic import curve, line
 from runner.errors import DataError
-from runner.seeding import stream
 
 COMMON: dict[str, Any] = {
     "seed": None, "log_target": False, "standardize": False, "split": c.Split(test=0, valid=0, order="random"),

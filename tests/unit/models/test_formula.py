@@ -10,22 +10,23 @@ from typing import Any
 import pytest
 import torch
 
-from runner import config as c
-from runner import models
+from runner.compute.rng import stream
+from runner.config import schema as c
 from runner.data.scaling import Scaling
 from runner.errors import DataError
-from runner.seeding import stream
+from runner.models.base import Model
+from runner.models.base import build as build_model
 
 
 def _config(expression: str, start: dict[str, float] | None = None, init: Any = "normal") -> c.Formula:
     return c.Formula(name="formula", expression=expression, start=start or {}, init=init)
 
 
-def _formula(expression: str, columns: Sequence[str] = ("x",), **options: Any) -> models.Model:
-    return models.build(_config(expression, **options), columns, stream(3, "init"))
+def _formula(expression: str, columns: Sequence[str] = ("x",), **options: Any) -> Model:
+    return build_model(_config(expression, **options), columns, stream(3, "init"))
 
 
-def _values(model: models.Model) -> dict[str, float]:
+def _values(model: Model) -> dict[str, float]:
     return {name: float(parameter.detach()) for name, parameter in model.named_parameters()}
 
 

@@ -11,24 +11,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner import config as c
-from runner import models
+from runner.compute.rng import stream
+from runner.config import schema as c
 from runner.data.scaling import Scaling
-from runner.seeding import stream
+from runner.models.base import Model
+from runner.models.base import build as build_model
 
 COLUMNS = ("a", "b", "c")
 LINEAR = c.Linear(name="linear", bias=True, init="kaiming")
 
 
-def _linear(columns: tuple[str, ...] = COLUMNS, seed: int = 0, **changes: Any) -> models.Model:
-    return models.build(dataclasses.replace(LINEAR, **changes), columns, stream(seed, "init"))
+def _linear(columns: tuple[str, ...] = COLUMNS, seed: int = 0, **changes: Any) -> Model:
+    return build_model(dataclasses.replace(LINEAR, **changes), columns, stream(seed, "init"))
 
 
-def _polynomial(degree: int, columns: tuple[str, ...] = COLUMNS, init: Any = "kaiming") -> models.Model:
-    return models.build(c.Polynomial(name="polynomial", degree=degree, init=init), columns, stream(0, "init"))
+def _polynomial(degree: int, columns: tuple[str, ...] = COLUMNS, init: Any = "kaiming") -> Model:
+    return build_model(c.Polynomial(name="polynomial", degree=degree, init=init), columns, stream(0, "init"))
 
 
-def _with(model: models.Model, **values: Any) -> models.Model:
+def _with(model: Model, **values: Any) -> Model:
     for name, value in values.items():
         model.get_parameter(name.replace("__", ".")).data = torch.tensor(value, dtype=torch.float64)
     return model
@@ -56,7 +57,7 @@ def test_kaiming_is_what_torch_draws_for_its_own_layer() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         layer = torch.nn.Linear(3, 1, dtype=torch.float64)
-    model = models.build(LINEAR, COLUMNS, torch.Generator().manual_seed(5))
+    model = build_model(LINEAR, COLUMNS, torch.Generator().manual_seed(5))
     # The same numbers in the same order; torch computes the bound as √(6 / (1 + 5)) / √3, which may round otherwise.
     torch.testing.assert_close(dict(model.named_parameters()), dict(layer.named_parameters()), rtol=1e-15, atol=0)
 

@@ -11,22 +11,23 @@ import pytest
 import torch
 from torch.nn import functional
 
-from runner import config as c
-from runner import models
-from runner.seeding import stream
+from runner.compute.rng import stream
+from runner.config import schema as c
+from runner.models.base import Model
+from runner.models.base import build as build_model
 
 MLP = c.Mlp(name="mlp", widths=(4, 3), activation="tanh", dropout=0.0)
 
 
-def _mlp(**changes: Any) -> models.Model:
-    return models.build(dataclasses.replace(MLP, **changes), ("a", "b"), stream(0, "init"))
+def _mlp(**changes: Any) -> Model:
+    return build_model(dataclasses.replace(MLP, **changes), ("a", "b"), stream(0, "init"))
 
 
 def _features() -> torch.Tensor:
     return torch.randn(6, 2, dtype=torch.float64, generator=stream(0, "data"))
 
 
-def _shapes(model: models.Model) -> list[tuple[int, ...]]:
+def _shapes(model: Model) -> list[tuple[int, ...]]:
     return [tuple(parameter.shape) for parameter in model.parameters()]
 
 

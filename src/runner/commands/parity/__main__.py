@@ -1,0 +1,27 @@
+"""One process of the group that computes the cells of several processes: `python -m runner.commands.parity PLAN`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from runner.commands.parity.runs import follow
+from runner.errors import RunnerError
+
+
+def main() -> int:
+    """Do what the plan says; gives the exit code."""
+    try:
+        follow(Path(sys.argv[1]), int(os.environ["RANK"]))
+    except Exception as error:  # the table tells it
+        return error.exit_code if isinstance(error, RunnerError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # As the command line does: in torch 2.13 the threads of gloo now and then abort a process that has done its work.
+    os._exit(code)

@@ -1,0 +1,325 @@
+"""Which device a run computes on and why, and what must be in the environment before torch is imported.
+
+The decisions are pure functions of the configuration, the environment, the installed torch build and what torch reports
+about the hardware. `installed_build` and `probe` find the last two out, `configure` changes torch's settings; nothing
+else here touches the machine, and nothing is looked up at import.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import platform
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from runner.compute.visible_devices import VARIABLES, Obstacle, hides_all, in_force, of_config, unusable, variable
+from runner.compute.visible_devices import notices as mask_notices
+from runner.config.schema import Device
+from runner.errors import DeviceError
+
+Kind = Literal["cpu", "cuda", "rocm", "mps", "xpu"]
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+_LABELS = {"cuda": "a CUDA", "rocm": "a ROCm", "xpu": "an XPU", "cpu": "a CPU-only"}
+_LISTED_BY = {"cuda": "nvidia-smi -L", "rocm": "rocminfo", "xpu": "xpu-smi discovery"}
+
+
+@dataclass(frozen=True)
+class TorchBuild:
+    """The installed torch: its version, and the versions of CUDA, HIP and XPU that it was built for (None: not)."""
+
+    version: str
+    cuda: str | None
+    hip: str | None
+    xpu: str | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of accelerator that the build is for; "cpu" for none (an Apple build is one of these)."""
+        if self.hip:
+            return "rocm"
+        if self.cuda:
+            return "cuda"
+        return "xpu" if self.xpu else "cpu"
+
+    @property
+    def description(self) -> str:
+        """The build as a clause: "torch 2.13.0+cu130 is a CUDA build (CUDA 13.0)"."""
+        made_for = {"cuda": f" (CUDA {self.cuda})", "rocm": f" (HIP {self.hip})"}.get(self.kind, "")
+        return f"torch {self.version} is {_LABELS[self.kind]} build{made_for}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What torch reports after its import.
+
+    `gpu_names` are the CUDA, ROCm or XPU devices, in torch's order. `reason` is torch's own word on why there is none.
+    """
+
+    build: TorchBuild
+    cpu_name: str = "CPU"
+    gpu_count: int = 0
+    gpu_names: tuple[str, ...] = ()
+    xpu_count: int = 0
+    mps: bool = False
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The device of a process: its kind, what torch calls it, its model name, why it was taken, how many are visible."""
+
+    kind: Kind
+    torch_device: str
+    name: str
+    reason: str
+    count: int = 1
+
+
+def installed_build() -> TorchBuild:
+    """The build of the torch that `import torch` would load, read from its files; DeviceError where there is none."""
+    spec = importlib.util.find_spec("torch")
+    try:
+        text = Path(spec.origin if spec and spec.origin else "").with_name("version.py").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        raise DeviceError(
+            "torch must be installed, but this Python has none; install it with `pip install torch`, "
+            "or take the command for your GPU from https://pytorch.org/get-started/locally"
+        ) from None
+    values: dict[str, Any] = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
+            values[ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)] = node.value.value
+    return TorchBuild(values["__version__"], values.get("cuda"), values.get("hip"), values.get("xpu"))
+
+
+def environment(device: Device, deterministic: bool, environ: Mapping[str, str], build: TorchBuild) -> dict[str, str]:
+    """The variables to set before torch is imported, on top of `environ`."""
+    changes = {}
+    if device.visible is not None:
+        changes[variable(bool(build.hip))] = of_config(device.visible).value
+    if deterministic and environ.get(CUBLAS) not in (":4096:8", ":16:8"):
+        changes[CUBLAS] = ":4096:8"
+    if device.threads is not None:
+        changes[THREADS[0]] = str(device.threads)
+    return changes
+
+
+def environment_problems(environ: Mapping[str, str]) -> list[str]:
+    """One sentence for each thread variable that OpenMP or MKL could not read."""
+    return [
+        f"the environment variable `{name}` must be an integer of at least 1, but is {environ[name]!r}; "
+        "correct it, or unset it"
+        for name in THREADS
+        if name in environ and not re.fullmatch(r"\s*0*[1-9][0-9]*\s*", environ[name])
+    ]
+
+
+def notices(device: Device, environ: Mapping[str, str], build: TorchBuild) -> list[str]:
+    """One sentence for each mask that does not do what it seems to do. `environ` is the shell's own, before changes."""
+    found = mask_notices(device.visible, environ, bool(build.hip))
+    if device.visible and build.kind not in ("cuda", "rocm"):
+        words = of_config(device.visible).words
+        found.append(f"{words} does nothing: it names CUDA and ROCm GPUs, and {build.description}")
+    return found
+
+
+def masks(environ: Mapping[str, str]) -> dict[str, str]:
+    """The mask variables that are set."""
+    return {name: environ[name] for name in VARIABLES if name in environ}
+
+
+def refuse_late_mask(changes: Mapping[str, str], environ: Mapping[str, str], cuda_started: bool) -> None:
+    """Raise DeviceError when a mask would have to change after CUDA or ROCm has read it."""
+    late = [name for name in VARIABLES if name in changes and changes[name] != environ.get(name)]
+    if cuda_started and late:
+        raise DeviceError(
+            f"`device.visible` needs {name}={changes[name]!r} before the GPU is first used, but this process has used it "
+            f"with {f'{name}={environ[name]!r}' if name in environ else f'{name} not set'}; "
+            f"restart the process, or set device.visible=null"
+            for name in late
+        )
+
+
+def probe() -> Hardware:
+    """What torch reports about this machine. A driver that fails is told in `reason`, not raised.
+
+    DeviceError where torch is missing or cannot be imported.
+    """
+    build = installed_build()
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        raise DeviceError(
+            f"torch {build.version} must be importable, but is not ({_first_sentence(error)}); install it again"
+        ) from error
+    names, reason = _names({"cuda": torch.cuda, "rocm": torch.cuda, "xpu": torch.xpu}.get(build.kind))
+    return Hardware(
+        build=build,
+        cpu_name=_cpu_name(),
+        gpu_count=len(names) if build.kind != "xpu" else 0,
+        gpu_names=names,
+        xpu_count=len(names) if build.kind == "xpu" else 0,
+        mps=torch.backends.mps.is_available(),
+        reason=reason,
+    )
+
+
+def _names(backend: Any) -> tuple[tuple[str, ...], str | None]:
+    """The names of a backend's devices, or none and the backend's reason; a build without accelerators asks nothing."""
+    if backend is None:
+        return (), None
+    with warnings.catch_warnings():
+        # What torch would warn of, such as an old driver, it also raises; we tell it once, as the reason.
+        warnings.simplefilter("ignore")
+        try:
+            backend.init()
+            return tuple(backend.get_device_name(i) for i in range(backend.device_count())), None
+        except Exception as error:
+            return (), _first_sentence(error)
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0].rstrip(".")
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    model = re.search(r"^model name\s*:\s*(.+?)\s*$", text, re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine() or "CPU"
+
+
+def choose(
+    device: Device, environ: Mapping[str, str], hardware: Hardware, local_rank: int = 0, local_size: int = 1
+) -> Choice:
+    """The device that `device` asks for, with the reason; `environ` is the one in which torch was imported.
+
+    Process `local_rank` of the `local_size` on this host takes the visible device of that number.
+
+    `auto` takes the CPU where there is no accelerator. An accelerator that is asked for by its kind, or whose GPUs are
+    named by `device.visible`, is never replaced by the CPU: DeviceError has one sentence for each obstacle.
+    """
+    kind = _best(hardware) if device.name == "auto" else device.name
+    if kind == "cpu":
+        return _cpu(hardware, "`device=cpu` asks for it" if device.name == "cpu" else hardware.build.description)
+    obstacles = _obstacles(kind, device, environ, hardware)
+    if not obstacles:
+        _refuse_few(kind, device, environ, hardware, local_size)
+        return _accelerator(kind, device, environ, hardware, local_rank)
+    if device.name == "auto" and not device.visible:
+        return _cpu(hardware, "; ".join(obstacle.found for obstacle in obstacles))
+    raise DeviceError(
+        f"`device={device.name}` needs {needs}, but {found}; {remedy}, or set device=cpu"
+        for needs, found, remedy in obstacles
+    )
+
+
+def _best(hardware: Hardware) -> Kind:
+    """The accelerator that `auto` tries; a build is made for one kind, so CUDA, ROCm and XPU never compete."""
+    return "mps" if hardware.build.kind == "cpu" and hardware.mps else hardware.build.kind
+
+
+def _cpu(hardware: Hardware, why: str) -> Choice:
+    return Choice("cpu", "cpu", hardware.cpu_name, f"cpu: {why}")
+
+
+def _count(kind: Kind, hardware: Hardware) -> int:
+    return {"mps": 1, "xpu": hardware.xpu_count}.get(kind, hardware.gpu_count)
+
+
+def _refuse_few(kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware, local_size: int) -> None:
+    """Raise DeviceError when there are fewer devices than processes on this host."""
+    count = _count(kind, hardware)
+    if count >= local_size:
+        return
+    applied = [] if kind in ("mps", "xpu") else in_force(device.visible, environ, kind == "rocm")
+    named = f" ({applied[-1].words})" if applied else ""
+    raise DeviceError(
+        f"the {local_size} processes on this host need a GPU each, but {count} {'is' if count == 1 else 'are'} visible{named}; "
+        f"start {count}, make more visible with device.visible, or set device=cpu"
+    )
+
+
+def _accelerator(kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware, local_rank: int) -> Choice:
+    """The visible device of a kind that is there, by the number of the process on this host."""
+    if kind == "mps":
+        return Choice(kind, "mps", "Apple GPU", "mps: torch finds the GPU of this Mac")
+    count = _count(kind, hardware)
+    reason = f"{kind}: {count} {'GPU is' if count == 1 else 'GPUs are'} visible"
+    if kind == "rocm":
+        reason += f" to HIP {hardware.build.hip}, whose devices torch calls cuda"
+    for mask in in_force(device.visible, environ, kind == "rocm")[-1:] if kind != "xpu" else []:
+        reason += f", though {mask.words} names {len(mask.entries)}" if len(mask.entries) > count else ""
+    number = f"{'xpu' if kind == 'xpu' else 'cuda'}:{local_rank}"
+    return Choice(kind, number, hardware.gpu_names[local_rank], reason, count)
+
+
+def _obstacles(kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware) -> list[Obstacle]:
+    """Everything that stands in the way of a kind; a fault further down is only looked for where none is above it."""
+    found = [o for o in (_build_obstacle(kind, hardware), unusable(device.visible)) if o]
+    if not found and kind != "mps" and (missing := _gpu_obstacle(kind, device, environ, hardware)):
+        found = [missing]
+    return found
+
+
+def _build_obstacle(kind: Kind, hardware: Hardware) -> Obstacle | None:
+    build = hardware.build
+    if kind == "mps":
+        remedy = "use a Mac with Apple silicon and a macOS that this torch supports"
+        return None if hardware.mps else Obstacle("the GPU of a Mac", f"torch {build.version} finds none", remedy)
+    if kind == build.kind:
+        return None
+    needed = f"{_LABELS[kind]} build of torch"
+    instead = "" if build.kind == "cpu" else f"set device={build.kind}, or "
+    return Obstacle(needed, build.description, f"{instead}install {needed}")
+
+
+def _gpu_obstacle(kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware) -> Obstacle | None:
+    """Why a build for this kind of GPU cannot use the GPUs that were asked for."""
+    if kind == "xpu":
+        return None if hardware.xpu_count else _no_gpu(kind, environ, hardware)
+    applied = in_force(device.visible, environ, kind == "rocm")
+    named = len(device.visible or ())
+    if hardware.gpu_count >= max(named, 1):
+        return None
+    name_others = f"name GPUs that `{_LISTED_BY[kind]}` lists"
+    if hardware.gpu_count:
+        found = f"{applied[-1].words} names {named}, of which torch finds {hardware.gpu_count}"
+        return Obstacle("every GPU that is named", found, name_others)
+    # torch says "No CUDA GPUs are available" when the driver works and shows no device: with a mask, it is the mask.
+    driver_works = hardware.reason is None or "GPUs are available" in hardware.reason
+    if applied and driver_works and not hides_all(applied):
+        words = " with ".join(mask.words for mask in applied)
+        return Obstacle("a GPU", f"{words} names no GPU that is here", f"{name_others}, or {applied[-1].removal}")
+    return hides_all(applied) or _no_gpu(kind, environ, hardware)
+
+
+def _no_gpu(kind: Kind, environ: Mapping[str, str], hardware: Hardware) -> Obstacle:
+    shell = [f"{name}={value!r}" for name, value in masks(environ).items()]
+    details = f" ({'; '.join([*filter(None, [hardware.reason]), *shell])})" if hardware.reason or shell else ""
+    return Obstacle("a GPU", f"torch finds no GPU{details}", f"check the driver with `{_LISTED_BY[kind]}`")
+
+
+def configure(device: Device, deterministic: bool, choice: Choice) -> None:
+    """Set torch's device, threads, float32 matrix products (TF32) and determinism, for this whole process."""
+    import torch
+
+    if choice.kind in ("cuda", "rocm"):
+        torch.cuda.set_device(choice.torch_device)
+    elif choice.kind == "xpu":
+        torch.xpu.set_device(choice.torch_device)
+    if device.threads is not None:
+        torch.set_num_threads(device.threads)
+    torch.set_float32_matmul_precision(device.matmul_precision)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports torch's compiler: a second
+        torch.use_deterministic_algorithms(deterministic)

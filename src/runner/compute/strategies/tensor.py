@@ -1,0 +1,92 @@
+"""Tensor parallelism: every process has all rows, and computes a part of each layer.
+
+Pairs of layers as in Megatron-LM (Shoeybi et al., 2019): the first is split by its outputs, the second by its inputs, so
+that a pair sends one sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from runner.compute.dtensor import gathered
+from runner.compute.processes import World
+from runner.compute.strategies import Loss, Single
+from runner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+class Layers(Single):
+    """Each layer's work split over all processes. They compute the same rows, so their losses and sums are equal."""
+
+    name = "tensor"
+    sharded = True
+
+    def __init__(self, device: torch.device, world: World) -> None:
+        super().__init__(device)
+        self._world = world
+
+    def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        model.to(self._device)
+        split_layers(model, init_device_mesh(self._device.type, (self._world.size,)))
+        placed: Callable[[Tensor], Tensor] = model
+        return placed
+
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        return gathered(super().norm(gradients))
+
+    def any(self, flag: bool) -> bool:
+        return self._world.any(flag)
+
+
+def split_layers(model: Any, mesh: DeviceMesh) -> None:
+    """Split the layers of a model by its own plan over a mesh of one dimension; every parameter becomes a DTensor.
+
+    Raises `ConfigError` for a model that cannot be split so.
+    """
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+
+    plan = model.tensor_plan()
+    _refuse(model, plan, mesh.size())
+    styles, parts = dict[str, ParallelStyle](), False
+    for name, split in plan.items():
+        rows = RowwiseParallel(input_layouts=Shard(-1) if parts else Replicate())
+        parts = split == "column"
+        styles[name] = ColwiseParallel() if parts else rows
+    parallelize_module(model, mesh, styles)
+
+
+def _refuse(model: Any, plan: Mapping[str, str], processes: int) -> None:
+    kind = type(model).__name__.lower()
+    if not plan:
+        raise ConfigError(
+            f"`model` must have linear layers where processes split each layer between them, but {kind} has none; "
+            "use strategy=ddp"
+        )
+    if model.draws:
+        raise ConfigError(
+            "`model.dropout` must be 0 where processes split each layer between them: each would draw for its own part of "
+            "the units, and the answer would depend on their number; use model.dropout=0 or strategy=ddp"
+        )
+    layers = {name: model.get_submodule(name) for name in plan}
+    inputs, *widths = [layer.in_features for layer in layers.values()]
+    split = [layers[name].out_features if by == "column" else layers[name].in_features for name, by in plan.items()]
+    uneven = [number for number in split if number % processes]
+    if uneven and widths:
+        raise ConfigError(
+            f"`model.widths` must be divisible by the {processes} processes that split each layer, but is {widths}, where "
+            f"{uneven[0]} is not; use other widths, another number of processes or strategy=ddp"
+        )
+    if uneven:
+        raise ConfigError(
+            f"the inputs of `model`={kind} must be divisible by the {processes} processes that split them, but are {inputs}; "
+            "use another number of processes or strategy=ddp"
+        )

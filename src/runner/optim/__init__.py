@@ -1,0 +1,1 @@
+"""Update rules, schedules, solvers, and what is known of the solution."""

@@ -1,0 +1,103 @@
+"""Optimizers: who asks the objective for gradients and changes the parameters.
+
+The update is written out by hand (`manual`, over the pure rules) or done by `torch.optim` (`library`). Both keep their
+state as parameter name → slot → value, with the slots named as torch names them, so that each resumes the other's runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from runner.config import schema as c
+
+State = dict[str, dict[str, Any]]
+"""Parameter name → slot → tensor (or, for L-BFGS, lists and numbers)."""
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    """A step's batch to first order in the parameters, of predictions f, targets y, residuals r = f − y and their Jacobian J.
+
+    `share` [] is this process's part of the mean loss. `factor` […, n + 2, n + 2] is the triangle of [J, r, y] over all rows
+    of all processes, J with the parameters' n numbers one after the other; `rows` counts them. Side by side both have
+    [lanes, …] in front.
+    """
+
+    share: Tensor
+    factor: Tensor
+    rows: int
+
+
+class Objective(Protocol):
+    """Loss and gradients of one step's rows; asked again within a step, it sees the same rows and random numbers."""
+
+    def gradient(self) -> tuple[Tensor, Sequence[Tensor] | None]:
+        """This process's share [] of the mean loss, and the gradients of all rows together, also left in `.grad`.
+
+        None for the gradients: the step is to be skipped.
+        """
+
+    def whole(self, share: Tensor) -> Tensor:
+        """The mean loss [] of all processes, for who decides by it."""
+
+    def residuals(self) -> Linearisation:
+        """Residuals and Jacobian at the present parameters."""
+
+    def squares(self) -> Tensor:
+        """Sum of squared residuals [] or [lanes] of all rows together, at the present parameters."""
+
+
+class Optimizer(Protocol):
+    """One update of the parameters for each call of `step`."""
+
+    settled: Sequence[int]
+    """Lanes that the last step brought to where no further one finds better parameters; of most methods nobody knows."""
+
+    def step(self, objective: Objective, lr: Any) -> Tensor:
+        """Update the parameters in place with learning rate `lr`; gives this process's share of the loss [] before it.
+
+        Side by side `lr` is a tensor [lanes, 1] and the loss [lanes].
+        """
+
+    def state_dict(self) -> State:
+        """What the next step needs besides the parameters. The tensors are the live ones: copy before the next step."""
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from a state that was saved, on whatever device."""
+
+
+def build(config: Any, update: str, parameters: Mapping[str, Tensor]) -> Optimizer:
+    """The optimizer that was chosen, for the parameters by name."""
+    from runner.optim import torch_optim
+
+    if isinstance(config, c.Lbfgs):
+        return torch_optim.Lbfgs(config, parameters)
+    if isinstance(config, (c.Lstsq, c.Lm)):
+        return _least_squares([config], parameters, None)
+    if update == "manual":
+        return _by_hand([config], parameters)
+    return torch_optim.Library(torch_optim.build(config, parameters), parameters)
+
+
+def lanes(configs: Sequence[Any], parameters: Mapping[str, Tensor]) -> Optimizer:
+    """The optimizer of runs side by side, whose stacked parameters [lanes, …] are given by name."""
+    if isinstance(configs[0], (c.Lstsq, c.Lm)):
+        return _least_squares(configs, parameters, len(configs))
+    return _by_hand(configs, parameters)
+
+
+def _by_hand(configs: Sequence[Any], parameters: Mapping[str, Tensor]) -> Optimizer:
+    from runner.optim import manual, rules
+
+    return manual.Manual(rules.build(configs, next(iter(parameters.values())).device), parameters)
+
+
+def _least_squares(configs: Sequence[Any], parameters: Mapping[str, Tensor], lanes: int | None) -> Optimizer:
+    from runner.optim import least_squares
+
+    kind = least_squares.Lstsq if isinstance(configs[0], c.Lstsq) else least_squares.Lm
+    return kind(configs, parameters, lanes)

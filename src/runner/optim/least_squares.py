@@ -1,0 +1,201 @@
+"""Least squares: steps from the residuals r and their Jacobian J, for a loss that is the mean of r².
+
+Of the rows both methods see the triangle of [J, r, y] only: a step is the same on one process and on many. What is
+computed has a lane for each run; one run alone is one lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.config import schema as c
+from runner.optim.base import Objective, State
+from runner.optim.linearised import Linearised, lengths
+from runner.optim.qr import penalised
+
+SOLVES = 2
+"""Steps of `lstsq`: the solution, and its refinement by its own residuals (Higham, "Accuracy and Stability", 2002, §20.5)."""
+
+TRIALS = 20
+"""Most steps that are tried from one linearisation, each at most half as long as the one before."""
+
+ACCEPTED = 1e-4
+"""Share of the predicted reduction that a step must bring to be taken (Moré, 1978)."""
+
+SETTLED = 1e-9
+"""Share of the residuals that a step could still take away below which there is nothing left to do."""
+
+
+class _LeastSquares:
+    """Parameters as one row a lane. `settled` are the lanes that the last step brought to their end."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], lanes: int | None) -> None:
+        self._names, self._tensors = list(parameters), list(parameters.values())
+        self._lanes = lanes or 1
+        self._ended = [False] * self._lanes
+        self.settled: Sequence[int] = ()
+
+    def _rows(self) -> Tensor:
+        """A copy of the parameters, [lanes, n]."""
+        return torch.cat([tensor.detach().reshape(self._lanes, -1) for tensor in self._tensors], 1)
+
+    def _write(self, rows: Tensor) -> None:
+        with torch.no_grad():
+            for tensor, part in zip(self._tensors, self._parts(rows), strict=True):
+                tensor.copy_(part)
+
+    def _parts(self, rows: Tensor) -> list[Tensor]:
+        parts = torch.split(rows, [tensor.numel() // self._lanes for tensor in self._tensors], dim=1)
+        return [part.reshape(tensor.shape) for part, tensor in zip(parts, self._tensors, strict=True)]
+
+    def _settle(self, ended: Sequence[bool]) -> None:
+        before = self._ended
+        self.settled = [lane for lane in range(self._lanes) if ended[lane] and not before[lane]]
+        self._ended = [now or then for now, then in zip(ended, before, strict=True)]
+
+
+class Lstsq(_LeastSquares):
+    """The solution where the predictions are linear in the parameters: by QR, and of several equally good ones the shortest.
+
+    weight_decay/2·‖p‖² is added to the loss, as by the other rules.
+    """
+
+    def __init__(self, configs: Sequence[c.Lstsq], parameters: Mapping[str, Tensor], lanes: int | None) -> None:
+        super().__init__(parameters, lanes)
+        self._weight_decay = [config.weight_decay for config in configs]
+        self._count = torch.zeros((), dtype=torch.float32)
+
+    def step(self, objective: Objective, lr: Any) -> Tensor:
+        found = objective.residuals()
+        rows = self._rows().to(found.factor)
+        n = rows.shape[1]
+        factor = _in_lanes(found.factor)[:, :, : n + 1]
+        factor = penalised(factor, rows, torch.tensor(self._weight_decay).to(rows), found.rows)
+        jacobian = factor[:, :n, :n]
+        model = Linearised.of(jacobian, factor[:, :n, n], lengths(jacobian))
+        self._write(model.shortest(rows + model.unscaled(model.full)))
+        self._count = self._count + 1
+        self._settle([float(self._count) >= SOLVES] * self._lanes)
+        return found.share
+
+    def state_dict(self) -> State:
+        return {name: {"step": self._count} for name in self._names}
+
+    def load_state_dict(self, state: State) -> None:
+        saved = state.get(self._names[0], {})
+        self._count = saved["step"].clone() if "step" in saved else torch.zeros((), dtype=torch.float32)
+
+
+class Lm(_LeastSquares):
+    """Levenberg–Marquardt: Gauss–Newton steps, damped so that they stay within a radius that is trusted.
+
+    Marquardt, "An Algorithm for Least-Squares Estimation of Nonlinear Parameters", J. SIAM 11 (1963); scaling, radius and
+    the rule for it are those of Moré, "The Levenberg–Marquardt Algorithm: Implementation and Theory", Lecture Notes in
+    Mathematics 630 (1978). Where the sum of squares is too rounded to tell the better point, a step is taken as long as
+    it brings the residuals nearer to a right angle with the Jacobian.
+    """
+
+    def __init__(self, configs: Sequence[c.Lm], parameters: Mapping[str, Tensor], lanes: int | None) -> None:
+        super().__init__(parameters, lanes)
+        self._first = [config.radius for config in configs]
+        self._slots: dict[str, Tensor] = {}
+
+    def step(self, objective: Objective, lr: Any) -> Tensor:
+        found = objective.residuals()
+        factor = _in_lanes(found.factor)
+        origin = self._rows().to(factor)
+        n = origin.shape[1]
+        scale = lengths(factor[:, :, :n])
+        if self._slots:
+            scale = torch.maximum(scale, self._slots["scale"])
+        model = Linearised.of(factor[:, :n, :n], factor[:, :n, n], scale)
+        length, size = (factor[:, :, column].norm(dim=1) for column in (n, n + 1))  # of residuals, of targets
+        radius, last_offset = self._trusted(model, origin)
+        eps = torch.finfo(self._tensors[0].dtype).eps
+        # What rounding of the predictions may change of the sum of squares, as a share of it.
+        noise = 8 * torch.finfo(factor.dtype).eps * (1 + size / length)
+        offset = model.offset
+        ended = (offset <= SETTLED * length + 4 * eps * size) | (offset > 0.9 * last_offset)
+        waiting = ~(ended | torch.tensor(self._ended, device=ended.device))
+        taken, last_offset = torch.zeros_like(origin), torch.full_like(length, torch.inf)
+        for _ in range(TRIALS):
+            if not bool(waiting.any()):
+                break
+            along, damping = model.bounded(radius)
+            step = model.unscaled(along)
+            self._write(origin + torch.where(waiting.unsqueeze(1), step, taken))
+            gain = _gain(length, objective.squares().reshape(-1).sqrt())
+            linear, damped = _shares(model, along, damping, length)
+            predicted = linear + 2 * damped
+            rounded = (predicted <= noise) & (gain.abs() <= noise)
+            good = rounded | (gain >= ACCEPTED * predicted)
+            again = _radius(radius, along.norm(dim=1), gain, (linear, damped))
+            radius = torch.where(waiting & ~rounded, again, radius)
+            taken = torch.where((waiting & good).unsqueeze(1), step, taken)
+            last_offset = torch.where(waiting & rounded, offset, last_offset)
+            stuck = waiting & ~good & (radius <= eps * (scale * origin).norm(dim=1))
+            ended, waiting = ended | stuck, waiting & ~good & ~stuck
+        self._write(origin + taken)
+        self._slots = {"scale": scale, "radius": _spread(radius, n), "offset": _spread(last_offset, n)}
+        self._settle(ended.tolist())
+        return found.share
+
+    def _trusted(self, model: Linearised, origin: Tensor) -> tuple[Tensor, Tensor]:
+        """Radius and last offset [lanes] as the step before left them."""
+        if self._slots:
+            return self._slots["radius"][:, 0], self._slots["offset"][:, 0]
+        start, first = (model.scale * origin).norm(dim=1), torch.tensor(self._first).to(origin)
+        radius = torch.minimum(first * torch.where(start > 0, start, 1.0), model.full.norm(dim=1))
+        return radius, torch.full_like(radius, torch.inf)
+
+    def state_dict(self) -> State:
+        slots = {slot: self._parts(rows) for slot, rows in self._slots.items()}
+        return {name: {slot: parts[i] for slot, parts in slots.items()} for i, name in enumerate(self._names)}
+
+    def load_state_dict(self, state: State) -> None:
+        device = self._tensors[0].device
+        self._slots = {
+            slot: torch.cat([state[name][slot].reshape(self._lanes, -1) for name in self._names], 1).to(
+                device, copy=True
+            )
+            for slot in state.get(self._names[0], {})
+        }
+
+
+def _in_lanes(factor: Tensor) -> Tensor:
+    return factor.reshape(-1, *factor.shape[-2:])
+
+
+def _spread(values: Tensor, n: int) -> Tensor:
+    """One value a lane as a slot is kept: beside every number of its parameters."""
+    return values.unsqueeze(1).repeat(1, n)
+
+
+def _gain(before: Tensor, after: Tensor) -> Tensor:
+    """By what share [lanes] the sum of squares fell; −1 where it rose a hundredfold or is not finite."""
+    gain = 1 - (after / before).square()
+    return torch.where(after < 10 * before, gain, -1.0)
+
+
+def _shares(model: Linearised, along: Tensor, damping: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares [lanes] of the sum of squares: that of J·δ, and damping·‖δ‖²; Moré (1978), section 4."""
+    squares = length.square()
+    return (model.values * along).square().sum(1) / squares, damping * along.square().sum(1) / squares
+
+
+def _radius(radius: Tensor, step: Tensor, gain: Tensor, shares: tuple[Tensor, Tensor]) -> Tensor:
+    """The radius [lanes] after a step of length `step`: shorter where it brought a quarter of what was predicted or less.
+
+    Moré (1978), section 7; `shares` are those of `_shares`.
+    """
+    linear, damped = shares
+    slope, ratio = linear + damped, gain / (linear + 2 * damped)
+    shrink = torch.where(gain >= 0, 0.5, 0.5 * slope / (slope - 0.5 * gain))
+    shrink = torch.where((gain <= -1) | (shrink < 0.1), 0.1, shrink)
+    shorter = shrink * torch.minimum(radius, 10 * step)
+    longer = torch.where((damped == 0) | (ratio >= 0.75), 2 * step, radius)
+    return torch.where(ratio <= 0.25, shorter, longer)

@@ -1,0 +1,66 @@
+"""The update written out by hand: ask for gradients, apply the rule, write the result into the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.compute.dtensor import is_sharded, like, local, scattered
+from runner.compute.precision import scalar_type
+from runner.optim.base import Objective, State
+from runner.optim.rules import Rule
+
+
+class Manual:
+    """Runs a pure rule on live parameters."""
+
+    settled: Sequence[int] = ()
+
+    def __init__(self, rule: Rule, parameters: Mapping[str, Tensor]) -> None:
+        self._rule = rule
+        self._names = list(parameters)
+        self._wholes = list(parameters.values())
+        self._sharded = any(is_sharded(parameter) for parameter in self._wholes)
+        with torch.no_grad():
+            self._parameters = [local(parameter) for parameter in self._wholes]
+        self._slots = rule.init(self._parameters)
+        self._lr_value: Any = None
+        self._lr: Any = None
+
+    def step(self, objective: Objective, lr: Any) -> Tensor:
+        if lr is not self._lr_value:
+            like = self._parameters[0]
+            self._lr_value, self._lr = lr, torch.as_tensor(lr, dtype=scalar_type(like), device=like.device)
+        loss, gradients = objective.gradient()
+        if gradients is None:
+            return loss
+        with torch.no_grad():
+            if self._sharded:  # the rules are elementwise: each process updates the part that it holds
+                self._parameters = [local(parameter) for parameter in self._wholes]
+                gradients = [local(gradient) for gradient in gradients]
+            updated, self._slots = self._rule.step(self._parameters, gradients, self._slots, self._lr)
+            torch._foreach_copy_(self._parameters, updated)
+        for parameter in self._wholes:
+            parameter.grad = None
+        return loss
+
+    def state_dict(self) -> State:
+        return {
+            name: {slot: like(tensors[i], self._wholes[i]) for slot, tensors in self._slots.items()}
+            for i, name in enumerate(self._names)
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        fresh = self._rule.init(self._parameters)
+        self._slots = {
+            slot: [
+                local(scattered(state[name][slot], whole)).to(device=zero.device, dtype=zero.dtype, copy=True)
+                if slot in state.get(name, {})
+                else zero
+                for name, whole, zero in zip(self._names, self._wholes, zeros, strict=True)
+            ]
+            for slot, zeros in fresh.items()
+        }

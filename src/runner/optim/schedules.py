@@ -1,0 +1,42 @@
+"""Learning rate as a pure function of the step: the only arithmetic that is done on `optimizer.lr`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from runner.config import schema as c
+
+Schedule = Callable[[int], float | None]
+"""step (from 1) → learning rate; None for an optimizer that has none."""
+
+
+def build(config: c.Constant | c.Step | c.Cosine | c.WarmupCosine, lr: float | None, steps: int) -> Schedule:
+    """The schedule that was chosen, for a run of `steps` steps that starts from `lr`."""
+    if lr is None:
+        return lambda step: None
+    if isinstance(config, c.Step):
+        every, factor = config.every_steps, config.factor
+        return lambda step: lr * factor ** ((step - 1) // every)
+    if isinstance(config, c.Cosine):
+        final = config.final_factor
+        return lambda step: lr * half_cosine((step - 1) / max(1, steps - 1), final)
+    if isinstance(config, c.WarmupCosine):
+        return _warmup_cosine(config, lr, steps)
+    return lambda step: lr
+
+
+def _warmup_cosine(config: c.WarmupCosine, lr: float, steps: int) -> Schedule:
+    rise, final = config.warmup_steps, config.final_factor
+
+    def schedule(step: int) -> float:
+        if step <= rise:
+            return lr * step / rise
+        return lr * half_cosine((step - rise) / (steps - rise), final)
+
+    return schedule
+
+
+def half_cosine(progress: float, final: float) -> float:
+    """1 at progress 0, `final` at progress 1."""
+    return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

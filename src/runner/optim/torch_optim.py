@@ -1,0 +1,200 @@
+"""The update done by torch.optim."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.compute.dtensor import scattered
+from runner.config import schema as c
+from runner.optim.base import Objective, State
+
+FUSED = ("cpu", "cuda")
+"""Devices on which torch's fused Adam was run; it is the fastest of its versions there."""
+
+
+def build(config: Any, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+    """Torch's own optimizer for what was chosen; the learning rate is set at every step."""
+    tensors = list(parameters.values())
+    if isinstance(config, (c.Sgd, c.Momentum)):
+        momentum = config.momentum if isinstance(config, c.Momentum) else 0.0
+        return torch.optim.SGD(tensors, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
+    kind = torch.optim.AdamW if isinstance(config, c.AdamW) else torch.optim.Adam
+    fused = tensors[0].device.type in FUSED
+    return kind(
+        tensors, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=fused or None
+    )
+
+
+def named_state(optimizer: torch.optim.Optimizer, names: list[str]) -> State:
+    """Torch's state by the names of the parameters instead of their numbers."""
+    tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    return {
+        name: dict(optimizer.state[tensor])
+        for name, tensor in zip(names, tensors, strict=True)
+        if tensor in optimizer.state
+    }
+
+
+def load_named_state(optimizer: torch.optim.Optimizer, names: list[str], state: State) -> None:
+    """The way back; torch moves and casts. Values may be whole where the parameters are sharded."""
+    groups = optimizer.state_dict()["param_groups"]
+    tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    slots = {
+        i: {
+            slot: scattered(value, tensors[i]) if isinstance(value, Tensor) else value
+            for slot, value in state[n].items()
+        }
+        for i, n in enumerate(names)
+        if state.get(n)
+    }
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+
+
+SCALE = 2.0**30
+"""What L-BFGS sees the loss multiplied by, unless a tolerance is given in units of the loss.
+
+Torch forgets every step whose change of gradient along it is below 1e-10, an absolute number, and then creeps. In 16 bits
+there are no such small steps.
+"""
+
+
+class Library:
+    """An optimizer that asks for the gradients once a step."""
+
+    settled: Sequence[int] = ()
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> None:
+        self._optimizer = optimizer
+        self._names = list(parameters)
+        self._lr: float | None = None
+
+    def step(self, objective: Objective, lr: float) -> Tensor:
+        if lr != self._lr:
+            self._lr = self._optimizer.param_groups[0]["lr"] = lr
+        loss, gradients = objective.gradient()
+        if gradients is not None:
+            self._optimizer.step()
+        return loss
+
+    def state_dict(self) -> State:
+        return named_state(self._optimizer, self._names)
+
+    def load_state_dict(self, state: State) -> None:
+        load_named_state(self._optimizer, self._names, state)
+        self._lr = None
+
+
+class Lbfgs:
+    """Limited-memory BFGS, which asks for the gradients as often as its line search wants.
+
+    Single numbers, such as the parameters of a formula, have units of their own: torch's optimizer sees them divided by their
+    start values, since its first step is the gradient, whose units are those of 1/parameter.
+    """
+
+    settled: Sequence[int] = ()
+
+    def __init__(self, config: c.Lbfgs, parameters: Mapping[str, Tensor]) -> None:
+        self._config, self._names, self._parameters = config, list(parameters), list(parameters.values())
+        self._units = [_unit(parameter.detach()) for parameter in self._parameters]
+        self._free: list[Tensor] = [
+            torch.nn.Parameter(p.detach() / u) for p, u in zip(self._parameters, self._units, strict=True)
+        ]
+        free = config.line_search is not None and not (config.tolerance_grad or config.tolerance_change)
+        fine = self._parameters[0].dtype in (torch.float32, torch.float64)
+        self._scale = SCALE if free and fine else 1.0
+        self._optimizer = self._fresh()
+        self._still: float | None = None  # the loss that no step made smaller
+
+    def _fresh(self) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(
+            self._free,
+            lr=self._config.lr,
+            max_iter=self._config.max_iter,
+            history_size=self._config.history_size,
+            tolerance_grad=self._config.tolerance_grad,
+            tolerance_change=self._config.tolerance_change,
+            line_search_fn=self._config.line_search,
+        )
+
+    def step(self, objective: Objective, lr: float) -> Tensor:
+        if lr == 0:  # torch's line search divides by the length of its first step
+            return objective.gradient()[0]
+        if self._still is not None:
+            share = objective.gradient()[0]
+            if float(objective.whole(share)) == self._still:
+                return share
+        self._optimizer.param_groups[0]["lr"] = lr
+        self._read()
+        before, shares = [free.detach().clone() for free in self._free], list[Tensor]()
+
+        def loss() -> Tensor:
+            self._write()
+            shares.append(objective.gradient()[0])
+            for free, parameter, unit in zip(self._free, self._parameters, self._units, strict=True):
+                free.grad = None if parameter.grad is None else parameter.grad * (unit * self._scale)
+            return objective.whole(shares[-1]) * self._scale
+
+        try:
+            self._optimizer.step(loss)  # type: ignore[arg-type]
+        except ZeroDivisionError:  # a bracket that shrank to a point: what was remembered leads nowhere
+            self._back(before)
+            self._optimizer = self._fresh()
+        stuck = self._config.line_search is not None and all(map(torch.equal, self._free, before))
+        self._still = None if not stuck or self._polished(loss) else float(objective.whole(shares[0]))
+        self._write()
+        return shares[0]
+
+    def _polished(self, loss: Callable[[], Tensor]) -> bool:
+        """Steps of full length where the loss is too rounded to search along a line: taken when they make the gradient smaller."""
+        before, state = [free.detach().clone() for free in self._free], copy.deepcopy(self._optimizer.state_dict())
+        group = self._optimizer.param_groups[0]
+        loss()
+        steepest = self._steepest()
+        group["line_search_fn"] = None
+        self._optimizer.step(loss)  # type: ignore[arg-type]
+        group["line_search_fn"] = self._config.line_search
+        loss()
+        if self._steepest() < 0.9 * steepest:
+            return True
+        self._back(before)
+        self._optimizer.load_state_dict(state)
+        return False
+
+    def _steepest(self) -> float:
+        """The largest entry of the gradient."""
+        return max(float(free.grad.abs().max()) for free in self._free if free.grad is not None)
+
+    @torch.no_grad()
+    def _back(self, before: Sequence[Tensor]) -> None:
+        torch._foreach_copy_(self._free, list(before))
+
+    @torch.no_grad()
+    def _read(self) -> None:
+        """Take the parameters as they are: a checkpoint or a look back may have changed them."""
+        torch._foreach_copy_(self._free, [p / u for p, u in zip(self._parameters, self._units, strict=True)])
+
+    @torch.no_grad()
+    def _write(self) -> None:
+        torch._foreach_copy_(self._parameters, [z * u for z, u in zip(self._free, self._units, strict=True)])
+
+    def state_dict(self) -> State:
+        state = named_state(self._optimizer, self._names)
+        if self._names[0] in state:  # where torch keeps what it remembers of all parameters
+            state[self._names[0]]["still"] = self._still
+        return state
+
+    def load_state_dict(self, state: State) -> None:
+        load_named_state(self._optimizer, self._names, state)
+        self._still = state.get(self._names[0], {}).get("still")
+
+
+def _unit(start: Tensor) -> float:
+    """The magnitude of a single number's start value; 1 where that is none, and for all else."""
+    magnitude = float(start.abs()) if start.dim() == 0 else 0.0
+    return magnitude if 0 < magnitude < math.inf else 1.0

@@ -1,0 +1,158 @@
+"""The run directory: made whole or not at all, never shared by two runs, and its record `run.json`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from runner.errors import CheckpointError, ConfigError
+from runner.runs.atomic import write_json
+
+
+def now() -> str:
+    """UTC in ISO 8601."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class RunDirectory:
+    """An open run directory. While it is open no other process can open it: the kernel's lock dies with its holder.
+
+    A member of a sweep has none of its own (`locked=False`), since the sweep's directory is locked by who runs it.
+    """
+
+    def __init__(self, path: Path, *, locked: bool = True) -> None:
+        self.path = path
+        self.record: dict[str, Any] = {}
+        self._lock = lock(path) if locked else None
+
+    @staticmethod
+    def create(
+        name: str, run_dir: str | None, config_yaml: str, record: Mapping[str, Any], *, locked: bool = True
+    ) -> RunDirectory:
+        """A new directory with `config.yaml` and `run.json` already inside: `run_dir`, else `runs/<name>/<stamp>`.
+
+        Raises `ConfigError` when `run_dir` holds something already or cannot be made.
+        """
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        path = Path(run_dir) if run_dir is not None else Path("runs", name, f"{stamp}_{secrets.token_hex(3)}")
+        temporary = path.parent / f".{path.name}.{secrets.token_hex(3)}"
+        full = {"status": "running", "started": now(), "ended": None, "resumed": 0, **_process(), **record}
+        try:
+            _refuse_taken(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
+            write_json(temporary / "run.json", full)
+            temporary.rename(path)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            shutil.rmtree(temporary, ignore_errors=True)
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigError(
+                f"`run_dir` must be a directory that can be made, empty or new, but {path} is not: {reason}; give another one"
+            ) from None
+        directory = RunDirectory(path, locked=locked)
+        directory.record = full
+        return directory
+
+    @staticmethod
+    def reopen(path: Path, *, locked: bool = True) -> RunDirectory:
+        """The directory of an earlier run. Raises `CheckpointError` when its record cannot be read or it is in use."""
+        directory = RunDirectory(path, locked=locked)
+        try:
+            directory.record = read_record(path)
+        except BaseException:
+            directory.close()
+            raise
+        return directory
+
+    def update(self, **values: Any) -> None:
+        """Change the record, atomically."""
+        self.record = self.record | values
+        write_json(self.path / "run.json", self.record)
+
+    def resumed(self, **values: Any) -> None:
+        """Note that the run goes on."""
+        self.record.pop("reason", None)
+        self.update(status="running", ended=None, resumed=self.record.get("resumed", 0) + 1, **_process(), **values)
+
+    def close(self) -> None:
+        """Let others open it; a second time does nothing."""
+        if self._lock is not None:
+            unlock(self._lock)
+            self._lock = None
+
+
+def lock(path: Path) -> int:
+    """A descriptor that locks a directory. Raises `CheckpointError` where another process does."""
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise CheckpointError(
+            f"{path} must not be in use, but {_holder(path)} is writing to it; wait for it to end, or start a new run"
+        ) from None
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def unlock(descriptor: int) -> None:
+    """Let others have the directory."""
+    os.close(descriptor)
+
+
+def _refuse_taken(path: Path) -> None:
+    if path.resolve() in (Path.cwd(), Path(path.anchor)):
+        raise ConfigError(f"`run_dir` must name a new directory, but is {str(path)!r}; give it a name")
+    if (path / "run.json").exists():
+        raise ConfigError(
+            f"`run_dir` must be a new directory, but {path} holds a run; give another one, or go on there with resume={path}"
+        )
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What `run.json` says. Raises `CheckpointError` where it cannot be read."""
+    try:
+        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("it is not an object")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path / 'run.json'} must be the record of a run, but cannot be read ({error}); restore it"
+        ) from None
+    return record
+
+
+def _holder(path: Path) -> str:
+    try:
+        record = read_record(path)
+    except CheckpointError:
+        return "another process"
+    return f"process {record.get('pid')} on {record.get('host')}"
+
+
+def _process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def git() -> dict[str, Any]:
+    """Commit of the working directory and whether tracked files were changed; null outside a checkout."""
+    command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": None, "git_dirty": None}
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), None)
+    commit = None if commit == "(initial)" else commit  # a repository without commits
+    return {"git_commit": commit, "git_dirty": any(not line.startswith("#") for line in lines)}

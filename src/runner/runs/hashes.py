@@ -1,0 +1,44 @@
+"""Hashes of the parameters on the way, as lines of strict JSON: by them two runs are held against each other to the bit.
+
+    {"step": 20, "rolling": "5d41…", "parameters": {"bias": "9f2c…", "weight": "77b0…"}}
+
+`rolling` is SHA-256 over the text of the rolling hash of the line before and the `parameters_sha256` of this step: where it
+is equal, so are all lines up to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from runner.runs.fingerprint import parameters_sha256
+from runner.runs.sinks.jsonl import JsonLines, read_rows
+
+
+class Hashes:
+    """Appends a line a call, as rows are appended: `open`, `flush` and `close` are those of a sink."""
+
+    def __init__(self, path: Path, *, held: bool = False) -> None:
+        self._path, self._lines = path, JsonLines(path, held=held)
+        self._rolling = ""
+
+    def open(self, first_step: int) -> None:
+        """Lines with step >= `first_step` that an earlier, killed attempt left are dropped."""
+        self._lines.open(first_step)
+        if self._path.exists() and (kept := read_rows(self._path)):
+            self._rolling = str(kept[-1].get("rolling", ""))
+
+    def write(self, step: int, parameters: Mapping[str, Tensor]) -> None:
+        """The parameters after so many updates, each of them whole."""
+        self._rolling = hashlib.sha256((self._rolling + parameters_sha256(parameters)).encode()).hexdigest()
+        each = {name: parameters_sha256({name: tensor}) for name, tensor in sorted(parameters.items())}
+        self._lines.write({"step": step, "rolling": self._rolling, "parameters": each})
+
+    def flush(self) -> None:
+        self._lines.flush()
+
+    def close(self) -> None:
+        self._lines.close()

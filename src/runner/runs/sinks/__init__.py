@@ -1,0 +1,1 @@
+"""Places that rows of metrics are written to: files, TensorBoard, the console."""

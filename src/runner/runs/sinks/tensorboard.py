@@ -1,0 +1,224 @@
+"""Rows as TensorBoard events: curves, the config as text, the hyperparameters' table, figures.
+
+A small synchronous writer over TensorBoard's own messages. `torch.utils.tensorboard` hands each value to a
+thread in an event of its own, which costs more than writing all of a row's values at once; and it needs torch.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from runner.runs.atomic import Appended, as_yaml, write_atomic
+from runner.runs.sinks.base import Row
+from runner.runs.sinks.crc32c import masked_crc32c
+
+_PREFIX = "events.out.tfevents."
+_HPARAMS = "_hparams_/"  # the plugin knows its messages by tags that begin so
+_SECRETS = ("token", "password", "secret")
+
+
+class TensorBoard:
+    """A sink that writes one event file an attempt, into the run directory itself.
+
+    A row reaches the operating system when it is written, the disk at `flush`; held back, both at `flush`. TensorBoard
+    keeps float32.
+    """
+
+    def __init__(self, directory: Path, *, held: bool = False) -> None:
+        self._directory, self._held = directory, held
+        self._file: Appended | None = None
+        self._first_step = 0
+
+    def open(self, first_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        self._first_step = first_step
+        self._event = Event
+        earlier = sorted(self._directory.glob(_PREFIX + "*"))
+        for file in earlier:
+            _drop(file, first_step)
+        self._file = Appended(self._directory / _file_name(earlier), held=self._held)
+        self._put(Event(file_version="brain.Event:2", wall_time=time.time()))
+        # A server that has read the dropped rows already forgets them when it meets this.
+        self._put(Event(step=first_step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
+
+    def start(
+        self, config: Mapping[str, Any], hyperparameters: Mapping[str, float | str | bool], metric_names: Sequence[str]
+    ) -> None:
+        """The config as text "config"; the hyperparameters, and "final/<name>" as the metrics of their table."""
+        values = [_text("config", _markdown(config)), *_session_start(_masked(hyperparameters), metric_names)]
+        self._put_values(self._first_step, values)
+
+    def write(self, row: Row) -> None:
+        event = self._event(step=row["step"], wall_time=time.time())
+        add = event.summary.value.add
+        for tag, number in row.items():
+            if tag != "step":
+                add(tag=tag, simple_value=number)
+        self._put(event)
+
+    def flush(self) -> None:
+        assert self._file is not None
+        self._file.sync()
+
+    def finish(self, summary: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
+        """Scalars "final/<name>" and images "figures/<name>" at the last step; then the session has ended."""
+        steps = summary["steps"]
+        self.write({"step": steps, **{f"final/{name}": value for name, value in summary["metrics"].items()}})
+        self._put_values(steps, [_image(f"figures/{name}", png) for name, png in figures.items()])
+        self._put_values(steps, [_session_end(summary["status"] == "finished")])
+        self.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _put_values(self, step: int, values: Sequence[Any]) -> None:
+        event = self._event(step=step, wall_time=time.time())
+        event.summary.value.extend(values)
+        self._put(event)
+
+    def _put(self, event: Any) -> None:
+        assert self._file is not None
+        self._file.write(_record(event.SerializeToString()))
+
+
+def _file_name(earlier: Sequence[Path]) -> str:
+    """A name that sorts after those of the earlier attempts: TensorBoard reads the files of a run in that order.
+
+    The clock alone does not ensure it: two attempts may share a second, or come from two machines.
+    """
+    times = [int(file.name.removeprefix(_PREFIX).partition(".")[0]) for file in earlier]
+    return f"{_PREFIX}{max([int(time.time()), *(t + 1 for t in times)]):010d}.{socket.gethostname()}.{os.getpid()}"
+
+
+def _drop(file: Path, first_step: int) -> None:
+    """Take out of an earlier attempt's file what the new one will write again, and what a kill tore.
+
+    What was said of the session, its config, hyperparameters and end, is taken out at any step: TensorBoard believes
+    the first that it meets, so that a run that failed and was resumed would stand as failed for ever.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    content = file.read_bytes()
+    kept = bytearray()
+    for record, data in _split(content):
+        event = Event.FromString(data)
+        if event.step < first_step and not any(value.tag.startswith(_HPARAMS) for value in event.summary.value):
+            kept += record
+    if not kept:
+        file.unlink()
+    elif kept != content:
+        # TensorBoard would read a copy that is still being written, if its name were that of an event file.
+        copy = file.with_name("events.rewritten")
+        write_atomic(copy, bytes(kept))
+        copy.replace(file)
+
+
+def _record(data: bytes) -> bytes:
+    """Length of the data (8 bytes), checksum of the length (4), data, checksum of the data (4)."""
+    return _head(len(data)) + data + struct.pack("<I", masked_crc32c(data))
+
+
+@lru_cache(maxsize=1024)
+def _head(length: int) -> bytes:
+    packed = struct.pack("<Q", length)
+    return packed + struct.pack("<I", masked_crc32c(packed))
+
+
+def _split(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The records of an event file up to the first that is not whole, each with its data."""
+    start = 0
+    while start + 16 <= len(content):
+        (length,) = struct.unpack_from("<Q", content, start)
+        data, end = content[start + 12 : start + 12 + length], start + 16 + length
+        if content[start:end] != _record(data):
+            return
+        yield content[start:end], data
+        start = end
+
+
+def _masked(value: Any) -> Any:
+    """The same value, with stars where the name of a key says that a secret stands there."""
+    if isinstance(value, Mapping):
+        return {
+            key: "***" if any(word in str(key).lower() for word in _SECRETS) else _masked(inner)
+            for key, inner in value.items()
+        }
+    return [_masked(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _markdown(config: Mapping[str, Any]) -> str:
+    """The config as YAML in a markdown code block, which is what indented lines are."""
+    return textwrap.indent(as_yaml(_masked(config)), "    ")
+
+
+def _text(tag: str, text: str) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
+
+    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+    return Summary.Value(tag=tag, metadata=metadata, tensor=TensorProto(dtype=DT_STRING, string_val=[text.encode()]))
+
+
+def _image(tag: str, png: bytes) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    width, height = struct.unpack_from(">II", png, 16)  # the first chunk of every PNG file begins with them
+    return Summary.Value(
+        tag=tag, image=Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+    )
+
+
+def _session_start(hyperparameters: Mapping[str, Any], metric_names: Sequence[str]) -> list[Any]:
+    """The columns of the hyperparameters' table, and this run's row in it."""
+    from tensorboard.plugins.hparams.api_pb2 import Experiment, HParamInfo, MetricInfo, MetricName
+    from tensorboard.plugins.hparams.plugin_data_pb2 import SessionStartInfo
+
+    info = SessionStartInfo(start_time_secs=time.time())
+    columns = []
+    for name, value in hyperparameters.items():
+        kind, field = _kind(value)
+        columns.append(HParamInfo(name=name, type=kind))
+        setattr(info.hparams[name], field, value)
+    metrics = [MetricInfo(name=MetricName(tag=f"final/{name}")) for name in metric_names]
+    experiment = Experiment(hparam_infos=columns, metric_infos=metrics)
+    return [_hparams("experiment", experiment), _hparams("session_start_info", info)]
+
+
+def _kind(value: float | str | bool) -> tuple[Any, str]:
+    """A hyperparameter's type for the table, and the field of a `Value` message that holds it."""
+    from tensorboard.plugins.hparams import api_pb2
+
+    if isinstance(value, bool):  # asked first: a bool is an int too
+        return api_pb2.DATA_TYPE_BOOL, "bool_value"
+    if isinstance(value, str):
+        return api_pb2.DATA_TYPE_STRING, "string_value"
+    return api_pb2.DATA_TYPE_FLOAT64, "number_value"
+
+
+def _session_end(succeeded: bool) -> Any:
+    from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
+    from tensorboard.plugins.hparams.plugin_data_pb2 import SessionEndInfo
+
+    status = STATUS_SUCCESS if succeeded else STATUS_FAILURE
+    return _hparams("session_end_info", SessionEndInfo(status=status, end_time_secs=time.time()))
+
+
+def _hparams(name: str, message: Any) -> Any:
+    """A value without data: the plugin reads the message in its metadata."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    content = HParamsPluginData(**{name: message}).SerializeToString()
+    plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=content)
+    return Summary.Value(tag=_HPARAMS + name, metadata=SummaryMetadata(plugin_data=plugin))

@@ -1,0 +1,1 @@
+"""One run: build it, step it, record it, say how it ended."""

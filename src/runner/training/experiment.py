@@ -1,0 +1,363 @@
+"""Assembly: the one module that sees the whole configuration and builds the parts of a run from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from runner.compute import precision, strategies
+from runner.compute.devices import Choice
+from runner.compute.dtensor import local
+from runner.compute.precision import Scaler
+from runner.compute.processes import World
+from runner.compute.rng import stream
+from runner.compute.strategies import Strategy
+from runner.config import constraints
+from runner.config import schema as c
+from runner.data import dataset as data
+from runner.data.batches import Batches
+from runner.data.dataset import Dataset
+from runner.errors import ConfigError
+from runner.models import losses
+from runner.models.base import Model
+from runner.models.base import build as build_model
+from runner.optim import schedules
+from runner.optim.base import Optimizer
+from runner.optim.base import build as build_optimizer
+from runner.optim.optimum import Optimum, find, penalty, summarised, told, unstable
+from runner.optim.standard_errors import Fit, Inference, infer
+from runner.runs.fingerprint import parameters_sha256
+from runner.training import objective
+from runner.training.calendar import Calendar
+from runner.training.loop import Loop, Stop
+from runner.training.metrics import LARGER_IS_BETTER, Best, Evaluation
+from runner.training.objective import Objective
+from runner.training.run_state import Hashes, Member, Saver, Sink
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run before it trains."""
+
+    config: c.Config
+    dataset: Dataset
+    strategy: str
+    steps: int
+    size: int
+    """Processes."""
+    parameter_count: int
+    """Numbers that are fitted, over all processes."""
+    lanes: int = 1
+    """Runs that are trained side by side with this one, itself included."""
+
+    @property
+    def watched(self) -> str:
+        """The part that decisions are taken on."""
+        return "valid" if "valid" in self.dataset.parts else "train"
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What is measured at the end."""
+        return [f"{part}/{name}" for part in self.dataset.parts for name in LARGER_IS_BETTER]
+
+    def calendar(self) -> Calendar:
+        """What is due at which step."""
+        record, evaluate_every = self.config.record, self.config.train.eval_every_steps
+        checkpoint_every = self.config.checkpoint.every_steps
+        return Calendar(self.steps, record.every_steps, evaluate_every, checkpoint_every, record.hash_every_steps)
+
+    def schedule(self) -> schedules.Schedule:
+        """Learning rate of every step."""
+        return schedules.build(self.config.schedule, self.config.optimizer.lr, self.steps)
+
+    def member(self, sinks: Sequence[Sink], saver: Saver, hashes: Hashes | None) -> Member:
+        """The run as the loop knows it."""
+        early = self.config.train.early_stopping
+        return Member(
+            lr=self.schedule(),
+            early=Best(early.metric, early.min_delta),
+            patience=early.patience,
+            best=Best(self.config.checkpoint.metric),
+            sinks=sinks,
+            saver=saver,
+            hashes=hashes,
+        )
+
+
+def warnings(facts: Sequence[Facts], optimum: Optimum | None) -> list[list[str]]:
+    """For each run what is allowed and probably not meant: of its data, and of its learning rate where the optimum is known."""
+    found = [list(run.dataset.warnings) for run in facts]
+    if optimum is not None:
+        for texts, sentence in zip(found, unstable([run.config for run in facts], optimum), strict=True):
+            if sentence is not None:
+                texts.append(sentence)
+    return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a training: metrics by part, raw parameters and those to report, by name; `evaluation` is that of the whole model.
+
+    `optimum` is what the summary says of it, and `inference` what can be said of the parameters; None where nothing is known.
+    """
+
+    metrics: dict[str, float]
+    parameters: dict[str, Tensor]
+    fitted: Mapping[str, Tensor]
+    evaluation: Callable[[], Evaluation]
+    optimum: dict[str, float | None] | None
+    inference: Inference | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The parts of one run, on their device, ready to train from step 0: the program of one lane."""
+
+    facts: Facts
+    model: Model
+    strategy: Strategy
+    optimizer: Optimizer
+    objective: Objective
+    evaluation: Evaluation
+    schedule: Callable[[int], float | None]
+    batches: Batches
+    scaler: Scaler
+    optimum: Optimum | None
+    lanes = 1
+
+    @property
+    def warnings(self) -> list[list[str]]:
+        """For each lane what the user should hear of before the first step."""
+        return warnings([self.facts], self.optimum)
+
+    def capture(self) -> dict[str, Any]:
+        """All that the next step depends on; the tensors are the live ones."""
+        return {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a captured state."""
+        self.strategy.load(self.model, state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def member(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
+        return dict(state)
+
+    def narrowed(self, lanes: Sequence[int], state: Mapping[str, Any]) -> Experiment:
+        self.restore(state)
+        return self
+
+    def total(self, shares: Tensor) -> Tensor:
+        return self.strategy.total(shares)
+
+    def finite(self) -> list[bool]:
+        return [not self.strategy.any(not _finite(self.model.state_dict()))]
+
+    def parameters(self) -> list[dict[str, Tensor]]:
+        return [self.strategy.whole(dict(self.model.named_parameters()))]
+
+    def outcomes(self, lanes: Sequence[int]) -> list[Outcome]:
+        """What was learnt, gathered from all processes: every one of them must ask."""
+        dataset = self.facts.dataset
+        metrics = {
+            f"{part}/{name}": value
+            for part in dataset.parts
+            for name, value in self.evaluation.metrics(part)[0].items()
+        }
+        (parameters,) = self.parameters()
+        model = self.model
+        if self.strategy.sharded:
+            model = start_model(self.facts.config, dataset).to(next(iter(parameters.values())).device)
+            model.load_state_dict(parameters)
+        resolved, optimum = self.facts.config, self.optimum
+        train, fitted = dataset.parts["train"], model.fitted(dataset.scaling)
+        stacked = {name: value.detach().unsqueeze(0) for name, value in parameters.items()}
+        (inference,) = infer(model, stacked, (train.features, train.target), [Fit(resolved, fitted, dataset.scaling)])
+        return [
+            Outcome(
+                metrics,
+                parameters,
+                fitted,
+                lambda: replace(self.evaluation, model=model, forward=model),
+                None if optimum is None else summarised(optimum, [resolved], _row(parameters))[0],
+                inference,
+            )
+        ]
+
+    def details(self) -> list[dict[str, float]]:
+        """What a row tells besides losses: the parameters of a formula, the way to the optimum, the steps that a scaler skipped."""
+        row: dict[str, float] = {}
+        if isinstance(self.facts.config.model, c.Formula):
+            row = {
+                f"param/{name}": float(value) for name, value in self.model.fitted(self.facts.dataset.scaling).items()
+            }
+        if self.optimum is not None:
+            row.update(told(self.optimum, _row(self.parameters()[0]))[0])
+        if self.facts.config.amp == "float16":
+            row["skipped_steps"] = self.scaler.skipped_steps
+        return [row]
+
+    def join(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from the state of every lane."""
+        self.restore(states[0])
+
+    def loop(self, members: Sequence[Member], stop: Stop) -> Loop:
+        """The loop over these parts."""
+        return Loop(
+            program=self,
+            members=members,
+            batches=self.batches,
+            calendar=self.facts.calendar(),
+            watched=self.facts.watched,
+            stop=stop,
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What every process makes for itself before they work together."""
+
+    dataset: Dataset
+    model: Model
+    device: torch.device
+    parameter_count: int
+
+
+def resolve(asked: c.Config, choice: Choice, size: int) -> c.Config:
+    """The configuration with `auto` replaced by what was chosen, for `size` processes.
+
+    Raises `ConfigError` when the parts no longer fit.
+    """
+    problems = misfits(asked, choice, size)
+    if problems:
+        raise ConfigError(problems)
+    return _chosen(asked, choice, size)
+
+
+def misfits(asked: c.Config, choice: Choice, size: int) -> list[str]:
+    """What does not fit the device or the number of processes."""
+    resolved = _chosen(asked, choice, size)
+    return constraints.problems(resolved) + constraints.misplaced(resolved, size)
+
+
+def _chosen(asked: c.Config, choice: Choice, size: int) -> c.Config:
+    alone = size == 1 and (asked.strategy.name == "ddp" or (asked.strategy.name == "dp" and choice.count < 2))
+    strategy = asked.strategy
+    if strategy.name == "auto" or alone:
+        strategy = replace(strategy, name="ddp" if size > 1 else "single")
+    return replace(asked, device=replace(asked.device, name=choice.kind), strategy=strategy)
+
+
+def prepare(
+    resolved: c.Config, choice: Choice, size: int, build_data: Callable[..., Dataset] = data.build
+) -> tuple[Prepared, dict[str, str]]:
+    """Data and model, not placed yet, and what must be equal on all processes: name → text.
+
+    Raises `DataError` and `ConfigError`.
+    """
+    device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
+    dataset = build_data(resolved.data, resolved.seed, dtype, device)
+    rows = len(dataset.parts["train"])
+    if size > rows:
+        raise ConfigError(
+            f"the {size} processes must not be more than the training rows, of which there are {rows}; start fewer processes"
+        )
+    model = start_model(resolved, dataset)
+    if isinstance(resolved.optimizer, c.Lstsq) and not model.is_linear(dataset.parts["train"].features.cpu()):
+        raise ConfigError(
+            f"`optimizer` must not be lstsq for a model that is not linear in its parameters, as this {resolved.model.name} is not; "
+            "use optimizer=lm"
+        )
+    equal = {
+        "torch's version": str(torch.__version__),
+        "`device`": choice.kind,
+        "the content of `data.path`": dataset.sha256,
+        "the start values of the model": parameters_sha256(dict(model.named_parameters())) if size > 1 else "",
+    }
+    return Prepared(dataset, model, device, sum(parameter.numel() for parameter in model.parameters())), equal
+
+
+def start_model(resolved: c.Config, dataset: Dataset) -> Model:
+    """The model at step 0, in the run's type, on the CPU."""
+    start = build_model(resolved.model, dataset.feature_names, stream(resolved.seed, "init"))
+    return start.to(precision.DTYPES[resolved.dtype])
+
+
+def build(resolved: c.Config, prepared: Prepared, world: World) -> Experiment:
+    """All that trains the model. Raises `ConfigError` before anything is written."""
+    dataset, model, device = prepared.dataset, prepared.model, prepared.device
+    train = resolved.train
+    rows = dataset.parts["train"]
+    loss, autocast = losses.build(resolved.loss), precision.autocast(resolved.amp, device)
+    strategy = strategies.build(resolved.strategy, device, world)
+    # Before the strategy cuts the model.
+    optimum = find(model.to(device), rows.features, rows.target, resolved, [penalty(resolved) or 0.0])
+    placed = strategy.place(model, loss)
+    forward: Any = torch.compile(placed) if train.compile else placed
+    batches = Batches(len(rows), train.batch_size, resolved.seed, device)
+    steps = length(resolved, batches)
+    parameters = dict(model.named_parameters())
+
+    def widened() -> dict[str, Tensor]:
+        return {name: parameter.detach().to(precision.widest(device)) for name, parameter in parameters.items()}
+
+    scaler = precision.scaler(resolved.amp, device)
+    facts = Facts(resolved, dataset, strategy.name, steps, world.size, prepared.parameter_count)
+    return Experiment(
+        facts=facts,
+        model=model,
+        strategy=strategy,
+        optimizer=build_optimizer(resolved.optimizer, resolved.update, parameters),
+        objective=Objective(
+            model=forward,
+            parameters=list(parameters.values()),
+            loss=loss,
+            rows=rows,
+            batches=batches,
+            strategy=strategy,
+            autocast=autocast,
+            scaler=scaler,
+            accumulate=train.accumulate,
+            clip_norm=train.clip_norm,
+            check_gradients=train.check_gradients,
+            draw=objective.drawing(model.draws, resolved.seed, device),
+            alone=lambda features: functional_call(model, widened(), (features,)),
+            jacobian=lambda features: model.jacobian(widened(), features),
+        ),
+        evaluation=Evaluation(model, placed, loss, autocast, dataset.scaling.undo, dataset.parts, strategy),
+        schedule=facts.schedule(),
+        batches=batches,
+        scaler=scaler,
+        optimum=optimum,
+    )
+
+
+def _row(parameters: Mapping[str, Tensor]) -> Tensor:
+    """All numbers [1, n] of the parameters."""
+    return torch.cat([value.detach().reshape(-1) for value in parameters.values()]).unsqueeze(0)
+
+
+def _finite(tensors: Mapping[str, Tensor]) -> bool:
+    parts = [local(tensor.detach()) for tensor in tensors.values()]
+    floating = [part.abs().max() for part in parts if part.is_floating_point() and part.numel()]
+    return bool(torch.stack(floating).isfinite().all()) if floating else True
+
+
+def length(resolved: c.Config, batches: Batches) -> int:
+    """Steps of the run. Raises `ConfigError` for what `train.epochs` hides from the combinations."""
+    train, schedule = resolved.train, resolved.schedule
+    steps = train.steps if train.steps is not None else (train.epochs or 0) * batches.per_epoch
+    if isinstance(schedule, c.WarmupCosine) and schedule.warmup_steps >= steps:
+        raise ConfigError(
+            f"`schedule.warmup_steps` must be below the {steps} steps of this run, but is {schedule.warmup_steps}; make it smaller"
+        )
+    return steps

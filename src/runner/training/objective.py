@@ -1,0 +1,246 @@
+"""What an optimizer asks: loss and gradients of one step's rows, the same rows and random numbers at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from runner.compute.dtensor import local
+from runner.compute.precision import Scaler, widest
+from runner.compute.rng import address
+from runner.compute.strategies import Part, Portion
+from runner.optim.base import Linearisation
+from runner.optim.qr import beside, folded, pieces, triangle
+
+
+class Rows(Protocol):
+    """A part of the data on the device."""
+
+    @property
+    def source(self) -> Tensor: ...
+    def take(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]: ...
+
+
+class Batches(Protocol):
+    """Row numbers of every step's batch."""
+
+    def at(self, step: int) -> Tensor | slice: ...
+    def size(self, step: int) -> int: ...
+
+
+class Strategy(Protocol):
+    """How a batch is cut into portions, and where the gradients of all portions meet."""
+
+    def portions(self, rows: int) -> Sequence[Portion]: ...
+    def gradient(self, parts: Sequence[Part], backward: Callable[[Part, float], Tensor]) -> Tensor: ...
+    def total(self, shares: Tensor) -> Tensor: ...
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor: ...
+    def reduce(self, parts: Sequence[Tensor]) -> Tensor: ...
+    def share(self, whole: Tensor) -> Tensor: ...
+    def stacked(self, parts: Sequence[Tensor]) -> Tensor: ...
+
+
+@dataclass
+class Objective:
+    """Mean loss of a step's batch and its gradients: of all portions and processes, unscaled, clipped."""
+
+    model: Callable[[Tensor], Tensor]
+    parameters: Sequence[Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    rows: Rows
+    batches: Batches
+    strategy: Strategy
+    autocast: Callable[[], AbstractContextManager[Any]]
+    scaler: Scaler
+    accumulate: int
+    clip_norm: float | Tensor | None
+    check_gradients: bool
+    draw: Callable[[int, int], None]
+    alone: Callable[[Tensor], Tensor]
+    """Features […, rows, columns] in the widest type → predictions in it, of this process alone."""
+    jacobian: Callable[[Tensor], Tensor]
+    """The same → derivatives of the predictions by the parameters […, rows, numbers]."""
+    norm: Tensor | None = field(default=None, init=False)
+    """Norm of the last gradients before clipping; None where it is not looked at."""
+    step: int = field(default=0, init=False)
+    _parts: Sequence[Part] = field(default=(), init=False)
+    _cuts: dict[int, Sequence[Portion]] = field(default_factory=dict, init=False)
+
+    def at(self, step: int) -> Objective:
+        """Turn to the rows and random numbers of a step, from 1."""
+        self.step = step
+        chosen, count = self.batches.at(step), self.batches.size(step)
+        if isinstance(chosen, Tensor):
+            self._parts = [self._part(chosen, cut, count) for cut in self._cut(count)]
+        elif not self._parts:  # all rows: the same parts at every step
+            self._parts = [self._part(slice(0, count), cut, count) for cut in self._cut(count)]
+        return self
+
+    def _cut(self, count: int) -> Sequence[Portion]:
+        """The portions of a batch of so many rows, each in as many parts as are accumulated."""
+        if count not in self._cuts:
+            self._cuts[count] = [
+                cut for portion in self.strategy.portions(count) for cut in _divided(portion, self.accumulate)
+            ]
+        return self._cuts[count]
+
+    def _part(self, chosen: Tensor | slice, cut: Portion, count: int) -> Part:
+        whole = cut.last - cut.first == count
+        rows = (
+            chosen
+            if whole
+            else slice(cut.first, cut.last)
+            if isinstance(chosen, slice)
+            else chosen[..., cut.first : cut.last]
+        )
+        features, target = self.rows.take(rows)
+        return Part(features, target, (cut.last - cut.first) / count, cut.stream)
+
+    def gradient(self) -> tuple[Tensor, Sequence[Tensor] | None]:
+        """This process's share [] of the mean loss, and the gradients of the whole batch, also left in `.grad`.
+
+        None for gradients that the scaler found not finite. `whole` makes the mean loss of a share.
+        """
+        for parameter in self.parameters:
+            parameter.grad = None
+        self._stream = self._parts[0].stream
+        self.draw(self.step, self._stream)
+        share = self.strategy.gradient(self._parts, self._backward)
+        self.scaler.unscale(self.parameters)
+        if self.clip_norm is not None or self.check_gradients:
+            self._measure()
+        if not self.scaler.accept(self.parameters):
+            # The scaler's to deal with: a norm that is not finite is no divergence when the step is skipped.
+            self.norm = None if self.norm is None else torch.zeros_like(self.norm)
+            return share, None
+        return share, [parameter.grad for parameter in self.parameters]  # type: ignore[misc]
+
+    def whole(self, share: Tensor) -> Tensor:
+        """The mean loss [] over all processes, for an optimizer that decides by it within a step."""
+        return self.strategy.total(share.reshape(1))[0]
+
+    def residuals(self) -> Linearisation:
+        """Residuals and Jacobian of the step's rows, of all portions and processes."""
+        factor = triangle(self.strategy.stacked([folded(self._matrices(part)) for part in self._parts]))
+        rows = self.batches.size(self.step)
+        loss = factor[..., -2].square().sum(-1) / rows
+        return Linearisation(self.strategy.share(loss), factor, rows)
+
+    def squares(self) -> Tensor:
+        """Sum of squared residuals [] or [lanes], of all portions and processes."""
+        with torch.no_grad():
+            return self.strategy.reduce([self._squares(part) for part in self._parts])
+
+    def _squares(self, part: Part) -> Tensor:
+        errors = (self.alone(features) - target for features, target in _widened(part))
+        return sum((error.square().sum((-2, -1)) for error in errors), torch.zeros(()))
+
+    def _matrices(self, part: Part) -> Iterator[Tensor]:
+        for features, target in _widened(part):
+            with torch.no_grad():
+                prediction = self.alone(features)
+            yield beside(self.jacobian(features), prediction - target, target)
+
+    def without_value(self, step: int) -> list[list[int]]:
+        """For each lane the source numbers of a step's rows whose prediction is not finite; none when that holds for all."""
+        chosen, source = self.batches.at(step), self.rows.source
+        features, _ = self.rows.take(chosen)
+        with torch.no_grad(), self.autocast():
+            prediction = self.model(features).squeeze(-1)
+        bad = (~prediction.isfinite()).reshape(-1, prediction.shape[-1]).cpu()
+        # Rows that all lanes share are drawn for each lane, or the other way round.
+        numbers = source[..., chosen] if isinstance(chosen, slice) else _drawn(source, chosen.cpu())
+        numbers = numbers.expand(bad.shape)
+        return [[] if bool(where.all()) else lane[where].tolist() for lane, where in zip(numbers, bad, strict=True)]
+
+    def _backward(self, part: Part, factor: float) -> Tensor:
+        if part.stream != self._stream:
+            self._stream = part.stream
+            self.draw(self.step, part.stream)
+        with self.autocast():
+            prediction = self.model(part.features)
+            # A process without rows takes part all the same, with a loss of nothing: the mean of no rows is nan.
+            loss = self.loss(prediction, part.target) if part.target.shape[-2] else prediction.sum()
+        if part.weight != 1.0:
+            loss = loss * part.weight
+        self.scaler.scale(loss if factor == 1.0 else loss * factor).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _measure(self) -> None:
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        self.norm = self.strategy.norm(gradients)
+        if self.clip_norm is not None:
+            # As torch.nn.utils.clip_grads_with_norm_, but on the parts that this process holds.
+            coefficient = (self.clip_norm / (self.norm + 1e-6)).clamp(max=1.0)
+            parts = [local(gradient) for gradient in gradients]
+            if coefficient.dim():  # one a lane
+                torch._foreach_mul_(parts, [coefficient] * len(parts))
+            else:
+                torch._foreach_mul_(parts, coefficient)
+
+
+def _widened(part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+    wide = widest(part.target.device)
+    return ((features.to(wide), target.to(wide)) for features, target in pieces(part.features, part.target))
+
+
+def _drawn(source: Tensor, chosen: Tensor) -> Tensor:
+    """Source numbers of the rows [n] or [lanes, n] that were drawn, from those of all rows [rows] or [lanes, rows]."""
+    if source.dim() == 1:
+        return source[chosen]
+    return source.gather(1, chosen.expand(source.shape[0], chosen.shape[-1]))
+
+
+def _divided(portion: Portion, parts: int) -> list[Portion]:
+    """A portion in parts that differ by a row at most, none of them empty unless the portion is."""
+    rows = portion.last - portion.first
+    parts = max(1, min(parts, rows))
+    size, larger = divmod(rows, parts)
+    edges = [portion.first + i * size + min(i, larger) for i in range(parts + 1)]
+    return [Portion(first, last, portion.stream) for first, last in pairwise(edges)]
+
+
+def drawing(draws: bool, seed: int, device: torch.device) -> Callable[[int, int], None]:
+    """What makes the random numbers of the forward pass a function of (seed, step, portion).
+
+    It does nothing for a model that draws none.
+    """
+    if not draws:
+        return lambda step, stream: None
+    generator = generator_of(device)
+
+    def draw(step: int, stream: int) -> None:
+        generator.manual_seed(address(seed, f"dropout/{stream}", step))
+
+    return draw
+
+
+@contextmanager
+def borrowed(draws: bool, device: torch.device) -> Iterator[None]:
+    """Give torch's own generator back as it was: the random numbers of a caller, in a notebook, are the caller's."""
+    generator = generator_of(device) if draws else None
+    state = generator.get_state() if generator is not None else None
+    try:
+        yield
+    finally:
+        if generator is not None and state is not None:
+            generator.set_state(state)
+
+
+def generator_of(device: torch.device) -> torch.Generator:
+    """Torch's own generator of a device, the one that dropout draws from."""
+    if device.type == "cpu":
+        return torch.default_generator
+    module: Any = getattr(torch, device.type)
+    if device.type == "mps":
+        generator: torch.Generator = module._get_default_mps_generator()
+    else:
+        module.init()
+        generator = module.default_generators[device.index or 0]
+    return generator

@@ -1,0 +1,222 @@
+"""One run, from the user's words to its directory: the order of events on every process, and what happens when one goes wrong."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.compute import processes as worlds
+from runner.compute.gc_pause import uncollected
+from runner.compute.signals import StopRequest
+from runner.config.compose import Composed, check
+from runner.config.schema import Config, plain
+from runner.runs.sinks.console import Console
+from runner.training.failures import explained_memory
+from runner.training.recorder import CHECKPOINTS, NoRecords, Opened, Records, Written
+
+if TYPE_CHECKING:
+    from runner.compute.devices import Choice
+    from runner.compute.processes import World
+    from runner.runs.checkpoint import Loaded
+    from runner.runs.sinks.log import Log
+    from runner.training.calendar import Calendar
+    from runner.training.experiment import Experiment, Facts
+    from runner.training.loop import Loop
+    from runner.training.run_state import Member
+
+Ask = Callable[[str | None], Composed]
+"""What the user asks for; given the directory of an earlier attempt, to go on there."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run left behind."""
+
+    directory: Path
+    summary: dict[str, Any]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl."""
+        from runner.runs.sinks.jsonl import read_rows
+
+        return read_rows(self.directory / "metrics.jsonl")
+
+
+def execute(ask: Ask, command: Sequence[str], console: Callable[[], Console | Log] = Console) -> Run:
+    """Do the whole job, together with the other processes that a launcher started. Raises a `RunnerError`, no traceback.
+
+    Rank 0 alone asks what to do and keeps the records; what it says goes to its `console`.
+    """
+    began = time.perf_counter()
+    # A launcher ends all processes when the first one leaves; the one that has still to say why marks the signal only.
+    with StopRequest() as stop, worlds.find(os.environ) as world:
+        records, config, choice = _lead(world, ask, command, console()) if world.rank == 0 else _follow(world)
+        from runner.training import experiment
+
+        world.connect(choice.kind, config.launch.timeout_seconds)
+        with uncollected(), explained_memory():
+            prepared = world.together(lambda: experiment.prepare(config, choice, world.size))
+            parts = world.together(lambda: (experiment.build(config, prepared, world), {}))
+        for warning in parts.warnings[0]:
+            records.warn(warning)
+        return _Job(parts, choice, records, world, began, stop).run()
+
+
+def _lead(world: World, ask: Ask, command: Sequence[str], console: Console | Log) -> tuple[Records, Config, Choice]:
+    """Compose, choose the device, and tell the others."""
+    composed = ask(None)
+    earlier = world.remembered
+    if earlier is not None:
+        composed = replace(ask(earlier), overrides=composed.overrides)
+    for notice in composed.notices:
+        console.warn(notice)
+    asked = _settled(composed.config)
+    with uncollected():
+        choice = device_of(asked, console.warn, world)
+        # Only now torch is imported, when this process is alone: masks and thread counts are in the environment before it.
+        from runner.training import experiment
+
+        config = experiment.resolve(asked, choice, world.size)
+    if asked.strategy.name not in ("auto", config.strategy.name):
+        console.warn(
+            f"`strategy`={asked.strategy.name} has one device to work on, so the run is {config.strategy.name}"
+        )
+    world.tell(plain(config))
+    records: Records = Written(config, composed.overrides, command, console)
+    return records, config, choice
+
+
+def _follow(world: World) -> tuple[Records, Config, Choice]:
+    """Hear from rank 0 what to do, and find this process's own device for it."""
+    config = check(world.hear())
+    return NoRecords(), config, device_of(config, None, world)
+
+
+def _settled(asked: Config) -> Config:
+    """What must not be left to the machine where bits are promised: the number of threads."""
+    if asked.strategy.reduction == "exact" and asked.device.threads is None:
+        return replace(asked, device=replace(asked.device, threads=1))
+    return asked
+
+
+def device_of(asked: Config, warn: Callable[[str], None] | None, world: World) -> Choice:
+    """This process's device, ready to be used; torch is imported after masks and thread counts are in the environment."""
+    from runner.compute import devices
+    from runner.errors import DeviceError
+
+    build = devices.installed_build()
+    if warn is not None:
+        for notice in devices.notices(asked.device, os.environ, build):
+            warn(notice)
+    changes = devices.environment(asked.device, asked.deterministic, os.environ, build)
+    problems = devices.environment_problems({**os.environ, **changes})
+    if problems:
+        raise DeviceError(problems)
+    torch = sys.modules.get("torch")
+    devices.refuse_late_mask(changes, os.environ, torch is not None and torch.cuda.is_initialized())
+    os.environ.update(changes)
+    choice = devices.choose(asked.device, os.environ, devices.probe(), world.local_rank, world.local_size)
+    devices.configure(asked.device, asked.deterministic, choice)
+    return choice
+
+
+@dataclass
+class _Job:
+    """The run in progress on this process."""
+
+    parts: Experiment
+    choice: Choice
+    records: Records
+    world: World
+    began: float
+    stop: StopRequest
+
+    def run(self) -> Run:
+        """Train in an open directory; whatever happens, its record says how it ended."""
+        try:
+            opened = self.world.broadcast(self.records.open(self.parts.facts, self.choice))
+            assert opened is not None
+            if opened.summary is not None:
+                return Run(opened.path, opened.summary)
+            self.world.remember(str(opened.path))
+            self.world.on_failure(self.records.failed)
+            return self._train(opened)
+        except BaseException as error:
+            found = self.world.explain(error, self.parts.objective.step)
+            told = self.records.fail(found)
+            if told is error:
+                raise
+            raise told from error
+        finally:
+            self.records.close()
+
+    def _train(self, opened: Opened) -> Run:
+        import torch
+
+        from runner.runs.saver import Saver
+        from runner.training.objective import borrowed
+
+        facts = self.parts.facts
+        config = facts.config
+        saver = Saver(
+            opened.path / CHECKPOINTS,
+            fixed(facts),
+            config.checkpoint.keep,
+            self.world,
+            sharded=self.parts.strategy.sharded,
+            asynchronous=config.checkpoint.async_save,
+            timeout_seconds=config.launch.timeout_seconds,
+        )
+        with borrowed(self.parts.model.draws, torch.device(self.choice.torch_device)):
+            loop = self.parts.loop(
+                [facts.member(self.records.sinks, saver, self.records.hashes)], self.world.agreed(self.stop)
+            )
+            first_step = self._restore(loop, opened.loaded, resumed=config.resume is not None)
+            self.records.begin(loop.step, first_step)
+            startup_seconds = time.perf_counter() - self.began
+            steps_before, seconds_before = loop.step, loop.seconds
+            try:
+                loop.run()
+            finally:
+                saver.close()
+            (member,) = loop.members
+            if member.failure is not None:
+                raise member.failure
+            timing = {
+                "seconds": loop.seconds,
+                "steps_per_second": (loop.step - steps_before) / max(loop.seconds - seconds_before, 1e-9),
+                "startup_seconds": startup_seconds,
+            }
+            return Run(opened.path, self.records.finish(member, timing))
+
+    def _restore(self, loop: Loop, loaded: Loaded | None, resumed: bool) -> int:
+        """Put the loop where the checkpoint is; gives the first step whose rows are not kept."""
+        if loaded is None:
+            return 1 if resumed else 0
+        self.parts.restore(loaded.state)
+        (member,) = loop.members
+        member.load_decisions(loaded.state)
+        loop.seconds = loaded.state["seconds"]
+        loop.step = member.saved_step = loaded.step
+        return first_row(loop.calendar, loaded.step, member)
+
+
+def fixed(facts: Facts) -> dict[str, Any]:
+    """What every checkpoint of a run holds besides its state."""
+    dataset = facts.dataset
+    return {"config": plain(facts.config), "data_sha256": dataset.sha256, "scaling": dataset.scaling.state_dict()}
+
+
+def first_row(calendar: Calendar, step: int, member: Member) -> int:
+    """The first step whose rows a run that goes on from a checkpoint writes anew.
+
+    A run that ended there wrote a last row that one which goes on would not have written.
+    """
+    kept = calendar.row(step) or member.stopped_early or step >= calendar.last
+    return step + (1 if kept else 0)

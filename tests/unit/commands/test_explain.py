@@ -1,0 +1,462 @@
+"""Where values come from: for every experiment under many words, and for each way in which a value can be set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from runner.commands.explain import Value, explain, shown, text
+from runner.commands.explain.sources import Setting
+from runner.config import overrides, validation
+from runner.config.compose import CONF, compose, options
+from runner.config.schema import Config, plain
+from runner.errors import CheckpointError, ConfigError
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Write a file in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def file(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return file
+
+
+def value(key: str, *words: str, config_dir: str | None = None, base: str | None = None) -> Value:
+    (found,) = (v for v in explain(words, config_dir, base).values if v.key == key)
+    return found
+
+
+def places(key: str, *words: str, config_dir: str | None = None, base: str | None = None) -> list[tuple[Any, str]]:
+    """What set a key and where, the setting that counts last."""
+    return [(s.value, s.place) for s in value(key, *words, config_dir=config_dir, base=base).settings]
+
+
+def ours(start: str) -> str:
+    """The place of the line in conf/config.yaml that starts so."""
+    lines = (CONF / "config.yaml").read_text(encoding="utf-8").splitlines()
+    (number,) = (number for number, line in enumerate(lines, 1) if line.strip().startswith(start))
+    return f"conf/config.yaml:{number}"
+
+
+def choices(group: str, *words: str, config_dir: str | None = None) -> list[tuple[Any, str]]:
+    return [(s.value, s.place) for s in explain(words, config_dir).choices[group]]
+
+
+# -------------------------------------------------------------------------------------------- all values of all experiments
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, found in values.items():
+        if isinstance(found, dict) and found:
+            yield from leaves(found, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", found
+
+
+def written(setting: Setting) -> Any:
+    """What a line of a file, read alone, gives the key of a setting."""
+    assert setting.line is not None
+    file = CONF / setting.source.removeprefix("conf/")
+    line = file.read_text(encoding="utf-8").splitlines()[setting.line - 1]
+    found: Any = OmegaConf.to_container(OmegaConf.create(line.strip()))
+    name = setting.key.rpartition(".")[2]
+    return found[name] if name in found else next(iter(found.values()))[name]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["seed=3", "optimizer.lr=0.1", "dtype=float64", "data.split.test=3"],
+        ["model=mlp", "optimizer=adam", "schedule=cosine", "update=optimizer"],
+        [
+            "data=csv",
+            "data.path=x.csv",
+            "data.target=y",
+            "data.features=[a,b]",
+            "device=cpu",
+            "data.standardize=false",
+            "train.epochs=3",
+        ],
+        ["model=formula", "model.expression=a*x + w", "model.start={a: 1}", "data=curve", "data.standardize=false"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("experiment", [None, *options()["experiment"]])
+def test_every_value_is_the_one_that_is_composed_and_stands_where_it_is_said_to(
+    experiment: str | None, words: list[str]
+) -> None:
+    words = [*words, *([f"+experiment={experiment}"] if experiment else [])]
+    explanation, composed = explain(words), compose(words)
+    given = overrides.values_of(words)
+    assert {v.key: v.value for v in explanation.values} == dict(leaves(plain(composed.config)))
+    assert explanation.notices == composed.notices
+    for found in explanation.values:
+        last = found.settings[-1]
+        assert last.value == found.value
+        for setting in found.settings:
+            if setting.line is None:
+                assert setting.source in words
+            else:
+                assert written(setting) == setting.value
+        typed = any(name == found.key or found.key.startswith(f"{name}.") for name in given if "." in name)
+        assert (last.line is None) == (typed or found.key in given or found.key in also_set(given))
+    for group, settings in explanation.choices.items():
+        if group in validation.hints(Config) and group not in ("launch", "train", "checkpoint", "record", "sweep"):
+            assert settings[-1].value == getattr(composed.config, group).name
+
+
+def also_set(given: Mapping[str, Any]) -> list[str]:
+    """Of steps and epochs, the one that is typed sets the other to null."""
+    return ["train.epochs"] * ("train.steps" in given) + ["train.steps"] * ("train.epochs" in given)
+
+
+# ------------------------------------------------------------------------------------------------ one way after the other
+
+
+def test_a_value_of_an_option() -> None:
+    assert places("optimizer.lr") == [(1e-3, "conf/optimizer/sgd.yaml:3")]
+    assert places("data.split.order") == [("random", "conf/data/_shared.yaml:8")]
+    assert places("seed") == [(0, ours("seed:"))]
+
+
+def test_an_experiment_over_an_option_and_a_word_over_both() -> None:
+    assert places("optimizer.lr", "+experiment=linreg", "optimizer.lr=0.1") == [
+        (1e-3, "conf/optimizer/sgd.yaml:3"),
+        (1e-4, "conf/experiment/linreg.yaml:23"),
+        (0.1, "command line: optimizer.lr=0.1"),
+    ]
+
+
+def test_the_last_of_two_equal_words_counts() -> None:
+    assert places("seed", "seed=1", "++seed=2")[-1] == (2, "command line: ++seed=2")
+
+
+def test_a_kept_value_is_one_of_the_experiment() -> None:
+    found = explain(["+experiment=curve_fit", "optimizer=adam", "update=optimizer"])
+    assert [v.settings[-1].place for v in found.values if v.key == "optimizer.lr"] == [
+        "conf/experiment/curve_fit.yaml:22"
+    ]
+    assert found.notices == ("kept from the experiment: `optimizer.lr`=0.01 (adam: 0.001)",)
+
+
+def test_what_is_left_out_is_not_explained_but_told() -> None:
+    found = explain(["+experiment=linreg", "model=mlp"])
+    assert [v.key for v in found.values if v.key.startswith("model.")] == [
+        "model.name",
+        "model.widths",
+        "model.activation",
+        "model.dropout",
+    ]
+    assert found.notices == ("`model.init` of the experiment left out: mlp has no such key",)
+
+
+def test_steps_are_null_because_epochs_are_typed() -> None:
+    assert places("train.steps", "+experiment=linreg", "train.epochs=3") == [
+        (1000, "conf/train/default.yaml:2"),
+        (2000, "conf/experiment/linreg.yaml:25"),
+        (None, "command line: train.epochs=3"),
+    ]
+
+
+def test_start_values_have_a_place_each() -> None:
+    words = ["+experiment=curve_fit", "model.expression=w*x + b"]
+    assert places("model.start.w", *words, "model.start.b=2") == [(0.0, "conf/experiment/curve_fit.yaml:20")]
+    assert places("model.start.b", *words, "model.start.b=2") == [(2, "command line: model.start.b=2")]
+    assert places("model.start.b", *words, "model.start={b: 2}") == [(2, "command line: model.start={b: 2}")]
+    assert places("model.start", *words, "model.start={}") == [
+        ({}, "conf/model/formula.yaml:4"),
+        ({"w": 0.0}, "conf/experiment/curve_fit.yaml:20"),
+        ({}, "command line: model.start={}"),
+    ]
+    assert places("model.start", "model=formula") == [({}, "conf/model/formula.yaml:4")]
+
+
+def test_a_value_that_had_to_be_given_has_none_before() -> None:
+    assert places("data.path", "data=csv", "data.path=007", "data.target=y") == [("007", "command line: data.path=007")]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ([], [("sgd", ours("- optimizer:"))]),
+        (["+experiment=mlp"], [("sgd", ours("- optimizer:")), ("adam", "conf/experiment/mlp.yaml:6")]),
+        (
+            ["+experiment=mlp", "optimizer=lbfgs"],
+            [
+                ("sgd", ours("- optimizer:")),
+                ("adam", "conf/experiment/mlp.yaml:6"),
+                ("lbfgs", "command line: optimizer=lbfgs"),
+            ],
+        ),
+    ],
+)
+def test_who_chose_an_option(words: list[str], found: list[tuple[str, str]]) -> None:
+    assert choices("optimizer", *words) == found
+
+
+def test_the_experiment_is_a_choice_too() -> None:
+    assert choices("experiment", "experiment=mlp") == [("mlp", "command line: experiment=mlp")]
+    assert "experiment" not in explain([]).choices
+
+
+def test_meaning_and_unit_are_those_of_the_schema() -> None:
+    found = value("schedule.every_steps", "schedule=step")
+    assert (found.meaning, found.unit) == ("steps between two reductions", "steps")
+    assert value("model.start.a", "model=formula", "model.start={a: 1}").meaning == (
+        "start value of each parameter; those not named are drawn by init"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "words", "later"),
+    [
+        ("device.name", [], "an accelerator where torch finds one, else cpu; `python -m runner doctor` says which"),
+        ("device.name", ["device=cpu"], None),
+        ("device.threads", ["strategy.reduction=exact"], "1, so that the bits do not depend on the number of cores"),
+        ("device.threads", ["strategy.reduction=exact", "device.threads=2"], None),
+        ("device.threads", [], None),
+        ("strategy.name", [], "single on one process, ddp on more"),
+        ("strategy.name", ["strategy=ddp"], "single, unless torchrun starts more"),
+        ("strategy.name", ["strategy=ddp", "launch.processes=2"], None),
+        ("strategy.name", ["strategy=dp"], "single where fewer than two GPUs are visible"),
+        ("run_dir", [], "a new directory runs/<name>/<stamp>"),
+        ("run_dir", ["run_dir=here"], None),
+    ],
+)
+def test_what_the_start_of_a_run_still_decides(key: str, words: list[str], later: str | None) -> None:
+    assert value(key, *words).later == later
+
+
+# -------------------------------------------------------------------------------------------------- references and files
+
+
+def test_a_reference_is_shown_as_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATE", "0.25")
+    found = value("optimizer.lr", "optimizer.lr=${oc.decode:${oc.env:RATE}}")
+    assert (found.value, found.reference) == (0.25, "${oc.decode:${oc.env:RATE}}")
+    assert "    written as ${oc.decode:${oc.env:RATE}}\n" in text(explain(["optimizer.lr=${oc.decode:${oc.env:RATE}}"]))
+    assert value("optimizer.lr").reference is None
+
+
+def test_a_folder_of_the_users(write: Write) -> None:
+    write("mine/optimizer/slow.yaml", "# Slowly.\ndefaults:\n  - sgd\n  - _self_\n\nlr: 1e-6\n")
+    write(
+        "mine/experiment/base.yaml",
+        "# @package _global_\ndefaults:\n  - override /optimizer: adam\n  - override /model: mlp\nname: base\nseed: 5\n",
+    )
+    write(
+        "mine/experiment/trial.yaml",
+        "# @package _global_\ndefaults:\n  - base\n  - _self_\n  - override /optimizer: slow\nname: trial\n"
+        "model:\n  widths: ['${seed}', 8]\n",
+    )
+    words = ["+experiment=trial"]
+    assert places("optimizer.lr", *words, config_dir="mine") == [
+        (1e-3, "conf/optimizer/sgd.yaml:3"),
+        (1e-6, "mine/optimizer/slow.yaml:6"),
+    ]
+    assert places("name", *words, config_dir="mine/") == [
+        ("run", ours("name:")),
+        ("base", "mine/experiment/base.yaml:5"),
+        ("trial", "mine/experiment/trial.yaml:6"),
+    ]
+    assert choices("optimizer", *words, config_dir="mine") == [
+        ("sgd", ours("- optimizer:")),
+        ("adam", "mine/experiment/base.yaml:3"),
+        ("slow", "mine/experiment/trial.yaml:5"),
+    ]
+    widths = value("model.widths", *words, config_dir="mine")
+    assert (widths.value, widths.reference) == ([5, 8], "[${seed}, 8]")
+    assert widths.settings[-1].place == "mine/experiment/trial.yaml:8"
+
+
+def test_the_choice_of_the_outer_file_counts_whatever_is_merged_later(write: Write) -> None:
+    write("mine/experiment/base.yaml", "# @package _global_\ndefaults:\n  - override /optimizer: adam\nseed: 5\n")
+    write(
+        "mine/experiment/outer.yaml",
+        "# @package _global_\ndefaults:\n  - _self_\n  - base\n  - override /optimizer: momentum\nseed: 6\n",
+    )
+    assert compose(["+experiment=outer"], "mine").config.optimizer.name == "momentum"
+    assert choices("optimizer", "+experiment=outer", config_dir="mine") == [
+        ("sgd", ours("- optimizer:")),
+        ("adam", "mine/experiment/base.yaml:3"),
+        ("momentum", "mine/experiment/outer.yaml:5"),
+    ]
+
+
+def test_the_own_value_of_a_file_may_come_before_what_it_builds_on(write: Write) -> None:
+    write("mine/experiment/base.yaml", "# @package _global_\nseed: 5\n")
+    write("mine/experiment/first.yaml", "# @package _global_\nseed: 6\ndefaults:\n  - _self_\n  - base\n")
+    assert places("seed", "+experiment=first", config_dir="mine") == [
+        (0, ours("seed:")),
+        (6, "mine/experiment/first.yaml:2"),
+        (5, "mine/experiment/base.yaml:2"),
+    ]
+
+
+def test_what_yaml_merges_in_stands_where_it_is_written(write: Write) -> None:
+    write(
+        "mine/experiment/merged.yaml",
+        "# @package _global_\ntrain: &length\n  steps: 7\nrecord:\n  every_steps: 3\n"
+        "checkpoint:\n  <<: {every_steps: 2}\n  keep: 1\n",
+    )
+    found = {
+        key: places(key, "+experiment=merged", config_dir="mine")[-1]
+        for key in ("train.steps", "checkpoint.every_steps", "checkpoint.keep")
+    }
+    assert found == {
+        "train.steps": (7, "mine/experiment/merged.yaml:3"),
+        "checkpoint.every_steps": (2, "mine/experiment/merged.yaml:7"),
+        "checkpoint.keep": (1, "mine/experiment/merged.yaml:8"),
+    }
+
+
+def test_a_group_that_is_a_reference_explains_its_keys(write: Write) -> None:
+    write(
+        "mine/experiment/same.yaml",
+        "# @package _global_\ntrain:\n  early_stopping: '${oc.create:{metric: rmse, patience: 2, min_delta: 0.5}}'\n"
+        "  eval_every_steps: 1\n",
+    )
+    found = value("train.early_stopping.metric", "+experiment=same", config_dir="mine")
+    assert (found.value, found.settings[-1].place) == ("rmse", "mine/experiment/same.yaml:3")
+    assert found.reference == "${oc.create:{metric: rmse, patience: 2, min_delta: 0.5}}"
+
+
+def test_empty_files_and_leftovers_of_any_kind_do_not_matter(write: Write) -> None:
+    write("mine/model/empty.yaml", "# Nothing yet.\n")
+    write("mine/experiment/odd.yaml", "# @package _global_\nmodel:\n  start: {on: 1.0}\n  init: normal\n")
+    found = explain(["+experiment=odd", "model=mlp"], "mine")
+    assert found.notices == ("`model.start`, `model.init` of the experiment left out: mlp has no such key",)
+    write("mine/study/none.yaml", "# @package _global_\n")
+    assert places("seed", "study=none", config_dir="mine") == [(0, ours("seed:"))]
+    assert choices("study", "study=none", config_dir="mine") == [("none", "command line: study=none")]
+
+
+# ----------------------------------------------------------------------------------------------------- runs made before
+
+
+@pytest.fixture
+def run(write: Write) -> dict[str, int]:
+    """The configuration of a run in the folder `before`: dotted key → line of config.yaml."""
+    config = plain(compose(["+experiment=linreg", "device=cpu", "strategy=single", "run_dir=before"]).config)
+    file = write("before/config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return {"seed": lines.index("seed: 0") + 1, "strategy.name": lines.index("  name: single") + 1}
+
+
+def test_a_run_that_is_gone_on_from(run: dict[str, int]) -> None:
+    assert places("seed", "resume=before") == [(0, f"before/config.yaml:{run['seed']}")]
+    assert places("train.steps", "resume=before", "train.steps=5000")[-1] == (5000, "command line: train.steps=5000")
+    assert places("strategy.name", "resume=before") == [
+        ("single", f"before/config.yaml:{run['strategy.name']}"),
+        ("auto", "command line: resume=before"),
+    ]
+    assert places("device.name", "resume=before", "device=auto")[-1] == ("auto", "conf/device/auto.yaml:6")
+    assert explain(["resume=before", "device=auto"]).choices == {"device": (Setting("device", "auto", "device=auto"),)}
+    assert explain(["resume=before"]).choices == {}
+
+
+def test_a_run_that_is_done_again(run: dict[str, int]) -> None:
+    assert places("run_dir", base="before")[-1] == (None, "command line: rerun before")
+    assert places("seed", "seed=4", base="before") == [
+        (0, f"before/config.yaml:{run['seed']}"),
+        (4, "command line: seed=4"),
+    ]
+    assert places("optimizer.lr", "optimizer=adam", base="before")[-1] == (1e-3, "conf/optimizer/adam.yaml:3")
+
+
+def test_a_run_that_is_not_there() -> None:
+    with pytest.raises(CheckpointError) as refused:
+        explain(["resume=nowhere"])
+    assert refused.value.problems == (
+        "`resume` must be a run directory, but 'nowhere' is not a directory; mend the path",
+    )
+
+
+# --------------------------------------------------------------------------------------------------- some keys, and errors
+
+
+def test_keys_and_groups_alone() -> None:
+    found = explain(["+experiment=linreg"], only=["data.split", "loss", "seed"])
+    assert [v.key for v in found.values] == [
+        "seed",
+        "data.split.test",
+        "data.split.valid",
+        "data.split.order",
+        "loss.name",
+    ]
+    assert list(found.choices) == ["data", "loss"]
+
+
+def test_one_entry_of_a_mapping_alone() -> None:
+    found = explain(["+experiment=curve_fit"], only=["model.start.w"])
+    assert [v.key for v in found.values] == ["model.start.w"]
+    assert explain(["+experiment=curve_fit"], only=["model.start"]).values == found.values
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as refused:
+        explain(["seed=x", "optimizer.lrr=1"], only=["optimzer", "data.niose", "linreg", "???"])
+    assert refused.value.problems == (
+        "`optimzer` is not a key; did you mean `optimizer`?",
+        "`data.niose` is not a key; did you mean `data.noise`?",
+        "`linreg` is not a key; did you mean +experiment=linreg?",
+        "`???` is not a key; see docs/config.md for the keys there are",
+        "`optimizer.lrr` is not a key; did you mean `optimizer.lr`?",
+        "`seed` must be an integer of at least 0 and of at most 4294967295, but is the text 'x'",
+    )
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("model.widths", "linear"), ("model.start.a", "linear")])
+def test_a_key_of_another_option_is_told_from_a_misspelt_one(name: str, chosen: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        explain([], only=[name])
+    assert refused.value.problems == (
+        f"`{name}` has no value here, where `model` is {chosen}; ask for `model` to see the keys that do",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ how it is written
+
+
+def test_values_are_shown_as_they_are_typed() -> None:
+    values = [None, True, 1e-4, "off", "", [1, None, "a"], {"a": 1.0, "b": None}, [], {}]
+    assert [shown(v) for v in values] == [
+        "null", "true", "0.0001", "off", "''", "[1, null, a]", "{a: 1.0, b: null}", "[]", "{}",
+    ]  # fmt: skip
+    assert [yaml.safe_load(shown(v)) for v in values if v != "off"] == [v for v in values if v != "off"]
+
+
+def test_the_page_for_people() -> None:
+    found = explain(["+experiment=linreg", "model=mlp", "data.noise=1"], only=["data.noise", "device.name", "name"])
+    assert text(found) == (
+        "name = linreg       conf/experiment/linreg.yaml:8\n"
+        "    experiment's name, the folder of its runs\n"
+        f"    before: run, {ours('name:')}\n"
+        "\n"
+        f"device=auto         {ours('- device:')}\n"
+        "device.name = auto  conf/device/auto.yaml:6\n"
+        "    kind of device; auto takes an accelerator when there is one\n"
+        "    at the start of the run: an accelerator where torch finds one, else cpu; `python -m runner doctor` says which\n"
+        "\n"
+        "data=line           conf/experiment/linreg.yaml:4\n"
+        f"    before: line, {ours('- data:')}\n"
+        "data.noise = 1.0    command line: data.noise=1\n"
+        "    scale of what is added to the target [target's]\n"
+        "    before: 10.0, conf/experiment/linreg.yaml:16\n"
+        "    before: 10.0, conf/data/line.yaml:13\n"
+        "warning: `model.init` of the experiment left out: mlp has no such key\n"
+    )

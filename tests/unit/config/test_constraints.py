@@ -1,0 +1,152 @@
+"""What is fine alone and wrong side by side."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from runner.config import constraints
+from runner.config.compose import compose
+from runner.errors import ConfigError
+
+REFUSED = {
+    "dtype=float64 device=mps": "`dtype` must not be float64 with `device`=mps",
+    "dtype=float16 device=cpu": "`dtype` must not be float16 with `device`=cpu",
+    "dtype=float16 device=cuda optimizer=adam": "`optimizer.eps` must be at least 6e-8 with `dtype`=float16",
+    "dtype=float16 device=cuda optimizer=adamw": "`optimizer.eps` must be at least 6e-8 with `dtype`=float16",
+    "dtype=float64 amp=bfloat16": "`amp` must be off unless `dtype` is float32",
+    "dtype=bfloat16 amp=float16": "`amp` must be off unless `dtype` is float32",
+    "optimizer=lbfgs update=manual": "`update` must be optimizer with `optimizer`=lbfgs",
+    "optimizer=lbfgs amp=float16": "`amp` must not be float16 with `optimizer`=lbfgs",
+    "optimizer=lbfgs train.clip_norm=1": "`train.clip_norm` must be null with `optimizer`=lbfgs",
+    "model=formula data.standardize=true": "`data.standardize` must be false with `model`=formula",
+    "train.steps=null": "`train.steps` and `train.epochs` must be one number and one null",
+    "train.early_stopping.patience=3": "`train.eval_every_steps` must be an integer when `train.early_stopping.patience` is given",
+    "train.batch_size=4 train.accumulate=5": "`train.accumulate` must not be above `train.batch_size`",
+    "data.split.test=1.0": "`data.split.test` must be an integer number of rows or a fraction below 1",
+    "data.split.valid=1.5": "`data.split.valid` must be an integer number of rows or a fraction below 1",
+    "data.start=5 data.stop=5": "`data.start` must be below `data.stop`",
+    "data=curve data.start=5 data.stop=4": "`data.start` must be below `data.stop`",
+    "schedule=warmup_cosine schedule.warmup_steps=30 train.steps=30": "`schedule.warmup_steps` must be below `train.steps`",
+    "strategy.chunks=12": "`strategy.chunks` must be a power of two",
+    "strategy=fsdp strategy.reduction=exact": "`strategy.reduction` must be fast unless `strategy` is single or ddp",
+    "strategy=dp strategy.reduction=exact": "`strategy.reduction` must be fast unless `strategy` is single or ddp",
+    "strategy.reduction=exact train.compile=true": "`train.compile` must be false with `strategy.reduction`=exact",
+    "strategy=ddp strategy.tensor_parallel=2": "`strategy.tensor_parallel` must be 1 with `strategy`=ddp: torch's",
+    "strategy=tensor strategy.tensor_parallel=2": "`strategy.tensor_parallel` must be 1 unless `strategy` is fsdp",
+    "strategy=fsdp model=formula": "`strategy` must be single, dp or ddp with `model`=formula",
+    "strategy=tensor optimizer=lbfgs": "`strategy` must be single, dp or ddp with `optimizer`=lbfgs",
+    "strategy=fsdp amp=float16": "`amp` must not be float16 with `strategy`=fsdp, tensor or pipeline",
+    "strategy=tensor train.compile=true": "`train.compile` must be false with `strategy`=tensor or pipeline",
+    "strategy=pipeline train.accumulate=2": "`train.accumulate` must be 1 and `amp` off with `strategy`=pipeline",
+    "strategy=pipeline amp=bfloat16": "`train.accumulate` must be 1 and `amp` off with `strategy`=pipeline",
+    "optimizer=lstsq loss=mae": "`loss` must be mse with `optimizer`=lstsq or lm",
+    "optimizer=lm train.batch_size=8": "`train.batch_size` must be null with `optimizer`=lstsq or lm",
+    "optimizer=lm train.accumulate=2": "`train.accumulate` must be 1 with `optimizer`=lstsq or lm",
+    "optimizer=lstsq train.clip_norm=1": "`train.clip_norm` must be null with `optimizer`=lstsq or lm",
+    "optimizer=lm schedule=cosine": "`schedule` must be constant with `optimizer`=lstsq or lm",
+    "optimizer=lstsq dtype=bfloat16": "`dtype` must be float64 or float32, and `amp` off, with `optimizer`=lstsq or lm",
+    "optimizer=lm amp=bfloat16": "`dtype` must be float64 or float32, and `amp` off, with `optimizer`=lstsq or lm",
+    "optimizer=lm model=mlp model.dropout=0.1": "`model.dropout` must be 0 with `optimizer`=lstsq or lm",
+    "optimizer=lm strategy=fsdp": "`strategy` must be single, dp or ddp with `optimizer`=lstsq or lm",
+    "launch.nodes=2": "`launch.rdzv_endpoint` must be host:port when `launch.nodes` is above 1",
+    "data=curve data.expression=2": "`data.expression` must have at least one name, the feature",
+    "data=curve data.expression=open(x)": "`data.expression`: the formula 'open(x)' is refused at column 1: `open` is not a function",
+    "model=formula model.expression=a*x.real": "`model.expression`: the formula 'a*x.real' is refused at column 4",
+    "model=formula model.start.q=1": "`model.start.q` must name a parameter of `model.expression`, but 'a*x + b' has a, x, b",
+}
+
+
+@pytest.mark.parametrize(("words", "sentence"), REFUSED.items())
+def test_what_does_not_fit_together(words: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose(words.split())
+    (problem,) = refused.value.problems
+    assert problem.startswith(sentence)
+    # What to do stands at the end, after a semicolon or a reason.
+    assert any(
+        verb in problem
+        for verb in ("use ", "set ", "make ", "write ", "swap ", "give ", "take it out", "there are", "it is made of")
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "dtype=float32 device=mps",
+        "dtype=float16 device=cuda",
+        "dtype=float16 device=cuda optimizer=adam optimizer.eps=1e-4",
+        "amp=float16 optimizer=adam",
+        "optimizer=lbfgs amp=bfloat16",
+        "model=linear data.standardize=true",
+        "train.steps=null train.epochs=1",
+        "train.early_stopping.patience=3 train.eval_every_steps=1",
+        "train.batch_size=5 train.accumulate=5",
+        "train.accumulate=5",
+        "data.split.test=1 data.split.valid=0.99",
+        "schedule=warmup_cosine schedule.warmup_steps=29 train.steps=30",
+        "schedule=warmup_cosine schedule.warmup_steps=30 train.epochs=1",
+        "model=formula model.start.b=1",
+        "strategy=ddp strategy.reduction=exact strategy.chunks=1",
+        "strategy=fsdp strategy.tensor_parallel=2 amp=bfloat16 train.compile=true",
+        "strategy=ddp model=formula optimizer=lbfgs",
+        "optimizer=lstsq dtype=float32 update=manual strategy=ddp",
+        "optimizer=lm model=mlp data.standardize=true strategy.reduction=exact",
+        "launch.nodes=2 launch.rdzv_endpoint=node0:29500",
+    ],
+)
+def test_the_neighbours_that_are_fine(words: str) -> None:
+    assert compose(words.split()).notices == ()
+
+
+def test_every_rule_is_told_and_all_at_once() -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose(["optimizer=lbfgs", "update=manual", "amp=float16", "dtype=float64", "train.clip_norm=1"])
+    assert [problem.split("`")[1] for problem in refused.value.problems] == ["amp", "update", "amp", "train.clip_norm"]
+
+
+def test_no_rule_is_without_a_case() -> None:
+    sentences = [rule.sentence for rule in constraints.FORBIDDEN]
+    assert [s for s in sentences if not any(s.startswith(begin) for begin in REFUSED.values())] == []
+
+
+def test_a_chosen_device_is_judged_as_a_typed_one() -> None:
+    asked = compose(["device=auto", "dtype=float16"]).config
+    assert constraints.problems(asked) == []
+    (problem,) = constraints.problems(replace(asked, device=replace(asked.device, name="cpu")))
+    assert problem.startswith("`dtype` must not be float16 with `device`=cpu")
+
+
+def test_a_learning_rate_of_zero_is_noticed() -> None:
+    assert compose(["optimizer.lr=0"]).notices == ("`optimizer.lr` is 0, so the parameters will not change",)
+
+
+PLACES = [
+    ("strategy.reduction=exact", 3, "`strategy.chunks` must be divisible by the number of processes, 3"),
+    (
+        "strategy.reduction=exact strategy.chunks=2",
+        4,
+        "`strategy.chunks` must be divisible by the number of processes, 4",
+    ),
+    ("strategy=single", 2, "`strategy` must be ddp, fsdp, tensor or pipeline on 2 processes, but is single"),
+    ("strategy=dp", 2, "`strategy` must be ddp, fsdp, tensor or pipeline on 2 processes, but is dp"),
+    ("strategy=fsdp", 1, "`strategy`=fsdp must have at least 2 processes"),
+    ("strategy=pipeline", 1, "`strategy`=pipeline must have at least 2 processes"),
+    (
+        "strategy=fsdp strategy.tensor_parallel=2",
+        3,
+        "`strategy.tensor_parallel` must divide the number of processes, 3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "size", "sentence"), PLACES)
+def test_processes_that_cannot_compute_a_run(words: str, size: int, sentence: str) -> None:
+    (problem,) = constraints.misplaced(compose(words.split()).config, size)
+    assert problem.startswith(sentence)
+
+
+@pytest.mark.parametrize("words", ["strategy=auto", "strategy=ddp", "strategy.reduction=exact", "strategy=single"])
+def test_one_process_can_compute_any_run_that_is_whole(words: str) -> None:
+    assert constraints.misplaced(compose(words.split()).config, 1) == []

@@ -1,0 +1,182 @@
+"""Values and meanings: what stands in `conf/` is what `runner.config.schema` knows, both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from runner.config import validation
+from runner.config.compose import CONF, compose, options
+from runner.config.schema import Config, config_hash, plain
+
+GROUPS = {name: hint for name, hint in validation.hints(Config).items() if validation.variants(hint)}
+FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_"))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A file with the files of its defaults list that lie beside it."""
+    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+    beside = [name for name in values.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
+    found: dict[str, Any] = {}
+    for name in beside:
+        found |= load(path.with_name(f"{name}.yaml"))
+    return found | values
+
+
+def keys(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def described(kind: type) -> Iterator[type]:
+    """A dataclass and all that it holds."""
+    yield kind
+    for hint in validation.hints(kind).values():
+        for variant in validation.variants(hint).values():
+            yield from described(variant)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("experiment/")])
+def test_an_option_has_the_keys_of_its_dataclass(file: str) -> None:
+    group, values = file.partition("/")[0], load(CONF / file)
+    variants = validation.variants(GROUPS[group])
+    kind = variants[values["name"]] if "name" in values else variants[""]
+    assert set(values) == keys(kind)
+    for name, hint in validation.hints(kind).items():
+        for nested in validation.variants(hint).values():
+            assert set(values[name]) == keys(nested)
+
+
+def test_every_dataclass_has_an_option() -> None:
+    for group, hint in GROUPS.items():
+        names = {load(CONF / file).get("name", "") for file in FILES if file.startswith(f"{group}/")}
+        assert names == set(validation.variants(hint)), group
+
+
+def test_an_option_is_called_by_its_name() -> None:
+    for file in FILES:
+        name = load(CONF / file).get("name")
+        assert name in (None, Path(file).stem), file
+
+
+def test_the_first_file_has_the_rest_of_the_keys() -> None:
+    values = yaml.safe_load((CONF / "config.yaml").read_text())
+    groups = [next(iter(entry)) for entry in values.pop("defaults") if entry != "_self_"]
+    assert set(groups) == set(GROUPS)
+    assert set(values) == keys(Config) - set(GROUPS)
+
+
+def test_a_value_stands_in_one_file() -> None:
+    """A dataclass gives none, and every key of it has a sentence."""
+    for kind in described(Config):
+        for field in dataclasses.fields(kind):
+            assert field.default is dataclasses.MISSING, field.name
+            assert field.default_factory is dataclasses.MISSING, field.name
+            if not validation.variants(validation.hints(kind)[field.name]):
+                assert validation.keys(kind)[field.name].meaning, field.name
+        assert kind.__doc__
+        assert not kind.__doc__.startswith(f"{kind.__name__}(")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_an_option_begins_with_a_sentence(file: str) -> None:
+    group, _, name = file.removesuffix(".yaml").partition("/")
+    sentence = options()[group][name]
+    assert sentence.endswith(".")
+    assert len(sentence) > len("Mine.")
+
+
+@pytest.mark.parametrize("name", options()["experiment"])
+def test_an_experiment_composes_and_bears_its_name(name: str) -> None:
+    composed = compose([f"+experiment={name}"])
+    assert composed.config.name == name
+    assert composed.notices == ()
+
+
+LINREG = compose(["+experiment=linreg"]).config
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["name=other", "run_dir=there", "device.visible=[0]", "record.every_steps=7", "record.plots=false", "checkpoint.every_steps=3", "checkpoint.keep=null", "checkpoint.metric=r2", "launch.processes=4", "launch.timeout_seconds=5"],
+)  # fmt: skip
+def test_what_the_hash_leaves_out(word: str) -> None:
+    other = compose(["+experiment=linreg", word]).config
+    assert other != LINREG
+    assert config_hash(other) == config_hash(LINREG)
+
+
+def test_the_hash_leaves_out_what_is_resumed() -> None:
+    assert config_hash(dataclasses.replace(LINREG, resume="runs/x")) == config_hash(LINREG)
+
+
+HASHED = [
+    name
+    for name in validation.paths(Config)
+    if not validation.is_group(Config, name)
+    and name.partition(".")[0] not in ("record", "checkpoint", "launch", "sweep", "seeds")
+    and name not in ("name", "run_dir", "resume", "device.visible")
+]
+
+
+def changed(config: Any, path: str) -> Any:
+    """The configuration with one value exchanged for another; None where this one has no such key."""
+    first, _, rest = path.partition(".")
+    if not hasattr(config, first):
+        return None
+    value: Any = changed(getattr(config, first), rest) if rest else "something else"
+    return None if value is None else dataclasses.replace(config, **{first: value})
+
+
+@cache
+def composed(*words: str) -> Config:
+    return compose(words).config
+
+
+def with_every_option_of(group: str) -> Iterator[Config]:
+    for option in options().get(group, {"": ""}):
+        table = ["data.path=x.csv", "data.target=y"] if option in ("csv", "parquet") else []
+        yield composed(*([f"{group}={option}"] if option else []), *table)
+
+
+@pytest.mark.parametrize("path", HASHED)
+def test_the_hash_changes_with_everything_else(path: str) -> None:
+    config = next(c for c in with_every_option_of(path.partition(".")[0]) if changed(c, path) is not None)
+    assert config_hash(changed(config, path)) != config_hash(config)
+
+
+def test_the_hash_is_that_of_the_values() -> None:
+    assert config_hash(compose(["+experiment=linreg", "optimizer.lr=0.0001"]).config) == config_hash(LINREG)
+    assert config_hash(compose(["+experiment=linreg", "optimizer.lr=1e-4"]).config) == config_hash(LINREG)
+    assert len(config_hash(LINREG)) == 64
+
+
+def test_plain_values_build_the_same_configuration() -> None:
+    values = plain(LINREG)
+    assert yaml.safe_load(yaml.safe_dump(values)) == values
+    built, problems = validation.build(Config, values)
+    assert problems == []
+    assert built == LINREG
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../x", "/etc/x", "a/b", "a\\b", "", ".", "..", "a\0b", "a\n", "a\nb", "x" * 101, "~", "-rf", "a b", "ä", ".hidden", "a=b", "${x}"],
+)  # fmt: skip
+def test_a_name_is_a_folder_of_its_own(name: str) -> None:
+    built, problems = validation.build(Config, plain(LINREG) | {"name": name})
+    assert built is None
+    assert problems[0].startswith(
+        "`name` must be a text that matches [A-Za-z0-9][A-Za-z0-9._-]{0,99}, but is the text "
+    )
+
+
+@pytest.mark.parametrize("name", ["a", "x" * 100, "run_2.b-3", "CON", "0"])
+def test_names_that_are_fine(name: str) -> None:
+    assert validation.build(Config, plain(LINREG) | {"name": name})[1] == []

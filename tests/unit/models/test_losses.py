@@ -1,0 +1,61 @@
+"""Losses against their closed forms, and the refusal of shapes that would broadcast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from runner.config import schema as c
+from runner.errors import RunFailed
+from runner.models import losses
+
+MSE, MAE, HUBER = c.Mse(name="mse"), c.Mae(name="mae"), c.Huber(name="huber", delta=2.0)
+PREDICTION = [1.0, -1.0, 5.0, 2.0]
+TARGET = [0.0, 1.0, 2.0, 2.0]  # errors 1, −2, 3, 0
+
+
+def _column(values: list[float], dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.tensor(values, dtype=dtype).unsqueeze(1)
+
+
+@pytest.mark.parametrize(
+    ("config", "mean"),
+    [
+        (MSE, (1 + 4 + 9 + 0) / 4),
+        (MAE, (1 + 2 + 3 + 0) / 4),
+        (HUBER, (1 / 2 + 4 / 2 + 2 * (3 - 1) + 0) / 4),  # e²/2, and beyond delta: delta·(|e| − delta/2)
+    ],
+)
+def test_the_mean_over_rows(config: Any, mean: float) -> None:
+    loss = losses.build(config)(_column(PREDICTION), _column(TARGET))
+    assert loss.shape == ()
+    assert float(loss) == mean
+
+
+@pytest.mark.parametrize(
+    ("config", "slopes"),
+    [(MSE, [2, -4, 6, 0]), (MAE, [1, -1, 1, 0]), (HUBER, [1, -2, 2, 0])],
+)
+def test_the_slope_at_every_row(config: Any, slopes: list[float]) -> None:
+    prediction = _column(PREDICTION).requires_grad_()
+    (slope,) = torch.autograd.grad(losses.build(config)(prediction, _column(TARGET)), prediction)
+    assert slope.flatten().tolist() == [value / 4 for value in slopes]
+
+
+@pytest.mark.parametrize("config", [MSE, MAE, HUBER])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_type_is_kept(config: Any, dtype: torch.dtype) -> None:
+    assert losses.build(config)(_column(PREDICTION, dtype), _column(TARGET, dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("config", [MSE, MAE, HUBER])
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (1, 1), (4, 2)])
+def test_a_prediction_of_another_shape_is_refused(config: Any, shape: tuple[int, ...]) -> None:
+    with pytest.raises(RunFailed) as caught:
+        losses.build(config)(torch.zeros(shape), _column(TARGET))
+    assert str(caught.value) == (
+        f"the prediction must have the target's shape [4, 1], but has {list(shape)}; the model must give one number a row"
+    )

@@ -1,0 +1,83 @@
+"""Mean, deviation and interval against scipy, against closed forms, and where they cannot be known."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from runner.optim.student_t import Estimate, estimate, t_quantile
+
+INF, NAN = math.inf, math.nan
+
+
+@pytest.mark.parametrize("degrees", [*range(1, 40), 63, 64, 127, 511, 512, 4095])
+@pytest.mark.parametrize("probability", [0.51, 0.75, 0.95, 0.975, 0.995, 0.9999])
+def test_the_quantile_is_scipy_s(probability: float, degrees: int) -> None:
+    assert t_quantile(probability, degrees) == pytest.approx(float(stats.t.ppf(probability, degrees)), rel=1e-11)
+
+
+@pytest.mark.parametrize("probability", [0.6, 0.9, 0.975])
+def test_the_quantile_has_its_closed_forms(probability: float) -> None:
+    within = 2 * probability - 1
+    four = math.cos(math.acos(math.sqrt(1 - within**2)) / 3) / math.sqrt(1 - within**2)  # Shaw, 2006
+    closed = {
+        1: math.tan(math.pi * within / 2),
+        2: within * math.sqrt(2 / (1 - within**2)),
+        4: 2 * math.sqrt(four - 1),
+    }
+    # 1e-13: some hundred roundings of 1e-16, of which subtracting 1 leaves the more the nearer the median is
+    assert {degrees: t_quantile(probability, degrees) for degrees in closed} == pytest.approx(closed, rel=1e-13)
+
+
+def test_the_median_is_zero() -> None:
+    assert [t_quantile(0.5, degrees) for degrees in (1, 2, 7, 100)] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 32, 512])
+def test_an_estimate_is_scipy_s(count: int) -> None:
+    values = (5 + np.random.default_rng(count).standard_normal(count)).tolist()
+    found = estimate(values)
+    interval = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    expected = (count, statistics.mean(values), statistics.stdev(values), interval.low, interval.high)
+    assert astuple(found) == pytest.approx(expected, rel=1e-11)  # what the quantile is held to
+
+
+def test_the_interval_holds_the_mean_in_95_of_100_experiments() -> None:
+    random, trials = np.random.default_rng(0), 4000
+    found = [estimate(random.standard_normal(4).tolist()) for _ in range(trials)]
+    share = sum(each.low <= 0 <= each.high for each in found) / trials
+    assert abs(share - 0.95) < 4 * math.sqrt(0.95 * 0.05 / trials)  # four standard errors of a share
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], Estimate(0, NAN, NAN, NAN, NAN)),
+        ([0.25], Estimate(1, 0.25, NAN, NAN, NAN)),
+        ([NAN], Estimate(1, NAN, NAN, NAN, NAN)),
+        ([1.0, NAN], Estimate(2, NAN, NAN, NAN, NAN)),
+        ([1.0, INF, 2.0], Estimate(3, INF, NAN, NAN, NAN)),
+        ([INF, -INF], Estimate(2, NAN, NAN, NAN, NAN)),
+    ],
+)
+def test_what_the_values_do_not_tell_is_nan(values: list[float], expected: Estimate) -> None:
+    assert repr(estimate(values)) == repr(expected)
+
+
+@given(st.floats(-1e300, 1e300), st.integers(2, 40))
+def test_equal_values_have_no_spread(value: float, count: int) -> None:
+    assert estimate([value] * count) == Estimate(count, value, 0.0, value, value)
+
+
+@given(st.lists(st.floats(1, 2), min_size=2, max_size=20), st.sampled_from([-1000, -60, 60, 1000]))
+def test_an_estimate_moves_with_the_scale_of_its_values(values: list[float], power: int) -> None:
+    scale = 2.0**power  # exact in every operation, and its square would overflow or vanish
+    found = astuple(estimate([value * scale for value in values]))
+    assert found == (len(values), *(number * scale for number in astuple(estimate(values))[1:]))

@@ -1,0 +1,64 @@
+"""Trials trained once more alone: which, and how far apart they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import runner
+from runner.runs import checkpoint
+from runner.sweep.audit import audit
+from runner.sweep.manifest import Manifest
+
+WORDS = ["+experiment=linreg", "device=cpu", "device.threads=1", "train.steps=9", "dtype=float64"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def swept(*words: str) -> Manifest:
+    return Manifest.read(runner.multirun(None, [*WORDS, *words, "run_dir=sweep"])[0])
+
+
+def test_trials_side_by_side_are_what_they_are_alone() -> None:
+    manifest = swept("optimizer.lr=1e-5,1e-4", "seeds=2")
+    found = audit(manifest, 9)
+    assert found is not None
+    assert found.members == (0, 1, 2, 3)
+    assert found.largest_difference <= 1e-12
+
+
+def test_one_number_that_is_off_is_found() -> None:
+    """The largest difference over the largest magnitude of its tensor, of the one trial that it is in."""
+    manifest = swept("seeds=3")
+    folder = Path("sweep/1/checkpoints")
+    loaded = checkpoint.load(folder)
+    assert loaded is not None
+    weight = loaded.state["model"]["weight"]
+    loaded.state["model"]["weight"] = weight * (1 + 1e-3)
+    checkpoint.save(folder, loaded.step, loaded.state, best=True, keep=1)
+    found = audit(manifest, 3)
+    assert found is not None
+    assert found.largest_difference == pytest.approx(1e-3, rel=1e-6)
+
+
+def test_the_draw_is_that_of_the_directory_and_of_finished_trials() -> None:
+    manifest = swept("optimizer.lr=1e-5,1e30", "seeds=6")
+    first, again = audit(manifest, 3), audit(manifest, 3)
+    assert first is not None
+    assert again is not None
+    assert first.members == again.members
+    assert len(set(first.members)) == 3
+    assert set(first.members) < set(range(6))  # the others have diverged
+
+
+def test_nothing_is_trained_where_nothing_can_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = swept("optimizer.lr=1e30", "seeds=2")
+    monkeypatch.setattr("runner.training.run.execute", None)
+    assert audit(manifest, 3) is None
+    manifest.mark([0], "finished")
+    assert audit(manifest, 0) is None
