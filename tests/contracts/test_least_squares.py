@@ -21,7 +21,7 @@ from runner.data.dataset import Rows
 from runner.models import losses
 from runner.models.base import Model
 from runner.models.base import build as build_model
-from runner.optim.base import build as build_optimizer
+from runner.optim.build import build as build_optimizer
 from runner.training.objective import Objective, drawing
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from torch import Tensor
 from runner.config import schema as c
 from runner.optim import rules
 from runner.optim.base import Linearisation
-from runner.optim.base import build as build_optimizer
+from runner.optim.build import build as build_optimizer
 
 CHOICES: dict[str, Any] = {
     "sgd": c.Sgd(name="sgd", lr=0.1, weight_decay=0.0),

@@ -5,12 +5,10 @@ It is asked twice: with the configuration as written, and again when `auto` has 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from runner.config import schema as c
-from runner.config.expression import parse
-from runner.errors import ExpressionError
 
 
 @dataclass(frozen=True)
@@ -21,24 +19,20 @@ class Forbidden:
     sentence: str
 
 
-def _lbfgs(config: c.Config) -> bool:
-    return isinstance(config.optimizer, c.Lbfgs)
+def _line_search(config: c.Config) -> bool:
+    return config.optimizer.evaluates_repeatedly
 
 
 def _least_squares(config: c.Config) -> bool:
-    return isinstance(config.optimizer, (c.Lstsq, c.Lm))
+    return config.optimizer.least_squares
 
 
 def _fraction(rows: float) -> bool:
     return isinstance(rows, float) and not rows < 1
 
 
-def _start_above_stop(config: c.Config) -> bool:
-    return isinstance(config.data, (c.Line, c.Curve)) and not config.data.start < config.data.stop
-
-
 def _eps_is_zero(config: c.Config) -> bool:
-    return config.dtype == "float16" and isinstance(config.optimizer, (c.Adam, c.AdamW)) and config.optimizer.eps < 6e-8
+    return config.dtype == "float16" and getattr(config.optimizer, "eps", 1.0) < 6e-8
 
 
 SHARDED = ("fsdp", "tensor", "pipeline")
@@ -55,7 +49,7 @@ def _exact(config: c.Config) -> bool:
 
 def _warmup_too_long(config: c.Config) -> bool:
     steps = config.train.steps
-    return isinstance(config.schedule, c.WarmupCosine) and steps is not None and config.schedule.warmup_steps >= steps
+    return steps is not None and steps < config.schedule.least_steps
 
 
 FORBIDDEN = (
@@ -78,19 +72,19 @@ FORBIDDEN = (
         "`amp` must be off unless `dtype` is float32, since autocast changes float32 operations only; use amp=off or dtype=float32",
     ),
     Forbidden(
-        lambda k: _lbfgs(k) and k.update == "manual",
+        lambda k: k.optimizer.rule is None and not _least_squares(k) and k.update == "manual",
         "`update` must be optimizer with `optimizer`=lbfgs, whose line search asks for the loss again within a step; use update=optimizer",
     ),
     Forbidden(
-        lambda k: _lbfgs(k) and k.amp == "float16",
+        lambda k: _line_search(k) and k.amp == "float16",
         "`amp` must not be float16 with `optimizer`=lbfgs: the gradient scaler cannot skip a part of its line search; use amp=off or amp=bfloat16",
     ),
     Forbidden(
-        lambda k: _lbfgs(k) and k.train.clip_norm is not None,
+        lambda k: _line_search(k) and k.train.clip_norm is not None,
         "`train.clip_norm` must be null with `optimizer`=lbfgs, whose line search needs the gradient of its own loss; use train.clip_norm=null",
     ),
     Forbidden(
-        lambda k: _least_squares(k) and not isinstance(k.loss, c.Mse),
+        lambda k: _least_squares(k) and not k.loss.squares,
         "`loss` must be mse with `optimizer`=lstsq or lm, which make the sum of squares least; use loss=mse or optimizer=lbfgs",
     ),
     Forbidden(
@@ -106,7 +100,7 @@ FORBIDDEN = (
         "`train.clip_norm` must be null with `optimizer`=lstsq or lm, which know how far to step; use train.clip_norm=null",
     ),
     Forbidden(
-        lambda k: _least_squares(k) and not isinstance(k.schedule, c.Constant),
+        lambda k: _least_squares(k) and not k.schedule.constant,
         "`schedule` must be constant with `optimizer`=lstsq or lm, which have no learning rate; use schedule=constant",
     ),
     Forbidden(
@@ -115,7 +109,7 @@ FORBIDDEN = (
         "answer; use dtype=float64",
     ),
     Forbidden(
-        lambda k: _least_squares(k) and isinstance(k.model, c.Mlp) and k.model.dropout > 0,
+        lambda k: _least_squares(k) and k.model.draws,
         "`model.dropout` must be 0 with `optimizer`=lstsq or lm, whose residuals must not change from one look to the next; "
         "use model.dropout=0",
     ),
@@ -125,7 +119,7 @@ FORBIDDEN = (
         "use strategy=ddp",
     ),
     Forbidden(
-        lambda k: isinstance(k.model, c.Formula) and k.data.standardize,
+        lambda k: k.model.keeps_units and k.data.standardize,
         "`data.standardize` must be false with `model`=formula, whose parameters are in the units of the file; use data.standardize=false",
     ),
     Forbidden(
@@ -148,9 +142,6 @@ FORBIDDEN = (
     Forbidden(
         lambda k: _fraction(k.data.split.valid),
         "`data.split.valid` must be an integer number of rows or a fraction below 1, but is a fraction of 1 or more; write rows without a point",
-    ),
-    Forbidden(
-        _start_above_stop, "`data.start` must be below `data.stop`, the other end of the feature's range; swap them"
     ),
     Forbidden(
         lambda k: k.strategy.chunks & (k.strategy.chunks - 1) != 0,
@@ -177,11 +168,11 @@ FORBIDDEN = (
         "or strategy=tensor for splitting layers alone",
     ),
     Forbidden(
-        lambda k: _sharded(k) and isinstance(k.model, c.Formula),
+        lambda k: _sharded(k) and not k.model.divisible,
         "`strategy` must be single, dp or ddp with `model`=formula, whose parameters are single numbers and cannot be split; use strategy=ddp",
     ),
     Forbidden(
-        lambda k: _sharded(k) and _lbfgs(k),
+        lambda k: _sharded(k) and _line_search(k),
         "`strategy` must be single, dp or ddp with `optimizer`=lbfgs, whose line search needs the whole gradient on each process; use strategy=ddp",
     ),
     Forbidden(
@@ -210,9 +201,10 @@ FORBIDDEN = (
 
 
 def problems(config: c.Config) -> list[str]:
-    """Every forbidden combination that holds, and every formula that cannot be read."""
+    """Every forbidden combination that holds, and what the parts find wrong with themselves."""
     found = [rule.sentence for rule in FORBIDDEN if rule.when(config)]
-    return found + list(_formulas(config))
+    parts = (config.data, config.model, config.loss, config.optimizer, config.schedule)
+    return found + [problem for part in parts for problem in part.problems()]
 
 
 def misplaced(config: c.Config, size: int) -> list[str]:
@@ -245,25 +237,3 @@ def notices(config: c.Config) -> list[str]:
     if config.optimizer.lr == 0:
         return ["`optimizer.lr` is 0, so the parameters will not change"]
     return []
-
-
-def _formulas(config: c.Config) -> Iterator[str]:
-    if isinstance(config.data, c.Curve):
-        try:
-            names = parse(config.data.expression).names
-        except ExpressionError as error:
-            yield f"`data.expression`: {error}"
-        else:
-            if not names:
-                yield "`data.expression` must have at least one name, the feature; write for example sin(x)"
-    if isinstance(config.model, c.Formula):
-        try:
-            names = parse(config.model.expression).names
-        except ExpressionError as error:
-            yield f"`model.expression`: {error}"
-            return
-        for name in sorted(set(config.model.start) - set(names)):
-            yield (
-                f"`model.start.{name}` must name a parameter of `model.expression`, but {config.model.expression!r} has "
-                f"{', '.join(names) or 'no names'}; take it out or mend its name"
-            )

@@ -8,11 +8,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from runner.config.validation import key, without_lanes
+from runner.config.expression import parse
+from runner.config.validation import Part, group, key, keys_where, without, without_lanes
+from runner.errors import ExpressionError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 Metric = Literal["loss", "rmse", "mae", "r2"]
@@ -27,7 +31,7 @@ class Device:
         "kind of device; auto takes an accelerator when there is one"
     )
     visible: tuple[int | str, ...] | None = key(
-        "ordinals or UUIDs of the GPUs this run may see; null leaves the shell's mask", at_least=0
+        "ordinals or UUIDs of the GPUs this run may see; null leaves the shell's mask", at_least=0, changes="placement"
     )
     threads: int | None = key(
         "CPU threads inside one operation; null leaves torch's own number", unit="threads", at_least=1, at_most=1024
@@ -51,7 +55,13 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Data:
+class DataConfig(Part):
+    """Rows to learn from: where they come from, how they are split and scaled.
+
+    A builder takes (config, seed) and returns a `runner.data.tables.Table`.
+    """
+
+    name: str = key("kind of data")
     seed: int | None = key(
         "seed of data and split alone; null takes the run's seed", at_least=0, at_most=2**32 - 1, lane=True
     )
@@ -59,171 +69,290 @@ class _Data:
     standardize: bool = key("features and target to mean 0 and deviation 1, fitted on the training rows")
     split: Split
 
+    @property
+    def noise_deviation(self) -> float | None:
+        """Standard deviation of the noise around the true function; None where that is not known."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
-class _Synthetic(_Data):
+class _Synthetic(DataConfig):
     rows: int = key("rows that are made", unit="rows", at_least=1)
     start: float = key("smallest feature value", lane=True)
     stop: float = key("largest feature value", lane=True)
     noise: float = key("scale of what is added to the target", unit="target's", at_least=0, lane=True)
     noise_distribution: Literal["normal", "uniform"] = key("noise·N(0, 1) or noise·U(0, 1)")
 
+    @property
+    def noise_deviation(self) -> float:
+        return self.noise / (math.sqrt(12) if self.noise_distribution == "uniform" else 1)
+
+    def problems(self) -> Iterator[str]:
+        if not self.start < self.stop:
+            yield "`data.start` must be below `data.stop`, the other end of the feature's range; swap them"
+
 
 @dataclass(frozen=True, kw_only=True)
-class Line(_Synthetic):
+class Line(_Synthetic, name="line", builder="runner.data.synthetic:line"):
     """Rows of y = slope·x + intercept + noise; one feature is evenly spaced, more are drawn evenly from the range."""
 
-    name: Literal["line"] = key("kind of data")
     features: int = key("number of features; the slope is the same for each", at_least=1)
     slope: float = key("true slope", lane=True)
     intercept: float = key("true intercept", lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve(_Synthetic):
+class Curve(_Synthetic, name="curve", builder="runner.data.synthetic:curve"):
     """Rows of y = expression + noise; one variable is evenly spaced, more are drawn evenly from the range."""
 
-    name: Literal["curve"] = key("kind of data")
     expression: str = key("formula of the target; its names are the features")
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        try:
+            names = parse(self.expression).names
+        except ExpressionError as error:
+            yield f"`data.expression`: {error}"
+            return
+        if not names:
+            yield "`data.expression` must have at least one name, the feature; write for example sin(x)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Table(_Data):
+class _Table(DataConfig):
     path: str = key("file, from the working directory")
     target: str = key("column to predict")
     features: tuple[str, ...] | None = key("columns to predict from; null takes all but the target")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Csv(_Table):
+class Csv(_Table, name="csv", builder="runner.data.tables:from_csv"):
     """A comma-separated file with a header line and numbers below it."""
 
-    name: Literal["csv"] = key("kind of data")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Parquet(_Table):
+class Parquet(_Table, name="parquet", builder="runner.data.tables:from_parquet"):
     """A Parquet file of numeric columns (extra `tables`)."""
 
-    name: Literal["parquet"] = key("kind of data")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Diabetes(_Data):
+class Diabetes(DataConfig, name="diabetes", builder="runner.data.tables:from_diabetes"):
     """442 patients, ten measurements, disease progression a year later (Efron et al., 2004); ships with the package."""
 
-    name: Literal["diabetes"] = key("kind of data")
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Part):
+    """A function with parameters to learn.
+
+    A builder takes (config, feature_names, generator) and returns a `runner.models.base.Model` in float64 on the CPU.
+    """
+
+    identifiable: ClassVar[bool] = True
+    """Whether other parameters make other predictions, as those of a network do not."""
+    keeps_units: ClassVar[bool] = False
+    """Whether its parameters are in the units of the file, so that the data must not be standardized."""
+    divisible: ClassVar[bool] = True
+    """Whether its parameters are tensors that processes can split between them."""
+    records_parameters: ClassVar[bool] = False
+    """Whether every row of metrics has its parameters."""
+
+    name: str = key("kind of model")
+
+    @property
+    def draws(self) -> bool:
+        """Whether the forward pass in training draws random numbers."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(ModelConfig, name="linear", builder="runner.models.linear:linear"):
     """y = weight·x + bias."""
 
-    name: Literal["linear"] = key("kind of model")
     bias: bool = key("whether there is a constant term")
     init: Init = key("start values: kaiming is torch's own, uniform U(0, 1), normal N(0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Polynomial:
+class Polynomial(ModelConfig, name="polynomial", builder="runner.models.linear:polynomial"):
     """Linear in the powers 1 … degree of every feature."""
 
-    name: Literal["polynomial"] = key("kind of model")
     degree: int = key("highest power", at_least=1, at_most=50)
     init: Init = key("start values: kaiming is torch's own, uniform U(0, 1), normal N(0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mlp:
+class Mlp(ModelConfig, name="mlp", builder="runner.models.mlp:build"):
     """Fully connected layers with an activation after each but the last."""
 
-    name: Literal["mlp"] = key("kind of model")
+    identifiable = False
+
     widths: tuple[int, ...] = key("units of the hidden layers", at_least=1)
     activation: Literal["relu", "tanh", "gelu", "silu", "sigmoid"] = key("what follows each hidden layer")
     dropout: float = key("share of units dropped in training", at_least=0, below=1)
 
+    @property
+    def draws(self) -> bool:
+        return self.dropout > 0
+
 
 @dataclass(frozen=True, kw_only=True)
-class Formula:
+class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"):
     """Any function of the data columns; every other name in it is a parameter."""
 
-    name: Literal["formula"] = key("kind of model")
+    keeps_units = True
+    divisible = False
+    records_parameters = True
+
     expression: str = key("the function, such as a*exp(-b*x) + c")
     start: dict[str, float] = key("start value of each parameter; those not named are drawn by init", lane=True)
     init: Literal["uniform", "normal", "zeros"] = key("start values of the others: U(0, 1), N(0, 1) or 0")
 
+    def problems(self) -> Iterator[str]:
+        try:
+            names = parse(self.expression).names
+        except ExpressionError as error:
+            yield f"`model.expression`: {error}"
+            return
+        for name in sorted(set(self.start) - set(names)):
+            yield (
+                f"`model.start.{name}` must name a parameter of `model.expression`, but {self.expression!r} has "
+                f"{', '.join(names) or 'no names'}; take it out or mend its name"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
-class Mse:
+class LossConfig(Part):
+    """Mean over the rows of what an error costs.
+
+    A builder takes (config) and returns (prediction, target, reduction) → the cost of each row (0) or their mean (1), as
+    the losses of `torch.ops.aten` do.
+    """
+
+    squares: ClassVar[bool] = False
+    """Whether it is the mean of squared errors, for which much is known in closed form."""
+
+    name: str = key("kind of loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mse(LossConfig, name="mse", builder="runner.models.losses:mse"):
     """Mean of squared errors."""
 
-    name: Literal["mse"] = key("kind of loss")
+    squares = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mae:
+class Mae(LossConfig, name="mae", builder="runner.models.losses:mae"):
     """Mean of absolute errors."""
 
-    name: Literal["mae"] = key("kind of loss")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Huber:
+class Huber(LossConfig, name="huber", builder="runner.models.losses:huber"):
     """Squared near zero, absolute beyond delta (Huber, 1964)."""
 
-    name: Literal["huber"] = key("kind of loss")
     delta: float = key("error at which the square becomes a line", unit="target's", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Optimizer:
+class OptimizerConfig(Part):
+    """How parameters are changed to make the loss smaller.
+
+    A builder takes (config, parameters by name) and returns a `runner.optim.base.Optimizer`; that of a method of least
+    squares also takes the configurations of all lanes. An update that can be written out by hand names its `rule` as well,
+    which takes (configurations of all lanes, numbers) and returns a `runner.optim.rules.Rule`.
+    """
+
+    rule: ClassVar[str | None] = None
+    least_squares: ClassVar[bool] = False
+    """Whether it asks for residuals of all rows and finds its own steps."""
+    linear_only: ClassVar[bool] = False
+    """Whether it solves problems that are linear in their parameters, and no others."""
+    evaluates_repeatedly: ClassVar[bool] = False
+    """Whether a step asks for the loss more than once, along a line of its own."""
+
+    name: str = key("kind of optimizer")
+
+    def __init_subclass__(cls, *, rule: str | None = None, **binding: Any) -> None:
+        super().__init_subclass__(**binding)
+        cls.rule = rule
+
+    if TYPE_CHECKING:
+
+        @property
+        def lr(self) -> float | None:
+            """Learning rate before the schedule; None for a method that finds its own steps."""
+
+    @property
+    def l2_penalty(self) -> float | None:
+        """Weight of the l2 penalty that it adds to the loss; None where it shrinks parameters in another way."""
+        return float(getattr(self, "weight_decay", 0.0))
+
+    @property
+    def descent_momentum(self) -> float | None:
+        """Momentum of gradient descent, 0 without; None for other methods."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Optimizer(OptimizerConfig):
     lr: float = key("learning rate before the schedule", at_least=0, at_most=1e38, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sgd(_Optimizer):
+class Sgd(_Optimizer, name="sgd", builder="runner.optim.torch_optim:sgd", rule="runner.optim.rules:sgd"):
     """Gradient descent: p ← p − lr·g."""
 
-    name: Literal["sgd"] = key("kind of optimizer")
     weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38, lane=True)
+
+    @property
+    def descent_momentum(self) -> float:
+        return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Momentum(_Optimizer):
+class Momentum(
+    _Optimizer, name="momentum", builder="runner.optim.torch_optim:momentum", rule="runner.optim.rules:momentum"
+):
     """Gradient descent along a decaying sum of gradients (Polyak, 1964), as torch.optim.SGD defines it."""
 
-    name: Literal["momentum"] = key("kind of optimizer")
     momentum: float = key("share of the last direction that is kept", at_least=0, below=1, lane=True)
     weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38, lane=True)
 
+    @property
+    def descent_momentum(self) -> float:
+        return self.momentum
+
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(_Optimizer):
+class Adam(_Optimizer, name="adam", builder="runner.optim.torch_optim:adam", rule="runner.optim.rules:adam"):
     """Adaptive moments (Kingma and Ba, 2015)."""
 
-    name: Literal["adam"] = key("kind of optimizer")
     betas: tuple[float, float] = key("decay of the first and of the second moment", at_least=0, below=1, lane=True)
     eps: float = key("added to the root of the second moment", above=0, lane=True)
     weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(_Optimizer):
+class AdamW(_Optimizer, name="adamw", builder="runner.optim.torch_optim:adamw", rule="runner.optim.rules:adamw"):
     """Adam with weight decay apart from the gradient (Loshchilov and Hutter, 2019)."""
 
-    name: Literal["adamw"] = key("kind of optimizer")
     betas: tuple[float, float] = key("decay of the first and of the second moment", at_least=0, below=1, lane=True)
     eps: float = key("added to the root of the second moment", above=0, lane=True)
     weight_decay: float = key(
         "share of the parameter taken off each step, times lr", at_least=0, at_most=1e38, lane=True
     )
 
+    @property
+    def l2_penalty(self) -> float | None:
+        return None if self.weight_decay else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
-class Lbfgs(_Optimizer):
+class Lbfgs(_Optimizer, name="lbfgs", builder="runner.optim.torch_optim:lbfgs"):
     """Limited-memory BFGS with a closure (Liu and Nocedal, 1989); update=optimizer only."""
 
-    name: Literal["lbfgs"] = key("kind of optimizer")
+    evaluates_repeatedly = True
+
     max_iter: int = key("iterations inside one step", at_least=1)
     history_size: int = key("pairs of vectors that are remembered", at_least=1)
     tolerance_grad: float = key("a largest gradient entry below this ends the step", at_least=0)
@@ -231,8 +360,11 @@ class Lbfgs(_Optimizer):
     line_search: Literal["strong_wolfe"] | None = key("how far to go along a direction; null takes lr")
 
 
-class _Solver:
+@dataclass(frozen=True, kw_only=True)
+class _Solver(OptimizerConfig):
     """An optimizer that finds out by itself how far to go."""
+
+    least_squares = True
 
     @property
     def lr(self) -> None:
@@ -240,18 +372,18 @@ class _Solver:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lstsq(_Solver):
+class Lstsq(_Solver, name="lstsq", builder="runner.optim.least_squares:lstsq"):
     """The least-squares solution, outright: for mse and models that are linear in their parameters."""
 
-    name: Literal["lstsq"] = key("kind of optimizer")
+    linear_only = True
+
     weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lm(_Solver):
+class Lm(_Solver, name="lm", builder="runner.optim.least_squares:lm"):
     """Levenberg–Marquardt (Marquardt, 1963; Moré, 1978): damped Gauss–Newton steps, for mse, formulas and small models."""
 
-    name: Literal["lm"] = key("kind of optimizer")
     radius: float = key(
         "longest first step, in multiples of the start values, each weighed by its effect on the predictions",
         above=0,
@@ -261,36 +393,55 @@ class Lm(_Solver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant:
-    """The learning rate as given."""
+class ScheduleConfig(Part):
+    """Learning rate of every step.
 
-    name: Literal["constant"] = key("kind of schedule")
+    A builder takes (config, lr, steps) and returns step (from 1) → learning rate.
+    """
+
+    constant: ClassVar[bool] = False
+    """Whether it is the same learning rate at every step."""
+
+    name: str = key("kind of schedule")
+
+    @property
+    def least_steps(self) -> int:
+        """Fewest steps of a run that it fits."""
+        return 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class Constant(ScheduleConfig, name="constant", builder="runner.optim.schedules:constant"):
+    """The learning rate as given."""
+
+    constant = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(ScheduleConfig, name="step", builder="runner.optim.schedules:step"):
     """Multiplied by factor every so many steps."""
 
-    name: Literal["step"] = key("kind of schedule")
     every_steps: int = key("steps between two reductions", unit="steps", at_least=1, lane=True)
     factor: float = key("what the learning rate is multiplied by", above=0, at_most=1, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine:
+class Cosine(ScheduleConfig, name="cosine", builder="runner.optim.schedules:cosine"):
     """Half a cosine from lr down to final_factor·lr at the last step (Loshchilov and Hutter, 2017)."""
 
-    name: Literal["cosine"] = key("kind of schedule")
     final_factor: float = key("share of lr at the last step", at_least=0, at_most=1, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupCosine:
+class WarmupCosine(ScheduleConfig, name="warmup_cosine", builder="runner.optim.schedules:warmup_cosine"):
     """A straight rise to lr, then half a cosine down to final_factor·lr."""
 
-    name: Literal["warmup_cosine"] = key("kind of schedule")
     warmup_steps: int = key("steps of the rise", unit="steps", at_least=1, lane=True)
     final_factor: float = key("share of lr at the last step", at_least=0, at_most=1, lane=True)
+
+    @property
+    def least_steps(self) -> int:
+        return self.warmup_steps + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,8 +494,10 @@ class EarlyStopping:
 class Train:
     """How long and in what portions the model is trained."""
 
-    steps: int | None = key("parameter updates; null where epochs are given", unit="steps", at_least=1)
-    epochs: int | None = key("passes over the training rows; null where steps are given", unit="epochs", at_least=1)
+    steps: int | None = key("parameter updates; null where epochs are given", unit="steps", at_least=1, resumable=True)
+    epochs: int | None = key(
+        "passes over the training rows; null where steps are given", unit="epochs", at_least=1, resumable=True
+    )
     batch_size: int | None = key(
         "rows of one update, all processes together; null is all rows", unit="rows", at_least=1
     )
@@ -400,7 +553,7 @@ class Sweep:
 class Config:
     """One experiment, whole."""
 
-    name: str = key("experiment's name, the folder of its runs", pattern=NAME)
+    name: str = key("experiment's name, the folder of its runs", pattern=NAME, changes="recording")
     seed: int = key("moves every random stream", at_least=0, at_most=2**32 - 1, lane=True)
     dtype: Literal["float64", "float32", "bfloat16", "float16"] = key("type of parameters and data")
     amp: Literal["off", "bfloat16", "float16"] = key(
@@ -408,25 +561,25 @@ class Config:
     )
     update: Literal["manual", "optimizer"] = key("updates written out by hand, or done by torch.optim")
     deterministic: bool = key("only operations that give the same bits twice")
-    seeds: int | None = key("a sweep over this many seeds, from `seed` on; null is one run", at_least=1)
-    run_dir: str | None = key("directory of this run, or sweep; null makes runs/<name>/<stamp>")
-    resume: str | None = key("run directory to go on in")
-    device: Device
-    data: Line | Curve | Csv | Parquet | Diabetes
-    model: Linear | Polynomial | Mlp | Formula
-    loss: Mse | Mae | Huber
-    optimizer: Sgd | Momentum | Adam | AdamW | Lbfgs | Lstsq | Lm
-    schedule: Constant | Step | Cosine | WarmupCosine
-    strategy: Strategy
-    launch: Launch
+    seeds: int | None = key(
+        "a sweep over this many seeds, from `seed` on; null is one run", at_least=1, changes="recording", per_run=True
+    )
+    run_dir: str | None = key(
+        "directory of this run, or sweep; null makes runs/<name>/<stamp>", changes="recording", per_run=True
+    )
+    resume: str | None = key("run directory to go on in", changes="recording", resumable=True, per_run=True)
+    device: Device = group(resumable=True)
+    data: DataConfig
+    model: ModelConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    strategy: Strategy = group(resumable=True)
+    launch: Launch = group(changes="placement", resumable=True)
     train: Train
-    checkpoint: Checkpoint
-    record: Record
-    sweep: Sweep
-
-
-UNHASHED = ("name", "seeds", "run_dir", "resume", "device.visible", "launch", "record", "checkpoint", "sweep")
-"""Keys that change where and how a run is written down, not its answer."""
+    checkpoint: Checkpoint = group(changes="recording", resumable=True)
+    record: Record = group(changes="recording", resumable=True)
+    sweep: Sweep = group(changes="recording", per_run=True)
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -458,17 +611,33 @@ def config_hash(config: Config) -> str:
 
 
 def hashed(values: dict[str, Any]) -> dict[str, Any]:
-    """Of a configuration's plain values those that the answer depends on."""
-    found = {**values, "device": dict(values["device"])}
-    for path in UNHASHED:
-        group, _, name = path.rpartition(".")
-        (found[group] if group else found).pop(name, None)
-    return found
+    """Those of a configuration's plain values that the answer depends on."""
+    return without(values, unhashed_keys())
+
+
+@cache
+def unhashed_keys() -> tuple[str, ...]:
+    """Keys that change where a run is computed and how it is recorded, not its answer."""
+    return keys_where(Config, lambda key: key.changes != "answer")
+
+
+@cache
+def resumable_keys() -> tuple[str, ...]:
+    """Keys that may be overridden when a run is resumed; any other would make it another experiment."""
+    return keys_where(Config, lambda key: key.resumable)
+
+
+@cache
+def free_keys() -> tuple[str, ...]:
+    """Keys that may differ between a checkpoint and the configuration that resumes it."""
+    return keys_where(Config, lambda key: key.resumable or key.changes != "answer")
+
+
+@cache
+def _per_run_keys() -> tuple[str, ...]:
+    return keys_where(Config, lambda key: key.per_run)
 
 
 def program(config: Config) -> str:
-    """What runs must have in common to be trained side by side: the same text for the same program."""
-    values = without_lanes(config)
-    for name in ("run_dir", "resume", "seeds", "sweep"):
-        del values[name]
-    return json.dumps(values, sort_keys=True)
+    """What trials must have in common to be vmapped: the same text for the same program."""
+    return json.dumps(without(without_lanes(config), _per_run_keys()), sort_keys=True)

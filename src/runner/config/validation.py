@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import pkgutil
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 MISSING = "???"
@@ -34,7 +35,13 @@ class Key:
     at_most: float | None = None
     pattern: str | None = None
     lane: bool = False
-    """Whether runs that differ in this value alone can be trained side by side, as lanes of one program."""
+    """Whether trials that differ in this value alone can be vmapped, as lanes of one program."""
+    per_run: bool = False
+    """Whether it says nothing of the program: trials that are vmapped may have any value of it."""
+    changes: Literal["answer", "placement", "recording"] = "answer"
+    """The answer of a run, or only where it is computed, or what is written down of it."""
+    resumable: bool = False
+    """Whether it may be overridden when a run is resumed."""
 
     def bounds(self) -> list[str]:
         """The bounds that are set, in words."""
@@ -56,15 +63,91 @@ def key(meaning: str, **limits: Any) -> Any:
     return field(metadata={"key": Key(meaning, **limits)})
 
 
+def group(**flags: Any) -> Any:
+    """A dataclass field that holds keys of its own, all of which have these flags of `Key`."""
+    return field(metadata={"group": Key("", **flags)})
+
+
+class Part:
+    """One choice of a group of the configuration, such as a model: a dataclass bound to the builder of what it stands for.
+
+    A group is a direct subclass with a field `name`. Its choices are subclasses with
+    `class Mlp(ModelConfig, name="mlp", builder="runner.models.mlp:build")`. Fields that choices share stand in subclasses
+    without a name.
+    """
+
+    choices: ClassVar[dict[str, type[Part]]]
+    """Name → choice, of a group."""
+    builder: ClassVar[str]
+    """Module and function, as "package.module:function"; imported when the part is built."""
+
+    def __init_subclass__(cls, *, name: str | None = None, builder: str | None = None, **binding: Any) -> None:
+        super().__init_subclass__(**binding)
+        if Part in cls.__bases__:
+            cls.choices = {}
+        if (name is None) != (builder is None):
+            raise TypeError(f"{cls.__name__} must have both a name and a builder, or neither; give the other one")
+        if name is None or builder is None:
+            return
+        if name in cls.choices:
+            raise TypeError(f"{cls.__name__} must have a name of its own, but {name!r} is {cls.choices[name].__name__}")
+        cls.choices[name], cls.builder = cls, builder
+        meaning = next(
+            own["name"] for base in cls.__mro__[1:] if dataclasses.is_dataclass(base) and "name" in (own := keys(base))
+        )
+        cls.__annotations__ = {"name": Literal[name], **cls.__annotations__}
+        cls.name = key(meaning.meaning)  # type: ignore[attr-defined]  # the field of the dataclass it becomes
+
+    def build(self, *arguments: Any) -> Any:
+        """What the builder makes of this configuration and the arguments that its group gives."""
+        return pkgutil.resolve_name(self.builder)(self, *arguments)
+
+    def problems(self) -> Iterable[str]:
+        """What is wrong with its values together, though each of them is right alone."""
+        return ()
+
+
 @cache
 def hints(kind: Any) -> dict[str, Any]:
     """Field name → resolved type of a dataclass."""
-    return get_type_hints(kind)
+    resolved = get_type_hints(kind)
+    return {own.name: resolved[own.name] for own in dataclasses.fields(kind)}
 
 
 def keys(kind: type) -> dict[str, Key]:
     """Field name → meaning of a dataclass whose fields were made by `key`; fields that are groups are left out."""
     return {f.name: f.metadata["key"] for f in dataclasses.fields(kind) if "key" in f.metadata}
+
+
+def keys_where(kind: type, asked: Callable[[Key], bool], prefix: str = "") -> tuple[str, ...]:
+    """Dotted keys for which `asked` holds; a group for which it holds stands for all its keys."""
+    found: list[str] = []
+    for own in dataclasses.fields(kind):
+        meaning = own.metadata.get("key") or own.metadata.get("group")
+        if meaning is not None and asked(meaning):
+            found.append(prefix + own.name)
+            continue
+        for variant in dict.fromkeys(variants(hints(kind)[own.name]).values()):
+            found += keys_where(variant, asked, f"{prefix}{own.name}.")
+    return tuple(dict.fromkeys(found))
+
+
+def is_within(path: str, keys: Iterable[str]) -> bool:
+    """Whether a dotted key is one of these, or in a group that is."""
+    return any(path == key or path.startswith(f"{key}.") for key in keys)
+
+
+def without(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """A copy of plain values without these dotted keys."""
+    found = dict(values)
+    for path in keys:
+        group, _, name = path.rpartition(".")
+        holder = found
+        for step in group.split(".") if group else ():
+            holder[step] = dict(holder[step])
+            holder = holder[step]
+        holder.pop(name, None)
+    return found
 
 
 def without_lanes(config: Any) -> dict[str, Any]:
@@ -89,7 +172,9 @@ def variants(hint: Any) -> dict[str, type]:
     """The dataclasses that a field may hold, by the value of their `name`; a plain nested dataclass under ""."""
     found: dict[str, type] = {}
     for option in alternatives(hint):
-        if dataclasses.is_dataclass(option) and isinstance(option, type):
+        if isinstance(option, type) and Part in option.__bases__:
+            found.update(option.choices)  # type: ignore[attr-defined]
+        elif dataclasses.is_dataclass(option) and isinstance(option, type):
             names = get_args(hints(option).get("name", Literal[""]))
             found.update(dict.fromkeys(names, option))
     return found

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from runner.compute.rng import stream
 from runner.config import schema as c
-from runner.data import synthetic, tables
+from runner.data import tables
 from runner.data.scaling import Scaling
 from runner.data.split import split
 from runner.errors import DataError
@@ -51,12 +51,10 @@ class Dataset:
     warnings: tuple[str, ...]
 
 
-def build(
-    config: c.Line | c.Curve | c.Csv | c.Parquet | c.Diabetes, seed: int, dtype: torch.dtype, device: torch.device
-) -> Dataset:
+def build(config: c.DataConfig, seed: int, dtype: torch.dtype, device: torch.device) -> Dataset:
     """Read or make the data, split it, scale it, and put it on the device. Raises `DataError` with what is wrong."""
     seed = seed if config.seed is None else config.seed
-    table = _source(config, seed)
+    table: tables.Table = config.build(seed)
     features, target = torch.from_numpy(table.features), torch.from_numpy(table.target)
     if config.log_target:
         _positive(target, table.target_name)
@@ -75,18 +73,6 @@ def build(
         if len(numbers)
     }
     return Dataset(rows, scaling, table.feature_names, table.target_name, table.sha256, table.warnings)
-
-
-def _source(config: c.Line | c.Curve | c.Csv | c.Parquet | c.Diabetes, seed: int) -> tables.Table:
-    if isinstance(config, c.Line):
-        return synthetic.line(config, seed)
-    if isinstance(config, c.Curve):
-        return synthetic.curve(config, seed)
-    if isinstance(config, c.Csv):
-        return tables.read_csv(config.path, config.target, config.features)
-    if isinstance(config, c.Parquet):
-        return tables.read_parquet(config.path, config.target, config.features)
-    return tables.read_diabetes()
 
 
 def _positive(target: Tensor, name: str) -> None:

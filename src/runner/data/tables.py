@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from runner.config import schema as c
 from runner.data.diagnostics import (
     EXACT_INTEGER,
     Fault,
@@ -60,6 +61,21 @@ class Table:
     integer_columns: frozenset[str]
     sha256: str
     warnings: tuple[str, ...]
+
+
+def from_csv(config: c.Csv, seed: int) -> Table:
+    """The table of `data=csv`; nothing in it is drawn."""
+    return read_csv(config.path, config.target, config.features)
+
+
+def from_parquet(config: c.Parquet, seed: int) -> Table:
+    """The table of `data=parquet`; nothing in it is drawn."""
+    return read_parquet(config.path, config.target, config.features)
+
+
+def from_diabetes(config: c.Diabetes, seed: int) -> Table:
+    """The table of `data=diabetes`; nothing in it is drawn."""
+    return read_diabetes()
 
 
 def read_csv(path: str, target: str, features: tuple[str, ...] | None) -> Table:

@@ -78,28 +78,13 @@ class Model(torch.nn.Module):
         return ()
 
 
-def build(
-    config: c.Linear | c.Polynomial | c.Mlp | c.Formula, feature_names: Sequence[str], generator: torch.Generator
-) -> Model:
+def build(config: c.ModelConfig, feature_names: Sequence[str], generator: torch.Generator) -> Model:
     """The model that was chosen, in float64 on the CPU, its start values drawn from `generator`.
 
     Raises `DataError` for a formula that does not fit the columns.
     """
     # torch's constructors draw start values too, from the global generator, before ours replace them.
     with torch.random.fork_rng(devices=[]):
-        return _built(config, feature_names, generator)
-
-
-def _built(
-    config: c.Linear | c.Polynomial | c.Mlp | c.Formula, feature_names: Sequence[str], generator: torch.Generator
-) -> Model:
-    from runner.models import formula, linear, mlp
-
-    columns = len(feature_names)
-    if isinstance(config, c.Formula):
-        return formula.build(config, feature_names, generator)
-    if isinstance(config, c.Mlp):
-        return mlp.build(config, columns, generator)
-    if isinstance(config, c.Polynomial):
-        return linear.polynomial(config, columns, generator)
-    return linear.linear(config, columns, generator)
+        model: Model = config.build(feature_names, generator)
+    model.draws = config.draws
+    return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -74,15 +74,15 @@ def _with_ones(design: Tensor) -> Tensor:
     return torch.cat((design, torch.ones_like(design[..., :1])), -1)
 
 
-def linear(config: c.Linear, columns: int, generator: torch.Generator) -> Linear:
+def linear(config: c.Linear, feature_names: Sequence[str], generator: torch.Generator) -> Linear:
     """A linear model with its start values."""
-    model = Linear(columns, 1, bias=config.bias, dtype=torch.float64)
+    model = Linear(len(feature_names), 1, bias=config.bias, dtype=torch.float64)
     layers(model, config.init, generator)
     return model
 
 
-def polynomial(config: c.Polynomial, columns: int, generator: torch.Generator) -> Polynomial:
+def polynomial(config: c.Polynomial, feature_names: Sequence[str], generator: torch.Generator) -> Polynomial:
     """A polynomial with its start values."""
-    model = Polynomial(columns, config.degree)
+    model = Polynomial(len(feature_names), config.degree)
     layers(model, config.init, generator)
     return model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,40 +14,52 @@ from runner.errors import RunFailed
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(prediction [rows, 1], target [rows, 1]) → mean loss []."""
 
-_KINDS: dict[str, Any] = {
-    "mse": torch.ops.aten.mse_loss.default,
-    "mae": torch.ops.aten.l1_loss.default,
-    "huber": torch.ops.aten.huber_loss.default,
-}
+Cost = Callable[..., Tensor]
+"""(prediction, target, reduction) → the cost of each row (reduction 0) or their mean (1), as in `torch.ops.aten`.
+
+The operators themselves and not torch.nn.functional: its wrappers broadcast prediction and target first, which costs a step
+of a small model a tenth, forward and backward, and is what must not happen here.
+"""
+
+MEAN = 1
+"""Torch's number for the reduction to a mean."""
 
 
-def build(config: c.Mse | c.Mae | c.Huber) -> Loss:
-    """The loss that was chosen.
-
-    The operators themselves and not torch.nn.functional: its wrappers broadcast prediction and target first, which costs
-    a step of a small model a tenth, forward and backward, and is what must not happen here.
-    """
-    kind = _KINDS[config.name]
-    return _same_shapes(partial(kind, delta=config.delta) if isinstance(config, c.Huber) else kind)
+def mse(config: c.Mse) -> Cost:
+    """Squared errors."""
+    return torch.ops.aten.mse_loss.default
 
 
-def of_lanes(config: c.Mse | c.Mae | c.Huber) -> Loss:
-    """The same loss for each lane alone: (prediction [lanes, rows, 1], target [lanes, rows, 1] or [rows, 1]) → [lanes]."""
-    each = _KINDS[config.name] if not isinstance(config, c.Huber) else partial(_KINDS["huber"], delta=config.delta)
+def mae(config: c.Mae) -> Cost:
+    """Absolute errors."""
+    return torch.ops.aten.l1_loss.default
+
+
+def huber(config: c.Huber) -> Cost:
+    """Squared errors near zero, absolute ones beyond delta."""
+    return partial(torch.ops.aten.huber_loss.default, delta=config.delta)
+
+
+def build(config: c.LossConfig) -> Loss:
+    """The loss that was chosen."""
+    cost: Cost = config.build()
 
     def loss(prediction: Tensor, target: Tensor) -> Tensor:
-        _refuse_other(prediction.shape[-2:], target.shape[-2:])
-        errors: Tensor = each(prediction, target.expand_as(prediction), reduction=0)
-        return errors.mean((-2, -1))
+        if prediction.shape != target.shape:
+            _refuse_other(prediction.shape, target.shape)
+        return cost(prediction, target)
 
     return loss
 
 
-def _same_shapes(mean: Loss) -> Loss:
+def of_lanes(config: c.LossConfig) -> Loss:
+    """The same loss for each lane alone: (prediction [lanes, rows, 1], target [lanes, rows, 1] or [rows, 1]) → [lanes]."""
+    cost: Cost = config.build()
+
     def loss(prediction: Tensor, target: Tensor) -> Tensor:
-        if prediction.shape != target.shape:
-            _refuse_other(prediction.shape, target.shape)
-        return mean(prediction, target)
+        _refuse_other(prediction.shape[-2:], target.shape[-2:])
+        errors = cost(prediction, target.expand_as(prediction), 0)
+        return errors.mean((-2, -1))
 
     return loss
 

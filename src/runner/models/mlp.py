@@ -39,15 +39,14 @@ class Mlp(nn.Sequential, Model):
         return [[name for layer in layers[first:last] for name in layer] for first, last in pairwise(cuts)]
 
 
-def build(config: c.Mlp, columns: int, generator: torch.Generator) -> Mlp:
+def build(config: c.Mlp, feature_names: Sequence[str], generator: torch.Generator) -> Mlp:
     """A network with its start values."""
     parts: list[nn.Module] = []
-    width = columns
+    width = len(feature_names)
     for units in config.widths:
         parts += [nn.Linear(width, units, dtype=torch.float64), ACTIVATIONS[config.activation]()]
         parts += [nn.Dropout(config.dropout)] if config.dropout else []
         width = units
     model = Mlp(*parts, nn.Linear(width, 1, dtype=torch.float64))
-    model.draws = config.dropout > 0
     layers(model, "kaiming", generator)
     return model

@@ -6,13 +6,11 @@ state as parameter name → slot → value, with the slots named as torch names 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
-
-from runner.config import schema as c
 
 State = dict[str, dict[str, Any]]
 """Parameter name → slot → tensor (or, for L-BFGS, lists and numbers)."""
@@ -68,36 +66,3 @@ class Optimizer(Protocol):
 
     def load_state_dict(self, state: State) -> None:
         """Go on from a state that was saved, on whatever device."""
-
-
-def build(config: Any, update: str, parameters: Mapping[str, Tensor]) -> Optimizer:
-    """The optimizer that was chosen, for the parameters by name."""
-    from runner.optim import torch_optim
-
-    if isinstance(config, c.Lbfgs):
-        return torch_optim.Lbfgs(config, parameters)
-    if isinstance(config, (c.Lstsq, c.Lm)):
-        return _least_squares([config], parameters, None)
-    if update == "manual":
-        return _by_hand([config], parameters)
-    return torch_optim.Library(torch_optim.build(config, parameters), parameters)
-
-
-def lanes(configs: Sequence[Any], parameters: Mapping[str, Tensor]) -> Optimizer:
-    """The optimizer of runs side by side, whose stacked parameters [lanes, …] are given by name."""
-    if isinstance(configs[0], (c.Lstsq, c.Lm)):
-        return _least_squares(configs, parameters, len(configs))
-    return _by_hand(configs, parameters)
-
-
-def _by_hand(configs: Sequence[Any], parameters: Mapping[str, Tensor]) -> Optimizer:
-    from runner.optim import manual, rules
-
-    return manual.Manual(rules.build(configs, next(iter(parameters.values())).device), parameters)
-
-
-def _least_squares(configs: Sequence[Any], parameters: Mapping[str, Tensor], lanes: int | None) -> Optimizer:
-    from runner.optim import least_squares
-
-    kind = least_squares.Lstsq if isinstance(configs[0], c.Lstsq) else least_squares.Lm
-    return kind(configs, parameters, lanes)

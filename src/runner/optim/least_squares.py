@@ -166,6 +166,16 @@ class Lm(_LeastSquares):
         }
 
 
+def lstsq(config: c.Lstsq, parameters: Mapping[str, Tensor], lanes: Sequence[c.Lstsq] | None = None) -> Lstsq:
+    """The solver of one run, or of the runs in all lanes."""
+    return Lstsq(lanes or [config], parameters, None if lanes is None else len(lanes))
+
+
+def lm(config: c.Lm, parameters: Mapping[str, Tensor], lanes: Sequence[c.Lm] | None = None) -> Lm:
+    """The solver of one run, or of the runs in all lanes."""
+    return Lm(lanes or [config], parameters, None if lanes is None else len(lanes))
+
+
 def _in_lanes(factor: Tensor) -> Tensor:
     return factor.reshape(-1, *factor.shape[-2:])
 

@@ -83,7 +83,7 @@ def find(
     rows, numbers = features.shape[-2], sum(parameter.numel() for _, parameter in model.named_parameters())
     affordable = numbers <= MOST_NUMBERS and work(rows, numbers) <= MOST_WORK
     sample = features if features.dim() == 2 else features[0]
-    if not (isinstance(config.loss, c.Mse) and config.amp == "off" and affordable and model.is_linear(sample)):
+    if not (config.loss.squares and config.amp == "off" and affordable and model.is_linear(sample)):
         return None
     lanes, most = len(weight_decay), at_once(rows, numbers)
     decay = torch.tensor(weight_decay, dtype=widest(features.device), device=features.device)
@@ -142,12 +142,6 @@ def _digits(jacobian: Tensor, solution: Tensor, residual: Tensor, size: Tensor, 
     return digits.nan_to_num(0.0).clamp(0.0, -math.log10(eps))
 
 
-def penalty(config: c.Config) -> float | None:
-    """The l2 penalty that the optimizer adds to the loss; None for one that shrinks parameters without being a penalty."""
-    decay: float = getattr(config.optimizer, "weight_decay", 0.0)
-    return None if isinstance(config.optimizer, c.AdamW) and decay else decay
-
-
 def told(optimum: Optimum, rows: Tensor) -> list[dict[str, float]]:
     """What a row of metrics.jsonl says of each lane's parameters [lanes, n]."""
     gaps, distances = optimum.gap(rows)
@@ -185,11 +179,10 @@ def noise_floor(config: c.Config, target_scale: float) -> dict[str, float] | Non
 
     No model is better on new rows. The mean of noise·U(0, 1) counts as a part of the function.
     """
-    data = config.data
-    if not isinstance(data, (c.Line, c.Curve)) or data.log_target:
+    deviation = config.data.noise_deviation
+    if deviation is None or config.data.log_target:
         return None
-    deviation = data.noise / (math.sqrt(12) if data.noise_distribution == "uniform" else 1)
-    loss = {"loss": (deviation / target_scale) ** 2} if isinstance(config.loss, c.Mse) else {}
+    loss = {"loss": (deviation / target_scale) ** 2} if config.loss.squares else {}
     return {**loss, "rmse": deviation}
 
 
@@ -202,13 +195,13 @@ def unstable(configs: Sequence[c.Config], optimum: Optimum) -> list[str | None]:
 
 
 def _unstable(config: c.Config, eigenvalue: float) -> str | None:
-    lr = config.optimizer.lr
-    if lr is None or not isinstance(config.optimizer, (c.Sgd, c.Momentum)):
+    lr, momentum = config.optimizer.lr, config.optimizer.descent_momentum
+    if lr is None or momentum is None:
         return None
     limit = largest_stable_lr(config, eigenvalue)
     if lr <= limit:
         return None
-    formula = "(1 + momentum)·2/λmax" if isinstance(config.optimizer, c.Momentum) else "2/λmax"
+    formula = "(1 + momentum)·2/λmax" if momentum else "2/λmax"
     return (
         f"lr is above the stability limit {formula} = {limit:.6g}: `optimizer.lr`={lr:g} takes steps that lead away from the "
         "optimum; make it smaller, or standardize the data with data.standardize=true"
@@ -217,8 +210,7 @@ def _unstable(config: c.Config, eigenvalue: float) -> str | None:
 
 def largest_stable_lr(config: c.Config, eigenvalue: float) -> float:
     """The learning rate above which gradient descent leaves the optimum: 2/λmax, and (1 + momentum) times that with momentum."""
-    momentum = config.optimizer.momentum if isinstance(config.optimizer, c.Momentum) else 0.0
-    return 2 * (1 + momentum) / eigenvalue if eigenvalue > 0 else math.inf
+    return 2 * (1 + (config.optimizer.descent_momentum or 0.0)) / eigenvalue if eigenvalue > 0 else math.inf
 
 
 def predicted_rate(config: c.Config, eigenvalues: Tensor) -> float | None:
@@ -227,13 +219,12 @@ def predicted_rate(config: c.Config, eigenvalues: Tensor) -> float | None:
     |1 − lr·λ| of the worst eigenvalue; with momentum β the largest root of z² − (1 + β − lr·λ)·z + β (Polyak, 1964). None where
     that is not how the run goes on.
     """
-    train, optimizer = config.train, config.optimizer
-    alike = train.batch_size is None and train.clip_norm is None and isinstance(config.schedule, c.Constant)
-    if not alike or not isinstance(optimizer, (c.Sgd, c.Momentum)):
+    train, lr, beta = config.train, config.optimizer.lr, config.optimizer.descent_momentum
+    alike = train.batch_size is None and train.clip_norm is None and config.schedule.constant
+    if not alike or lr is None or beta is None:
         return None
     steep = eigenvalues[eigenvalues > torch.finfo(eigenvalues.dtype).eps * eigenvalues[0]].tolist()
-    beta = optimizer.momentum if isinstance(optimizer, c.Momentum) else 0.0
-    return max((_root(1 + beta - optimizer.lr * value, beta) for value in steep), default=None)
+    return max((_root(1 + beta - lr * value, beta) for value in steep), default=None)
 
 
 def _root(half: float, product: float) -> float:

@@ -9,7 +9,8 @@ The order of operations is that of torch.optim's for-loop versions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pkgutil
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -127,18 +128,42 @@ class Adam:
         return new, {"step": [count] * len(new), "exp_avg": first, "exp_avg_sq": second}
 
 
-def build(configs: Sequence[Any], device: torch.device) -> Rule:
-    """The rule that was chosen; its hyperparameters are 0-d for one run, [lanes, 1] for several that differ in them alone."""
+Numbers = Callable[[Iterable[float]], Tensor]
+"""Values of one hyperparameter, one a run → its tensor on the device: 0-d for one run, [lanes, 1] for several."""
 
-    def numbers(*values: float) -> Tensor:
-        tensor = torch.tensor(values, dtype=widest(device), device=device)
-        return tensor.reshape(()) if len(values) == 1 else tensor.unsqueeze(1)
 
-    config = configs[0]
-    weight_decay = numbers(*(k.weight_decay for k in configs)) if any(k.weight_decay for k in configs) else None
-    if isinstance(config, c.Sgd):
-        return Sgd(weight_decay)
-    if isinstance(config, c.Momentum):
-        return Momentum(numbers(*(k.momentum for k in configs)), weight_decay)
-    beta1, beta2 = (numbers(*(k.betas[i] for k in configs)) for i in (0, 1))
-    return Adam(beta1, beta2, numbers(*(k.eps for k in configs)), weight_decay, decoupled=isinstance(config, c.AdamW))
+def build(configs: Sequence[c.OptimizerConfig], device: torch.device) -> Rule:
+    """The rule that was chosen, for runs that differ in its hyperparameters alone."""
+
+    def numbers(values: Iterable[float]) -> Tensor:
+        tensor = torch.tensor(list(values), dtype=widest(device), device=device)
+        return tensor.reshape(()) if len(tensor) == 1 else tensor.unsqueeze(1)
+
+    assert configs[0].rule is not None
+    rule: Rule = pkgutil.resolve_name(configs[0].rule)(configs, numbers)
+    return rule
+
+
+def sgd(configs: Sequence[c.Sgd], numbers: Numbers) -> Rule:
+    """Gradient descent."""
+    return Sgd(_weight_decay(configs, numbers))
+
+
+def momentum(configs: Sequence[c.Momentum], numbers: Numbers) -> Rule:
+    """Gradient descent with momentum."""
+    return Momentum(numbers(k.momentum for k in configs), _weight_decay(configs, numbers))
+
+
+def adam(configs: Sequence[c.Adam | c.AdamW], numbers: Numbers, decoupled: bool = False) -> Rule:
+    """Adam; with `decoupled` weight decay that of AdamW."""
+    beta1, beta2 = (numbers(k.betas[i] for k in configs) for i in (0, 1))
+    return Adam(beta1, beta2, numbers(k.eps for k in configs), _weight_decay(configs, numbers), decoupled)
+
+
+def adamw(configs: Sequence[c.AdamW], numbers: Numbers) -> Rule:
+    """AdamW."""
+    return adam(configs, numbers, decoupled=True)
+
+
+def _weight_decay(configs: Sequence[Any], numbers: Numbers) -> Tensor | None:
+    return numbers(k.weight_decay for k in configs) if any(k.weight_decay for k in configs) else None

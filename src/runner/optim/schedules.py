@@ -11,22 +11,33 @@ Schedule = Callable[[int], float | None]
 """step (from 1) → learning rate; None for an optimizer that has none."""
 
 
-def build(config: c.Constant | c.Step | c.Cosine | c.WarmupCosine, lr: float | None, steps: int) -> Schedule:
+def build(config: c.ScheduleConfig, lr: float | None, steps: int) -> Schedule:
     """The schedule that was chosen, for a run of `steps` steps that starts from `lr`."""
     if lr is None:
         return lambda step: None
-    if isinstance(config, c.Step):
-        every, factor = config.every_steps, config.factor
-        return lambda step: lr * factor ** ((step - 1) // every)
-    if isinstance(config, c.Cosine):
-        final = config.final_factor
-        return lambda step: lr * half_cosine((step - 1) / max(1, steps - 1), final)
-    if isinstance(config, c.WarmupCosine):
-        return _warmup_cosine(config, lr, steps)
+    schedule: Schedule = config.build(lr, steps)
+    return schedule
+
+
+def constant(config: c.Constant, lr: float, steps: int) -> Schedule:
+    """Return `lr` at every step."""
     return lambda step: lr
 
 
-def _warmup_cosine(config: c.WarmupCosine, lr: float, steps: int) -> Schedule:
+def step(config: c.Step, lr: float, steps: int) -> Schedule:
+    """Multiply by a factor every so many steps."""
+    every, factor = config.every_steps, config.factor
+    return lambda step: lr * factor ** ((step - 1) // every)
+
+
+def cosine(config: c.Cosine, lr: float, steps: int) -> Schedule:
+    """Fall along half a cosine."""
+    final = config.final_factor
+    return lambda step: lr * half_cosine((step - 1) / max(1, steps - 1), final)
+
+
+def warmup_cosine(config: c.WarmupCosine, lr: float, steps: int) -> Schedule:
+    """Rise along a line, then fall along half a cosine."""
     rise, final = config.warmup_steps, config.final_factor
 
     def schedule(step: int) -> float:

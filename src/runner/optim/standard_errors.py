@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 from runner.compute.precision import DTYPES, widest
 from runner.config import schema as c
 from runner.optim.linearised import Linearised, lengths
-from runner.optim.optimum import MOST_NUMBERS, MOST_WORK, penalty, work
+from runner.optim.optimum import MOST_NUMBERS, MOST_WORK, work
 from runner.optim.qr import at_once, beside, folded, inverse, of_lanes, penalised, pieces
 from runner.optim.student_t import CONFIDENCE, t_quantile
 
@@ -102,12 +102,11 @@ def infer(
 
 
 def _asked(config: c.Config, numbers: int) -> bool:
-    smooth = isinstance(config.loss, c.Mse) and config.amp == "off" and config.dtype in ("float64", "float32")
-    plain = not (isinstance(config.model, c.Mlp) and config.model.dropout)
-    if not (smooth and plain and numbers <= MOST_NUMBERS and penalty(config) is not None):
-        return False
-    solved = isinstance(config.optimizer, (c.Lm, c.Lstsq))
-    return solved or not isinstance(config.model, c.Mlp)
+    smooth = config.loss.squares and config.amp == "off" and config.dtype in ("float64", "float32")
+    plain = not config.model.draws and config.optimizer.l2_penalty is not None
+    return (
+        smooth and plain and numbers <= MOST_NUMBERS and (config.optimizer.least_squares or config.model.identifiable)
+    )
 
 
 def _of_lanes(
@@ -119,7 +118,7 @@ def _of_lanes(
     finite = factor.isfinite().all(2).all(1).tolist()
     factor = factor.nan_to_num(0.0, 0.0, 0.0)
     deviation = factor[:, :, numbers].norm(dim=1) / math.sqrt(max(1, count - numbers))
-    decay = torch.tensor([penalty(fit.config) for fit in fits], dtype=flat.dtype, device=flat.device)
+    decay = torch.tensor([fit.config.optimizer.l2_penalty for fit in fits], dtype=flat.dtype, device=flat.device)
     whole = penalised(factor[:, :, : numbers + 1], flat, decay, count)
     jacobian = whole[:, :numbers, :numbers]
     problem = Linearised.of(jacobian, whole[:, :numbers, numbers], lengths(jacobian))
@@ -132,9 +131,9 @@ def _of_lanes(
     back = inverse(factor[:, :numbers, :numbers])
     free = count - numbers
     for lane, fit in enumerate(fits):
-        told = finite[lane] and full_rank[lane] and near[lane] and free > 0 and not penalty(fit.config)
+        told = finite[lane] and full_rank[lane] and near[lane] and free > 0 and not fit.config.optimizer.l2_penalty
         errors = _errors(model, fit, back[lane], float(deviation[lane])) if told else None
-        unique = full_rank[lane] or isinstance(fit.config.model, c.Mlp)
+        unique = full_rank[lane] or not fit.config.model.identifiable
         yield Inference(
             converged=finite[lane] and near[lane] and unique,
             reason=_reason(finite[lane], near[lane], unique, float(still[lane])),

@@ -5,30 +5,51 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from runner.compute.dtensor import scattered
 from runner.config import schema as c
-from runner.optim.base import Objective, State
+from runner.optim.base import Objective, Optimizer, State
 
 FUSED = ("cpu", "cuda")
 """Devices on which torch's fused Adam was run; it is the fastest of its versions there."""
 
 
-def build(config: Any, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
-    """Torch's own optimizer for what was chosen; the learning rate is set at every step."""
+Parameters = Mapping[str, Tensor]
+
+
+def sgd(config: c.Sgd | c.Momentum, parameters: Parameters, momentum: float = 0.0) -> Optimizer:
+    """Gradient descent by `torch.optim.SGD`."""
     tensors = list(parameters.values())
-    if isinstance(config, (c.Sgd, c.Momentum)):
-        momentum = config.momentum if isinstance(config, c.Momentum) else 0.0
-        return torch.optim.SGD(tensors, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
-    kind = torch.optim.AdamW if isinstance(config, c.AdamW) else torch.optim.Adam
+    optimizer = torch.optim.SGD(tensors, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
+    return Library(optimizer, parameters)
+
+
+def momentum(config: c.Momentum, parameters: Parameters) -> Optimizer:
+    """Gradient descent with momentum by `torch.optim.SGD`."""
+    return sgd(config, parameters, config.momentum)
+
+
+def adam(config: c.Adam | c.AdamW, parameters: Parameters, kind: type = torch.optim.Adam) -> Optimizer:
+    """Adam by `torch.optim.Adam`, fused where that was run."""
+    tensors = list(parameters.values())
     fused = tensors[0].device.type in FUSED
-    return kind(
+    optimizer = kind(
         tensors, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=fused or None
     )
+    return Library(optimizer, parameters)
+
+
+def adamw(config: c.AdamW, parameters: Parameters) -> Optimizer:
+    """AdamW by `torch.optim.AdamW`."""
+    return adam(config, parameters, torch.optim.AdamW)
+
+
+def lbfgs(config: c.Lbfgs, parameters: Parameters) -> Optimizer:
+    """L-BFGS by `torch.optim.LBFGS`."""
+    return Lbfgs(config, parameters)
 
 
 def named_state(optimizer: torch.optim.Optimizer, names: list[str]) -> State:

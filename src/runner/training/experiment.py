@@ -28,8 +28,8 @@ from runner.models.base import Model
 from runner.models.base import build as build_model
 from runner.optim import schedules
 from runner.optim.base import Optimizer
-from runner.optim.base import build as build_optimizer
-from runner.optim.optimum import Optimum, find, penalty, summarised, told, unstable
+from runner.optim.build import build as build_optimizer
+from runner.optim.optimum import Optimum, find, summarised, told, unstable
 from runner.optim.standard_errors import Fit, Inference, infer
 from runner.runs.fingerprint import parameters_sha256
 from runner.training import objective
@@ -196,7 +196,7 @@ class Experiment:
     def details(self) -> list[dict[str, float]]:
         """What a row tells besides losses: the parameters of a formula, the way to the optimum, the steps that a scaler skipped."""
         row: dict[str, float] = {}
-        if isinstance(self.facts.config.model, c.Formula):
+        if self.facts.config.model.records_parameters:
             row = {
                 f"param/{name}": float(value) for name, value in self.model.fitted(self.facts.dataset.scaling).items()
             }
@@ -272,9 +272,9 @@ def prepare(
             f"the {size} processes must not be more than the training rows, of which there are {rows}; start fewer processes"
         )
     model = start_model(resolved, dataset)
-    if isinstance(resolved.optimizer, c.Lstsq) and not model.is_linear(dataset.parts["train"].features.cpu()):
+    if resolved.optimizer.linear_only and not model.is_linear(dataset.parts["train"].features.cpu()):
         raise ConfigError(
-            f"`optimizer` must not be lstsq for a model that is not linear in its parameters, as this {resolved.model.name} is not; "
+            f"`optimizer` must not be {resolved.optimizer.name} for a model that is not linear in its parameters, as this {resolved.model.name} is not; "
             "use optimizer=lm"
         )
     equal = {
@@ -300,7 +300,7 @@ def build(resolved: c.Config, prepared: Prepared, world: World) -> Experiment:
     loss, autocast = losses.build(resolved.loss), precision.autocast(resolved.amp, device)
     strategy = strategies.build(resolved.strategy, device, world)
     # Before the strategy cuts the model.
-    optimum = find(model.to(device), rows.features, rows.target, resolved, [penalty(resolved) or 0.0])
+    optimum = find(model.to(device), rows.features, rows.target, resolved, [resolved.optimizer.l2_penalty or 0.0])
     placed = strategy.place(model, loss)
     forward: Any = torch.compile(placed) if train.compile else placed
     batches = Batches(len(rows), train.batch_size, resolved.seed, device)
@@ -356,8 +356,8 @@ def length(resolved: c.Config, batches: Batches) -> int:
     """Steps of the run. Raises `ConfigError` for what `train.epochs` hides from the combinations."""
     train, schedule = resolved.train, resolved.schedule
     steps = train.steps if train.steps is not None else (train.epochs or 0) * batches.per_epoch
-    if isinstance(schedule, c.WarmupCosine) and schedule.warmup_steps >= steps:
+    if steps < schedule.least_steps:
         raise ConfigError(
-            f"`schedule.warmup_steps` must be below the {steps} steps of this run, but is {schedule.warmup_steps}; make it smaller"
+            f"`schedule.warmup_steps` must be below the {steps} steps of this run, but is {schedule.least_steps - 1}; make it smaller"
         )
     return steps

@@ -405,7 +405,7 @@ def _verdict(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
             f"optimum  train/loss {optimum['loss']:.6g}; the run ended {optimum['gap']:.3g} above the optimum, "
             f"its parameters {optimum['distance']:.3g} away"
         )
-        if config.optimizer.name == "lstsq":
+        if config.optimizer.linear_only:
             digits = {"float64": 16, "float32": 7}[config.dtype]
             yield (
                 f"digits   about {int(optimum['digits'])} of the {digits} digits of {config.dtype} are certain in the worst "

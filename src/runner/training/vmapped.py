@@ -20,8 +20,8 @@ from runner.config import schema as c
 from runner.data.stacked import LaneBatches, LaneRows, side_by_side
 from runner.models import losses
 from runner.optim.base import Optimizer
-from runner.optim.base import lanes as build_lanes
-from runner.optim.optimum import Optimum, find, penalty, summarised, told
+from runner.optim.build import build_lanes
+from runner.optim.optimum import Optimum, find, summarised, told
 from runner.optim.qr import PIECE_ROWS
 from runner.optim.standard_errors import Fit, Inference, infer
 from runner.training.experiment import Facts, Outcome, Prepared, length, start_model, warnings
@@ -37,7 +37,7 @@ ROWS = "rows"
 def alone_because(config: c.Config, prepared: Prepared) -> str | None:
     """Why a run cannot be a lane, as the end of a sentence; None for one that can."""
     reasons = {
-        "lbfgs searches along a line of its own": isinstance(config.optimizer, c.Lbfgs),
+        f"{config.optimizer.name} searches along a line of its own": config.optimizer.evaluates_repeatedly,
         "dropout draws from one stream": prepared.model.draws,
         "its model keeps running values, as batch normalisation does": len(prepared.model.state_dict())
         != len(list(prepared.model.parameters())),
@@ -65,8 +65,9 @@ def bytes_a_lane(config: c.Config, prepared: Prepared) -> int:
     batch = min(config.train.batch_size or len(rows), len(rows))
     evaluated = max(len(part) for part in prepared.dataset.parts.values())
     activations = 4 * max(batch, evaluated) * (units + rows.features.shape[1] + 2)
-    solved = isinstance(config.optimizer, (c.Lstsq, c.Lm))
-    matrices = 3 * 8 * min(len(rows), PIECE_ROWS) * (prepared.parameter_count + 2) if solved else 0
+    matrices = (
+        3 * 8 * min(len(rows), PIECE_ROWS) * (prepared.parameter_count + 2) if config.optimizer.least_squares else 0
+    )
     return matrices + size * (12 * prepared.parameter_count + 2 * data + activations)
 
 
@@ -186,7 +187,7 @@ class SideBySide:
 
     def details(self) -> list[dict[str, float]]:
         rows: list[dict[str, float]] = [{} for _ in self.facts]
-        if isinstance(self.facts[0].config.model, c.Formula):
+        if self.facts[0].config.model.records_parameters:
             names = [f"param/{name}" for name in self.strategy.named(self.strategy.rows)]
             rows = [dict(zip(names, row, strict=True)) for row in self.strategy.rows.detach().double().tolist()]
         if self.optimum is None:
@@ -255,7 +256,7 @@ def facts_of(config: c.Config, prepared: Prepared, lanes: int) -> Facts:
 
 def build(facts: Sequence[Facts], models: Sequence[Any]) -> SideBySide:
     """The program of runs whose `config.program` and `shapes` are equal; `models` have their start values."""
-    decays = [penalty(f.config) or 0.0 for f in facts]
+    decays = [f.config.optimizer.l2_penalty or 0.0 for f in facts]
     return _built(facts, models, lambda rows: find(models[0], rows.features, rows.target, facts[0].config, decays))
 
 
@@ -319,7 +320,7 @@ def _schedule(facts: Sequence[Facts], like: Tensor) -> Callable[[int], Tensor | 
     def rates(step: int) -> Tensor:
         return _column(like, [schedule(step) for schedule in distinct.values()])[lanes]
 
-    if all(isinstance(f.config.schedule, c.Constant) for f in facts):
+    if all(f.config.schedule.constant for f in facts):
         constant = rates(1)
         return lambda step: constant
     return rates

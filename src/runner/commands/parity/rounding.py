@@ -137,8 +137,8 @@ def multiplied(eigenvalues: Tensor, rates: Sequence[float], momentum: float) -> 
 def linear(parts: Experiment) -> Linear | None:
     """The problem as one of least squares by gradient descent; None where it is another one."""
     config, rows, model = parts.facts.config, parts.facts.dataset.parts["train"], parts.model
-    descent = isinstance(config.optimizer, (c.Sgd, c.Momentum)) and config.train.clip_norm is None
-    whole = isinstance(config.loss, c.Mse) and parts.batches.per_epoch == 1
+    descent = config.optimizer.descent_momentum is not None and config.train.clip_norm is None
+    whole = config.loss.squares and parts.batches.per_epoch == 1
     if not (descent and whole and model.is_linear(rows.features)):
         return None
     named = {name: value.detach() for name, value in model.named_parameters()}
