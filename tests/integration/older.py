@@ -1,0 +1,65 @@
+"""The runs of tests/fixtures, made by an older version: copies of them, what they must end with, and where that holds to the bit."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.devices import probe
+
+FOLDER = Path(__file__).parents[1] / "fixtures"
+NAMES = ("killed", "finished", "sweep_half", "fsdp", "optuna")
+
+# Another processor, or another torch, may add in another order: what float32 rounds differently grows over some twenty
+# steps of a small network to a few units in the seventh digit of a metric. A hundred times that is still no other answer.
+FLOAT32 = 1e-4
+
+
+def copied(name: str, folder: Path) -> Path:
+    """A copy of one of the runs in `folder`, its links links; relative to it, as the runs were made."""
+    shutil.copytree(FOLDER / name, folder / name, symlinks=True)
+    return Path(name)
+
+
+def expected() -> dict[str, Any]:
+    """What the runs must end with, and the machine where they did."""
+    found: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text())
+    return found
+
+
+def machine() -> dict[str, str]:
+    """What bits depend on besides the run's own configuration."""
+    return {
+        "torch": str(torch.__version__),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+        "processor": probe().cpu_name,
+    }
+
+
+def end(run: Path) -> dict[str, Any]:
+    """What a run that has finished came to."""
+    summary = json.loads((run / "summary.json").read_text())
+    return {key: summary[key] for key in ("steps", "parameters_sha256", "metrics")}
+
+
+def agrees(run: Path, told: dict[str, Any]) -> None:
+    """The run ends as it did when the fixtures were made: to the bit on such a machine, closely on another one."""
+    found = end(run)
+    if machine() == expected()["machine"]:
+        assert found == told
+        return
+    assert found["steps"] == told["steps"]
+    assert found["metrics"].keys() == told["metrics"].keys()
+    for name, value in told["metrics"].items():
+        assert abs(found["metrics"][name] - value) <= FLOAT32 * max(abs(value), 1e-3), name
+
+
+def config_files() -> list[Path]:
+    """Every configuration that the runs have saved."""
+    return sorted(FOLDER.glob("**/config.yaml"))
