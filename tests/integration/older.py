@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from runner.devices import probe
+from runner.compute.devices import probe
+from runner.config import validation
 
 FOLDER = Path(__file__).parents[1] / "fixtures"
 NAMES = ("killed", "finished", "sweep_half", "fsdp", "optuna")
@@ -68,3 +70,36 @@ def agrees(run: Path, told: dict[str, Any]) -> None:
 def config_files() -> list[Path]:
     """Every configuration that the runs have saved."""
     return sorted(FOLDER.glob("**/config.yaml"))
+
+
+def keys(kind: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a schema, with the variant of a group where it has one: `model[mlp].widths`."""
+    for name, hint in validation.hints(kind).items():
+        yield prefix + name
+        for option, variant in validation.variants(hint).items():
+            yield from keys(variant, _below(prefix, name, option))
+
+
+def unnamed(kind: type, known: Collection[str], prefix: str = "") -> Iterator[str]:
+    """Keys and groups that are not among the known ones and do not name what they were before they existed.
+
+    Those of a variant that is new itself need not: no older run has it.
+    """
+    for name, hint in validation.hints(kind).items():
+        if prefix + name not in known:
+            if name not in validation.completed(kind, {}):
+                yield prefix + name
+            continue
+        for option, variant in validation.variants(hint).items():
+            below = _below(prefix, name, option)
+            if any(key.startswith(below) for key in known):
+                yield from unnamed(variant, known, below)
+
+
+def _below(prefix: str, name: str, option: str) -> str:
+    return f"{prefix}{name}[{option}]." if option else f"{prefix}{name}."
+
+
+def known() -> list[str]:
+    """The keys that there were when the first of the runs were made."""
+    return (FOLDER / "keys.txt").read_text().split()

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import older
 import pytest
+import torch
+import yaml
 
 from runner import cli
-from runner.compose import check, saved_values
-from runner.config import config_hash
+from runner.commands.explain import explain
+from runner.config.compose import check, saved_values
+from runner.config.schema import Config, config_hash
+from runner.config.validation import key
+from runner.runs.checkpoint_manifest import manifest_of, measured
+
+NEWER = (
+    "strategy.reduction", "strategy.chunks", "strategy.tensor_parallel", "launch.processes", "launch.nodes", "launch.rdzv_endpoint",
+    "launch.max_restarts", "launch.timeout_seconds", "launch", "checkpoint.async_save", "record.hash_every_steps",
+    "sweep.max_trials", "sweep.audit", "sweep.memory_gib", "sweep", "seeds",
+)  # fmt: skip
+"""Keys and groups that did not exist from the beginning."""
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +123,120 @@ def test_trials_of_it_are_verified(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "side by side with 1 " in out
     if older.here():
         assert code == 0, out
+
+
+# ------------------------------------------------------------------------------------------------ keys that came later
+
+
+def without(values: dict[str, Any], path: str) -> None:
+    *groups, name = path.split(".")
+    for group in groups:
+        values = values.get(group, {})
+    values.pop(name, None)
+
+
+def made_older(run: Path, paths: Iterable[str]) -> None:
+    """A run as one from the time before these keys: config.yaml, and the configuration in each checkpoint."""
+    file = run / "config.yaml"
+    values = yaml.safe_load(file.read_text())
+    states = [(saved, torch.load(saved, weights_only=True)) for saved in run.glob("checkpoints/step_*/state.pt")]
+    assert states
+    for path in paths:
+        for found in [values, *(state["config"] for _, state in states)]:
+            without(found, path)
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    for saved, state in states:
+        torch.save(state, saved)
+        manifest = manifest_of(state["step"], {saved.name: measured(saved.read_bytes())})
+        saved.with_name("manifest.json").write_bytes(manifest)
+
+
+@pytest.mark.parametrize("path", NEWER)
+def test_a_run_from_the_time_before_a_key(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = older.copied("finished", tmp_path)
+    recorded = json.loads((run / "run.json").read_text())["config_hash"]
+    made_older(run, [path])
+    assert config_hash(check(saved_values(str(run), "resume"))) == recorded
+    assert cli.main([f"resume={run}"]) == 0
+    assert "there is nothing left to do" in capsys.readouterr().out
+    (first, *_) = explain([f"resume={run}"], only=[path]).values
+    assert first.settings[0].place == f"{run / 'config.yaml'} is older than this key"
+
+
+def test_a_killed_run_from_the_beginning_goes_on(tmp_path: Path) -> None:
+    run = older.copied("killed", tmp_path)
+    recorded = json.loads((run / "run.json").read_text())["config_hash"]
+    made_older(run, NEWER)
+    assert cli.main([f"resume={run}"]) == 0
+    older.agrees(run, older.expected()["ends"]["killed"])
+    assert json.loads((run / "run.json").read_text())["config_hash"] == recorded
+    assert yaml.safe_load((run / "config.yaml").read_text()).keys() >= {"launch", "sweep", "seeds"}
+
+
+def test_a_finished_run_from_the_beginning_is_done_again(tmp_path: Path) -> None:
+    run = older.copied("finished", tmp_path)
+    made_older(run, NEWER)
+    assert cli.main(["rerun", str(run), "run_dir=again"]) == 0
+    older.agrees(Path("again"), older.expected()["ends"]["finished"])
+    assert cli.main(["diverge", str(run), "again"]) == 0 or not older.here()
+
+
+def test_a_sweep_whose_trials_are_from_the_beginning_goes_on(tmp_path: Path) -> None:
+    sweep = older.copied("sweep_half", tmp_path)
+    for number in range(4):
+        made_older(sweep / str(number), NEWER)
+    assert cli.main(["-m", f"resume={sweep}"]) == 0
+    for number, end in older.expected()["ends"]["sweep_half"].items():
+        older.agrees(sweep / number, end)
+
+
+@pytest.mark.parametrize("path", ["optimizer.lr", "train.compile", "train.early_stopping", "strategy", "checkpoint"])
+def test_a_key_that_is_as_old_as_runs_are_is_missed(
+    path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = older.copied("finished", tmp_path)
+    made_older(run, [path])
+    assert cli.main([f"resume={run}"]) == 2
+    assert f"is not as a run wrote it: `{path}` is missing; it must be " in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------- the guard
+
+
+def test_every_key_that_is_newer_than_these_runs_names_what_it_was_before() -> None:
+    missing = list(older.unnamed(Config, older.known()))
+    assert not missing, (
+        f"{', '.join(missing)}: a key that older runs do not have must name the value that they had, as "
+        "key(…, before=VALUE) in src/runner/config.py"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    share: float = key("share", before=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nameless:
+    share: float = key("share")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tomorrow(Config):
+    """A later schema, two of whose four new keys say nothing of the past."""
+
+    named: int = key("number", before=3)
+    nameless: int = key("number")
+    with_names: Named
+    without_names: Nameless
+
+
+def test_the_guard_finds_a_key_and_a_group_that_name_nothing() -> None:
+    assert list(older.unnamed(Tomorrow, older.known())) == ["nameless", "without_names"]
+    assert "train.compile" in older.known()
+    assert "strategy[fsdp].chunks" in older.known()
+    less = [known for known in older.known() if known not in ("train.compile", "model[mlp].dropout")]
+    assert list(older.unnamed(Config, less)) == ["model[mlp].dropout", "train.compile"]
+    assert list(older.unnamed(Config, [known for known in less if "[huber]" not in known])) == [
+        "model[mlp].dropout", "train.compile",
+    ]  # fmt: skip

@@ -177,7 +177,10 @@ def _broken_promises(saved: Mapping[str, Any], plan: Plan) -> list[str]:
 
 
 def saved_values(run: str, word: str) -> dict[str, Any]:
-    """The values in a run's `config.yaml`. Raises `CheckpointError`, naming `word`, where there is none to read."""
+    """The values in a run's `config.yaml`, those of newer keys as they were before these existed.
+
+    Raises `CheckpointError`, naming `word`, where there is none to read.
+    """
     from omegaconf import OmegaConf
 
     path = Path(run)
@@ -195,7 +198,7 @@ def saved_values(run: str, word: str) -> dict[str, Any]:
         values = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"), resolve=True)
     except Exception as error:
         raise CheckpointError(f"{path / 'config.yaml'} cannot be read: {' '.join(str(error).split())}") from None
-    config, problems = validation.build(Config, values)
+    config, problems = validation.build(Config, validation.completed(Config, values))
     if config is None:
         raise CheckpointError(f"{path / 'config.yaml'} is not as a run wrote it: {problem}" for problem in problems)
     return plain(config)

@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from runner.config.expression import parse
-from runner.config.validation import Part, group, key, keys_where, without, without_lanes
+from runner.config.validation import Part, group, key, keys_where, without, without_lanes, without_newer
 from runner.errors import ExpressionError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -452,15 +452,22 @@ class Strategy:
         "auto is single on one process and ddp on more"
     )
     reduction: Literal["fast", "exact"] = key(
-        "exact adds gradients in a fixed order, so that the bits do not depend on the number of processes"
+        "exact adds gradients in a fixed order, so that the bits do not depend on the number of processes",
+        before="fast",
+        hashed=True,
     )
     chunks: int = key(
         "parts of every batch with reduction=exact, a power of two that the number of processes divides",
         at_least=1,
         at_most=4096,
+        before=8,
+        hashed=True,
     )
     tensor_parallel: int = key(
-        "processes that split each layer between them, with fsdp; the others split the rows", at_least=1
+        "processes that split each layer between them, with fsdp; the others split the rows",
+        at_least=1,
+        before=1,
+        hashed=True,
     )
 
 
@@ -468,14 +475,16 @@ class Strategy:
 class Launch:
     """Which processes compute the run, where `python -m runner` starts them; under torchrun they are there already."""
 
-    processes: int = key("processes on this host; 1 starts none", at_least=1)
-    nodes: int = key("hosts, on each of which the same command is typed", at_least=1)
+    processes: int = key("processes on this host; 1 starts none", at_least=1, before=1)
+    nodes: int = key("hosts, on each of which the same command is typed", at_least=1, before=1)
     rdzv_endpoint: str | None = key(
-        "host:port where the hosts meet, on one of them; null on a single host", pattern=r"[^:\s]+:[0-9]{1,5}"
+        "host:port where the hosts meet, on one of them; null on a single host",
+        pattern=r"[^:\s]+:[0-9]{1,5}",
+        before=None,
     )
-    max_restarts: int = key("how often all processes are started again after one of them failed", at_least=0)
+    max_restarts: int = key("how often all processes are started again after one of them failed", at_least=0, before=0)
     timeout_seconds: float = key(
-        "longest time that a process waits for another one", unit="seconds", above=0, at_most=1e6
+        "longest time that a process waits for another one", unit="seconds", above=0, at_most=1e6, before=600.0
     )
 
 
@@ -522,7 +531,7 @@ class Checkpoint:
     metric: Metric = key(
         "what the best checkpoint is best in; on validation rows, or training rows where there are none"
     )
-    async_save: bool = key("write checkpoints beside the training, which goes on meanwhile")
+    async_save: bool = key("write checkpoints beside the training, which goes on meanwhile", before=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -535,6 +544,7 @@ class Record:
         "steps between lines of hashes.jsonl, from step 0 on, by which `diverge` tells where two runs part; null writes none",
         unit="steps",
         at_least=1,
+        before=None,
     )
 
 
@@ -542,10 +552,15 @@ class Record:
 class Sweep:
     """How the trials of `-m` are run."""
 
-    max_trials: int = key("most trials of one sweep: a grid that would make more is refused", at_least=1)
-    audit: int = key("trials, drawn at random, that are trained again alone at the end and compared", at_least=0)
+    max_trials: int = key("most trials of one sweep: a grid that would make more is refused", at_least=1, before=10_000)
+    audit: int = key(
+        "trials, drawn at random, that are trained again alone at the end and compared", at_least=0, before=0
+    )
     memory_gib: float | None = key(
-        "memory that trials side by side may take; null takes half of what the device has free", unit="GiB", above=0
+        "memory that trials side by side may take; null takes half of what the device has free",
+        unit="GiB",
+        above=0,
+        before=None,
     )
 
 
@@ -562,7 +577,11 @@ class Config:
     update: Literal["manual", "optimizer"] = key("updates written out by hand, or done by torch.optim")
     deterministic: bool = key("only operations that give the same bits twice")
     seeds: int | None = key(
-        "a sweep over this many seeds, from `seed` on; null is one run", at_least=1, changes="recording", per_run=True
+        "a sweep over this many seeds, from `seed` on; null is one run",
+        at_least=1,
+        changes="recording",
+        per_run=True,
+        before=None,
     )
     run_dir: str | None = key(
         "directory of this run, or sweep; null makes runs/<name>/<stamp>", changes="recording", per_run=True
@@ -606,8 +625,9 @@ def _names(kind: Any) -> list[str]:
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 over every key that the answer depends on."""
-    return hashlib.sha256(json.dumps(hashed(plain(config)), sort_keys=True).encode()).hexdigest()
+    """SHA-256 over every key that the answer depends on, but for newer ones that still have the value of before."""
+    values = without_newer(type(config), hashed(plain(config)))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def hashed(values: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ returns all of them, each a sentence with the dotted key, what it must be, what 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import pkgutil
@@ -21,6 +22,8 @@ T = TypeVar("T")
 MISSING = "???"
 """What YAML holds where the user must give a value."""
 LARGEST_INT64 = 2**63 - 1
+ALWAYS: Any = object()
+"""What a key names as its value before it existed when it is as old as its group."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class Key:
     """The answer of a run, or only where it is computed, or what is written down of it."""
     resumable: bool = False
     """Whether it may be overridden when a run is resumed."""
+    before: Any = ALWAYS
+    """The value that all runs had before the key existed, as YAML holds it. Older configurations are completed with it."""
+    hashed: bool = False
+    """Whether the key is in `config_hash` even while it has that value: hashes with it are older than this rule."""
 
     def bounds(self) -> list[str]:
         """The bounds that are set, in words."""
@@ -161,6 +168,78 @@ def without_lanes(config: Any) -> dict[str, Any]:
         else:
             found[field_.name] = without_lanes(value) if dataclasses.is_dataclass(value) else value
     return found
+
+
+def completed(kind: type, values: Any) -> Any:
+    """Saved values, with each key that is newer than they are at the value it had before it existed.
+
+    A group is added where all of its keys name such a value; of several variants the first one that does. What else is
+    missing stays missing, and `build` refuses it.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    found, own = dict(values), keys(kind)
+    for name, hint in hints(kind).items():
+        nested = variants(hint)
+        if name in found:
+            option = _option(nested, found[name])
+            found[name] = found[name] if option is None else completed(option, found[name])
+            continue
+        before = own[name].before if name in own else _group_before(nested)
+        if before is not ALWAYS:
+            found[name] = copy.deepcopy(before)
+    return found
+
+
+def _option(nested: Mapping[str, type], value: Any) -> type | None:
+    """The dataclass of a group's values; None where there is none of that name."""
+    if "" in nested:
+        return nested[""]
+    name = value.get("name") if isinstance(value, Mapping) else None
+    return nested.get(name) if isinstance(name, str) else None
+
+
+def _group_before(nested: Mapping[str, type]) -> Any:
+    """What a group held before it existed: the first of its variants of which every key names its value."""
+    for variant in dict.fromkeys(nested.values()):
+        whole = completed(variant, {})
+        if whole.keys() == hints(variant).keys():
+            return whole
+    return ALWAYS
+
+
+def without_newer(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's plain values without those keys that still have the value of the time before they existed.
+
+    A group of which nothing is left is left out. So a hash of what is left is the one that the run had then.
+    """
+    newer, groups = _newer(kind)
+    left = [name for name, before in newer if name in values and _same(values[name], before)]
+    found = {name: value for name, value in values.items() if name not in left} if left else values
+    for name, nested in groups:
+        group = found.get(name)
+        option = _option(nested, group)
+        if option is None or not isinstance(group, dict):
+            continue
+        inner = without_newer(option, group)
+        if inner is not group:
+            found = {**found, name: inner}
+            if not inner:
+                del found[name]
+    return found
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether two plain values are one: 1.0 is a share where 1 is a row."""
+    return type(value) is type(other) and bool(value == other)
+
+
+@cache
+def _newer(kind: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, dict[str, type]]]]:
+    """The keys of a dataclass that `without_newer` may leave out, with their values; and the groups that have such keys."""
+    newer = [(name, own.before) for name, own in keys(kind).items() if own.before is not ALWAYS and not own.hashed]
+    nested = [(name, variants(hint)) for name, hint in hints(kind).items()]
+    return newer, [(name, found) for name, found in nested if any(any(_newer(variant)) for variant in found.values())]
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:

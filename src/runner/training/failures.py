@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from runner.config import validation
 from runner.config.schema import Config, plain
 from runner.errors import CheckpointError, ConfigError, RunFailed, RunnerError
 from runner.runs.atomic import explain_os_error
@@ -30,7 +31,7 @@ FREE_ON_RESUME = (
 
 def refuse_other(state: Mapping[str, Any], config: Config, data_sha256: str, path: Path) -> None:
     """A checkpoint of another experiment must not be continued. Raises `CheckpointError` with every key that differs."""
-    saved, present = _leaves(state["config"], ""), _leaves(plain(config), "")
+    saved, present = _leaves(validation.completed(type(config), state["config"]), ""), _leaves(plain(config), "")
     problems = []
     for key in sorted(saved.keys() | present.keys()):
         name = key.removeprefix(".")

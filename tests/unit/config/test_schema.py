@@ -14,7 +14,9 @@ from omegaconf import OmegaConf
 
 from runner.config import validation
 from runner.config.compose import CONF, compose, options
-from runner.config.schema import Config, config_hash, plain
+from runner.config.schema import Config, config_hash, hashed, plain
+from runner.errors import CheckpointError
+from runner.training.failures import refuse_other
 
 GROUPS = {name: hint for name, hint in validation.hints(Config).items() if validation.variants(hint)}
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_"))
@@ -180,3 +182,69 @@ def test_a_name_is_a_folder_of_its_own(name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "x" * 100, "run_2.b-3", "CON", "0"])
 def test_names_that_are_fine(name: str) -> None:
     assert validation.build(Config, plain(LINREG) | {"name": name})[1] == []
+
+
+# ------------------------------------------------------------------------------------------------------------- newer keys
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shade:
+    depth: int = validation.key("how dark", before=0)
+    colour: str = validation.key("of what", before="grey")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Later(Config):
+    """The configuration of a later version."""
+
+    ema: float | None = validation.key("share of the mean that is kept", before=None)
+    shade: Shade
+
+
+def later(**values: Any) -> Later:
+    today = compose(["+experiment=linreg"]).config
+    fields = {field.name: getattr(today, field.name) for field in dataclasses.fields(Config)}
+    return Later(**{**fields, "ema": None, "shade": Shade(depth=0, colour="grey"), **values})
+
+
+def test_a_newer_key_is_not_in_the_hash_while_it_has_the_value_of_before() -> None:
+    today = config_hash(compose(["+experiment=linreg"]).config)
+    assert config_hash(later()) == today
+    others = [later(ema=0.9), later(ema=0.0), later(shade=Shade(depth=1, colour="grey"))]
+    assert len({today, *map(config_hash, others)}) == 4
+
+
+def test_a_checkpoint_without_a_newer_key_is_taken_for_one_with_the_value_of_before() -> None:
+    state = {"config": plain(compose(["+experiment=linreg"]).config), "data_sha256": "1"}
+    refuse_other(state, later(), "1", Path("step_3"))
+    with pytest.raises(CheckpointError) as refused:
+        refuse_other(state, later(ema=0.9, shade=Shade(depth=2, colour="grey")), "1", Path("step_3"))
+    assert [problem.split("; ")[0] for problem in refused.value.problems] == [
+        "`ema` must be None as in step_3, but is 0.9 in config.yaml",
+        "`shade.depth` must be 0 as in step_3, but is 2 in config.yaml",
+    ]
+
+
+def test_keys_that_were_in_the_hash_before_this_rule_stay_in_it() -> None:
+    values = hashed(plain(compose(["+experiment=linreg"]).config))
+    assert validation.without_newer(Config, values) == values
+    assert {"reduction", "chunks", "tensor_parallel"} <= values["strategy"].keys()
+
+
+def test_what_a_key_was_before_is_what_conf_gives_it() -> None:
+    """Else a sweep that goes on, which composes its trials again, would hold them for others."""
+    whole = plain(compose([]).config)
+
+    def below(kind: type, values: dict[str, Any]) -> None:
+        for name, own in validation.keys(kind).items():
+            if own.before is not validation.ALWAYS:
+                assert values[name] == own.before
+        for name, hint in validation.hints(kind).items():
+            for variant in validation.variants(hint).values():
+                if isinstance(values.get(name), dict) and values[name].keys() == keys(variant):
+                    below(variant, values[name])
+
+    below(Config, whole)
+    assert validation.completed(Config, {"strategy": {}}) == {
+        "strategy": {}, "seeds": None, **{group: whole[group] for group in ("launch", "sweep")},
+    }  # fmt: skip

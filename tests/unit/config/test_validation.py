@@ -249,3 +249,87 @@ def test_paths_name_every_variant() -> None:
 )
 def test_the_closest_key(word: str, key_meant: str | None) -> None:
     assert validation.closest(word, list(validation.paths(House))) == key_meant
+
+
+# ----------------------------------------------------------------------------------------------- newer than what was saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Off:
+    name: Literal["off"] = key("kind", before="off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bell:
+    name: Literal["bell"] = key("kind")
+    notes: tuple[int, ...] = key("what it plays", before=[1, 2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lamp:
+    watts: int = key("power", at_least=1, before=40)
+    share: int | float = key("lamps or a share of them", before=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    floor: int = key("which")
+    door: str | None = key("its colour", before=None)
+    old: int = key("in the hash all along", before=8, hashed=True)
+    pet: Cat | Dog
+    lamp: Lamp
+    alarm: Bell | Off
+    bowl: Bowl
+
+
+SAVED: dict[str, Any] = {"floor": 1, "pet": {"name": "cat", "lives": 9}, "bowl": {"size": 1}}
+WHOLE: dict[str, Any] = {
+    **SAVED, "door": None, "old": 8, "lamp": {"watts": 40, "share": 1}, "alarm": {"name": "off"},
+}  # fmt: skip
+
+
+def test_what_was_saved_is_completed_with_the_values_of_before() -> None:
+    assert validation.completed(Room, SAVED) == WHOLE
+    assert validation.completed(Room, WHOLE) == WHOLE
+    assert validation.build(Room, WHOLE)[1] == []
+
+
+def test_a_key_within_a_group_is_completed() -> None:
+    found = validation.completed(Room, {**SAVED, "lamp": {"watts": 60}, "alarm": {"name": "bell"}})
+    assert found["lamp"] == {"watts": 60, "share": 1}
+    assert found["alarm"] == {"name": "bell", "notes": [1, 2]}
+
+
+def test_what_was_saved_and_what_is_named_stay_as_they_are() -> None:
+    values: dict[str, Any] = {"alarm": {"name": "bell"}}
+    validation.completed(Room, values)["alarm"]["notes"].append(3)
+    assert values == {"alarm": {"name": "bell"}}
+    assert validation.completed(Room, values)["alarm"]["notes"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "values", [None, 3, [], {"pet": None}, {"pet": {"name": "cow"}}, {"pet": {"name": [1]}}, {"lamp": 5}]
+)
+def test_what_does_not_fit_is_left_to_be_refused(values: Any) -> None:
+    found = validation.completed(Room, values)
+    assert found == values if not isinstance(values, dict) else found.items() >= values.items()
+
+
+def test_a_key_that_is_as_old_as_its_group_is_refused_where_it_is_missing() -> None:
+    values = validation.completed(Room, {"pet": {"name": "cat"}, "lamp": {}})
+    assert validation.build(Room, values)[1] == [
+        "`floor` is missing; it must be an integer",
+        "`pet.lives` is missing; it must be an integer of at least 1 and of at most 9",
+        "`bowl` is missing; it must be a group of keys",
+    ]
+
+
+def test_newer_keys_are_left_out_while_they_have_the_values_of_before() -> None:
+    assert validation.without_newer(Room, WHOLE) == {**SAVED, "old": 8}
+    lit = {**WHOLE, "lamp": {"watts": 60, "share": 1}, "door": "red"}
+    assert validation.without_newer(Room, lit) == {**SAVED, "old": 8, "door": "red", "lamp": {"watts": 60}}
+    assert validation.without_newer(Room, {**WHOLE, "alarm": {"name": "bell", "notes": [1, 2]}})["alarm"] == {
+        "name": "bell"
+    }
+    assert validation.without_newer(Room, {**WHOLE, "lamp": {"watts": 40, "share": 1.0}})["lamp"] == {"share": 1.0}
+    assert WHOLE["lamp"] == {"watts": 40, "share": 1}

@@ -28,16 +28,18 @@ class Setting:
     """As it is written there: a reference is not resolved."""
     source: str
     line: int | None = None
-    """None for a word."""
+    """None for a word, 0 for a file that is older than the key: the value is that of the time before it existed."""
 
     @property
     def place(self) -> str:
         """Where it is, for people."""
+        if self.line == 0:
+            return f"{self.source} is older than this key"
         return f"command line: {self.source}" if self.line is None else f"{self.source}:{self.line}"
 
     def plain(self) -> dict[str, Any]:
         """What JSON holds of it."""
-        place = {"override": self.source} if self.line is None else {"file": self.source, "line": self.line}
+        place = {"override": self.source} if self.line is None else {"file": self.source, "line": self.line or None}
         return {"value": self.value, **place}
 
 
@@ -85,8 +87,18 @@ def settings(composed: Composed, plan: Plan, merged: Merged, run: str | None) ->
         file = Path(run) / "config.yaml"
         # An option that is given takes the place of the run's own.
         fresh = [setting for setting in found if setting.key.partition(".")[0] in plan.groups]
-        found = [*_read(_File("", file, str(file), "")), *fresh]
+        found = [*_newer(file), *_read(_File("", file, str(file), "")), *fresh]
     return [*found, *_of_words(composed.overrides, plan)]
+
+
+def _newer(file: Path) -> list[Setting]:
+    """The values of keys that did not exist when a run wrote its configuration."""
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(OmegaConf.load(file))
+    there = dict(_flat(values))
+    whole = _flat(validation.completed(Config, values))
+    return [Setting(key, value, str(file), 0) for key, value in whole if key not in there]
 
 
 def _of_words(words: Sequence[str], plan: Plan) -> list[Setting]:
