@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config import validation
-from runner.config.compose import CONF, options
+from runner.config.hydra_adapter import CONF, options
 from runner.config.schema import Config
 
 PAGE = Path(__file__).with_name("config.md")

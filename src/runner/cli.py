@@ -12,7 +12,8 @@ from typing import Any
 from runner.commands.arguments import Parser
 from runner.compute.gc_pause import uncollected
 from runner.compute.processes import launched
-from runner.config.compose import Composed, compose, options
+from runner.config.compose import Composed, compose
+from runner.config.hydra_adapter import options
 from runner.config.schema import plain
 from runner.errors import ConfigError, Elsewhere, InputError, Interrupted, RunnerError
 from runner.runs.sinks.console import complain

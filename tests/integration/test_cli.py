@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from runner import cli
-from runner.config.compose import check, compose, options
+from runner.config.compose import check, compose
+from runner.config.hydra_adapter import options
 from runner.config.schema import plain
 from runner.errors import Interrupted, RunFailed
 

@@ -14,7 +14,7 @@ import pytest
 from runner import cli
 from runner.commands.doctor.findings import findings
 from runner.commands.doctor.machine import from_json
-from runner.config.compose import CONF
+from runner.config.hydra_adapter import CONF
 
 WITHOUT = """
 import sys

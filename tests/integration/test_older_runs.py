@@ -16,7 +16,8 @@ import yaml
 
 from runner import cli
 from runner.commands.explain import explain
-from runner.config.compose import check, saved_values
+from runner.config.compose import check
+from runner.config.resume import saved_values
 from runner.config.schema import Config, config_hash
 from runner.config.validation import key
 from runner.runs.checkpoint_manifest import manifest_of, measured

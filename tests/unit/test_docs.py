@@ -13,8 +13,9 @@ from hydra.types import RunMode
 
 from runner.cli import VERBS
 from runner.config import validation
-from runner.config.compose import compose, opened
+from runner.config.compose import compose
 from runner.config.constraints import misplaced
+from runner.config.hydra_adapter import opened
 from runner.config.schema import Config
 from runner.sweep import search_space
 from runner.sweep.arguments import Words, sort

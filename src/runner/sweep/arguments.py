@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from runner.config import validation
-from runner.config.compose import options
+from runner.config.hydra_adapter import options
 from runner.config.overrides import Plan, in_quotes, key_of, parse
 from runner.config.schema import Config
 from runner.errors import ConfigError

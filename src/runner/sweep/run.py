@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from runner.compute.gc_pause import uncollected
 from runner.compute.launch import wanted
 from runner.compute.processes import launched
-from runner.config.compose import Composed, compose, opened, reason_of, search_path
+from runner.config.compose import Composed, compose
+from runner.config.hydra_adapter import opened, reason_of, search_path
 from runner.config.overrides import quoted
 from runner.config.schema import Config
 from runner.errors import ConfigError, InputError, Interrupted, RunFailed, RunnerError

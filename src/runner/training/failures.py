@@ -3,62 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from runner.config import validation
-from runner.config.schema import Config, plain
-from runner.errors import CheckpointError, ConfigError, RunFailed, RunnerError
+from runner.config.schema import Config
+from runner.errors import ConfigError, RunFailed, RunnerError
 from runner.runs.atomic import explain_os_error
-
-FREE_ON_RESUME = (
-    "train.steps",
-    "train.epochs",
-    "device",
-    "strategy",
-    "launch",
-    "name",
-    "seeds",
-    "sweep",
-    "run_dir",
-    "resume",
-    "record",
-    "checkpoint",
-)
-"""Keys that may differ between a checkpoint and the configuration that goes on from it."""
-
-
-def refuse_other(state: Mapping[str, Any], config: Config, data_sha256: str, path: Path) -> None:
-    """A checkpoint of another experiment must not be continued. Raises `CheckpointError` with every key that differs."""
-    saved, present = _leaves(validation.completed(type(config), state["config"]), ""), _leaves(plain(config), "")
-    problems = []
-    for key in sorted(saved.keys() | present.keys()):
-        name = key.removeprefix(".")
-        if saved.get(key) != present.get(key) and not any(
-            name == k or name.startswith(f"{k}.") for k in FREE_ON_RESUME
-        ):
-            problems.append(
-                f"`{name}` must be {saved.get(key)} as in {path.name}, but is {present.get(key)} in config.yaml; restore config.yaml"
-            )
-    if state["data_sha256"] != data_sha256:
-        problems.append(
-            f"`data.path` must be the file that {path.name} was trained on, but its content has changed; restore it, or start a new run"
-        )
-    if problems:
-        raise CheckpointError(problems)
-
-
-def _leaves(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _leaves(value, f"{prefix}.{name}")
-        elif isinstance(value, (bool, int, float, str)):
-            found[f"{prefix}.{name}"] = value
-        elif value is not None:
-            found[f"{prefix}.{name}"] = str(value)
-    return found
 
 
 def as_failure(error: BaseException, config: Config, directory: Path) -> RunnerError | None:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.compute.gc_pause import uncollected
+from runner.config.resume import refuse_other
 from runner.config.schema import Config, config_hash, plain
 from runner.errors import ConfigError, Interrupted, Pruned, RunnerError
 from runner.runs.atomic import as_yaml, write_atomic, write_json
 from runner.runs.directory import RunDirectory, git, now
 from runner.runs.sinks.console import Console
-from runner.training.failures import as_failure, refuse_other
+from runner.training.failures import as_failure
 
 if TYPE_CHECKING:
     from runner.compute.devices import Choice

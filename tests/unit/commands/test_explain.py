@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from runner.commands.explain import Value, explain, shown, text
 from runner.commands.explain.sources import Setting
 from runner.config import overrides, validation
-from runner.config.compose import CONF, compose, options
+from runner.config.compose import compose
+from runner.config.hydra_adapter import CONF, options
 from runner.config.schema import Config, plain
 from runner.errors import CheckpointError, ConfigError
 

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from runner.config import schema as c
-from runner.config.compose import check, compose, options, saved_values
+from runner.config.compose import check, compose
+from runner.config.hydra_adapter import options
+from runner.config.resume import saved_values
 from runner.config.schema import Config, plain
 from runner.errors import CheckpointError, ConfigError
 
@@ -122,7 +124,7 @@ def test_composing_leaves_hydra_as_it_was() -> None:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from runner.config.compose import CONF
+    from runner.config.hydra_adapter import CONF
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config("+experiment=linreg")

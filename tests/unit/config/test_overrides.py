@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runner.config.compose import options
+from runner.config.hydra_adapter import options
 from runner.config.overrides import Plan, read
 
 GROUPS = options()

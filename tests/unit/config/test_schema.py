@@ -13,10 +13,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from runner.config import validation
-from runner.config.compose import CONF, compose, options
+from runner.config.compose import compose
+from runner.config.hydra_adapter import CONF, options
+from runner.config.resume import refuse_other
 from runner.config.schema import Config, config_hash, hashed, plain
 from runner.errors import CheckpointError
-from runner.training.failures import refuse_other
 
 GROUPS = {name: hint for name, hint in validation.hints(Config).items() if validation.variants(hint)}
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_"))

@@ -18,7 +18,7 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from runner.config.compose import CONF
+from runner.config.hydra_adapter import CONF
 from runner.errors import ConfigError, Diverged
 from runner.sweep.journal import Journal
 from runner.sweep.optuna_sweeper import JOURNAL, Options, Search

@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from runner.cli import main
 from runner.compute.devices import TorchBuild
-from runner.config.compose import CONF
+from runner.config.hydra_adapter import CONF
 from runner.errors import ConfigError, Interrupted, RunFailed
 from runner.runs.directory import lock, unlock
 from runner.sweep.process_pool import Options, Outcome, Pool, slots, visible_gpus

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.config.compose import saved_values
+from runner.config.resume import saved_values
 from runner.runs.directory import read_record
 from runner.runs.sinks.jsonl import read_rows
 from runner.training.recorder import CHECKPOINTS

@@ -15,7 +15,8 @@ from typing import Any
 from runner.commands.arguments import Parser
 from runner.commands.explain.sources import GROUPS, Setting, choices, history, merge, settings
 from runner.config import overrides, validation
-from runner.config.compose import Composed, compose, options
+from runner.config.compose import Composed, compose
+from runner.config.hydra_adapter import options
 from runner.config.schema import Config
 from runner.config.validation import Key
 from runner.errors import ConfigError, InputError

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.config import overrides, validation
-from runner.config.compose import CONF, Composed, chosen_words, opened
+from runner.config.compose import Composed
+from runner.config.hydra_adapter import CONF, chosen_words, opened
 from runner.config.overrides import Plan
 from runner.config.schema import Config
 

@@ -13,7 +13,8 @@ from typing import Any, get_args
 from runner.compute.devices import Hardware, choose
 from runner.compute.processes.group import BACKENDS
 from runner.config import validation
-from runner.config.compose import compose, options
+from runner.config.compose import compose
+from runner.config.hydra_adapter import options
 from runner.config.overrides import Plan, key_of, parse
 from runner.config.schema import Config, Device, Strategy
 from runner.errors import ConfigError, DeviceError, InputError
