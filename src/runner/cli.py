@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from runner.commands.arguments import Parser
-from runner.compute.gc_pause import uncollected
+from runner.compute.gc_pause import gc_paused
 from runner.compute.processes import launched
 from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import options
 from runner.config.schema import plain
-from runner.errors import ConfigError, Elsewhere, InputError, Interrupted, RunnerError
+from runner.errors import ConfigError, InputError, Interrupted, RemoteRankError, RunnerError
 from runner.runs.sinks.console import complain
 
 USAGE = """\
@@ -57,7 +57,7 @@ def _answered(words: list[str]) -> int:
     """The exit code, with what went wrong told on the error stream."""
     try:
         return _command(words)
-    except Elsewhere as error:
+    except RemoteRankError as error:
         return error.exit_code  # the process that it happened on has told
     except InputError as error:
         complain([_one_line(problem) for problem in error.problems], error.rank)
@@ -159,7 +159,7 @@ def _run(given: argparse.Namespace, overrides: list[str], words: list[str]) -> i
     """One run: in this process, in processes that it starts, or as one of those that a launcher started."""
 
     def ask(earlier: str | None) -> Composed:
-        with uncollected():
+        with gc_paused():
             if earlier is not None:
                 return compose([f"resume={earlier}"], given.config_dir)
             return compose(overrides, given.config_dir, given.base)
@@ -181,7 +181,7 @@ def _run(given: argparse.Namespace, overrides: list[str], words: list[str]) -> i
 def _sweep(given: argparse.Namespace, overrides: list[str], words: list[str]) -> int:
     """A sweep, in this process, in processes that it starts, or as one of those that a launcher started; 1 when a trial failed."""
     from runner.compute.launch import launch
-    from runner.sweep.distributed import dismiss, follow
+    from runner.sweep.distributed import follow, release_followers
     from runner.sweep.run import check_some, spread, sweep, tell
 
     if given.base is not None:
@@ -197,7 +197,7 @@ def _sweep(given: argparse.Namespace, overrides: list[str], words: list[str]) ->
         manifest = sweep(overrides, given.config_dir, ["python", "-m", "runner", *words])
         tell(manifest)
     finally:
-        dismiss()
+        release_followers()
     check_some(manifest)
     return 0 if manifest.values["status"] == "finished" else 1
 

@@ -9,11 +9,11 @@ RunnerError
 │   └── CheckpointError       a run directory or a checkpoint in it
 ├── RunFailed             1   the run started and cannot go on
 │   ├── Diverged              its loss or its parameters are no longer finite
-│   └── Lost                  another process of the run no longer takes part
+│   └── ProcessLost           another process of the run no longer takes part
 ├── Interrupted     130/143   stopped by a signal, after saving
-│   └── Abandoned             by a second one, at once
+│   └── ForcedStop            by a second one, at once
 ├── Pruned                    a trial of a sweep that is not worth its time
-└── Elsewhere                 another process of the run failed, and said why
+└── RemoteRankError           another process of the run failed, and said why
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Diverged(RunFailed):
     """The loss or a parameter became nan or inf."""
 
 
-class Lost(RunFailed):
+class ProcessLost(RunFailed):
     """A process of the run was killed, hangs, cannot be reached or cannot write; the text names it."""
 
 
@@ -82,7 +82,7 @@ class Interrupted(RunnerError):
         super().__init__(f"{message} ({signal.Signals(signal_number).name})")
 
 
-class Abandoned(Interrupted):
+class ForcedStop(Interrupted):
     """A second signal: nothing more was saved, and the other processes of the run do not know."""
 
 
@@ -90,7 +90,7 @@ class Pruned(RunnerError):
     """A trial of a sweep was ended early, since others are better; its state was saved."""
 
 
-class Elsewhere(RunnerError):
+class RemoteRankError(RunnerError):
     """The run ended on another process, which told the user; this one ends with the same exit code and is silent."""
 
     def __init__(self, message: str, exit_code: int) -> None:

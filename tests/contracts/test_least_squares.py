@@ -14,15 +14,15 @@ from torch.func import functional_call
 
 from runner.compute.precision import Unscaled, autocast
 from runner.compute.rng import stream
-from runner.compute.strategies import Single
+from runner.compute.strategies.base import Single
 from runner.config import schema as c
-from runner.data.batches import Batches
-from runner.data.dataset import Rows
+from runner.data.batches import EpochBatches
+from runner.data.dataset import ResidentRows
 from runner.models import losses
 from runner.models.base import Model
 from runner.models.base import build as build_model
 from runner.optim.build import build as build_optimizer
-from runner.training.objective import Objective, drawing
+from runner.training.objective import BatchObjective, drawing
 
 CPU = torch.device("cpu")
 LM = c.Lm(name="lm", radius=1.0)
@@ -40,13 +40,13 @@ def formula(expression: str, **start: float) -> Model:
     return build_model(c.Formula(name="formula", expression=expression, start=start, init="uniform"), ["x"], stream(0, "init"))  # fmt: skip
 
 
-def objective(model: Model, features: Tensor, target: Tensor, **changes: Any) -> Objective:
+def objective(model: Model, features: Tensor, target: Tensor, **changes: Any) -> BatchObjective:
     parts: dict[str, Any] = {
         "model": model,
         "parameters": list(model.parameters()),
         "loss": losses.build(c.Mse(name="mse")),
-        "rows": Rows(features, target, torch.arange(len(target))),
-        "batches": Batches(len(target), None, 0, CPU),
+        "rows": ResidentRows(features, target, torch.arange(len(target))),
+        "batches": EpochBatches(len(target), None, 0, CPU),
         "strategy": Single(CPU),
         "autocast": autocast("off", CPU),
         "scaler": Unscaled(),
@@ -57,7 +57,7 @@ def objective(model: Model, features: Tensor, target: Tensor, **changes: Any) ->
         "alone": lambda features: functional_call(model, doubled(model), (features,)),
         "jacobian": lambda features: model.jacobian(doubled(model), features),
     }
-    return Objective(**{**parts, **changes})
+    return BatchObjective(**{**parts, **changes})
 
 
 def doubled(model: Model) -> dict[str, Tensor]:

@@ -32,18 +32,18 @@ class Fault:
 
 def inject(faults: list[Fault], folder: Path) -> None:
     """Let the faults of this process happen when their step comes. `folder` gets a file for each that did, with its pid."""
-    from runner.training.objective import Objective
+    from runner.training.objective import BatchObjective
 
     rank = int(os.environ.get("RANK", "0"))
-    real, own = Objective.at, {fault.step: fault for fault in faults if fault.rank == rank}
+    real, own = BatchObjective.at, {fault.step: fault for fault in faults if fault.rank == rank}
 
-    def at(self: Objective, step: int) -> Objective:
+    def at(self: BatchObjective, step: int) -> BatchObjective:
         turned = real(self, step)
         if step in own and _counts(own[step], folder):
             KINDS[own[step].kind](turned)
         return turned
 
-    Objective.at = at  # type: ignore[method-assign]
+    BatchObjective.at = at  # type: ignore[method-assign]
 
 
 def happened(folder: Path) -> list[str]:
@@ -53,19 +53,19 @@ def happened(folder: Path) -> list[str]:
 
 def note_rows(folder: Path) -> None:
     """Write down the targets that this process trains on, a line a step, in a file of this attempt."""
-    from runner.training.objective import Objective
+    from runner.training.objective import BatchObjective
 
     attempt, rank = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("RANK", "0")
-    file, real = folder / f"{attempt}-{rank}.jsonl", Objective.at
+    file, real = folder / f"{attempt}-{rank}.jsonl", BatchObjective.at
 
-    def at(self: Objective, step: int) -> Objective:
+    def at(self: BatchObjective, step: int) -> BatchObjective:
         turned = real(self, step)
         targets = [value for part in turned._parts for value in part.target.flatten().tolist()]
         with file.open("a") as lines:
             lines.write(json.dumps([step, targets]) + "\n")
         return turned
 
-    Objective.at = at  # type: ignore[method-assign]
+    BatchObjective.at = at  # type: ignore[method-assign]
 
 
 def environment(faults: list[Fault], folder: Path, rows: Path | None) -> str:

@@ -31,7 +31,7 @@ from processes import Outcome
 import runner
 from runner import cli
 from runner.compute.processes import watchdog
-from runner.training.objective import Objective
+from runner.training.objective import BatchObjective
 
 TIMEOUT = 5.0
 """Seconds for which the processes of these runs wait for each other; a step takes milliseconds, the start of a run a second."""
@@ -52,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     (folder / "rows").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Objective, "at", Objective.at)
+        patch.setattr(BatchObjective, "at", BatchObjective.at)
         faulty.note_rows(folder / "rows")
         return runner.run(None, [*EXACT, f"run_dir={folder / 'run'}"]).directory
 

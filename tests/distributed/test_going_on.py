@@ -18,7 +18,7 @@ from launching import rows, summary
 
 import runner
 from runner.compute.processes import consensus
-from runner.training.objective import Objective
+from runner.training.objective import BatchObjective
 
 GOING = [*EXPERIMENT, "train.steps=60", "checkpoint.every_steps=7", "launch.timeout_seconds=20"]
 EXACT = [*GOING, "strategy.reduction=exact", "model.dropout=0.2", "schedule=cosine"]
@@ -136,13 +136,13 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step() -> None:
         torch.set_num_threads(1)
         seen: list[int] = []
         with pytest.MonkeyPatch.context() as patch:
-            real = Objective.at
+            real = BatchObjective.at
 
-            def at(self: Objective, step: int) -> Objective:
+            def at(self: BatchObjective, step: int) -> BatchObjective:
                 seen.append(step)
                 return real(self, step)
 
-            patch.setattr(Objective, "at", at)
+            patch.setattr(BatchObjective, "at", at)
             with pytest.raises(runner.RunnerError):
                 runner.run(None, [*GOING, "train.steps=100000", "run_dir=run"])
         return seen[-1]

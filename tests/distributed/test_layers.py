@@ -12,9 +12,9 @@ from torch.nn.functional import mse_loss
 from training import CPU, OPTIMIZERS, TOLERANCE, Trained, assert_equal, build, by, by_hand, joined, mlp
 
 from runner.compute.dtensor import is_sharded, local
-from runner.compute.strategies import Strategy
-from runner.compute.strategies.fsdp import Sharded
-from runner.compute.strategies.tensor import Layers
+from runner.compute.strategies.base import Strategy
+from runner.compute.strategies.fsdp import Fsdp
+from runner.compute.strategies.tensor import TensorParallel
 from runner.config import schema as c
 from runner.errors import ConfigError
 
@@ -29,12 +29,12 @@ MODELS: dict[str, tuple[Any, int]] = {
 
 
 def _layers(world: Any) -> Strategy:
-    return Layers(CPU, world)
+    return TensorParallel(CPU, world)
 
 
 def _mesh(world: Any) -> Strategy:
     """Half of the processes for the rows, half for the layers."""
-    return Sharded(CPU, world, tensor_parallel=2)
+    return Fsdp(CPU, world, tensor_parallel=2)
 
 
 def _trained(
@@ -143,7 +143,7 @@ def test_what_cannot_be_split_is_refused_with_its_reason() -> None:
 
 
 def test_all_processes_compute_all_rows() -> None:
-    strategy = Layers(CPU, None)  # type: ignore[arg-type]
+    strategy = TensorParallel(CPU, None)  # type: ignore[arg-type]
     share = torch.tensor(3.0)
     assert [(portion.first, portion.last) for portion in strategy.portions(7)] == [(0, 7)]
     assert torch.equal(strategy.total(share), share)

@@ -392,7 +392,7 @@ def test_a_mistake_on_one_process_keeps_its_kind_there_and_is_told_on_all(tmp_pa
             return type(caught.value).__name__, str(caught.value)
 
     first, second = values(2, work)
-    assert first == ("Lost", "rank 1: saving step 1 failed: stopped at once (SIGINT)")
+    assert first == ("ProcessLost", "rank 1: saving step 1 failed: stopped at once (SIGINT)")
     assert second == ("Interrupted", "stopped at once (SIGINT)")
     assert names(tmp_path / "checkpoints") == []
 

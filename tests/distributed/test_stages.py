@@ -26,7 +26,7 @@ from training import (
     rows,
 )
 
-from runner.compute.strategies.pipeline import Stages
+from runner.compute.strategies.pipeline import Pipeline
 from runner.config import schema as c
 from runner.errors import ConfigError
 
@@ -35,7 +35,7 @@ MLP = mlp(8, 6)
 
 def _trained(rank: int) -> dict[str, Trained]:
     with joined() as world:
-        return {rule: by(Stages(CPU, world), MLP, rule) for rule in OPTIMIZERS}
+        return {rule: by(Pipeline(CPU, world), MLP, rule) for rule in OPTIMIZERS}
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -47,7 +47,7 @@ def test_the_training_is_that_of_one_process(size: int) -> None:
 
 def _held(rank: int) -> tuple[list[str], list[str], list[str], bool, list[bool]]:
     with joined() as world:
-        strategy, model = Stages(CPU, world), build(MLP)
+        strategy, model = Pipeline(CPU, world), build(MLP)
         strategy.place(model, mse_loss)
         state = {name: value + 1 for name, value in build(MLP).state_dict().items()}
         strategy.load(model, state)
@@ -78,7 +78,7 @@ COUNTS = (16, 1, 0, 7, 16, 6)
 def _predictions(rank: int) -> list[Tensor]:
     with joined() as world, torch.no_grad():
         model = build(mlp(8, 6, dropout=0.5))
-        forward = Stages(CPU, world).place(model, mse_loss)
+        forward = Pipeline(CPU, world).place(model, mse_loss)
         model.eval()
         return [forward(rows(count)[0]) for count in COUNTS]
 
@@ -94,7 +94,7 @@ def test_every_process_is_given_the_predictions_of_any_number_of_rows() -> None:
 
 def _micro_batches(rank: int) -> list[list[int]]:
     with joined() as world:
-        strategy, model = Stages(CPU, world), build(MLP)
+        strategy, model = Pipeline(CPU, world), build(MLP)
         forward = strategy.place(model, mse_loss)
         seen: list[int] = []
         next(model.children()).register_forward_pre_hook(lambda layer, given: seen.append(len(given[0])))
@@ -113,7 +113,7 @@ def test_a_batch_is_cut_into_equal_parts_so_that_stages_work_at_once() -> None:
 
 def _drawn(rank: int) -> tuple[int, list[float], list[Tensor]]:
     with joined() as world:
-        strategy, model = Stages(CPU, world), build(mlp(8, 6, dropout=0.5))
+        strategy, model = Pipeline(CPU, world), build(mlp(8, 6, dropout=0.5))
         forward = strategy.place(model, mse_loss)
         (portion,) = strategy.portions(16)
         shares, gradients = [], []
@@ -146,7 +146,7 @@ def test_each_stage_draws_by_its_own_address_and_the_first_step_draws_no_more_th
 def test_a_model_with_fewer_layers_than_processes_is_refused(config: Any, what: str) -> None:
     world: Any = Gloo(rank=0, size=4)
     with pytest.raises(ConfigError) as caught:
-        Stages(CPU, world).place(build(config), mse_loss)
+        Pipeline(CPU, world).place(build(config), mse_loss)
     assert caught.value.problems == (
         f"`strategy`=pipeline needs at least as many layers as processes, but {what} and there are 4 processes; "
         "use strategy=ddp, fewer processes or a deeper model",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from runner.compute.rng import stream
-from runner.compute.strategies import Part, Strategy
+from runner.compute.strategies.base import MicroBatch, Strategy
 from runner.config import schema as c
 from runner.models.base import Model
 from runner.models.base import build as build_model
@@ -122,13 +122,13 @@ def gradient(strategy: Strategy, forward: Callable[[Tensor], Tensor], count: int
     """This process's share of the loss of one batch, with the gradients left in `.grad`."""
     features, target = rows(count, columns)
 
-    def backward(part: Part, factor: float) -> Tensor:
+    def backward(part: MicroBatch, factor: float) -> Tensor:
         loss = mse_loss(forward(part.features), part.target) * part.weight
         (loss * factor).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     parts = [
-        Part(features[p.first : p.last], target[p.first : p.last], (p.last - p.first) / count, p.stream)
+        MicroBatch(features[p.first : p.last], target[p.first : p.last], (p.last - p.first) / count, p.stream)
         for p in strategy.portions(count)
     ]
     return strategy.gradient(parts, backward)

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from runner.training.objective import Objective
+from runner.training.objective import BatchObjective
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happen: Callable[[], object]) -> list[int]:
     """Call `happen` when the loop turns to `step`, before its gradients; the list that is given back grows when it fires."""
     fired: list[int] = []
-    real = Objective.at
+    real = BatchObjective.at
 
-    def at(self: Objective, number: int) -> Objective:
+    def at(self: BatchObjective, number: int) -> BatchObjective:
         if number == step and not fired:
             fired.append(number)
             happen()
         return real(self, number)
 
-    monkeypatch.setattr(Objective, "at", at)
+    monkeypatch.setattr(BatchObjective, "at", at)
     return fired
 
 

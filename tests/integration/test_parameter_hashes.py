@@ -16,7 +16,7 @@ import torch
 
 import runner
 from runner.runs import checkpoint
-from runner.runs.fingerprint import parameters_sha256
+from runner.runs.hashes import parameters_sha256
 
 # Shuffled batches, dropout and a schedule: everything that a killed run must find again.
 WORDS = [

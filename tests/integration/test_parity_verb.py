@@ -23,7 +23,7 @@ from runner.commands.parity import measure, runs
 from runner.commands.parity.runs import Run, follow, together
 from runner.config.compose import compose
 from runner.config.schema import plain
-from runner.errors import ConfigError, Diverged, Elsewhere, Interrupted, Lost
+from runner.errors import ConfigError, Diverged, Interrupted, ProcessLost, RemoteRankError
 from runner.optim import rules, torch_optim
 
 LINE = ["parity", "+experiment=linreg", "strategy=single", "--steps", "4", "--out", "out"]
@@ -106,11 +106,11 @@ def test_a_rule_that_is_a_little_wrong_is_seen(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def step(
-        self: rules.Sgd, params: Sequence[Tensor], grads: Sequence[Tensor], state: Any, lr: Tensor
+        self: rules.SgdRule, params: Sequence[Tensor], grads: Sequence[Tensor], state: Any, lr: Tensor
     ) -> tuple[list[Tensor], Any]:
         return [p - lr * g * (1 + 1e-6) for p, g in zip(params, grads, strict=True)], state
 
-    monkeypatch.setattr(rules.Sgd, "step", step)
+    monkeypatch.setattr(rules.SgdRule, "step", step)
     assert cli.main([*DOUBLE, "optimizer=sgd,momentum", "device=cpu"]) == 1
     assert verdicts() == {
         "float64 single manual sgd": "met", "float64 single manual momentum": "met",
@@ -122,24 +122,24 @@ def test_a_rule_that_is_a_little_wrong_is_seen(
 
 
 def test_an_adam_that_forgets_a_little_faster_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = rules.Adam.step
+    whole = rules.AdamRule.step
 
-    def step(self: rules.Adam, *given: Any) -> Any:
+    def step(self: rules.AdamRule, *given: Any) -> Any:
         return whole(replace(self, beta1=self.beta1 * (1 - 1e-4)), *given)
 
-    monkeypatch.setattr(rules.Adam, "step", step)
+    monkeypatch.setattr(rules.AdamRule, "step", step)
     assert cli.main([*DOUBLE, "optimizer=adam", "device=cpu", "update=optimizer"]) == 1
     assert verdicts() == {"float64 single optimizer adam": "missed"}
 
 
 def test_a_run_that_does_not_give_the_same_bits_twice_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    step, calls = rules.Sgd.step, iter(range(100))
+    step, calls = rules.SgdRule.step, iter(range(100))
 
-    def drifting(self: rules.Sgd, *given: Any) -> Any:
+    def drifting(self: rules.SgdRule, *given: Any) -> Any:
         params, state = step(self, *given)
         return [p * (1 + 1e-15 * next(calls)) for p in params], state
 
-    monkeypatch.setattr(rules.Sgd, "step", drifting)
+    monkeypatch.setattr(rules.SgdRule, "step", drifting)
     assert cli.main([*DOUBLE, "optimizer=sgd", "device=cpu", "update=manual"]) == 1
     assert verdicts() == {"float64 single manual sgd": "missed"}
 
@@ -148,7 +148,7 @@ def test_a_cell_that_fails_is_told_beside_its_reference(monkeypatch: pytest.Monk
     def broken(self: Any, *given: Any) -> Any:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(torch_optim.Library, "step", broken)
+    monkeypatch.setattr(torch_optim.TorchOptimizer, "step", broken)
     assert cli.main([*DOUBLE, "optimizer=sgd", "device=cpu"]) == 1
     assert verdicts() == {"float64 single manual sgd": "met", "float64 single optimizer sgd": "failed"}
     assert cells()["float64 single optimizer sgd"]["reasons"] == [
@@ -257,8 +257,8 @@ def test_a_cell_that_takes_its_processes_down_has_failed_and_the_others_go_on(
 
 @pytest.mark.parametrize(
     ("error", "goes_on"),
-    [(Diverged("nan"), True), (ConfigError("no"), True), (Elsewhere("rank 0: nan", 1), True), (Elsewhere("stopped", 143), False),
-     (Lost("rank 1 was lost"), False), (RuntimeError("no kernel"), False)],
+    [(Diverged("nan"), True), (ConfigError("no"), True), (RemoteRankError("rank 0: nan", 1), True), (RemoteRankError("stopped", 143), False),
+     (ProcessLost("rank 1 was lost"), False), (RuntimeError("no kernel"), False)],
 )  # fmt: skip
 def test_processes_go_on_after_what_all_of_them_know_of(
     three: list[Run], monkeypatch: pytest.MonkeyPatch, error: Exception, goes_on: bool
@@ -281,13 +281,13 @@ def test_a_signal_to_the_processes_stops_the_table(three: list[Run], monkeypatch
 def test_a_signal_stops_the_table_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = rules.Sgd.step
+    step = rules.SgdRule.step
 
-    def stopped(self: rules.Sgd, *given: Any) -> Any:
+    def stopped(self: rules.SgdRule, *given: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         return step(self, *given)
 
-    monkeypatch.setattr(rules.Sgd, "step", stopped)
+    monkeypatch.setattr(rules.SgdRule, "step", stopped)
     assert cli.main([*DOUBLE, "optimizer=sgd", "device=cpu", "update=manual"]) == 130
     assert capsys.readouterr().err == "stopped; nothing was written (SIGINT)\n"
     assert not list(Path().iterdir())

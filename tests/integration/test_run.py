@@ -22,9 +22,9 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 import runner
 from runner import cli
-from runner.compute.strategies import Part
+from runner.compute.strategies.base import MicroBatch
 from runner.runs import checkpoint
-from runner.runs.fingerprint import parameters_sha256
+from runner.runs.hashes import parameters_sha256
 from runner.runs.sinks.jsonl import read_rows
 
 QUICK = ["device=cpu", "device.threads=1", "record.plots=false"]
@@ -357,17 +357,17 @@ def test_a_late_finding_is_replayed_with_its_optimizer_state() -> None:
 
 def test_a_gradient_that_is_nan_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """With clipping the norm is looked at; without, the parameters that it spoils are."""
-    from runner.training.objective import Objective
+    from runner.training.objective import BatchObjective
 
-    real = Objective._backward
+    real = BatchObjective._backward
 
-    def spoiled(self: Objective, part: Part, factor: float) -> torch.Tensor:
+    def spoiled(self: BatchObjective, part: MicroBatch, factor: float) -> torch.Tensor:
         loss = real(self, part, factor)
         if self.step == 7:
             self.parameters[0].grad = torch.full_like(self.parameters[0], float("nan"))
         return loss
 
-    monkeypatch.setattr(Objective, "_backward", spoiled)
+    monkeypatch.setattr(BatchObjective, "_backward", spoiled)
     for words, step in (["train.clip_norm=10"], 7), (["train.check_gradients=true"], 7), ([], 8):
         with pytest.raises(
             runner.Diverged, match=rf"training diverged at step {step}: .*the parameters of step 6 are restored"
@@ -376,17 +376,17 @@ def test_a_gradient_that_is_nan_stops_the_run(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_nan_at_the_last_step_is_found_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.training.objective import Objective
+    from runner.training.objective import BatchObjective
 
-    real = Objective._backward
+    real = BatchObjective._backward
 
-    def spoiled(self: Objective, part: Part, factor: float) -> torch.Tensor:
+    def spoiled(self: BatchObjective, part: MicroBatch, factor: float) -> torch.Tensor:
         loss = real(self, part, factor)
         if self.step == 20:
             self.parameters[0].grad = torch.full_like(self.parameters[0], float("nan"))
         return loss
 
-    monkeypatch.setattr(Objective, "_backward", spoiled)
+    monkeypatch.setattr(BatchObjective, "_backward", spoiled)
     with pytest.raises(
         runner.Diverged, match=r"step 20: a gradient or a parameter became nan or inf.*parameters of step 19"
     ):

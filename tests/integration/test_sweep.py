@@ -16,8 +16,8 @@ import yaml
 
 import runner
 from runner import cli
-from runner.data.stacked import LaneBatches
-from runner.training.objective import Objective
+from runner.data.stacked import StackedBatches
+from runner.training.objective import BatchObjective
 
 QUICK = ["device=cpu", "device.threads=1", "train.steps=5"]
 LINREG = ["+experiment=linreg", *QUICK]
@@ -259,14 +259,14 @@ def test_what_cannot_be_batched_is_trained_alone_to_the_bit(
 def test_a_model_that_vmap_refuses_is_trained_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = Objective.gradient
+    real = BatchObjective.gradient
 
-    def refusing(self: Objective) -> Any:
-        if isinstance(self.batches, LaneBatches):
+    def refusing(self: BatchObjective) -> Any:
+        if isinstance(self.batches, StackedBatches):
             raise RuntimeError("vmap: it is not possible to call .item()")
         return real(self)
 
-    monkeypatch.setattr(Objective, "gradient", refusing)
+    monkeypatch.setattr(BatchObjective, "gradient", refusing)
     runner.multirun(None, [*LINREG, "seeds=2", "run_dir=sweep"])
     assert (
         "are trained alone: vmap refuses its model (vmap: it is not possible to call .item())"
@@ -276,11 +276,11 @@ def test_a_model_that_vmap_refuses_is_trained_alone(
 
 
 def test_a_mistake_of_ours_is_not_taken_for_a_failed_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Objective, step: int) -> Objective:
+    def broken(self: BatchObjective, step: int) -> BatchObjective:
         raise KeyError("a mistake")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Objective, "at", broken)
+        patch.setattr(BatchObjective, "at", broken)
         with pytest.raises(KeyError, match="a mistake"):
             runner.multirun(None, [*LINREG, "seeds=2", "run_dir=sweep"])
     assert read("sweep/sweep.json")["status"] == "failed"
@@ -325,16 +325,16 @@ def test_a_search_that_is_stopped_asks_for_the_same_trials(monkeypatch: pytest.M
     ]
     words += [*LINREG, "optimizer.lr=tag(log, interval(1e-6, 1e-4))", "data.noise=choice(1,2)"]
     assert cli.main(["-m", *words, "run_dir=whole"]) == 0
-    real, times = Objective.at, []
+    real, times = BatchObjective.at, []
 
-    def at(self: Objective, step: int) -> Objective:
+    def at(self: BatchObjective, step: int) -> BatchObjective:
         times.append(step)
         if times.count(4) == 2:  # of the second generation
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Objective, "at", at)
+        patch.setattr(BatchObjective, "at", at)
         assert cli.main(["-m", *words, "run_dir=sweep"]) == 130
     assert states() == ["finished"] * 3 + ["interrupted"] * 3
     before = [Path(f"sweep/{n}/run.json").read_bytes() for n in range(3)]

@@ -22,7 +22,7 @@ from runner.runs import checkpoint
 from runner.runs.directory import lock, unlock
 from runner.runs.sinks.jsonl import read_rows
 from runner.sweep.vmap_launcher import _Report
-from runner.training.recorder import Written
+from runner.training.recorder import RunRecorder
 
 QUICK = ["device=cpu", "device.threads=1"]
 SIX = ["+experiment=linreg", *QUICK, "optimizer.lr=1e-5,1e-4", "seeds=3", "train.steps=40", "record.every_steps=7"]
@@ -237,13 +237,13 @@ def test_killed_between_the_files_of_a_group_and_the_manifest() -> None:
 
 def test_killed_when_some_of_a_group_had_their_files() -> None:
     assert sweep(*SIX, "run_dir=whole") == 0
-    finish, finished = Written.finish, []
+    finish, finished = RunRecorder.finish, []
 
-    def third_time(self: Written, *given: Any) -> Any:
+    def third_time(self: RunRecorder, *given: Any) -> Any:
         finished.append(self)
         return die() if len(finished) == 3 else finish(self, *given)
 
-    killed(SIX, lambda patch: patch.setattr(Written, "finish", third_time))
+    killed(SIX, lambda patch: patch.setattr(RunRecorder, "finish", third_time))
     before = records()
     assert sorted(read(f"sweep/{lane}/run.json")["status"] for lane in range(6)) == ["finished"] * 2 + ["running"] * 4
     assert sweep("resume=sweep") == 0

@@ -72,7 +72,7 @@ class Hardware:
 
 
 @dataclass(frozen=True)
-class Choice:
+class DeviceChoice:
     """The device of a process: its kind, what torch calls it, its model name, why it was taken, how many are visible."""
 
     kind: Kind
@@ -201,7 +201,7 @@ def _cpu_name() -> str:
 
 def choose(
     device: Device, environ: Mapping[str, str], hardware: Hardware, local_rank: int = 0, local_size: int = 1
-) -> Choice:
+) -> DeviceChoice:
     """The device that `device` asks for, with the reason; `environ` is the one in which torch was imported.
 
     Process `local_rank` of the `local_size` on this host takes the visible device of that number.
@@ -229,8 +229,8 @@ def _best(hardware: Hardware) -> Kind:
     return "mps" if hardware.build.kind == "cpu" and hardware.mps else hardware.build.kind
 
 
-def _cpu(hardware: Hardware, why: str) -> Choice:
-    return Choice("cpu", "cpu", hardware.cpu_name, f"cpu: {why}")
+def _cpu(hardware: Hardware, why: str) -> DeviceChoice:
+    return DeviceChoice("cpu", "cpu", hardware.cpu_name, f"cpu: {why}")
 
 
 def _count(kind: Kind, hardware: Hardware) -> int:
@@ -250,10 +250,12 @@ def _refuse_few(kind: Kind, device: Device, environ: Mapping[str, str], hardware
     )
 
 
-def _accelerator(kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware, local_rank: int) -> Choice:
+def _accelerator(
+    kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware, local_rank: int
+) -> DeviceChoice:
     """The visible device of a kind that is there, by the number of the process on this host."""
     if kind == "mps":
-        return Choice(kind, "mps", "Apple GPU", "mps: torch finds the GPU of this Mac")
+        return DeviceChoice(kind, "mps", "Apple GPU", "mps: torch finds the GPU of this Mac")
     count = _count(kind, hardware)
     reason = f"{kind}: {count} {'GPU is' if count == 1 else 'GPUs are'} visible"
     if kind == "rocm":
@@ -261,7 +263,7 @@ def _accelerator(kind: Kind, device: Device, environ: Mapping[str, str], hardwar
     for mask in in_force(device.visible, environ, kind == "rocm")[-1:] if kind != "xpu" else []:
         reason += f", though {mask.words} names {len(mask.entries)}" if len(mask.entries) > count else ""
     number = f"{'xpu' if kind == 'xpu' else 'cuda'}:{local_rank}"
-    return Choice(kind, number, hardware.gpu_names[local_rank], reason, count)
+    return DeviceChoice(kind, number, hardware.gpu_names[local_rank], reason, count)
 
 
 def _obstacles(kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware) -> list[Obstacle]:
@@ -310,7 +312,7 @@ def _no_gpu(kind: Kind, environ: Mapping[str, str], hardware: Hardware) -> Obsta
     return Obstacle("a GPU", f"torch finds no GPU{details}", f"check the driver with `{_LISTED_BY[kind]}`")
 
 
-def configure(device: Device, deterministic: bool, choice: Choice) -> None:
+def configure(device: Device, deterministic: bool, choice: DeviceChoice) -> None:
     """Set torch's device, threads, float32 matrix products (TF32) and determinism, for this whole process."""
     import torch
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No garbage collection meanwhile: it walks all that torch defines again and again.
 
     Whoever imports torch in here is spared that later as well, and once more at the end of the process, which took a fifth of

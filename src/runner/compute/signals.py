@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from runner.errors import Abandoned, Interrupted
+from runner.errors import ForcedStop, Interrupted
 
 
 class StopRequest:
@@ -42,7 +42,7 @@ class StopRequest:
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
-            raise Abandoned(number, "stopped at once by a second signal; the last checkpoint is intact")
+            raise ForcedStop(number, "stopped at once by a second signal; the last checkpoint is intact")
         self.signal_number = number
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from runner.compute.rng import stream
 
 
-class Batches:
+class EpochBatches:
     """Row numbers of every step's batch; each row once an epoch, the last batch of an epoch as small as it comes out.
 
     A full batch is all rows in their own order, as a slice; smaller ones are drawn anew for each epoch on the CPU and

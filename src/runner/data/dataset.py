@@ -16,7 +16,7 @@ from runner.errors import DataError
 
 
 @dataclass(frozen=True)
-class Rows:
+class ResidentRows:
     """A part of the data: features [rows, columns], target [rows, 1], and the number of each row in its source, from 0."""
 
     features: Tensor
@@ -43,7 +43,7 @@ class Rows:
 class Dataset:
     """Parts ("train", "valid", "test"; an empty one is left out) as the model sees them, and how to undo that."""
 
-    parts: dict[str, Rows]
+    parts: dict[str, ResidentRows]
     scaling: Scaling
     feature_names: tuple[str, ...]
     target_name: str
@@ -68,7 +68,7 @@ def build(config: c.DataConfig, seed: int, dtype: torch.dtype, device: torch.dev
     features, target = scaling.features(features).to(dtype), scaling.target(target).to(dtype).unsqueeze(1)
     _fits(features, target, dtype)
     rows = {
-        name: Rows(features[numbers].to(device), target[numbers].to(device), numbers)
+        name: ResidentRows(features[numbers].to(device), target[numbers].to(device), numbers)
         for name, numbers in parts.items()
         if len(numbers)
     }

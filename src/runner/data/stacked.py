@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runner.data.batches import Batches
-from runner.data.dataset import Dataset, Rows
+from runner.data.batches import EpochBatches
+from runner.data.dataset import Dataset, ResidentRows
 from runner.data.scaling import Scaling
 
 
 @dataclass(frozen=True)
-class LaneRows:
+class StackedRows:
     """A part of the data: features [rows, columns], target [rows, 1], source [rows], each of them with [lanes, …] in front or not."""
 
     features: Tensor
@@ -38,16 +38,16 @@ def _taken(values: Tensor, rows: Tensor | slice) -> Tensor:
     return values.reshape(-1, columns).index_select(0, (rows + first).reshape(-1)).view(lanes, -1, columns)
 
 
-def side_by_side(datasets: Sequence[Dataset]) -> tuple[dict[str, LaneRows], Scaling]:
+def stacked(datasets: Sequence[Dataset]) -> tuple[dict[str, StackedRows], Scaling]:
     """The parts of all datasets, by name, and a scaling that undoes that of every lane's own target.
 
     The datasets must have the same parts, of the same size.
     """
     parts = {}
     for name in datasets[0].parts:
-        rows: list[Rows] = [dataset.parts[name] for dataset in datasets]
+        rows: list[ResidentRows] = [dataset.parts[name] for dataset in datasets]
         features, target, source = ([getattr(r, what) for r in rows] for what in ("features", "target", "source"))
-        parts[name] = LaneRows(_stacked(features), _stacked(target), _stacked(source))
+        parts[name] = StackedRows(_stacked(features), _stacked(target), _stacked(source))
     scalings = [dataset.scaling for dataset in datasets]
     mean, scale = _stacked([s.target_mean for s in scalings]), _stacked([s.target_scale for s in scalings])
     if mean.dim() != scale.dim():
@@ -67,12 +67,12 @@ def _stacked(values: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(values))
 
 
-class LaneBatches:
+class StackedBatches:
     """Row numbers of every step's batch: [n] where all lanes shuffle by the same seed, else [lanes, n]."""
 
     def __init__(self, rows: int, batch_size: int | None, seeds: Sequence[int], device: torch.device) -> None:
         distinct = list(dict.fromkeys(seeds))
-        self._drawn = [Batches(rows, batch_size, seed, device) for seed in distinct]
+        self._drawn = [EpochBatches(rows, batch_size, seed, device) for seed in distinct]
         self.one = self._drawn[0]
         """Those of one lane: all of them have the same steps and epochs."""
         self._lanes = torch.tensor([distinct.index(seed) for seed in seeds])

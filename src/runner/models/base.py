@@ -11,7 +11,7 @@ from torch import Tensor
 from runner.config import schema as c
 
 
-class Scaling(Protocol):
+class Standardization(Protocol):
     """Standardised = (value − mean) / scale, for features [columns] and target []."""
 
     @property
@@ -30,11 +30,11 @@ class Model(torch.nn.Module):
     draws = False
     """Whether the forward pass in training draws random numbers."""
 
-    def fitted(self, scaling: Scaling) -> Mapping[str, Tensor]:
+    def fitted(self, scaling: Standardization) -> Mapping[str, Tensor]:
         """The parameters to report; a model that is linear in the features undoes the scaling."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
-    def unscaling(self, scaling: Scaling) -> Tensor | None:
+    def unscaling(self, scaling: Standardization) -> Tensor | None:
         """The matrix that takes the model's numbers to those of `fitted`, up to a constant; None where they are the same."""
         return None
 

@@ -18,7 +18,7 @@ DRAWS = 8
 """Sets of parameters at which the derivatives of a formula must agree for it to count as linear."""
 
 
-class Formula(Model):
+class FormulaModel(Model):
     """Evaluates `expression` on columns [rows, 1] and parameters []."""
 
     def __init__(self, expression: Expression, feature_names: Sequence[str], start: Mapping[str, Tensor]) -> None:
@@ -29,7 +29,7 @@ class Formula(Model):
             # Not register_parameter: it refuses names that a module has already, and `type` is a fine parameter.
             self._parameters[name] = torch.nn.Parameter(value)
 
-    def train(self, mode: bool = True) -> Formula:
+    def train(self, mode: bool = True) -> FormulaModel:
         """As of every module; a plain assignment would meet a parameter with the name `training`."""
         object.__setattr__(self, "training", mode)
         return self
@@ -63,7 +63,7 @@ class Formula(Model):
         return bool(first.isfinite().all()) and all(torch.equal(first, other) for other in others)
 
 
-def build(config: c.Formula, feature_names: Sequence[str], generator: torch.Generator) -> Formula:
+def build(config: c.Formula, feature_names: Sequence[str], generator: torch.Generator) -> FormulaModel:
     """A formula with its start values. Raises `DataError` where its names and the columns do not fit."""
     expression = parse(config.expression)
     free = [name for name in expression.names if name not in feature_names]
@@ -88,4 +88,4 @@ def build(config: c.Formula, feature_names: Sequence[str], generator: torch.Gene
         fill(value, config.init, 1, generator)
         # Drawn first in any case, so that giving one start value leaves those of the others as they were.
         start[name] = torch.tensor(config.start[name], dtype=torch.float64) if name in config.start else value
-    return Formula(expression, feature_names, start)
+    return FormulaModel(expression, feature_names, start)

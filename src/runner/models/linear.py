@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from runner.config import schema as c
-from runner.models.base import Model, Scaling
+from runner.models.base import Model, Standardization
 from runner.models.init import layers
 
 
-class Linear(nn.Linear, Model):
+class LinearModel(nn.Linear, Model):
     """y = weight·x + bias, weight [1, columns], bias [1]."""
 
-    def fitted(self, scaling: Scaling) -> Mapping[str, Tensor]:
+    def fitted(self, scaling: Standardization) -> Mapping[str, Tensor]:
         """Weight and bias in the units of the file: of y = (W/s_x·s_y)·x + …, undone in float64."""
         weight = self.weight.detach().cpu().double() * scaling.target_scale / scaling.feature_scale
         bias = torch.zeros(1, dtype=torch.float64) if self.bias is None else self.bias.detach().cpu().double()
@@ -23,7 +23,7 @@ class Linear(nn.Linear, Model):
         # Without a bias and without standardisation there is no constant to report.
         return {"weight": weight} if self.bias is None and not bias.any() else {"weight": weight, "bias": bias}
 
-    def unscaling(self, scaling: Scaling) -> Tensor | None:
+    def unscaling(self, scaling: Standardization) -> Tensor | None:
         """Rows for the weights and the bias, in float64 on the CPU."""
         slopes = torch.diag(scaling.target_scale / scaling.feature_scale)
         intercept = -(scaling.feature_mean @ slopes).unsqueeze(0)
@@ -43,7 +43,7 @@ class Linear(nn.Linear, Model):
         return {"": "row"}
 
 
-class Polynomial(Model):
+class PolynomialModel(Model):
     """Linear in x, x², …, x^degree of every feature; weight [1, columns·degree], the powers of one feature together."""
 
     def __init__(self, columns: int, degree: int) -> None:
@@ -74,15 +74,15 @@ def _with_ones(design: Tensor) -> Tensor:
     return torch.cat((design, torch.ones_like(design[..., :1])), -1)
 
 
-def linear(config: c.Linear, feature_names: Sequence[str], generator: torch.Generator) -> Linear:
+def linear(config: c.Linear, feature_names: Sequence[str], generator: torch.Generator) -> LinearModel:
     """A linear model with its start values."""
-    model = Linear(len(feature_names), 1, bias=config.bias, dtype=torch.float64)
+    model = LinearModel(len(feature_names), 1, bias=config.bias, dtype=torch.float64)
     layers(model, config.init, generator)
     return model
 
 
-def polynomial(config: c.Polynomial, feature_names: Sequence[str], generator: torch.Generator) -> Polynomial:
+def polynomial(config: c.Polynomial, feature_names: Sequence[str], generator: torch.Generator) -> PolynomialModel:
     """A polynomial with its start values."""
-    model = Polynomial(len(feature_names), config.degree)
+    model = PolynomialModel(len(feature_names), config.degree)
     layers(model, config.init, generator)
     return model

@@ -15,7 +15,7 @@ from runner.models.init import layers
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU, "sigmoid": nn.Sigmoid}
 
 
-class Mlp(nn.Sequential, Model):
+class Network(nn.Sequential, Model):
     """Linear, activation, dropout, … , linear: features [rows, columns] → predictions [rows, 1]."""
 
     def is_linear(self, features: Tensor) -> bool:
@@ -39,7 +39,7 @@ class Mlp(nn.Sequential, Model):
         return [[name for layer in layers[first:last] for name in layer] for first, last in pairwise(cuts)]
 
 
-def build(config: c.Mlp, feature_names: Sequence[str], generator: torch.Generator) -> Mlp:
+def build(config: c.Mlp, feature_names: Sequence[str], generator: torch.Generator) -> Network:
     """A network with its start values."""
     parts: list[nn.Module] = []
     width = len(feature_names)
@@ -47,6 +47,6 @@ def build(config: c.Mlp, feature_names: Sequence[str], generator: torch.Generato
         parts += [nn.Linear(width, units, dtype=torch.float64), ACTIVATIONS[config.activation]()]
         parts += [nn.Dropout(config.dropout)] if config.dropout else []
         width = units
-    model = Mlp(*parts, nn.Linear(width, 1, dtype=torch.float64))
+    model = Network(*parts, nn.Linear(width, 1, dtype=torch.float64))
     layers(model, "kaiming", generator)
     return model

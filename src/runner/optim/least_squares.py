@@ -58,7 +58,7 @@ class _LeastSquares:
         self._ended = [now or then for now, then in zip(ended, before, strict=True)]
 
 
-class Lstsq(_LeastSquares):
+class LstsqSolver(_LeastSquares):
     """The solution where the predictions are linear in the parameters: by QR, and of several equally good ones the shortest.
 
     weight_decay/2·‖p‖² is added to the loss, as by the other rules.
@@ -90,7 +90,7 @@ class Lstsq(_LeastSquares):
         self._count = saved["step"].clone() if "step" in saved else torch.zeros((), dtype=torch.float32)
 
 
-class Lm(_LeastSquares):
+class LevenbergMarquardt(_LeastSquares):
     """Levenberg–Marquardt: Gauss–Newton steps, damped so that they stay within a radius that is trusted.
 
     Marquardt, "An Algorithm for Least-Squares Estimation of Nonlinear Parameters", J. SIAM 11 (1963); scaling, radius and
@@ -166,14 +166,14 @@ class Lm(_LeastSquares):
         }
 
 
-def lstsq(config: c.Lstsq, parameters: Mapping[str, Tensor], lanes: Sequence[c.Lstsq] | None = None) -> Lstsq:
+def lstsq(config: c.Lstsq, parameters: Mapping[str, Tensor], lanes: Sequence[c.Lstsq] | None = None) -> LstsqSolver:
     """The solver of one run, or of the runs in all lanes."""
-    return Lstsq(lanes or [config], parameters, None if lanes is None else len(lanes))
+    return LstsqSolver(lanes or [config], parameters, None if lanes is None else len(lanes))
 
 
-def lm(config: c.Lm, parameters: Mapping[str, Tensor], lanes: Sequence[c.Lm] | None = None) -> Lm:
+def lm(config: c.Lm, parameters: Mapping[str, Tensor], lanes: Sequence[c.Lm] | None = None) -> LevenbergMarquardt:
     """The solver of one run, or of the runs in all lanes."""
-    return Lm(lanes or [config], parameters, None if lanes is None else len(lanes))
+    return LevenbergMarquardt(lanes or [config], parameters, None if lanes is None else len(lanes))
 
 
 def _in_lanes(factor: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from runner.compute.precision import DTYPES, widest
 from runner.config import schema as c
 from runner.optim.linearised import Linearised, lengths
-from runner.optim.qr import at_once, beside, folded, inverse, of_lanes, penalised, pieces
+from runner.optim.qr import at_once, augmented, inverse, of_lanes, penalised, pieces, qr_of_pieces
 
 MOST_WORK = 2**33
 """Most multiplications that are spent on an optimum: a few seconds."""
@@ -107,11 +107,11 @@ def _of_lanes(model: Model, rows: tuple[Tensor, Tensor], decay: Tensor, dtype: s
         for features, y in pieces(*rows):
             x = features.to(decay)
             design, constant = model.jacobian(zero, x), functional_call(model, zero, (x,))  # type: ignore[arg-type]
-            yield beside(design, design @ solution.unsqueeze(2) + constant - y, y)
+            yield augmented(design, design @ solution.unsqueeze(2) + constant - y, y)
 
     solution = torch.zeros(1, numbers, dtype=decay.dtype, device=decay.device)
     for _ in range(PASSES):
-        factor = folded(matrices(solution))
+        factor = qr_of_pieces(matrices(solution))
         whole = penalised(factor[:, :, : numbers + 1], solution, decay, count)
         jacobian = whole[:, :numbers, :numbers]
         problem = Linearised.of(jacobian, whole[:, :numbers, numbers], lengths(jacobian))
@@ -142,7 +142,7 @@ def _digits(jacobian: Tensor, solution: Tensor, residual: Tensor, size: Tensor, 
     return digits.nan_to_num(0.0).clamp(0.0, -math.log10(eps))
 
 
-def told(optimum: Optimum, rows: Tensor) -> list[dict[str, float]]:
+def progress_columns(optimum: Optimum, rows: Tensor) -> list[dict[str, float]]:
     """What a row of metrics.jsonl says of each lane's parameters [lanes, n]."""
     gaps, distances = optimum.gap(rows)
     values = zip(optimum.loss.tolist(), gaps.tolist(), distances.tolist(), strict=True)
@@ -153,7 +153,7 @@ def summarised(optimum: Optimum, configs: Sequence[c.Config], rows: Tensor) -> l
     """What a summary says of each lane's final parameters [lanes, n]; `rounding_distance` is what rounding alone leaves."""
     largest, found = optimum.eigenvalues, []
     condition, length = optimum.condition.tolist(), optimum.solution.norm(dim=1).tolist()
-    for lane, (row, config) in enumerate(zip(told(optimum, rows), configs, strict=True)):
+    for lane, (row, config) in enumerate(zip(progress_columns(optimum, rows), configs, strict=True)):
         rate = predicted_rate(config, largest[lane])
         found.append(
             {

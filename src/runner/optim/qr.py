@@ -31,7 +31,7 @@ def triangle(matrix: Tensor) -> Tensor:
     return factor
 
 
-def folded(pieces: Iterable[Tensor]) -> Tensor:
+def qr_of_pieces(pieces: Iterable[Tensor]) -> Tensor:
     """R […, n, n] of all pieces […, rows, n] below each other, of which no more than one is held at a time."""
     factor: Tensor | None = None
     for piece in pieces:
@@ -40,7 +40,7 @@ def folded(pieces: Iterable[Tensor]) -> Tensor:
     return factor
 
 
-def beside(jacobian: Tensor, residuals: Tensor, target: Tensor) -> Tensor:
+def augmented(jacobian: Tensor, residuals: Tensor, target: Tensor) -> Tensor:
     """[J, r, y] […, rows, n + 2] in the widest type, of J […, rows, n] and r and y […, rows, 1]; lanes broadcast."""
     # That of torch takes half a second: it imports a library for symbols first.
     lanes = np.broadcast_shapes(*(part.shape[:-2] for part in (jacobian, residuals, target)))

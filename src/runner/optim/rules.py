@@ -49,7 +49,7 @@ def _beside(tensor: Tensor, number: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Sgd:
+class SgdRule:
     """p ← p − lr·(g + weight_decay·p)."""
 
     weight_decay: Tensor | None
@@ -66,7 +66,7 @@ class Sgd:
 
 
 @dataclass(frozen=True)
-class Momentum:
+class MomentumRule:
     """v ← momentum·v + g; p ← p − lr·v. At the first step v = g, which v = 0 before it gives as well."""
 
     momentum: Tensor
@@ -88,7 +88,7 @@ class Momentum:
 
 
 @dataclass(frozen=True)
-class Adam:
+class AdamRule:
     """Kingma and Ba (2015), algorithm 1, with l2 in the gradient; or, decoupled, Loshchilov and Hutter (2019), algorithm 2."""
 
     beta1: Tensor
@@ -146,18 +146,18 @@ def build(configs: Sequence[c.OptimizerConfig], device: torch.device) -> Rule:
 
 def sgd(configs: Sequence[c.Sgd], numbers: Numbers) -> Rule:
     """Gradient descent."""
-    return Sgd(_weight_decay(configs, numbers))
+    return SgdRule(_weight_decay(configs, numbers))
 
 
 def momentum(configs: Sequence[c.Momentum], numbers: Numbers) -> Rule:
     """Gradient descent with momentum."""
-    return Momentum(numbers(k.momentum for k in configs), _weight_decay(configs, numbers))
+    return MomentumRule(numbers(k.momentum for k in configs), _weight_decay(configs, numbers))
 
 
 def adam(configs: Sequence[c.Adam | c.AdamW], numbers: Numbers, decoupled: bool = False) -> Rule:
     """Adam; with `decoupled` weight decay that of AdamW."""
     beta1, beta2 = (numbers(k.betas[i] for k in configs) for i in (0, 1))
-    return Adam(beta1, beta2, numbers(k.eps for k in configs), _weight_decay(configs, numbers), decoupled)
+    return AdamRule(beta1, beta2, numbers(k.eps for k in configs), _weight_decay(configs, numbers), decoupled)
 
 
 def adamw(configs: Sequence[c.AdamW], numbers: Numbers) -> Rule:

@@ -18,7 +18,7 @@ from runner.compute.precision import DTYPES, widest
 from runner.config import schema as c
 from runner.optim.linearised import Linearised, lengths
 from runner.optim.optimum import MOST_NUMBERS, MOST_WORK, work
-from runner.optim.qr import at_once, beside, folded, inverse, of_lanes, penalised, pieces
+from runner.optim.qr import at_once, augmented, inverse, of_lanes, penalised, pieces, qr_of_pieces
 from runner.optim.student_t import CONFIDENCE, t_quantile
 
 CONVERGED = 1e-6
@@ -152,9 +152,9 @@ def _factor(model: Model, parameters: Mapping[str, Tensor], rows: tuple[Tensor, 
             shared = None if x.dim() == 2 else 0
             with torch.no_grad():
                 prediction = vmap(lambda p, x: functional_call(model, p, (x,)), in_dims=(0, shared))(parameters, x)  # type: ignore[arg-type]
-            yield beside(model.jacobian(parameters, x), prediction - y, y)
+            yield augmented(model.jacobian(parameters, x), prediction - y, y)
 
-    return folded(matrices())
+    return qr_of_pieces(matrices())
 
 
 def _errors(model: Model, fit: Fit, back: Tensor, deviation: float) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ def sgd(config: c.Sgd | c.Momentum, parameters: Parameters, momentum: float = 0.
     """Gradient descent by `torch.optim.SGD`."""
     tensors = list(parameters.values())
     optimizer = torch.optim.SGD(tensors, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
-    return Library(optimizer, parameters)
+    return TorchOptimizer(optimizer, parameters)
 
 
 def momentum(config: c.Momentum, parameters: Parameters) -> Optimizer:
@@ -39,7 +39,7 @@ def adam(config: c.Adam | c.AdamW, parameters: Parameters, kind: type = torch.op
     optimizer = kind(
         tensors, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=fused or None
     )
-    return Library(optimizer, parameters)
+    return TorchOptimizer(optimizer, parameters)
 
 
 def adamw(config: c.AdamW, parameters: Parameters) -> Optimizer:
@@ -49,7 +49,7 @@ def adamw(config: c.AdamW, parameters: Parameters) -> Optimizer:
 
 def lbfgs(config: c.Lbfgs, parameters: Parameters) -> Optimizer:
     """L-BFGS by `torch.optim.LBFGS`."""
-    return Lbfgs(config, parameters)
+    return TorchLbfgs(config, parameters)
 
 
 def named_state(optimizer: torch.optim.Optimizer, names: list[str]) -> State:
@@ -85,7 +85,7 @@ there are no such small steps.
 """
 
 
-class Library:
+class TorchOptimizer:
     """An optimizer that asks for the gradients once a step."""
 
     settled: Sequence[int] = ()
@@ -111,7 +111,7 @@ class Library:
         self._lr = None
 
 
-class Lbfgs:
+class TorchLbfgs:
     """Limited-memory BFGS, which asks for the gradients as often as its line search wants.
 
     Single numbers, such as the parameters of a formula, have units of their own: torch's optimizer sees them divided by their

@@ -1,4 +1,4 @@
-"""Hashes of the parameters on the way, as lines of strict JSON: by them two runs are held against each other to the bit.
+"""Hashes of parameters, by which two runs are compared to the bit: of the answer, and of steps on the way as strict JSON.
 
     {"step": 20, "rolling": "5d41…", "parameters": {"bias": "9f2c…", "weight": "77b0…"}}
 
@@ -12,10 +12,20 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from runner.runs.fingerprint import parameters_sha256
 from runner.runs.sinks.jsonl import JsonLines, read_rows
+
+
+def parameters_sha256(parameters: Mapping[str, Tensor]) -> str:
+    """Names sorted; each as the line `name|float32|1,3`, then its little-endian bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(parameters.items()):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        digest.update(f"{name}|{kind}|{','.join(map(str, tensor.shape))}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Hashes:

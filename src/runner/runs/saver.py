@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from runner.compute.dtensor import is_sharded
-from runner.errors import Lost, RunFailed
+from runner.errors import ProcessLost, RunFailed
 from runner.runs import checkpoint
 from runner.runs.atomic import explain_os_error
 
@@ -116,7 +116,7 @@ class Saver:
         if failure is not None and not isinstance(failure, RunFailed):
             raise failure  # a mistake of ours, or no memory: told by its kind where it happened
         if told[1]:
-            raise Lost(f"rank 0: {told[1]}") from failure
+            raise ProcessLost(f"rank 0: {told[1]}") from failure
         outcome: T = told[0]
         return outcome
 
@@ -128,9 +128,9 @@ class Saver:
         return {name: value for part in everyone for name, value in part.items()}
 
 
-def _failed(step: int, path: Path, rank: int, cause: BaseException) -> Lost:
+def _failed(step: int, path: Path, rank: int, cause: BaseException) -> ProcessLost:
     text = explain_os_error(cause, path) if isinstance(cause, OSError) else str(cause) or type(cause).__name__
-    return Lost(f"rank {rank}: saving step {step} failed: {text}")
+    return ProcessLost(f"rank {rank}: saving step {step} failed: {text}")
 
 
 def _snapshot(value: Any) -> Any:

@@ -14,7 +14,7 @@ from runner.compute import processes as worlds
 from runner.compute.signals import StopRequest
 from runner.config.compose import Composed, check
 from runner.config.schema import plain, program
-from runner.errors import Lost, RunnerError
+from runner.errors import ProcessLost, RunnerError
 from runner.sweep.trials import Trial
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ FOREVER_SECONDS = 30 * 86_400.0
 def train(trials: Sequence[Trial], command: Sequence[str], report: Report, watch: Watch | None) -> None:
     """Run trials here, and on the processes that follow. Raises `ConfigError` before anything is started, and `Interrupted`."""
     if not worlds.launched(os.environ):
-        _side_by_side(worlds.Alone(), trials, command, report, watch)
+        _side_by_side(worlds.SingleProcess(), trials, command, report, watch)
         return
     plan = {
         "command": list(command),
@@ -38,7 +38,7 @@ def train(trials: Sequence[Trial], command: Sequence[str], report: Report, watch
         ],
     }
     with worlds.find(os.environ) as world:
-        world.tell(plan)
+        world.send_config(plan)
         _share(world, trials, command, report)
     _one_by_one(trials, command, report)
 
@@ -47,7 +47,7 @@ def follow() -> None:
     """What every process but the leading one does in a sweep, until rank 0 says that it has ended."""
     while True:
         with worlds.find(os.environ) as world:
-            plan = world.hear()
+            plan = world.receive_config()
             if plan["trials"] is None:
                 return
             trials = [Trial(t["number"], tuple(t["words"]), check(t["config"]), t["values"]) for t in plan["trials"]]
@@ -55,11 +55,11 @@ def follow() -> None:
         _one_by_one(trials, plan["command"], _Silent())
 
 
-def dismiss() -> None:
+def release_followers() -> None:
     """Tell the processes that follow that the sweep has ended."""
     if worlds.launched(os.environ):
         with worlds.find(os.environ) as world:
-            world.tell({"trials": None})
+            world.send_config({"trials": None})
 
 
 def _share(world: World, trials: Sequence[Trial], command: Sequence[str], report: Report) -> None:
@@ -131,7 +131,7 @@ def _on_all(trial: Trial, command: Sequence[str]) -> Result:
         run = execute(lambda earlier: Composed(trial.going_on(), trial.words), command, Log)
     except RunnerError as error:
         # After a process was lost the others cannot go on; what all of them know of, such as a divergence, ends one trial.
-        ends = error.exit_code >= 128 or isinstance(error, Lost)
+        ends = error.exit_code >= 128 or isinstance(error, ProcessLost)
         return Result("interrupted" if ends else "failed", {}, error)
     return Result("finished", run.summary.get("metrics", {}))
 

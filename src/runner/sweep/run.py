@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.compute.gc_pause import uncollected
+from runner.compute.gc_pause import gc_paused
 from runner.compute.launch import wanted
 from runner.compute.processes import launched
 from runner.config.compose import Composed, compose
@@ -197,7 +197,7 @@ def tell(manifest: Manifest) -> Results:
 
     console, directory = Console(), manifest.directory
     results = collect(directory)
-    with uncollected():
+    with gc_paused():
         from runner.sweep.plots import draw
 
         figures = draw(results)

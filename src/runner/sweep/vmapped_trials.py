@@ -11,22 +11,22 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from runner.compute.gc_pause import uncollected
+from runner.compute.gc_pause import gc_paused
 from runner.config.schema import Config, plain, program
 from runner.errors import ConfigError, Interrupted, Pruned, RunnerError
 from runner.runs.atomic import synced_together
 from runner.runs.sinks.log import Log
 from runner.training.failures import as_failure
-from runner.training.recorder import CHECKPOINTS, Opened, Written, surroundings
+from runner.training.recorder import CHECKPOINTS, Opened, RunRecorder, surroundings
 from runner.training.run import first_row, fixed
 
 if TYPE_CHECKING:
-    from runner.compute.devices import Choice
+    from runner.compute.devices import DeviceChoice
     from runner.data.dataset import Dataset
     from runner.sweep.trials import Trial
-    from runner.training.experiment import Facts, Prepared
+    from runner.training.experiment import Inputs, RunInfo
     from runner.training.loop import Stop
-    from runner.training.run_state import Member
+    from runner.training.run_state import RunState
 
 Watch = Callable[[int, int, Mapping[str, float]], bool]
 """Told a trial's number, its step and a row of its metrics; answers whether the trial ends now."""
@@ -60,9 +60,9 @@ class _Ready:
 
     trial: Trial
     config: Config
-    prepared: Prepared
+    prepared: Inputs
     model: Any
-    records: Written
+    records: RunRecorder
     step: int
     """Updates that an earlier attempt has saved."""
     opened: Opened | None = None
@@ -72,7 +72,7 @@ class _Ready:
 class Together:
     """Runs trials on one device. `command` is what the user typed; `watch` may end a trial early."""
 
-    choice: Choice
+    choice: DeviceChoice
     stop: Stop
     command: Sequence[str]
     report: Report
@@ -141,9 +141,9 @@ class Together:
         from runner.training import experiment
 
         config = trial.going_on()
-        records = Written(config, trial.words, self.command, Log(), self._around, trial.values, held=True)
+        records = RunRecorder(config, trial.words, self.command, Log(), self._around, trial.values, held=True)
         try:
-            with uncollected():
+            with gc_paused():
                 resolved = experiment.resolve(config, self.choice, 1)
                 prepared, _ = experiment.prepare(resolved, self.choice, 1, self._data)
             loaded = None if config.resume is None else checkpoint.load(Path(config.resume) / CHECKPOINTS)
@@ -157,7 +157,7 @@ class Together:
 
     def _train(self, batch: Sequence[_Ready], alone: str | None) -> None:
         """One program of a batch; its trials one after another where they must be alone, or vmap refuses the model."""
-        from runner.compute.processes import Alone
+        from runner.compute.processes import SingleProcess
         from runner.training import experiment, vmapped
 
         side_by_side: Any = None
@@ -170,7 +170,7 @@ class Together:
                 if alone is not None and alone not in self._reasons:
                     self._reasons.add(alone)
                     self.report.say(f"trial {ready.trial.number} and others like it are trained alone: {alone}")
-                parts = experiment.build(ready.config, ready.prepared, Alone())
+                parts = experiment.build(ready.config, ready.prepared, SingleProcess())
                 self._trained([ready], [parts.facts], parts, parts.model.draws)
             return
         count = len(batch)
@@ -189,15 +189,15 @@ class Together:
                 f"{len(told)} of {len(batch)} trials have a warning in their run.log, such as trial {number}: {text}"
             )
 
-    def _trained(self, batch: Sequence[_Ready], facts: Sequence[Facts], parts: Any, draws: bool) -> None:
+    def _trained(self, batch: Sequence[_Ready], facts: Sequence[RunInfo], parts: Any, draws: bool) -> None:
         """Train a program in open directories, and write how each of its runs ended."""
         import torch
 
-        from runner.training.objective import borrowed
+        from runner.training.objective import preserve_rng_state
 
         began = time.perf_counter()
         open_ = _Open(batch, facts)
-        members: Sequence[Member] = ()
+        members: Sequence[RunState] = ()
         try:
             with synced_together():
                 members = open_.members(self)
@@ -211,7 +211,7 @@ class Together:
                     ready.records.begin(loop.step, first)
                 self._warn(batch, parts.warnings)
             startup, steps, seconds = time.perf_counter() - began, loop.step, loop.seconds
-            with borrowed(draws, torch.device(self.choice.torch_device)):
+            with preserve_rng_state(draws, torch.device(self.choice.torch_device)):
                 loop.run()
         except BaseException as error:
             failure = as_failure(error, batch[0].config, Path()) or error
@@ -228,12 +228,12 @@ class Together:
 class _Open:
     """The open records of trials that are trained together."""
 
-    def __init__(self, batch: Sequence[_Ready], facts: Sequence[Facts]) -> None:
+    def __init__(self, batch: Sequence[_Ready], facts: Sequence[RunInfo]) -> None:
         self.batch, self.facts = batch, facts
 
-    def members(self, together: Together) -> list[Member]:
+    def members(self, together: Together) -> list[RunState]:
         """Open or make every directory; the runs as the loop knows them."""
-        from runner.compute.processes import Alone
+        from runner.compute.processes import SingleProcess
         from runner.runs.saver import Saver
 
         found, progress = [], _Progress(together.report, self.facts[0].steps)
@@ -244,7 +244,7 @@ class _Open:
                 opened.path / CHECKPOINTS,
                 fixed(facts),
                 facts.config.checkpoint.keep,
-                Alone(),
+                SingleProcess(),
                 sharded=False,
                 asynchronous=facts.config.checkpoint.async_save,
                 timeout_seconds=facts.config.launch.timeout_seconds,
@@ -266,7 +266,7 @@ class _Open:
         parts.join(states)
         return self.batch[0].step, max(float(state["seconds"]) for state in states)
 
-    def ended(self, members: Sequence[Member], seconds: float, startup: float, first: int) -> dict[int, Result]:
+    def ended(self, members: Sequence[RunState], seconds: float, startup: float, first: int) -> dict[int, Result]:
         """Write how each run ended."""
         results = {}
         for ready, member in zip(self.batch, members, strict=True):
@@ -284,7 +284,7 @@ class _Open:
             ready.records.close()
         return results
 
-    def failed(self, members: Sequence[Member], error: BaseException) -> dict[int, Result]:
+    def failed(self, members: Sequence[RunState], error: BaseException) -> dict[int, Result]:
         """Write that training them together has ended; what a run had come to before stays."""
         results = {}
         state = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"

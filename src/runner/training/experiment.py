@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.func import functional_call
 
 from runner.compute import precision, strategies
-from runner.compute.devices import Choice
+from runner.compute.devices import DeviceChoice
 from runner.compute.dtensor import local
 from runner.compute.precision import Scaler
 from runner.compute.processes import World
 from runner.compute.rng import stream
-from runner.compute.strategies import Strategy
+from runner.compute.strategies.base import Strategy
 from runner.config import constraints
 from runner.config import schema as c
 from runner.data import dataset as data
-from runner.data.batches import Batches
+from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset
 from runner.errors import ConfigError
 from runner.models import losses
@@ -29,19 +29,18 @@ from runner.models.base import build as build_model
 from runner.optim import schedules
 from runner.optim.base import Optimizer
 from runner.optim.build import build as build_optimizer
-from runner.optim.optimum import Optimum, find, summarised, told, unstable
+from runner.optim.optimum import Optimum, find, progress_columns, summarised, unstable
 from runner.optim.standard_errors import Fit, Inference, infer
-from runner.runs.fingerprint import parameters_sha256
+from runner.runs.hashes import parameters_sha256
 from runner.training import objective
-from runner.training.calendar import Calendar
 from runner.training.loop import Loop, Stop
 from runner.training.metrics import LARGER_IS_BETTER, Best, Evaluation
-from runner.training.objective import Objective
-from runner.training.run_state import Hashes, Member, Saver, Sink
+from runner.training.objective import BatchObjective
+from runner.training.run_state import Calendar, Hashes, RunState, Saver, Sink
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunInfo:
     """What is known of a run before it trains."""
 
     config: c.Config
@@ -75,10 +74,10 @@ class Facts:
         """Learning rate of every step."""
         return schedules.build(self.config.schedule, self.config.optimizer.lr, self.steps)
 
-    def member(self, sinks: Sequence[Sink], saver: Saver, hashes: Hashes | None) -> Member:
+    def member(self, sinks: Sequence[Sink], saver: Saver, hashes: Hashes | None) -> RunState:
         """The run as the loop knows it."""
         early = self.config.train.early_stopping
-        return Member(
+        return RunState(
             lr=self.schedule(),
             early=Best(early.metric, early.min_delta),
             patience=early.patience,
@@ -89,7 +88,7 @@ class Facts:
         )
 
 
-def warnings(facts: Sequence[Facts], optimum: Optimum | None) -> list[list[str]]:
+def warnings(facts: Sequence[RunInfo], optimum: Optimum | None) -> list[list[str]]:
     """For each run what is allowed and probably not meant: of its data, and of its learning rate where the optimum is known."""
     found = [list(run.dataset.warnings) for run in facts]
     if optimum is not None:
@@ -118,14 +117,14 @@ class Outcome:
 class Experiment:
     """The parts of one run, on their device, ready to train from step 0: the program of one lane."""
 
-    facts: Facts
+    facts: RunInfo
     model: Model
     strategy: Strategy
     optimizer: Optimizer
-    objective: Objective
+    objective: BatchObjective
     evaluation: Evaluation
     schedule: Callable[[int], float | None]
-    batches: Batches
+    batches: EpochBatches
     scaler: Scaler
     optimum: Optimum | None
     lanes = 1
@@ -201,7 +200,7 @@ class Experiment:
                 f"param/{name}": float(value) for name, value in self.model.fitted(self.facts.dataset.scaling).items()
             }
         if self.optimum is not None:
-            row.update(told(self.optimum, _row(self.parameters()[0]))[0])
+            row.update(progress_columns(self.optimum, _row(self.parameters()[0]))[0])
         if self.facts.config.amp == "float16":
             row["skipped_steps"] = self.scaler.skipped_steps
         return [row]
@@ -210,7 +209,7 @@ class Experiment:
         """Go on from the state of every lane."""
         self.restore(states[0])
 
-    def loop(self, members: Sequence[Member], stop: Stop) -> Loop:
+    def loop(self, members: Sequence[RunState], stop: Stop) -> Loop:
         """The loop over these parts."""
         return Loop(
             program=self,
@@ -223,7 +222,7 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Inputs:
     """What every process makes for itself before they work together."""
 
     dataset: Dataset
@@ -232,7 +231,7 @@ class Prepared:
     parameter_count: int
 
 
-def resolve(asked: c.Config, choice: Choice, size: int) -> c.Config:
+def resolve(asked: c.Config, choice: DeviceChoice, size: int) -> c.Config:
     """The configuration with `auto` replaced by what was chosen, for `size` processes.
 
     Raises `ConfigError` when the parts no longer fit.
@@ -243,13 +242,13 @@ def resolve(asked: c.Config, choice: Choice, size: int) -> c.Config:
     return _chosen(asked, choice, size)
 
 
-def misfits(asked: c.Config, choice: Choice, size: int) -> list[str]:
+def misfits(asked: c.Config, choice: DeviceChoice, size: int) -> list[str]:
     """What does not fit the device or the number of processes."""
     resolved = _chosen(asked, choice, size)
     return constraints.problems(resolved) + constraints.misplaced(resolved, size)
 
 
-def _chosen(asked: c.Config, choice: Choice, size: int) -> c.Config:
+def _chosen(asked: c.Config, choice: DeviceChoice, size: int) -> c.Config:
     alone = size == 1 and (asked.strategy.name == "ddp" or (asked.strategy.name == "dp" and choice.count < 2))
     strategy = asked.strategy
     if strategy.name == "auto" or alone:
@@ -258,8 +257,8 @@ def _chosen(asked: c.Config, choice: Choice, size: int) -> c.Config:
 
 
 def prepare(
-    resolved: c.Config, choice: Choice, size: int, build_data: Callable[..., Dataset] = data.build
-) -> tuple[Prepared, dict[str, str]]:
+    resolved: c.Config, choice: DeviceChoice, size: int, build_data: Callable[..., Dataset] = data.build
+) -> tuple[Inputs, dict[str, str]]:
     """Data and model, not placed yet, and what must be equal on all processes: name → text.
 
     Raises `DataError` and `ConfigError`.
@@ -283,7 +282,7 @@ def prepare(
         "the content of `data.path`": dataset.sha256,
         "the start values of the model": parameters_sha256(dict(model.named_parameters())) if size > 1 else "",
     }
-    return Prepared(dataset, model, device, sum(parameter.numel() for parameter in model.parameters())), equal
+    return Inputs(dataset, model, device, sum(parameter.numel() for parameter in model.parameters())), equal
 
 
 def start_model(resolved: c.Config, dataset: Dataset) -> Model:
@@ -292,7 +291,7 @@ def start_model(resolved: c.Config, dataset: Dataset) -> Model:
     return start.to(precision.DTYPES[resolved.dtype])
 
 
-def build(resolved: c.Config, prepared: Prepared, world: World) -> Experiment:
+def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
     """All that trains the model. Raises `ConfigError` before anything is written."""
     dataset, model, device = prepared.dataset, prepared.model, prepared.device
     train = resolved.train
@@ -303,7 +302,7 @@ def build(resolved: c.Config, prepared: Prepared, world: World) -> Experiment:
     optimum = find(model.to(device), rows.features, rows.target, resolved, [resolved.optimizer.l2_penalty or 0.0])
     placed = strategy.place(model, loss)
     forward: Any = torch.compile(placed) if train.compile else placed
-    batches = Batches(len(rows), train.batch_size, resolved.seed, device)
+    batches = EpochBatches(len(rows), train.batch_size, resolved.seed, device)
     steps = length(resolved, batches)
     parameters = dict(model.named_parameters())
 
@@ -311,13 +310,13 @@ def build(resolved: c.Config, prepared: Prepared, world: World) -> Experiment:
         return {name: parameter.detach().to(precision.widest(device)) for name, parameter in parameters.items()}
 
     scaler = precision.scaler(resolved.amp, device)
-    facts = Facts(resolved, dataset, strategy.name, steps, world.size, prepared.parameter_count)
+    facts = RunInfo(resolved, dataset, strategy.name, steps, world.size, prepared.parameter_count)
     return Experiment(
         facts=facts,
         model=model,
         strategy=strategy,
         optimizer=build_optimizer(resolved.optimizer, resolved.update, parameters),
-        objective=Objective(
+        objective=BatchObjective(
             model=forward,
             parameters=list(parameters.values()),
             loss=loss,
@@ -352,7 +351,7 @@ def _finite(tensors: Mapping[str, Tensor]) -> bool:
     return bool(torch.stack(floating).isfinite().all()) if floating else True
 
 
-def length(resolved: c.Config, batches: Batches) -> int:
+def length(resolved: c.Config, batches: EpochBatches) -> int:
     """Steps of the run. Raises `ConfigError` for what `train.epochs` hides from the combinations."""
     train, schedule = resolved.train, resolved.schedule
     steps = train.steps if train.steps is not None else (train.epochs or 0) * batches.per_epoch

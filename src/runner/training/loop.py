@@ -1,7 +1,7 @@
 """The loop: step, record, evaluate, save, stop. It knows protocols only: no device, dtype, strategy or optimizer by name.
 
 It trains one run, or several side by side as the lanes of one program: what is computed has a value a lane, what is decided
-and written has a `Member` a run. One run alone is the program of one lane.
+and written has a `RunState` a run. One run alone is the program of one lane.
 
 Nothing in a step waits for the device. The losses of the steps since the last look are kept where they are computed; at
 a look they are read together, and when one is not finite the last good state is restored and replayed to the step before.
@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from runner.errors import Interrupted
-from runner.training.calendar import Calendar
 from runner.training.metrics import Evaluation
-from runner.training.objective import Objective
-from runner.training.run_state import Fall, Member
+from runner.training.objective import BatchObjective
+from runner.training.run_state import Calendar, Divergence, RunState
 
 SPARSE = 0.75
 """Share of lanes that still train below which the others are taken out of the program."""
@@ -33,7 +32,7 @@ class Optimizer(Protocol):
 
     @property
     def settled(self) -> Sequence[int]: ...
-    def step(self, objective: Objective, lr: Any) -> Tensor: ...
+    def step(self, objective: BatchObjective, lr: Any) -> Tensor: ...
 
 
 class Program(Protocol):
@@ -44,7 +43,7 @@ class Program(Protocol):
     @property
     def optimizer(self) -> Optimizer: ...
     @property
-    def objective(self) -> Objective: ...
+    def objective(self) -> BatchObjective: ...
     @property
     def evaluation(self) -> Evaluation: ...
     @property
@@ -95,7 +94,7 @@ class Loop:
     """One training. `step` is the number of updates that are done; `members` are in the order of the program's lanes."""
 
     program: Program
-    members: Sequence[Member]
+    members: Sequence[RunState]
     batches: Batches
     calendar: Calendar
     watched: str
@@ -104,7 +103,7 @@ class Loop:
     """What the states of all members are written in."""
     step: int = 0
     seconds: float = 0.0
-    _training: dict[int, Member] = field(default_factory=dict, init=False)
+    _training: dict[int, RunState] = field(default_factory=dict, init=False)
     _pending: list[Tensor] = field(default_factory=list, init=False)
     _watched: tuple[Any, int, Sequence[dict[str, float]]] = field(default=(None, -1, ()), init=False)
 
@@ -152,7 +151,7 @@ class Loop:
         good = torch.cat((losses.unsqueeze(1), looked[:, 1:]), dim=1).isfinite().all(1)
         fallen = self._fallen(losses, good.all(0).tolist(), good)
         if fallen:
-            self._bury(fallen)
+            self._rewind_diverged(fallen)
         for lane, loss in enumerate(losses[-1].tolist()):
             if (member := self._training.get(lane)) is not None:
                 member.loss = member.last_finite = loss
@@ -160,13 +159,13 @@ class Loop:
         self._good_step, self._good = self.step, copied(self.program.capture())
         return bool(self._training)
 
-    def _fallen(self, losses: Tensor, good: Sequence[bool], when: Tensor) -> dict[int, Fall]:
+    def _fallen(self, losses: Tensor, good: Sequence[bool], when: Tensor) -> dict[int, Divergence]:
         finite, fallen = self.program.finite(), {}
         for lane in self._training:
             if good[lane] and finite[lane]:
                 continue
             last = losses.shape[0] - 1 if good[lane] else int((~when[:, lane]).nonzero()[0])
-            fallen[lane] = Fall(self._good_step + 1 + last, losses[: last + 1, lane].tolist())
+            fallen[lane] = Divergence(self._good_step + 1 + last, losses[: last + 1, lane].tolist())
         return fallen
 
     def _due(self) -> None:
@@ -186,7 +185,7 @@ class Loop:
         self._spend()
         self._compact()
 
-    def _of(self, lanes: Sequence[int]) -> dict[int, Member]:
+    def _of(self, lanes: Sequence[int]) -> dict[int, RunState]:
         return {lane: self._training[lane] for lane in lanes}
 
     def _spend(self) -> None:
@@ -201,7 +200,7 @@ class Loop:
             self._watched = (program, step, program.evaluation.metrics(self.watched))
         return self._watched[2]
 
-    def _rows(self, members: Mapping[int, Member]) -> None:
+    def _rows(self, members: Mapping[int, RunState]) -> None:
         if not members:
             return
         now, details = time.perf_counter(), self.program.details()
@@ -237,7 +236,7 @@ class Loop:
             if (self.watched, name) != ("train", "loss")
         }
 
-    def _save(self, program: Program, step: int, members: Mapping[int, Member]) -> None:
+    def _save(self, program: Program, step: int, members: Mapping[int, RunState]) -> None:
         """Save the states of some lanes at this step, after their rows up to it are safe."""
         if not members:
             return
@@ -280,7 +279,7 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------------------ divergence
 
-    def _bury(self, fallen: Mapping[int, Fall]) -> None:
+    def _rewind_diverged(self, fallen: Mapping[int, Divergence]) -> None:
         """Go back to the parameters before the update at which each of these lanes fell, say what is known, and end it."""
         replay = self.program.narrowed(list(fallen), self._good)
         waiting = dict(enumerate(fallen))
@@ -305,7 +304,9 @@ class Loop:
                     replay.restore(after)
             step += 1
 
-    def _end_fallen(self, replay: Program, step: int, lanes: Mapping[int, int], fallen: Mapping[int, Fall]) -> None:
+    def _end_fallen(
+        self, replay: Program, step: int, lanes: Mapping[int, int], fallen: Mapping[int, Divergence]
+    ) -> None:
         """End runs whose last good parameters, those of `step`, are in lanes of the replay; `lanes` says where they trained."""
         blamed = {at: replay.objective.without_value(at) for at in {fallen[lane].step for lane in lanes.values()}}
         members = {}

@@ -14,9 +14,9 @@ from torch import Tensor
 from runner.compute.dtensor import local
 from runner.compute.precision import Scaler, widest
 from runner.compute.rng import address
-from runner.compute.strategies import Part, Portion
+from runner.compute.strategies.base import MicroBatch, Portion
 from runner.optim.base import Linearisation
-from runner.optim.qr import beside, folded, pieces, triangle
+from runner.optim.qr import augmented, pieces, qr_of_pieces, triangle
 
 
 class Rows(Protocol):
@@ -38,7 +38,7 @@ class Strategy(Protocol):
     """How a batch is cut into portions, and where the gradients of all portions meet."""
 
     def portions(self, rows: int) -> Sequence[Portion]: ...
-    def gradient(self, parts: Sequence[Part], backward: Callable[[Part, float], Tensor]) -> Tensor: ...
+    def gradient(self, parts: Sequence[MicroBatch], backward: Callable[[MicroBatch, float], Tensor]) -> Tensor: ...
     def total(self, shares: Tensor) -> Tensor: ...
     def norm(self, gradients: Sequence[Tensor]) -> Tensor: ...
     def reduce(self, parts: Sequence[Tensor]) -> Tensor: ...
@@ -47,7 +47,7 @@ class Strategy(Protocol):
 
 
 @dataclass
-class Objective:
+class BatchObjective:
     """Mean loss of a step's batch and its gradients: of all portions and processes, unscaled, clipped."""
 
     model: Callable[[Tensor], Tensor]
@@ -69,10 +69,10 @@ class Objective:
     norm: Tensor | None = field(default=None, init=False)
     """Norm of the last gradients before clipping; None where it is not looked at."""
     step: int = field(default=0, init=False)
-    _parts: Sequence[Part] = field(default=(), init=False)
+    _parts: Sequence[MicroBatch] = field(default=(), init=False)
     _cuts: dict[int, Sequence[Portion]] = field(default_factory=dict, init=False)
 
-    def at(self, step: int) -> Objective:
+    def at(self, step: int) -> BatchObjective:
         """Turn to the rows and random numbers of a step, from 1."""
         self.step = step
         chosen, count = self.batches.at(step), self.batches.size(step)
@@ -90,7 +90,7 @@ class Objective:
             ]
         return self._cuts[count]
 
-    def _part(self, chosen: Tensor | slice, cut: Portion, count: int) -> Part:
+    def _part(self, chosen: Tensor | slice, cut: Portion, count: int) -> MicroBatch:
         whole = cut.last - cut.first == count
         rows = (
             chosen
@@ -100,7 +100,7 @@ class Objective:
             else chosen[..., cut.first : cut.last]
         )
         features, target = self.rows.take(rows)
-        return Part(features, target, (cut.last - cut.first) / count, cut.stream)
+        return MicroBatch(features, target, (cut.last - cut.first) / count, cut.stream)
 
     def gradient(self) -> tuple[Tensor, Sequence[Tensor] | None]:
         """This process's share [] of the mean loss, and the gradients of the whole batch, also left in `.grad`.
@@ -127,7 +127,7 @@ class Objective:
 
     def residuals(self) -> Linearisation:
         """Residuals and Jacobian of the step's rows, of all portions and processes."""
-        factor = triangle(self.strategy.stacked([folded(self._matrices(part)) for part in self._parts]))
+        factor = triangle(self.strategy.stacked([qr_of_pieces(self._matrices(part)) for part in self._parts]))
         rows = self.batches.size(self.step)
         loss = factor[..., -2].square().sum(-1) / rows
         return Linearisation(self.strategy.share(loss), factor, rows)
@@ -137,15 +137,15 @@ class Objective:
         with torch.no_grad():
             return self.strategy.reduce([self._squares(part) for part in self._parts])
 
-    def _squares(self, part: Part) -> Tensor:
+    def _squares(self, part: MicroBatch) -> Tensor:
         errors = (self.alone(features) - target for features, target in _widened(part))
         return sum((error.square().sum((-2, -1)) for error in errors), torch.zeros(()))
 
-    def _matrices(self, part: Part) -> Iterator[Tensor]:
+    def _matrices(self, part: MicroBatch) -> Iterator[Tensor]:
         for features, target in _widened(part):
             with torch.no_grad():
                 prediction = self.alone(features)
-            yield beside(self.jacobian(features), prediction - target, target)
+            yield augmented(self.jacobian(features), prediction - target, target)
 
     def without_value(self, step: int) -> list[list[int]]:
         """For each lane the source numbers of a step's rows whose prediction is not finite; none when that holds for all."""
@@ -159,7 +159,7 @@ class Objective:
         numbers = numbers.expand(bad.shape)
         return [[] if bool(where.all()) else lane[where].tolist() for lane, where in zip(numbers, bad, strict=True)]
 
-    def _backward(self, part: Part, factor: float) -> Tensor:
+    def _backward(self, part: MicroBatch, factor: float) -> Tensor:
         if part.stream != self._stream:
             self._stream = part.stream
             self.draw(self.step, part.stream)
@@ -185,7 +185,7 @@ class Objective:
                 torch._foreach_mul_(parts, coefficient)
 
 
-def _widened(part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+def _widened(part: MicroBatch) -> Iterator[tuple[Tensor, Tensor]]:
     wide = widest(part.target.device)
     return ((features.to(wide), target.to(wide)) for features, target in pieces(part.features, part.target))
 
@@ -222,7 +222,7 @@ def drawing(draws: bool, seed: int, device: torch.device) -> Callable[[int, int]
 
 
 @contextmanager
-def borrowed(draws: bool, device: torch.device) -> Iterator[None]:
+def preserve_rng_state(draws: bool, device: torch.device) -> Iterator[None]:
     """Give torch's own generator back as it was: the random numbers of a caller, in a notebook, are the caller's."""
     generator = generator_of(device) if draws else None
     state = generator.get_state() if generator is not None else None

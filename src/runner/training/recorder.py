@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from runner.compute.gc_pause import uncollected
+from runner.compute.gc_pause import gc_paused
 from runner.config.resume import refuse_other
 from runner.config.schema import Config, config_hash, plain
 from runner.errors import ConfigError, Interrupted, Pruned, RunnerError
@@ -22,13 +22,13 @@ from runner.runs.sinks.console import Console
 from runner.training.failures import as_failure
 
 if TYPE_CHECKING:
-    from runner.compute.devices import Choice
+    from runner.compute.devices import DeviceChoice
     from runner.runs.checkpoint import Loaded
     from runner.runs.hashes import Hashes
     from runner.runs.sinks.base import Sink
     from runner.runs.sinks.log import Log
-    from runner.training.experiment import Facts, Outcome
-    from runner.training.run_state import Member
+    from runner.training.experiment import Outcome, RunInfo
+    from runner.training.run_state import RunState
 
 CHECKPOINTS = "checkpoints"
 
@@ -45,7 +45,7 @@ class Opened:
     summary: dict[str, Any] | None = None
 
 
-class Records(Protocol):
+class Recorder(Protocol):
     """What a process keeps of a run."""
 
     @property
@@ -54,13 +54,13 @@ class Records(Protocol):
     def hashes(self) -> Hashes | None: ...
 
     def warn(self, text: str) -> None: ...
-    def open(self, facts: Facts, choice: Choice) -> Opened | None:
+    def open(self, facts: RunInfo, choice: DeviceChoice) -> Opened | None:
         """Make or reopen the directory; None where another process does."""
 
     def begin(self, step: int, first_step: int) -> None:
         """Training starts after `step` updates; rows from `first_step` on are new."""
 
-    def finish(self, member: Member, timing: Mapping[str, float]) -> dict[str, Any]:
+    def finish(self, member: RunState, timing: Mapping[str, float]) -> dict[str, Any]:
         """Write the end of a run that finished; gives its summary."""
 
     def fail(self, error: BaseException) -> BaseException:
@@ -72,7 +72,7 @@ class Records(Protocol):
     def close(self) -> None: ...
 
 
-class NoRecords:
+class NullRecorder:
     """Those of every process but the leading one."""
 
     sinks: Sequence[Sink] = ()
@@ -81,14 +81,14 @@ class NoRecords:
     def warn(self, text: str) -> None:
         pass
 
-    def open(self, facts: Facts, choice: Choice) -> Opened | None:
+    def open(self, facts: RunInfo, choice: DeviceChoice) -> Opened | None:
         self._config = facts.config
         return None
 
     def begin(self, step: int, first_step: int) -> None:
         pass
 
-    def finish(self, member: Member, timing: Mapping[str, float]) -> dict[str, Any]:
+    def finish(self, member: RunState, timing: Mapping[str, float]) -> dict[str, Any]:
         return {}
 
     def fail(self, error: BaseException) -> BaseException:
@@ -101,7 +101,7 @@ class NoRecords:
         pass
 
 
-def surroundings(choice: Choice) -> dict[str, Any]:
+def surroundings(choice: DeviceChoice) -> dict[str, Any]:
     """What a record tells of the program and the machine."""
     import hydra
     import torch
@@ -121,7 +121,7 @@ def surroundings(choice: Choice) -> dict[str, Any]:
 
 
 @dataclass
-class Written:
+class RunRecorder:
     """The records themselves. `overrides` and `command` are as the user typed them.
 
     Those of one run of many are `held`: their files are open only while they are written to, and the directory has no lock.
@@ -131,7 +131,7 @@ class Written:
     overrides: Sequence[str]
     command: Sequence[str]
     console: Console | Log
-    around: Callable[[Choice], Mapping[str, Any]] = surroundings
+    around: Callable[[DeviceChoice], Mapping[str, Any]] = surroundings
     swept: Mapping[str, Any] = field(default_factory=dict)
     """Values in which the run differs from others of its sweep."""
     held: bool = False
@@ -145,7 +145,7 @@ class Written:
 
     # -------------------------------------------------------------------------------------------------------- opening
 
-    def open(self, facts: Facts, choice: Choice) -> Opened | None:
+    def open(self, facts: RunInfo, choice: DeviceChoice) -> Opened | None:
         from runner.runs.hashes import Hashes
         from runner.runs.sinks.jsonl import JsonLines
         from runner.runs.sinks.tensorboard import TensorBoard
@@ -180,7 +180,7 @@ class Written:
     def _reopen(self, path: Path) -> Opened:
         directory = RunDirectory.reopen(path, locked=not self.held)
         try:
-            opened = self._gone_on(directory)
+            opened = self._resume(directory)
         except BaseException:  # the run stays as it was
             directory.close()
             raise
@@ -191,7 +191,7 @@ class Written:
             _write_config(directory, self.config)
         return opened
 
-    def _gone_on(self, directory: RunDirectory) -> Opened:
+    def _resume(self, directory: RunDirectory) -> Opened:
         """Where an earlier run goes on. Raises `InputError` where it must not."""
         from runner.runs import checkpoint
 
@@ -283,8 +283,8 @@ class Written:
 
     # --------------------------------------------------------------------------------------------------------- ending
 
-    def finish(self, member: Member, timing: Mapping[str, float]) -> dict[str, Any]:
-        from runner.runs.fingerprint import parameters_sha256
+    def finish(self, member: RunState, timing: Mapping[str, float]) -> dict[str, Any]:
+        from runner.runs.hashes import parameters_sha256
 
         outcome: Outcome = member.outcome
         few = self._facts.parameter_count <= MOST_PARAMETERS
@@ -327,7 +327,7 @@ class Written:
             answers.update(outcome.inference.summary(outcome.fitted))
         return answers
 
-    def _explain(self, member: Member, answers: Mapping[str, Any]) -> None:
+    def _explain(self, member: RunState, answers: Mapping[str, Any]) -> None:
         """What the numbers above do not say themselves."""
         for text in _verdict(answers, self.config):
             self.console.say(text)
@@ -348,7 +348,7 @@ class Written:
 
     def _draw(self, outcome: Outcome, answers: Mapping[str, Any]) -> dict[str, bytes]:
         path = self.directory.path
-        with uncollected():
+        with gc_paused():
             from runner.training.report import draw
 
             known = {"optimum": answers.get("optimum"), "noise floor": answers.get("noise_floor")}

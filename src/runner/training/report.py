@@ -11,14 +11,14 @@ import torch
 from runner.runs.plots import Picture
 from runner.runs.plots import draw as draw_picture
 from runner.runs.sinks.jsonl import read_rows
-from runner.training.experiment import Facts
+from runner.training.experiment import RunInfo
 from runner.training.metrics import Evaluation
 
 LINE_POINTS = 400
 """Points of the fitted curve."""
 
 
-def draw(facts: Facts, evaluation: Evaluation, metrics: Path, levels: Mapping[str, float]) -> dict[str, bytes]:
+def draw(facts: RunInfo, evaluation: Evaluation, metrics: Path, levels: Mapping[str, float]) -> dict[str, bytes]:
     """PNG files by name: "fit", "loss", "residuals"; `evaluation` is that of the whole model, `levels` are losses that are known."""
     dataset, scaling = facts.dataset, facts.dataset.scaling
     parts = {}
@@ -39,7 +39,7 @@ def draw(facts: Facts, evaluation: Evaluation, metrics: Path, levels: Mapping[st
     )
 
 
-def _line(facts: Facts, evaluation: Evaluation, parts: dict[str, Any]) -> Any:
+def _line(facts: RunInfo, evaluation: Evaluation, parts: dict[str, Any]) -> Any:
     """The fitted curve over the range of all rows."""
     low = min(features.min() for features, _, _ in parts.values())
     high = max(features.max() for features, _, _ in parts.values())

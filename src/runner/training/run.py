@@ -11,23 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.compute import processes as worlds
-from runner.compute.gc_pause import uncollected
+from runner.compute.gc_pause import gc_paused
 from runner.compute.signals import StopRequest
 from runner.config.compose import Composed, check
 from runner.config.schema import Config, plain
 from runner.runs.sinks.console import Console
 from runner.training.failures import explained_memory
-from runner.training.recorder import CHECKPOINTS, NoRecords, Opened, Records, Written
+from runner.training.recorder import CHECKPOINTS, NullRecorder, Opened, Recorder, RunRecorder
 
 if TYPE_CHECKING:
-    from runner.compute.devices import Choice
+    from runner.compute.devices import DeviceChoice
     from runner.compute.processes import World
     from runner.runs.checkpoint import Loaded
     from runner.runs.sinks.log import Log
-    from runner.training.calendar import Calendar
-    from runner.training.experiment import Experiment, Facts
+    from runner.training.experiment import Experiment, RunInfo
     from runner.training.loop import Loop
-    from runner.training.run_state import Member
+    from runner.training.run_state import Calendar, RunState
 
 Ask = Callable[[str | None], Composed]
 """What the user asks for; given the directory of an earlier attempt, to go on there."""
@@ -60,15 +59,17 @@ def execute(ask: Ask, command: Sequence[str], console: Callable[[], Console | Lo
         from runner.training import experiment
 
         world.connect(choice.kind, config.launch.timeout_seconds)
-        with uncollected(), explained_memory():
-            prepared = world.together(lambda: experiment.prepare(config, choice, world.size))
-            parts = world.together(lambda: (experiment.build(config, prepared, world), {}))
+        with gc_paused(), explained_memory():
+            prepared = world.run_on_all_ranks(lambda: experiment.prepare(config, choice, world.size))
+            parts = world.run_on_all_ranks(lambda: (experiment.build(config, prepared, world), {}))
         for warning in parts.warnings[0]:
             records.warn(warning)
         return _Job(parts, choice, records, world, began, stop).run()
 
 
-def _lead(world: World, ask: Ask, command: Sequence[str], console: Console | Log) -> tuple[Records, Config, Choice]:
+def _lead(
+    world: World, ask: Ask, command: Sequence[str], console: Console | Log
+) -> tuple[Recorder, Config, DeviceChoice]:
     """Compose, choose the device, and tell the others."""
     composed = ask(None)
     earlier = world.remembered
@@ -77,7 +78,7 @@ def _lead(world: World, ask: Ask, command: Sequence[str], console: Console | Log
     for notice in composed.notices:
         console.warn(notice)
     asked = _settled(composed.config)
-    with uncollected():
+    with gc_paused():
         choice = device_of(asked, console.warn, world)
         # Only now torch is imported, when this process is alone: masks and thread counts are in the environment before it.
         from runner.training import experiment
@@ -87,15 +88,15 @@ def _lead(world: World, ask: Ask, command: Sequence[str], console: Console | Log
         console.warn(
             f"`strategy`={asked.strategy.name} has one device to work on, so the run is {config.strategy.name}"
         )
-    world.tell(plain(config))
-    records: Records = Written(config, composed.overrides, command, console)
+    world.send_config(plain(config))
+    records: Recorder = RunRecorder(config, composed.overrides, command, console)
     return records, config, choice
 
 
-def _follow(world: World) -> tuple[Records, Config, Choice]:
+def _follow(world: World) -> tuple[Recorder, Config, DeviceChoice]:
     """Hear from rank 0 what to do, and find this process's own device for it."""
-    config = check(world.hear())
-    return NoRecords(), config, device_of(config, None, world)
+    config = check(world.receive_config())
+    return NullRecorder(), config, device_of(config, None, world)
 
 
 def _settled(asked: Config) -> Config:
@@ -105,7 +106,7 @@ def _settled(asked: Config) -> Config:
     return asked
 
 
-def device_of(asked: Config, warn: Callable[[str], None] | None, world: World) -> Choice:
+def device_of(asked: Config, warn: Callable[[str], None] | None, world: World) -> DeviceChoice:
     """This process's device, ready to be used; torch is imported after masks and thread counts are in the environment."""
     from runner.compute import devices
     from runner.errors import DeviceError
@@ -131,8 +132,8 @@ class _Job:
     """The run in progress on this process."""
 
     parts: Experiment
-    choice: Choice
-    records: Records
+    choice: DeviceChoice
+    records: Recorder
     world: World
     began: float
     stop: StopRequest
@@ -160,7 +161,7 @@ class _Job:
         import torch
 
         from runner.runs.saver import Saver
-        from runner.training.objective import borrowed
+        from runner.training.objective import preserve_rng_state
 
         facts = self.parts.facts
         config = facts.config
@@ -173,9 +174,9 @@ class _Job:
             asynchronous=config.checkpoint.async_save,
             timeout_seconds=config.launch.timeout_seconds,
         )
-        with borrowed(self.parts.model.draws, torch.device(self.choice.torch_device)):
+        with preserve_rng_state(self.parts.model.draws, torch.device(self.choice.torch_device)):
             loop = self.parts.loop(
-                [facts.member(self.records.sinks, saver, self.records.hashes)], self.world.agreed(self.stop)
+                [facts.member(self.records.sinks, saver, self.records.hashes)], self.world.all_ranks_stop(self.stop)
             )
             first_step = self._restore(loop, opened.loaded, resumed=config.resume is not None)
             self.records.begin(loop.step, first_step)
@@ -207,13 +208,13 @@ class _Job:
         return first_row(loop.calendar, loaded.step, member)
 
 
-def fixed(facts: Facts) -> dict[str, Any]:
+def fixed(facts: RunInfo) -> dict[str, Any]:
     """What every checkpoint of a run holds besides its state."""
     dataset = facts.dataset
     return {"config": plain(facts.config), "data_sha256": dataset.sha256, "scaling": dataset.scaling.state_dict()}
 
 
-def first_row(calendar: Calendar, step: int, member: Member) -> int:
+def first_row(calendar: Calendar, step: int, member: RunState) -> int:
     """The first step whose rows a run that goes on from a checkpoint writes anew.
 
     A run that ended there wrote a last row that one which goes on would not have written.

@@ -34,8 +34,43 @@ class Saver(Protocol):
     def check(self) -> None: ...
 
 
+LOOK_STEPS = 1_000
+"""Most steps between two looks at the losses: bounds what a late finding has to replay."""
+
+
 @dataclass(frozen=True)
-class Fall:
+class Calendar:
+    """What is due at which step."""
+
+    last: int
+    record_every: int
+    evaluate_every: int | None
+    checkpoint_every: int | None
+    hash_every: int | None = None
+
+    def row(self, step: int) -> bool:
+        """Whether a row is due whatever the last step is."""
+        return step % self.record_every == 0 or self.evaluation(step)
+
+    def evaluation(self, step: int) -> bool:
+        return self.evaluate_every is not None and step % self.evaluate_every == 0
+
+    def hashes(self, step: int) -> bool:
+        return self.hash_every is not None and step % self.hash_every == 0
+
+    def checkpoint(self, step: int) -> bool:
+        return step == self.last or (
+            self.checkpoint_every is not None and step > 0 and step % self.checkpoint_every == 0
+        )
+
+    def next_look(self, step: int) -> int:
+        """The first step after `step` at which anything is due."""
+        every = (self.record_every, self.evaluate_every, self.checkpoint_every, self.hash_every, LOOK_STEPS)
+        return min(self.last, *(step - step % n + n for n in every if n is not None))
+
+
+@dataclass(frozen=True)
+class Divergence:
     """How a run diverged: the update that it happened at, and the losses since the last look up to it."""
 
     step: int
@@ -43,7 +78,7 @@ class Fall:
 
 
 @dataclass
-class Member:
+class RunState:
     """One run of those that are trained: what is decided, written and kept for it alone."""
 
     lr: Callable[[int], float | None]
@@ -105,7 +140,7 @@ class Member:
             if journal is not None:
                 journal.flush()
 
-    def fail(self, fall: Fall, epoch: int, restored: int, since: int, blamed: Sequence[int]) -> None:
+    def fail(self, fall: Divergence, epoch: int, restored: int, since: int, blamed: Sequence[int]) -> None:
         """The run diverged: it is told why, and has a last row with the loss that ended it, so that curves show it.
 
         The parameters are those of step `restored` again; training, or its going on, began at step `since`; `blamed` are

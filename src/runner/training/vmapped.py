@@ -14,27 +14,27 @@ from torch import Tensor
 
 from runner.compute import precision
 from runner.compute.precision import Unscaled, scalar_type
-from runner.compute.strategies import Single
-from runner.compute.strategies.vmapped import Lanes
+from runner.compute.strategies.base import Single
+from runner.compute.strategies.vmapped import Vmapped
 from runner.config import schema as c
-from runner.data.stacked import LaneBatches, LaneRows, side_by_side
+from runner.data.stacked import StackedBatches, StackedRows, stacked
 from runner.models import losses
 from runner.optim.base import Optimizer
 from runner.optim.build import build_lanes
-from runner.optim.optimum import Optimum, find, summarised, told
+from runner.optim.optimum import Optimum, find, progress_columns, summarised
 from runner.optim.qr import PIECE_ROWS
 from runner.optim.standard_errors import Fit, Inference, infer
-from runner.training.experiment import Facts, Outcome, Prepared, length, start_model, warnings
+from runner.training.experiment import Inputs, Outcome, RunInfo, length, start_model, warnings
 from runner.training.loop import Loop, Stop
 from runner.training.metrics import Evaluation
-from runner.training.objective import Objective
-from runner.training.run_state import Member
+from runner.training.objective import BatchObjective
+from runner.training.run_state import RunState
 
 ROWS = "rows"
 """The one tensor that the optimizer knows: all parameters of a lane in a row."""
 
 
-def alone_because(config: c.Config, prepared: Prepared) -> str | None:
+def alone_because(config: c.Config, prepared: Inputs) -> str | None:
     """Why a run cannot be a lane, as the end of a sentence; None for one that can."""
     reasons = {
         f"{config.optimizer.name} searches along a line of its own": config.optimizer.evaluates_repeatedly,
@@ -49,14 +49,14 @@ def alone_because(config: c.Config, prepared: Prepared) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def shapes(prepared: Prepared) -> tuple[Any, ...]:
+def shapes(prepared: Inputs) -> tuple[Any, ...]:
     """What lanes of one program must have in common besides their configuration: sizes of data and parameters."""
     parts = {name: tuple(rows.features.shape) for name, rows in prepared.dataset.parts.items()}
     parameters = [(name, tuple(p.shape)) for name, p in prepared.model.named_parameters()]
     return (tuple(parts.items()), tuple(parameters), prepared.dataset.feature_names, prepared.dataset.target_name)
 
 
-def bytes_a_lane(config: c.Config, prepared: Prepared) -> int:
+def bytes_a_lane(config: c.Config, prepared: Inputs) -> int:
     """About how much memory a lane takes: parameters, their gradients, slots and copies, data, and what a batch leaves behind."""
     rows = prepared.dataset.parts["train"]
     size = rows.features.element_size()
@@ -71,7 +71,7 @@ def bytes_a_lane(config: c.Config, prepared: Prepared) -> int:
     return matrices + size * (12 * prepared.parameter_count + 2 * data + activations)
 
 
-def refused(program: SideBySide) -> str | None:
+def refused(program: VmappedExperiment) -> str | None:
     """Why vmap does not take the model, as the end of a sentence; None where it does."""
     try:
         program.objective.at(1).gradient()
@@ -90,17 +90,17 @@ class Summed(Unscaled):
 
 
 @dataclass
-class SideBySide:
+class VmappedExperiment:
     """The parts of several runs, a lane each, ready to train from step 0: a program of the loop."""
 
-    facts: Sequence[Facts]
+    facts: Sequence[RunInfo]
     template: Any
-    strategy: Lanes
+    strategy: Vmapped
     optimizer: Optimizer
-    objective: Objective
+    objective: BatchObjective
     evaluation: Evaluation
     schedule: Callable[[int], Tensor | None]
-    batches: LaneBatches
+    batches: StackedBatches
     optimum: Optimum | None
 
     @property
@@ -163,7 +163,7 @@ class SideBySide:
             }
         )
 
-    def narrowed(self, lanes: Sequence[int], state: Mapping[str, Any]) -> SideBySide:
+    def narrowed(self, lanes: Sequence[int], state: Mapping[str, Any]) -> VmappedExperiment:
         chosen = torch.tensor(lanes, device=self.strategy.rows.device)
         optimum = None if self.optimum is None else self.optimum.to_lanes(chosen)
         program = _built([self.facts[lane] for lane in lanes], [self.template] * len(lanes), lambda _: optimum)
@@ -192,7 +192,9 @@ class SideBySide:
             rows = [dict(zip(names, row, strict=True)) for row in self.strategy.rows.detach().double().tolist()]
         if self.optimum is None:
             return rows
-        return [{**row, **more} for row, more in zip(rows, told(self.optimum, self.strategy.rows), strict=True)]
+        return [
+            {**row, **more} for row, more in zip(rows, progress_columns(self.optimum, self.strategy.rows), strict=True)
+        ]
 
     def parameters(self) -> list[dict[str, Tensor]]:
         rows = self.strategy.named(self.strategy.rows.detach())
@@ -234,7 +236,7 @@ class SideBySide:
         ]
         return infer(self.template, self.strategy.named(self.strategy.rows.detach()[chosen]), (features, target), fits)
 
-    def loop(self, members: Sequence[Member], stop: Stop) -> Loop:
+    def loop(self, members: Sequence[RunState], stop: Stop) -> Loop:
         """The loop over these parts."""
         first = self.facts[0]
         return Loop(
@@ -247,39 +249,41 @@ class SideBySide:
         )
 
 
-def facts_of(config: c.Config, prepared: Prepared, lanes: int) -> Facts:
+def facts_of(config: c.Config, prepared: Inputs, lanes: int) -> RunInfo:
     """What is known of a run that is one of so many lanes. Raises `ConfigError`."""
     rows = len(prepared.dataset.parts["train"])
-    batches = LaneBatches(rows, config.train.batch_size, [config.seed], prepared.device)
-    return Facts(config, prepared.dataset, "single", length(config, batches.one), 1, prepared.parameter_count, lanes)
+    batches = StackedBatches(rows, config.train.batch_size, [config.seed], prepared.device)
+    return RunInfo(config, prepared.dataset, "single", length(config, batches.one), 1, prepared.parameter_count, lanes)
 
 
-def build(facts: Sequence[Facts], models: Sequence[Any]) -> SideBySide:
+def build(facts: Sequence[RunInfo], models: Sequence[Any]) -> VmappedExperiment:
     """The program of runs whose `config.program` and `shapes` are equal; `models` have their start values."""
     decays = [f.config.optimizer.l2_penalty or 0.0 for f in facts]
     return _built(facts, models, lambda rows: find(models[0], rows.features, rows.target, facts[0].config, decays))
 
 
-def _built(facts: Sequence[Facts], models: Sequence[Any], optimum: Callable[[LaneRows], Optimum | None]) -> SideBySide:
+def _built(
+    facts: Sequence[RunInfo], models: Sequence[Any], optimum: Callable[[StackedRows], Optimum | None]
+) -> VmappedExperiment:
     first, template = facts[0].config, models[0]
-    rows, undoing = side_by_side([f.dataset for f in facts])
+    rows, undoing = stacked([f.dataset for f in facts])
     device = rows["train"].target.device
-    strategy = Lanes(device, models)
+    strategy = Vmapped(device, models)
     loss, autocast = losses.of_lanes(first.loss), precision.autocast("off", device)
     forward = strategy.place(template, loss)
     seeds = [f.config.seed for f in facts]
     train = first.train
-    batches = LaneBatches(rows["train"].target.shape[-2], train.batch_size, seeds, device)
+    batches = StackedBatches(rows["train"].target.shape[-2], train.batch_size, seeds, device)
 
     def widened() -> Tensor:
         return strategy.rows.detach().to(precision.widest(device))
 
-    return SideBySide(
+    return VmappedExperiment(
         facts=facts,
         template=template,
         strategy=strategy,
         optimizer=build_lanes([f.config.optimizer for f in facts], {ROWS: strategy.rows}),
-        objective=Objective(
+        objective=BatchObjective(
             model=forward,
             parameters=[strategy.rows],
             loss=loss,
@@ -308,7 +312,7 @@ def _column(like: Tensor, values: Sequence[Any]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64).unsqueeze(1).to(like.device, scalar_type(like))
 
 
-def _schedule(facts: Sequence[Facts], like: Tensor) -> Callable[[int], Tensor | None]:
+def _schedule(facts: Sequence[RunInfo], like: Tensor) -> Callable[[int], Tensor | None]:
     """Learning rates [lanes, 1] of every step, each computed as the run alone would; None for solvers, which have none."""
     if facts[0].config.optimizer.lr is None:
         return lambda step: None
@@ -326,7 +330,7 @@ def _schedule(facts: Sequence[Facts], like: Tensor) -> Callable[[int], Tensor | 
     return rates
 
 
-def _evaluation_alone(facts: Facts, parameters: Mapping[str, Tensor]) -> Callable[[], Evaluation]:
+def _evaluation_alone(facts: RunInfo, parameters: Mapping[str, Tensor]) -> Callable[[], Evaluation]:
     def evaluation() -> Evaluation:
         device = next(iter(parameters.values())).device
         model = start_model(facts.config, facts.dataset).to(device)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runner.compute import devices
-from runner.compute.devices import Choice, Hardware, TorchBuild, choose, environment, notices
+from runner.compute.devices import DeviceChoice, Hardware, TorchBuild, choose, environment, notices
 from runner.config.schema import Device
 from runner.errors import DeviceError
 
@@ -176,7 +176,9 @@ def test_a_mask_in_time_or_without_change_is_not_refused() -> None:
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
 def test_cuda_is_taken_where_it_is(name: str) -> None:
-    assert choose(device(name), {}, H200) == Choice("cuda", "cuda:0", "NVIDIA H200", "cuda: 2 GPUs are visible", 2)
+    assert choose(device(name), {}, H200) == DeviceChoice(
+        "cuda", "cuda:0", "NVIDIA H200", "cuda: 2 GPUs are visible", 2
+    )
 
 
 @pytest.mark.parametrize("kind", ["cuda", "rocm", "xpu"])
@@ -214,25 +216,27 @@ def test_any_number_of_processes_shares_the_cpu() -> None:
 @pytest.mark.parametrize("name", ["auto", "rocm"])
 def test_rocm_is_taken_where_it_is_and_is_cuda_to_torch(name: str) -> None:
     reason = "rocm: 1 GPU is visible to HIP 7.1.25424, whose devices torch calls cuda"
-    assert choose(device(name), {}, MI300) == Choice("rocm", "cuda:0", "AMD Instinct MI300X", reason)
+    assert choose(device(name), {}, MI300) == DeviceChoice("rocm", "cuda:0", "AMD Instinct MI300X", reason)
 
 
 @pytest.mark.parametrize("name", ["auto", "xpu"])
 def test_xpu_is_taken_where_it_is(name: str) -> None:
     environ = {"CUDA_VISIBLE_DEVICES": "0,1"}
-    assert choose(device(name), environ, ARC) == Choice(
+    assert choose(device(name), environ, ARC) == DeviceChoice(
         "xpu", "xpu:0", "Intel(R) Arc(TM) A770", "xpu: 1 GPU is visible"
     )
 
 
 @pytest.mark.parametrize("name", ["auto", "mps"])
 def test_mps_is_taken_where_it_is(name: str) -> None:
-    assert choose(device(name), {}, APPLE) == Choice("mps", "mps", "Apple GPU", "mps: torch finds the GPU of this Mac")
+    assert choose(device(name), {}, APPLE) == DeviceChoice(
+        "mps", "mps", "Apple GPU", "mps: torch finds the GPU of this Mac"
+    )
 
 
 @pytest.mark.parametrize("hardware", [H200, MI300, ARC, APPLE, BARE])
 def test_the_cpu_is_taken_when_asked_for(hardware: Hardware) -> None:
-    assert choose(device("cpu"), {}, hardware) == Choice(
+    assert choose(device("cpu"), {}, hardware) == DeviceChoice(
         "cpu", "cpu", hardware.cpu_name, "cpu: `device=cpu` asks for it"
     )
 
@@ -466,7 +470,7 @@ def torch() -> Iterator[ModuleType]:
     torch.use_deterministic_algorithms(False)
 
 
-ON_CPU = devices.Choice("cpu", "cpu", "a CPU", "cpu: in a test")
+ON_CPU = devices.DeviceChoice("cpu", "cpu", "a CPU", "cpu: in a test")
 
 
 def test_configure_sets_threads_precision_and_determinism(torch: Any) -> None:

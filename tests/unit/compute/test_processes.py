@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 
 from runner import cli
-from runner.compute.processes import Alone, Group, find, launched, watchdog
+from runner.compute.processes import Group, SingleProcess, find, launched, watchdog
 from runner.compute.processes.consensus import Agreement, differences
 from runner.compute.processes.environment import interface, read
 from runner.compute.processes.rendezvous import Meeting, poll
 from runner.compute.processes.watchdog import News, is_lost
 from runner.compute.signals import StopRequest
-from runner.errors import ConfigError, Lost
+from runner.errors import ConfigError, ProcessLost
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
@@ -42,7 +42,7 @@ def _log_level(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_process_that_nobody_launched_is_alone() -> None:
     found = find({})
-    assert isinstance(found, Alone)
+    assert isinstance(found, SingleProcess)
     assert (found.rank, found.size, found.local_rank, found.local_size) == (0, 1, 0, 1)
     assert not launched({"RANK": "0"})
     assert not launched({"WORLD_SIZE": "2"})
@@ -180,7 +180,7 @@ def test_an_error_of_a_connection_is_that_of_another_process(error: Exception) -
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("gloo"), Lost("x")]
+    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("gloo"), ProcessLost("x")]
 )
 def test_any_other_error_is_our_own(error: Exception) -> None:
     assert not is_lost(error)
@@ -195,10 +195,10 @@ class Gone:
         return self
 
     def said(self, *names: str) -> bool:
-        raise Lost("the launcher, or rank 0, is gone")
+        raise ProcessLost("the launcher, or rank 0, is gone")
 
     def leave(self, seconds: float) -> None:
-        raise Lost("the launcher, or rank 0, is gone")
+        raise ProcessLost("the launcher, or rank 0, is gone")
 
 
 def test_without_the_store_a_process_stops_as_on_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,15 +284,15 @@ def test_a_signal_is_told_at_every_later_step() -> None:
 
 
 def test_alone_every_answer_is_its_own() -> None:
-    alone, request = Alone(), StopRequest()
+    alone, request = SingleProcess(), StopRequest()
     tensor = torch.tensor([1.0])
     assert alone.sum(tensor) is tensor
     assert alone.gather(tensor) == [tensor]
     assert alone.any(True)
     assert not alone.any(False)
     assert alone.broadcast("x") == "x"
-    assert alone.agreed(request) is request
-    assert alone.together(lambda: (7, {"data": "a"})) == 7
+    assert alone.all_ranks_stop(request) is request
+    assert alone.run_on_all_ranks(lambda: (7, {"data": "a"})) == 7
     error = RuntimeError("Connection closed by peer")
     assert alone.explain(error, 3) is error
     assert alone.remembered is None

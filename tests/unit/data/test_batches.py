@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.data.batches import Batches
+from runner.data.batches import EpochBatches
 
 CPU = torch.device("cpu")
 
 rows_and_size = st.tuples(st.integers(1, 40), st.one_of(st.none(), st.integers(1, 50)))
 
 
-def _numbers(batches: Batches, step: int, rows: int) -> list[int]:
+def _numbers(batches: EpochBatches, step: int, rows: int) -> list[int]:
     chosen = batches.at(step)
     numbers = torch.arange(rows)[chosen]
     return [int(number) for number in numbers]
@@ -23,7 +23,7 @@ def _numbers(batches: Batches, step: int, rows: int) -> list[int]:
 @given(shape=rows_and_size, seed=st.integers(0, 2**32 - 1), epoch=st.integers(1, 1000))
 def test_each_row_is_taken_once_an_epoch(shape: tuple[int, int | None], seed: int, epoch: int) -> None:
     rows, size = shape
-    batches = Batches(rows, size, seed, CPU)
+    batches = EpochBatches(rows, size, seed, CPU)
     first = (epoch - 1) * batches.per_epoch + 1
     steps = range(first, first + batches.per_epoch)
     taken = [_numbers(batches, step, rows) for step in steps]
@@ -38,7 +38,7 @@ def test_each_row_is_taken_once_an_epoch(shape: tuple[int, int | None], seed: in
 @given(shape=rows_and_size, seed=st.integers(0, 2**32 - 1), history=st.lists(st.integers(1, 300), max_size=6))
 def test_a_batch_is_a_function_of_seed_and_step(shape: tuple[int, int | None], seed: int, history: list[int]) -> None:
     rows, size = shape
-    used, fresh = Batches(rows, size, seed, CPU), Batches(rows, size, seed, CPU)
+    used, fresh = EpochBatches(rows, size, seed, CPU), EpochBatches(rows, size, seed, CPU)
     for step in history:
         used.at(step)
     torch.rand(1)
@@ -47,21 +47,21 @@ def test_a_batch_is_a_function_of_seed_and_step(shape: tuple[int, int | None], s
 
 @given(shape=rows_and_size, first=st.integers(1, 200), steps=st.integers(0, 100))
 def test_rows_between_are_the_sizes_together(shape: tuple[int, int | None], first: int, steps: int) -> None:
-    batches = Batches(*shape, 0, CPU)
+    batches = EpochBatches(*shape, 0, CPU)
     last = first + steps - 1
     assert batches.rows_between(first, last) == sum(batches.size(step) for step in range(first, last + 1))
 
 
 @pytest.mark.parametrize("size", [None, 10, 11])
 def test_a_full_batch_is_all_rows_in_their_own_order(size: int | None) -> None:
-    batches = Batches(10, size, 0, CPU)
+    batches = EpochBatches(10, size, 0, CPU)
     assert batches.at(1) == batches.at(9) == slice(None)
     assert batches.per_epoch == 1
     assert batches.epoch(9) == 9
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    batches, other = Batches(30, 15, 0, CPU), Batches(30, 15, 1, CPU)
+    batches, other = EpochBatches(30, 15, 0, CPU), EpochBatches(30, 15, 1, CPU)
     # Each equal pair would happen by chance once in 30!/15! draws.
     assert _numbers(batches, 1, 30) != _numbers(batches, 3, 30)
     assert _numbers(batches, 1, 30) != _numbers(other, 1, 30)
@@ -70,5 +70,5 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 def test_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
-    Batches(30, 7, 0, CPU).at(8)
+    EpochBatches(30, 7, 0, CPU).at(8)
     assert torch.equal(torch.get_rng_state(), before)

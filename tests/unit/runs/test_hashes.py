@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.runs.fingerprint import parameters_sha256
+from runner.runs.hashes import parameters_sha256
 
 
 def _sha256(*pieces: bytes) -> str:

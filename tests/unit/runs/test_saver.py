@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from runner.compute.processes import Alone
+from runner.compute.processes import SingleProcess
 from runner.errors import RunFailed
 from runner.runs import checkpoint
 from runner.runs.saver import Saver
@@ -23,7 +23,7 @@ FIXED = {"config": {"seed": 1}}
 
 
 def saver(folder: Path, asynchronous: bool, keep: int | None = None) -> Saver:
-    return Saver(folder, FIXED, keep, Alone(), sharded=False, asynchronous=asynchronous, timeout_seconds=60)
+    return Saver(folder, FIXED, keep, SingleProcess(), sharded=False, asynchronous=asynchronous, timeout_seconds=60)
 
 
 def state_of(step: int) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.compute import precision, strategies
+from runner.compute import precision
+from runner.compute.strategies.base import Single
 from runner.config import schema as c
-from runner.data.dataset import Rows
+from runner.data.dataset import ResidentRows
 from runner.data.scaling import Scaling
 from runner.errors import RunFailed
 from runner.models import losses
@@ -53,7 +54,7 @@ def _evaluation(
     truth = torch.tensor(np.asarray(target), dtype=torch.float64)
     features = torch.from_numpy(X[: len(truth)]).unsqueeze(1)
     scaling = scaling or Scaling.fit(features, truth, False, False)
-    rows = Rows(features.to(dtype), scaling.target(truth).unsqueeze(1).to(dtype), torch.arange(len(truth)))
+    rows = ResidentRows(features.to(dtype), scaling.target(truth).unsqueeze(1).to(dtype), torch.arange(len(truth)))
     model = Half()
     return Evaluation(
         model=model,
@@ -62,7 +63,7 @@ def _evaluation(
         autocast=precision.autocast(amp, CPU),
         undo=scaling.undo,
         parts={"train": rows},
-        strategy=strategies.Single(CPU),
+        strategy=Single(CPU),
     )
 
 

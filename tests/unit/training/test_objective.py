@@ -10,24 +10,24 @@ from torch import Tensor
 
 from runner.compute.precision import Unscaled, autocast, scaler
 from runner.compute.rng import stream
-from runner.compute.strategies import Single
+from runner.compute.strategies.base import Single
 from runner.config import schema as c
-from runner.data.batches import Batches
-from runner.data.dataset import Rows
+from runner.data.batches import EpochBatches
+from runner.data.dataset import ResidentRows
 from runner.models import losses
 from runner.models.base import Model
 from runner.models.base import build as build_model
-from runner.training.objective import Objective, borrowed, drawing
+from runner.training.objective import BatchObjective, drawing, preserve_rng_state
 
 CPU = torch.device("cpu")
 ROWS = 22
 
 
-def _rows(dtype: torch.dtype = torch.float64) -> Rows:
+def _rows(dtype: torch.dtype = torch.float64) -> ResidentRows:
     generator = stream(0, "data")
     features = torch.randn(ROWS, 2, dtype=torch.float64, generator=generator)
     target = torch.randn(ROWS, 1, dtype=torch.float64, generator=generator) * 5
-    return Rows(features.to(dtype), target.to(dtype), torch.arange(100, 100 + ROWS))
+    return ResidentRows(features.to(dtype), target.to(dtype), torch.arange(100, 100 + ROWS))
 
 
 def _model(dropout: float = 0.0) -> Model:
@@ -35,13 +35,15 @@ def _model(dropout: float = 0.0) -> Model:
     return build_model(config, ("x", "z"), stream(0, "init"))
 
 
-def _objective(model: Any, rows: Rows | None = None, batch_size: int | None = None, **changes: Any) -> Objective:
+def _objective(
+    model: Any, rows: ResidentRows | None = None, batch_size: int | None = None, **changes: Any
+) -> BatchObjective:
     whole: dict[str, Any] = {
         "model": model,
         "parameters": list(model.parameters()),
         "loss": losses.build(c.Mse(name="mse")),
         "rows": rows or _rows(),
-        "batches": Batches(ROWS, batch_size, 0, CPU),
+        "batches": EpochBatches(ROWS, batch_size, 0, CPU),
         "strategy": Single(CPU),
         "autocast": autocast("off", CPU),
         "scaler": Unscaled(),
@@ -52,10 +54,10 @@ def _objective(model: Any, rows: Rows | None = None, batch_size: int | None = No
         "alone": model,
         "jacobian": lambda features: model.jacobian(dict(model.named_parameters()), features),
     }
-    return Objective(**{**whole, **changes})
+    return BatchObjective(**{**whole, **changes})
 
 
-def _answer(objective: Objective, step: int = 1) -> tuple[Tensor, list[Tensor]]:
+def _answer(objective: BatchObjective, step: int = 1) -> tuple[Tensor, list[Tensor]]:
     loss, gradients = objective.at(step).gradient()
     assert gradients is not None
     return loss, [gradient.clone() for gradient in gradients]
@@ -80,7 +82,7 @@ def test_the_answer_is_that_of_the_steps_own_batch() -> None:
     model, rows = _model(), _rows()
     objective = _objective(model, batch_size=8)
     for step in (3, 1, 5):  # the third of an epoch has the 6 rows that are left
-        chosen = Batches(ROWS, 8, 0, CPU).at(step)
+        chosen = EpochBatches(ROWS, 8, 0, CPU).at(step)
         assert isinstance(chosen, Tensor)
         _assert_close(_answer(objective, step), _by_hand(model, rows.features[chosen], rows.target[chosen]))
 
@@ -178,7 +180,7 @@ class Overflowing(torch.nn.Module):
 
 @pytest.mark.parametrize("batch_size", [None, 8])
 def test_rows_without_a_value_are_told_by_their_number_in_the_source(batch_size: int | None) -> None:
-    rows, batches = _rows(), Batches(ROWS, batch_size, 0, CPU)
+    rows, batches = _rows(), EpochBatches(ROWS, batch_size, 0, CPU)
     objective = _objective(Overflowing(limit=1.0), batches=batches)
     bad = rows.source[rows.features[:, 0] > 1.0].tolist()
     told = [number for step in range(1, batches.per_epoch + 1) for number in objective.without_value(step)[0]]
@@ -191,7 +193,7 @@ def test_no_row_is_named_when_none_or_all_are_without_a_value(limit: float) -> N
     assert _objective(Overflowing(limit)).without_value(1) == [[]]
 
 
-def _scaled(limit: float) -> Objective:
+def _scaled(limit: float) -> BatchObjective:
     model = Overflowing(limit).to(torch.float32)
     return _objective(model, rows=_rows(torch.float32), scaler=scaler("float16", CPU), clip_norm=0.5)
 
@@ -222,6 +224,6 @@ def test_a_borrowed_generator_is_given_back_as_it_was() -> None:
 
 
 def _draw_and_fail() -> None:
-    with borrowed(True, CPU):
+    with preserve_rng_state(True, CPU):
         _answer(_objective(_model(dropout=0.5)))
         raise ValueError("of the run")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from runner.commands.arguments import Parser
 from runner.commands.parity.cells import Asked, ask
-from runner.compute.gc_pause import uncollected
+from runner.compute.gc_pause import gc_paused
 from runner.compute.signals import interruptible
 from runner.errors import ConfigError, Interrupted, RunFailed
 from runner.runs.atomic import explain_os_error, write_atomic, write_json
@@ -75,7 +75,7 @@ def _place(name: str) -> Path:
 
 
 def _measured(asked: Asked, steps: int | None, words: Sequence[str], console: Console) -> Table:
-    with uncollected():
+    with gc_paused():
         from runner.commands.parity.measure import measure
     said = "stopped; nothing was written"
     try:
@@ -90,7 +90,7 @@ def write(table: Table, directory: Path) -> None:
     from runner.commands.parity.plot import draw
     from runner.commands.parity.table import markdown
 
-    with uncollected():
+    with gc_paused():
         picture = draw(table)
     try:
         directory.mkdir(parents=True)

@@ -14,8 +14,8 @@ from runner.commands.parity.cells import Asked, Cell, missing, obstacles
 from runner.commands.parity.rounding import Rounding, difference
 from runner.commands.parity.runs import Run, here, read, together
 from runner.commands.parity.table import Entry, Table, judged
-from runner.compute.devices import Choice, Hardware, probe
-from runner.compute.processes import Alone
+from runner.compute.devices import DeviceChoice, Hardware, probe
+from runner.compute.processes import SingleProcess
 from runner.config.schema import Config, Constant, Step
 from runner.errors import ConfigError, DeviceError, InputError
 from runner.training import experiment
@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 class Machine:
     """Where the table is made; `devices` has the reasons for each kind that is not there."""
 
-    cpu: Choice
+    cpu: DeviceChoice
     hardware: Hardware
     devices: Mapping[str, tuple[str, ...]]
 
@@ -41,7 +41,7 @@ class Machine:
         """What is here, masks and threads as asked for. Raises `DeviceError` where none of the devices is."""
         device = next(iter(asked.bases.values())).device
         cpu = device_of(
-            asked.config(Cell("cpu", "float64", "single", "optimizer", next(iter(asked.bases)))), say, Alone()
+            asked.config(Cell("cpu", "float64", "single", "optimizer", next(iter(asked.bases)))), say, SingleProcess()
         )
         hardware = probe()
         devices = {name: missing(device, name, os.environ, hardware) for name in asked.axes["device"]}
@@ -97,21 +97,21 @@ def measure(asked: Asked, steps: int | None, command: Sequence[str], folder: Pat
     return table
 
 
-def _reference_cell(asked: Asked, optimizer: str, cpu: Choice) -> Cell:
+def _reference_cell(asked: Asked, optimizer: str, cpu: DeviceChoice) -> Cell:
     """By hand; by the library where the rule is not written by hand."""
     by_hand = Cell("cpu", "float64", "single", "manual", optimizer)
     refused = experiment.misfits(asked.config(by_hand), cpu, 1)
     return replace(by_hand, update="optimizer") if refused else by_hand
 
 
-def _example(asked: Asked, cpu: Choice) -> Experiment:
+def _example(asked: Asked, cpu: DeviceChoice) -> Experiment:
     """The parts of one reference, which all have the same data and length. Raises `InputError` where none can be built."""
     errors = []
     for optimizer in asked.bases:
         config = asked.config(_reference_cell(asked, optimizer, cpu))
         try:
             resolved = experiment.resolve(config, cpu, 1)
-            return experiment.build(resolved, experiment.prepare(resolved, cpu, 1)[0], Alone())
+            return experiment.build(resolved, experiment.prepare(resolved, cpu, 1)[0], SingleProcess())
         except InputError as error:
             errors.append(error)
     raise errors[0]

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.compute.devices import Choice
-from runner.compute.processes import Alone
+from runner.compute.devices import DeviceChoice
+from runner.compute.processes import SingleProcess
 from runner.compute.rng import stream
 from runner.config import schema as c
 from runner.errors import RunnerError
@@ -55,7 +55,7 @@ def gamma(operations: float, unit: float) -> float:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearProblem:
     """Least squares by gradient descent: predictions X·p of rows [n], for parameters p [m] in tensors of `sizes`.
 
     `sensitivity` is how many times larger a relative error of the data is in X. Learning rates are those of the steps from 1.
@@ -134,7 +134,7 @@ def multiplied(eigenvalues: Tensor, rates: Sequence[float], momentum: float) -> 
     return growth
 
 
-def linear(parts: Experiment) -> Linear | None:
+def linear(parts: Experiment) -> LinearProblem | None:
     """The problem as one of least squares by gradient descent; None where it is another one."""
     config, rows, model = parts.facts.config, parts.facts.dataset.parts["train"], parts.model
     descent = config.optimizer.descent_momentum is not None and config.train.clip_norm is None
@@ -149,7 +149,7 @@ def linear(parts: Experiment) -> Linear | None:
         constant = model(rows.features).flatten() - design @ start
     optimizer: Any = config.optimizer
     schedule: Any = parts.schedule
-    return Linear(
+    return LinearProblem(
         design=design,
         target=rows.target.flatten() - constant,
         start=start,
@@ -222,12 +222,12 @@ def put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 class Rounding:
     """What rounding does to the training of a reference, a float64 configuration on one process of the CPU."""
 
-    def __init__(self, reference: c.Config, choice: Choice) -> None:
+    def __init__(self, reference: c.Config, choice: DeviceChoice) -> None:
         self._reference, self._choice = reference, choice
         self._found: dict[tuple[Any, ...], tuple[float, float]] = {}
 
     @cached_property
-    def linear(self) -> Linear | None:
+    def linear(self) -> LinearProblem | None:
         """The problem, where it is linear."""
         return linear(self._parts())
 
@@ -253,7 +253,7 @@ class Rounding:
 
     def _parts(self) -> Experiment:
         prepared, _ = experiment.prepare(self._reference, self._choice, 1)
-        return experiment.build(self._reference, prepared, Alone())
+        return experiment.build(self._reference, prepared, SingleProcess())
 
     def _sizes(self, parts: Experiment, unit: float, of_sums: float) -> tuple[float, float]:
         """Relative errors of storing a number, and of an evaluation, whose longest sums are over rows or inputs."""

@@ -17,7 +17,7 @@ from runner.compute.signals import StopRequest
 from runner.config import validation
 from runner.config.compose import Composed, check
 from runner.config.schema import Config, plain
-from runner.errors import InputError, Interrupted, Lost, RunFailed, RunnerError
+from runner.errors import InputError, Interrupted, ProcessLost, RunFailed, RunnerError
 from runner.runs.atomic import write_json
 from runner.training.recorder import CHECKPOINTS
 
@@ -124,7 +124,7 @@ def follow(plan: Path, rank: int) -> None:
 
 def _known_to_all(error: Exception) -> bool:
     """Whether all processes have heard of it and can meet again: not after a signal, or where one of them is lost."""
-    return isinstance(error, RunnerError) and not isinstance(error, Lost) and error.exit_code < 128
+    return isinstance(error, RunnerError) and not isinstance(error, ProcessLost) and error.exit_code < 128
 
 
 # --------------------------------------------------------------------------------------------------------------- results

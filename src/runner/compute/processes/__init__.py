@@ -1,4 +1,4 @@
-"""The processes of one run and what they say to each other. `Alone` implements the whole contract for one process.
+"""The processes of one run and what they say to each other. `SingleProcess` implements the whole contract for one process.
 
 Processes that torchrun (or any launcher that sets the same environment) started meet in its store; rank 0 leads: it alone
 reads the user's words and writes the run's records. Numbers travel through torch's collectives, the plan and the news of a
@@ -18,7 +18,7 @@ from runner.compute.signals import StopRequest
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Alone", "Group", "Stop", "World", "find", "launched"]
+__all__ = ["SingleProcess", "Group", "Stop", "World", "find", "launched"]
 
 T = TypeVar("T")
 
@@ -43,19 +43,19 @@ class World(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def tell(self, plan: dict[str, Any]) -> None:
+    def send_config(self, plan: dict[str, Any]) -> None:
         """Rank 0 tells the others what to do, before they know how to send tensors; as JSON can hold it."""
 
-    def hear(self) -> dict[str, Any]:
-        """What rank 0 tells. Raises `Elsewhere` where it cannot."""
+    def receive_config(self) -> dict[str, Any]:
+        """What rank 0 tells. Raises `RemoteRankError` where it cannot."""
 
     def connect(self, kind: str, timeout_seconds: float) -> None:
         """Make ready for tensors of a kind of device."""
 
-    def together(self, work: Callable[[], tuple[T, dict[str, str]]]) -> T:
+    def run_on_all_ranks(self, work: Callable[[], tuple[T, dict[str, str]]]) -> T:
         """Do the same work everywhere. It gives a result and what must be equal on every process: name → text.
 
-        Raises `InputError` on rank 0 and `Elsewhere` on the others, when it fails or differs anywhere.
+        Raises `InputError` on rank 0 and `RemoteRankError` on the others, when it fails or differs anywhere.
         """
 
     def broadcast(self, value: T | None) -> T | None:
@@ -66,7 +66,7 @@ class World(Protocol):
         """The tensors of all processes, in the order of their ranks."""
 
     def any(self, flag: bool) -> bool: ...
-    def agreed(self, request: StopRequest) -> Stop:
+    def all_ranks_stop(self, request: StopRequest) -> Stop:
         """One answer on all processes to a signal that reached some of them."""
 
     def remember(self, run_dir: str) -> None:
@@ -83,7 +83,7 @@ class World(Protocol):
         """The error itself; or, for a collective that failed, which process did not take part."""
 
 
-class Alone:
+class SingleProcess:
     """One process, that nobody started with others."""
 
     rank = 0
@@ -92,7 +92,7 @@ class Alone:
     local_size = 1
     remembered: str | None = None
 
-    def __enter__(self) -> Alone:
+    def __enter__(self) -> SingleProcess:
         return self
 
     def __exit__(
@@ -100,16 +100,16 @@ class Alone:
     ) -> None:
         pass
 
-    def tell(self, plan: dict[str, Any]) -> None:
+    def send_config(self, plan: dict[str, Any]) -> None:
         pass
 
-    def hear(self) -> dict[str, Any]:
+    def receive_config(self) -> dict[str, Any]:
         raise AssertionError("one process has nobody to hear from")
 
     def connect(self, kind: str, timeout_seconds: float) -> None:
         pass
 
-    def together(self, work: Callable[[], tuple[T, dict[str, str]]]) -> T:
+    def run_on_all_ranks(self, work: Callable[[], tuple[T, dict[str, str]]]) -> T:
         return work()[0]
 
     def broadcast(self, value: T | None) -> T | None:
@@ -124,7 +124,7 @@ class Alone:
     def any(self, flag: bool) -> bool:
         return flag
 
-    def agreed(self, request: StopRequest) -> Stop:
+    def all_ranks_stop(self, request: StopRequest) -> Stop:
         return request
 
     def remember(self, run_dir: str) -> None:
@@ -139,4 +139,4 @@ class Alone:
 
 def find(environ: Mapping[str, str]) -> World:
     """The world that the environment tells of. Raises `ConfigError` with every variable that does not make sense."""
-    return Group(read(environ)) if launched(environ) else Alone()
+    return Group(read(environ)) if launched(environ) else SingleProcess()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from runner.compute.processes.environment import named
 from runner.compute.signals import StopRequest
-from runner.errors import Elsewhere, InputError
+from runner.errors import InputError, RemoteRankError
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def together(work: Callable[[], tuple[T, dict[str, str]]], rank: int, size: int)
     if not said:
         return result  # type: ignore[no-any-return]
     if rank:
-        raise Elsewhere("\n".join(said), 2)
+        raise RemoteRankError("\n".join(said), 2)
     raise kind(said)
 
 

@@ -17,7 +17,16 @@ from runner.compute.processes.environment import Place, interface
 from runner.compute.processes.rendezvous import JOIN_SECONDS, Meeting, meet
 from runner.compute.processes.watchdog import News, Watch, is_lost
 from runner.compute.signals import StopRequest
-from runner.errors import Abandoned, ConfigError, Diverged, Elsewhere, InputError, Interrupted, Lost, RunnerError
+from runner.errors import (
+    ConfigError,
+    Diverged,
+    ForcedStop,
+    InputError,
+    Interrupted,
+    ProcessLost,
+    RemoteRankError,
+    RunnerError,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +64,7 @@ class Group:
 
     @property
     def attempt(self) -> Attempt:
-        """Raises `Elsewhere` where an earlier one has ended for good, and `RunFailed` where the others do not come."""
+        """Raises `RemoteRankError` where an earlier one has ended for good, and `RunFailed` where the others do not come."""
         if self._attempt is None:
             meeting = meet(self._place)
             self._attempt = Attempt(meeting, News(meeting), Watch(meeting))
@@ -68,7 +77,7 @@ class Group:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Part: together, when all of them know how the run ended, else with the news for those that do not."""
-        shared = isinstance(error, (Diverged, Interrupted, Elsewhere)) and not isinstance(error, Abandoned)
+        shared = isinstance(error, (Diverged, Interrupted, RemoteRankError)) and not isinstance(error, ForcedStop)
         agreed = error is None or error is self._known or shared
         if self._attempt is None and not isinstance(error, InputError):
             return  # one with an input error meets the others only to say that it is no use
@@ -76,20 +85,20 @@ class Group:
         try:
             if not agreed:
                 self._fail(error)
-            elif not isinstance(error, Elsewhere):
+            elif not isinstance(error, RemoteRankError):
                 self._agree(error)
         finally:
             watch.close()
-        if agreed and self._connected and not isinstance(error, Elsewhere):
+        if agreed and self._connected and not isinstance(error, RemoteRankError):
             import torch.distributed as dist
 
             dist.destroy_process_group()
         if agreed and isinstance(error, (Diverged, Interrupted)) and self.rank:
-            raise Elsewhere(str(error), error.exit_code) from None
+            raise RemoteRankError(str(error), error.exit_code) from None
 
     def _agree(self, error: BaseException | None) -> None:
         """The leader says how it ended, and the others wait for that."""
-        with contextlib.suppress(Lost):  # all is done already
+        with contextlib.suppress(ProcessLost):  # all is done already
             if self.rank == 0:
                 code = str(getattr(error, "exit_code", 0))
                 self.attempt.meeting.keep("ended", code)
@@ -101,14 +110,18 @@ class Group:
         text = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
         code = error.exit_code if isinstance(error, RunnerError) else 1
         first = True
-        with contextlib.suppress(Lost):  # there is nobody who could be told
-            first = self.attempt.news.leave(text if isinstance(error, Lost) else f"rank {self.rank}: {text}", code)
+        with contextlib.suppress(ProcessLost):  # there is nobody who could be told
+            first = self.attempt.news.leave(
+                text if isinstance(error, ProcessLost) else f"rank {self.rank}: {text}", code
+            )
             if code == 2:  # the same input would fail again
                 self.attempt.meeting.keep("ended", str(code))
-        if isinstance(error, RunnerError) and not isinstance(error, Lost if self.rank else (Lost, InputError)):
+        if isinstance(error, RunnerError) and not isinstance(
+            error, ProcessLost if self.rank else (ProcessLost, InputError)
+        ):
             error.rank = self.rank
         if not first and isinstance(error, RunnerError):
-            raise Elsewhere(text, code) from None
+            raise RemoteRankError(text, code) from None
         if first and not isinstance(error, RunnerError):
             sys.stderr.write(f"error: rank {self.rank}: {text}\n")
 
@@ -135,10 +148,10 @@ class Group:
 
     # --------------------------------------------------------------------------------------------------------- by words
 
-    def tell(self, plan: dict[str, Any]) -> None:
+    def send_config(self, plan: dict[str, Any]) -> None:
         self.attempt.meeting.say("plan", json.dumps(plan))
 
-    def hear(self) -> dict[str, Any]:
+    def receive_config(self) -> dict[str, Any]:
         plan: dict[str, Any] = json.loads(self.attempt.news.answer("plan", JOIN_SECONDS))
         return plan
 
@@ -169,7 +182,7 @@ class Group:
 
     # ------------------------------------------------------------------------------------------------------- by tensors
 
-    def together(self, work: Callable[[], tuple[T, dict[str, str]]]) -> T:
+    def run_on_all_ranks(self, work: Callable[[], tuple[T, dict[str, str]]]) -> T:
         try:
             with self._explained():
                 return together(work, self.rank, self.size)
@@ -202,7 +215,7 @@ class Group:
     def any(self, flag: bool) -> bool:
         return self._most([flag])[0] > 0
 
-    def agreed(self, request: StopRequest) -> Agreement:
+    def all_ranks_stop(self, request: StopRequest) -> Agreement:
         self.attempt.watch.request = request
         return Agreement(self.rank, self._most, request)
 

@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import Any
 
 from runner.compute.processes.environment import Place
-from runner.errors import Elsewhere, Lost, RunFailed
+from runner.errors import ProcessLost, RemoteRankError, RunFailed
 
 JOIN_SECONDS = 300.0
 """Longest time for all processes to meet: hosts may start minutes apart."""
@@ -39,13 +39,13 @@ def _there() -> Iterator[None]:
     try:
         yield
     except RuntimeError:  # with the store the process or launcher is gone that kept it
-        raise Lost("the launcher, or rank 0, is gone") from None
+        raise ProcessLost("the launcher, or rank 0, is gone") from None
 
 
 class Meeting:
     """The processes of one attempt at a run. What they say is for this attempt alone, what they keep also for later ones.
 
-    All of it raises `Lost` when the store is gone.
+    All of it raises `ProcessLost` when the store is gone.
     """
 
     def __init__(self, place: Place, kept: Any, store: Any) -> None:
@@ -100,7 +100,7 @@ class Meeting:
 
 
 def meet(place: Place) -> Meeting:
-    """Meet the others. Raises `Elsewhere` where an earlier attempt has ended for good, and `RunFailed` where they do not come."""
+    """Meet the others. Raises `RemoteRankError` where an earlier attempt has ended for good, and `RunFailed` where they do not come."""
     import torch.distributed
 
     dist: Any = torch.distributed  # its stores come from C++ and have no types
@@ -108,7 +108,7 @@ def meet(place: Place) -> Meeting:
     run = dist.PrefixStore(f"runner/{next(_RUNS)}", _store(place))
     everyone = Meeting(place, run, run)
     if code := int(everyone.kept("ended") or 0):
-        raise Elsewhere("an earlier attempt has ended for good", code)
+        raise RemoteRankError("an earlier attempt has ended for good", code)
     token = _ask(everyone) if place.rank else _answer(everyone)
     return Meeting(place, run, dist.PrefixStore(token, run))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from runner.compute.processes.environment import named
 from runner.compute.processes.rendezvous import Meeting, poll
 from runner.compute.signals import StopRequest
-from runner.errors import Elsewhere, Lost, RunnerError
+from runner.errors import ProcessLost, RemoteRankError, RunnerError
 
 WATCH_SECONDS = 0.25
 """Time between two looks for news of a failure."""
@@ -48,11 +48,11 @@ class News:
         news = json.dumps({"rank": self._meeting.place.rank, "text": text, "code": code})
         return self._meeting.say_first("failure", news)
 
-    def heard(self) -> Elsewhere | None:
+    def heard(self) -> RemoteRankError | None:
         return self._read() if self._meeting.said("failure") else None
 
     def answer(self, name: str, seconds: float) -> str:
-        """What rank 0 says under a name. Raises `Elsewhere` when the run has failed instead."""
+        """What rank 0 says under a name. Raises `RemoteRankError` when the run has failed instead."""
 
         def there() -> bool:
             if self._meeting.said("failure") and not self._meeting.said(name):
@@ -73,9 +73,9 @@ class News:
             what = f"did not answer within {timeout_seconds:g} seconds" if late else lost
             again = self._meeting.place.starts_again
             text = f"{who} {what} {when}; {'all processes start again' if again else then}"
-            return Lost(text) if self.leave(text, 1) else self._read()
-        except Lost as gone:
-            return Lost(f"{gone} {when}; {then}")
+            return ProcessLost(text) if self.leave(text, 1) else self._read()
+        except ProcessLost as gone:
+            return ProcessLost(f"{gone} {when}; {then}")
 
     def _missing(self, late: bool) -> tuple[list[int], bool]:
         """Who does not answer, of all that live and of those whose collectives fail like this process's own; and whether
@@ -94,9 +94,9 @@ class News:
         told = {rank: meeting.word(failed[rank]) for rank in ranks if meeting.said(failed[rank])}
         return dead or [rank for rank in ranks if rank not in told], "late" in told.values()
 
-    def _read(self) -> Elsewhere:
+    def _read(self) -> RemoteRankError:
         news = json.loads(self._meeting.word("failure"))
-        return Elsewhere(news["text"], news["code"])
+        return RemoteRankError(news["text"], news["code"])
 
 
 class Watch:
@@ -113,7 +113,7 @@ class Watch:
     def close(self) -> None:
         """Leave the others, when there is nothing more to hear or to tell."""
         self._left.set()
-        with contextlib.suppress(Lost):  # there is nobody who could wait
+        with contextlib.suppress(ProcessLost):  # there is nobody who could wait
             self._meeting.leave(GRACE_SECONDS + 4 * WATCH_SECONDS)  # those that are stuck take `GRACE_SECONDS`
         # Python would end it in the midst of torch's C++, which ends the process in turn.
         self._thread.join(GRACE_SECONDS)
@@ -124,15 +124,15 @@ class Watch:
             failure: RunnerError | None
             try:
                 if self._launcher is not None and os.getppid() != self._launcher:
-                    raise Lost("the launcher is gone")
+                    raise ProcessLost("the launcher is gone")
                 if meeting.said(ASKED):
                     meeting.say(f"alive/{meeting.place.rank}", "")
                 failure = news.heard()
-            except Lost as gone:
+            except ProcessLost as gone:
                 self._stop()
                 failure = gone
             if failure is not None and not self._left.wait(GRACE_SECONDS):
-                with contextlib.suppress(Lost):
+                with contextlib.suppress(ProcessLost):
                     meeting.leave(0.0)
                 self._end(str(failure), failure.exit_code)
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from runner.compute.processes import World
-from runner.compute.strategies import Loss, Part, Portion, Single
+from runner.compute.strategies.base import Loss, MicroBatch, Portion, Single
 
 
-class Shared(Single):
+class MultiProcess(Single):
     """What strategies have in common whose processes compute different rows of a batch. `rank` and `size` count these."""
 
     def __init__(self, device: torch.device, world: World, rank: int, size: int) -> None:
@@ -42,7 +42,7 @@ class Shared(Single):
         return self._world.any(flag)
 
 
-class Replicated(Shared):
+class Ddp(MultiProcess):
     """One process a device, gradients all-reduced while the backward pass still runs."""
 
     name = "ddp"
@@ -57,7 +57,7 @@ class Replicated(Shared):
         self._ddp = DistributedDataParallel(model.to(self._device), device_ids=ids, gradient_as_bucket_view=True)
         return self._ddp
 
-    def gradient(self, parts: Sequence[Part], backward: Callable[[Part, float], Tensor]) -> Tensor:
+    def gradient(self, parts: Sequence[MicroBatch], backward: Callable[[MicroBatch, float], Tensor]) -> Tensor:
         # Torch divides the sum of the processes' gradients by their number; the parts are weighted by rows already.
         factor, share = float(self._size), None
         for part in parts:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from runner.compute.processes import World
-from runner.compute.strategies import Loss, Part, Portion, Single
+from runner.compute.strategies.base import Loss, MicroBatch, Portion, Single
 from runner.errors import ConfigError
 
 
@@ -40,7 +40,7 @@ class Exact(Single):
         first = [chunk * size + min(chunk, larger) for chunk in range(self._chunks + 1)]
         return [Portion(first[chunk], first[chunk + 1], chunk) for chunk in self._own]
 
-    def gradient(self, parts: Sequence[Part], backward: Callable[[Part, float], Tensor]) -> Tensor:
+    def gradient(self, parts: Sequence[MicroBatch], backward: Callable[[MicroBatch, float], Tensor]) -> Tensor:
         """As of every strategy, but the loss is that of the whole batch: it travels with the gradients."""
         sums = self.reduce([self._flat(chunk, backward) for chunk in _by_stream(parts)])
         lengths = [parameter.numel() for parameter in self._parameters]
@@ -55,7 +55,7 @@ class Exact(Single):
     def stacked(self, parts: Sequence[Tensor]) -> Tensor:
         return torch.cat(self._world.gather(super().stacked(parts)), -2)
 
-    def _flat(self, chunk: Sequence[Part], backward: Callable[[Part, float], Tensor]) -> Tensor:
+    def _flat(self, chunk: Sequence[MicroBatch], backward: Callable[[MicroBatch, float], Tensor]) -> Tensor:
         """Gradients of one chunk in one vector, its share of the loss at the end."""
         for parameter in self._parameters:
             parameter.grad = None
@@ -82,8 +82,8 @@ def refuse(model: torch.nn.Module) -> None:
             )
 
 
-def _by_stream(parts: Sequence[Part]) -> list[list[Part]]:
-    chunks: dict[int, list[Part]] = {}
+def _by_stream(parts: Sequence[MicroBatch]) -> list[list[MicroBatch]]:
+    chunks: dict[int, list[MicroBatch]] = {}
     for part in parts:
         chunks.setdefault(part.stream, []).append(part)
     return list(chunks.values())

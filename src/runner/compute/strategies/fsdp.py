@@ -10,12 +10,12 @@ from torch import Tensor
 
 from runner.compute.dtensor import gathered
 from runner.compute.processes import World
-from runner.compute.strategies import Loss, Part
-from runner.compute.strategies.ddp import Shared
+from runner.compute.strategies.base import Loss, MicroBatch
+from runner.compute.strategies.ddp import MultiProcess
 from runner.compute.strategies.tensor import split_layers
 
 
-class Sharded(Shared):
+class Fsdp(MultiProcess):
     """Over a mesh of processes; with `tensor_parallel` above 1, groups of so many split each layer's work between them."""
 
     name = "fsdp"
@@ -41,7 +41,7 @@ class Sharded(Shared):
         placed: Callable[[Tensor], Tensor] = model
         return placed
 
-    def gradient(self, parts: Sequence[Part], backward: Callable[[Part, float], Tensor]) -> Tensor:
+    def gradient(self, parts: Sequence[MicroBatch], backward: Callable[[MicroBatch, float], Tensor]) -> Tensor:
         # As with ddp, torch divides by the number of processes that share the rows.
         share = backward(parts[0], float(self._size))
         for part in parts[1:]:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from runner.compute.processes import World
-from runner.compute.strategies import Loss, Part, Portion, Single
+from runner.compute.strategies.base import Loss, MicroBatch, Portion, Single
 from runner.errors import ConfigError
 
 
-class Stages(Single):
+class Pipeline(Single):
     """The network cut into as many stages as there are processes. Every process is given all rows."""
 
     name = "pipeline"
@@ -47,7 +47,7 @@ class Stages(Single):
         # Random numbers of its own for each stage: two layers must not drop the same units.
         return (Portion(0, rows, self._world.rank),)
 
-    def gradient(self, parts: Sequence[Part], backward: Callable[[Part, float], Tensor]) -> Tensor:
+    def gradient(self, parts: Sequence[MicroBatch], backward: Callable[[MicroBatch, float], Tensor]) -> Tensor:
         """As of every strategy, of one part that is the whole batch; torch's schedule does what `backward` would."""
         (part,) = parts
         losses: list[Tensor] = []

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from runner.compute.dtensor import gathered
 from runner.compute.processes import World
-from runner.compute.strategies import Loss, Single
+from runner.compute.strategies.base import Loss, Single
 from runner.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-class Layers(Single):
+class TensorParallel(Single):
     """Each layer's work split over all processes. They compute the same rows, so their losses and sums are equal."""
 
     name = "tensor"

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from runner.compute.strategies import Loss, Single
+from runner.compute.strategies.base import Loss, Single
 
 
-class Lanes(Single):
+class Vmapped(Single):
     """One process on one device, with a model a lane; all of them have the same layers."""
 
     def __init__(self, device: torch.device, models: Sequence[torch.nn.Module]) -> None:
