@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from runner.compute.precision import Unscaled, autocast
-from runner.compute.rng import stream
+from runner.compute.rng import drawing, stream
 from runner.compute.strategies.base import Single
 from runner.config import schema as c
 from runner.data.batches import EpochBatches
@@ -22,7 +22,7 @@ from runner.models import losses
 from runner.models.base import Model
 from runner.models.base import build as build_model
 from runner.optim.build import build as build_optimizer
-from runner.training.objective import BatchObjective, drawing
+from runner.training.objective import BatchObjective
 
 CPU = torch.device("cpu")
 LM = c.Lm(name="lm", radius=1.0)

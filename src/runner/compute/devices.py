@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import platform
 import re
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from runner.compute.visible_devices import VARIABLES, Obstacle, hides_all, in_force, of_config, unusable, variable
 from runner.compute.visible_devices import notices as mask_notices
-from runner.config.schema import Device
+from runner.config.schema import Config, Device
 from runner.errors import DeviceError
+
+if TYPE_CHECKING:
+    from runner.compute.processes import World
 
 Kind = Literal["cpu", "cuda", "rocm", "mps", "xpu"]
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -325,3 +330,21 @@ def configure(device: Device, deterministic: bool, choice: DeviceChoice) -> None
     torch.set_float32_matmul_precision(device.matmul_precision)
     if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports torch's compiler: a second
         torch.use_deterministic_algorithms(deterministic)
+
+
+def device_of(asked: Config, warn: Callable[[str], None] | None, world: World) -> DeviceChoice:
+    """This process's device, ready to be used; torch is imported after masks and thread counts are in the environment."""
+    build = installed_build()
+    if warn is not None:
+        for notice in notices(asked.device, os.environ, build):
+            warn(notice)
+    changes = environment(asked.device, asked.deterministic, os.environ, build)
+    problems = environment_problems({**os.environ, **changes})
+    if problems:
+        raise DeviceError(problems)
+    torch = sys.modules.get("torch")
+    refuse_late_mask(changes, os.environ, torch is not None and torch.cuda.is_initialized())
+    os.environ.update(changes)
+    choice = choose(asked.device, os.environ, probe(), world.local_rank, world.local_size)
+    configure(asked.device, asked.deterministic, choice)
+    return choice

@@ -75,6 +75,7 @@ class StackedBatches:
         self._drawn = [EpochBatches(rows, batch_size, seed, device) for seed in distinct]
         self.one = self._drawn[0]
         """Those of one lane: all of them have the same steps and epochs."""
+        self.per_epoch = self.one.per_epoch
         self._lanes = torch.tensor([distinct.index(seed) for seed in seeds])
         self._device = device
         self._epoch = 0

@@ -7,7 +7,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 
+from runner.compute.precision import DTYPES
+from runner.compute.rng import stream
 from runner.config import schema as c
 
 
@@ -27,8 +30,10 @@ class Standardization(Protocol):
 class Model(torch.nn.Module):
     """A module whose parameters can be told in the user's terms."""
 
-    draws = False
-    """Whether the forward pass in training draws random numbers."""
+    @property
+    def draws(self) -> bool:
+        """Whether the forward pass in training draws random numbers."""
+        return any(isinstance(module, _DropoutNd) and module.p > 0 for module in self.modules())
 
     def fitted(self, scaling: Standardization) -> Mapping[str, Tensor]:
         """The parameters to report; a model that is linear in the features undoes the scaling."""
@@ -86,5 +91,14 @@ def build(config: c.ModelConfig, feature_names: Sequence[str], generator: torch.
     # torch's constructors draw start values too, from the global generator, before ours replace them.
     with torch.random.fork_rng(devices=[]):
         model: Model = config.build(feature_names, generator)
-    model.draws = config.draws
+    if config.draws != model.draws:
+        raise TypeError(
+            f"{type(config).__name__}.draws must be {model.draws}, since that is what its model does, but is {config.draws}; correct it"
+        )
     return model
+
+
+def start_model(config: c.Config, feature_names: Sequence[str]) -> Model:
+    """The model of a run at step 0, in the run's type, on the CPU."""
+    start = build(config.model, feature_names, stream(config.seed, "init"))
+    return start.to(DTYPES[config.dtype])

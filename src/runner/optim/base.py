@@ -6,7 +6,7 @@ state as parameter name → slot → value, with the slots named as torch names 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,3 +66,19 @@ class Optimizer(Protocol):
 
     def load_state_dict(self, state: State) -> None:
         """Go on from a state that was saved, on whatever device."""
+
+
+class Differentiable(Protocol):
+    """A model as solvers see it: `runner.models.base.Model`, which this room does not import."""
+
+    def named_parameters(self) -> Any:
+        """Pairs of name and parameter."""
+
+    def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """Derivatives […, rows, numbers] of the predictions by the numbers of all parameters, in order."""
+
+    def is_linear(self, features: Tensor) -> bool:
+        """Whether the predictions for these rows are linear in the parameters, up to a constant."""
+
+    def unscaling(self, scaling: Any) -> Tensor | None:
+        """Matrix that takes the model's numbers to those that are reported; None where they are the same."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from runner.compute.precision import DTYPES, widest
 from runner.config import schema as c
+from runner.optim.base import Differentiable
 from runner.optim.linearised import Linearised, lengths
 from runner.optim.qr import at_once, augmented, inverse, of_lanes, penalised, pieces, qr_of_pieces
 
@@ -27,14 +28,6 @@ MOST_NUMBERS = 1_000
 
 PASSES = 2
 """A solution, and its refinement by its own residuals."""
-
-
-class Model(Protocol):
-    """A model as its optimum is found."""
-
-    def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor: ...
-    def is_linear(self, features: Tensor) -> bool: ...
-    def named_parameters(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ def work(rows: int, numbers: int) -> int:
 
 
 def find(
-    model: Model, features: Tensor, target: Tensor, config: c.Config, weight_decay: Sequence[float]
+    model: Differentiable, features: Tensor, target: Tensor, config: c.Config, weight_decay: Sequence[float]
 ) -> Optimum | None:
     """The optimum of runs of one program; None where it is not known, or takes too long to find.
 
@@ -95,7 +88,7 @@ def find(
     return Optimum(*(torch.cat(values) for values in zip(*found, strict=True)))
 
 
-def _of_lanes(model: Model, rows: tuple[Tensor, Tensor], decay: Tensor, dtype: str) -> Optimum:
+def _of_lanes(model: Differentiable, rows: tuple[Tensor, Tensor], decay: Tensor, dtype: str) -> Optimum:
     """The optimum of some lanes, of which those that share everything are computed once."""
     zero = {
         name: torch.zeros(parameter.shape, dtype=decay.dtype, device=decay.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.func import functional_call, vmap
 
 from runner.compute.precision import DTYPES, widest
 from runner.config import schema as c
+from runner.optim.base import Differentiable
 from runner.optim.linearised import Linearised, lengths
 from runner.optim.optimum import MOST_NUMBERS, MOST_WORK, work
 from runner.optim.qr import at_once, augmented, inverse, of_lanes, penalised, pieces, qr_of_pieces
@@ -23,13 +24,6 @@ from runner.optim.student_t import CONFIDENCE, t_quantile
 
 CONVERGED = 1e-6
 """Share of the residuals that a step may still take away: the parameters are then right to this share of their standard errors."""
-
-
-class Model(Protocol):
-    """A model as it is inferred from."""
-
-    def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor: ...
-    def unscaling(self, scaling: Any) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ class Fit:
 
 
 def infer(
-    model: Model, parameters: Mapping[str, Tensor], rows: tuple[Tensor, Tensor], fits: Sequence[Fit]
+    model: Differentiable, parameters: Mapping[str, Tensor], rows: tuple[Tensor, Tensor], fits: Sequence[Fit]
 ) -> list[Inference | None]:
     """Of fits of one program, from raw parameters [lanes, …] by name and the training rows: features and target.
 
@@ -110,7 +104,7 @@ def _asked(config: c.Config, numbers: int) -> bool:
 
 
 def _of_lanes(
-    model: Model, parameters: Mapping[str, Tensor], rows: tuple[Tensor, Tensor], fits: Sequence[Fit]
+    model: Differentiable, parameters: Mapping[str, Tensor], rows: tuple[Tensor, Tensor], fits: Sequence[Fit]
 ) -> Iterator[Inference]:
     flat = torch.cat([value.reshape(len(value), -1) for value in parameters.values()], 1)
     numbers, count = flat.shape[1], rows[0].shape[-2]
@@ -143,7 +137,7 @@ def _of_lanes(
         )
 
 
-def _factor(model: Model, parameters: Mapping[str, Tensor], rows: tuple[Tensor, Tensor]) -> Tensor:
+def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: tuple[Tensor, Tensor]) -> Tensor:
     """The triangle [lanes, n + 2, n + 2] of [J, r, y]."""
 
     def matrices() -> Iterator[Tensor]:
@@ -157,7 +151,7 @@ def _factor(model: Model, parameters: Mapping[str, Tensor], rows: tuple[Tensor, 
     return qr_of_pieces(matrices())
 
 
-def _errors(model: Model, fit: Fit, back: Tensor, deviation: float) -> dict[str, Tensor]:
+def _errors(model: Differentiable, fit: Fit, back: Tensor, deviation: float) -> dict[str, Tensor]:
     """Roots of the diagonal of s²·(JᵀJ)⁻¹, from R⁻¹ of J and s, for the parameters as they are reported."""
     back, fitted = back.cpu(), fit.parameters
     unscaling = model.unscaling(fit.scaling)

@@ -7,26 +7,18 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
 from runner.compute.dtensor import is_sharded
+from runner.compute.processes import World
 from runner.errors import ProcessLost, RunFailed
 from runner.runs import checkpoint
 from runner.runs.atomic import explain_os_error
 
 T = TypeVar("T")
-
-
-class World(Protocol):
-    """The processes of the run."""
-
-    rank: int
-    size: int
-
-    def any(self, flag: bool) -> bool: ...
 
 
 class Saver:

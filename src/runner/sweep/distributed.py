@@ -87,8 +87,8 @@ def _side_by_side(
     report: Report,
     watch: Watch | None,
 ) -> None:
+    from runner.compute.devices import device_of
     from runner.sweep.vmapped_trials import Together, free_bytes
-    from runner.training.run import device_of
 
     groups = _by_device(trials)
     for own in groups:  # one that is not there is refused before anything is trained on another

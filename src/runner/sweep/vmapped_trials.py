@@ -22,10 +22,11 @@ from runner.training.run import first_row, fixed
 
 if TYPE_CHECKING:
     from runner.compute.devices import DeviceChoice
+    from runner.compute.processes import Stop
     from runner.data.dataset import Dataset
     from runner.sweep.trials import Trial
-    from runner.training.experiment import Inputs, RunInfo
-    from runner.training.loop import Stop
+    from runner.training.build import Inputs
+    from runner.training.experiment import RunInfo
     from runner.training.run_state import RunState
 
 Watch = Callable[[int, int, Mapping[str, float]], bool]
@@ -103,11 +104,11 @@ class Together:
             self._made.clear()
 
     def _refuse_misfits(self, trials: Sequence[Trial]) -> None:
-        from runner.training import experiment
+        from runner.training import build
 
         problems: dict[str, int] = {}
         for trial in trials:
-            for problem in experiment.misfits(trial.config, self.choice, 1):
+            for problem in build.misfits(trial.config, self.choice, 1):
                 problems.setdefault(problem, trial.number)
         if problems:
             raise ConfigError(f"trial {number}: {problem}" for problem, number in problems.items())
@@ -138,14 +139,14 @@ class Together:
     def _ready(self, trial: Trial) -> _Ready | None:
         """Data and model of a trial; None, with its failure told, where they cannot be made."""
         from runner.runs import checkpoint
-        from runner.training import experiment
+        from runner.training import build
 
         config = trial.going_on()
         records = RunRecorder(config, trial.words, self.command, Log(), self._around, trial.values, held=True)
         try:
             with gc_paused():
-                resolved = experiment.resolve(config, self.choice, 1)
-                prepared, _ = experiment.prepare(resolved, self.choice, 1, self._data)
+                resolved = build.resolve(config, self.choice, 1)
+                prepared, _ = build.prepare(resolved, self.choice, 1, self._data)
             loaded = None if config.resume is None else checkpoint.load(Path(config.resume) / CHECKPOINTS)
         except RunnerError as error:
             self.report.ended({trial.number: Result("failed", {}, error)})
@@ -158,7 +159,7 @@ class Together:
     def _train(self, batch: Sequence[_Ready], alone: str | None) -> None:
         """One program of a batch; its trials one after another where they must be alone, or vmap refuses the model."""
         from runner.compute.processes import SingleProcess
-        from runner.training import experiment, vmapped
+        from runner.training import build, vmapped
 
         side_by_side: Any = None
         facts = [vmapped.facts_of(ready.config, ready.prepared, len(batch)) for ready in batch]
@@ -170,7 +171,7 @@ class Together:
                 if alone is not None and alone not in self._reasons:
                     self._reasons.add(alone)
                     self.report.say(f"trial {ready.trial.number} and others like it are trained alone: {alone}")
-                parts = experiment.build(ready.config, ready.prepared, SingleProcess())
+                parts = build.build(ready.config, ready.prepared, SingleProcess())
                 self._trained([ready], [parts.facts], parts, parts.model.draws)
             return
         count = len(batch)
@@ -193,7 +194,7 @@ class Together:
         """Train a program in open directories, and write how each of its runs ended."""
         import torch
 
-        from runner.training.objective import preserve_rng_state
+        from runner.compute.rng import preserve_rng_state
 
         began = time.perf_counter()
         open_ = _Open(batch, facts)
@@ -249,7 +250,7 @@ class _Open:
                 asynchronous=facts.config.checkpoint.async_save,
                 timeout_seconds=facts.config.launch.timeout_seconds,
             )
-            member = facts.member([*ready.records.sinks, progress], saver, ready.records.hashes)
+            member = facts.run_state([*ready.records.sinks, progress], saver, ready.records.hashes)
             if together.watch is not None:
                 member.cut = _cut(together.watch, ready.trial.number, facts.watched)
             if opened.loaded is not None:

@@ -1,4 +1,4 @@
-"""Assembly: the one module that sees the whole configuration and builds the parts of a run from it."""
+"""The parts of one run, ready to train, and what comes of them."""
 
 from __future__ import annotations
 
@@ -8,35 +8,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from runner.compute import precision, strategies
-from runner.compute.devices import DeviceChoice
 from runner.compute.dtensor import local
 from runner.compute.precision import Scaler
-from runner.compute.processes import World
-from runner.compute.rng import stream
+from runner.compute.processes import Stop
 from runner.compute.strategies.base import Strategy
-from runner.config import constraints
 from runner.config import schema as c
-from runner.data import dataset as data
 from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset
-from runner.errors import ConfigError
-from runner.models import losses
-from runner.models.base import Model
-from runner.models.base import build as build_model
-from runner.optim import schedules
+from runner.models.base import Model, start_model
 from runner.optim.base import Optimizer
-from runner.optim.build import build as build_optimizer
-from runner.optim.optimum import Optimum, find, progress_columns, summarised, unstable
+from runner.optim.optimum import Optimum, progress_columns, summarised, unstable
+from runner.optim.schedules import Schedule
 from runner.optim.standard_errors import Fit, Inference, infer
-from runner.runs.hashes import parameters_sha256
-from runner.training import objective
-from runner.training.loop import Loop, Stop
+from runner.runs.hashes import Hashes
+from runner.runs.saver import Saver
+from runner.runs.sinks.base import Writer
+from runner.training.loop import Loop
 from runner.training.metrics import LARGER_IS_BETTER, Best, Evaluation
 from runner.training.objective import BatchObjective
-from runner.training.run_state import Calendar, Hashes, RunState, Saver, Sink
+from runner.training.run_state import Calendar, RunState
 
 
 @dataclass(frozen=True)
@@ -51,6 +42,8 @@ class RunInfo:
     """Processes."""
     parameter_count: int
     """Numbers that are fitted, over all processes."""
+    schedule: Schedule
+    """Learning rate of every step."""
     lanes: int = 1
     """Runs that are trained side by side with this one, itself included."""
 
@@ -70,15 +63,11 @@ class RunInfo:
         checkpoint_every = self.config.checkpoint.every_steps
         return Calendar(self.steps, record.every_steps, evaluate_every, checkpoint_every, record.hash_every_steps)
 
-    def schedule(self) -> schedules.Schedule:
-        """Learning rate of every step."""
-        return schedules.build(self.config.schedule, self.config.optimizer.lr, self.steps)
-
-    def member(self, sinks: Sequence[Sink], saver: Saver, hashes: Hashes | None) -> RunState:
+    def run_state(self, sinks: Sequence[Writer], saver: Saver, hashes: Hashes | None) -> RunState:
         """The run as the loop knows it."""
         early = self.config.train.early_stopping
         return RunState(
-            lr=self.schedule(),
+            lr=self.schedule,
             early=Best(early.metric, early.min_delta),
             patience=early.patience,
             best=Best(self.config.checkpoint.metric),
@@ -148,7 +137,7 @@ class Experiment:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
-    def member(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
+    def lane_state(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
         return dict(state)
 
     def narrowed(self, lanes: Sequence[int], state: Mapping[str, Any]) -> Experiment:
@@ -175,7 +164,7 @@ class Experiment:
         (parameters,) = self.parameters()
         model = self.model
         if self.strategy.sharded:
-            model = start_model(self.facts.config, dataset).to(next(iter(parameters.values())).device)
+            model = start_model(self.facts.config, dataset.feature_names).to(next(iter(parameters.values())).device)
             model.load_state_dict(parameters)
         resolved, optimum = self.facts.config, self.optimum
         train, fitted = dataset.parts["train"], model.fitted(dataset.scaling)
@@ -221,125 +210,6 @@ class Experiment:
         )
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What every process makes for itself before they work together."""
-
-    dataset: Dataset
-    model: Model
-    device: torch.device
-    parameter_count: int
-
-
-def resolve(asked: c.Config, choice: DeviceChoice, size: int) -> c.Config:
-    """The configuration with `auto` replaced by what was chosen, for `size` processes.
-
-    Raises `ConfigError` when the parts no longer fit.
-    """
-    problems = misfits(asked, choice, size)
-    if problems:
-        raise ConfigError(problems)
-    return _chosen(asked, choice, size)
-
-
-def misfits(asked: c.Config, choice: DeviceChoice, size: int) -> list[str]:
-    """What does not fit the device or the number of processes."""
-    resolved = _chosen(asked, choice, size)
-    return constraints.problems(resolved) + constraints.misplaced(resolved, size)
-
-
-def _chosen(asked: c.Config, choice: DeviceChoice, size: int) -> c.Config:
-    alone = size == 1 and (asked.strategy.name == "ddp" or (asked.strategy.name == "dp" and choice.count < 2))
-    strategy = asked.strategy
-    if strategy.name == "auto" or alone:
-        strategy = replace(strategy, name="ddp" if size > 1 else "single")
-    return replace(asked, device=replace(asked.device, name=choice.kind), strategy=strategy)
-
-
-def prepare(
-    resolved: c.Config, choice: DeviceChoice, size: int, build_data: Callable[..., Dataset] = data.build
-) -> tuple[Inputs, dict[str, str]]:
-    """Data and model, not placed yet, and what must be equal on all processes: name → text.
-
-    Raises `DataError` and `ConfigError`.
-    """
-    device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
-    dataset = build_data(resolved.data, resolved.seed, dtype, device)
-    rows = len(dataset.parts["train"])
-    if size > rows:
-        raise ConfigError(
-            f"the {size} processes must not be more than the training rows, of which there are {rows}; start fewer processes"
-        )
-    model = start_model(resolved, dataset)
-    if resolved.optimizer.linear_only and not model.is_linear(dataset.parts["train"].features.cpu()):
-        raise ConfigError(
-            f"`optimizer` must not be {resolved.optimizer.name} for a model that is not linear in its parameters, as this {resolved.model.name} is not; "
-            "use optimizer=lm"
-        )
-    equal = {
-        "torch's version": str(torch.__version__),
-        "`device`": choice.kind,
-        "the content of `data.path`": dataset.sha256,
-        "the start values of the model": parameters_sha256(dict(model.named_parameters())) if size > 1 else "",
-    }
-    return Inputs(dataset, model, device, sum(parameter.numel() for parameter in model.parameters())), equal
-
-
-def start_model(resolved: c.Config, dataset: Dataset) -> Model:
-    """The model at step 0, in the run's type, on the CPU."""
-    start = build_model(resolved.model, dataset.feature_names, stream(resolved.seed, "init"))
-    return start.to(precision.DTYPES[resolved.dtype])
-
-
-def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
-    """All that trains the model. Raises `ConfigError` before anything is written."""
-    dataset, model, device = prepared.dataset, prepared.model, prepared.device
-    train = resolved.train
-    rows = dataset.parts["train"]
-    loss, autocast = losses.build(resolved.loss), precision.autocast(resolved.amp, device)
-    strategy = strategies.build(resolved.strategy, device, world)
-    # Before the strategy cuts the model.
-    optimum = find(model.to(device), rows.features, rows.target, resolved, [resolved.optimizer.l2_penalty or 0.0])
-    placed = strategy.place(model, loss)
-    forward: Any = torch.compile(placed) if train.compile else placed
-    batches = EpochBatches(len(rows), train.batch_size, resolved.seed, device)
-    steps = length(resolved, batches)
-    parameters = dict(model.named_parameters())
-
-    def widened() -> dict[str, Tensor]:
-        return {name: parameter.detach().to(precision.widest(device)) for name, parameter in parameters.items()}
-
-    scaler = precision.scaler(resolved.amp, device)
-    facts = RunInfo(resolved, dataset, strategy.name, steps, world.size, prepared.parameter_count)
-    return Experiment(
-        facts=facts,
-        model=model,
-        strategy=strategy,
-        optimizer=build_optimizer(resolved.optimizer, resolved.update, parameters),
-        objective=BatchObjective(
-            model=forward,
-            parameters=list(parameters.values()),
-            loss=loss,
-            rows=rows,
-            batches=batches,
-            strategy=strategy,
-            autocast=autocast,
-            scaler=scaler,
-            accumulate=train.accumulate,
-            clip_norm=train.clip_norm,
-            check_gradients=train.check_gradients,
-            draw=objective.drawing(model.draws, resolved.seed, device),
-            alone=lambda features: functional_call(model, widened(), (features,)),
-            jacobian=lambda features: model.jacobian(widened(), features),
-        ),
-        evaluation=Evaluation(model, placed, loss, autocast, dataset.scaling.undo, dataset.parts, strategy),
-        schedule=facts.schedule(),
-        batches=batches,
-        scaler=scaler,
-        optimum=optimum,
-    )
-
-
 def _row(parameters: Mapping[str, Tensor]) -> Tensor:
     """All numbers [1, n] of the parameters."""
     return torch.cat([value.detach().reshape(-1) for value in parameters.values()]).unsqueeze(0)
@@ -349,14 +219,3 @@ def _finite(tensors: Mapping[str, Tensor]) -> bool:
     parts = [local(tensor.detach()) for tensor in tensors.values()]
     floating = [part.abs().max() for part in parts if part.is_floating_point() and part.numel()]
     return bool(torch.stack(floating).isfinite().all()) if floating else True
-
-
-def length(resolved: c.Config, batches: EpochBatches) -> int:
-    """Steps of the run. Raises `ConfigError` for what `train.epochs` hides from the combinations."""
-    train, schedule = resolved.train, resolved.schedule
-    steps = train.steps if train.steps is not None else (train.epochs or 0) * batches.per_epoch
-    if steps < schedule.least_steps:
-        raise ConfigError(
-            f"`schedule.warmup_steps` must be below the {steps} steps of this run, but is {schedule.least_steps - 1}; make it smaller"
-        )
-    return steps

@@ -18,21 +18,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from runner.compute.processes import Stop
+from runner.data.base import Batches
 from runner.errors import Interrupted
+from runner.optim.base import Optimizer
 from runner.training.metrics import Evaluation
 from runner.training.objective import BatchObjective
 from runner.training.run_state import Calendar, Divergence, RunState
 
 SPARSE = 0.75
 """Share of lanes that still train below which the others are taken out of the program."""
-
-
-class Optimizer(Protocol):
-    """One update of the parameters. `settled` are lanes that the last one brought to where no further one finds better."""
-
-    @property
-    def settled(self) -> Sequence[int]: ...
-    def step(self, objective: BatchObjective, lr: Any) -> Tensor: ...
 
 
 class Program(Protocol):
@@ -54,7 +49,7 @@ class Program(Protocol):
         """All that the next step depends on, as plain values and tensors; the live ones."""
 
     def restore(self, state: Mapping[str, Any]) -> None: ...
-    def member(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
+    def lane_state(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
         """What of a captured state belongs to a lane, as a run alone would have captured it."""
 
     def narrowed(self, lanes: Sequence[int], state: Mapping[str, Any]) -> Program:
@@ -74,19 +69,6 @@ class Program(Protocol):
 
     def outcomes(self, lanes: Sequence[int]) -> Sequence[Any]:
         """What the runs in these lanes have learnt."""
-
-
-class Stop(Protocol):
-    """Whether a signal asked the run to stop: the same answer on every process at the same step."""
-
-    def requested(self, step: int) -> int | None: ...
-
-
-class Batches(Protocol):
-    """The address book of batches."""
-
-    def epoch(self, step: int) -> int: ...
-    def rows_between(self, first: int, last: int) -> int: ...
 
 
 @dataclass
@@ -249,7 +231,7 @@ class Loop:
                 # What only a signal asked for must not be the best one: the run that is never stopped has none there.
                 due = self.calendar.checkpoint(step) or member.over
                 best = due and member.best.update(self._watch(program, step)[lane][member.best.metric])
-                own = {**program.member(state, lane), **member.decisions(), "seconds": self.seconds}
+                own = {**program.lane_state(state, lane), **member.decisions(), "seconds": self.seconds}
                 member.saver.save(step, own, best)
                 member.saved_step = step
 

@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from runner.compute.precision import widest
+from runner.compute.strategies.base import Strategy
+from runner.data.base import Rows
 
 CHUNK_ROWS = 65_536
 """Rows of one forward pass in an evaluation: bounds memory, and is the same on every device."""
 
 LARGER_IS_BETTER = {"loss": False, "rmse": False, "mae": False, "r2": True}
-
-
-class Rows(Protocol):
-    """A part of the data on the device: targets [rows, 1], or [lanes, rows, 1]."""
-
-    @property
-    def target(self) -> Tensor: ...
-    def take(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]: ...
-
-
-class Portion(Protocol):
-    """Some of the rows that are evaluated at once."""
-
-    @property
-    def first(self) -> int: ...
-    @property
-    def last(self) -> int: ...
-
-
-class Strategy(Protocol):
-    """Which rows this process evaluates, and where the sums of all processes meet."""
-
-    def portions(self, rows: int) -> Sequence[Portion]: ...
-    def reduce(self, parts: Sequence[Tensor]) -> Tensor: ...
 
 
 @dataclass(frozen=True)

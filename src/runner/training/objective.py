@@ -3,47 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from runner.compute.dtensor import local
 from runner.compute.precision import Scaler, widest
-from runner.compute.rng import address
-from runner.compute.strategies.base import MicroBatch, Portion
+from runner.compute.strategies.base import MicroBatch, Portion, Strategy
+from runner.data.base import Batches, Rows
 from runner.optim.base import Linearisation
 from runner.optim.qr import augmented, pieces, qr_of_pieces, triangle
-
-
-class Rows(Protocol):
-    """A part of the data on the device."""
-
-    @property
-    def source(self) -> Tensor: ...
-    def take(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]: ...
-
-
-class Batches(Protocol):
-    """Row numbers of every step's batch."""
-
-    def at(self, step: int) -> Tensor | slice: ...
-    def size(self, step: int) -> int: ...
-
-
-class Strategy(Protocol):
-    """How a batch is cut into portions, and where the gradients of all portions meet."""
-
-    def portions(self, rows: int) -> Sequence[Portion]: ...
-    def gradient(self, parts: Sequence[MicroBatch], backward: Callable[[MicroBatch, float], Tensor]) -> Tensor: ...
-    def total(self, shares: Tensor) -> Tensor: ...
-    def norm(self, gradients: Sequence[Tensor]) -> Tensor: ...
-    def reduce(self, parts: Sequence[Tensor]) -> Tensor: ...
-    def share(self, whole: Tensor) -> Tensor: ...
-    def stacked(self, parts: Sequence[Tensor]) -> Tensor: ...
 
 
 @dataclass
@@ -204,43 +177,3 @@ def _divided(portion: Portion, parts: int) -> list[Portion]:
     size, larger = divmod(rows, parts)
     edges = [portion.first + i * size + min(i, larger) for i in range(parts + 1)]
     return [Portion(first, last, portion.stream) for first, last in pairwise(edges)]
-
-
-def drawing(draws: bool, seed: int, device: torch.device) -> Callable[[int, int], None]:
-    """What makes the random numbers of the forward pass a function of (seed, step, portion).
-
-    It does nothing for a model that draws none.
-    """
-    if not draws:
-        return lambda step, stream: None
-    generator = generator_of(device)
-
-    def draw(step: int, stream: int) -> None:
-        generator.manual_seed(address(seed, f"dropout/{stream}", step))
-
-    return draw
-
-
-@contextmanager
-def preserve_rng_state(draws: bool, device: torch.device) -> Iterator[None]:
-    """Give torch's own generator back as it was: the random numbers of a caller, in a notebook, are the caller's."""
-    generator = generator_of(device) if draws else None
-    state = generator.get_state() if generator is not None else None
-    try:
-        yield
-    finally:
-        if generator is not None and state is not None:
-            generator.set_state(state)
-
-
-def generator_of(device: torch.device) -> torch.Generator:
-    """Torch's own generator of a device, the one that dropout draws from."""
-    if device.type == "cpu":
-        return torch.default_generator
-    module: Any = getattr(torch, device.type)
-    if device.type == "mps":
-        generator: torch.Generator = module._get_default_mps_generator()
-    else:
-        module.init()
-        generator = module.default_generators[device.index or 0]
-    return generator

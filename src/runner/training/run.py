@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.compute import devices
 from runner.compute import processes as worlds
 from runner.compute.gc_pause import gc_paused
 from runner.compute.signals import StopRequest
@@ -56,12 +56,12 @@ def execute(ask: Ask, command: Sequence[str], console: Callable[[], Console | Lo
     # A launcher ends all processes when the first one leaves; the one that has still to say why marks the signal only.
     with StopRequest() as stop, worlds.find(os.environ) as world:
         records, config, choice = _lead(world, ask, command, console()) if world.rank == 0 else _follow(world)
-        from runner.training import experiment
+        from runner.training import build
 
         world.connect(choice.kind, config.launch.timeout_seconds)
         with gc_paused(), explained_memory():
-            prepared = world.run_on_all_ranks(lambda: experiment.prepare(config, choice, world.size))
-            parts = world.run_on_all_ranks(lambda: (experiment.build(config, prepared, world), {}))
+            prepared = world.run_on_all_ranks(lambda: build.prepare(config, choice, world.size))
+            parts = world.run_on_all_ranks(lambda: (build.build(config, prepared, world), {}))
         for warning in parts.warnings[0]:
             records.warn(warning)
         return _Job(parts, choice, records, world, began, stop).run()
@@ -79,11 +79,11 @@ def _lead(
         console.warn(notice)
     asked = _settled(composed.config)
     with gc_paused():
-        choice = device_of(asked, console.warn, world)
+        choice = devices.device_of(asked, console.warn, world)
         # Only now torch is imported, when this process is alone: masks and thread counts are in the environment before it.
-        from runner.training import experiment
+        from runner.training import build
 
-        config = experiment.resolve(asked, choice, world.size)
+        config = build.resolve(asked, choice, world.size)
     if asked.strategy.name not in ("auto", config.strategy.name):
         console.warn(
             f"`strategy`={asked.strategy.name} has one device to work on, so the run is {config.strategy.name}"
@@ -96,7 +96,7 @@ def _lead(
 def _follow(world: World) -> tuple[Recorder, Config, DeviceChoice]:
     """Hear from rank 0 what to do, and find this process's own device for it."""
     config = check(world.receive_config())
-    return NullRecorder(), config, device_of(config, None, world)
+    return NullRecorder(), config, devices.device_of(config, None, world)
 
 
 def _settled(asked: Config) -> Config:
@@ -104,27 +104,6 @@ def _settled(asked: Config) -> Config:
     if asked.strategy.reduction == "exact" and asked.device.threads is None:
         return replace(asked, device=replace(asked.device, threads=1))
     return asked
-
-
-def device_of(asked: Config, warn: Callable[[str], None] | None, world: World) -> DeviceChoice:
-    """This process's device, ready to be used; torch is imported after masks and thread counts are in the environment."""
-    from runner.compute import devices
-    from runner.errors import DeviceError
-
-    build = devices.installed_build()
-    if warn is not None:
-        for notice in devices.notices(asked.device, os.environ, build):
-            warn(notice)
-    changes = devices.environment(asked.device, asked.deterministic, os.environ, build)
-    problems = devices.environment_problems({**os.environ, **changes})
-    if problems:
-        raise DeviceError(problems)
-    torch = sys.modules.get("torch")
-    devices.refuse_late_mask(changes, os.environ, torch is not None and torch.cuda.is_initialized())
-    os.environ.update(changes)
-    choice = devices.choose(asked.device, os.environ, devices.probe(), world.local_rank, world.local_size)
-    devices.configure(asked.device, asked.deterministic, choice)
-    return choice
 
 
 @dataclass
@@ -160,8 +139,8 @@ class _Job:
     def _train(self, opened: Opened) -> Run:
         import torch
 
+        from runner.compute.rng import preserve_rng_state
         from runner.runs.saver import Saver
-        from runner.training.objective import preserve_rng_state
 
         facts = self.parts.facts
         config = facts.config
@@ -174,9 +153,9 @@ class _Job:
             asynchronous=config.checkpoint.async_save,
             timeout_seconds=config.launch.timeout_seconds,
         )
-        with preserve_rng_state(self.parts.model.draws, torch.device(self.choice.torch_device)):
+        with preserve_rng_state(config.model.draws, torch.device(self.choice.torch_device)):
             loop = self.parts.loop(
-                [facts.member(self.records.sinks, saver, self.records.hashes)], self.world.all_ranks_stop(self.stop)
+                [facts.run_state(self.records.sinks, saver, self.records.hashes)], self.world.all_ranks_stop(self.stop)
             )
             first_step = self._restore(loop, opened.loaded, resumed=config.resume is not None)
             self.records.begin(loop.step, first_step)

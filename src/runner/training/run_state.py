@@ -5,34 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import Any
 
 from runner.errors import Diverged
+from runner.runs.hashes import Hashes
+from runner.runs.saver import Saver
+from runner.runs.sinks.base import Writer
 from runner.training.metrics import Best
-
-
-class Sink(Protocol):
-    """Where rows go."""
-
-    def write(self, row: Mapping[str, Any]) -> None: ...
-    def flush(self) -> None: ...
-
-
-class Hashes(Protocol):
-    """Where hashes of the parameters go."""
-
-    def write(self, step: int, parameters: Mapping[str, Tensor]) -> None: ...
-    def flush(self) -> None: ...
-
-
-class Saver(Protocol):
-    """Where states go."""
-
-    def save(self, step: int, state: dict[str, Any], best: bool) -> None: ...
-    def check(self) -> None: ...
-
 
 LOOK_STEPS = 1_000
 """Most steps between two looks at the losses: bounds what a late finding has to replay."""
@@ -85,7 +64,7 @@ class RunState:
     early: Best
     patience: int | None
     best: Best
-    sinks: Sequence[Sink]
+    sinks: Sequence[Writer]
     saver: Saver
     hashes: Hashes | None = None
     cut: Callable[[Mapping[str, Any]], bool] = lambda row: False

@@ -14,31 +14,31 @@ from torch import Tensor
 
 from runner.compute import precision
 from runner.compute.precision import Unscaled, scalar_type
+from runner.compute.processes import Stop
 from runner.compute.strategies.base import Single
-from runner.compute.strategies.vmapped import Vmapped
+from runner.compute.strategies.vmapped import ROWS, Vmapped
 from runner.config import schema as c
 from runner.data.stacked import StackedBatches, StackedRows, stacked
 from runner.models import losses
+from runner.models.base import start_model
 from runner.optim.base import Optimizer
 from runner.optim.build import build_lanes
 from runner.optim.optimum import Optimum, find, progress_columns, summarised
 from runner.optim.qr import PIECE_ROWS
 from runner.optim.standard_errors import Fit, Inference, infer
-from runner.training.experiment import Inputs, Outcome, RunInfo, length, start_model, warnings
-from runner.training.loop import Loop, Stop
+from runner.training.build import Inputs, objective, run_info
+from runner.training.experiment import Outcome, RunInfo, warnings
+from runner.training.loop import Loop
 from runner.training.metrics import Evaluation
 from runner.training.objective import BatchObjective
 from runner.training.run_state import RunState
-
-ROWS = "rows"
-"""The one tensor that the optimizer knows: all parameters of a lane in a row."""
 
 
 def alone_because(config: c.Config, prepared: Inputs) -> str | None:
     """Why a run cannot be a lane, as the end of a sentence; None for one that can."""
     reasons = {
         f"{config.optimizer.name} searches along a line of its own": config.optimizer.evaluates_repeatedly,
-        "dropout draws from one stream": prepared.model.draws,
+        "dropout draws from one stream": config.model.draws,
         "its model keeps running values, as batch normalisation does": len(prepared.model.state_dict())
         != len(list(prepared.model.parameters())),
         "amp changes what vmap computes": config.amp != "off",
@@ -113,8 +113,8 @@ class VmappedExperiment:
 
     def capture(self) -> dict[str, Any]:
         slots = self.optimizer.state_dict()[ROWS]
-        named = {slot: self.strategy.named(value) if value.dim() else value for slot, value in slots.items()}
-        names = self.strategy.named(self.strategy.rows.detach())
+        named = {slot: self.strategy.split(value) if value.dim() else value for slot, value in slots.items()}
+        names = self.strategy.split(self.strategy.rows.detach())
         return {
             "model": names,
             "optimizer": {
@@ -137,7 +137,7 @@ class VmappedExperiment:
         }
         self.optimizer.load_state_dict({ROWS: rows})
 
-    def member(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
+    def lane_state(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
         return {
             "model": {name: value[lane].clone() for name, value in state["model"].items()},
             "optimizer": {
@@ -148,7 +148,7 @@ class VmappedExperiment:
         }
 
     def join(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from a captured state a lane, all of the same step; the way back from `member`."""
+        """Go on from a captured state a lane, all of the same step; the way back from `lane_state`."""
         first = states[0]
         self.restore(
             {
@@ -188,7 +188,7 @@ class VmappedExperiment:
     def details(self) -> list[dict[str, float]]:
         rows: list[dict[str, float]] = [{} for _ in self.facts]
         if self.facts[0].config.model.records_parameters:
-            names = [f"param/{name}" for name in self.strategy.named(self.strategy.rows)]
+            names = [f"param/{name}" for name in self.strategy.split(self.strategy.rows)]
             rows = [dict(zip(names, row, strict=True)) for row in self.strategy.rows.detach().double().tolist()]
         if self.optimum is None:
             return rows
@@ -197,7 +197,7 @@ class VmappedExperiment:
         ]
 
     def parameters(self) -> list[dict[str, Tensor]]:
-        rows = self.strategy.named(self.strategy.rows.detach())
+        rows = self.strategy.split(self.strategy.rows.detach())
         return [{name: value[lane] for name, value in rows.items()} for lane in range(self.lanes)]
 
     def outcomes(self, lanes: Sequence[int]) -> list[Outcome]:
@@ -234,7 +234,7 @@ class VmappedExperiment:
             Fit(self.facts[lane].config, parameters, self.facts[lane].dataset.scaling)
             for lane, parameters in zip(lanes, fitted, strict=True)
         ]
-        return infer(self.template, self.strategy.named(self.strategy.rows.detach()[chosen]), (features, target), fits)
+        return infer(self.template, self.strategy.split(self.strategy.rows.detach()[chosen]), (features, target), fits)
 
     def loop(self, members: Sequence[RunState], stop: Stop) -> Loop:
         """The loop over these parts."""
@@ -253,7 +253,7 @@ def facts_of(config: c.Config, prepared: Inputs, lanes: int) -> RunInfo:
     """What is known of a run that is one of so many lanes. Raises `ConfigError`."""
     rows = len(prepared.dataset.parts["train"])
     batches = StackedBatches(rows, config.train.batch_size, [config.seed], prepared.device)
-    return RunInfo(config, prepared.dataset, "single", length(config, batches.one), 1, prepared.parameter_count, lanes)
+    return run_info(config, prepared, strategy="single", batches=batches, lanes=lanes)
 
 
 def build(facts: Sequence[RunInfo], models: Sequence[Any]) -> VmappedExperiment:
@@ -272,34 +272,23 @@ def _built(
     loss, autocast = losses.of_lanes(first.loss), precision.autocast("off", device)
     forward = strategy.place(template, loss)
     seeds = [f.config.seed for f in facts]
-    train = first.train
-    batches = StackedBatches(rows["train"].target.shape[-2], train.batch_size, seeds, device)
-
-    def widened() -> Tensor:
-        return strategy.rows.detach().to(precision.widest(device))
+    batches = StackedBatches(rows["train"].target.shape[-2], first.train.batch_size, seeds, device)
 
     return VmappedExperiment(
         facts=facts,
         template=template,
         strategy=strategy,
-        optimizer=build_lanes([f.config.optimizer for f in facts], {ROWS: strategy.rows}),
-        objective=BatchObjective(
-            model=forward,
-            parameters=[strategy.rows],
+        optimizer=build_lanes([f.config.optimizer for f in facts], strategy.parameters(template)),
+        objective=objective(
+            first,
+            template,
+            forward=forward,
+            strategy=strategy,
             loss=loss,
             rows=rows["train"],
             batches=batches,
-            strategy=strategy,
-            autocast=autocast,
             scaler=Summed(),
-            accumulate=train.accumulate,
-            clip_norm=None
-            if train.clip_norm is None
-            else _column(strategy.rows, [f.config.train.clip_norm for f in facts]),
-            check_gradients=train.check_gradients,
-            draw=lambda step, stream: None,
-            alone=lambda features: strategy.forward(widened(), features),
-            jacobian=lambda features: template.jacobian(strategy.named(widened()), features),
+            clip_norm=_clip_norm(facts, strategy.rows),
         ),
         evaluation=Evaluation(template, forward, loss, autocast, undoing.undo, rows, strategy),
         schedule=_schedule(facts, strategy.rows),
@@ -312,12 +301,18 @@ def _column(like: Tensor, values: Sequence[Any]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64).unsqueeze(1).to(like.device, scalar_type(like))
 
 
+def _clip_norm(facts: Sequence[RunInfo], like: Tensor) -> Tensor | None:
+    """Largest norms of the gradients, [lanes, 1]; None where they are not clipped."""
+    norms = [f.config.train.clip_norm for f in facts]
+    return None if norms[0] is None else _column(like, norms)
+
+
 def _schedule(facts: Sequence[RunInfo], like: Tensor) -> Callable[[int], Tensor | None]:
     """Learning rates [lanes, 1] of every step, each computed as the run alone would; None for solvers, which have none."""
     if facts[0].config.optimizer.lr is None:
         return lambda step: None
     keys = [(f.config.schedule, f.config.optimizer.lr) for f in facts]
-    distinct = {key: f.schedule() for key, f in zip(keys, facts, strict=True)}
+    distinct = {key: f.schedule for key, f in zip(keys, facts, strict=True)}
     place = {key: i for i, key in enumerate(distinct)}
     lanes = torch.tensor([place[key] for key in keys])
 
@@ -333,7 +328,7 @@ def _schedule(facts: Sequence[RunInfo], like: Tensor) -> Callable[[int], Tensor 
 def _evaluation_alone(facts: RunInfo, parameters: Mapping[str, Tensor]) -> Callable[[], Evaluation]:
     def evaluation() -> Evaluation:
         device = next(iter(parameters.values())).device
-        model = start_model(facts.config, facts.dataset).to(device)
+        model = start_model(facts.config, facts.dataset.feature_names).to(device)
         model.load_state_dict(dict(parameters))
         autocast = precision.autocast("off", device)
         loss = losses.build(facts.config.loss)

@@ -17,7 +17,7 @@ from runner.compute.devices import DeviceChoice
 from runner.compute.processes import SingleProcess
 from runner.config.compose import compose
 from runner.config.schema import Config
-from runner.training import experiment
+from runner.training import build
 
 CPU = DeviceChoice("cpu", "cpu", "CPU", "cpu")
 CURVE = ("+experiment=curve_fit", "train.steps=30")
@@ -41,7 +41,7 @@ def reference(*words: str) -> Config:
 
 def trained(config: Config, steps: int, faster: float = 1.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Parameters and losses, as a run in the configuration's own type comes to them; `faster` is what rates are multiplied by."""
-    parts = experiment.build(config, experiment.prepare(config, CPU, 1)[0], SingleProcess())
+    parts = build.build(config, build.prepare(config, CPU, 1)[0], SingleProcess())
     schedule: Any = parts.schedule
     losses = [parts.optimizer.step(parts.objective.at(step), faster * schedule(step)) for step in range(1, steps + 1)]
     return dict(parts.model.state_dict()), {"": torch.stack([loss.reshape(()) for loss in losses])}
@@ -140,7 +140,7 @@ def test_what_later_steps_make_of_errors_with_momentum() -> None:
 
 def least_squares(*words: str) -> LinearProblem:
     config = reference(*words)
-    found = linear(experiment.build(config, experiment.prepare(config, CPU, 1)[0], SingleProcess()))
+    found = linear(build.build(config, build.prepare(config, CPU, 1)[0], SingleProcess()))
     assert found is not None
     return found
 
@@ -168,7 +168,7 @@ def test_other_problems_are_not() -> None:
         ["train.clip_norm=9"],
     ):
         config = reference(*CURVE, *words)
-        assert linear(experiment.build(config, experiment.prepare(config, CPU, 1)[0], SingleProcess())) is None
+        assert linear(build.build(config, build.prepare(config, CPU, 1)[0], SingleProcess())) is None
 
 
 PROBLEMS = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from runner.compute.precision import Unscaled, autocast, scaler
-from runner.compute.rng import stream
+from runner.compute.rng import drawing, preserve_rng_state, stream
 from runner.compute.strategies.base import Single
 from runner.config import schema as c
 from runner.data.batches import EpochBatches
@@ -17,7 +17,7 @@ from runner.data.dataset import ResidentRows
 from runner.models import losses
 from runner.models.base import Model
 from runner.models.base import build as build_model
-from runner.training.objective import BatchObjective, drawing, preserve_rng_state
+from runner.training.objective import BatchObjective
 
 CPU = torch.device("cpu")
 ROWS = 22

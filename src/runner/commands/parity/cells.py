@@ -194,7 +194,7 @@ def missing(device: Device, name: str, environ: Mapping[str, str], hardware: Har
 
 def obstacles(config: Config, size: int, environ: Mapping[str, str], hardware: Hardware) -> tuple[str, ...]:
     """Why a configuration cannot be computed by `size` processes on this machine, in the words of a run; nothing when it can."""
-    from runner.training.experiment import misfits, resolve
+    from runner.training.build import misfits, resolve
 
     try:
         choice = choose(config.device, environ, hardware, 0, size)

@@ -14,13 +14,12 @@ from runner.commands.parity.cells import Asked, Cell, missing, obstacles
 from runner.commands.parity.rounding import Rounding, difference
 from runner.commands.parity.runs import Run, here, read, together
 from runner.commands.parity.table import Entry, Table, judged
-from runner.compute.devices import DeviceChoice, Hardware, probe
+from runner.compute.devices import DeviceChoice, Hardware, device_of, probe
 from runner.compute.processes import SingleProcess
 from runner.config.schema import Config, Constant, Step
 from runner.errors import ConfigError, DeviceError, InputError
-from runner.training import experiment
+from runner.training import build
 from runner.training.experiment import Experiment
-from runner.training.run import device_of
 
 MOST_STEPS = 100
 """Steps that are compared unless the command line says how many: those of the experiment, and no more than these."""
@@ -100,7 +99,7 @@ def measure(asked: Asked, steps: int | None, command: Sequence[str], folder: Pat
 def _reference_cell(asked: Asked, optimizer: str, cpu: DeviceChoice) -> Cell:
     """By hand; by the library where the rule is not written by hand."""
     by_hand = Cell("cpu", "float64", "single", "manual", optimizer)
-    refused = experiment.misfits(asked.config(by_hand), cpu, 1)
+    refused = build.misfits(asked.config(by_hand), cpu, 1)
     return replace(by_hand, update="optimizer") if refused else by_hand
 
 
@@ -110,8 +109,8 @@ def _example(asked: Asked, cpu: DeviceChoice) -> Experiment:
     for optimizer in asked.bases:
         config = asked.config(_reference_cell(asked, optimizer, cpu))
         try:
-            resolved = experiment.resolve(config, cpu, 1)
-            return experiment.build(resolved, experiment.prepare(resolved, cpu, 1)[0], SingleProcess())
+            resolved = build.resolve(config, cpu, 1)
+            return build.build(resolved, build.prepare(resolved, cpu, 1)[0], SingleProcess())
         except InputError as error:
             errors.append(error)
     raise errors[0]

@@ -20,7 +20,7 @@ from runner.compute.processes import SingleProcess
 from runner.compute.rng import stream
 from runner.config import schema as c
 from runner.errors import RunnerError
-from runner.training import experiment
+from runner.training import build
 from runner.training.experiment import Experiment
 
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -252,8 +252,8 @@ class Rounding:
         return MARGIN * largest[0], MARGIN * (largest[1] + of_evaluation)
 
     def _parts(self) -> Experiment:
-        prepared, _ = experiment.prepare(self._reference, self._choice, 1)
-        return experiment.build(self._reference, prepared, SingleProcess())
+        prepared, _ = build.prepare(self._reference, self._choice, 1)
+        return build.build(self._reference, prepared, SingleProcess())
 
     def _sizes(self, parts: Experiment, unit: float, of_sums: float) -> tuple[float, float]:
         """Relative errors of storing a number, and of an evaluation, whose longest sums are over rows or inputs."""

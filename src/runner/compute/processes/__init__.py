@@ -18,7 +18,7 @@ from runner.compute.signals import StopRequest
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SingleProcess", "Group", "Stop", "World", "find", "launched"]
+__all__ = ["Group", "SingleProcess", "Stop", "World", "find", "launched"]
 
 T = TypeVar("T")
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from runner.compute.dtensor import gathered, scattered
 
@@ -50,6 +51,15 @@ class Strategy(Protocol):
 
         Raises `ConfigError` for a model that cannot be placed so.
         """
+
+    def parameters(self, model: Any) -> dict[str, Tensor]:
+        """The parameters that the optimizer updates, by name."""
+
+    def named(self, model: Any) -> dict[str, Tensor]:
+        """The values of the model's parameters by name; vmapped with [lanes, …] in front."""
+
+    def predict(self, model: Any, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """Predictions of the model with other parameters, which are as `named` gives them."""
 
     def portions(self, rows: int) -> Sequence[Portion]:
         """What this process computes of a batch of so many rows: at least one, which may be empty."""
@@ -98,6 +108,16 @@ class Single:
     def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
         placed: Callable[[Tensor], Tensor] = model.to(self._device)
         return placed
+
+    def parameters(self, model: Any) -> dict[str, Tensor]:
+        return dict(model.named_parameters())
+
+    def named(self, model: Any) -> dict[str, Tensor]:
+        return self.parameters(model)
+
+    def predict(self, model: Any, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        prediction: Tensor = functional_call(model, dict(parameters), (features,))
+        return prediction
 
     def portions(self, rows: int) -> Sequence[Portion]:
         return (Portion(0, rows),)

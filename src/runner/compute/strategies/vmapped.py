@@ -14,6 +14,9 @@ from torch.func import functional_call, vmap
 
 from runner.compute.strategies.base import Loss, Single
 
+ROWS = "rows"
+"""The one tensor that the optimizer knows: all parameters of a lane in a row."""
+
 
 class Vmapped(Single):
     """One process on one device, with a model a lane; all of them have the same layers."""
@@ -25,23 +28,30 @@ class Vmapped(Single):
         """Parameters [lanes, numbers]."""
 
     def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
-        """The forward pass of all lanes: features [rows, columns] that they share, or [lanes, rows, columns].
+        """Return the forward pass of all lanes: features [rows, columns] that they share, or [lanes, rows, columns].
 
         `model` is any one of the models; its own parameters are not used.
         """
         super().place(model, loss)
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self._sizes = [shape.numel() for shape in self._shapes.values()]
-        shared, own = (vmap(lambda p, x: functional_call(model, p, (x,)), in_dims=(0, at)) for at in (None, 0))
+        return lambda features: self.predict(model, self.named(model), features)
 
-        def forward(rows: Tensor, features: Tensor) -> Tensor:
-            prediction: Tensor = (shared if features.dim() == 2 else own)(self.named(rows), features)
-            return prediction
+    def parameters(self, model: Any) -> dict[str, Tensor]:
+        return {ROWS: self.rows}
 
-        self.forward = forward
-        return lambda features: forward(self.rows, features)
+    def named(self, model: Any) -> dict[str, Tensor]:
+        return self.split(self.rows)
 
-    def named(self, rows: Tensor) -> dict[str, Tensor]:
+    def predict(self, model: Any, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """Predictions [lanes, rows, 1] of the model with the parameters [lanes, …] of each lane."""
+        shared = None if features.dim() == 2 else 0
+        prediction: Tensor = vmap(lambda p, x: functional_call(model, p, (x,)), in_dims=(0, shared))(
+            dict(parameters), features
+        )
+        return prediction
+
+    def split(self, rows: Tensor) -> dict[str, Tensor]:
         """A matrix like that of the parameters [lanes, numbers] → name → [lanes, …], as views."""
         parts = torch.split(rows, self._sizes, dim=1)
         return {
@@ -49,7 +59,7 @@ class Vmapped(Single):
         }
 
     def joined(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The way back from `named`."""
+        """Join what `split` gives into one matrix [lanes, numbers]."""
         return torch.cat(
             [tensors[name].flatten(1) if shape else tensors[name].unsqueeze(1) for name, shape in self._shapes.items()],
             1,

@@ -13,7 +13,19 @@ Value: TypeAlias = int | float
 Row: TypeAlias = Mapping[str, Value]
 
 
-class Sink(Protocol):
+class Writer(Protocol):
+    """Where rows go."""
+
+    def write(self, row: Row) -> None:
+        """Take one row: its "step", strictly above that of the row before, and numbers, nan and infinity too."""
+        ...
+
+    def flush(self) -> None:
+        """Return when every row so far would survive a loss of power; called before a checkpoint is published."""
+        ...
+
+
+class Sink(Writer, Protocol):
     """Where rows go. `open` is called first, the others only when it returned; but `close` last, whatever happened.
 
     Any method may raise `OSError`, where the disk is full or the directory is not writable.
@@ -30,14 +42,6 @@ class Sink(Protocol):
         self, config: Mapping[str, Any], hyperparameters: Mapping[str, float | str | bool], metric_names: Sequence[str]
     ) -> None:
         """Keep what the run is: its resolved config, what a sweep may vary, and the metrics `finish` will bring."""
-        ...
-
-    def write(self, row: Row) -> None:
-        """Take one row: its "step", strictly above that of the row before, and numbers, nan and infinity too."""
-        ...
-
-    def flush(self) -> None:
-        """Return when every row so far would survive a loss of power; called before a checkpoint is published."""
         ...
 
     def finish(self, summary: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
