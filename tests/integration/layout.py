@@ -77,7 +77,7 @@ def main() -> int:
         return 0
     recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
     for name, answer in found.items():
-        print(f"{'same' if recorded[name] == answer else 'DIFFERS'}  {answer[:16]}  {name}")
+        sys.stdout.write(f"{'same' if recorded[name] == answer else 'DIFFERS'}  {answer[:16]}  {name}\n")
     return int(recorded != found)
 
 

@@ -5,7 +5,8 @@ It is asked twice: with the configuration as written, and again when `auto` has 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from runner.config import schema as c
@@ -204,7 +205,7 @@ def problems(config: c.Config) -> list[str]:
     """Every forbidden combination that holds, and what the parts find wrong with themselves."""
     found = [rule.sentence for rule in FORBIDDEN if rule.when(config)]
     parts = (config.data, config.model, config.loss, config.optimizer, config.schedule)
-    return found + [problem for part in parts for problem in part.problems()]
+    return [*found, *(problem for part in parts for problem in part.problems()), *_sinks(config)]
 
 
 def misplaced(config: c.Config, size: int) -> list[str]:
@@ -237,3 +238,16 @@ def notices(config: c.Config) -> list[str]:
     if config.optimizer.lr == 0:
         return ["`optimizer.lr` is 0, so the parameters will not change"]
     return []
+
+
+def _sinks(config: c.Config) -> Iterator[str]:
+    known, given = c.SinkConfig.choices, config.record.sinks
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, list(known), n=1)
+            hint = f"did you mean {near[0]}?" if near else "take it out"
+            yield f"`record.sinks` must be of {', '.join(known)}, but has {name}; {hint}"
+    if len(set(given)) < len(given):
+        yield f"`record.sinks` must have each sink once, but is [{', '.join(given)}]; take one out"
+    if "jsonl" not in given:
+        yield f"`record.sinks` must have jsonl, which resuming and comparing runs read, but is [{', '.join(given)}]; add it"

@@ -535,10 +535,35 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SinkConfig(Part):
+    """A place that rows of metrics are written to.
+
+    A builder takes (config, run directory, held) and returns a `runner.runs.sinks.base.Sink`. With `held` its files are open
+    only while they are written to, since the runs of a sweep are too many to keep all of them open.
+    """
+
+    name: str = key("kind of sink")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonLines(SinkConfig, name="jsonl", builder="runner.runs.sinks.jsonl:build"):
+    """`metrics.jsonl`, a line of strict JSON a row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBoard(SinkConfig, name="tensorboard", builder="runner.runs.sinks.tensorboard:build"):
+    """Event files for the dashboard."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """What is written down on the way."""
 
     every_steps: int = key("steps between rows of metrics.jsonl, TensorBoard and the console", unit="steps", at_least=1)
+    sinks: tuple[str, ...] = key(
+        "where rows of metrics are written to besides the console: jsonl, always, and tensorboard",
+        before=["jsonl", "tensorboard"],
+    )
     plots: bool = key("draw plots/*.png at the end")
     hash_every_steps: int | None = key(
         "steps between lines of hashes.jsonl, from step 0 on, by which `diverge` tells where two runs part; null writes none",

@@ -83,7 +83,7 @@ class Part:
     without a name.
     """
 
-    choices: ClassVar[dict[str, type[Part]]]
+    choices: ClassVar[dict[str, type[Any]]]
     """Name → choice, of a group."""
     builder: ClassVar[str]
     """Module and function, as "package.module:function"; imported when the part is built."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.compute.gc_pause import gc_paused
 from runner.config.resume import refuse_other
-from runner.config.schema import Config, config_hash, plain
+from runner.config.schema import Config, SinkConfig, config_hash, plain
 from runner.errors import ConfigError, Interrupted, Pruned, RunnerError
 from runner.runs.atomic import as_yaml, write_atomic, write_json
 from runner.runs.directory import RunDirectory, git, now
@@ -147,18 +147,13 @@ class RunRecorder:
 
     def open(self, facts: RunInfo, choice: DeviceChoice) -> Opened | None:
         from runner.runs.hashes import Hashes
-        from runner.runs.sinks.jsonl import JsonLines
-        from runner.runs.sinks.tensorboard import TensorBoard
 
         self._facts, self._choice = facts, choice
         opened = self._create() if self.config.resume is None else self._reopen(Path(self.config.resume))
         if opened.summary is None:
             self.console.attach(opened.path / "run.log")
-            rows, events = (
-                JsonLines(opened.path / "metrics.jsonl", held=self.held),
-                TensorBoard(opened.path, held=self.held),
-            )
-            self.sinks += [rows, events, self.console]
+            kinds = [SinkConfig.choices[name](name=name) for name in self.config.record.sinks]
+            self.sinks += [*(kind.build(opened.path, self.held) for kind in kinds), self.console]
             path = opened.path / "hashes.jsonl"
             # Of a run that once wrote them, those of steps that are done again must go, though it writes no more.
             if self.config.record.hash_every_steps is not None or path.exists():
@@ -305,7 +300,8 @@ class RunRecorder:
         self.directory.update(status="finished", ended=now())
         self._explain(member, answers)
         self.console.say(f"run      {self.directory.path}")
-        self.console.say(f"look     tensorboard --logdir {self.directory.path.parent}")
+        if "tensorboard" in self.config.record.sinks:
+            self.console.say(f"look     tensorboard --logdir {self.directory.path.parent}")
         for sink in self.sinks:
             sink.close()
         return summary

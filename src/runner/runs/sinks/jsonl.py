@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runner.config import schema as c
 from runner.errors import CheckpointError
 from runner.runs.atomic import Appended, strict, write_atomic
 
@@ -66,6 +67,11 @@ def _step(line: bytes) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
         return float("inf")
+
+
+def build(config: c.JsonLines, directory: Path, held: bool) -> JsonLines:
+    """The rows of a run directory."""
+    return JsonLines(directory / "metrics.jsonl", held=held)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

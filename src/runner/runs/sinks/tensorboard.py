@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from runner.config import schema as c
 from runner.runs.atomic import Appended, as_yaml, write_atomic
 from runner.runs.sinks.base import Row
 from runner.runs.sinks.crc32c import masked_crc32c
@@ -23,6 +24,11 @@ from runner.runs.sinks.crc32c import masked_crc32c
 _PREFIX = "events.out.tfevents."
 _HPARAMS = "_hparams_/"  # the plugin knows its messages by tags that begin so
 _SECRETS = ("token", "password", "secret")
+
+
+def build(config: c.TensorBoard, directory: Path, held: bool) -> TensorBoard:
+    """The event files of a run directory."""
+    return TensorBoard(directory, held=held)
 
 
 class TensorBoard:
