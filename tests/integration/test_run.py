@@ -158,7 +158,7 @@ def test_linreg_is_gradient_descent_in_closed_form() -> None:
 def test_standardized_parameters_are_told_in_the_units_of_the_file() -> None:
     words = [*QUICK, "model=linear", "optimizer=lbfgs", "train.steps=20", "dtype=float64"]
     raw = runner.run(None, ["data=diabetes", "data.standardize=true", *words])
-    table = __import__("runner.data.dataset.tables", fromlist=["read_diabetes"]).read_diabetes()
+    table = __import__("runner.data.tables", fromlist=["read_diabetes"]).read_diabetes()
     design = torch.cat([torch.from_numpy(table.features), torch.ones(442, 1, dtype=torch.float64)], 1)
     solution = torch.linalg.lstsq(design, torch.from_numpy(table.target)[:, None], driver="gelsd").solution.flatten()
     fitted = torch.tensor(

@@ -27,7 +27,7 @@ BIT = """
 import os, sys
 if os.environ.get("PART"):
     import torch
-    from runner import checkpoint
+    from runner.runs import checkpoint
 
     load = checkpoint.load
 
