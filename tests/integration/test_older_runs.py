@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from runner import cli
-from runner.commands.explain import explain
+from runner.commands.explain.explanation import explain
 from runner.config.compose import check
 from runner.config.resume import saved_values
 from runner.config.schema import Config, config_hash
@@ -161,7 +161,7 @@ def test_a_run_from_the_time_before_a_key(path: str, tmp_path: Path, capsys: pyt
     assert cli.main([f"resume={run}"]) == 0
     assert "there is nothing left to do" in capsys.readouterr().out
     (first, *_) = explain([f"resume={run}"], only=[path]).values
-    assert first.settings[0].place == f"{run / 'config.yaml'} is older than this key"
+    assert first.assignments[0].place == f"{run / 'config.yaml'} is older than this key"
 
 
 def test_a_killed_run_from_the_beginning_goes_on(tmp_path: Path) -> None:

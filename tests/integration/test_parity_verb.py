@@ -20,7 +20,7 @@ from torch import Tensor
 
 from runner import cli
 from runner.commands.parity import measure, runs
-from runner.commands.parity.runs import Run, follow, together
+from runner.commands.parity.runs import ParityRun, run_in_group, run_plan
 from runner.config.compose import compose
 from runner.config.schema import plain
 from runner.errors import ConfigError, Diverged, Interrupted, ProcessLost, RemoteRankError
@@ -222,13 +222,13 @@ def test_cells_of_several_processes_share_one_group() -> None:
 
 
 @pytest.fixture
-def three(tmp_path: Path) -> list[Run]:
+def three(tmp_path: Path) -> list[ParityRun]:
     config = compose(["data=line", "device=cpu", "launch.processes=2"], None).config
-    return [Run(tmp_path / str(number), config) for number in range(3)]
+    return [ParityRun(tmp_path / str(number), config) for number in range(3)]
 
 
 def test_a_cell_that_takes_its_processes_down_has_failed_and_the_others_go_on(
-    three: list[Run], monkeypatch: pytest.MonkeyPatch
+    three: list[ParityRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
 
@@ -245,7 +245,7 @@ def test_a_cell_that_takes_its_processes_down_has_failed_and_the_others_go_on(
 
     monkeypatch.setattr(runs, "launch", launch)
     said: list[str] = []
-    together(three, three[0].folder.parent, said.append)
+    run_in_group(three, three[0].folder.parent, said.append)
     assert started == [["0", "1", "2"], ["1", "2"], ["2"]]
     assert [run.outcome for run in three] == [
         ("finished", ()),
@@ -261,20 +261,20 @@ def test_a_cell_that_takes_its_processes_down_has_failed_and_the_others_go_on(
      (ProcessLost("rank 1 was lost"), False), (RuntimeError("no kernel"), False)],
 )  # fmt: skip
 def test_processes_go_on_after_what_all_of_them_know_of(
-    three: list[Run], monkeypatch: pytest.MonkeyPatch, error: Exception, goes_on: bool
+    three: list[ParityRun], monkeypatch: pytest.MonkeyPatch, error: Exception, goes_on: bool
 ) -> None:
     plan = three[0].folder.parent / "plan.json"
     plan.write_text(json.dumps({"runs": [{"folder": str(run.folder), "config": plain(run.config)} for run in three]}))
     monkeypatch.setattr(runs, "attempt", lambda run: error)
     with nullcontext() if goes_on else pytest.raises(type(error)):
-        follow(plan, 0)
+        run_plan(plan, 0)
     assert [run.ended for run in three] == [True, goes_on, goes_on]
 
 
-def test_a_signal_to_the_processes_stops_the_table(three: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_to_the_processes_stops_the_table(three: list[ParityRun], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "launch", lambda *given: 128 + signal.SIGTERM)
     with pytest.raises(Interrupted) as raised:
-        together(three, three[0].folder.parent, print)
+        run_in_group(three, three[0].folder.parent, print)
     assert raised.value.exit_code == 143
 
 

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from runner.commands.parity.bounds import REASONS, Bound, bound
-from runner.commands.parity.rounding import LinearProblem, Rounding, difference, gamma, linear, multiplied, roundoffs
+from runner.commands.parity.rounding import (
+    LinearProblem,
+    Rounding,
+    error_growth,
+    gamma,
+    linear_problem,
+    relative_difference,
+    roundoffs,
+)
 from runner.compute.devices import DeviceChoice
 from runner.compute.processes import SingleProcess
 from runner.config.compose import compose
@@ -49,7 +57,7 @@ def trained(config: Config, steps: int, faster: float = 1.0) -> tuple[dict[str, 
 
 def off(config: Config, whole: Config, steps: int, faster: float = 1.0) -> tuple[float, float]:
     found, exact = trained(config, steps, faster), trained(whole, steps)
-    return difference(found[0], exact[0]), difference(found[1], exact[1])
+    return relative_difference(found[0], exact[0]), relative_difference(found[1], exact[1])
 
 
 # ------------------------------------------------------------------------------------------------------ which bound it is
@@ -102,11 +110,11 @@ def test_a_bound_promises_nothing_where_rounding_may_leave_no_digit() -> None:
 
 def test_a_difference_is_relative_to_the_largest_number_of_each_tensor() -> None:
     whole = {"a": torch.tensor([100.0, 1.0]), "b": torch.tensor([0.0, -2.0])}
-    assert difference(whole, whole) == 0
-    assert difference({**whole, "a": torch.tensor([101.0, 1.0])}, whole) == pytest.approx(0.01)
-    assert difference({**whole, "b": torch.tensor([0.5, -2.0], dtype=torch.bfloat16)}, whole) == 0.25
-    assert difference({"a": torch.ones(1)}, {"a": torch.zeros(1)}) == math.inf
-    assert math.isnan(difference({**whole, "a": torch.tensor([math.nan, 1.0])}, whole))
+    assert relative_difference(whole, whole) == 0
+    assert relative_difference({**whole, "a": torch.tensor([101.0, 1.0])}, whole) == pytest.approx(0.01)
+    assert relative_difference({**whole, "b": torch.tensor([0.5, -2.0], dtype=torch.bfloat16)}, whole) == 0.25
+    assert relative_difference({"a": torch.ones(1)}, {"a": torch.zeros(1)}) == math.inf
+    assert math.isnan(relative_difference({**whole, "a": torch.tensor([math.nan, 1.0])}, whole))
 
 
 # ------------------------------------------------------------------------------------------------------- linear problems
@@ -122,7 +130,7 @@ def test_the_roundoff_of_results_and_sums() -> None:
 
 
 def test_what_later_steps_make_of_errors_by_gradient_descent() -> None:
-    found = multiplied(torch.tensor([5.0, 0.0, 30.0], dtype=torch.float64), [0.1, 0.1], 0.0)
+    found = error_growth(torch.tensor([5.0, 0.0, 30.0], dtype=torch.float64), [0.1, 0.1], 0.0)
     # 1 − 0.1·λ is 0.5, 1 and −2: an error of the last step stays, one before it is multiplied once, that of the start twice.
     assert found.tolist() == pytest.approx([1 + 0.5 + 0.25, 3.0, 1 + 2 + 4])
 
@@ -134,13 +142,13 @@ def test_what_later_steps_make_of_errors_with_momentum() -> None:
         # (p, 0.2·v), the largest rate, after a step.
         row = row @ np.array([[1 - rate * value, -rate / 0.2 * momentum], [0.2 * value, momentum]])
         total += float(np.linalg.norm(row))
-    (found,) = multiplied(torch.tensor([value], dtype=torch.float64), rates, momentum).tolist()
+    (found,) = error_growth(torch.tensor([value], dtype=torch.float64), rates, momentum).tolist()
     assert found == pytest.approx(math.sqrt(2) * total)
 
 
 def least_squares(*words: str) -> LinearProblem:
     config = reference(*words)
-    found = linear(build.build(config, build.prepare(config, CPU, 1)[0], SingleProcess()))
+    found = linear_problem(build.build(config, build.prepare(config, CPU, 1)[0], SingleProcess()))
     assert found is not None
     return found
 
@@ -168,7 +176,7 @@ def test_other_problems_are_not() -> None:
         ["train.clip_norm=9"],
     ):
         config = reference(*CURVE, *words)
-        assert linear(build.build(config, build.prepare(config, CPU, 1)[0], SingleProcess())) is None
+        assert linear_problem(build.build(config, build.prepare(config, CPU, 1)[0], SingleProcess())) is None
 
 
 PROBLEMS = {

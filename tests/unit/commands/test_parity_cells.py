@@ -6,7 +6,15 @@ from typing import get_args
 
 import pytest
 
-from runner.commands.parity.cells import AXES, Asked, Cell, ask, every, missing, obstacles
+from runner.commands.parity.cells import (
+    AXES,
+    Cell,
+    ParityRequest,
+    axis_values,
+    obstacles,
+    read_request,
+    why_unavailable,
+)
 from runner.compute.devices import Hardware, TorchBuild
 from runner.config import validation
 from runner.config.schema import Config, Device
@@ -19,16 +27,16 @@ MI300 = Hardware(build=TorchBuild("2.13.0+rocm7.1", None, "7.1"), gpu_count=2, g
 APPLE = Hardware(build=TorchBuild("2.13.0", None, None), cpu_name="Apple M3", mps=True)
 
 
-def asked(*words: str) -> Asked:
-    return ask(["+experiment=linreg", *words], None)
+def asked(*words: str) -> ParityRequest:
+    return read_request(["+experiment=linreg", *words], None)
 
 
 @pytest.fixture(scope="module")
-def linreg() -> Asked:
+def linreg() -> ParityRequest:
     return asked("optimizer=sgd")
 
 
-def why_not(table: Asked, cell: Cell, hardware: Hardware) -> tuple[str, ...]:
+def why_not(table: ParityRequest, cell: Cell, hardware: Hardware) -> tuple[str, ...]:
     return obstacles(table.config(cell), table.size(cell), {}, hardware)
 
 
@@ -36,7 +44,7 @@ def why_not(table: Asked, cell: Cell, hardware: Hardware) -> tuple[str, ...]:
 
 
 def test_the_axes_are_those_of_the_schema() -> None:
-    axes = every()
+    axes = axis_values()
     assert tuple(axes) == AXES
     assert axes["device"] == ("cpu", "cuda", "rocm", "mps", "xpu")
     assert axes["strategy"] == ("single", "dp", "ddp", "fsdp", "tensor", "pipeline")
@@ -64,7 +72,7 @@ def test_of_two_words_for_an_axis_the_last_one_counts() -> None:
     assert table.notices[0] == "`dtype` is given twice; the last one counts: float32"
 
 
-def test_a_cell_has_one_thread_and_writes_each_step(linreg: Asked) -> None:
+def test_a_cell_has_one_thread_and_writes_each_step(linreg: ParityRequest) -> None:
     config = linreg.config(Cell("cpu", "float64", "single", "manual", "sgd"))
     assert (config.device.threads, config.record.every_steps, config.record.plots) == (1, 1, False)
     assert asked("device.threads=3", "optimizer=sgd").bases["sgd"].device.threads == 3
@@ -112,7 +120,7 @@ def test_what_cannot_be_asked_for(words: list[str], problems: list[str]) -> None
 
 def test_dropout_is_refused_since_every_device_drops_units_of_its_own() -> None:
     with pytest.raises(ConfigError, match=r"`model.dropout` must be 0 for parity"):
-        ask(["+experiment=mlp", "model.dropout=0.1", "optimizer=sgd"], None)
+        read_request(["+experiment=mlp", "model.dropout=0.1", "optimizer=sgd"], None)
 
 
 # ------------------------------------------------------------------------------------------------------- what can run where
@@ -121,9 +129,9 @@ def test_dropout_is_refused_since_every_device_drops_units_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("hardware", "present"), [(CPU, {"cpu"}), (H200, {"cpu", "cuda"}), (MI300, {"cpu", "rocm"}), (APPLE, {"cpu", "mps"})]
 )  # fmt: skip
-def test_the_devices_of_a_machine(linreg: Asked, hardware: Hardware, present: set[str]) -> None:
+def test_the_devices_of_a_machine(linreg: ParityRequest, hardware: Hardware, present: set[str]) -> None:
     device: Device = linreg.bases["sgd"].device
-    found = {name: missing(device, name, {}, hardware) for name in every()["device"]}
+    found = {name: why_unavailable(device, name, {}, hardware) for name in axis_values()["device"]}
     assert {name for name, why in found.items() if not why} == present
     assert all(f"`device={name}` needs" in why[0] for name, why in found.items() if why)
 
@@ -146,14 +154,14 @@ def test_the_devices_of_a_machine(linreg: Asked, hardware: Hardware, present: se
     ],
     ids=str,
 )
-def test_why_a_cell_cannot_run(linreg: Asked, hardware: Hardware, cell: str, reason: str | None) -> None:
+def test_why_a_cell_cannot_run(linreg: ParityRequest, hardware: Hardware, cell: str, reason: str | None) -> None:
     device, dtype, strategy = cell.split()
     found = why_not(linreg, Cell(device, dtype, strategy, "manual", "sgd"), hardware)
     assert [text.startswith(reason or "") for text in found] == ([] if reason is None else [True])
 
 
 def test_a_cell_that_cannot_run_has_all_its_reasons() -> None:
-    curve = ask(["+experiment=curve_fit", "optimizer=lbfgs"], None)
+    curve = read_request(["+experiment=curve_fit", "optimizer=lbfgs"], None)
     found = why_not(curve, Cell("cpu", "float64", "fsdp", "manual", "lbfgs"), CPU)
     assert [text.partition(",")[0] for text in found] == [
         "`update` must be optimizer with `optimizer`=lbfgs",

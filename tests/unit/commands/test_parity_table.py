@@ -12,7 +12,7 @@ import pytest
 from runner.commands.parity.bounds import Bound
 from runner.commands.parity.cells import Cell
 from runner.commands.parity.plot import draw
-from runner.commands.parity.table import Entry, Table, judged, markdown, text
+from runner.commands.parity.table import Entry, ParityTable, judge, markdown, text
 
 BOUND = Bound("reordered", 20, 1e-12, 1e-10)
 CELL = Cell("cpu", "float64", "ddp", "manual", "sgd")
@@ -29,8 +29,8 @@ def gap(cell: str, *reasons: str, verdict: Any = "cannot run") -> Entry:
     return entry(cell, verdict=verdict, reasons=reasons, bound=None, **nothing)
 
 
-def table(*entries: Entry) -> Table:
-    return Table(
+def table(*entries: Entry) -> ParityTable:
+    return ParityTable(
         name="line",
         command=("python", "-m", "runner", "parity", "+experiment=line"),
         steps=100,
@@ -65,13 +65,13 @@ EVERYTHING = table(
     ],
 )  # fmt: skip
 def test_a_bound_is_met_by_both_differences(parameters: float, loss: float, verdict: str) -> None:
-    assert judged(parameters, loss, BOUND) == verdict
+    assert judge(parameters, loss, BOUND) == verdict
 
 
 def test_a_bound_without_digits_is_not_met_but_can_be_missed() -> None:
     none = Bound("sampled", 20, 2.0, math.inf)
-    assert judged(0.0, 0.0, none) == "no bound"
-    assert judged(3.0, 0.0, none) == "missed"
+    assert judge(0.0, 0.0, none) == "no bound"
+    assert judge(3.0, 0.0, none) == "missed"
 
 
 def test_the_counts_and_the_cells_that_are_bad() -> None:
@@ -128,5 +128,5 @@ def test_json_has_the_same_keys_for_every_cell() -> None:
 
 
 @pytest.mark.parametrize("shown", [EVERYTHING, table(MET), table(replace(MET, parameters=math.inf, verdict="missed"))])
-def test_the_picture_is_drawn_whatever_became_of_the_cells(shown: Table) -> None:
+def test_the_picture_is_drawn_whatever_became_of_the_cells(shown: ParityTable) -> None:
     assert draw(shown).startswith(b"\x89PNG")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.commands.arguments import Parser
-from runner.commands.parity.cells import Asked, ask
+from runner.commands.parity.cells import ParityRequest, read_request
 from runner.compute.gc_pause import gc_paused
 from runner.compute.signals import interruptible
 from runner.errors import ConfigError, Interrupted, RunFailed
@@ -22,7 +22,7 @@ from runner.runs.atomic import explain_os_error, write_atomic, write_json
 from runner.runs.sinks.console import Console
 
 if TYPE_CHECKING:
-    from runner.commands.parity.table import Table
+    from runner.commands.parity.table import ParityTable
 
 USAGE = """\
 python -m runner parity +experiment=NAME [key=value …]     the same experiment on every device × dtype × strategy × update ×
@@ -54,7 +54,7 @@ def command(words: list[str]) -> int:
             f"`--steps` must be an integer of at least 1, but is {given.steps}; leave it out for at most 100"
         )
     _refuse_taken(given.out)
-    asked = ask([*given.overrides, *rest], given.config_dir)
+    asked = read_request([*given.overrides, *rest], given.config_dir)
     console = Console()
     for notice in asked.notices:
         console.warn(notice)
@@ -74,7 +74,7 @@ def _place(name: str) -> Path:
     return Path("runs", name, f"parity_{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}")
 
 
-def _measured(asked: Asked, steps: int | None, words: Sequence[str], console: Console) -> Table:
+def _measured(asked: ParityRequest, steps: int | None, words: Sequence[str], console: Console) -> ParityTable:
     with gc_paused():
         from runner.commands.parity.measure import measure
     said = "stopped; nothing was written"
@@ -85,7 +85,7 @@ def _measured(asked: Asked, steps: int | None, words: Sequence[str], console: Co
         raise Interrupted(stop.exit_code - 128, said) from None
 
 
-def write(table: Table, directory: Path) -> None:
+def write(table: ParityTable, directory: Path) -> None:
     """parity.md, parity.json and parity.png in a new directory. Raises `RunFailed` where they cannot be written."""
     from runner.commands.parity.plot import draw
     from runner.commands.parity.table import markdown
@@ -101,7 +101,7 @@ def write(table: Table, directory: Path) -> None:
         raise RunFailed(explain_os_error(error, Path(error.filename or directory))) from error
 
 
-def tell(table: Table, directory: Path, console: Console) -> None:
+def tell(table: ParityTable, directory: Path, console: Console) -> None:
     """What is bad first, then the grid, the reasons for its gaps, and the counts."""
     from runner.commands.parity.table import LEGEND, summary, text
 

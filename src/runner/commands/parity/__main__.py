@@ -6,14 +6,14 @@ import os
 import sys
 from pathlib import Path
 
-from runner.commands.parity.runs import follow
+from runner.commands.parity.runs import run_plan
 from runner.errors import RunnerError
 
 
 def main() -> int:
     """Do what the plan says; gives the exit code."""
     try:
-        follow(Path(sys.argv[1]), int(os.environ["RANK"]))
+        run_plan(Path(sys.argv[1]), int(os.environ["RANK"]))
     except Exception as error:  # the table tells it
         return error.exit_code if isinstance(error, RunnerError) else 1
     return 0

@@ -23,7 +23,7 @@ AXES = ("device", "dtype", "strategy", "update", "optimizer")
 ONE_PROCESS = ("single", "dp")
 """Strategies of one process; all others have `Asked.processes` of them."""
 
-OWN = {
+REFUSED_KEYS = {
     "run_dir": "say where the table goes with --out DIR",
     "resume": "every cell starts from step 0; leave it out",
     "seeds": "a table is of one seed; give seed=N",
@@ -54,7 +54,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParityRequest:
     """What the table is of: `axes` are the values of each axis in the order of the schema, `bases` a configuration an optimizer.
 
     `refused` are the optimizers that the words of the command line do not fit, each with the reasons;
@@ -97,7 +97,7 @@ class Asked:
         return ["python", "-m", "runner", *own, *cell.words, f"train.steps={steps}", threads, *several]
 
 
-def every() -> dict[str, tuple[str, ...]]:
+def axis_values() -> dict[str, tuple[str, ...]]:
     """All values of each axis, as the schema has them."""
     fields = {"device": (Device, "name"), "dtype": (Config, "dtype"), "update": (Config, "update")}
     found = {axis: get_args(validation.hints(kind)[name]) for axis, (kind, name) in fields.items()}
@@ -106,7 +106,7 @@ def every() -> dict[str, tuple[str, ...]]:
     return {axis: tuple(value for value in found[axis] if value != "auto") for axis in AXES}
 
 
-def ask(words: Sequence[str], config_dir: str | None) -> Asked:
+def read_request(words: Sequence[str], config_dir: str | None) -> ParityRequest:
     """The table that the words of a command line ask for; a word for an axis restricts it, and may name several values.
 
     Raises `ConfigError` with everything that is wrong.
@@ -130,18 +130,18 @@ def ask(words: Sequence[str], config_dir: str | None) -> Asked:
         raise ConfigError(plan.problems)
     processes = max(2, *(config.launch.processes for config in bases.values()))
     heard = (*plan.notices, *sorted(set.intersection(*notices)))
-    return Asked(axes, tuple(others), bases, refused, heard, processes)
+    return ParityRequest(axes, tuple(others), bases, refused, heard, processes)
 
 
 def _sorted(words: Sequence[str], config_dir: str | None) -> tuple[dict[str, tuple[str, ...]], list[str], Plan]:
     """The values of the axes, the words that are for none of them, and what is to be said of the words."""
     axes, others, plan = dict[str, tuple[str, ...]](), [], Plan()
-    groups, whole = options(config_dir), every()
+    groups, whole = options(config_dir), axis_values()
     known = [*validation.paths(Config), *groups]
     for word in words:
         name = key_of(word)
-        if name in OWN:
-            plan.problems.append(f"`{name}` cannot be given to parity: {OWN[name]}")
+        if name in REFUSED_KEYS:
+            plan.problems.append(f"`{name}` cannot be given to parity: {REFUSED_KEYS[name]}")
         elif name not in whole:
             others.append(word)
         elif (override := parse(word, known, groups, plan)) is not None:
@@ -183,7 +183,7 @@ def _unfit(config: Config) -> list[str]:
     return problems
 
 
-def missing(device: Device, name: str, environ: Mapping[str, str], hardware: Hardware) -> tuple[str, ...]:
+def why_unavailable(device: Device, name: str, environ: Mapping[str, str], hardware: Hardware) -> tuple[str, ...]:
     """Why there is no device of a kind on this machine; nothing when there is one."""
     try:
         choose(replace(device, name=name), environ, hardware)  # type: ignore[arg-type]

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from runner.commands.parity.bounds import FIRST_STEPS, Bound, bound
-from runner.commands.parity.cells import Asked, Cell, missing, obstacles
-from runner.commands.parity.rounding import Rounding, difference
-from runner.commands.parity.runs import Run, here, read, together
-from runner.commands.parity.table import Entry, Table, judged
+from runner.commands.parity.cells import Cell, ParityRequest, obstacles, why_unavailable
+from runner.commands.parity.rounding import Rounding, relative_difference
+from runner.commands.parity.runs import ParityRun, read_result, run_here, run_in_group
+from runner.commands.parity.table import Entry, ParityTable, judge
 from runner.compute.devices import DeviceChoice, Hardware, device_of, probe
 from runner.compute.processes import SingleProcess
 from runner.config.schema import Config, Constant, Step
@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Machine:
+class AvailableDevices:
     """Where the table is made; `devices` has the reasons for each kind that is not there."""
 
     cpu: DeviceChoice
@@ -36,17 +36,17 @@ class Machine:
     devices: Mapping[str, tuple[str, ...]]
 
     @staticmethod
-    def find(asked: Asked, say: Say) -> Machine:
+    def find(asked: ParityRequest, say: Say) -> AvailableDevices:
         """What is here, masks and threads as asked for. Raises `DeviceError` where none of the devices is."""
         device = next(iter(asked.bases.values())).device
         cpu = device_of(
             asked.config(Cell("cpu", "float64", "single", "optimizer", next(iter(asked.bases)))), say, SingleProcess()
         )
         hardware = probe()
-        devices = {name: missing(device, name, os.environ, hardware) for name in asked.axes["device"]}
+        devices = {name: why_unavailable(device, name, os.environ, hardware) for name in asked.axes["device"]}
         if all(devices.values()):
             raise DeviceError(reason for why in devices.values() for reason in why)
-        return Machine(cpu, hardware, devices)
+        return AvailableDevices(cpu, hardware, devices)
 
     @property
     def present(self) -> list[str]:
@@ -58,14 +58,14 @@ class Machine:
 class Planned:
     """A cell that can be trained: its run, the run that it is held against, and the bound."""
 
-    run: Run
-    reference: Run
+    run: ParityRun
+    reference: ParityRun
     bound: Bound
 
 
-def measure(asked: Asked, steps: int | None, command: Sequence[str], folder: Path, say: Say) -> Table:
+def measure(asked: ParityRequest, steps: int | None, command: Sequence[str], folder: Path, say: Say) -> ParityTable:
     """Train all cells that can be, in a folder that is empty. Raises `InputError` where none can, and `Interrupted`."""
-    machine = Machine.find(asked, say)
+    machine = AvailableDevices.find(asked, say)
     example = _example(asked, machine.cpu)
     steps = steps or min(example.facts.steps, MOST_STEPS)
     plans = _plans(asked, steps, folder, machine)
@@ -74,13 +74,13 @@ def measure(asked: Asked, steps: int | None, command: Sequence[str], folder: Pat
     alone += [plan.run for cell, plan in runs.items() if asked.size(cell) == 1]
     several = [plan.run for cell, plan in runs.items() if asked.size(cell) > 1]
     say(f"{len(alone)} runs on one process, {len(several)} on {asked.processes}")
-    here(alone)
-    together(several, folder, say)
+    run_here(alone)
+    run_in_group(several, folder, say)
     rows_of = lambda step: example.batches.rows_between(step, step)  # noqa: E731
     entries = [
         _entry(cell, plan, asked.size(cell), asked.command(cell, steps), rows_of) for cell, plan in plans.items()
     ]
-    table = Table(
+    table = ParityTable(
         name=example.facts.config.name,
         command=tuple(command),
         steps=steps,
@@ -96,14 +96,14 @@ def measure(asked: Asked, steps: int | None, command: Sequence[str], folder: Pat
     return table
 
 
-def _reference_cell(asked: Asked, optimizer: str, cpu: DeviceChoice) -> Cell:
+def _reference_cell(asked: ParityRequest, optimizer: str, cpu: DeviceChoice) -> Cell:
     """By hand; by the library where the rule is not written by hand."""
     by_hand = Cell("cpu", "float64", "single", "manual", optimizer)
     refused = build.misfits(asked.config(by_hand), cpu, 1)
     return replace(by_hand, update="optimizer") if refused else by_hand
 
 
-def _example(asked: Asked, cpu: DeviceChoice) -> Experiment:
+def _example(asked: ParityRequest, cpu: DeviceChoice) -> Experiment:
     """The parts of one reference, which all have the same data and length. Raises `InputError` where none can be built."""
     errors = []
     for optimizer in asked.bases:
@@ -116,8 +116,8 @@ def _example(asked: Asked, cpu: DeviceChoice) -> Experiment:
     raise errors[0]
 
 
-def _run(config: Config, steps: int, folder: Path) -> Run:
-    return Run(
+def _run(config: Config, steps: int, folder: Path) -> ParityRun:
+    return ParityRun(
         folder,
         replace(
             config,
@@ -127,7 +127,9 @@ def _run(config: Config, steps: int, folder: Path) -> Run:
     )
 
 
-def _plans(asked: Asked, steps: int, folder: Path, machine: Machine) -> dict[Cell, Planned | tuple[str, ...]]:
+def _plans(
+    asked: ParityRequest, steps: int, folder: Path, machine: AvailableDevices
+) -> dict[Cell, Planned | tuple[str, ...]]:
     """For each cell what is trained for it, or the reasons why it cannot run."""
     references = {
         optimizer: _run(
@@ -172,13 +174,13 @@ def _entry(
     if of_reference != "finished":
         return replace(entry, verdict="failed", reasons=(f"it finished, but {besides}",))
     steps = plan.bound.steps
-    found, whole = read(plan.run, steps, rows_of), read(plan.reference, steps, rows_of)
+    found, whole = read_result(plan.run, steps, rows_of), read_result(plan.reference, steps, rows_of)
     common = min(len(found.losses), len(whole.losses))  # a method that knows when it is done may end before the other
-    parameters = difference(found.parameters, whole.parameters)
-    loss = difference({"": found.losses[:common]}, {"": whole.losses[:common]})
+    parameters = relative_difference(found.parameters, whole.parameters)
+    loss = relative_difference({"": found.losses[:common]}, {"": whole.losses[:common]})
     return replace(
         entry,
-        verdict=judged(parameters, loss, plan.bound),
+        verdict=judge(parameters, loss, plan.bound),
         bound=plan.bound,
         parameters=parameters,
         loss=loss,

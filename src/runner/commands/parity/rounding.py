@@ -80,7 +80,7 @@ class LinearProblem:
         local = 2 * unit * size.parameters + rate * (relative * size.summed + 4 * unit * size.directions)
         values, vectors = torch.linalg.eigh(self.design.T @ self.design * (2 / rows))
         # Along each eigenvector: the error of one step, times what all steps together make of it.
-        along = (vectors.abs().T @ local) * multiplied(values + self.weight_decay, self.rates[:steps], self.momentum)
+        along = (vectors.abs().T @ local) * error_growth(values + self.weight_decay, self.rates[:steps], self.momentum)
         pairs = zip(torch.split(vectors.abs() @ along, self.sizes), torch.split(size.last, self.sizes), strict=True)
         off = [_bound(float(error.max() / whole.abs().max())) for error, whole in pairs]
         prediction = float(((values.clamp_min(0) / 2).sqrt() * along).norm()) + relative * size.residuals
@@ -118,7 +118,7 @@ class Magnitudes:
     last: Tensor
 
 
-def multiplied(eigenvalues: Tensor, rates: Sequence[float], momentum: float) -> Tensor:
+def error_growth(eigenvalues: Tensor, rates: Sequence[float], momentum: float) -> Tensor:
     """For each eigenvalue [m] what becomes of an error of 1 at the start and at every step: the sum of what later steps make of it."""
     # The error in (p, lr·v): one step makes p − rate·(momentum·v + λp) and momentum·v + λp of it.
     base = max(rates) or 1.0
@@ -134,7 +134,7 @@ def multiplied(eigenvalues: Tensor, rates: Sequence[float], momentum: float) -> 
     return growth
 
 
-def linear(parts: Experiment) -> LinearProblem | None:
+def linear_problem(parts: Experiment) -> LinearProblem | None:
     """The problem as one of least squares by gradient descent; None where it is another one."""
     config, rows, model = parts.facts.config, parts.facts.dataset.parts["train"], parts.model
     descent = config.optimizer.descent_momentum is not None and config.train.clip_norm is None
@@ -178,7 +178,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Inexact:
+class PerturbedObjective:
     """An objective each of whose evaluations is that of parameters a little beside those that were asked for.
 
     This is what rounding does to the products and sums of a network: what is computed is exact for other weights nearby
@@ -207,12 +207,12 @@ class Inexact:
     @contextmanager
     def _beside(self) -> Iterator[None]:
         own = [parameter.detach().clone() for parameter in self.parameters]
-        put(self.parameters, [self.noise(parameter) for parameter in own])
+        assign(self.parameters, [self.noise(parameter) for parameter in own])
         yield
-        put(self.parameters, own)
+        assign(self.parameters, own)
 
 
-def put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def assign(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Write values into parameters, in place."""
     with torch.no_grad():
         for parameter, value in zip(parameters, values, strict=True):
@@ -229,7 +229,7 @@ class Rounding:
     @cached_property
     def linear(self) -> LinearProblem | None:
         """The problem, where it is linear."""
-        return linear(self._parts())
+        return linear_problem(self._parts())
 
     def sampled(self, dtype: str, matmul_precision: str, steps: int) -> tuple[float, float]:
         """Bounds on the relative differences of parameters and losses after `steps` steps; inf where a draw ends in none."""
@@ -247,7 +247,7 @@ class Rounding:
             except (RunnerError, ZeroDivisionError):
                 return math.inf, math.inf
             for i, (one, other) in enumerate(zip(found, exact, strict=True)):
-                largest[i] = max(largest[i], _bound(difference(one, other)))
+                largest[i] = max(largest[i], _bound(relative_difference(one, other)))
         _, of_evaluation = self._sizes(self._parts(), unit, of_sums)
         return MARGIN * largest[0], MARGIN * (largest[1] + of_evaluation)
 
@@ -273,20 +273,20 @@ class Rounding:
             generator = stream(self._reference.seed, "parity", draw)
             of_storage, of_evaluation = self._sizes(parts, unit, of_sums)
             stored = Noise(generator, of_storage)
-            objective = Inexact(objective, parameters, Noise(generator, of_evaluation))
+            objective = PerturbedObjective(objective, parameters, Noise(generator, of_evaluation))
             rows = parts.facts.dataset.parts["train"]
-            put([rows.features, rows.target], [stored(rows.features), stored(rows.target)])
-            put(parameters, [stored(parameter.detach()) for parameter in parameters])
+            assign([rows.features, rows.target], [stored(rows.features), stored(rows.target)])
+            assign(parameters, [stored(parameter.detach()) for parameter in parameters])
         losses = []
         for step in range(1, steps + 1):
             parts.objective.at(step)
             losses.append(parts.optimizer.step(objective, parts.schedule(step)))
             if stored is not None:
-                put(parameters, [stored(parameter.detach()) for parameter in parameters])
+                assign(parameters, [stored(parameter.detach()) for parameter in parameters])
         return dict(parts.model.state_dict()), {"loss": torch.stack([loss.reshape(()) for loss in losses])}
 
 
-def difference(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+def relative_difference(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
     """Largest difference over largest magnitude of each tensor, in float64, the largest of all; nan where one is in them."""
     largest = 0.0
     for name, whole in reference.items():

@@ -30,7 +30,7 @@ GROUP = "runner.commands.parity"
 
 
 @dataclass(frozen=True)
-class Run:
+class ParityRun:
     """One run of the table: its folder, which nothing is in yet, and its configuration."""
 
     folder: Path
@@ -49,7 +49,9 @@ class Run:
         """Write down how it ended: with an error, or finished."""
         state = "finished" if error is None else "refused" if isinstance(error, InputError) else "failed"
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "outcome.json", {"state": state, "reasons": [] if error is None else told(error)})
+        write_json(
+            self.folder / "outcome.json", {"state": state, "reasons": [] if error is None else error_reasons(error)}
+        )
 
     @property
     def outcome(self) -> tuple[State, tuple[str, ...]]:
@@ -58,7 +60,7 @@ class Run:
         return found["state"], tuple(found["reasons"])
 
 
-def here(runs: Sequence[Run]) -> None:
+def run_here(runs: Sequence[ParityRun]) -> None:
     """Do runs of one process, one after another. Raises `Interrupted`."""
     with StopRequest() as stop:
         for run in runs:
@@ -67,7 +69,7 @@ def here(runs: Sequence[Run]) -> None:
                 raise Interrupted(stop.signal_number, "stopped")
 
 
-def attempt(run: Run) -> Exception | None:
+def attempt(run: ParityRun) -> Exception | None:
     """Do one run, alone or as one of its processes; gives what went wrong. Raises `Interrupted`."""
     from runner.runs.sinks.log import Log
     from runner.training.run import execute
@@ -82,14 +84,14 @@ def attempt(run: Run) -> Exception | None:
     return None
 
 
-def told(error: Exception) -> tuple[str, ...]:
+def error_reasons(error: Exception) -> tuple[str, ...]:
     """What went wrong, as a run would tell it."""
     if isinstance(error, InputError):
         return error.problems
     return (" ".join(str(error).split()) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}",)
 
 
-def together(runs: Sequence[Run], folder: Path, say: Callable[[str], None]) -> None:
+def run_in_group(runs: Sequence[ParityRun], folder: Path, say: Callable[[str], None]) -> None:
     """Do runs of several processes, in one group of them. Raises `Interrupted`.
 
     A run that takes its processes down with it has failed; another group does those after it.
@@ -107,12 +109,12 @@ def together(runs: Sequence[Run], folder: Path, say: Callable[[str], None]) -> N
             say("the processes ended early; they are started again for the cells that are left")
 
 
-def follow(plan: Path, rank: int) -> None:
+def run_plan(plan: Path, rank: int) -> None:
     """What each process of a group does: all runs of the plan, led by rank 0. Raises what the group cannot go on after."""
     import torch.distributed as dist
 
     for entry in json.loads(plan.read_text(encoding="utf-8"))["runs"]:
-        run = Run(Path(entry["folder"]), check(entry["config"]))
+        run = ParityRun(Path(entry["folder"]), check(entry["config"]))
         error = attempt(run)
         if rank == 0:
             run.end(error)
@@ -131,7 +133,7 @@ def _known_to_all(error: Exception) -> bool:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What a run came to over its first `steps` steps, or all that it took: parameters by name, and losses [steps]."""
 
     parameters: dict[str, Tensor]
@@ -139,7 +141,7 @@ class Trained:
     seconds_per_step: float
 
 
-def read(run: Run, steps: int, rows_of: Callable[[int], int]) -> Trained:
+def read_result(run: ParityRun, steps: int, rows_of: Callable[[int], int]) -> TrainingResult:
     """What is in a finished run's directory; `rows_of` is how many rows a step has.
 
     Seconds are the median of all steps, each with the row that it writes.
@@ -155,4 +157,4 @@ def read(run: Run, steps: int, rows_of: Callable[[int], int]) -> Trained:
         raise RunFailed(f"the last state of {run.directory} cannot be read: {state}")
     seconds = [rows_of(row["step"]) / row["samples_per_second"] for row in rows]
     losses = torch.tensor([float(row["train/loss"]) for row in rows[:steps]], dtype=torch.float64)
-    return Trained(state["model"], losses, median(seconds))
+    return TrainingResult(state["model"], losses, median(seconds))

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from runner.commands.parity.bounds import REASONS, Bound
 from runner.commands.parity.cells import AXES, Cell
 
-Verdict = Literal["met", "missed", "no bound", "failed", "cannot run"]
-ORDER: tuple[Verdict, ...] = ("met", "missed", "failed", "no bound", "cannot run")
-BAD: tuple[Verdict, ...] = ("missed", "failed")
+CellVerdict = Literal["met", "missed", "no bound", "failed", "cannot run"]
+ORDER: tuple[CellVerdict, ...] = ("met", "missed", "failed", "no bound", "cannot run")
+BAD: tuple[CellVerdict, ...] = ("missed", "failed")
 """What the exit code 1 is for."""
 
 LEGEND = (
@@ -31,7 +31,7 @@ class Entry:
     cell: Cell
     processes: int
     command: tuple[str, ...]
-    verdict: Verdict
+    verdict: CellVerdict
     reasons: tuple[str, ...] = ()
     bound: Bound | None = None
     parameters: float = math.nan
@@ -68,7 +68,7 @@ class Entry:
         }
 
 
-def judged(parameters: float, loss: float, bound: Bound) -> Verdict:
+def judge(parameters: float, loss: float, bound: Bound) -> CellVerdict:
     """What two differences come to; nan is within no bound."""
     if not (parameters <= bound.parameters and loss <= bound.loss):
         return "missed"
@@ -76,7 +76,7 @@ def judged(parameters: float, loss: float, bound: Bound) -> Verdict:
 
 
 @dataclass(frozen=True)
-class Table:
+class ParityTable:
     """A whole table: of which experiment, over how many steps, where; `devices` has the reasons for each that is not there."""
 
     name: str
@@ -90,7 +90,7 @@ class Table:
     entries: Sequence[Entry]
 
     @property
-    def counts(self) -> dict[Verdict, int]:
+    def counts(self) -> dict[CellVerdict, int]:
         """How many cells there are of each verdict."""
         found = Counter(entry.verdict for entry in self.entries)
         return {verdict: found[verdict] for verdict in ORDER}
@@ -194,7 +194,7 @@ def _number(value: float) -> str:
     return "0" if value == 0 else f"{value:.0e}"
 
 
-def text(table: Table) -> list[str]:
+def text(table: ParityTable) -> list[str]:
     """The grid as lines of aligned columns."""
     headings, rows = table.grid()
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
@@ -205,7 +205,7 @@ def text(table: Table) -> list[str]:
 # --------------------------------------------------------------------------------------------------------------- markdown
 
 
-def markdown(table: Table) -> str:
+def markdown(table: ParityTable) -> str:
     """The page of a table."""
     lines = [
         f"# Parity of {table.name}",
@@ -223,7 +223,7 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, ""])
 
 
-def summary(table: Table) -> list[str]:
+def summary(table: ParityTable) -> list[str]:
     """What was compared with what, and where."""
     return [
         f"The first {table.steps} steps of each cell against those in float64 on one process of the CPU, the update written by hand",
@@ -233,7 +233,7 @@ def summary(table: Table) -> list[str]:
     ]
 
 
-def cells(table: Table) -> list[str]:
+def cells(table: ParityTable) -> list[str]:
     """The grid, the reasons of its letters, and the devices that are not there."""
     headings, rows = table.grid()
     lines = [*_table(headings, rows, len(AXES) - 1), "", LEGEND, ""]
@@ -241,12 +241,12 @@ def cells(table: Table) -> list[str]:
     return lines + [f"* {_escaped(reason)}" for reason in table.absent()]
 
 
-def bounds(table: Table) -> list[str]:
+def bounds(table: ParityTable) -> list[str]:
     """The reason of each kind of bound that a cell has."""
     return [f"* **{kind}**: {reason}." for kind, reason in table.plain["bounds"].items()]
 
 
-def listing(table: Table) -> list[str]:
+def listing(table: ParityTable) -> list[str]:
     """Every cell that was compared, with its figures."""
     rows = []
     for entry in table.entries:
