@@ -33,9 +33,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def run_cli(*words: str) -> tuple[int, str, str]:
+def run_cli(*arguments: str) -> tuple[int, str, str]:
     """Return exit code, output and errors of a new process, and check that it imports no large package."""
-    done = subprocess.run([sys.executable, "-c", WITHOUT, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *arguments], capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -146,7 +146,7 @@ def test_explain_a_rerun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "problems"),
+    ("arguments", "problems"),
     [
         (
             ["doctor", "now", "--jsn"],
@@ -170,8 +170,8 @@ def test_explain_a_rerun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ),
     ],
 )
-def test_bad_input_is_refused(words: list[str], problems: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(words) == 2
+def test_bad_input_is_refused(arguments: list[str], problems: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
     output = capsys.readouterr()
     assert (output.out, output.err) == ("", "".join(f"error: {problem}\n" for problem in problems))
 

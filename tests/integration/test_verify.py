@@ -53,10 +53,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
 
 
-def verify(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> list[str]:
+def verify(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> list[str]:
     """Run `verify`, check its exit code and return the lines that it prints."""
     capsys.readouterr()
-    result = cli.main(["verify", *words])
+    result = cli.main(["verify", *arguments])
     out = capsys.readouterr()
     assert result == code, out
     return (out.err if code == 2 else out.out).splitlines()
@@ -84,8 +84,8 @@ def write_table(rows: int) -> None:
 @pytest.fixture
 def run() -> Path:
     write_table(20)
-    words = [*QUICK, "data=csv", "data.path=table.csv", "data.target=y", "update=manual", "optimizer.lr=1e-4"]
-    return runner.run(None, [*words, "train.steps=10", "record.every_steps=1", "run_dir=first"]).directory
+    arguments = [*QUICK, "data=csv", "data.path=table.csv", "data.target=y", "update=manual", "optimizer.lr=1e-4"]
+    return runner.run(None, [*arguments, "train.steps=10", "record.every_steps=1", "run_dir=first"]).directory
 
 
 def test_a_repeated_run_is_the_same_and_nothing_is_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,8 +153,16 @@ def test_one_flipped_bit_of_the_resumed_state_is_reported(
     Path("site/sitecustomize.py").write_text(BIT)
     monkeypatch.setenv("PYTHONPATH", "site", prepend=os.pathsep)
     monkeypatch.setenv("PART", "1")
-    words = ["train.steps=40", "checkpoint.every_steps=1", "record.hash_every_steps=1", "--times", "1", "--seed", "5"]
-    lines = verify(capsys, 1, "resume", *LINE, *words)
+    arguments = [
+        "train.steps=40",
+        "checkpoint.every_steps=1",
+        "record.hash_every_steps=1",
+        "--times",
+        "1",
+        "--seed",
+        "5",
+    ]
+    lines = verify(capsys, 1, "resume", *LINE, *arguments)
     (number,) = re.findall(r" differs  killed at \d+, resumed from (\d+)", "\n".join(lines))
     assert "differs: 1 of 1 killed and resumed runs differ from the undisturbed run" in lines
     assert any(line.startswith(f"they differ first at step {number}, in hashes.jsonl: `weight`") for line in lines)
@@ -169,14 +177,14 @@ def test_a_lost_or_repeated_row_is_reported(
 ) -> None:
     """The runs are done in this process and in a fork of it, which start faster than new processes."""
 
-    def kill_at(words: Sequence[str], log: Path, directory: Path, step: int) -> bool:
+    def kill_at(arguments: Sequence[str], log: Path, directory: Path, step: int) -> bool:
         with monkeypatch.context() as patch:
             faults.at_step(patch, step + 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            return os.WTERMSIG(faults.in_child(lambda: cli.main(words))) == signal.SIGKILL
+            return os.WTERMSIG(faults.in_child(lambda: cli.main(arguments))) == signal.SIGKILL
 
-    def run_to_end(words: Sequence[str], log: Path) -> None:
-        assert cli.main(words) == 0
-        if words[-1].startswith("resume="):
+    def run_to_end(arguments: Sequence[str], log: Path) -> None:
+        assert cli.main(arguments) == 0
+        if arguments[-1].startswith("resume="):
             (file,) = Path("temporary").glob("*/killed_1/metrics.jsonl")
             file.write_text("".join(rows(file.read_text().splitlines(keepends=True))))
 
@@ -193,8 +201,8 @@ def test_a_lost_or_repeated_row_is_reported(
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("swept")
-    words = [*LINE, "train.steps=30", "dtype=float64", "seeds=2", f"run_dir={folder / 'sweep'}"]
-    return runner.multirun(None, words)[0]
+    arguments = [*LINE, "train.steps=30", "dtype=float64", "seeds=2", f"run_dir={folder / 'sweep'}"]
+    return runner.multirun(None, arguments)[0]
 
 
 def test_a_vmapped_member_gives_the_same_result_alone(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +237,7 @@ def test_a_changed_member_is_reported(swept: Path, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ("words", "problems"),
+    ("arguments", "problems"),
     [
         ([], ["`verify` must be followed by one of rerun, resume, world-size, sweep, got ''; see --help"]),
         (["twice"], ["`verify` must be followed by one of rerun, resume, world-size, sweep, got 'twice'; see --help"]),
@@ -265,8 +273,8 @@ def test_a_changed_member_is_reported(swept: Path, tmp_path: Path, capsys: pytes
         ),
     ],
 )  # fmt: skip
-def test_bad_input_is_refused(words: list[str], problems: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify(capsys, 2, *words) == [f"error: {sentence}" for sentence in problems]
+def test_bad_input_is_refused(arguments: list[str], problems: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(capsys, 2, *arguments) == [f"error: {sentence}" for sentence in problems]
     assert kept() == []
 
 

@@ -20,7 +20,7 @@ from runner import cli
 from runner.commands.diverge.evidence import describe_difference
 from runner.runs import checkpoint
 
-WORDS = [
+OVERRIDES = [
     "name=parting", "data=line", "data.rows=12", "data.features=2", "model=linear", "train.steps=12", "update=manual",
     "optimizer.lr=1e-4", "record.plots=false", "device=cpu", "device.threads=1",
 ]  # fmt: skip
@@ -33,8 +33,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def run(directory: str, *words: str) -> Path:
-    return runner.run(None, [*WORDS, *words, f"run_dir={directory}"]).directory
+def run(directory: str, *overrides: str) -> Path:
+    return runner.run(None, [*OVERRIDES, *overrides, f"run_dir={directory}"]).directory
 
 
 def changed(file: Path, step: int, change: Callable[[dict[str, Any]], object]) -> None:
@@ -143,11 +143,11 @@ def test_another_seed_differs_from_the_start(diverge: Diverge) -> None:
 
 def test_changed_data_is_reported_by_its_hash_and_at_the_first_loss(diverge: Diverge) -> None:
     table = ["x,y\n", *(f"{x},{2 * x}\n" for x in range(9))]
-    words = [word for word in WORDS if not word.startswith("data")]
+    overrides = [override for override in OVERRIDES if not override.startswith("data")]
     for name, rows in (("A", table), ("B", [*table[:-1], "8,17\n"])):
         Path(f"{name}.csv").write_text("".join(rows))
         csv = ["data=csv", f"data.path={name}.csv", "data.target=y"]
-        runner.run(None, [*words, *HASHED, *csv, f"run_dir={name}"])
+        runner.run(None, [*overrides, *HASHED, *csv, f"run_dir={name}"])
     lines = diverge(1)
     assert any(line.startswith("data_sha256") for line in lines)
     assert lines[-1].startswith("they differ first at step 1, in metrics.jsonl: `train/loss` is ")
@@ -226,7 +226,7 @@ def test_one_changed_bit_in_a_valid_checkpoint_is_found(diverge: Diverge) -> Non
     state["model"]["weight"].view(torch.int32)[0, 1] ^= 1
     checkpoint.save(Path("B/checkpoints"), 8, state, best=False, keep=None)
     line = next(line for line in diverge(1) if line.startswith("checkpoints"))
-    assert line.startswith("checkpoints        differs at step 8: `model/weight` differs by at most ")
+    assert line.startswith("checkpoints        differs at step 8: `model/weight` by at most ")
     assert line.endswith(", 1 unit in the last place)")
 
 

@@ -244,7 +244,7 @@ def test_a_cuda_build_without_a_driver() -> None:
 
 def test_a_gpu_build_on_a_machine_without_a_gpu() -> None:
     reason = (
-        "torch 2.13.0+cu130 is a CUDA build (CUDA 13.0), but no such GPU is found (torch says: {}); runs use the CPU"
+        "torch 2.13.0+cu130 is a CUDA build (CUDA 13.0), but no such GPU is found (torch reports: {}); runs use the CPU"
     )
     assert only("gpu", blind(CUDA, NO_DRIVER)) == ("limited", reason.format(NO_DRIVER), None)
     assert only("gpu", blind(CUDA, NO_DRIVER, container=True)) == (
@@ -261,7 +261,7 @@ def test_a_gpu_build_on_a_machine_without_a_gpu() -> None:
 def test_a_working_driver_without_a_gpu() -> None:
     assert only("gpu", blind(CUDA, NO_DEVICE, cards=NVIDIA, nvidia_driver="580.65")) == (
         "limited",
-        f"an NVIDIA card is present (NVIDIA L40S), but torch finds no GPU (torch says: {NO_DEVICE})",
+        f"an NVIDIA card is present (NVIDIA L40S), but torch finds no GPU (torch reports: {NO_DEVICE})",
         "check whether `nvidia-smi -L` lists it",
     )
 
@@ -290,7 +290,7 @@ def test_a_working_driver_without_a_gpu() -> None:
         (
             "open",
             False,
-            "torch finds no GPU (torch says: No HIP GPUs are available)",
+            "torch finds no GPU (torch reports: No HIP GPUs are available)",
             "check whether `rocminfo` lists it",
         ),
     ],

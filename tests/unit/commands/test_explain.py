@@ -36,14 +36,14 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     return file
 
 
-def value(key: str, *words: str, config_dir: str | None = None, base: str | None = None) -> Value:
-    (result,) = (v for v in explain(words, config_dir, base).values if v.key == key)
+def value(key: str, *arguments: str, config_dir: str | None = None, base: str | None = None) -> Value:
+    (result,) = (v for v in explain(arguments, config_dir, base).values if v.key == key)
     return result
 
 
-def places(key: str, *words: str, config_dir: str | None = None, base: str | None = None) -> list[tuple[Any, str]]:
+def places(key: str, *arguments: str, config_dir: str | None = None, base: str | None = None) -> list[tuple[Any, str]]:
     """Return value and place of each assignment of a key; the last one is in effect."""
-    return [(s.value, s.place) for s in value(key, *words, config_dir=config_dir, base=base).assignments]
+    return [(s.value, s.place) for s in value(key, *arguments, config_dir=config_dir, base=base).assignments]
 
 
 def place_of(start: str) -> str:
@@ -53,8 +53,8 @@ def place_of(start: str) -> str:
     return f"conf/config.yaml:{number}"
 
 
-def choices(group: str, *words: str, config_dir: str | None = None) -> list[tuple[Any, str]]:
-    return [(s.value, s.place) for s in explain(words, config_dir).choices[group]]
+def choices(group: str, *arguments: str, config_dir: str | None = None) -> list[tuple[Any, str]]:
+    return [(s.value, s.place) for s in explain(arguments, config_dir).choices[group]]
 
 
 # -------------------------------------------------------------------------------------------- all values of all experiments
@@ -79,7 +79,7 @@ def written(assignment: Assignment) -> Any:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         [],
         ["seed=3", "optimizer.lr=0.1", "dtype=float64", "data.split.test=3"],
@@ -98,10 +98,12 @@ def written(assignment: Assignment) -> Any:
     ids=" ".join,
 )
 @pytest.mark.parametrize("experiment", [None, *options()["experiment"]])
-def test_every_value_is_the_composed_one_and_is_written_at_its_place(experiment: str | None, words: list[str]) -> None:
-    words = [*words, *([f"+experiment={experiment}"] if experiment else [])]
-    explanation, composed = explain(words), compose(words)
-    given = overrides.values_of(words)
+def test_every_value_is_the_composed_one_and_is_written_at_its_place(
+    experiment: str | None, arguments: list[str]
+) -> None:
+    arguments = [*arguments, *([f"+experiment={experiment}"] if experiment else [])]
+    explanation, composed = explain(arguments), compose(arguments)
+    given = overrides.values_of(arguments)
     assert {v.key: v.value for v in explanation.values} == dict(leaves(plain(composed.config)))
     assert explanation.notices == composed.notices
     for result in explanation.values:
@@ -109,7 +111,7 @@ def test_every_value_is_the_composed_one_and_is_written_at_its_place(experiment:
         assert last.value == result.value
         for assignment in result.assignments:
             if assignment.line is None:
-                assert assignment.source in words
+                assert assignment.source in arguments
             else:
                 assert written(assignment) == assignment.value
         overridden = any(name == result.key or result.key.startswith(f"{name}.") for name in given if "." in name)
@@ -173,11 +175,11 @@ def test_epochs_on_the_command_line_set_steps_to_null() -> None:
 
 
 def test_each_start_value_has_its_own_place() -> None:
-    words = ["+experiment=curve_fit", "model.expression=w*x + b"]
-    assert places("model.start.w", *words, "model.start.b=2") == [(0.0, "conf/experiment/curve_fit.yaml:20")]
-    assert places("model.start.b", *words, "model.start.b=2") == [(2, "command line: model.start.b=2")]
-    assert places("model.start.b", *words, "model.start={b: 2}") == [(2, "command line: model.start={b: 2}")]
-    assert places("model.start", *words, "model.start={}") == [
+    arguments = ["+experiment=curve_fit", "model.expression=w*x + b"]
+    assert places("model.start.w", *arguments, "model.start.b=2") == [(0.0, "conf/experiment/curve_fit.yaml:20")]
+    assert places("model.start.b", *arguments, "model.start.b=2") == [(2, "command line: model.start.b=2")]
+    assert places("model.start.b", *arguments, "model.start={b: 2}") == [(2, "command line: model.start={b: 2}")]
+    assert places("model.start", *arguments, "model.start={}") == [
         ({}, "conf/model/formula.yaml:4"),
         ({"w": 0.0}, "conf/experiment/curve_fit.yaml:20"),
         ({}, "command line: model.start={}"),
@@ -190,7 +192,7 @@ def test_a_required_value_has_no_earlier_assignment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("arguments", "expected"),
     [
         ([], [("sgd", place_of("- optimizer:"))]),
         (["+experiment=mlp"], [("sgd", place_of("- optimizer:")), ("adam", "conf/experiment/mlp.yaml:6")]),
@@ -204,8 +206,8 @@ def test_a_required_value_has_no_earlier_assignment() -> None:
         ),
     ],
 )
-def test_the_choices_of_an_option(words: list[str], expected: list[tuple[str, str]]) -> None:
-    assert choices("optimizer", *words) == expected
+def test_the_choices_of_an_option(arguments: list[str], expected: list[tuple[str, str]]) -> None:
+    assert choices("optimizer", *arguments) == expected
 
 
 def test_the_experiment_is_a_choice() -> None:
@@ -222,7 +224,7 @@ def test_meaning_and_unit_are_those_of_the_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "words", "at_start"),
+    ("key", "arguments", "at_start"),
     [
         ("device.name", [], "an accelerator if torch finds one, else cpu; `python -m runner doctor` shows which"),
         ("device.name", ["device=cpu"], None),
@@ -237,8 +239,8 @@ def test_meaning_and_unit_are_those_of_the_schema() -> None:
         ("run_dir", ["run_dir=here"], None),
     ],
 )
-def test_values_that_the_start_of_a_run_chooses(key: str, words: list[str], at_start: str | None) -> None:
-    assert value(key, *words).at_start == at_start
+def test_values_that_the_start_of_a_run_chooses(key: str, arguments: list[str], at_start: str | None) -> None:
+    assert value(key, *arguments).at_start == at_start
 
 
 # -------------------------------------------------------------------------------------------------- references and files
@@ -263,22 +265,22 @@ def test_a_config_dir(write: Write) -> None:
         "# @package _global_\ndefaults:\n  - base\n  - _self_\n  - override /optimizer: slow\nname: trial\n"
         "model:\n  widths: ['${seed}', 8]\n",
     )
-    words = ["+experiment=trial"]
-    assert places("optimizer.lr", *words, config_dir="mine") == [
+    arguments = ["+experiment=trial"]
+    assert places("optimizer.lr", *arguments, config_dir="mine") == [
         (1e-3, "conf/optimizer/sgd.yaml:3"),
         (1e-6, "mine/optimizer/slow.yaml:6"),
     ]
-    assert places("name", *words, config_dir="mine/") == [
+    assert places("name", *arguments, config_dir="mine/") == [
         ("run", place_of("name:")),
         ("base", "mine/experiment/base.yaml:5"),
         ("trial", "mine/experiment/trial.yaml:6"),
     ]
-    assert choices("optimizer", *words, config_dir="mine") == [
+    assert choices("optimizer", *arguments, config_dir="mine") == [
         ("sgd", place_of("- optimizer:")),
         ("adam", "mine/experiment/base.yaml:3"),
         ("slow", "mine/experiment/trial.yaml:5"),
     ]
-    widths = value("model.widths", *words, config_dir="mine")
+    widths = value("model.widths", *arguments, config_dir="mine")
     assert (widths.value, widths.reference) == ([5, 8], "[${seed}, 8]")
     assert widths.assignments[-1].place == "mine/experiment/trial.yaml:8"
 

@@ -185,7 +185,7 @@ def _tensor_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -
             kinds = [f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (a, b)]
             return f"`{name}` is {kinds[0]} in A, {kinds[1]} in B"
         if not torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8)):
-            return f"`{name}` differs by {describe_difference(a, b)}"
+            return f"`{name}` by {describe_difference(a, b)}"
     return ""
 
 

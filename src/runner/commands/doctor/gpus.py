@@ -164,7 +164,7 @@ def _hidden(machine: Machine, kind: str) -> Finding | None:
 
 def _torch_message(machine: Machine) -> str:
     reason = machine.torch.hardware.reason if machine.torch else None
-    return f" (torch says: {reason})" if reason else ""
+    return f" (torch reports: {reason})" if reason else ""
 
 
 def mask_findings(machine: Machine) -> Iterator[Finding]:

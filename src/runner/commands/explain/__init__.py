@@ -28,14 +28,15 @@ def command(arguments: list[str]) -> int:
     parser = Parser("explain")
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("words", nargs="*")
+    parser.add_argument("requested", nargs="*")
     parsed, rest = parser.parse_known_intermixed_args(arguments)
-    words, base = parsed.words + rest, None
-    if words[:1] == ["rerun"]:
-        if len(words) < 2:
+    requested, base = parsed.requested + rest, None
+    if requested[:1] == ["rerun"]:
+        if len(requested) < 2:
             raise ConfigError("`rerun` must be followed by a run directory, got nothing; write rerun RUN_DIR")
-        _, base, *words = words
-    overrides = [word for word in words if "=" in word or word.startswith(("-", "~"))]
-    explanation = explain(overrides, parsed.config_dir, base, [word for word in words if word not in overrides])
+        _, base, *requested = requested
+    overrides = [argument for argument in requested if "=" in argument or argument.startswith(("-", "~"))]
+    names = [argument for argument in requested if argument not in overrides]
+    explanation = explain(overrides, parsed.config_dir, base, names)
     sys.stdout.write(f"{json.dumps(plain(explanation), ensure_ascii=False)}\n" if parsed.json else text(explanation))
     return 0

@@ -93,22 +93,22 @@ START_RULES = (
 
 
 def explain(
-    words: Sequence[str], config_dir: str | None = None, base: str | None = None, only: Sequence[str] = ()
+    arguments: Sequence[str], config_dir: str | None = None, base: str | None = None, only: Sequence[str] = ()
 ) -> Explanation:
-    """Explain the configuration that the overrides `words` compose.
+    """Explain the configuration that the overrides `arguments` compose.
 
     `base` is the directory of a run to repeat. `only` names the keys and groups to keep; empty keeps all.
     Raises what `compose` raises, and `ConfigError` for a name in `only` that the configuration does not have.
     """
     problems = _unknown_names(only, config_dir)
     try:
-        composed = compose(words, config_dir, base)
+        composed = compose(arguments, config_dir, base)
     except InputError as error:
         if not problems:
             raise
         raise ConfigError([*problems, *error.problems]) from None
     run = composed.config.resume if base is None else base
-    plan = overrides.read(words, options(config_dir))
+    plan = overrides.read(arguments, options(config_dir))
     merged = merge_files(plan, config_dir)
     values = list(_values(composed, assignments(composed, plan, merged, run), base))
     problems = problems or [

@@ -109,9 +109,9 @@ def _newer_keys(file: Path) -> list[Assignment]:
     return [Assignment(key, value, str(file), 0) for key, value in completed if key not in written]
 
 
-def _from_overrides(words: Sequence[str], plan: Plan) -> list[Assignment]:
+def _from_overrides(arguments: Sequence[str], plan: Plan) -> list[Assignment]:
     """Return the values on the command line. Setting steps or epochs also sets the other one to null."""
-    given = {overrides.key_of(word): word for word in words}
+    given = {overrides.key_of(argument): argument for argument in arguments}
     other = {"train.steps": "train.epochs", "train.epochs": "train.steps"}
     return [
         Assignment(name, value, given[name] if name in given else given[other[name]])
@@ -192,7 +192,7 @@ def choices(composed: Composed, plan: Plan, merged: MergedFiles, run: str | None
 
     For a run that is resumed or repeated only the command line counts.
     """
-    given = {overrides.key_of(word): word for word in composed.overrides}
+    given = {overrides.key_of(argument): argument for argument in composed.overrides}
     on_command_line: dict[str, tuple[Assignment, ...]] = {
         group: (Assignment(group, option, given[group]),) for group, option in plan.groups.items()
     }
