@@ -469,7 +469,7 @@ def test_packages_of_other_versions() -> None:
     packages = (*PACKAGES[:2], replace(PACKAGES[2], installed="2.9.1"), *PACKAGES[3:])
     assert only("packages", replace(SERVER, packages=packages)) == (
         "limited",
-        "tested with tensorboard>=2.21 (2.9.1 is installed); other versions may fail",
+        "the runner needs tensorboard>=2.21 (2.9.1 is installed); a run may fail with other versions",
         "pip install 'tensorboard>=2.21'",
     )
 

@@ -83,7 +83,7 @@ def _packages(machine: Machine) -> Iterator[Finding]:
     if missing:
         yield Finding("packages", "broken", f"a run needs {_unfit(missing)}", _install(missing))
     if unfit:
-        reason = f"tested with {_unfit(unfit)}; other versions may fail"
+        reason = f"the runner needs {_unfit(unfit)}; a run may fail with other versions"
         yield Finding("packages", "limited", reason, _install([p for p in unfit if p.name != "torch"] or unfit))
     if not missing and not unfit:
         yield Finding("packages", "ok", ", ".join(f"{p.name} {p.installed}" for p in required if p.name != "torch"))
