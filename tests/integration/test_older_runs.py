@@ -121,7 +121,7 @@ def test_trials_of_it_are_verified(tmp_path: Path, capsys: pytest.CaptureFixture
     sweep = older.copied("sweep_half", tmp_path)
     code = cli.main(["verify", "sweep", str(sweep), "--members", "1"])
     out = capsys.readouterr().out
-    assert "side by side with 1 " in out
+    assert "vmapped with 1 " in out
     if older.here():
         assert code == 0, out
 
