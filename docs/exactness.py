@@ -1,7 +1,7 @@
-"""Measures how far the answer depends on how it is computed, and writes docs/exactness.md: `python docs/exactness.py`.
+"""Measure how far the answer depends on how it is computed, and write docs/exactness.md: `python docs/exactness.py`.
 
-Every run is a real one through `runner.run`, on one process or under torchrun with gloo on the CPU; runs on the same number
-of processes share the processes. Exit 1 says that a promise is not kept; the page is written all the same.
+Every run is a real one through `runner.run`, on one process or under torchrun with gloo on the CPU. Runs on the same number
+of processes share the processes. Exit code 1 means that a promise is not kept; the page is written in any case.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXPERIMENT = [
     "train.batch_size=20", "train.clip_norm=0.5", "train.eval_every_steps=50", "train.early_stopping.patience=null",
     "checkpoint.every_steps=null", "optimizer.lr=0.01", "optimizer.weight_decay=0.01", "record.plots=false", "device=cpu", "device.threads=1",
 ]  # fmt: skip
-"""321 training rows: sixteen batches of 20 rows an epoch, and one of a single row, which leaves other processes with none."""
+"""321 training rows: an epoch has sixteen batches of 20 rows and one of a single row, which leaves other processes without rows."""
 
 FAST = ["model.dropout=0", "train.steps=200", "dtype=float64"]
 EXACT = ["strategy.reduction=exact", "model.dropout=0.2", "train.steps=100"]
@@ -42,7 +42,7 @@ EXACT_SIZES = (1, 2, 4, 8)
 BARS = {"sgd": 1e-12, "momentum": 1e-12, "adam": 1e-10, "adamw": 1e-10}
 METRICS_BAR = 1e-12
 PARITY = ("linreg", "curve_fit", "mlp")
-"""Experiments that are computed in every way there is on a CPU."""
+"""Experiments that are computed in every way that a CPU supports."""
 
 CHANGES: tuple[tuple[str, list[str], dict[str, str]], ...] = (
     ("nothing, another process", [], {}),
@@ -55,91 +55,91 @@ CHANGES: tuple[tuple[str, list[str], dict[str, str]], ...] = (
 TEXT = """\
 # The same answer on any number of processes
 
-Written by `make exactness` (`python docs/exactness.py`), which takes about ten minutes on two cores, runs everything below
-again, and answers 1 if a promise is not kept. How to start several processes: [scaling.md](scaling.md). What it costs:
+Written by `make exactness` (`python docs/exactness.py`). It takes about ten minutes on two cores, repeats everything below and
+exits with 1 if a promise is not kept. How to start several processes: [scaling.md](scaling.md). What it costs:
 [performance.md](performance.md#several-processes).
 
-Measured with {machine}, gloo, one thread a process. GPUs were not measured.
+Measured with {machine}, gloo, one thread per process. GPUs were not measured.
 
-The experiment is `diabetes`, 442 patients, with a network 10-16-12-1: 321 rows train in shuffled batches of 20, so that every
-17th batch has a single row and leaves all processes but one without any; on three processes a batch of 20 is 7, 7 and 6
-rows. 200 steps, gradients clipped at norm 0.5, lr 0.01, weight decay 0.01.
+The experiment is `diabetes`, 442 patients, with a network 10-16-12-1. The 321 training rows are shuffled into batches of 20, so
+every 17th batch has a single row, which leaves all processes but one without rows. On three processes a batch of 20 is split into
+7, 7 and 6 rows. 200 steps, gradients clipped at norm 0.5, lr 0.01, weight decay 0.01.
 
 ## `strategy.reduction=fast`, the default
 
-**Promised:** the *answer* does not depend on N: every loss, gradient and metric is weighted by the rows of the whole batch, and
-no row is dropped, repeated or padded. In float64 and without dropout, parameters agree with those of one process up to
-rounding: 1e-12 for sgd and momentum, 1e-10 for the adaptive rules, whose division by a small root makes more of a last
-bit; metrics to 1e-12. In float32 rounding is 5e8 times larger, and training may multiply it.
+**Promised:** the *answer* does not depend on N, the number of processes. Every loss, gradient and metric is weighted by the rows of
+the whole batch, and no row is dropped, repeated or padded. In float64 and without dropout, the parameters agree with those of one
+process up to rounding: 1e-12 for sgd and momentum, 1e-10 for the adaptive rules, which divide by a small root and so amplify the
+last bit. Metrics agree to 1e-12. In float32 rounding is 5e8 times larger, and training may amplify it.
 
-Largest difference over largest magnitude, per tensor, the largest of all parameters, against one process with the same
-update; the last column is the largest relative difference of any metric (loss, rmse, mae, r2 of train, valid, test) under any
-of the eight updates. float64, no dropout.
+The table shows the largest difference in a tensor relative to its largest magnitude, compared with one process and the same
+update; the largest over all parameters is shown. The last column is the largest relative difference of any metric (loss, rmse, mae,
+r2 of train, valid, test) over the eight updates. float64, no dropout.
 
 {fast}
 
 ## `strategy.reduction=exact`
 
 **Promised:** the *bits* do not depend on N: `parameters_sha256` is equal on every number of processes that divides
-`strategy.chunks`, with shuffling, a smaller last batch, clipping and dropout. Here with dropout 0.2, eight chunks and 100 steps; the
-first eight digits of each hash.
+`strategy.chunks`, with shuffling, a smaller last batch, clipping and dropout. The table has the first eight digits of each hash,
+with dropout 0.2, eight chunks and 100 steps.
 
 {exact}
 
-**How.** Floating point addition is not associative: a sum depends on its order, and an all-reduce over four processes adds in
-another order than one over two. So `exact` takes the order away from the number of processes:
+**How.** Floating-point addition is not associative: a sum depends on its order, and an all-reduce over four processes adds in
+another order than one over two. With `exact` the order does not depend on the number of processes:
 
-* Every batch is cut into `strategy.chunks` chunks, whoever computes them. Some are empty when there are few rows.
-* The gradients of a chunk are computed alone, by the process that owns it, with random numbers whose address is (seed, step, chunk).
-* They are added in a binary tree over the chunks: of neighbours, then of neighbouring sums. A process owns an aligned
-  subtree, adds that by itself and sends one vector. These are gathered, not reduced, and every process adds the top of the tree.
+* Every batch is cut into `strategy.chunks` chunks, whichever processes compute them. Some are empty if there are few rows.
+* The gradient of a chunk is computed separately by the process that owns it. Its random numbers are addressed by (seed, step, chunk).
+* The gradients are added in a binary tree over the chunks: first of neighbours, then of neighbouring sums. A process owns an
+  aligned subtree, adds it locally and sends one vector. The vectors are gathered, not reduced, and every process adds the top of the
+  tree.
 
-With one process the whole tree is its own; nothing else is different, so any N that divides the chunks gives the same sums.
-Clipping, the update and the loss see only what comes out of the tree. Evaluation is cut and added in the same way.
-The same holds when a run is stopped and [resumed on another number of processes](scaling.md#on-another-number-of-processes).
+One process owns the whole tree and nothing else changes, so any N that divides the chunks gives the same sums. Clipping, the update
+and the loss use only the sums from the tree. Evaluation is cut and added in the same way. The same holds if a run is stopped and
+[resumed on another number of processes](scaling.md#on-another-number-of-processes).
 
-The idea that the training procedure can be taken apart from the resources it runs on is that of EasyScale (Li et al., *EasyScale:
-Elastic Training with Consistent Accuracy and Improved Utilization on GPUs*, SC '23), which also keeps the bits of a job whose
-number of GPUs changes.
+The idea of separating the training procedure from its resources is that of EasyScale (Li et al., *EasyScale: Elastic Training with
+Consistent Accuracy and Improved Utilization on GPUs*, SC '23), which also keeps the bits of a job when its number of GPUs changes.
 
 ## What else moves bits
 
-The same hash needs the same program on the same kind of machine. adamw by `torch.optim`, `exact`, one process:
+The same hash needs the same program on the same kind of machine. The table is for adamw by `torch.optim` with `exact` on one process:
 
 {changes}
 
-* **Threads.** One a process unless `device.threads` says otherwise; the number is in `run.json`. What two threads do depends on
-  the sizes: torch and the linear algebra below it split large operations, and promise nothing about the order of sums.
-* **The kind of CPU or GPU, and torch's version.** They choose other kernels, with vectors of other widths. `run.json` has both;
-  all processes of one run must have the same version and kind of device, or the run is refused.
-* **Where the numbers lie in memory.** {alignment}
+* **Threads.** One per process unless `device.threads` is set; the number is in `run.json`. Whether two threads change the bits depends
+  on the sizes: torch and its linear algebra library split large operations and do not promise an order of sums.
+* **The kind of CPU or GPU, and torch's version.** They select other kernels, with vectors of other widths. `run.json` has both.
+  A run whose processes have different versions or kinds of device is refused.
+* **The position of the data in memory.** {alignment}
   Every process therefore computes a chunk from an allocation, or a place in the data, that does not depend on N.
-* **The number of chunks** is a part of the experiment, as the batch size is, and therefore of `config_hash`. `exact` and `fast`
+* **The number of chunks.** Like the batch size it is part of the experiment, and therefore of `config_hash`. `exact` and `fast`
   differ even on one process, for the same reason.
 
 ## What is refused in `exact`
 
-Each with one sentence, before anything is written.
+Each is refused with one sentence before anything is written.
 
 | | why |
 | --- | --- |
-| `dp`, `fsdp`, `tensor`, `pipeline` | torch adds in them, in an order that depends on N |
-| a number of processes that does not divide the chunks | a process would own no whole subtree |
+| `dp`, `fsdp`, `tensor`, `pipeline` | torch does the sums in them, in an order that depends on N |
+| a number of processes that does not divide the chunks | some processes would not own a whole subtree |
 | chunks that are not a power of two | not a full binary tree |
-| batch normalisation | a chunk's gradient would depend on which rows it sees together |
-| `train.compile=true` | code is compiled for shapes that one process sees, and may round differently from another's |
+| batch normalization | the gradient of a chunk would depend on which rows are computed together |
+| `train.compile=true` | code is compiled for the shapes that one process sees, and may round differently on another |
 
 ## Every way to compute an experiment
 
 `python -m runner parity +experiment=NAME` trains the same experiment for every dtype, strategy, update and optimizer, on every device of the
-machine, and holds each of these cells against float64 on one process of the CPU with the update written by hand (by the library where
-there is none by hand, as for lbfgs). What is compared are the parameters and the losses of all steps; the largest difference over the
-largest magnitude of a tensor must be within a bound that is derived or measured beforehand, never fitted to what came out:
+machine. It compares each of these cells with float64 on one process of the CPU and the manual update (torch.optim for rules without
+one, such as lbfgs). It compares the parameters and the losses of all steps. The largest difference relative to the largest magnitude of
+a tensor must be within a bound. Bounds are derived or measured beforehand, never fitted to the results:
 
 {bounds}
 
-Exit 1 says that a bound is missed. `parity.md`, `parity.json` and `parity.png` also have the losses, the time a step, and the command that
-computes each cell alone. `device=`, `dtype=`, `strategy=`, `update=` and `optimizer=` restrict the table, as in `dtype=float64 strategy=single,ddp`.
+Exit code 1 means that a bound is missed. `parity.md`, `parity.json` and `parity.png` also have the losses, the time per step, and the command
+that computes each cell by itself. `device=`, `dtype=`, `strategy=`, `update=` and `optimizer=` restrict the table, as in `dtype=float64 strategy=single,ddp`.
 
 ### `linreg`
 
@@ -156,7 +156,7 @@ computes each cell alone. `device=`, `dtype=`, `strategy=`, `update=` and `optim
 
 
 def cases(size: int) -> Iterator[tuple[str, list[str]]]:
-    """What is run on so many processes: a name, and the words of the command line."""
+    """Yield the name and the overrides of each run on `size` processes."""
     for optimizer, update in RULES:
         rule = [f"optimizer={optimizer}", f"update={update}"]
         if size in EXACT_SIZES:
@@ -164,22 +164,22 @@ def cases(size: int) -> Iterator[tuple[str, list[str]]]:
                 yield f"exact {dtype} {optimizer} {update}", [*rule, f"dtype={dtype}", *EXACT]
         if size == 1:
             yield f"single {optimizer} {update}", [*rule, *FAST]
-        for strategy, (sizes, words) in STRATEGIES.items():
+        for strategy, (sizes, overrides) in STRATEGIES.items():
             if size in sizes:
-                yield f"{strategy} {optimizer} {update}", [*rule, *FAST, *words]
+                yield f"{strategy} {optimizer} {update}", [*rule, *FAST, *overrides]
 
 
 def work(size: int, file: Path) -> None:
-    """One of `size` processes: all their runs. The first process writes down what came out: name → summary."""
+    """Do all runs on `size` processes as one of them; the first process writes name -> summary to `file`."""
     import runner
 
-    summaries = {name: runner.run(None, [*EXPERIMENT, *words]).summary for name, words in cases(size)}
+    summaries = {name: runner.run(None, [*EXPERIMENT, *overrides]).summary for name, overrides in cases(size)}
     if os.environ.get("RANK", "0") == "0":
         file.write_text(json.dumps(summaries), encoding="utf-8")
 
 
 def measure(folder: Path) -> dict[int, dict[str, Any]]:
-    """Number of processes → name of the run → its summary."""
+    """Do all runs and return number of processes -> name of the run -> its summary."""
     measured = {}
     for size in SIZES:
         sys.stderr.write(f"{size} process{'es' if size > 1 else ''}, {len(list(cases(size)))} runs …\n")
@@ -191,30 +191,30 @@ def measure(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def fast(measured: Mapping[int, Mapping[str, Any]]) -> tuple[list[str], list[str]]:
-    """The table of relative differences, and what missed its bar."""
+    """Return the table of relative differences, and the entries that missed their bar."""
     rows = ["| strategy | N | " + " | ".join(f"{o}, {u}" for o, u in RULES) + " | metrics |"]
     rows += ["| --- | ---: |" + " ---: |" * (len(RULES) + 1)]
     missed = []
     for strategy, (sizes, _) in STRATEGIES.items():
         for size in sizes:
-            found, metrics = [], 0.0
+            differences, metrics = [], 0.0
             for optimizer, update in RULES:
                 one = measured[1][f"single {optimizer} {update}"]
                 many = measured[size][f"{strategy} {optimizer} {update}"]
-                found.append(difference(many["parameters"], one["parameters"]))
+                differences.append(difference(many["parameters"], one["parameters"]))
                 metrics = max(
                     metrics, *(difference({"": many["metrics"][k]}, {"": v}) for k, v in one["metrics"].items())
                 )
-                if not found[-1] <= BARS[optimizer]:
-                    missed.append(f"{strategy}, N = {size}, {optimizer}, {update}: {found[-1]:.0e}")
+                if not differences[-1] <= BARS[optimizer]:
+                    missed.append(f"{strategy}, N = {size}, {optimizer}, {update}: {differences[-1]:.0e}")
             if not metrics <= METRICS_BAR:
                 missed.append(f"{strategy}, N = {size}, metrics: {metrics:.0e}")
-            rows.append(f"| {strategy} | {size} | " + " | ".join(f"{x:.0e}" for x in [*found, metrics]) + " |")
+            rows.append(f"| {strategy} | {size} | " + " | ".join(f"{x:.0e}" for x in [*differences, metrics]) + " |")
     return rows, missed
 
 
 def exact(measured: Mapping[int, Mapping[str, Any]]) -> tuple[list[str], list[str]]:
-    """The table of hashes, and those that are not equal."""
+    """Return the table of hashes, and those that are not equal."""
     rows = ["| update | dtype | " + " | ".join(f"N = {size}" for size in EXACT_SIZES) + " | |"]
     rows += ["| --- | --- |" + " --- |" * len(EXACT_SIZES) + " --- |"]
     missed = []
@@ -223,50 +223,50 @@ def exact(measured: Mapping[int, Mapping[str, Any]]) -> tuple[list[str], list[st
         hashes = [measured[size][name]["parameters_sha256"] for size in EXACT_SIZES]
         equal = len(set(hashes)) == 1
         missed += [] if equal else [f"{name}: {hashes}"]
-        shown = " | ".join(f"`{found[:8]}`" for found in hashes)
+        shown = " | ".join(f"`{sha256[:8]}`" for sha256 in hashes)
         rows.append(f"| {optimizer}, {update} | {dtype} | {shown} | {'equal' if equal else '**not equal**'} |")
     return rows, missed
 
 
 def changes(folder: Path, measured: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """The table of what changes the hash on one process."""
+    """Return the table of what changes the hash on one process."""
     rows = ["| changed | float32 | float64 |", "| --- | --- | --- |"]
-    for number, (name, words, environment) in enumerate(CHANGES):
+    for number, (name, overrides, environment) in enumerate(CHANGES):
         shown = []
         for dtype in DTYPES:
             directory = folder / f"change_{number}_{dtype}"
             rule = ["optimizer=adamw", "update=optimizer", f"dtype={dtype}"]
-            _run(["-m", "runner", *EXPERIMENT, *rule, *EXACT, *words, f"run_dir={directory}"], folder, environment)
-            found = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["parameters_sha256"]
-            same = found == measured[1][f"exact {dtype} adamw optimizer"]["parameters_sha256"]
-            shown.append(f"`{found[:8]}`, {'the same' if same else 'another'}")
+            _run(["-m", "runner", *EXPERIMENT, *rule, *EXACT, *overrides, f"run_dir={directory}"], folder, environment)
+            sha256 = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["parameters_sha256"]
+            same = sha256 == measured[1][f"exact {dtype} adamw optimizer"]["parameters_sha256"]
+            shown.append(f"`{sha256[:8]}`, {'the same' if same else 'another'}")
         rows.append(f"| {name} | {' | '.join(shown)} |")
     return rows
 
 
 def parity(folder: Path, experiment: str) -> tuple[list[str], list[str]]:
-    """The table of an experiment in every way that a CPU can compute it, and what missed its bound."""
+    """Return the parity table of an experiment on the CPU, and the cells that missed their bound or failed."""
     sys.stderr.write(f"parity of {experiment} …\n")
-    words = ["-m", "runner", "parity", f"+experiment={experiment}", "device=cpu", "--out", experiment]
-    _run(words, folder, {}, answers=(0, 1))
+    arguments = ["-m", "runner", "parity", f"+experiment={experiment}", "device=cpu", "--out", experiment]
+    _run(arguments, folder, {}, answers=(0, 1))
     text = (folder / experiment / "parity.md").read_text(encoding="utf-8")
-    found = json.loads((folder / experiment / "parity.json").read_text(encoding="utf-8"))
+    table = json.loads((folder / experiment / "parity.json").read_text(encoding="utf-8"))
     bad = [
         f"parity of {experiment}: {cell['command']}"
-        for cell in found["cells"]
+        for cell in table["cells"]
         if cell["verdict"] in ("missed", "failed")
     ]
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in found["counts"].items())
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in table["counts"].items())
     grid = text.partition("## Parameters\n\n")[2].partition("\n## ")[0].splitlines()
     return [
-        f"{found['steps']} steps, {found['processes']} processes where there are several: {counts}.",
+        f"{table['steps']} steps; strategies of several processes use {table['processes']}: {counts}.",
         "",
         *grid,
     ], bad
 
 
 def difference(some: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
-    """Largest difference over largest magnitude of each tensor, the largest of all."""
+    """Return the largest difference relative to the largest magnitude of its tensor."""
     import torch
 
     pairs = [
@@ -276,7 +276,7 @@ def difference(some: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
 
 
 def alignment() -> str:
-    """What a product does when its rows lie elsewhere, in a sentence."""
+    """Return a sentence on how a product changes with the position of its rows in memory."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -292,7 +292,7 @@ def alignment() -> str:
 
 
 def page(machine: str, tables: Mapping[str, Sequence[str]]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     return TEXT.format(machine=machine, **{name: "\n".join(lines) for name, lines in tables.items()})
 
 
@@ -303,11 +303,11 @@ def _run(arguments: Sequence[str], folder: Path, environment: Mapping[str, str],
         capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
     if done.returncode not in answers:
-        raise SystemExit(f"{' '.join(arguments)} answered {done.returncode}\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{' '.join(arguments)} exited with {done.returncode}\n{done.stderr[-3000:]}")
 
 
 def main() -> int:
-    """Measure, write the page, and say what missed its bar."""
+    """Measure, write the page and print what missed its bar; return the exit code."""
     import torch
 
     from runner.commands.parity.bounds import REASONS

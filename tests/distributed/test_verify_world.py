@@ -11,7 +11,7 @@ import pytest
 from launching import WORDS
 
 from runner import cli
-from runner.commands.verify.processes import finish, kill_at, started
+from runner.commands.verify.processes import kill_at, run_to_end, running_process
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +38,8 @@ def test_sums_in_another_order_are_noticed(capsys: pytest.CaptureFixture[str]) -
     """Where bits are not promised: every process drops units of its own, and sums are rounded as they come."""
     one, two, *told = lines(1, capsys, "strategy.reduction=fast", "record.hash_every_steps=1")
     assert one.split()[-1] != two.split()[-1]
-    why = "with strategy.reduction=fast answers are promised to agree up to rounding only"
-    assert told[0] == f"differs: parameters_sha256 on 2 processes is not that on 1; {why}"
+    hint = "strategy.reduction=fast promises agreement only up to rounding"
+    assert told[0] == f"differs: parameters_sha256 on 2 processes is not that on 1; {hint}"
     assert told[1].startswith("they differ first at step 1, in ")
     assert told[1].endswith("; the parameters of step 0 are equal")
 
@@ -50,7 +50,7 @@ def test_a_kill_ends_every_process_and_the_run_goes_on() -> None:
     record = json.loads((run / "run.json").read_text())
     assert (record["status"], record["world_size"]) == ("running", 2)
     assert [path for path in Path("/proc").glob("[0-9]*") if _works_in(path, run.parent)] == []
-    finish(["resume=run", "launch.processes=1"], log)  # refused as long as a process holds the directory
+    run_to_end(["resume=run", "launch.processes=1"], log)  # refused as long as a process holds the directory
     record = json.loads((run / "run.json").read_text())
     assert (record["status"], record["resumed"], record["world_size"]) == ("finished", 1, 1)
 
@@ -64,7 +64,7 @@ def _works_in(process: Path, folder: Path) -> bool:
 
 
 def test_a_run_that_is_left_is_ended() -> None:
-    with started([*WORDS, "train.steps=1000000", "run_dir=run"], Path("run.log")) as run:
-        (pid, *_) = run.family()
+    with running_process([*WORDS, "train.steps=1000000", "run_dir=run"], Path("run.log")) as run:
+        (pid, *_) = run.process_tree()
     assert run.ended
     assert not Path(f"/proc/{pid}").exists()

@@ -1,4 +1,4 @@
-"""`python -m runner doctor` and `python -m runner explain`: what they print, what they answer, and what they do without."""
+"""`python -m runner doctor` and `python -m runner explain`: output, exit codes, and that they import nothing large."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def answer(*words: str) -> tuple[int, str, str]:
-    """Exit code, output and errors of a process of its own, in which neither torch nor anything as large is imported."""
-    done = subprocess.run([sys.executable, "-c", WITHOUT, *words], capture_output=True, text=True, check=False)
+def run_cli(*arguments: str) -> tuple[int, str, str]:
+    """Return exit code, output and errors of a new process, and check that it imports no large package."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *arguments], capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
-def ours(start: str) -> int:
-    """The line of conf/config.yaml that starts so."""
+def line_number(start: str) -> int:
+    """Return the number of the line in conf/config.yaml that starts with this text."""
     lines = [line.strip() for line in (CONF / "config.yaml").read_text(encoding="utf-8").splitlines()]
     (number,) = (number for number, line in enumerate(lines, 1) if line.startswith(start))
     return number
@@ -55,30 +55,30 @@ def broken_torch(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- doctor
 
 
-def test_the_doctor_on_this_machine() -> None:
-    code, out, err = answer("doctor")
+def test_doctor_on_this_machine() -> None:
+    code, out, err = run_cli("doctor")
     assert (code, err) == (0, "")
     assert re.search(r"^ok +torch +torch \S+ is an? \S+ build", out, re.MULTILINE)
-    assert re.search(r"^ok +device +device=auto takes \w+: ", out, re.MULTILINE)
-    assert all(re.match(r"(ok|limited) +[a-z]+ +\S|  +mend: \S", line) for line in out.splitlines())
+    assert re.search(r"^ok +device +device=auto uses \w+: ", out, re.MULTILINE)
+    assert all(re.match(r"(ok|limited) +[a-z]+ +\S|  +fix: \S", line) for line in out.splitlines())
     assert list(Path().iterdir()) == []
 
 
-def test_the_doctors_json_holds_the_machine_and_what_was_found() -> None:
-    code, out, err = answer("doctor", "--json")
-    told = json.loads(out)
-    assert (code, err, list(told), told["able"]) == (0, "", ["able", "findings", "machine"], True)
-    assert told["findings"] == [dataclasses.asdict(f) for f in findings(from_json(told["machine"]))]
+def test_doctor_json_has_the_machine_and_the_findings() -> None:
+    code, out, err = run_cli("doctor", "--json")
+    report = json.loads(out)
+    assert (code, err, list(report), report["able"]) == (0, "", ["able", "findings", "machine"], True)
+    assert report["findings"] == [dataclasses.asdict(f) for f in findings(from_json(report["machine"]))]
 
 
-def test_the_doctor_where_torch_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_without_a_working_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken_torch(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    code, out, err = answer("doctor")
+    code, out, err = run_cli("doctor")
     assert (code, err) == (1, "")
     assert re.search(
         r"^broken +torch +torch 2\.13\.0\+cpu is a CPU-only build, but it cannot be used: "
-        r"libshm\.so: cannot open shared object file\n +mend: pip install --force-reinstall torch",
+        r"libshm\.so: cannot open shared object file\n +fix: pip install --force-reinstall torch",
         out,
         re.MULTILINE,
     )
@@ -87,8 +87,8 @@ def test_the_doctor_where_torch_cannot_be_imported(tmp_path: Path, monkeypatch: 
 # ------------------------------------------------------------------------------------------------------------ explain
 
 
-def test_explain_prints_what_the_readme_shows_imports_nothing_large_and_leaves_nothing() -> None:
-    code, out, err = answer("explain", "+experiment=linreg", "optimizer.lr=0.1", "optimizer.lr")
+def test_explain_prints_what_the_readme_shows_and_leaves_nothing() -> None:
+    code, out, err = run_cli("explain", "+experiment=linreg", "optimizer.lr=0.1", "optimizer.lr")
     assert (code, err) == (0, "")
     assert f"```\n{out}```\n" in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert "\noptimizer.lr = 0.1  command line: optimizer.lr=0.1\n" in out
@@ -97,13 +97,13 @@ def test_explain_prints_what_the_readme_shows_imports_nothing_large_and_leaves_n
 
 def test_explain_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["explain", "--json", "+experiment=linreg", "model=mlp", "train.epochs=3", "train.steps"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told == {
+    report = json.loads(capsys.readouterr().out)
+    assert report == {
         "choices": [
             {
                 "group": "train",
                 "option": "default",
-                "set_by": {"value": "default", "file": "conf/config.yaml", "line": ours("- train:")},
+                "set_by": {"value": "default", "file": "conf/config.yaml", "line": line_number("- train:")},
                 "before": [],
             }
         ],
@@ -125,17 +125,17 @@ def test_explain_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
-def test_explain_with_a_folder_of_the_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_with_a_config_dir(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\n# My own.\nseed: 4\n")
     assert cli.main(["explain", "--config-dir", "mine", "+experiment=own", "seed"]) == 0
     assert capsys.readouterr().out == (
         "seed = 4  mine/experiment/own.yaml:3\n    moves every random stream\n"
-        f"    before: 0, conf/config.yaml:{ours('seed:')}\n"
+        f"    before: 0, conf/config.yaml:{line_number('seed:')}\n"
     )
 
 
-def test_explain_a_run_that_is_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_a_rerun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["+experiment=linreg", "train.steps=2", "record.plots=false", "device=cpu", "run_dir=first"]) == 0
     line = (tmp_path / "first" / "config.yaml").read_text().splitlines().index("seed: 0") + 1
     capsys.readouterr()
@@ -146,7 +146,7 @@ def test_explain_a_run_that_is_done_again(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("words", "problems"),
+    ("arguments", "problems"),
     [
         (
             ["doctor", "now", "--jsn"],
@@ -166,16 +166,14 @@ def test_explain_a_run_that_is_done_again(tmp_path: Path, capsys: pytest.Capture
         ),
         (
             ["explain", "rerun"],
-            ["`rerun` must be followed by a run directory, but nothing follows; write rerun RUN_DIR"],
+            ["`rerun` must be followed by a run directory, got nothing; write rerun RUN_DIR"],
         ),
     ],
 )
-def test_what_cannot_be_read_is_refused(
-    words: list[str], problems: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(words) == 2
-    told = capsys.readouterr()
-    assert (told.out, told.err) == ("", "".join(f"error: {problem}\n" for problem in problems))
+def test_bad_input_is_refused(arguments: list[str], problems: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", "".join(f"error: {problem}\n" for problem in problems))
 
 
 @pytest.mark.parametrize("verb", ["doctor", "explain"])

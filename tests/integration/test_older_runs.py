@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from runner import cli
-from runner.commands.explain import explain
+from runner.commands.explain.explanation import explain
 from runner.config.compose import check
 from runner.config.resume import saved_values
 from runner.config.schema import Config, config_hash
@@ -121,7 +121,7 @@ def test_trials_of_it_are_verified(tmp_path: Path, capsys: pytest.CaptureFixture
     sweep = older.copied("sweep_half", tmp_path)
     code = cli.main(["verify", "sweep", str(sweep), "--members", "1"])
     out = capsys.readouterr().out
-    assert "side by side with 1 " in out
+    assert "vmapped with 1 " in out
     if older.here():
         assert code == 0, out
 
@@ -161,7 +161,7 @@ def test_a_run_from_the_time_before_a_key(path: str, tmp_path: Path, capsys: pyt
     assert cli.main([f"resume={run}"]) == 0
     assert "there is nothing left to do" in capsys.readouterr().out
     (first, *_) = explain([f"resume={run}"], only=[path]).values
-    assert first.settings[0].place == f"{run / 'config.yaml'} is older than this key"
+    assert first.assignments[0].place == f"{run / 'config.yaml'} is older than this key"
 
 
 def test_a_killed_run_from_the_beginning_goes_on(tmp_path: Path) -> None:

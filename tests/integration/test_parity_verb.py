@@ -1,4 +1,4 @@
-"""`runner parity`, whole: what it leaves behind and answers, and that faults in the program are seen by it."""
+"""`runner parity` end to end: output files, exit codes, and faults in the program that it must find."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from runner import cli
 from runner.commands.parity import measure, runs
-from runner.commands.parity.runs import Run, follow, together
+from runner.commands.parity.runs import ParityRun, run_in_group, run_plan
 from runner.config.compose import compose
 from runner.config.schema import plain
 from runner.errors import ConfigError, Diverged, Interrupted, ProcessLost, RemoteRankError
@@ -36,48 +36,48 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def found() -> Any:
+def table_json() -> Any:
     return json.loads(Path("out/parity.json").read_text(encoding="utf-8"))
 
 
 def cells() -> dict[str, Any]:
-    return {f"{c['dtype']} {c['strategy']} {c['update']} {c['optimizer']}": c for c in found()["cells"]}
+    return {f"{c['dtype']} {c['strategy']} {c['update']} {c['optimizer']}": c for c in table_json()["cells"]}
 
 
 def verdicts() -> dict[str, str]:
     return {name: cell["verdict"] for name, cell in cells().items()}
 
 
-# --------------------------------------------------------------------------------------------------------- what it answers
+# ------------------------------------------------------------------------------------------------------------- exit code 0
 
 
-def test_one_process_by_hand_and_by_the_library_in_three_types(capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_updates_on_one_process_in_three_dtypes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*LINE, "optimizer=sgd,adam", "device=cpu"]) == 0
-    types = {name: cell for name, cell in cells().items() if cell["dtype"] != "float16"}
-    assert len(types) == 12
-    assert {cell["verdict"] for cell in types.values()} == {"met"}
-    assert {name: cell["bound"] for name, cell in types.items() if cell["optimizer"] == "adam"} == {
+    by_name = {name: cell for name, cell in cells().items() if cell["dtype"] != "float16"}
+    assert len(by_name) == 12
+    assert {cell["verdict"] for cell in by_name.values()} == {"met"}
+    assert {name: cell["bound"] for name, cell in by_name.items() if cell["optimizer"] == "adam"} == {
         "float64 single manual adam": "equal", "float64 single optimizer adam": "reordered",
         "float32 single manual adam": "sampled", "float32 single optimizer adam": "sampled",
         "bfloat16 single manual adam": "sampled", "bfloat16 single optimizer adam": "sampled",
     }  # fmt: skip
-    # By hand and by the library: the same bits; in float32 they are not those of float64.
-    assert types["float64 single optimizer sgd"]["parameters_difference"] == 0
-    assert types["float64 single optimizer sgd"]["loss_difference"] == 0
+    # Manual and torch.optim give the same bits; in float32 they are not those of float64.
+    assert by_name["float64 single optimizer sgd"]["parameters_difference"] == 0
+    assert by_name["float64 single optimizer sgd"]["loss_difference"] == 0
     assert (
         0
-        < types["float32 single manual sgd"]["parameters_difference"]
-        < types["float32 single manual sgd"]["parameters_bound"]
+        < by_name["float32 single manual sgd"]["parameters_difference"]
+        < by_name["float32 single manual sgd"]["parameters_bound"]
     )
-    assert all(cell["seconds_per_step"] > 0 and cell["steps"] == 4 for cell in types.values())
+    assert all(cell["seconds_per_step"] > 0 and cell["steps"] == 4 for cell in by_name.values())
     assert {path.name for path in Path("out").iterdir()} == {"parity.md", "parity.json", "parity.png"}
-    said = capsys.readouterr().out.splitlines()
-    assert said[-2:] == ["parity   12 met, 0 missed, 4 cannot run", "written  out/parity.md, parity.json, parity.png"]
-    assert any(line.startswith("cpu     float16   all       all") for line in said)
-    assert any(line.startswith("(a) `dtype` must not be float16 with `device`=cpu") for line in said)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["parity   12 met, 0 missed, 4 cannot run", "written  out/parity.md, parity.json, parity.png"]
+    assert any(line.startswith("cpu     float16   all       all") for line in lines)
+    assert any(line.startswith("(a) `dtype` must not be float16 with `device`=cpu") for line in lines)
 
 
-def test_the_table_is_in_the_runs_of_the_experiment_unless_told_otherwise() -> None:
+def test_the_default_directory_is_among_the_runs_of_the_experiment() -> None:
     assert cli.main([*DOUBLE[:-3], "dtype=float64", "optimizer=sgd", "update=manual"]) == 0
     (directory,) = Path("runs/linreg").iterdir()
     assert directory.name.startswith("parity_")
@@ -86,25 +86,23 @@ def test_the_table_is_in_the_runs_of_the_experiment_unless_told_otherwise() -> N
 
 
 def test_a_table_compares_no_more_steps_than_the_experiment_has() -> None:
-    words = ["parity", "+experiment=curve_fit", "strategy=single", "dtype=float64", "optimizer=sgd", "device=cpu"]
-    assert cli.main([*words, "--out", "out"]) == 0
-    assert found()["steps"] == 30
-    assert {cell["steps"] for cell in found()["cells"]} == {30}
+    arguments = ["parity", "+experiment=curve_fit", "strategy=single", "dtype=float64", "optimizer=sgd", "device=cpu"]
+    assert cli.main([*arguments, "--out", "out"]) == 0
+    assert table_json()["steps"] == 30
+    assert {cell["steps"] for cell in table_json()["cells"]} == {30}
 
 
-def test_an_optimizer_that_is_never_by_hand_is_held_against_itself_in_float64() -> None:
+def test_an_optimizer_without_a_manual_update_is_compared_with_itself_in_float64() -> None:
     assert cli.main([*DOUBLE, "optimizer=lbfgs", "device=cpu"]) == 0
     assert verdicts() == {"float64 single manual lbfgs": "cannot run", "float64 single optimizer lbfgs": "met"}
     (reason,) = cells()["float64 single manual lbfgs"]["reasons"]
     assert reason.startswith("`update` must be optimizer with `optimizer`=lbfgs")
 
 
-# ------------------------------------------------------------------------------------------------------- what it can find
+# --------------------------------------------------------------------------------------------------------- faults it finds
 
 
-def test_a_rule_that_is_a_little_wrong_is_seen(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_slightly_wrong_rule_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def step(
         self: rules.SgdRule, params: Sequence[Tensor], grads: Sequence[Tensor], state: Any, lr: Tensor
     ) -> tuple[list[Tensor], Any]:
@@ -116,23 +114,23 @@ def test_a_rule_that_is_a_little_wrong_is_seen(
         "float64 single manual sgd": "met", "float64 single manual momentum": "met",
         "float64 single optimizer sgd": "missed", "float64 single optimizer momentum": "met",
     }  # fmt: skip
-    said = capsys.readouterr().out.splitlines()
-    complaint = next(i for i, line in enumerate(said) if line.startswith("missed: device=cpu dtype=float64"))
-    assert complaint < next(i for i, line in enumerate(said) if line.startswith("device  dtype"))
+    lines = capsys.readouterr().out.splitlines()
+    complaint = next(i for i, line in enumerate(lines) if line.startswith("missed: device=cpu dtype=float64"))
+    assert complaint < next(i for i, line in enumerate(lines) if line.startswith("device  dtype"))
 
 
-def test_an_adam_that_forgets_a_little_faster_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = rules.AdamRule.step
+def test_an_adam_with_a_slightly_smaller_beta1_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = rules.AdamRule.step
 
     def step(self: rules.AdamRule, *given: Any) -> Any:
-        return whole(replace(self, beta1=self.beta1 * (1 - 1e-4)), *given)
+        return original(replace(self, beta1=self.beta1 * (1 - 1e-4)), *given)
 
     monkeypatch.setattr(rules.AdamRule, "step", step)
     assert cli.main([*DOUBLE, "optimizer=adam", "device=cpu", "update=optimizer"]) == 1
     assert verdicts() == {"float64 single optimizer adam": "missed"}
 
 
-def test_a_run_that_does_not_give_the_same_bits_twice_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_other_bits_each_time_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     step, calls = rules.SgdRule.step, iter(range(100))
 
     def drifting(self: rules.SgdRule, *given: Any) -> Any:
@@ -144,7 +142,7 @@ def test_a_run_that_does_not_give_the_same_bits_twice_is_seen(monkeypatch: pytes
     assert verdicts() == {"float64 single manual sgd": "missed"}
 
 
-def test_a_cell_that_fails_is_told_beside_its_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_cell_is_reported_with_the_state_of_its_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Any, *given: Any) -> Any:
         raise RuntimeError("no such kernel")
 
@@ -156,7 +154,7 @@ def test_a_cell_that_fails_is_told_beside_its_reference(monkeypatch: pytest.Monk
     ]
 
 
-def test_a_training_that_diverges_everywhere_says_so_of_its_reference_too() -> None:
+def test_a_diverged_reference_is_reported() -> None:
     assert cli.main([*LINE[:3], *DOUBLE[5:], "optimizer=sgd", "device=cpu", "optimizer.lr=1e30", "--steps", "30"]) == 1
     for cell in cells().values():
         assert cell["verdict"] == "failed"
@@ -165,32 +163,32 @@ def test_a_training_that_diverges_everywhere_says_so_of_its_reference_too() -> N
         assert "(its reference did not: training diverged at step" in reason
 
 
-# ----------------------------------------------------------------------------------------------------------- what it refuses
+# --------------------------------------------------------------------------------------------------------------- exit code 2
 
 
 @pytest.mark.parametrize(
-    ("words", "problem"),
+    ("arguments", "problem"),
     [
         (["+experiment=nothing"], "`experiment` must be one of"),
-        (["+experiment=linreg", "--steps", "0"], "`--steps` must be an integer of at least 1, but is 0"),
+        (["+experiment=linreg", "--steps", "0"], "`--steps` must be an integer of at least 1, got 0"),
         (["+experiment=linreg", "--steps", "few"], "the options cannot be read"),
-        (["+experiment=linreg", "--out", "."], "`--out` must be a directory that does not exist yet, but is '.'"),
+        (["+experiment=linreg", "--out", "."], "`--out` must be a directory that does not exist yet, got '.'"),
         (["+experiment=linreg", "optimizer=sgd", "device=cuda"], "`device=cuda` needs a CUDA build of torch"),
         (["+experiment=linreg", "optimizer=sgd", "dtype=float16", "device=cpu"], "`dtype` must not be float16"),
         (["data=csv", "data.path=none.csv", "data.target=y", "optimizer=sgd", "device=cpu"], "`data.path`"),
     ],
 )
-def test_what_cannot_be_run_is_refused(words: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if "device=cuda" in words and torch.version.cuda is not None:
+def test_bad_input_is_refused(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if "device=cuda" in arguments and torch.version.cuda is not None:
         pytest.skip("torch is a CUDA build")
-    assert cli.main(["parity", *words]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert problem in told
+    assert cli.main(["parity", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert problem in error
     assert not list(Path().iterdir())
 
 
-def test_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["parity", "--help"]) == 0
     assert capsys.readouterr().out.startswith("python -m runner parity +experiment=NAME")
 
@@ -199,7 +197,7 @@ def test_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_cells_of_several_processes_share_one_group() -> None:
-    words = [
+    arguments = [
         *DOUBLE[:2],
         *DOUBLE[3:],
         "strategy=single,ddp,tensor",
@@ -208,7 +206,7 @@ def test_cells_of_several_processes_share_one_group() -> None:
         "device=cpu",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "runner", *words], capture_output=True, text=True, check=False, timeout=90
+        [sys.executable, "-m", "runner", *arguments], capture_output=True, text=True, check=False, timeout=90
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 runs on one process, 4 on 2" in done.stdout
@@ -217,23 +215,23 @@ def test_cells_of_several_processes_share_one_group() -> None:
         "float64 ddp manual sgd": "met", "float64 ddp manual adam": "met",
         "float64 tensor manual sgd": "cannot run", "float64 tensor manual adam": "cannot run",
     }  # fmt: skip
-    (reason,) = cells()["float64 tensor manual sgd"]["reasons"]  # found by the processes, which go on after it
+    (reason,) = cells()["float64 tensor manual sgd"]["reasons"]  # found by the processes, which continue after it
     assert reason.startswith("the inputs of `model`=linear must be divisible by the 2 processes")
 
 
 @pytest.fixture
-def three(tmp_path: Path) -> list[Run]:
+def three(tmp_path: Path) -> list[ParityRun]:
     config = compose(["data=line", "device=cpu", "launch.processes=2"], None).config
-    return [Run(tmp_path / str(number), config) for number in range(3)]
+    return [ParityRun(tmp_path / str(number), config) for number in range(3)]
 
 
-def test_a_cell_that_takes_its_processes_down_has_failed_and_the_others_go_on(
-    three: list[Run], monkeypatch: pytest.MonkeyPatch
+def test_a_cell_that_ends_its_processes_has_failed_and_the_others_continue(
+    three: list[ParityRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
 
-    def launch(config: Any, words: Sequence[str], module: str) -> int:
-        folders = [entry["folder"] for entry in json.loads(Path(words[0]).read_text())["runs"]]
+    def launch(config: Any, arguments: Sequence[str], module: str) -> int:
+        folders = [entry["folder"] for entry in json.loads(Path(arguments[0]).read_text())["runs"]]
         started.append([Path(folder).name for folder in folders])
         if len(started) == 1:
             three[0].end(None)
@@ -244,37 +242,37 @@ def test_a_cell_that_takes_its_processes_down_has_failed_and_the_others_go_on(
         return 0
 
     monkeypatch.setattr(runs, "launch", launch)
-    said: list[str] = []
-    together(three, three[0].folder.parent, said.append)
+    lines: list[str] = []
+    run_in_group(three, three[0].folder.parent, lines.append)
     assert started == [["0", "1", "2"], ["1", "2"], ["2"]]
     assert [run.outcome for run in three] == [
         ("finished", ()),
         ("failed", ("its processes ended with exit code 1",)),
         ("finished", ()),
     ]
-    assert said == ["the processes ended early; they are started again for the cells that are left"] * 2
+    assert lines == ["the processes ended early; starting new ones for the remaining cells"] * 2
 
 
 @pytest.mark.parametrize(
-    ("error", "goes_on"),
+    ("error", "continues"),
     [(Diverged("nan"), True), (ConfigError("no"), True), (RemoteRankError("rank 0: nan", 1), True), (RemoteRankError("stopped", 143), False),
      (ProcessLost("rank 1 was lost"), False), (RuntimeError("no kernel"), False)],
 )  # fmt: skip
-def test_processes_go_on_after_what_all_of_them_know_of(
-    three: list[Run], monkeypatch: pytest.MonkeyPatch, error: Exception, goes_on: bool
+def test_processes_continue_after_an_error_that_all_of_them_know(
+    three: list[ParityRun], monkeypatch: pytest.MonkeyPatch, error: Exception, continues: bool
 ) -> None:
     plan = three[0].folder.parent / "plan.json"
     plan.write_text(json.dumps({"runs": [{"folder": str(run.folder), "config": plain(run.config)} for run in three]}))
     monkeypatch.setattr(runs, "attempt", lambda run: error)
-    with nullcontext() if goes_on else pytest.raises(type(error)):
-        follow(plan, 0)
-    assert [run.ended for run in three] == [True, goes_on, goes_on]
+    with nullcontext() if continues else pytest.raises(type(error)):
+        run_plan(plan, 0)
+    assert [run.ended for run in three] == [True, continues, continues]
 
 
-def test_a_signal_to_the_processes_stops_the_table(three: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_to_the_processes_stops_the_table(three: list[ParityRun], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "launch", lambda *given: 128 + signal.SIGTERM)
     with pytest.raises(Interrupted) as raised:
-        together(three, three[0].folder.parent, print)
+        run_in_group(three, three[0].folder.parent, print)
     assert raised.value.exit_code == 143
 
 
@@ -300,7 +298,7 @@ def test_a_signal_between_two_trainings_leaves_nothing(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(measure, "read", stopped)
+    monkeypatch.setattr(measure, "read_result", stopped)
     assert cli.main([*DOUBLE, "optimizer=sgd", "device=cpu", "update=manual"]) == 143
     assert capsys.readouterr().err == "stopped; nothing was written (SIGTERM)\n"
     assert list(tmp_path.glob("parity_*")) == []

@@ -1,4 +1,4 @@
-"""`verify`: real processes that give the same bits, and faults that it notices; refusals before anything is started."""
+"""`verify` with real processes: equal bits, injected faults that it must report, and input that it refuses."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ if os.environ.get("PART"):
     load = checkpoint.load
 
     def flipped(folder):
-        # As if the state had been saved so: its manifest is valid, and one bit of it another one.
-        found = load(folder)
-        if found is not None:
-            found.state["model"]["weight"].view(torch.int32)[0, 0] ^= 1
-        return found
+        # As if the state had been saved with another bit: its manifest is valid.
+        loaded = load(folder)
+        if loaded is not None:
+            loaded.state["model"]["weight"].view(torch.int32)[0, 0] ^= 1
+        return loaded
 
     checkpoint.load = flipped
 """
-"""What every child of a test imports first, where the test asks for it."""
+"""Module that each process of a test imports first if the test puts it on the path."""
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Temporary folders of `verify` lie in one of the test's, so that it sees what is left of them."""
+    """Put the temporary folders of `verify` into a folder of the test, which can then see what is left."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "temporary").mkdir()
@@ -53,11 +53,12 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
 
 
-def told(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> list[str]:
+def verify(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> list[str]:
+    """Run `verify`, check its exit code and return the lines that it prints."""
     capsys.readouterr()
-    answered = cli.main(["verify", *words])
+    result = cli.main(["verify", *arguments])
     out = capsys.readouterr()
-    assert answered == code, out
+    assert result == code, out
     return (out.err if code == 2 else out.out).splitlines()
 
 
@@ -65,8 +66,8 @@ def kept() -> list[Path]:
     return list(Path("temporary").glob("runner-verify-*"))
 
 
-def ends_kept(lines: list[str]) -> None:
-    """The last lines name what was kept, and how to look further."""
+def check_kept(lines: list[str]) -> None:
+    """Check that the last lines name the kept folder and a `diverge` command that works."""
     (folder,) = kept()
     assert lines[-2] == f"kept     {folder.absolute()}"
     assert re.fullmatch(r"look     python -m runner diverge \S+ \S+", lines[-1])
@@ -76,113 +77,122 @@ def ends_kept(lines: list[str]) -> None:
 # --------------------------------------------------------------------------------------------------------------- rerun
 
 
-def measured(rows: int) -> None:
-    """A table as a file."""
+def write_table(rows: int) -> None:
     Path("table.csv").write_text("".join(["x,y\n", *(f"{x},{2 * x + x % 3}\n" for x in range(rows))]))
 
 
 @pytest.fixture
 def run() -> Path:
-    measured(20)
-    words = [*QUICK, "data=csv", "data.path=table.csv", "data.target=y", "update=manual", "optimizer.lr=1e-4"]
-    return runner.run(None, [*words, "train.steps=10", "record.every_steps=1", "run_dir=first"]).directory
+    write_table(20)
+    arguments = [*QUICK, "data=csv", "data.path=table.csv", "data.target=y", "update=manual", "optimizer.lr=1e-4"]
+    return runner.run(None, [*arguments, "train.steps=10", "record.every_steps=1", "run_dir=first"]).directory
 
 
-def test_a_run_done_again_is_the_same_and_nothing_is_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repeated_run_is_the_same_and_nothing_is_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "torch": "2.0.0"}))
-    lines = told(capsys, 0, "rerun", str(run))
+    lines = verify(capsys, 0, "rerun", str(run))
     digits = json.loads((run / "summary.json").read_text())["parameters_sha256"][:16]
-    assert lines[0].startswith("note     torch was 2.0.0, and is ")
+    assert lines[0].startswith("note     torch was 2.0.0, now ")
     assert lines[1:] == [
         f"recorded {digits}…  first",
-        f"again    {digits}…  on 1 × 1 threads",
-        "same: parameters_sha256 of first is that of the same run done again",
+        f"repeated {digits}…  on 1 × 1 threads",
+        "same: the repeated run has the same parameters_sha256 as first",
     ]
     assert kept() == []
 
 
-def test_another_seed_is_noticed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_seed_is_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("\nseed: 0\n", "\nseed: 1\n"))
-    lines = told(capsys, 1, "rerun", str(run))
-    assert "differs: parameters_sha256 of first is not that of the same run done again" in lines
+    lines = verify(capsys, 1, "rerun", str(run))
+    assert "differs: the repeated run has another parameters_sha256 than first" in lines
     assert any(
-        "they differ first at step 1, in metrics.jsonl: `train/loss`" in line or "step 1 at the latest" in line
+        "they differ first at step 1, in metrics.jsonl: `train/loss`" in line or "step 1 or earlier" in line
         for line in lines
     )
-    ends_kept(lines)
+    check_kept(lines)
 
 
-def test_a_skipped_row_is_noticed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    measured(19)
-    lines = told(capsys, 1, "rerun", str(run))
-    assert "differs: parameters_sha256 of first is not that of the same run done again" in lines
-    ends_kept(lines)
+def test_a_row_missing_from_the_data_is_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(19)
+    lines = verify(capsys, 1, "rerun", str(run))
+    assert "differs: the repeated run has another parameters_sha256 than first" in lines
+    check_kept(lines)
 
 
 # -------------------------------------------------------------------------------------------------------------- resume
 
 
-def test_runs_that_are_killed_end_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    """The first before its first checkpoint, the second twice in a row."""
-    lines = told(capsys, 0, "resume", *LINE, "train.steps=200", "--times", "2")
+def test_killed_and_resumed_runs_end_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first run is killed before its first checkpoint, the second twice in a row."""
+    lines = verify(capsys, 0, "resume", *LINE, "train.steps=200", "--times", "2")
     assert lines[0] == "added    record.every_steps=1"
     assert lines[2] == "added    checkpoint.every_steps=20"
-    whole, once, twice = lines[1].split(), lines[3], lines[4]
-    assert whole[1:] == ["200", "steps,", "undisturbed"]
-    kills = [[int(n) for n in re.findall(r"killed at (\d+), on from (\d+)", line)[0]] for line in (once, twice)]
-    assert re.fullmatch(rf" +1  {whole[0]}  same  killed at \d+, on from \d+", once)
-    assert re.fullmatch(rf" +2  {whole[0]}  same  killed at \d+, on from \d+; killed at \d+, on from \d+", twice)
+    undisturbed, once, twice = lines[1].split(), lines[3], lines[4]
+    assert undisturbed[1:] == ["200", "steps,", "undisturbed"]
+    kills = [[int(n) for n in re.findall(r"killed at (\d+), resumed from (\d+)", line)[0]] for line in (once, twice)]
+    assert re.fullmatch(rf" +1  {undisturbed[0]}  same  killed at \d+, resumed from \d+", once)
+    assert re.fullmatch(
+        rf" +2  {undisturbed[0]}  same  killed at \d+, resumed from \d+; killed at \d+, resumed from \d+", twice
+    )
     for step, saved in kills:
         assert 1 <= step < 200
         assert saved in {0, *range(20, 200, 20)}
         assert saved <= step
     assert lines[5].startswith(
-        "same: 2 of 2 runs that were killed end with the same parameters_sha256 and the same rows: 3 kills"
+        "same: 2 of 2 killed and resumed runs have the same parameters_sha256 and the same rows: 3 kills"
     )
     assert kept() == []
 
 
-def test_one_bit_of_the_state_that_a_run_goes_on_from_is_noticed(
+def test_one_flipped_bit_of_the_resumed_state_is_reported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("site").mkdir()
     Path("site/sitecustomize.py").write_text(BIT)
     monkeypatch.setenv("PYTHONPATH", "site", prepend=os.pathsep)
     monkeypatch.setenv("PART", "1")
-    words = ["train.steps=40", "checkpoint.every_steps=1", "record.hash_every_steps=1", "--times", "1", "--seed", "5"]
-    lines = told(capsys, 1, "resume", *LINE, *words)
-    (number,) = re.findall(r" differs  killed at \d+, on from (\d+)", "\n".join(lines))
-    assert "differs: 1 of 1 runs that were killed do not end as the one that was not" in lines
+    arguments = [
+        "train.steps=40",
+        "checkpoint.every_steps=1",
+        "record.hash_every_steps=1",
+        "--times",
+        "1",
+        "--seed",
+        "5",
+    ]
+    lines = verify(capsys, 1, "resume", *LINE, *arguments)
+    (number,) = re.findall(r" differs  killed at \d+, resumed from (\d+)", "\n".join(lines))
+    assert "differs: 1 of 1 killed and resumed runs differ from the undisturbed run" in lines
     assert any(line.startswith(f"they differ first at step {number}, in hashes.jsonl: `weight`") for line in lines)
-    ends_kept(lines)
+    check_kept(lines)
 
 
 @pytest.mark.parametrize(
     "rows", [lambda rows: rows[:3] + rows[4:], lambda rows: [*rows[:4], *rows[3:]]], ids=["lost", "twice"]
 )
-def test_a_row_that_is_lost_or_there_twice_is_noticed(
+def test_a_lost_or_repeated_row_is_reported(
     rows: Callable[[list[str]], list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The runs are done in this process and in a fork of it, which start at once."""
+    """The runs are done in this process and in a fork of it, which start faster than new processes."""
 
-    def kill_at(words: Sequence[str], log: Path, directory: Path, step: int) -> bool:
+    def kill_at(arguments: Sequence[str], log: Path, directory: Path, step: int) -> bool:
         with monkeypatch.context() as patch:
             faults.at_step(patch, step + 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            return os.WTERMSIG(faults.in_child(lambda: cli.main(words))) == signal.SIGKILL
+            return os.WTERMSIG(faults.in_child(lambda: cli.main(arguments))) == signal.SIGKILL
 
-    def finish(words: Sequence[str], log: Path) -> None:
-        assert cli.main(words) == 0
-        if words[-1].startswith("resume="):
+    def run_to_end(arguments: Sequence[str], log: Path) -> None:
+        assert cli.main(arguments) == 0
+        if arguments[-1].startswith("resume="):
             (file,) = Path("temporary").glob("*/killed_1/metrics.jsonl")
             file.write_text("".join(rows(file.read_text().splitlines(keepends=True))))
 
     monkeypatch.setattr("runner.commands.verify.resume.kill_at", kill_at)
-    monkeypatch.setattr("runner.commands.verify.resume.finish", finish)
-    lines = told(capsys, 1, "resume", *LINE, "train.steps=8", "--times", "1")
-    assert "differs: 1 of 1 runs that were killed do not end as the one that was not" in lines
-    assert any(line.startswith("they differ at step 4 at the latest, in metrics.jsonl: ") for line in lines)
+    monkeypatch.setattr("runner.commands.verify.resume.run_to_end", run_to_end)
+    lines = verify(capsys, 1, "resume", *LINE, "train.steps=8", "--times", "1")
+    assert "differs: 1 of 1 killed and resumed runs differ from the undisturbed run" in lines
+    assert any(line.startswith("they differ at step 4 or earlier, in metrics.jsonl: ") for line in lines)
 
 
 # --------------------------------------------------------------------------------------------------------------- sweep
@@ -191,55 +201,55 @@ def test_a_row_that_is_lost_or_there_twice_is_noticed(
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("swept")
-    words = [*LINE, "train.steps=30", "dtype=float64", "seeds=2", f"run_dir={folder / 'sweep'}"]
-    return runner.multirun(None, words)[0]
+    arguments = [*LINE, "train.steps=30", "dtype=float64", "seeds=2", f"run_dir={folder / 'sweep'}"]
+    return runner.multirun(None, arguments)[0]
 
 
-def test_a_member_alone_is_what_it_was_side_by_side(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = told(capsys, 0, "sweep", str(swept), "--members", "1")
+def test_a_vmapped_member_gives_the_same_result_alone(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = verify(capsys, 0, "sweep", str(swept), "--members", "1")
     assert lines[0].split() == ["member", "in", "the", "sweep", "difference", "alone", "bound"]
-    number, *words, difference, bound, _, dtype = lines[1].split()
+    number, *placement, difference, bound, _, dtype = lines[1].split()
     assert number in ("0", "1")
-    assert " ".join(words) == "side by side with 1"
+    assert " ".join(placement) == "vmapped with 1"
     assert float(difference) <= float(bound) == 5e-14
     assert dtype == "float64"
-    assert lines[2].startswith("side by side, sums over a batch are rounded in another order than alone")
-    assert lines[3] == f"same: 1 of 1 members of {swept} end alone where they ended in it"
+    assert lines[2].startswith("a vmapped run rounds the sums over a batch in another order than a run alone")
+    assert lines[3] == f"same: 1 of 1 members of {swept} give the same result alone"
     assert kept() == []
 
 
-def test_a_member_that_is_off_is_noticed(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_member_is_reported(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = Path(shutil.copytree(swept, tmp_path / swept.name, symlinks=True))
     for number in ("0", "1"):
         loaded = checkpoint.load(sweep / number / "checkpoints")
         assert loaded is not None
         loaded.state["model"]["weight"] *= 1 + 1e-12
         checkpoint.save(sweep / number / "checkpoints", loaded.step, loaded.state, best=True, keep=1)
-    lines = told(capsys, 1, "sweep", str(sweep), "--members", "1")
+    lines = verify(capsys, 1, "sweep", str(sweep), "--members", "1")
     assert float(lines[1].split()[-4]) == pytest.approx(1e-12, rel=1e-3)  # the factor itself is rounded to 2e-16
     assert any(
-        re.fullmatch(rf"differs: member [01] of {sweep} does not end alone where it ended in it", x) for x in lines
+        re.fullmatch(rf"differs: member [01] of {sweep} gives another result alone than in the sweep", x) for x in lines
     )
-    ends_kept(lines)
+    check_kept(lines)
 
 
 # -------------------------------------------------------------------------------------------------------------- refused
 
 
 @pytest.mark.parametrize(
-    ("words", "told_"),
+    ("arguments", "problems"),
     [
-        ([], ["`verify` must be followed by one of rerun, resume, world-size, sweep, but is by ''; see --help"]),
-        (["twice"], ["`verify` must be followed by one of rerun, resume, world-size, sweep, but is by 'twice'; see --help"]),
+        ([], ["`verify` must be followed by one of rerun, resume, world-size, sweep, got ''; see --help"]),
+        (["twice"], ["`verify` must be followed by one of rerun, resume, world-size, sweep, got 'twice'; see --help"]),
         (["rerun", "nowhere"], ["`RUN` must be a run directory, but 'nowhere' is not a directory; mend the path"]),
-        (["sweep", "nowhere"], ["`SWEEP` must be a sweep directory, but 'nowhere' has no sweep.json; mend the path"]),
-        (["sweep", "nowhere", "--members=0"], ["`--members` must be at least 1, but is 0; give another number"]),
-        (["resume", *LINE, "--times=0"], ["`--times` must be at least 1, but is 0; give another number"]),
+        (["sweep", "nowhere"], ["`SWEEP` must be a sweep directory, got 'nowhere', which has no sweep.json; correct the path"]),
+        (["sweep", "nowhere", "--members=0"], ["`--members` must be at least 1, got 0; use a larger number"]),
+        (["resume", *LINE, "--times=0"], ["`--times` must be at least 1, got 0; use a larger number"]),
         (
             ["resume", *LINE, "run_dir=here", "seeds=3"],
             [
-                "`run_dir` must be left out, since `runner verify resume` gives it itself; take run_dir=here away",
-                "`seeds` must be left out, since `runner verify resume` gives it itself; take seeds=3 away",
+                "`run_dir` must be left out, since `runner verify resume` sets it itself; remove run_dir=here",
+                "`seeds` must be left out, since `runner verify resume` sets it itself; remove seeds=3",
             ],
         ),
         (
@@ -251,75 +261,73 @@ def test_a_member_that_is_off_is_noticed(swept: Path, tmp_path: Path, capsys: py
         ),
         (
             ["world-size", *LINE, "--sizes=1,two"],
-            ["`--sizes` must be two or more different numbers of processes, such as 1,2,4, but is '1,two'; mend it"],
+            ["`--sizes` must be two or more different numbers of processes, got '1,two'; use for example 1,2,4"],
         ),
         (
             ["world-size", *LINE, "--sizes=1,1"],
-            ["`--sizes` must be two or more different numbers of processes, such as 1,2,4, but is '1,1'; mend it"],
+            ["`--sizes` must be two or more different numbers of processes, got '1,1'; use for example 1,2,4"],
         ),
         (
             ["world-size", *LINE, "launch.processes=2"],
-            ["`launch.processes` must be left out, since `runner verify world-size` gives it itself; take launch.processes=2 away"],
+            ["`launch.processes` must be left out, since `runner verify world-size` sets it itself; remove launch.processes=2"],
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_verified_is_refused(
-    words: list[str], told_: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert told(capsys, 2, *words) == [f"error: {sentence}" for sentence in told_]
+def test_bad_input_is_refused(arguments: list[str], problems: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(capsys, 2, *arguments) == [f"error: {sentence}" for sentence in problems]
     assert kept() == []
 
 
-def test_processes_that_do_not_divide_the_chunks_are_refused_before_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    (line,) = told(capsys, 2, "world-size", *LINE, "--sizes=1,3")
+def test_sizes_that_do_not_divide_the_chunks_are_refused_before_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = verify(capsys, 2, "world-size", *LINE, "--sizes=1,3")
     assert line.startswith("error: `strategy.chunks` must be divisible by the number of processes, 3, ")
     assert kept() == []
 
 
-def test_a_run_that_has_not_finished_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_run_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "summary.json").unlink()
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "status": "interrupted"}))
-    assert told(capsys, 2, "rerun", str(run)) == [
-        "error: `RUN` must be a run that has finished, but first is interrupted; let it end (resume=first), or give another one"
+    assert verify(capsys, 2, "rerun", str(run)) == [
+        "error: `RUN` must be a finished run, got first, which is interrupted; finish it with resume=first, or use another run"
     ]
 
 
-def test_what_a_child_refuses_is_told_as_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_message_of_a_child_process_is_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("table.csv").unlink()
-    (line,) = told(capsys, 2, "rerun", str(run))
+    (line,) = verify(capsys, 2, "rerun", str(run))
     assert line.startswith("error: ")
     assert "table.csv" in line
     assert kept() == []
 
 
-def test_a_child_that_fails_is_told_and_its_folder_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_child_process_is_reported_and_its_folder_kept(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert cli.main(["verify", "resume", *LINE, "train.steps=20", "optimizer.lr=1e30", "--times=1"]) == 1
     (folder,) = kept()
     line = capsys.readouterr().err
     assert line.startswith("error: a run ended with exit code 1: training diverged at step 2")
-    assert line.endswith(f"; what it said is kept in {folder.absolute()}/undisturbed.log\n")
+    assert line.endswith(f"; its output is kept in {folder.absolute()}/undisturbed.log\n")
 
 
-def test_a_signal_ends_the_run_in_progress_and_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    begun: list[int] = []
+def test_a_signal_ends_the_current_run_and_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    pids: list[int] = []
 
     def stop() -> None:
-        """Not before the run has a directory, in which it says its process id."""
+        """Wait for run.json, which has the process id of the run, then send the signal."""
         while not (records := list(Path("temporary").glob("*/undisturbed/run.json"))):
             time.sleep(0.01)
-        begun.append(json.loads(records[0].read_text())["pid"])
+        pids.append(json.loads(records[0].read_text())["pid"])
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=stop, daemon=True)
     thread.start()
     assert cli.main(["verify", "resume", *LINE, "train.steps=1000000"]) == 143
     thread.join()
-    assert capsys.readouterr().err == "stopped; nothing was found out (SIGTERM)\n"
-    assert not Path(f"/proc/{begun[0]}").exists()
+    assert capsys.readouterr().err == "stopped; no verdict (SIGTERM)\n"
+    assert not Path(f"/proc/{pids[0]}").exists()
     assert kept() == []
 
 
-def test_its_help_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(capsys, 0, "resume", "--help")[0].startswith("python -m runner verify rerun RUN ")
+def test_help_is_that_of_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(capsys, 0, "resume", "--help")[0].startswith("python -m runner verify rerun RUN ")

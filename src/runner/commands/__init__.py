@@ -1,1 +1,1 @@
-"""The verbs: each module or folder has USAGE and command()."""
+"""Verbs of the command line: each module or folder has USAGE and command()."""

@@ -1,4 +1,4 @@
-"""Options of the command line, as argparse reads them; what it cannot read is refused in one sentence."""
+"""Parser for command-line options that reports a problem as one `ConfigError`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from runner.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `ConfigError` instead of printing its usage and exiting; `verb` is whose options they are."""
+    """Argument parser for one verb that raises `ConfigError` instead of printing its usage and exiting."""
 
     def __init__(self, verb: str = "") -> None:
         super().__init__(prog=f"runner {verb}".strip(), add_help=False, allow_abbrev=False)
         self._advice = f"see `python -m runner {verb} --help`" if verb else "see --help"
 
     def error(self, message: str) -> NoReturn:
+        """Raise `ConfigError` with argparse's message and where to find the options."""
         raise ConfigError(f"the options cannot be read: {message}; {self._advice}")

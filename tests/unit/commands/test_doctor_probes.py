@@ -1,4 +1,4 @@
-"""Looking at the machine: what torch says in a process of its own, however that ends, and which cards there are without it."""
+"""Probes of the machine: the report of torch from a child process, however that ends, and the cards found without torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runner.commands.doctor.machine import Gpu, from_json
 from runner.compute.devices import Hardware, TorchBuild, installed_build
 
 
-def test_this_machine_is_recorded_and_comes_back_from_json(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machine_is_recorded_and_survives_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     monkeypatch.setenv("SECRET", "x")
     found = probes.collect()
@@ -33,17 +33,17 @@ def test_this_machine_is_recorded_and_comes_back_from_json(monkeypatch: pytest.M
     assert [f.subject for f in findings(found) if f.state == "broken"] == []
 
 
-# ------------------------------------------------------------------------------------------------------- torch's word
+# ------------------------------------------------------------------------------------------------------ report of torch
 
 
-def answer(monkeypatch: pytest.MonkeyPatch, folder: Path, source: str, seconds: float = 60) -> str | None:
-    """Why torch says nothing whose import does this."""
+def fault_of(monkeypatch: pytest.MonkeyPatch, folder: Path, source: str, seconds: float = 60) -> str | None:
+    """Return why there is no report from a torch whose package is this source."""
     (folder / "torch").mkdir()
     (folder / "torch" / "version.py").write_text("__version__ = '2.13.0'\n")
     (folder / "torch" / "__init__.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", str(folder))
-    said, fault = probes.ask(seconds)
-    assert said is None
+    report, fault = probes.query_torch(seconds)
+    assert report is None
     return fault
 
 
@@ -52,30 +52,30 @@ def answer(monkeypatch: pytest.MonkeyPatch, folder: Path, source: str, seconds: 
     [
         ("print('a word')\nraise ImportError('libcudart.so.13: cannot open\\nmore')", "libcudart.so.13: cannot open"),
         ("raise RuntimeError", "RuntimeError"),
-        ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "it ends Python with SIGSEGV"),
-        ("import os\nos._exit(3)", "it ends Python with exit code 3"),
-        ("print('{}')\nimport os\nos._exit(0)", "it ends Python with exit code 0"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "it crashes Python with SIGSEGV"),
+        ("import os\nos._exit(3)", "it exits Python with code 3"),
+        ("print('{}')\nimport os\nos._exit(0)", "it exits Python with code 0"),
     ],
 )
 def test_a_torch_that_cannot_be_imported(
     source: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert answer(monkeypatch, tmp_path, source) == fault
+    assert fault_of(monkeypatch, tmp_path, source) == fault
 
 
 def test_a_torch_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = "import threading\nthreading.Event().wait()"
-    assert answer(monkeypatch, tmp_path, source, seconds=0.5) == "it does not answer within 0.5 seconds"
+    assert fault_of(monkeypatch, tmp_path, source, seconds=0.5) == "it does not answer within 0.5 seconds"
 
 
 def test_a_python_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    said, fault = probes.ask(60)
-    assert said is None
-    assert str(fault).startswith("no process can be started to ask it (")
+    report, fault = probes.query_torch(60)
+    assert report is None
+    assert str(fault).startswith("no process can be started to import it (")
 
 
-def test_gpus_are_told_with_what_a_first_computation_fails_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_first_computation_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     build = TorchBuild("2.13.0+cu130", "13.0", None)
     hardware = Hardware(build=build, gpu_count=1, gpu_names=("NVIDIA H200",))
     properties = SimpleNamespace(name="NVIDIA H200", total_memory=141 * 2**30, major=9, minor=0)
@@ -98,7 +98,7 @@ def test_gpus_are_told_with_what_a_first_computation_fails_with(monkeypatch: pyt
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine without tools or cards."""
+    """Simulate a machine without programs and cards."""
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in ("PCI", "NVIDIA_MODULE", "CPU_LIMIT"):
         monkeypatch.setattr(probes, name, tmp_path / name)
@@ -120,7 +120,7 @@ def test_no_cards(folder: Path) -> None:
     assert probes.cards() == ({}, None)
 
 
-def test_nvidias_tool_names_cards_and_driver(folder: Path) -> None:
+def test_nvidia_smi_names_cards_and_driver(folder: Path) -> None:
     tool(folder, "NVIDIA H200, 580.65.06\nNVIDIA H200, 580.65.06\n")
     pci(folder, "0000:01:00.0", "0x10de", "0x030200")
     pci(folder, "0000:02:00.0", "0x8086", "0x030000")
@@ -128,12 +128,12 @@ def test_nvidias_tool_names_cards_and_driver(folder: Path) -> None:
     assert probes.cards() == (found, "580.65.06")
 
 
-def test_cards_are_listed_where_the_tool_fails(folder: Path) -> None:
+def test_cards_are_listed_if_nvidia_smi_fails(folder: Path) -> None:
     tool(folder, "NVIDIA-SMI has failed because, well, it did\n", code=9)
     pci(folder, "0000:01:00.0", "0x10de", "0x030200")
-    pci(folder, "0000:01:00.1", "0x10de", "0x040300")  # its sound
+    pci(folder, "0000:01:00.1", "0x10de", "0x040300")  # its audio device
     pci(folder, "0000:c1:00.0", "0x1002", "0x120000")
-    pci(folder, "0000:c2:00.0", "0x1a03", "0x030000")  # the screen of a server
+    pci(folder, "0000:c2:00.0", "0x1a03", "0x030000")  # the display controller of a server
     found = {"nvidia": ("PCI 0000:01:00.0",), "amd": ("PCI 0000:c1:00.0",)}
     assert probes.cards() == (found, None)
     (folder / "NVIDIA_MODULE").write_text(
@@ -142,7 +142,7 @@ def test_cards_are_listed_where_the_tool_fails(folder: Path) -> None:
     assert probes.cards() == (found, "580.65.06")
 
 
-def test_cards_of_windows_by_their_names() -> None:
+def test_cards_are_assigned_to_vendors_by_name() -> None:
     names = "AMD Radeon RX 7900 XTX\r\n\r\nNVIDIA GeForce RTX 4090\r\nIntel(R) UHD Graphics\r\nMicrosoft Basic Display Adapter\r\n"
     assert probes.by_vendor(names) == {
         "amd": ("AMD Radeon RX 7900 XTX",),
@@ -151,8 +151,8 @@ def test_cards_of_windows_by_their_names() -> None:
     }
 
 
-@pytest.mark.parametrize(("limit", "found"), [("50000 100000", 0.5), ("max 100000", None), ("", None)])
-def test_a_container_may_use_fewer_cores_than_there_are(folder: Path, limit: str, found: float | None) -> None:
+@pytest.mark.parametrize(("limit", "expected"), [("50000 100000", 0.5), ("max 100000", None), ("", None)])
+def test_a_container_may_limit_the_cores(folder: Path, limit: str, expected: float | None) -> None:
     all_cores = probes.cores()
     (folder / "CPU_LIMIT").write_text(limit)
-    assert probes.cores() == (all_cores if found is None else found)
+    assert probes.cores() == (all_cores if expected is None else expected)

@@ -1,4 +1,4 @@
-"""Where values come from: for every experiment under many words, and for each way in which a value can be set."""
+"""Sources of values: for every experiment with several sets of overrides, and for each way to set a value."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from runner.commands.explain import Value, explain, shown, text
-from runner.commands.explain.sources import Setting
+from runner.commands.explain.explanation import Value, as_yaml, explain
+from runner.commands.explain.output import text
+from runner.commands.explain.sources import Assignment
 from runner.config import overrides, validation
 from runner.config.compose import compose
 from runner.config.hydra_adapter import CONF, options
@@ -23,7 +24,7 @@ Write = Callable[[str, str], Path]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write a file in an empty working directory."""
+    """Return a function that writes a file below an empty working directory."""
     monkeypatch.chdir(tmp_path)
 
     def file(name: str, text: str) -> Path:
@@ -35,50 +36,50 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     return file
 
 
-def value(key: str, *words: str, config_dir: str | None = None, base: str | None = None) -> Value:
-    (found,) = (v for v in explain(words, config_dir, base).values if v.key == key)
-    return found
+def value(key: str, *arguments: str, config_dir: str | None = None, base: str | None = None) -> Value:
+    (result,) = (v for v in explain(arguments, config_dir, base).values if v.key == key)
+    return result
 
 
-def places(key: str, *words: str, config_dir: str | None = None, base: str | None = None) -> list[tuple[Any, str]]:
-    """What set a key and where, the setting that counts last."""
-    return [(s.value, s.place) for s in value(key, *words, config_dir=config_dir, base=base).settings]
+def places(key: str, *arguments: str, config_dir: str | None = None, base: str | None = None) -> list[tuple[Any, str]]:
+    """Return value and place of each assignment of a key; the last one is in effect."""
+    return [(s.value, s.place) for s in value(key, *arguments, config_dir=config_dir, base=base).assignments]
 
 
-def ours(start: str) -> str:
-    """The place of the line in conf/config.yaml that starts so."""
+def place_of(start: str) -> str:
+    """Return the place of the line in conf/config.yaml that starts with this text."""
     lines = (CONF / "config.yaml").read_text(encoding="utf-8").splitlines()
     (number,) = (number for number, line in enumerate(lines, 1) if line.strip().startswith(start))
     return f"conf/config.yaml:{number}"
 
 
-def choices(group: str, *words: str, config_dir: str | None = None) -> list[tuple[Any, str]]:
-    return [(s.value, s.place) for s in explain(words, config_dir).choices[group]]
+def choices(group: str, *arguments: str, config_dir: str | None = None) -> list[tuple[Any, str]]:
+    return [(s.value, s.place) for s in explain(arguments, config_dir).choices[group]]
 
 
 # -------------------------------------------------------------------------------------------- all values of all experiments
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, found in values.items():
-        if isinstance(found, dict) and found:
-            yield from leaves(found, f"{prefix}{name}.")
+    for name, entry in values.items():
+        if isinstance(entry, dict) and entry:
+            yield from leaves(entry, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", found
+            yield f"{prefix}{name}", entry
 
 
-def written(setting: Setting) -> Any:
-    """What a line of a file, read alone, gives the key of a setting."""
-    assert setting.line is not None
-    file = CONF / setting.source.removeprefix("conf/")
-    line = file.read_text(encoding="utf-8").splitlines()[setting.line - 1]
-    found: Any = OmegaConf.to_container(OmegaConf.create(line.strip()))
-    name = setting.key.rpartition(".")[2]
-    return found[name] if name in found else next(iter(found.values()))[name]
+def written(assignment: Assignment) -> Any:
+    """Return the value that the line of an assignment gives its key, when that line is read alone."""
+    assert assignment.line is not None
+    file = CONF / assignment.source.removeprefix("conf/")
+    line = file.read_text(encoding="utf-8").splitlines()[assignment.line - 1]
+    values: Any = OmegaConf.to_container(OmegaConf.create(line.strip()))
+    name = assignment.key.rpartition(".")[2]
+    return values[name] if name in values else next(iter(values.values()))[name]
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         [],
         ["seed=3", "optimizer.lr=0.1", "dtype=float64", "data.split.test=3"],
@@ -97,44 +98,44 @@ def written(setting: Setting) -> Any:
     ids=" ".join,
 )
 @pytest.mark.parametrize("experiment", [None, *options()["experiment"]])
-def test_every_value_is_the_one_that_is_composed_and_stands_where_it_is_said_to(
-    experiment: str | None, words: list[str]
+def test_every_value_is_the_composed_one_and_is_written_at_its_place(
+    experiment: str | None, arguments: list[str]
 ) -> None:
-    words = [*words, *([f"+experiment={experiment}"] if experiment else [])]
-    explanation, composed = explain(words), compose(words)
-    given = overrides.values_of(words)
+    arguments = [*arguments, *([f"+experiment={experiment}"] if experiment else [])]
+    explanation, composed = explain(arguments), compose(arguments)
+    given = overrides.values_of(arguments)
     assert {v.key: v.value for v in explanation.values} == dict(leaves(plain(composed.config)))
     assert explanation.notices == composed.notices
-    for found in explanation.values:
-        last = found.settings[-1]
-        assert last.value == found.value
-        for setting in found.settings:
-            if setting.line is None:
-                assert setting.source in words
+    for result in explanation.values:
+        last = result.assignments[-1]
+        assert last.value == result.value
+        for assignment in result.assignments:
+            if assignment.line is None:
+                assert assignment.source in arguments
             else:
-                assert written(setting) == setting.value
-        typed = any(name == found.key or found.key.startswith(f"{name}.") for name in given if "." in name)
-        assert (last.line is None) == (typed or found.key in given or found.key in also_set(given))
-    for group, settings in explanation.choices.items():
+                assert written(assignment) == assignment.value
+        overridden = any(name == result.key or result.key.startswith(f"{name}.") for name in given if "." in name)
+        assert (last.line is None) == (overridden or result.key in given or result.key in also_set(given))
+    for group, assigned in explanation.choices.items():
         if group in validation.hints(Config) and group not in ("launch", "train", "checkpoint", "record", "sweep"):
-            assert settings[-1].value == getattr(composed.config, group).name
+            assert assigned[-1].value == getattr(composed.config, group).name
 
 
 def also_set(given: Mapping[str, Any]) -> list[str]:
-    """Of steps and epochs, the one that is typed sets the other to null."""
+    """Return the other one of steps and epochs, which is set to null."""
     return ["train.epochs"] * ("train.steps" in given) + ["train.steps"] * ("train.epochs" in given)
 
 
-# ------------------------------------------------------------------------------------------------ one way after the other
+# ------------------------------------------------------------------------------------------------ each way to set a value
 
 
 def test_a_value_of_an_option() -> None:
     assert places("optimizer.lr") == [(1e-3, "conf/optimizer/sgd.yaml:3")]
     assert places("data.split.order") == [("random", "conf/data/_shared.yaml:8")]
-    assert places("seed") == [(0, ours("seed:"))]
+    assert places("seed") == [(0, place_of("seed:"))]
 
 
-def test_an_experiment_over_an_option_and_a_word_over_both() -> None:
+def test_an_experiment_overrides_an_option_and_the_command_line_overrides_both() -> None:
     assert places("optimizer.lr", "+experiment=linreg", "optimizer.lr=0.1") == [
         (1e-3, "conf/optimizer/sgd.yaml:3"),
         (1e-4, "conf/experiment/linreg.yaml:23"),
@@ -142,30 +143,30 @@ def test_an_experiment_over_an_option_and_a_word_over_both() -> None:
     ]
 
 
-def test_the_last_of_two_equal_words_counts() -> None:
+def test_the_last_of_two_overrides_of_a_key_counts() -> None:
     assert places("seed", "seed=1", "++seed=2")[-1] == (2, "command line: ++seed=2")
 
 
-def test_a_kept_value_is_one_of_the_experiment() -> None:
-    found = explain(["+experiment=curve_fit", "optimizer=adam", "update=optimizer"])
-    assert [v.settings[-1].place for v in found.values if v.key == "optimizer.lr"] == [
+def test_a_value_kept_from_the_experiment_has_its_place() -> None:
+    result = explain(["+experiment=curve_fit", "optimizer=adam", "update=optimizer"])
+    assert [v.assignments[-1].place for v in result.values if v.key == "optimizer.lr"] == [
         "conf/experiment/curve_fit.yaml:22"
     ]
-    assert found.notices == ("kept from the experiment: `optimizer.lr`=0.01 (adam: 0.001)",)
+    assert result.notices == ("kept from the experiment: `optimizer.lr`=0.01 (adam: 0.001)",)
 
 
-def test_what_is_left_out_is_not_explained_but_told() -> None:
-    found = explain(["+experiment=linreg", "model=mlp"])
-    assert [v.key for v in found.values if v.key.startswith("model.")] == [
+def test_a_key_that_is_left_out_gives_a_notice() -> None:
+    result = explain(["+experiment=linreg", "model=mlp"])
+    assert [v.key for v in result.values if v.key.startswith("model.")] == [
         "model.name",
         "model.widths",
         "model.activation",
         "model.dropout",
     ]
-    assert found.notices == ("`model.init` of the experiment left out: mlp has no such key",)
+    assert result.notices == ("`model.init` of the experiment left out: mlp has no such key",)
 
 
-def test_steps_are_null_because_epochs_are_typed() -> None:
+def test_epochs_on_the_command_line_set_steps_to_null() -> None:
     assert places("train.steps", "+experiment=linreg", "train.epochs=3") == [
         (1000, "conf/train/default.yaml:2"),
         (2000, "conf/experiment/linreg.yaml:25"),
@@ -173,12 +174,12 @@ def test_steps_are_null_because_epochs_are_typed() -> None:
     ]
 
 
-def test_start_values_have_a_place_each() -> None:
-    words = ["+experiment=curve_fit", "model.expression=w*x + b"]
-    assert places("model.start.w", *words, "model.start.b=2") == [(0.0, "conf/experiment/curve_fit.yaml:20")]
-    assert places("model.start.b", *words, "model.start.b=2") == [(2, "command line: model.start.b=2")]
-    assert places("model.start.b", *words, "model.start={b: 2}") == [(2, "command line: model.start={b: 2}")]
-    assert places("model.start", *words, "model.start={}") == [
+def test_each_start_value_has_its_own_place() -> None:
+    arguments = ["+experiment=curve_fit", "model.expression=w*x + b"]
+    assert places("model.start.w", *arguments, "model.start.b=2") == [(0.0, "conf/experiment/curve_fit.yaml:20")]
+    assert places("model.start.b", *arguments, "model.start.b=2") == [(2, "command line: model.start.b=2")]
+    assert places("model.start.b", *arguments, "model.start={b: 2}") == [(2, "command line: model.start={b: 2}")]
+    assert places("model.start", *arguments, "model.start={}") == [
         ({}, "conf/model/formula.yaml:4"),
         ({"w": 0.0}, "conf/experiment/curve_fit.yaml:20"),
         ({}, "command line: model.start={}"),
@@ -186,74 +187,74 @@ def test_start_values_have_a_place_each() -> None:
     assert places("model.start", "model=formula") == [({}, "conf/model/formula.yaml:4")]
 
 
-def test_a_value_that_had_to_be_given_has_none_before() -> None:
+def test_a_required_value_has_no_earlier_assignment() -> None:
     assert places("data.path", "data=csv", "data.path=007", "data.target=y") == [("007", "command line: data.path=007")]
 
 
 @pytest.mark.parametrize(
-    ("words", "found"),
+    ("arguments", "expected"),
     [
-        ([], [("sgd", ours("- optimizer:"))]),
-        (["+experiment=mlp"], [("sgd", ours("- optimizer:")), ("adam", "conf/experiment/mlp.yaml:6")]),
+        ([], [("sgd", place_of("- optimizer:"))]),
+        (["+experiment=mlp"], [("sgd", place_of("- optimizer:")), ("adam", "conf/experiment/mlp.yaml:6")]),
         (
             ["+experiment=mlp", "optimizer=lbfgs"],
             [
-                ("sgd", ours("- optimizer:")),
+                ("sgd", place_of("- optimizer:")),
                 ("adam", "conf/experiment/mlp.yaml:6"),
                 ("lbfgs", "command line: optimizer=lbfgs"),
             ],
         ),
     ],
 )
-def test_who_chose_an_option(words: list[str], found: list[tuple[str, str]]) -> None:
-    assert choices("optimizer", *words) == found
+def test_the_choices_of_an_option(arguments: list[str], expected: list[tuple[str, str]]) -> None:
+    assert choices("optimizer", *arguments) == expected
 
 
-def test_the_experiment_is_a_choice_too() -> None:
+def test_the_experiment_is_a_choice() -> None:
     assert choices("experiment", "experiment=mlp") == [("mlp", "command line: experiment=mlp")]
     assert "experiment" not in explain([]).choices
 
 
 def test_meaning_and_unit_are_those_of_the_schema() -> None:
-    found = value("schedule.every_steps", "schedule=step")
-    assert (found.meaning, found.unit) == ("steps between two reductions", "steps")
+    result = value("schedule.every_steps", "schedule=step")
+    assert (result.meaning, result.unit) == ("steps between two reductions", "steps")
     assert value("model.start.a", "model=formula", "model.start={a: 1}").meaning == (
         "start value of each parameter; those not named are drawn by init"
     )
 
 
 @pytest.mark.parametrize(
-    ("key", "words", "later"),
+    ("key", "arguments", "at_start"),
     [
-        ("device.name", [], "an accelerator where torch finds one, else cpu; `python -m runner doctor` says which"),
+        ("device.name", [], "an accelerator if torch finds one, else cpu; `python -m runner doctor` shows which"),
         ("device.name", ["device=cpu"], None),
         ("device.threads", ["strategy.reduction=exact"], "1, so that the bits do not depend on the number of cores"),
         ("device.threads", ["strategy.reduction=exact", "device.threads=2"], None),
         ("device.threads", [], None),
         ("strategy.name", [], "single on one process, ddp on more"),
-        ("strategy.name", ["strategy=ddp"], "single, unless torchrun starts more"),
+        ("strategy.name", ["strategy=ddp"], "single, unless torchrun starts more processes"),
         ("strategy.name", ["strategy=ddp", "launch.processes=2"], None),
-        ("strategy.name", ["strategy=dp"], "single where fewer than two GPUs are visible"),
+        ("strategy.name", ["strategy=dp"], "single if fewer than two GPUs are visible"),
         ("run_dir", [], "a new directory runs/<name>/<stamp>"),
         ("run_dir", ["run_dir=here"], None),
     ],
 )
-def test_what_the_start_of_a_run_still_decides(key: str, words: list[str], later: str | None) -> None:
-    assert value(key, *words).later == later
+def test_values_that_the_start_of_a_run_chooses(key: str, arguments: list[str], at_start: str | None) -> None:
+    assert value(key, *arguments).at_start == at_start
 
 
 # -------------------------------------------------------------------------------------------------- references and files
 
 
-def test_a_reference_is_shown_as_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reference_is_shown_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RATE", "0.25")
-    found = value("optimizer.lr", "optimizer.lr=${oc.decode:${oc.env:RATE}}")
-    assert (found.value, found.reference) == (0.25, "${oc.decode:${oc.env:RATE}}")
+    result = value("optimizer.lr", "optimizer.lr=${oc.decode:${oc.env:RATE}}")
+    assert (result.value, result.reference) == (0.25, "${oc.decode:${oc.env:RATE}}")
     assert "    written as ${oc.decode:${oc.env:RATE}}\n" in text(explain(["optimizer.lr=${oc.decode:${oc.env:RATE}}"]))
     assert value("optimizer.lr").reference is None
 
 
-def test_a_folder_of_the_users(write: Write) -> None:
+def test_a_config_dir(write: Write) -> None:
     write("mine/optimizer/slow.yaml", "# Slowly.\ndefaults:\n  - sgd\n  - _self_\n\nlr: 1e-6\n")
     write(
         "mine/experiment/base.yaml",
@@ -264,27 +265,27 @@ def test_a_folder_of_the_users(write: Write) -> None:
         "# @package _global_\ndefaults:\n  - base\n  - _self_\n  - override /optimizer: slow\nname: trial\n"
         "model:\n  widths: ['${seed}', 8]\n",
     )
-    words = ["+experiment=trial"]
-    assert places("optimizer.lr", *words, config_dir="mine") == [
+    arguments = ["+experiment=trial"]
+    assert places("optimizer.lr", *arguments, config_dir="mine") == [
         (1e-3, "conf/optimizer/sgd.yaml:3"),
         (1e-6, "mine/optimizer/slow.yaml:6"),
     ]
-    assert places("name", *words, config_dir="mine/") == [
-        ("run", ours("name:")),
+    assert places("name", *arguments, config_dir="mine/") == [
+        ("run", place_of("name:")),
         ("base", "mine/experiment/base.yaml:5"),
         ("trial", "mine/experiment/trial.yaml:6"),
     ]
-    assert choices("optimizer", *words, config_dir="mine") == [
-        ("sgd", ours("- optimizer:")),
+    assert choices("optimizer", *arguments, config_dir="mine") == [
+        ("sgd", place_of("- optimizer:")),
         ("adam", "mine/experiment/base.yaml:3"),
         ("slow", "mine/experiment/trial.yaml:5"),
     ]
-    widths = value("model.widths", *words, config_dir="mine")
+    widths = value("model.widths", *arguments, config_dir="mine")
     assert (widths.value, widths.reference) == ([5, 8], "[${seed}, 8]")
-    assert widths.settings[-1].place == "mine/experiment/trial.yaml:8"
+    assert widths.assignments[-1].place == "mine/experiment/trial.yaml:8"
 
 
-def test_the_choice_of_the_outer_file_counts_whatever_is_merged_later(write: Write) -> None:
+def test_the_choice_of_the_outer_file_counts(write: Write) -> None:
     write("mine/experiment/base.yaml", "# @package _global_\ndefaults:\n  - override /optimizer: adam\nseed: 5\n")
     write(
         "mine/experiment/outer.yaml",
@@ -292,73 +293,73 @@ def test_the_choice_of_the_outer_file_counts_whatever_is_merged_later(write: Wri
     )
     assert compose(["+experiment=outer"], "mine").config.optimizer.name == "momentum"
     assert choices("optimizer", "+experiment=outer", config_dir="mine") == [
-        ("sgd", ours("- optimizer:")),
+        ("sgd", place_of("- optimizer:")),
         ("adam", "mine/experiment/base.yaml:3"),
         ("momentum", "mine/experiment/outer.yaml:5"),
     ]
 
 
-def test_the_own_value_of_a_file_may_come_before_what_it_builds_on(write: Write) -> None:
+def test_the_values_of_a_file_may_be_merged_before_those_of_its_defaults(write: Write) -> None:
     write("mine/experiment/base.yaml", "# @package _global_\nseed: 5\n")
     write("mine/experiment/first.yaml", "# @package _global_\nseed: 6\ndefaults:\n  - _self_\n  - base\n")
     assert places("seed", "+experiment=first", config_dir="mine") == [
-        (0, ours("seed:")),
+        (0, place_of("seed:")),
         (6, "mine/experiment/first.yaml:2"),
         (5, "mine/experiment/base.yaml:2"),
     ]
 
 
-def test_what_yaml_merges_in_stands_where_it_is_written(write: Write) -> None:
+def test_a_yaml_merge_key_has_the_line_it_is_written_on(write: Write) -> None:
     write(
         "mine/experiment/merged.yaml",
         "# @package _global_\ntrain: &length\n  steps: 7\nrecord:\n  every_steps: 3\n"
         "checkpoint:\n  <<: {every_steps: 2}\n  keep: 1\n",
     )
-    found = {
+    result = {
         key: places(key, "+experiment=merged", config_dir="mine")[-1]
         for key in ("train.steps", "checkpoint.every_steps", "checkpoint.keep")
     }
-    assert found == {
+    assert result == {
         "train.steps": (7, "mine/experiment/merged.yaml:3"),
         "checkpoint.every_steps": (2, "mine/experiment/merged.yaml:7"),
         "checkpoint.keep": (1, "mine/experiment/merged.yaml:8"),
     }
 
 
-def test_a_group_that_is_a_reference_explains_its_keys(write: Write) -> None:
+def test_keys_of_a_group_that_is_a_reference(write: Write) -> None:
     write(
         "mine/experiment/same.yaml",
         "# @package _global_\ntrain:\n  early_stopping: '${oc.create:{metric: rmse, patience: 2, min_delta: 0.5}}'\n"
         "  eval_every_steps: 1\n",
     )
-    found = value("train.early_stopping.metric", "+experiment=same", config_dir="mine")
-    assert (found.value, found.settings[-1].place) == ("rmse", "mine/experiment/same.yaml:3")
-    assert found.reference == "${oc.create:{metric: rmse, patience: 2, min_delta: 0.5}}"
+    result = value("train.early_stopping.metric", "+experiment=same", config_dir="mine")
+    assert (result.value, result.assignments[-1].place) == ("rmse", "mine/experiment/same.yaml:3")
+    assert result.reference == "${oc.create:{metric: rmse, patience: 2, min_delta: 0.5}}"
 
 
-def test_empty_files_and_leftovers_of_any_kind_do_not_matter(write: Write) -> None:
+def test_empty_files_and_odd_keys_are_accepted(write: Write) -> None:
     write("mine/model/empty.yaml", "# Nothing yet.\n")
     write("mine/experiment/odd.yaml", "# @package _global_\nmodel:\n  start: {on: 1.0}\n  init: normal\n")
-    found = explain(["+experiment=odd", "model=mlp"], "mine")
-    assert found.notices == ("`model.start`, `model.init` of the experiment left out: mlp has no such key",)
+    result = explain(["+experiment=odd", "model=mlp"], "mine")
+    assert result.notices == ("`model.start`, `model.init` of the experiment left out: mlp has no such key",)
     write("mine/study/none.yaml", "# @package _global_\n")
-    assert places("seed", "study=none", config_dir="mine") == [(0, ours("seed:"))]
+    assert places("seed", "study=none", config_dir="mine") == [(0, place_of("seed:"))]
     assert choices("study", "study=none", config_dir="mine") == [("none", "command line: study=none")]
 
 
-# ----------------------------------------------------------------------------------------------------- runs made before
+# -------------------------------------------------------------------------------------------------------- saved runs
 
 
 @pytest.fixture
 def run(write: Write) -> dict[str, int]:
-    """The configuration of a run in the folder `before`: dotted key → line of config.yaml."""
+    """Write the configuration of a run to the folder `before`; return dotted key -> line of config.yaml."""
     config = plain(compose(["+experiment=linreg", "device=cpu", "strategy=single", "run_dir=before"]).config)
     file = write("before/config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     lines = file.read_text(encoding="utf-8").splitlines()
     return {"seed": lines.index("seed: 0") + 1, "strategy.name": lines.index("  name: single") + 1}
 
 
-def test_a_run_that_is_gone_on_from(run: dict[str, int]) -> None:
+def test_a_resumed_run(run: dict[str, int]) -> None:
     assert places("seed", "resume=before") == [(0, f"before/config.yaml:{run['seed']}")]
     assert places("train.steps", "resume=before", "train.steps=5000")[-1] == (5000, "command line: train.steps=5000")
     assert places("strategy.name", "resume=before") == [
@@ -366,11 +367,13 @@ def test_a_run_that_is_gone_on_from(run: dict[str, int]) -> None:
         ("auto", "command line: resume=before"),
     ]
     assert places("device.name", "resume=before", "device=auto")[-1] == ("auto", "conf/device/auto.yaml:6")
-    assert explain(["resume=before", "device=auto"]).choices == {"device": (Setting("device", "auto", "device=auto"),)}
+    assert explain(["resume=before", "device=auto"]).choices == {
+        "device": (Assignment("device", "auto", "device=auto"),)
+    }
     assert explain(["resume=before"]).choices == {}
 
 
-def test_a_run_that_is_done_again(run: dict[str, int]) -> None:
+def test_a_repeated_run(run: dict[str, int]) -> None:
     assert places("run_dir", base="before")[-1] == (None, "command line: rerun before")
     assert places("seed", "seed=4", base="before") == [
         (0, f"before/config.yaml:{run['seed']}"),
@@ -379,7 +382,7 @@ def test_a_run_that_is_done_again(run: dict[str, int]) -> None:
     assert places("optimizer.lr", "optimizer=adam", base="before")[-1] == (1e-3, "conf/optimizer/adam.yaml:3")
 
 
-def test_a_run_that_is_not_there() -> None:
+def test_a_missing_run() -> None:
     with pytest.raises(CheckpointError) as refused:
         explain(["resume=nowhere"])
     assert refused.value.problems == (
@@ -387,28 +390,28 @@ def test_a_run_that_is_not_there() -> None:
     )
 
 
-# --------------------------------------------------------------------------------------------------- some keys, and errors
+# --------------------------------------------------------------------------------------------------- selected keys, and errors
 
 
-def test_keys_and_groups_alone() -> None:
-    found = explain(["+experiment=linreg"], only=["data.split", "loss", "seed"])
-    assert [v.key for v in found.values] == [
+def test_selected_keys_and_groups() -> None:
+    result = explain(["+experiment=linreg"], only=["data.split", "loss", "seed"])
+    assert [v.key for v in result.values] == [
         "seed",
         "data.split.test",
         "data.split.valid",
         "data.split.order",
         "loss.name",
     ]
-    assert list(found.choices) == ["data", "loss"]
+    assert list(result.choices) == ["data", "loss"]
 
 
-def test_one_entry_of_a_mapping_alone() -> None:
-    found = explain(["+experiment=curve_fit"], only=["model.start.w"])
-    assert [v.key for v in found.values] == ["model.start.w"]
-    assert explain(["+experiment=curve_fit"], only=["model.start"]).values == found.values
+def test_one_selected_entry_of_a_mapping() -> None:
+    result = explain(["+experiment=curve_fit"], only=["model.start.w"])
+    assert [v.key for v in result.values] == ["model.start.w"]
+    assert explain(["+experiment=curve_fit"], only=["model.start"]).values == result.values
 
 
-def test_everything_that_is_wrong_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as refused:
         explain(["seed=x", "optimizer.lrr=1"], only=["optimzer", "data.niose", "linreg", "???"])
     assert refused.value.problems == (
@@ -422,39 +425,39 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(("name", "chosen"), [("model.widths", "linear"), ("model.start.a", "linear")])
-def test_a_key_of_another_option_is_told_from_a_misspelt_one(name: str, chosen: str) -> None:
+def test_a_key_of_another_option_is_not_called_misspelt(name: str, chosen: str) -> None:
     with pytest.raises(ConfigError) as refused:
         explain([], only=[name])
     assert refused.value.problems == (
-        f"`{name}` has no value here, where `model` is {chosen}; ask for `model` to see the keys that do",
+        f"`{name}` has no value, because `model` is {chosen}; use `explain model` to see the keys of {chosen}",
     )
 
 
-# ------------------------------------------------------------------------------------------------------ how it is written
+# ------------------------------------------------------------------------------------------------------------- text output
 
 
-def test_values_are_shown_as_they_are_typed() -> None:
+def test_values_are_shown_as_yaml() -> None:
     values = [None, True, 1e-4, "off", "", [1, None, "a"], {"a": 1.0, "b": None}, [], {}]
-    assert [shown(v) for v in values] == [
+    assert [as_yaml(v) for v in values] == [
         "null", "true", "0.0001", "off", "''", "[1, null, a]", "{a: 1.0, b: null}", "[]", "{}",
     ]  # fmt: skip
-    assert [yaml.safe_load(shown(v)) for v in values if v != "off"] == [v for v in values if v != "off"]
+    assert [yaml.safe_load(as_yaml(v)) for v in values if v != "off"] == [v for v in values if v != "off"]
 
 
-def test_the_page_for_people() -> None:
-    found = explain(["+experiment=linreg", "model=mlp", "data.noise=1"], only=["data.noise", "device.name", "name"])
-    assert text(found) == (
+def test_explanation_as_text() -> None:
+    result = explain(["+experiment=linreg", "model=mlp", "data.noise=1"], only=["data.noise", "device.name", "name"])
+    assert text(result) == (
         "name = linreg       conf/experiment/linreg.yaml:8\n"
         "    experiment's name, the folder of its runs\n"
-        f"    before: run, {ours('name:')}\n"
+        f"    before: run, {place_of('name:')}\n"
         "\n"
-        f"device=auto         {ours('- device:')}\n"
+        f"device=auto         {place_of('- device:')}\n"
         "device.name = auto  conf/device/auto.yaml:6\n"
         "    kind of device; auto takes an accelerator when there is one\n"
-        "    at the start of the run: an accelerator where torch finds one, else cpu; `python -m runner doctor` says which\n"
+        "    at the start of the run: an accelerator if torch finds one, else cpu; `python -m runner doctor` shows which\n"
         "\n"
         "data=line           conf/experiment/linreg.yaml:4\n"
-        f"    before: line, {ours('- data:')}\n"
+        f"    before: line, {place_of('- data:')}\n"
         "data.noise = 1.0    command line: data.noise=1\n"
         "    scale of what is added to the target [target's]\n"
         "    before: 10.0, conf/experiment/linreg.yaml:16\n"

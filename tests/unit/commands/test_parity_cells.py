@@ -1,4 +1,4 @@
-"""Which cells a parity table has and which of them a machine can compute: laptops without a GPU, CUDA, ROCm and Apple machines."""
+"""Cells of a parity table and which of them can run on machines without a GPU and on CUDA, ROCm and Apple machines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from typing import get_args
 
 import pytest
 
-from runner.commands.parity.cells import AXES, Asked, Cell, ask, every, missing, obstacles
+from runner.commands.parity.cells import (
+    AXES,
+    Cell,
+    ParityRequest,
+    axis_values,
+    obstacles,
+    read_request,
+    why_unavailable,
+)
 from runner.compute.devices import Hardware, TorchBuild
 from runner.config import validation
 from runner.config.schema import Config, Device
@@ -19,24 +27,24 @@ MI300 = Hardware(build=TorchBuild("2.13.0+rocm7.1", None, "7.1"), gpu_count=2, g
 APPLE = Hardware(build=TorchBuild("2.13.0", None, None), cpu_name="Apple M3", mps=True)
 
 
-def asked(*words: str) -> Asked:
-    return ask(["+experiment=linreg", *words], None)
+def request(*overrides: str) -> ParityRequest:
+    return read_request(["+experiment=linreg", *overrides], None)
 
 
 @pytest.fixture(scope="module")
-def linreg() -> Asked:
-    return asked("optimizer=sgd")
+def linreg() -> ParityRequest:
+    return request("optimizer=sgd")
 
 
-def why_not(table: Asked, cell: Cell, hardware: Hardware) -> tuple[str, ...]:
-    return obstacles(table.config(cell), table.size(cell), {}, hardware)
+def reasons(table: ParityRequest, cell: Cell, hardware: Hardware) -> tuple[str, ...]:
+    return obstacles(table.config(cell), table.processes_of(cell), {}, hardware)
 
 
-# ------------------------------------------------------------------------------------------------------ what is asked for
+# -------------------------------------------------------------------------------------------------------- requested tables
 
 
 def test_the_axes_are_those_of_the_schema() -> None:
-    axes = every()
+    axes = axis_values()
     assert tuple(axes) == AXES
     assert axes["device"] == ("cpu", "cuda", "rocm", "mps", "xpu")
     assert axes["strategy"] == ("single", "dp", "ddp", "fsdp", "tensor", "pipeline")
@@ -44,8 +52,8 @@ def test_the_axes_are_those_of_the_schema() -> None:
     assert axes["optimizer"] == tuple(validation.variants(validation.hints(Config)["optimizer"]))
 
 
-def test_a_word_for_an_axis_restricts_it() -> None:
-    table = asked("dtype=float64", "strategy=ddp,single", "optimizer=momentum,sgd", "optimizer.lr=1e-5")
+def test_an_override_restricts_an_axis() -> None:
+    table = request("dtype=float64", "strategy=ddp,single", "optimizer=momentum,sgd", "optimizer.lr=1e-5")
     assert [str(cell) for cell in table.cells(["cpu"])] == [
         f"device=cpu dtype=float64 strategy={strategy} update={update} optimizer={optimizer}"
         for strategy in ("single", "ddp")
@@ -58,74 +66,74 @@ def test_a_word_for_an_axis_restricts_it() -> None:
     assert config.launch.processes == 2
 
 
-def test_of_two_words_for_an_axis_the_last_one_counts() -> None:
-    table = asked("optimizer=sgd", "dtype=float64", "dtype=float32")
+def test_the_last_of_two_overrides_of_an_axis_counts() -> None:
+    table = request("optimizer=sgd", "dtype=float64", "dtype=float32")
     assert table.axes["dtype"] == ("float32",)
     assert table.notices[0] == "`dtype` is given twice; the last one counts: float32"
 
 
-def test_a_cell_has_one_thread_and_writes_each_step(linreg: Asked) -> None:
+def test_a_cell_has_one_thread_and_records_each_step(linreg: ParityRequest) -> None:
     config = linreg.config(Cell("cpu", "float64", "single", "manual", "sgd"))
     assert (config.device.threads, config.record.every_steps, config.record.plots) == (1, 1, False)
-    assert asked("device.threads=3", "optimizer=sgd").bases["sgd"].device.threads == 3
+    assert request("device.threads=3", "optimizer=sgd").bases["sgd"].device.threads == 3
 
 
-def test_the_command_of_a_cell_computes_that_cell_alone() -> None:
-    table = asked("launch.processes=3", "seed=4", "optimizer=sgd")
+def test_the_command_of_a_cell_computes_only_that_cell() -> None:
+    table = request("launch.processes=3", "seed=4", "optimizer=sgd")
     cell = Cell("cpu", "float32", "ddp", "manual", "sgd")
     assert table.command(cell, 7) == [
         "python", "-m", "runner", "+experiment=linreg", "seed=4", "device=cpu", "dtype=float32", "strategy=ddp",
         "update=manual", "optimizer=sgd", "train.steps=7", "device.threads=1", "launch.processes=3",
     ]  # fmt: skip
-    alone = table.command(Cell("cpu", "float32", "single", "manual", "sgd"), 7)
-    assert alone[-2:] == ["train.steps=7", "device.threads=1"]
+    single = table.command(Cell("cpu", "float32", "single", "manual", "sgd"), 7)
+    assert single[-2:] == ["train.steps=7", "device.threads=1"]
 
 
-def test_an_optimizer_that_the_words_do_not_fit_is_refused_alone() -> None:
-    table = asked("optimizer=adam,sgd", "optimizer.eps=1e-6")
+def test_only_an_optimizer_without_an_overridden_key_is_refused() -> None:
+    table = request("optimizer=adam,sgd", "optimizer.eps=1e-6")
     assert list(table.bases) == ["adam"]
     (reason,) = table.refused["sgd"]
     assert reason.startswith("`optimizer.eps`")
 
 
 @pytest.mark.parametrize(
-    ("words", "problems"),
+    ("overrides", "problems"),
     [
-        (["dtype=float32,half"], ["`dtype` must be among float64, float32, bfloat16, float16, but is half; leave it out for all"]),
-        (["strategy=auto"], ["`strategy` must be among single, dp, ddp, fsdp, tensor, pipeline, but is auto; leave it out for all"]),
-        (["run_dir=here"], ["`run_dir` cannot be given to parity: say where the table goes with --out DIR"]),
-        (["amp=bfloat16"], ["`amp` must be off for parity, whose reference is float64, but is bfloat16; use amp=off, and dtype for the types"]),
+        (["dtype=float32,half"], ["`dtype` must be among float64, float32, bfloat16, float16, got half; leave it out for all"]),
+        (["strategy=auto"], ["`strategy` must be among single, dp, ddp, fsdp, tensor, pipeline, got auto; leave it out for all"]),
+        (["run_dir=here"], ["`run_dir` cannot be used with parity: use --out DIR for the directory of the table"]),
+        (["amp=bfloat16"], ["`amp` must be off for parity, whose reference is float64, got bfloat16; use amp=off, and dtype for the dtypes"]),
         (
             ["update=by_hand", "seed=many"],
             [
-                "`update` must be among manual, optimizer, but is by_hand; leave it out for all",
+                "`update` must be among manual, optimizer, got by_hand; leave it out for all",
                 "`seed` must be an integer of at least 0 and of at most 4294967295, but is the text 'many'",
             ],
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_asked_for(words: list[str], problems: list[str]) -> None:
+def test_bad_requests_are_refused(overrides: list[str], problems: list[str]) -> None:
     with pytest.raises(ConfigError) as raised:
-        asked("optimizer=sgd", *words)
+        request("optimizer=sgd", *overrides)
     assert list(raised.value.problems) == problems
 
 
-def test_dropout_is_refused_since_every_device_drops_units_of_its_own() -> None:
+def test_dropout_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"`model.dropout` must be 0 for parity"):
-        ask(["+experiment=mlp", "model.dropout=0.1", "optimizer=sgd"], None)
+        read_request(["+experiment=mlp", "model.dropout=0.1", "optimizer=sgd"], None)
 
 
-# ------------------------------------------------------------------------------------------------------- what can run where
+# ----------------------------------------------------------------------------------------------------------- available cells
 
 
 @pytest.mark.parametrize(
     ("hardware", "present"), [(CPU, {"cpu"}), (H200, {"cpu", "cuda"}), (MI300, {"cpu", "rocm"}), (APPLE, {"cpu", "mps"})]
 )  # fmt: skip
-def test_the_devices_of_a_machine(linreg: Asked, hardware: Hardware, present: set[str]) -> None:
+def test_the_devices_of_a_machine(linreg: ParityRequest, hardware: Hardware, present: set[str]) -> None:
     device: Device = linreg.bases["sgd"].device
-    found = {name: missing(device, name, {}, hardware) for name in every()["device"]}
-    assert {name for name, why in found.items() if not why} == present
-    assert all(f"`device={name}` needs" in why[0] for name, why in found.items() if why)
+    unavailable = {name: why_unavailable(device, name, {}, hardware) for name in axis_values()["device"]}
+    assert {name for name, why in unavailable.items() if not why} == present
+    assert all(f"`device={name}` needs" in why[0] for name, why in unavailable.items() if why)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +141,7 @@ def test_the_devices_of_a_machine(linreg: Asked, hardware: Hardware, present: se
     [
         (CPU, "cpu float64 ddp", None),
         (CPU, "cpu float16 single", "`dtype` must not be float16 with `device`=cpu"),
-        (CPU, "cpu float32 dp", "`strategy`=dp has one device to work on, so the run is single"),
+        (CPU, "cpu float32 dp", "`strategy`=dp has only one device here, so the run would use single"),
         (CPU, "cuda float32 single", "`device=cuda` needs a CUDA build of torch"),
         (H200, "cuda float16 fsdp", None),
         (H200, "cuda float32 dp", None),
@@ -146,16 +154,16 @@ def test_the_devices_of_a_machine(linreg: Asked, hardware: Hardware, present: se
     ],
     ids=str,
 )
-def test_why_a_cell_cannot_run(linreg: Asked, hardware: Hardware, cell: str, reason: str | None) -> None:
+def test_why_a_cell_cannot_run(linreg: ParityRequest, hardware: Hardware, cell: str, reason: str | None) -> None:
     device, dtype, strategy = cell.split()
-    found = why_not(linreg, Cell(device, dtype, strategy, "manual", "sgd"), hardware)
-    assert [text.startswith(reason or "") for text in found] == ([] if reason is None else [True])
+    texts = reasons(linreg, Cell(device, dtype, strategy, "manual", "sgd"), hardware)
+    assert [text.startswith(reason or "") for text in texts] == ([] if reason is None else [True])
 
 
 def test_a_cell_that_cannot_run_has_all_its_reasons() -> None:
-    curve = ask(["+experiment=curve_fit", "optimizer=lbfgs"], None)
-    found = why_not(curve, Cell("cpu", "float64", "fsdp", "manual", "lbfgs"), CPU)
-    assert [text.partition(",")[0] for text in found] == [
+    curve = read_request(["+experiment=curve_fit", "optimizer=lbfgs"], None)
+    texts = reasons(curve, Cell("cpu", "float64", "fsdp", "manual", "lbfgs"), CPU)
+    assert [text.partition(",")[0] for text in texts] == [
         "`update` must be optimizer with `optimizer`=lbfgs",
         "`strategy` must be single",
         "`strategy` must be single",

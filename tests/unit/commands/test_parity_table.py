@@ -1,4 +1,4 @@
-"""What a parity table says: verdicts, counts, the grid with its letters, the page, the JSON and the picture."""
+"""Output of a parity table: verdicts, counts, the grid with its letters, the page, the JSON and the plot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from runner.commands.parity.bounds import Bound
 from runner.commands.parity.cells import Cell
 from runner.commands.parity.plot import draw
-from runner.commands.parity.table import Entry, Table, judged, markdown, text
+from runner.commands.parity.table import Entry, ParityTable, judge, markdown, text
 
 BOUND = Bound("reordered", 20, 1e-12, 1e-10)
 CELL = Cell("cpu", "float64", "ddp", "manual", "sgd")
@@ -24,13 +24,13 @@ def entry(cell: str, **changes: Any) -> Entry:
     return replace(MET, cell=Cell(*cell.split()), **changes)
 
 
-def gap(cell: str, *reasons: str, verdict: Any = "cannot run") -> Entry:
+def entry_without_figures(cell: str, *reasons: str, verdict: Any = "cannot run") -> Entry:
     nothing = {"parameters": math.nan, "loss": math.nan, "seconds_per_step": math.nan}
     return entry(cell, verdict=verdict, reasons=reasons, bound=None, **nothing)
 
 
-def table(*entries: Entry) -> Table:
-    return Table(
+def table(*entries: Entry) -> ParityTable:
+    return ParityTable(
         name="line",
         command=("python", "-m", "runner", "parity", "+experiment=line"),
         steps=100,
@@ -47,13 +47,13 @@ EVERYTHING = table(
     entry("cpu float64 single manual sgd", bound=Bound("equal", 100, 0.0, 0.0), parameters=0.0, loss=0.0),
     entry("cpu float64 single manual adam", verdict="missed", parameters=1e-11),
     entry("cpu float64 single optimizer sgd", verdict="missed", loss=1e-9),
-    gap("cpu float64 single optimizer adam", "it ran | out of luck", verdict="failed"),
+    entry_without_figures("cpu float64 single optimizer adam", "it ran | out of luck", verdict="failed"),
     entry("cpu float32 single manual sgd", bound=Bound("sampled", 20, 2.0, 3.0), verdict="no bound", parameters=0.5),
-    gap("cpu float32 single manual adam", "too wide", REASON),
-    gap("cpu float16 single manual sgd", REASON),
-    gap("cpu float16 single manual adam", REASON),
-    gap("cpu float16 ddp optimizer sgd", REASON),
-    gap("cpu float16 ddp optimizer adam", "too wide"),
+    entry_without_figures("cpu float32 single manual adam", "too wide", REASON),
+    entry_without_figures("cpu float16 single manual sgd", REASON),
+    entry_without_figures("cpu float16 single manual adam", REASON),
+    entry_without_figures("cpu float16 ddp optimizer sgd", REASON),
+    entry_without_figures("cpu float16 ddp optimizer adam", "too wide"),
 )
 
 
@@ -64,17 +64,17 @@ EVERYTHING = table(
         (0.0, math.inf, "missed"),
     ],
 )  # fmt: skip
-def test_a_bound_is_met_by_both_differences(parameters: float, loss: float, verdict: str) -> None:
-    assert judged(parameters, loss, BOUND) == verdict
+def test_both_differences_must_meet_the_bound(parameters: float, loss: float, verdict: str) -> None:
+    assert judge(parameters, loss, BOUND) == verdict
 
 
-def test_a_bound_without_digits_is_not_met_but_can_be_missed() -> None:
+def test_a_bound_without_digits_cannot_be_met_but_can_be_missed() -> None:
     none = Bound("sampled", 20, 2.0, math.inf)
-    assert judged(0.0, 0.0, none) == "no bound"
-    assert judged(3.0, 0.0, none) == "missed"
+    assert judge(0.0, 0.0, none) == "no bound"
+    assert judge(3.0, 0.0, none) == "missed"
 
 
-def test_the_counts_and_the_cells_that_are_bad() -> None:
+def test_counts_and_complaints() -> None:
     assert EVERYTHING.headline() == "1 met, 2 missed, 1 failed, 1 no bound, 5 cannot run"
     assert table(MET).headline() == "1 met, 0 missed"
     assert EVERYTHING.complaints() == [
@@ -84,7 +84,7 @@ def test_the_counts_and_the_cells_that_are_bad() -> None:
     ]
 
 
-def test_the_grid_has_a_letter_for_each_reason_and_one_row_where_nothing_can_run() -> None:
+def test_the_grid_has_a_letter_per_reason_and_one_row_if_nothing_can_run() -> None:
     assert EVERYTHING.letters == {"it ran | out of luck": "a", "too wide": "b", REASON: "c"}
     assert text(EVERYTHING) == [
         "device  dtype    strategy  update     sgd                          adam",
@@ -106,7 +106,7 @@ def test_the_page_names_every_reason_bound_and_cell() -> None:
         "| cpu | float64 | single | manual | adam | 20 | 1e-11 | 1e-12 | 2e-15 | 1e-10 | 4.00 | **missed**, reordered |"
         in page
     )
-    assert "bound 1.0e-12 (reordered); alone: `python -m runner seed=1`" in page
+    assert "bound 1.0e-12 (reordered); by itself: `python -m runner seed=1`" in page
     assert "* **equal**: 0 units in the last place" in page
     assert "* **linear**" not in page  # no cell has that bound
 
@@ -128,5 +128,5 @@ def test_json_has_the_same_keys_for_every_cell() -> None:
 
 
 @pytest.mark.parametrize("shown", [EVERYTHING, table(MET), table(replace(MET, parameters=math.inf, verdict="missed"))])
-def test_the_picture_is_drawn_whatever_became_of_the_cells(shown: Table) -> None:
+def test_the_plot_is_drawn_for_any_verdicts(shown: ParityTable) -> None:
     assert draw(shown).startswith(b"\x89PNG")

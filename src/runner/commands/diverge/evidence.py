@@ -1,6 +1,6 @@
-"""The records of two runs held against each other, kind by kind: the steps that both have, and the first that differs.
+"""Comparison of the records of two runs, one kind of record at a time.
 
-Equal means equal bits: hashes, numbers that JSON gives back with every bit, tensors byte by byte.
+Equal means equal bits: equal hashes, equal numbers (JSON keeps every bit of them), equal bytes of tensors.
 """
 
 from __future__ import annotations
@@ -10,70 +10,76 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runner.commands.diverge.runs import Recorded
+from runner.commands.diverge.runs import RecordedRun
 from runner.config.schema import hashed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SURROUNDINGS = (
+ENVIRONMENT = (
     "torch", "python", "device", "device_name", "threads", "world_size", "strategy", "lanes", "git_commit", "git_dirty",
 )  # fmt: skip
-"""Of run.json what bits may depend on besides the configuration."""
+"""Entries of run.json, besides the configuration, that the bits may depend on."""
 
-GIVEN = ("lr", "samples_per_second")
-"""Of a row what does not come of the training: what was asked for, and the pace."""
+NOT_COMPARED = ("lr", "samples_per_second")
+"""Values of a row that are not results of the training: a setting and the speed."""
 
-MOST_NAMES = 3
-"""Names that are told of many."""
+MAX_NAMES = 3
+"""Number of tensor names listed in one message."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one kind of record says. `steps` are those that both runs have, up to the first that differs."""
+    """Result of comparing one kind of record."""
 
     source: str
+    """Name of the record, such as `hashes.jsonl`."""
     steps: Sequence[int]
+    """Steps that both runs have recorded, up to the first that differs."""
     first: int | None = None
-    what: str = ""
-    """What differs there."""
+    """First step that differs, or None."""
+    description: str = ""
+    """What differs at the first step that differs."""
     parameters: bool = True
     """Whether equal records mean equal parameters."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A value that two runs do not share."""
+    """A named value that differs between two runs."""
 
     name: str
     one: Any
     other: Any
 
 
-def asked(one: Recorded, other: Recorded) -> list[Difference]:
-    """Keys that the answer depends on."""
+def config_differences(one: RecordedRun, other: RecordedRun) -> list[Difference]:
+    """Return the keys that differ, among those that the answer depends on."""
     return _differences(_flat(hashed(dict(one.config))), _flat(hashed(dict(other.config))))
 
 
-def surroundings(one: Recorded, other: Recorded) -> list[Difference]:
-    """Program and machine."""
-    return _differences(*({name: run.record.get(name) for name in SURROUNDINGS} for run in (one, other)))
+def environment_differences(one: RecordedRun, other: RecordedRun) -> list[Difference]:
+    """Return what differs in program and machine."""
+    return _differences(*({name: run.record.get(name) for name in ENVIRONMENT} for run in (one, other)))
 
 
-def data(one: Recorded, other: Recorded) -> list[Difference]:
-    """The SHA-256 of the data, which checkpoints have; nothing where one of the runs has no intact one."""
+def data_differences(one: RecordedRun, other: RecordedRun) -> list[Difference]:
+    """Return the SHA-256 of the data if it differs.
+
+    It is read from the checkpoints. The result is empty if one of the runs has no intact checkpoint.
+    """
     from runner.runs import checkpoint
 
-    found = []
+    hashes = []
     for run in (one, other):
         states = (checkpoint.intact(run.checkpoints[step]) for step in sorted(run.checkpoints, reverse=True))
-        found.append(next((state.get("data_sha256") for state in states if isinstance(state, dict)), None))
-    first, second = found
-    return [Difference("data_sha256", first, second)] if None not in found and first != second else []
+        hashes.append(next((state.get("data_sha256") for state in states if isinstance(state, dict)), None))
+    first, second = hashes
+    return [Difference("data_sha256", first, second)] if None not in hashes and first != second else []
 
 
-def of_hashes(one: Recorded, other: Recorded) -> Evidence:
-    """`hashes.jsonl`."""
+def compare_hashes(one: RecordedRun, other: RecordedRun) -> Evidence:
+    """Compare `hashes.jsonl`."""
     steps = sorted(one.hashes.keys() & other.hashes.keys())
     for i, step in enumerate(steps):
         names = [d.name for d in _differences(one.hashes[step], other.hashes[step])]
@@ -82,30 +88,33 @@ def of_hashes(one: Recorded, other: Recorded) -> Evidence:
     return Evidence("hashes.jsonl", steps)
 
 
-def of_rows(one: Recorded, other: Recorded) -> Evidence:
-    """`metrics.jsonl`: its values, rows that are there twice, and those that one of two runs lacks that write at the same steps."""
+def compare_rows(one: RecordedRun, other: RecordedRun) -> Evidence:
+    """Compare `metrics.jsonl`: values, rows written twice, and missing rows.
+
+    A missing row counts only if both runs write rows at the same steps.
+    """
     steps, differs = sorted(one.rows.keys() & other.rows.keys()), dict[int, str]()
     for step in steps:
-        found = _row_difference(one.rows[step], other.rows[step])
-        if found:
-            differs[step] = found
+        description = _row_difference(one.rows[step], other.rows[step])
+        if description:
+            differs[step] = description
             break
     if all(_cadence(one)[key] == _cadence(other)[key] for key in _cadence(one)):
-        # Below the last step of both: a run that ended there has a row there whatever its number.
-        both = min(max(one.rows, default=0), max(other.rows, default=0))
-        lost = [step for step in one.rows.keys() ^ other.rows.keys() if step < both]
+        # Below the last step of both runs only: a run writes a row at its last step whatever the interval.
+        end = min(max(one.rows, default=0), max(other.rows, default=0))
+        lost = [step for step in one.rows.keys() ^ other.rows.keys() if step < end]
         if lost:
             step = min(lost)
-            differs[step] = f"only {'A' if step in one.rows else 'B'} has its row"
+            differs[step] = f"only {'A' if step in one.rows else 'B'} has a row"
     for letter, run in (("A", one), ("B", other)):
-        differs |= dict.fromkeys(run.repeated, f"{letter} has its row more than once")
+        differs |= dict.fromkeys(run.repeated, f"{letter} has more than one row")
     first = min(differs, default=None)
     before = [step for step in steps if first is None or step <= first]
     return Evidence("metrics.jsonl", before, first, differs.get(first or 0, ""), parameters=False)
 
 
-def of_checkpoints(one: Recorded, other: Recorded) -> Evidence:
-    """Model and optimizer of the checkpoints that both have, as far as they are intact."""
+def compare_checkpoints(one: RecordedRun, other: RecordedRun) -> Evidence:
+    """Compare model and optimizer state in the intact checkpoints of the steps that both runs have."""
     from runner.runs import checkpoint, checkpoint_shards
 
     steps = []
@@ -114,58 +123,58 @@ def of_checkpoints(one: Recorded, other: Recorded) -> Evidence:
         if isinstance(first, str) or isinstance(second, str):
             continue
         steps.append(step)
-        what = _tensors(checkpoint_shards.split(first)[0], checkpoint_shards.split(second)[0])
-        if what:
-            return Evidence("checkpoints", steps, step, what)
+        description = _tensor_difference(checkpoint_shards.split(first)[0], checkpoint_shards.split(second)[0])
+        if description:
+            return Evidence("checkpoints", steps, step, description)
     return Evidence("checkpoints", steps)
 
 
-def of_ends(one: Recorded, other: Recorded) -> Evidence:
-    """`parameters_sha256` of two runs that have finished at the same step."""
+def compare_final_hashes(one: RecordedRun, other: RecordedRun) -> Evidence:
+    """Compare `parameters_sha256` if both runs have finished at the same step."""
     name = "parameters_sha256"
     if not (one.summary and other.summary) or one.summary["steps"] != other.summary["steps"]:
         return Evidence(name, [])
     step, hashes = int(one.summary["steps"]), [str(run.summary[name]) for run in (one, other)]
     if hashes[0] == hashes[1]:
         return Evidence(name, [step])
-    return Evidence(name, [step], step, f"{hashes[0][:12]}… against {hashes[1][:12]}…")
+    return Evidence(name, [step], step, f"{hashes[0][:12]}… in A, {hashes[1][:12]}… in B")
 
 
-def _cadence(run: Recorded) -> dict[str, Any]:
+def _cadence(run: RecordedRun) -> dict[str, Any]:
     return {"record": run.config["record"]["every_steps"], "evaluate": run.config["train"]["eval_every_steps"]}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
     names = dict.fromkeys([*one, *other])
-    found = [Difference(name, one.get(name, "—"), other.get(name, "—")) for name in names]
-    return [d for d in found if d.one != d.other]
+    pairs = [Difference(name, one.get(name, "—"), other.get(name, "—")) for name in names]
+    return [pair for pair in pairs if pair.one != pair.other]
 
 
 def _named(names: Sequence[str]) -> str:
-    told = ", ".join(f"`{name}`" for name in names[:MOST_NAMES])
-    return told if len(names) <= MOST_NAMES else f"{told} and {len(names) - MOST_NAMES} more tensors"
+    listed = ", ".join(f"`{name}`" for name in names[:MAX_NAMES])
+    return listed if len(names) <= MAX_NAMES else f"{listed} and {len(names) - MAX_NAMES} more tensors"
 
 
 def _row_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """The first value that differs."""
-    for name in (n for n in one if n in other and n not in GIVEN):
+    """Describe the first value that differs; empty if none does."""
+    for name in (n for n in one if n in other and n not in NOT_COMPARED):
         a, b = one[name], other[name]
-        if repr(a) != repr(b):  # so that nan is equal to nan, and 0 not to -0
+        if repr(a) != repr(b):  # as text nan equals nan, and 0 does not equal -0
             relative = abs(a - b) / (max(abs(a), abs(b)) or 1.0)
-            apart = f" (relatively {relative:.2g})" if math.isfinite(relative) else ""
-            return f"`{name}` is {a!r} against {b!r}{apart}"
+            size = f" (relative difference {relative:.2g})" if math.isfinite(relative) else ""
+            return f"`{name}` is {a!r} in A, {b!r} in B{size}"
     return ""
 
 
-def _tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
-    """The first tensor that differs, and by how much."""
+def _tensor_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
+    """Describe the first tensor that differs and by how much; empty if none does."""
     import torch
 
     for name in sorted(one.keys() ^ other.keys()):
@@ -174,16 +183,17 @@ def _tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
         b = other[name]
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             kinds = [f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (a, b)]
-            return f"`{name}` is {kinds[0]} against {kinds[1]}"
+            return f"`{name}` is {kinds[0]} in A, {kinds[1]} in B"
         if not torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8)):
-            return f"`{name}` by {apart(a, b)}"
+            return f"`{name}` by {describe_difference(a, b)}"
     return ""
 
 
-def apart(one: Tensor, other: Tensor) -> str:
-    """The largest difference of two tensors of one shape and type: absolute, relative, in units in the last place.
+def describe_difference(one: Tensor, other: Tensor) -> str:
+    """Describe the largest difference of two tensors of the same shape and dtype.
 
-    Each is the largest over the elements, relative to the larger one of the two.
+    It is given in absolute terms, relative to the larger of the two elements, and in units in the last place.
+    Each figure is the largest over all elements.
     """
     import torch
 
@@ -196,4 +206,4 @@ def apart(one: Tensor, other: Tensor) -> str:
     units = difference / unit.clamp_min(limits.smallest_normal * limits.eps)
     relative = torch.where(difference == 0, 0.0, difference / larger)
     places = f"{units.max():.3g} unit{'' if units.max() == 1 else 's'} in the last place"
-    return f"{difference.max():.2g} at most (relatively {relative.max():.2g}, {places})"
+    return f"at most {difference.max():.2g} (relative difference {relative.max():.2g}, {places})"

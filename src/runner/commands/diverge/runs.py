@@ -1,4 +1,4 @@
-"""What a run directory holds that another one can be held against: of a run that has finished, still runs, or was killed."""
+"""Records in a run directory that can be compared, whether the run is finished, running, stopped or killed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from runner.training.recorder import CHECKPOINTS
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """A run as it stands in its directory. What is read by step is step → what was recorded there."""
+class RecordedRun:
+    """Contents of a run directory. `rows`, `hashes` and `checkpoints` map a step to what was recorded there."""
 
     path: Path
     config: Mapping[str, Any]
@@ -26,14 +26,14 @@ class Recorded:
     summary: Mapping[str, Any]
     rows: Mapping[int, Mapping[str, Any]]
     repeated: Collection[int]
-    """Steps that have more than one row, as none should."""
+    """Steps with more than one row. No step should have more than one."""
     hashes: Mapping[int, Mapping[str, str]]
-    """Hashes of tensors by name."""
+    """Step -> tensor name -> SHA-256."""
     checkpoints: Mapping[int, Path]
 
     @property
     def step(self) -> int:
-        """The last step that anything tells of."""
+        """Last step of which there is any record."""
         return max(
             [*self.rows, *self.hashes, *self.checkpoints, int(self.summary.get("steps", 0))],
             default=0,
@@ -41,21 +41,22 @@ class Recorded:
 
     @property
     def status(self) -> str:
+        """Status in `run.json`, such as finished or running."""
         return str(self.record.get("status"))
 
-    def again(self, *words: str) -> list[str]:
-        """The words that do the run again, on as many processes."""
+    def rerun_arguments(self, *overrides: str) -> list[str]:
+        """Return the command-line arguments that repeat the run on the same number of processes."""
         size = int(self.record.get("world_size", 1))
         several = [f"launch.processes={size}", "launch.nodes=1", "launch.rdzv_endpoint=null"] if size > 1 else []
-        return ["rerun", str(self.path), *several, *words]
+        return ["rerun", str(self.path), *several, *overrides]
 
 
-def read(path: str, word: str) -> Recorded:
-    """The run in a directory. Raises `CheckpointError`, naming `word`, where there is none."""
-    config, folder = saved_values(path, word), Path(path)
+def read_run(path: str, name: str) -> RecordedRun:
+    """Read the run in a directory. Raises `CheckpointError`, which calls the argument `name`, if there is none."""
+    config, folder = saved_values(path, name), Path(path)
     rows = _rows(folder / "metrics.jsonl")
     steps = [int(row["step"]) for row in rows]
-    return Recorded(
+    return RecordedRun(
         path=folder,
         config=config,
         record=read_record(folder),
@@ -72,12 +73,12 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    """That of a run that has finished; nothing where it has not."""
+    """Return the summary of a finished run, or an empty one if the run has not finished."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found
+    return summary
 
 
 def _checkpoints(folder: Path) -> dict[int, Path]:

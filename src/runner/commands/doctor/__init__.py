@@ -1,6 +1,7 @@
-"""`python -m runner doctor`: what this machine can do, what it cannot and why, and the command that mends it.
+"""`python -m runner doctor`: what works on this machine, what does not and why, and the command that fixes it.
 
-`probes` looks, `findings` judges. Neither torch nor numpy is imported here, so that it answers where they cannot be.
+`probes` records the machine and `findings` judges the record. Neither imports torch or numpy, so that the command also
+works where they cannot be imported.
 """
 
 from __future__ import annotations
@@ -16,38 +17,40 @@ from runner.commands.doctor.findings import findings
 from runner.commands.doctor.probes import collect
 
 USAGE = """\
-python -m runner doctor     what this machine can do, what it cannot and why, and the command that mends it
+python -m runner doctor     what works on this machine, what does not and why, and the command that fixes it
 
-Each line is ok, limited (a run can be done without it) or broken (a run cannot be done).
-Exit code 0 when a run can be done, 1 when something is broken.
+Each line is ok, limited (runs are possible without it) or broken (no run is possible).
+Exit code 0 if a run is possible, 1 if something is broken.
 
 options
   --json     one JSON object: able, findings, machine
 """
 
 
-def command(words: list[str]) -> int:
-    """Look at this machine and say what is found; exit code 1 where something is broken that a run needs."""
+def command(arguments: list[str]) -> int:
+    """Examine this machine and print the findings; return 1 if something that a run needs is broken."""
     parser = Parser("doctor")
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args(words)
+    parsed = parser.parse_args(arguments)
     machine = collect()
-    found = findings(machine)
-    if given.json:
-        told = [dataclasses.asdict(finding) for finding in found]
-        sys.stdout.write(
-            f"{json.dumps({'able': able(found), 'findings': told, 'machine': dataclasses.asdict(machine)})}\n"
-        )
+    results = findings(machine)
+    if parsed.json:
+        report = {
+            "able": able(results),
+            "findings": [dataclasses.asdict(finding) for finding in results],
+            "machine": dataclasses.asdict(machine),
+        }
+        sys.stdout.write(f"{json.dumps(report)}\n")
     else:
-        sys.stdout.write(text(found))
-    return 0 if able(found) else 1
+        sys.stdout.write(text(results))
+    return 0 if able(results) else 1
 
 
-def text(found: Sequence[Finding]) -> str:
-    """Findings for people: state, subject and reason, and below each what mends it."""
-    width = max(len(finding.subject) for finding in found)
+def text(results: Sequence[Finding]) -> str:
+    """Return the findings as text: state, subject and reason, each followed by its remedy."""
+    width = max(len(finding.subject) for finding in results)
     lines = []
-    for finding in found:
+    for finding in results:
         lines.append(f"{finding.state:<7}  {finding.subject:<{width}}  {finding.reason}")
-        lines += [f"{'':<7}  {'':<{width}}  mend: {finding.remedy}"] if finding.remedy else []
+        lines += [f"{'':<7}  {'':<{width}}  fix: {finding.remedy}"] if finding.remedy else []
     return "\n".join(lines) + "\n"

@@ -1,10 +1,14 @@
-"""What torch says of this machine, as one line of JSON: a process of its own, since an import of torch may end it."""
+"""Report of what torch finds on this machine, as one line of JSON.
+
+It runs in a process of its own, because importing torch may crash or hang the process.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from runner.commands.doctor.machine import GIB, Gpu, Torch
@@ -12,7 +16,7 @@ from runner.compute.devices import probe
 
 
 def report() -> Torch:
-    """What torch says. Raises whatever torch does."""
+    """Return what torch finds. Raises whatever torch raises."""
     hardware = probe()
     import torch
     from torch import distributed
@@ -42,30 +46,30 @@ def _gpu(backend: Any, number: int) -> Gpu:
         name=properties.name,
         memory_gib=properties.total_memory / GIB,
         capability=capability.partition(":")[0],
-        # Whether the build has code for this GPU, and the GPU answers, is seen by using it.
+        # Only a computation shows whether the build has code for this GPU and whether the GPU responds.
         fault=_fault(lambda: (torch.ones(2, device=device) + 1).sum().item()),
     )
 
 
-def _fault(attempt: Any) -> str | None:
+def _fault(attempt: Callable[[], object]) -> str | None:
     try:
         attempt()
     except Exception as error:
-        return _line(error)
+        return _first_line(error)
     return None
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def main() -> None:
-    """Print the answer."""
+    """Print the report, or the reason why there is none, as JSON."""
     try:
-        answer = dataclasses.asdict(report())
+        result = dataclasses.asdict(report())
     except Exception as error:
-        answer = {"fault": _line(error.__cause__ or error)}
-    sys.stdout.write(f"\n{json.dumps(answer)}\n")
+        result = {"fault": _first_line(error.__cause__ or error)}
+    sys.stdout.write(f"\n{json.dumps(result)}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is found out about a machine: one thing, its state, why, and what mends it."""
+"""One finding about a machine: its subject, state, reason and remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ State = Literal["ok", "limited", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about a machine: ok, limited (a run can be done without it) or broken (no run can be done)."""
+    """Finding about one subject: ok, limited (runs are possible without it) or broken (no run is possible)."""
 
     subject: str
     state: State
@@ -20,5 +20,5 @@ class Finding:
 
 
 def able(findings: Iterable[Finding]) -> bool:
-    """Whether a run can be done."""
+    """Whether a run is possible."""
     return all(finding.state != "broken" for finding in findings)

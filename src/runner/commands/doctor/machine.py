@@ -1,4 +1,4 @@
-"""Everything that is recorded of a machine: `probes` finds it out, `findings` judges it, and JSON holds it whole."""
+"""Record of a machine: `probes` fills it, `findings` judges it, and JSON stores it completely."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU as torch sees it: its compute capability or architecture, and what a first computation on it fails with."""
+    """A GPU as torch sees it."""
 
     name: str
     memory_gib: float
     capability: str
+    """Compute capability (NVIDIA) or architecture (AMD)."""
     fault: str | None = None
+    """Error of a first computation on it, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Torch:
-    """What torch says, asked in the environment that a run would have."""
+    """What torch reports in the environment that a run would have."""
 
     hardware: Hardware
     threads: int
     backends: tuple[str, ...]
-    """Of gloo, nccl, mpi and xccl those that the build has."""
+    """Those of gloo, nccl, mpi and xccl that the build has."""
     gpus: tuple[Gpu, ...] = ()
     numpy_fault: str | None = None
-    """What a tensor fails with when it is to become a numpy array."""
+    """Error of converting a tensor to a numpy array, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package that the runner, or an extra of it, asks for: which versions, and the one that is installed."""
+    """A package that the runner or one of its extras requires, with the allowed versions and the installed one."""
 
     name: str
     versions: str
@@ -46,7 +48,7 @@ class Package:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A machine and the Python on it, as a run would meet them."""
+    """A machine and its Python, as a run would find them."""
 
     python: str
     requires_python: str
@@ -56,52 +58,52 @@ class Machine:
     architecture: str
     container: bool
     cores: float
-    """That this process may use, with the limit of its container."""
+    """Cores that this process may use, limited by its container."""
     disk_free_gib: float | None
     shared_memory_gib: float | None
     writable: bool
-    """Whether files can be made in the working directory."""
+    """Whether files can be created in the working directory."""
     environ: dict[str, str]
     packages: tuple[Package, ...]
     build: TorchBuild | None
     torch: Torch | None
     torch_fault: str | None
-    """Why torch said nothing, though it is installed."""
+    """Why there is no report from torch, though it is installed."""
     cards: dict[str, tuple[str, ...]]
-    """nvidia, amd, intel → names of the cards that the system lists, whatever torch sees."""
+    """nvidia, amd or intel -> names of the cards that the system lists, whatever torch sees."""
     nvidia_driver: str | None
     kfd: str
-    """AMD's door to its GPUs, /dev/kfd: open, closed (no permission) or absent."""
+    """State of /dev/kfd, through which AMD GPUs compute: open, closed (no permission) or absent."""
     compiler: str | None
     python_headers: bool
     triton: bool
 
     @property
     def intel_mac(self) -> bool:
-        """A Mac with an Intel processor, or a Python made for one."""
+        """Whether this is a Mac with an Intel processor, or a Python built for one."""
         return self.system == "Darwin" and self.architecture == "x86_64"
 
 
 def from_json(values: Mapping[str, Any]) -> Machine:
-    """A machine from what `dataclasses.asdict` made of it, after JSON."""
+    """Return the machine whose `dataclasses.asdict` was stored as JSON."""
     torch = values["torch"]
-    read = {
+    fields = {
         "packages": tuple(Package(**package) for package in values["packages"]),
         "build": values["build"] and TorchBuild(**values["build"]),
         "torch": torch and torch_from_json(torch),
         "cards": {vendor: tuple(names) for vendor, names in values["cards"].items()},
     }
-    return Machine(**{**values, **read})
+    return Machine(**{**values, **fields})
 
 
 def torch_from_json(values: Mapping[str, Any]) -> Torch:
-    """What torch said, after JSON."""
+    """Return the report of torch whose `dataclasses.asdict` was stored as JSON."""
     hardware = values["hardware"]
-    read = {
+    fields = {
         "hardware": Hardware(
             **{**hardware, "build": TorchBuild(**hardware["build"]), "gpu_names": tuple(hardware["gpu_names"])}
         ),
         "backends": tuple(values["backends"]),
         "gpus": tuple(Gpu(**gpu) for gpu in values["gpus"]),
     }
-    return Torch(**{**values, **read})
+    return Torch(**{**values, **fields})

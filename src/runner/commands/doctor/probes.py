@@ -1,7 +1,7 @@
-"""The one place that looks at the machine. Nothing here imports torch or numpy.
+"""Probes that record the machine; all other modules of the command are pure functions of the record.
 
-What torch itself says is asked of a process of its own, which may fail, crash or hang. A probe that finds nothing says so
-with None or an empty text; none raises.
+Nothing here imports torch or numpy. What torch reports comes from a child process, which may fail, crash or hang. A probe
+that finds nothing returns None or an empty value; no probe raises.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from runner.commands.doctor.machine import GIB, Machine, Package, Torch, torch_f
 from runner.compute.devices import TorchBuild, installed_build
 from runner.errors import DeviceError
 
-ANSWER_SECONDS = 120
-"""How long torch may take to say what it finds: its import alone takes a minute where files come over a slow network."""
+TORCH_SECONDS = 120
+"""Time limit for the report of torch. Its import alone may take a minute on a slow network disk."""
 TOOL_SECONDS = 20
+"""Time limit for other programs, such as nvidia-smi."""
 
 PCI = Path("/sys/bus/pci/devices")
 NVIDIA_MODULE = Path("/proc/driver/nvidia/version")
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 VENDORS = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
-"""PCI vendor → whose cards they are."""
-_NAMED = (("nvidia", r"nvidia|geforce|quadro|tesla"), ("amd", r"\bamd\b|radeon|\bati\b"), ("intel", r"intel"))
+"""PCI vendor id -> vendor."""
+_VENDOR_PATTERNS = (("nvidia", r"nvidia|geforce|quadro|tesla"), ("amd", r"\bamd\b|radeon|\bati\b"), ("intel", r"intel"))
 _RELEVANT = ("CXX", "CUDA", "HIP", "ROCR", "ROCM", "GPU", "OMP_", "MKL_", "HSA_")
-"""How the names of the variables begin that say which GPUs, threads and compiler there are, or were meant to."""
+"""Prefixes of the environment variables that select GPUs, threads and compiler, also if misspelt."""
 
 
 def collect() -> Machine:
-    """This machine."""
+    """Return the record of this machine."""
     build, torch, fault = _torch()
-    found, driver = cards()
+    found_cards, driver = cards()
     requires_python, packages = _packages()
     return Machine(
         python=platform.python_version(),
@@ -57,16 +58,16 @@ def collect() -> Machine:
         build=build,
         torch=torch,
         torch_fault=fault,
-        cards=found,
+        cards=found_cards,
         nvidia_driver=driver,
         kfd=_kfd(),
         compiler=_compiler(),
         python_headers=Path(sysconfig.get_path("include"), "Python.h").is_file(),
-        triton=_is_there("triton"),
+        triton=_is_installed("triton"),
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- torch's word
+# --------------------------------------------------------------------------------------------------------- report of torch
 
 
 def _torch() -> tuple[TorchBuild | None, Torch | None, str | None]:
@@ -74,12 +75,15 @@ def _torch() -> tuple[TorchBuild | None, Torch | None, str | None]:
         build = installed_build()
     except (DeviceError, ImportError, KeyError, SyntaxError):
         return None, None, None
-    torch, fault = ask(ANSWER_SECONDS)
+    torch, fault = query_torch(TORCH_SECONDS)
     return build, torch, fault
 
 
-def ask(seconds: float) -> tuple[Torch | None, str | None]:
-    """What torch says in a process of its own, or why it says nothing: it cannot be imported, crashes, or takes too long."""
+def query_torch(seconds: float) -> tuple[Torch | None, str | None]:
+    """Return the report of torch from a child process, or the reason why there is none.
+
+    torch may fail to import, crash, or take longer than `seconds`.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-m", "runner.commands.doctor.child"],
@@ -93,21 +97,21 @@ def ask(seconds: float) -> tuple[Torch | None, str | None]:
     except subprocess.TimeoutExpired:
         return None, f"it does not answer within {seconds:g} seconds"
     except OSError as error:
-        return None, f"no process can be started to ask it ({error})"
+        return None, f"no process can be started to import it ({error})"
     if done.returncode < 0:
-        return None, f"it ends Python with {signal.Signals(-done.returncode).name}"
+        return None, f"it crashes Python with {signal.Signals(-done.returncode).name}"
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-        return (None, answer["fault"]) if "fault" in answer else (torch_from_json(answer), None)
-    except (IndexError, ValueError, KeyError, TypeError):  # it said something, or nothing, and left
-        return None, f"it ends Python with exit code {done.returncode}"
+        report = json.loads(done.stdout.splitlines()[-1])
+        return (None, report["fault"]) if "fault" in report else (torch_from_json(report), None)
+    except (IndexError, ValueError, KeyError, TypeError):  # the process exited before it printed a report
+        return None, f"it exits Python with code {done.returncode}"
 
 
 # ----------------------------------------------------------------------------------------------------- cards and drivers
 
 
 def _output(*command: str) -> str | None:
-    """What a tool prints; None where it is not there, fails or hangs."""
+    """Return what a program prints, or None if it is missing, fails or hangs."""
     try:
         done = subprocess.run(
             command, capture_output=True, timeout=TOOL_SECONDS, encoding="utf-8", errors="replace", check=False
@@ -118,9 +122,9 @@ def _output(*command: str) -> str | None:
 
 
 def cards() -> tuple[dict[str, tuple[str, ...]], str | None]:
-    """The cards that are there, by vendor, and the version of NVIDIA's driver.
+    """Return the cards in this machine by vendor, and the version of the NVIDIA driver.
 
-    NVIDIA's own tool tells both; without it, the system lists the cards and the kernel tells the version.
+    nvidia-smi reports both. Without it, the system lists the cards and the kernel module has the version.
     """
     text = _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or ""
     rows = [line.rpartition(", ") for line in text.splitlines() if ", " in line]
@@ -131,26 +135,26 @@ def cards() -> tuple[dict[str, tuple[str, ...]], str | None]:
 
 
 def _listed() -> dict[str, tuple[str, ...]]:
-    """The cards that the system lists."""
+    """Return the cards that the operating system lists, by vendor."""
     if platform.system() == "Windows":
         query = "(Get-CimInstance Win32_VideoController).Name"
         return by_vendor(_output("powershell", "-NoProfile", "-Command", query) or "")
-    found: dict[str, tuple[str, ...]] = {}
+    names: dict[str, tuple[str, ...]] = {}
     for device in sorted(PCI.glob("*")):
         vendor, kind = VENDORS.get(_read(device / "vendor").strip()), _read(device / "class")
         if vendor and kind.startswith(("0x03", "0x12")):  # displays and 3D controllers; processing accelerators
-            found[vendor] = (*found.get(vendor, ()), f"PCI {device.name}")
-    return found
+            names[vendor] = (*names.get(vendor, ()), f"PCI {device.name}")
+    return names
 
 
 def by_vendor(text: str) -> dict[str, tuple[str, ...]]:
-    """Names of cards, one a line, by vendor."""
-    found: dict[str, tuple[str, ...]] = {}
+    """Return names of cards, one per line in `text`, by vendor."""
+    names: dict[str, tuple[str, ...]] = {}
     for name in filter(None, map(str.strip, text.splitlines())):
-        vendor = next((vendor for vendor, words in _NAMED if re.search(words, name, re.IGNORECASE)), None)
+        vendor = next((vendor for vendor, pattern in _VENDOR_PATTERNS if re.search(pattern, name, re.IGNORECASE)), None)
         if vendor:
-            found[vendor] = (*found.get(vendor, ()), name)
-    return found
+            names[vendor] = (*names.get(vendor, ()), name)
+    return names
 
 
 def _kfd() -> str:
@@ -163,28 +167,31 @@ def _kfd() -> str:
 
 
 def _packages() -> tuple[str, tuple[Package, ...]]:
-    """The Python that the runner asks for, and its packages; nothing where it is not installed, or not whole."""
+    """Return the Python versions and the packages that the runner requires.
+
+    Both are empty if the runner is not installed, or not completely.
+    """
     from importlib import metadata
 
     try:
         from packaging.requirements import Requirement
 
-        own = metadata.metadata("runner")
-        asked = [Requirement(text) for text in metadata.requires("runner") or []]
-    except (ImportError, ValueError):  # not installed; a requirement that cannot be read
+        package = metadata.metadata("runner")
+        requirements = [Requirement(text) for text in metadata.requires("runner") or []]
+    except (ImportError, ValueError):  # not installed, or a requirement cannot be parsed
         return "", ()
-    extras = ["", *sorted(set(own.get_all("Provides-Extra") or ()) - {"dev"})]
-    found = [
+    extras = ["", *sorted(set(package.get_all("Provides-Extra") or ()) - {"dev"})]
+    packages = [
         Package(name=need.name, versions=str(need.specifier), extra=extra, installed=_version(need.name))
         for extra in extras
-        for need in asked
-        if (need.marker is None and not extra) or (need.marker is not None and _for(need.marker, extra))
+        for need in requirements
+        if (need.marker is None and not extra) or (need.marker is not None and _belongs_to(need.marker, extra))
     ]
-    return (own.get_all("Requires-Python") or [""])[0], tuple(found)
+    return (package.get_all("Requires-Python") or [""])[0], tuple(packages)
 
 
-def _for(marker: Any, extra: str) -> bool:
-    """Whether a requirement is one of an extra ("" for none), and not of the runner itself."""
+def _belongs_to(marker: Any, extra: str) -> bool:
+    """Whether a requirement belongs to an extra; the extra "" stands for the runner itself."""
     return bool(marker.evaluate({"extra": extra})) and not (extra and marker.evaluate({"extra": ""}))
 
 
@@ -197,7 +204,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _is_there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     from importlib.util import find_spec
 
     try:
@@ -207,16 +214,16 @@ def _is_there(module: str) -> bool:
 
 
 def cores() -> float:
-    """The cores that this process may use: those it may run on, and no more than the limit of its container."""
+    """Return the number of cores that this process may use, limited by its container."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = re.match(r"(\d+) (\d+)", _read(CPU_LIMIT))
     return min(usable, int(limit[1]) / int(limit[2])) if limit else usable
 
 
 def _compiler() -> str | None:
-    """What torch.compile compiles with on the CPU."""
-    usual = {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
-    return shutil.which(os.environ.get("CXX") or usual)
+    """Return the path of the C++ compiler that torch.compile uses on the CPU, or None."""
+    default = {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
+    return shutil.which(os.environ.get("CXX") or default)
 
 
 def _space(path: Path, free: bool) -> float | None:

@@ -1,6 +1,6 @@
-"""What sets values and chooses options: the lines of files and the words of the command line, in the order in which they count.
+"""Assignments of values and options in files and on the command line, in the order in which later ones replace earlier ones.
 
-The order is Hydra's own defaults list; the line of a key is that of its node in the file.
+The order is that of Hydra's own defaults list. The line of a key is the line of its node in the YAML file.
 """
 
 from __future__ import annotations
@@ -21,111 +21,118 @@ GROUPS = tuple(group for group, hint in validation.hints(Config).items() if vali
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A place that gives a key its value, or a group its option: a line of a file, or a word of the command line."""
+class Assignment:
+    """Assignment of a value to a key, or of an option to a group, by a line of a file or by a command-line override."""
 
     key: str
     value: Any
-    """As it is written there: a reference is not resolved."""
+    """Value as it is written there, with references unresolved."""
     source: str
+    """File, or override."""
     line: int | None = None
-    """None for a word, 0 for a file that is older than the key: the value is that of the time before it existed."""
+    """Line in the file. None for an override, 0 for a key that did not exist when the file was written."""
 
     @property
     def place(self) -> str:
-        """Where it is, for people."""
+        """Place of the assignment as text."""
         if self.line == 0:
             return f"{self.source} is older than this key"
         return f"command line: {self.source}" if self.line is None else f"{self.source}:{self.line}"
 
     def plain(self) -> dict[str, Any]:
-        """What JSON holds of it."""
+        """Return the value and the place as JSON values."""
         place = {"override": self.source} if self.line is None else {"file": self.source, "line": self.line or None}
         return {"value": self.value, **place}
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file of the configuration: what Hydra calls it, what people call it, and whose keys are in it."""
+    """A file of the configuration."""
 
     config_path: str
+    """Path that Hydra calls it by."""
     path: Path
     label: str
+    """Path shown to the user."""
     package: str
+    """Dotted key below which its values are merged."""
 
 
 @dataclass(frozen=True)
-class Merged:
-    """The files that are merged, in order, later ones over earlier ones; group → the file whose defaults list overrides it."""
+class MergedFiles:
+    """The files of a configuration in the order in which they are merged, later ones over earlier ones."""
 
     files: tuple[_File, ...]
     overriding: dict[str, str | None]
+    """Group -> path of the file whose defaults list overrides its option."""
 
 
-def merge(plan: Plan, config_dir: str | None) -> Merged:
-    """Hydra's own decision about which files are merged, in which order, and which of their choices count."""
+def merge_files(plan: Plan, config_dir: str | None) -> MergedFiles:
+    """Return the files that Hydra merges, and which of them override the option of a group."""
     from hydra.types import RunMode
 
     with opened() as hydra:
-        found = hydra.config_loader.compute_defaults_list("config", chosen_words(plan, config_dir), RunMode.RUN)
-    # Ours before the user's, as in the search path.
+        defaults_list = hydra.config_loader.compute_defaults_list("config", chosen_words(plan, config_dir), RunMode.RUN)
+    # The package's own files come before the user's, as in the search path.
     roots = [(CONF, "conf")] + ([(Path(config_dir), config_dir.rstrip("/"))] if config_dir else [])
     files = []
-    for default in found.defaults:
+    for default in defaults_list.defaults:
         name = default.config_path.lstrip("/")
-        own = [(root / f"{name}.yaml", f"{label}/{name}.yaml") for root, label in roots]
-        # What Hydra adds for itself is no part of a run.
-        there = [(path, label) for path, label in own if path.is_file() and not name.startswith("hydra/")]
-        files += [_File(name, path, label, default.package) for path, label in there[:1]]
-    overriding = {group: data.containing_config_path for group, data in found.overrides.override_metadata.items()}
-    return Merged(tuple(files), overriding)
+        candidates = [(root / f"{name}.yaml", f"{label}/{name}.yaml") for root, label in roots]
+        # Files that Hydra adds for itself are not part of a run.
+        existing = [(path, label) for path, label in candidates if path.is_file() and not name.startswith("hydra/")]
+        files += [_File(name, path, label, default.package) for path, label in existing[:1]]
+    overriding = {
+        group: data.containing_config_path for group, data in defaults_list.overrides.override_metadata.items()
+    }
+    return MergedFiles(tuple(files), overriding)
 
 
-def settings(composed: Composed, plan: Plan, merged: Merged, run: str | None) -> list[Setting]:
-    """Everything that sets a value, in order, later ones over earlier ones; `run` is the one that is gone on from or done again."""
-    found = _of_files(merged.files)
+def assignments(composed: Composed, plan: Plan, merged: MergedFiles, run: str | None) -> list[Assignment]:
+    """Return all assignments of values in order. `run` is the directory of the run that is resumed or repeated."""
+    result = _from_files(merged.files)
     if run is not None:
         file = Path(run) / "config.yaml"
-        # An option that is given takes the place of the run's own.
-        fresh = [setting for setting in found if setting.key.partition(".")[0] in plan.groups]
-        found = [*_newer(file), *_read(_File("", file, str(file), "")), *fresh]
-    return [*found, *_of_words(composed.overrides, plan)]
+        # An option on the command line replaces the group of the saved run.
+        replacing = [assignment for assignment in result if assignment.key.partition(".")[0] in plan.groups]
+        result = [*_newer_keys(file), *_read(_File("", file, str(file), "")), *replacing]
+    return [*result, *_from_overrides(composed.overrides, plan)]
 
 
-def _newer(file: Path) -> list[Setting]:
-    """The values of keys that did not exist when a run wrote its configuration."""
+def _newer_keys(file: Path) -> list[Assignment]:
+    """Return the values of keys that did not exist when a run wrote its configuration."""
     from omegaconf import OmegaConf
 
     values: Any = OmegaConf.to_container(OmegaConf.load(file))
-    there = dict(_flat(values))
-    whole = _flat(validation.completed(Config, values))
-    return [Setting(key, value, str(file), 0) for key, value in whole if key not in there]
+    written = dict(_flat(values))
+    completed = _flat(validation.completed(Config, values))
+    return [Assignment(key, value, str(file), 0) for key, value in completed if key not in written]
 
 
-def _of_words(words: Sequence[str], plan: Plan) -> list[Setting]:
-    """The values of the command line. Of steps and epochs the one that is typed also sets the other, to null."""
-    typed = {overrides.key_of(word): word for word in words}
+def _from_overrides(arguments: Sequence[str], plan: Plan) -> list[Assignment]:
+    """Return the values on the command line. Setting steps or epochs also sets the other one to null."""
+    given = {overrides.key_of(argument): argument for argument in arguments}
     other = {"train.steps": "train.epochs", "train.epochs": "train.steps"}
     return [
-        Setting(name, value, typed[name] if name in typed else typed[other[name]])
+        Assignment(name, value, given[name] if name in given else given[other[name]])
         for name, value in plan.values.items()
     ]
 
 
-def _of_files(files: Sequence[_File]) -> list[Setting]:
-    return [setting for file in files for setting in _read(file)]
+def _from_files(files: Sequence[_File]) -> list[Assignment]:
+    return [assignment for file in files for assignment in _read(file)]
 
 
-def _read(file: _File) -> list[Setting]:
-    """Every value in a YAML file, with its line."""
+def _read(file: _File) -> list[Assignment]:
+    """Return every value in a YAML file with its line."""
     from omegaconf import OmegaConf
 
     values: Any = OmegaConf.to_container(OmegaConf.load(file.path))
     values.pop("defaults", None)
     lines = dict(_lines(file.path))
     prefix = f"{file.package}." if file.package else ""
-    # A name that YAML reads as a truth value is no key of any configuration.
-    return [Setting(f"{prefix}{key}", value, file.label, lines[key]) for key, value in _flat(values) if key in lines]
+    # A name that YAML reads as a boolean, such as `on`, is not a key of any configuration.
+    return [Assignment(f"{prefix}{key}", value, file.label, lines[key]) for key, value in _flat(values) if key in lines]
 
 
 def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -137,7 +144,7 @@ def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _lines(path: Path) -> Iterator[tuple[str, int]]:
-    """Dotted key → line of every key in a YAML file; one that is merged in (<<) has the line that it is written on."""
+    """Yield the dotted key and the line of every key in a YAML file; a key merged with << has the line it is written on."""
     import yaml
 
     loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
@@ -152,24 +159,27 @@ def _lines(path: Path) -> Iterator[tuple[str, int]]:
     yield from below(loader.get_single_node(), "")
 
 
-def history(key: str, value: Any, settings: Sequence[Setting]) -> Iterator[Setting]:
-    """What set a key, in order: by itself, as a part of something larger, or, where a mapping was emptied, its entries."""
-    for setting in settings:
-        if setting.value == validation.MISSING:
+def history(key: str, value: Any, assigned: Sequence[Assignment]) -> Iterator[Assignment]:
+    """Yield the assignments of a key in order.
+
+    A key is assigned by itself or as part of a group. If a mapping was emptied, its earlier entries are included.
+    """
+    for assignment in assigned:
+        if assignment.value == validation.MISSING:
             continue
-        if setting.key == key:
-            yield setting
-        elif key.startswith(f"{setting.key}."):
-            part = _part(setting.value, key.removeprefix(f"{setting.key}.").split("."))
+        if assignment.key == key:
+            yield assignment
+        elif key.startswith(f"{assignment.key}."):
+            part = _part(assignment.value, key.removeprefix(f"{assignment.key}.").split("."))
             if part is not None:
-                yield dataclasses.replace(setting, key=key, value=part)
-        elif value == {} and setting.key.startswith(f"{key}."):
-            entry = {setting.key.removeprefix(f"{key}."): setting.value}
-            yield dataclasses.replace(setting, key=key, value=entry)
+                yield dataclasses.replace(assignment, key=key, value=part)
+        elif value == {} and assignment.key.startswith(f"{key}."):
+            entry = {assignment.key.removeprefix(f"{key}."): assignment.value}
+            yield dataclasses.replace(assignment, key=key, value=entry)
 
 
 def _part(value: Any, names: Sequence[str]) -> Any:
-    """What a group's value holds for a key below it; of a reference to a whole group the reference itself."""
+    """Return the value of a key within the value of a group; if that is a reference, return the reference."""
     for name in names:
         if not isinstance(value, Mapping):
             break
@@ -177,32 +187,36 @@ def _part(value: Any, names: Sequence[str]) -> Any:
     return None if isinstance(value, Mapping) else value
 
 
-def choices(composed: Composed, plan: Plan, merged: Merged, run: str | None) -> dict[str, tuple[Setting, ...]]:
-    """For each group all that choose its option, the one that counts last; of a run that was made before, the words alone."""
-    typed = {overrides.key_of(word): word for word in composed.overrides}
-    chosen: dict[str, tuple[Setting, ...]] = {
-        group: (Setting(group, option, typed[group]),) for group, option in plan.groups.items()
+def choices(composed: Composed, plan: Plan, merged: MergedFiles, run: str | None) -> dict[str, tuple[Assignment, ...]]:
+    """Return the assignments of each group's option, the last one in effect.
+
+    For a run that is resumed or repeated only the command line counts.
+    """
+    given = {overrides.key_of(argument): argument for argument in composed.overrides}
+    on_command_line: dict[str, tuple[Assignment, ...]] = {
+        group: (Assignment(group, option, given[group]),) for group, option in plan.groups.items()
     }
     if run is not None:
-        return chosen
-    found = {group: own for group, own in chosen.items() if group not in GROUPS}
+        return on_command_line
+    result = {group: assigned for group, assigned in on_command_line.items() if group not in GROUPS}
     listed = {file.config_path: list(_listed(file)) for file in merged.files}
     for group in GROUPS:
+        # The file whose choice is in effect comes last, whatever the order in which the files are merged.
         order = sorted(listed, key=lambda path: path == merged.overriding.get(group))
-        own = [setting for path in order for setting in listed[path] if setting.key == group]
-        found[group] = (*own, *chosen.get(group, ()))
-    return found
+        in_files = [assignment for path in order for assignment in listed[path] if assignment.key == group]
+        result[group] = (*in_files, *on_command_line.get(group, ()))
+    return result
 
 
-def _listed(file: _File) -> Iterator[Setting]:
-    """The choices in a file's defaults list."""
+def _listed(file: _File) -> Iterator[Assignment]:
+    """Yield the choices in the defaults list of a file."""
     import yaml
 
     root = yaml.compose(file.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     lists = [value for key, value in root.value if key.value == "defaults"] if root else []
-    items = [item for found in lists for item in found.value if isinstance(item, yaml.MappingNode)]
+    items = [item for entries in lists for item in entries.value if isinstance(item, yaml.MappingNode)]
     folder = file.config_path.rpartition("/")[0]
     for key, value in (pair for item in items for pair in item.value):
         group = key.value.split()[-1].partition("@")[0]  # after "override", before a package
         path = group[1:] if group.startswith("/") else f"{folder}/{group}".lstrip("/")
-        yield Setting(path, value.value, file.label, key.start_mark.line + 1)
+        yield Assignment(path, value.value, file.label, key.start_mark.line + 1)

@@ -6,15 +6,15 @@ import os
 import sys
 from pathlib import Path
 
-from runner.commands.parity.runs import follow
+from runner.commands.parity.runs import run_plan
 from runner.errors import RunnerError
 
 
 def main() -> int:
-    """Do what the plan says; gives the exit code."""
+    """Do the runs of the plan and return the exit code."""
     try:
-        follow(Path(sys.argv[1]), int(os.environ["RANK"]))
-    except Exception as error:  # the table tells it
+        run_plan(Path(sys.argv[1]), int(os.environ["RANK"]))
+    except Exception as error:  # the table reports it
         return error.exit_code if isinstance(error, RunnerError) else 1
     return 0
 
@@ -23,5 +23,5 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # As the command line does: in torch 2.13 the threads of gloo now and then abort a process that has done its work.
+    # As in the command line: the gloo threads of torch 2.13 sometimes abort a process that has finished its work.
     os._exit(code)

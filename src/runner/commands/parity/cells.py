@@ -1,4 +1,4 @@
-"""The cells of a parity table: every device × dtype × strategy × update × optimizer, and why some of them cannot run here.
+"""Cells of a parity table (device × dtype × strategy × update × optimizer) and why some of them cannot run here.
 
 The decisions are functions of the configuration, the environment and what torch reports about the hardware.
 """
@@ -21,17 +21,17 @@ from runner.errors import ConfigError, DeviceError, InputError
 
 AXES = ("device", "dtype", "strategy", "update", "optimizer")
 ONE_PROCESS = ("single", "dp")
-"""Strategies of one process; all others have `Asked.processes` of them."""
+"""Strategies of one process; all others use `ParityRequest.processes`."""
 
-OWN = {
-    "run_dir": "say where the table goes with --out DIR",
+REFUSED_KEYS = {
+    "run_dir": "use --out DIR for the directory of the table",
     "resume": "every cell starts from step 0; leave it out",
-    "seeds": "a table is of one seed; give seed=N",
-    "train.steps": "say how many steps are compared with --steps N",
-    "train.epochs": "say how many steps are compared with --steps N",
-    "launch.nodes": "a table is made on one host; leave it out",
+    "seeds": "a table has one seed; use seed=N",
+    "train.steps": "use --steps N for the number of steps",
+    "train.epochs": "use --steps N for the number of steps",
+    "launch.nodes": "a table is computed on one host; leave it out",
 }
-"""Keys that are refused, and what to do."""
+"""Keys that parity refuses, with the remedy."""
 
 
 @dataclass(frozen=True)
@@ -45,77 +45,82 @@ class Cell:
     optimizer: str
 
     @property
-    def words(self) -> list[str]:
-        """Itself on a command line."""
+    def overrides(self) -> list[str]:
+        """Overrides that select the cell on a command line."""
         return [f"{axis}={getattr(self, axis)}" for axis in AXES]
 
     def __str__(self) -> str:
-        return " ".join(self.words)
+        return " ".join(self.overrides)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the table is of: `axes` are the values of each axis in the order of the schema, `bases` a configuration an optimizer.
-
-    `refused` are the optimizers that the words of the command line do not fit, each with the reasons;
-    `notices` is what the user should hear of every configuration.
-    """
+class ParityRequest:
+    """The requested table: values of the axes, and the configurations that its cells vary."""
 
     axes: Mapping[str, Sequence[str]]
-    words: tuple[str, ...]
+    """Axis -> its values, in the order of the schema."""
+    overrides: tuple[str, ...]
+    """Command-line overrides that are not for an axis."""
     bases: Mapping[str, Config]
+    """Optimizer -> configuration."""
     refused: Mapping[str, tuple[str, ...]]
+    """Optimizer whose configuration is not valid with the overrides -> the reasons."""
     notices: tuple[str, ...]
+    """Notices that apply to every configuration."""
     processes: int
 
     def cells(self, devices: Sequence[str]) -> list[Cell]:
-        """All cells of some of the devices, in the order of the axes."""
+        """Return all cells of these devices, in the order of the axes."""
         values = {**self.axes, "device": devices}
-        return [Cell(*found) for found in product(*(values[axis] for axis in AXES))]
+        return [Cell(*combination) for combination in product(*(values[axis] for axis in AXES))]
 
-    def size(self, cell: Cell) -> int:
-        """Processes that compute a cell."""
+    def processes_of(self, cell: Cell) -> int:
+        """Return the number of processes that compute a cell."""
         return 1 if cell.strategy in ONE_PROCESS else self.processes
 
     def config(self, cell: Cell) -> Config:
-        """The configuration of a cell whose optimizer is not refused."""
+        """Return the configuration of a cell whose optimizer is not refused."""
         base = self.bases[cell.optimizer]
-        changed: dict[str, Any] = {
+        changes: dict[str, Any] = {
             "device": replace(base.device, name=cell.device),  # type: ignore[arg-type]
             "dtype": cell.dtype,
             "strategy": replace(base.strategy, name=cell.strategy),  # type: ignore[arg-type]
             "update": cell.update,
-            "launch": replace(base.launch, processes=self.size(cell), nodes=1, rdzv_endpoint=None, max_restarts=0),
+            "launch": replace(
+                base.launch, processes=self.processes_of(cell), nodes=1, rdzv_endpoint=None, max_restarts=0
+            ),
         }
-        return replace(base, **changed)
+        return replace(base, **changes)
 
     def command(self, cell: Cell, steps: int) -> list[str]:
-        """The command line that computes a cell alone."""
-        size, threads = self.size(cell), f"device.threads={next(iter(self.bases.values())).device.threads}"
-        own = [word for word in self.words if key_of(word) not in ("launch.processes", "device.threads")]
+        """Return the command line that computes one cell by itself."""
+        size, threads = self.processes_of(cell), f"device.threads={next(iter(self.bases.values())).device.threads}"
+        kept = [
+            argument for argument in self.overrides if key_of(argument) not in ("launch.processes", "device.threads")
+        ]
         several = [f"launch.processes={size}"] if size > 1 else []
-        return ["python", "-m", "runner", *own, *cell.words, f"train.steps={steps}", threads, *several]
+        return ["python", "-m", "runner", *kept, *cell.overrides, f"train.steps={steps}", threads, *several]
 
 
-def every() -> dict[str, tuple[str, ...]]:
-    """All values of each axis, as the schema has them."""
+def axis_values() -> dict[str, tuple[str, ...]]:
+    """Return all values of each axis, as the schema lists them."""
     fields = {"device": (Device, "name"), "dtype": (Config, "dtype"), "update": (Config, "update")}
-    found = {axis: get_args(validation.hints(kind)[name]) for axis, (kind, name) in fields.items()}
-    found["strategy"] = get_args(validation.hints(Strategy)["name"])
-    found["optimizer"] = tuple(validation.variants(validation.hints(Config)["optimizer"]))
-    return {axis: tuple(value for value in found[axis] if value != "auto") for axis in AXES}
+    values = {axis: get_args(validation.hints(kind)[name]) for axis, (kind, name) in fields.items()}
+    values["strategy"] = get_args(validation.hints(Strategy)["name"])
+    values["optimizer"] = tuple(validation.variants(validation.hints(Config)["optimizer"]))
+    return {axis: tuple(value for value in values[axis] if value != "auto") for axis in AXES}
 
 
-def ask(words: Sequence[str], config_dir: str | None) -> Asked:
-    """The table that the words of a command line ask for; a word for an axis restricts it, and may name several values.
+def read_request(overrides: Sequence[str], config_dir: str | None) -> ParityRequest:
+    """Return the table that command-line overrides request; an override of an axis restricts it to one or more values.
 
-    Raises `ConfigError` with everything that is wrong.
+    Raises `ConfigError` with every problem.
     """
-    axes, others, plan = _sorted(words, config_dir)
+    axes, others, plan = _split_axes(overrides, config_dir)
     bases, refused = dict[str, Config](), dict[str, tuple[str, ...]]()
     notices, errors = list[set[str]](), list[InputError]()
     for optimizer in axes["optimizer"]:
-        # The rest of a configuration is judged beside values that all fit each other; cells are judged one by one.
+        # These axis values fit each other and so do not cause problems of their own. Cells are checked one by one later.
         plain = ["device=cpu", "dtype=float32", "strategy=single", "update=optimizer", f"optimizer={optimizer}"]
         try:
             composed = compose([*others, *plain], config_dir)
@@ -123,68 +128,69 @@ def ask(words: Sequence[str], config_dir: str | None) -> Asked:
             refused[optimizer] = error.problems
             errors.append(error)
             continue
-        bases[optimizer] = _one_thread(composed.config)
+        bases[optimizer] = _comparable(composed.config)
         notices.append(set(composed.notices))
-    plan.problems += errors[0].problems if not bases else _unfit(next(iter(bases.values())))
+    plan.problems += errors[0].problems if not bases else _incomparable(next(iter(bases.values())))
     if plan.problems:
         raise ConfigError(plan.problems)
     processes = max(2, *(config.launch.processes for config in bases.values()))
-    heard = (*plan.notices, *sorted(set.intersection(*notices)))
-    return Asked(axes, tuple(others), bases, refused, heard, processes)
+    common = (*plan.notices, *sorted(set.intersection(*notices)))
+    return ParityRequest(axes, tuple(others), bases, refused, common, processes)
 
 
-def _sorted(words: Sequence[str], config_dir: str | None) -> tuple[dict[str, tuple[str, ...]], list[str], Plan]:
-    """The values of the axes, the words that are for none of them, and what is to be said of the words."""
+def _split_axes(overrides: Sequence[str], config_dir: str | None) -> tuple[dict[str, tuple[str, ...]], list[str], Plan]:
+    """Return the values of the axes, the overrides that are not for an axis, and a plan with problems and notices."""
     axes, others, plan = dict[str, tuple[str, ...]](), [], Plan()
-    groups, whole = options(config_dir), every()
+    groups, allowed = options(config_dir), axis_values()
     known = [*validation.paths(Config), *groups]
-    for word in words:
-        name = key_of(word)
-        if name in OWN:
-            plan.problems.append(f"`{name}` cannot be given to parity: {OWN[name]}")
-        elif name not in whole:
-            others.append(word)
-        elif (override := parse(word, known, groups, plan)) is not None:
+    for argument in overrides:
+        name = key_of(argument)
+        if name in REFUSED_KEYS:
+            plan.problems.append(f"`{name}` cannot be used with parity: {REFUSED_KEYS[name]}")
+        elif name not in allowed:
+            others.append(argument)
+        elif (override := parse(argument, known, groups, plan)) is not None:
             values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
             if name in axes:
-                plan.notices.append(f"`{name}` is given twice; the last one counts: {word.partition('=')[2]}")
-            axes[name] = tuple(value for value in whole[name] if value in values)
-            if unknown := [str(value) for value in values if value not in whole[name]]:
+                plan.notices.append(f"`{name}` is given twice; the last one counts: {argument.partition('=')[2]}")
+            axes[name] = tuple(value for value in allowed[name] if value in values)
+            if unknown := [str(value) for value in values if value not in allowed[name]]:
                 plan.problems.append(
-                    f"`{name}` must be among {', '.join(whole[name])}, but is {unknown[0]}; leave it out for all"
+                    f"`{name}` must be among {', '.join(allowed[name])}, got {unknown[0]}; leave it out for all"
                 )
-    return whole | axes, others, plan
+    return allowed | axes, others, plan
 
 
-def _one_thread(config: Config) -> Config:
-    """Cells differ in their axes alone: the number of threads can change sums, and several processes have one each."""
+def _comparable(config: Config) -> Config:
+    """Return the configuration with everything fixed that should not differ between cells."""
+    # The number of threads can change sums, and each of several processes has one thread.
     threads = config.device.threads or 1
-    early = replace(config.train.early_stopping, patience=None)
+    no_early_stopping = replace(config.train.early_stopping, patience=None)
     return replace(
         config,
         device=replace(config.device, threads=threads),
-        train=replace(config.train, early_stopping=early),
+        train=replace(config.train, early_stopping=no_early_stopping),
         record=replace(config.record, every_steps=1, plots=False),
         checkpoint=replace(config.checkpoint, keep=None, async_save=False),
     )
 
 
-def _unfit(config: Config) -> list[str]:
-    """With what no cell can be held against its reference."""
+def _incomparable(config: Config) -> list[str]:
+    """Return problems with which no cell can be compared with its reference."""
     problems = []
     if config.amp != "off":
         problems.append(
-            f"`amp` must be off for parity, whose reference is float64, but is {config.amp}; use amp=off, and dtype for the types"
+            f"`amp` must be off for parity, whose reference is float64, got {config.amp}; use amp=off, and dtype for the dtypes"
         )
     if getattr(config.model, "dropout", 0):
         problems.append(
-            "`model.dropout` must be 0 for parity, since each device and each process drops units of its own; use model.dropout=0"
+            "`model.dropout` must be 0 for parity, since each device and each process drops other units; use model.dropout=0"
         )
     return problems
 
 
-def missing(device: Device, name: str, environ: Mapping[str, str], hardware: Hardware) -> tuple[str, ...]:
-    """Why there is no device of a kind on this machine; nothing when there is one."""
+def why_unavailable(device: Device, name: str, environ: Mapping[str, str], hardware: Hardware) -> tuple[str, ...]:
+    """Return why this machine has no device of a kind; empty if it has one."""
     try:
         choose(replace(device, name=name), environ, hardware)  # type: ignore[arg-type]
     except DeviceError as error:
@@ -193,7 +199,10 @@ def missing(device: Device, name: str, environ: Mapping[str, str], hardware: Har
 
 
 def obstacles(config: Config, size: int, environ: Mapping[str, str], hardware: Hardware) -> tuple[str, ...]:
-    """Why a configuration cannot be computed by `size` processes on this machine, in the words of a run; nothing when it can."""
+    """Return why `size` processes cannot compute a configuration on this machine, as a run would report it.
+
+    The result is empty if they can.
+    """
     from runner.training.build import misfits, resolve
 
     try:
@@ -201,11 +210,11 @@ def obstacles(config: Config, size: int, environ: Mapping[str, str], hardware: H
     except DeviceError as error:
         return error.problems
     if size > 1 and choice.kind not in BACKENDS:
-        return (f"`device` must be cpu, cuda, rocm or xpu for several processes, but is {choice.kind}; use device=cpu",)
+        return (f"`device` must be cpu, cuda, rocm or xpu for several processes, got {choice.kind}; use device=cpu",)
     problems = misfits(config, choice, size)
     if problems:
         return tuple(problems)
-    found = resolve(config, choice, size).strategy.name
-    if found != config.strategy.name:
-        return (f"`strategy`={config.strategy.name} has one device to work on, so the run is {found}",)
+    strategy = resolve(config, choice, size).strategy.name
+    if strategy != config.strategy.name:
+        return (f"`strategy`={config.strategy.name} has only one device here, so the run would use {strategy}",)
     return ()

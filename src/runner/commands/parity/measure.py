@@ -1,4 +1,4 @@
-"""From what is asked to a table: which cells can run here, their runs, and each held against its reference and its bound."""
+"""Measurement of a parity table: find the cells that can run here, run them, and compare each with its reference."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from runner.commands.parity.bounds import FIRST_STEPS, Bound, bound
-from runner.commands.parity.cells import Asked, Cell, missing, obstacles
-from runner.commands.parity.rounding import Rounding, difference
-from runner.commands.parity.runs import Run, here, read, together
-from runner.commands.parity.table import Entry, Table, judged
+from runner.commands.parity.cells import Cell, ParityRequest, obstacles, why_unavailable
+from runner.commands.parity.rounding import Rounding, relative_difference
+from runner.commands.parity.runs import ParityRun, read_result, run_here, run_in_group
+from runner.commands.parity.table import Entry, ParityTable, judge
 from runner.compute.devices import DeviceChoice, Hardware, device_of, probe
 from runner.compute.processes import SingleProcess
 from runner.config.schema import Config, Constant, Step
@@ -21,74 +21,77 @@ from runner.errors import ConfigError, DeviceError, InputError
 from runner.training import build
 from runner.training.experiment import Experiment
 
-MOST_STEPS = 100
-"""Steps that are compared unless the command line says how many: those of the experiment, and no more than these."""
+MAX_STEPS = 100
+"""Largest number of steps compared unless the command line sets it; a shorter experiment compares its own number."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where the table is made; `devices` has the reasons for each kind that is not there."""
+class AvailableDevices:
+    """Devices of this machine; `devices` maps each requested kind to the reasons why it is not available."""
 
     cpu: DeviceChoice
     hardware: Hardware
     devices: Mapping[str, tuple[str, ...]]
 
     @staticmethod
-    def find(asked: Asked, say: Say) -> Machine:
-        """What is here, masks and threads as asked for. Raises `DeviceError` where none of the devices is."""
-        device = next(iter(asked.bases.values())).device
-        cpu = device_of(
-            asked.config(Cell("cpu", "float64", "single", "optimizer", next(iter(asked.bases)))), say, SingleProcess()
-        )
+    def find(request: ParityRequest, say: Say) -> AvailableDevices:
+        """Apply the requested masks and threads and find the devices. Raises `DeviceError` if there is none."""
+        device = next(iter(request.bases.values())).device
+        cpu_cell = Cell("cpu", "float64", "single", "optimizer", next(iter(request.bases)))
+        cpu = device_of(request.config(cpu_cell), say, SingleProcess())
         hardware = probe()
-        devices = {name: missing(device, name, os.environ, hardware) for name in asked.axes["device"]}
+        devices = {name: why_unavailable(device, name, os.environ, hardware) for name in request.axes["device"]}
         if all(devices.values()):
-            raise DeviceError(reason for why in devices.values() for reason in why)
-        return Machine(cpu, hardware, devices)
+            raise DeviceError(reason for reasons in devices.values() for reason in reasons)
+        return AvailableDevices(cpu, hardware, devices)
 
     @property
     def present(self) -> list[str]:
-        """The devices that are there."""
-        return [name for name, why in self.devices.items() if not why]
+        """Names of the available kinds."""
+        return [name for name, reasons in self.devices.items() if not reasons]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell that can be trained: its run, the run that it is held against, and the bound."""
+    """A cell that can be trained: its run, the run that it is compared with, and the bound."""
 
-    run: Run
-    reference: Run
+    run: ParityRun
+    reference: ParityRun
     bound: Bound
 
 
-def measure(asked: Asked, steps: int | None, command: Sequence[str], folder: Path, say: Say) -> Table:
-    """Train all cells that can be, in a folder that is empty. Raises `InputError` where none can, and `Interrupted`."""
-    machine = Machine.find(asked, say)
-    example = _example(asked, machine.cpu)
-    steps = steps or min(example.facts.steps, MOST_STEPS)
-    plans = _plans(asked, steps, folder, machine)
-    runs = {cell: plan for cell, plan in plans.items() if isinstance(plan, Planned)}
-    alone = list({plan.reference.folder: plan.reference for plan in runs.values()}.values())
-    alone += [plan.run for cell, plan in runs.items() if asked.size(cell) == 1]
-    several = [plan.run for cell, plan in runs.items() if asked.size(cell) > 1]
-    say(f"{len(alone)} runs on one process, {len(several)} on {asked.processes}")
-    here(alone)
-    together(several, folder, say)
+def measure(request: ParityRequest, steps: int | None, command: Sequence[str], folder: Path, say: Say) -> ParityTable:
+    """Train all cells that can run, in an empty folder, and return the table.
+
+    Raises `InputError` if no cell can run, and `Interrupted`.
+    """
+    available = AvailableDevices.find(request, say)
+    example = _example(request, available.cpu)
+    steps = steps or min(example.facts.steps, MAX_STEPS)
+    plans = _plans(request, steps, folder, available)
+    planned = {cell: plan for cell, plan in plans.items() if isinstance(plan, Planned)}
+    one_process = list({plan.reference.folder: plan.reference for plan in planned.values()}.values())
+    one_process += [plan.run for cell, plan in planned.items() if request.processes_of(cell) == 1]
+    several = [plan.run for cell, plan in planned.items() if request.processes_of(cell) > 1]
+    say(f"{len(one_process)} runs on one process, {len(several)} on {request.processes}")
+    run_here(one_process)
+    run_in_group(several, folder, say)
     rows_of = lambda step: example.batches.rows_between(step, step)  # noqa: E731
     entries = [
-        _entry(cell, plan, asked.size(cell), asked.command(cell, steps), rows_of) for cell, plan in plans.items()
+        _entry(cell, plan, request.processes_of(cell), request.command(cell, steps), rows_of)
+        for cell, plan in plans.items()
     ]
-    table = Table(
+    table = ParityTable(
         name=example.facts.config.name,
         command=tuple(command),
         steps=steps,
-        processes=asked.processes,
+        processes=request.processes,
         threads=example.facts.config.device.threads or 1,
         torch=str(torch.__version__),
-        device_name=", ".join([machine.hardware.cpu_name, *machine.hardware.gpu_names]),
-        devices=machine.devices,
+        device_name=", ".join([available.hardware.cpu_name, *available.hardware.gpu_names]),
+        devices=available.devices,
         entries=entries,
     )
     if all(entry.verdict == "cannot run" for entry in entries):
@@ -96,18 +99,18 @@ def measure(asked: Asked, steps: int | None, command: Sequence[str], folder: Pat
     return table
 
 
-def _reference_cell(asked: Asked, optimizer: str, cpu: DeviceChoice) -> Cell:
-    """By hand; by the library where the rule is not written by hand."""
-    by_hand = Cell("cpu", "float64", "single", "manual", optimizer)
-    refused = build.misfits(asked.config(by_hand), cpu, 1)
-    return replace(by_hand, update="optimizer") if refused else by_hand
+def _reference_cell(request: ParityRequest, optimizer: str, cpu: DeviceChoice) -> Cell:
+    """Return the reference of an optimizer: the manual update, or torch.optim if there is no manual one."""
+    manual = Cell("cpu", "float64", "single", "manual", optimizer)
+    refused = build.misfits(request.config(manual), cpu, 1)
+    return replace(manual, update="optimizer") if refused else manual
 
 
-def _example(asked: Asked, cpu: DeviceChoice) -> Experiment:
-    """The parts of one reference, which all have the same data and length. Raises `InputError` where none can be built."""
+def _example(request: ParityRequest, cpu: DeviceChoice) -> Experiment:
+    """Build one reference; all references have the same data and length. Raises `InputError` if none can be built."""
     errors = []
-    for optimizer in asked.bases:
-        config = asked.config(_reference_cell(asked, optimizer, cpu))
+    for optimizer in request.bases:
+        config = request.config(_reference_cell(request, optimizer, cpu))
         try:
             resolved = build.resolve(config, cpu, 1)
             return build.build(resolved, build.prepare(resolved, cpu, 1)[0], SingleProcess())
@@ -116,8 +119,8 @@ def _example(asked: Asked, cpu: DeviceChoice) -> Experiment:
     raise errors[0]
 
 
-def _run(config: Config, steps: int, folder: Path) -> Run:
-    return Run(
+def _run(config: Config, steps: int, folder: Path) -> ParityRun:
+    return ParityRun(
         folder,
         replace(
             config,
@@ -127,28 +130,31 @@ def _run(config: Config, steps: int, folder: Path) -> Run:
     )
 
 
-def _plans(asked: Asked, steps: int, folder: Path, machine: Machine) -> dict[Cell, Planned | tuple[str, ...]]:
-    """For each cell what is trained for it, or the reasons why it cannot run."""
+def _plans(
+    request: ParityRequest, steps: int, folder: Path, available: AvailableDevices
+) -> dict[Cell, Planned | tuple[str, ...]]:
+    """Return for each cell its planned run, or the reasons why it cannot run."""
     references = {
         optimizer: _run(
-            asked.config(_reference_cell(asked, optimizer, machine.cpu)), steps, folder / f"reference_{optimizer}"
+            request.config(_reference_cell(request, optimizer, available.cpu)), steps, folder / f"reference_{optimizer}"
         )
-        for optimizer in asked.bases
+        for optimizer in request.bases
     }
-    roundings = {optimizer: Rounding(reference.config, machine.cpu) for optimizer, reference in references.items()}
+    roundings = {optimizer: Rounding(reference.config, available.cpu) for optimizer, reference in references.items()}
     plans: dict[Cell, Planned | tuple[str, ...]] = {}
-    for number, cell in enumerate(asked.cells(machine.present)):
-        if cell.optimizer in asked.refused:
-            plans[cell] = asked.refused[cell.optimizer]
+    for number, cell in enumerate(request.cells(available.present)):
+        if cell.optimizer in request.refused:
+            plans[cell] = request.refused[cell.optimizer]
             continue
-        run, reference = _run(asked.config(cell), steps, folder / str(number)), references[cell.optimizer]
-        if why := obstacles(run.config, asked.size(cell), os.environ, machine.hardware):
-            plans[cell] = why
+        run, reference = _run(request.config(cell), steps, folder / str(number)), references[cell.optimizer]
+        if reasons := obstacles(run.config, request.processes_of(cell), os.environ, available.hardware):
+            plans[cell] = reasons
             continue
-        must = bound(run.config, reference.config, steps, roundings[cell.optimizer])
-        if isinstance(run.config.schedule, (Constant, Step)):  # others depend on how many steps there will be
-            run = _run(run.config, must.steps, run.folder)
-        plans[cell] = Planned(run, reference, must)
+        limits = bound(run.config, reference.config, steps, roundings[cell.optimizer])
+        # Other schedules depend on the total number of steps, so their runs cannot be shortened.
+        if isinstance(run.config.schedule, (Constant, Step)):
+            run = _run(run.config, limits.steps, run.folder)
+        plans[cell] = Planned(run, reference, limits)
     return plans
 
 
@@ -159,28 +165,29 @@ def _entry(
     command: Sequence[str],
     rows_of: Callable[[int], int],
 ) -> Entry:
-    """What became of a cell."""
+    """Return the entry of a cell from the outcomes of its run and of its reference."""
     entry = Entry(cell, processes, tuple(command), "cannot run")
     if isinstance(plan, tuple):
         return replace(entry, reasons=plan)
-    (state, reasons), (of_reference, why) = plan.run.outcome, plan.reference.outcome
+    (state, reasons), (reference_state, reference_reasons) = plan.run.outcome, plan.reference.outcome
     if state == "refused":
         return replace(entry, reasons=reasons)
-    besides = "its reference finished" if of_reference == "finished" else f"its reference did not: {'; '.join(why)}"
+    finished = reference_state == "finished"
+    reference = "its reference finished" if finished else f"its reference did not: {'; '.join(reference_reasons)}"
     if state == "failed":
-        return replace(entry, verdict="failed", reasons=(f"{'; '.join(reasons)} ({besides})",))
-    if of_reference != "finished":
-        return replace(entry, verdict="failed", reasons=(f"it finished, but {besides}",))
+        return replace(entry, verdict="failed", reasons=(f"{'; '.join(reasons)} ({reference})",))
+    if not finished:
+        return replace(entry, verdict="failed", reasons=(f"it finished, but {reference}",))
     steps = plan.bound.steps
-    found, whole = read(plan.run, steps, rows_of), read(plan.reference, steps, rows_of)
-    common = min(len(found.losses), len(whole.losses))  # a method that knows when it is done may end before the other
-    parameters = difference(found.parameters, whole.parameters)
-    loss = difference({"": found.losses[:common]}, {"": whole.losses[:common]})
+    result, exact = read_result(plan.run, steps, rows_of), read_result(plan.reference, steps, rows_of)
+    common = min(len(result.losses), len(exact.losses))  # a method that detects convergence may end before the other
+    parameters = relative_difference(result.parameters, exact.parameters)
+    loss = relative_difference({"": result.losses[:common]}, {"": exact.losses[:common]})
     return replace(
         entry,
-        verdict=judged(parameters, loss, plan.bound),
+        verdict=judge(parameters, loss, plan.bound),
         bound=plan.bound,
         parameters=parameters,
         loss=loss,
-        seconds_per_step=found.seconds_per_step,
+        seconds_per_step=result.seconds_per_step,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runner.commands.parity.table import BAD, Entry, Table
+from runner.commands.parity.table import BAD, Entry, ParityTable
 from runner.runs.plots import INK, SOFT, legend, page, png, short
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ GROUP = 0.42
 """Half the width of a group of cells, of the distance between two groups."""
 
 
-def draw(table: Table) -> bytes:
+def draw(table: ParityTable) -> bytes:
     """A PNG: groups of cells by device, dtype and strategy, in each a dot a cell in the colour of its optimizer.
 
     Of parameters and loss what stands nearer to its bound is drawn, or further beyond it; a cross where a bound is missed or

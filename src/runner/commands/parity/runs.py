@@ -1,6 +1,6 @@
-"""The runs behind a table: those of one process here, one after another; those of several in one group of processes.
+"""Runs of a parity table: those of one process in this process, those of several processes in one group of processes.
 
-What a run comes to is read from its run directory; a run that leaves none has its reason beside it.
+The result of a run is read from its run directory. The outcome, with the reason of a failure, is in a file next to it.
 """
 
 from __future__ import annotations
@@ -26,40 +26,43 @@ if TYPE_CHECKING:
 
 State = Literal["finished", "failed", "refused"]
 GROUP = "runner.commands.parity"
-"""The module that each process of a group runs."""
+"""Module that each process of a group runs."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run of the table: its folder, which nothing is in yet, and its configuration."""
+class ParityRun:
+    """One run of the table: its folder, which is empty at first, and its configuration."""
 
     folder: Path
     config: Config
 
     @property
     def directory(self) -> Path:
-        """Its run directory."""
+        """Run directory, inside `folder`."""
         return self.folder / "run"
 
     @property
     def ended(self) -> bool:
+        """Whether the outcome of the run is known."""
         return (self.folder / "outcome.json").exists()
 
     def end(self, error: Exception | None) -> None:
-        """Write down how it ended: with an error, or finished."""
+        """Write the outcome: finished (`error` is None), refused or failed."""
         state = "finished" if error is None else "refused" if isinstance(error, InputError) else "failed"
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "outcome.json", {"state": state, "reasons": [] if error is None else told(error)})
+        write_json(
+            self.folder / "outcome.json", {"state": state, "reasons": [] if error is None else error_reasons(error)}
+        )
 
     @property
     def outcome(self) -> tuple[State, tuple[str, ...]]:
-        """How it ended, and for what reasons."""
-        found = json.loads((self.folder / "outcome.json").read_text(encoding="utf-8"))
-        return found["state"], tuple(found["reasons"])
+        """State of the ended run, and the reasons for it."""
+        outcome = json.loads((self.folder / "outcome.json").read_text(encoding="utf-8"))
+        return outcome["state"], tuple(outcome["reasons"])
 
 
-def here(runs: Sequence[Run]) -> None:
-    """Do runs of one process, one after another. Raises `Interrupted`."""
+def run_here(runs: Sequence[ParityRun]) -> None:
+    """Do runs of one process, one after the other. Raises `Interrupted`."""
     with StopRequest() as stop:
         for run in runs:
             run.end(attempt(run))
@@ -67,8 +70,8 @@ def here(runs: Sequence[Run]) -> None:
                 raise Interrupted(stop.signal_number, "stopped")
 
 
-def attempt(run: Run) -> Exception | None:
-    """Do one run, alone or as one of its processes; gives what went wrong. Raises `Interrupted`."""
+def attempt(run: ParityRun) -> Exception | None:
+    """Do one run, or the part of this process in it, and return its error, if any. Raises `Interrupted`."""
     from runner.runs.sinks.log import Log
     from runner.training.run import execute
 
@@ -77,53 +80,56 @@ def attempt(run: Run) -> Exception | None:
         execute(lambda earlier: Composed(config, ()), ["python", "-m", "runner", "parity"], Log)
     except Interrupted:
         raise
-    except Exception as error:  # an operation that a device or type does not have is a fault of that cell alone
+    except Exception as error:  # for example an operation that the device or dtype lacks; other cells can still run
         return error
     return None
 
 
-def told(error: Exception) -> tuple[str, ...]:
-    """What went wrong, as a run would tell it."""
+def error_reasons(error: Exception) -> tuple[str, ...]:
+    """Return the problems as a run would report them."""
     if isinstance(error, InputError):
         return error.problems
     return (" ".join(str(error).split()) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}",)
 
 
-def together(runs: Sequence[Run], folder: Path, say: Callable[[str], None]) -> None:
-    """Do runs of several processes, in one group of them. Raises `Interrupted`.
+def run_in_group(runs: Sequence[ParityRun], folder: Path, say: Callable[[str], None]) -> None:
+    """Do runs of several processes in one group of processes. Raises `Interrupted`.
 
-    A run that takes its processes down with it has failed; another group does those after it.
+    A run that ends its processes has failed; a new group does the remaining runs.
     """
     while waiting := [run for run in runs if not run.ended]:
         plan = {"runs": [{"folder": str(run.folder.resolve()), "config": plain(run.config)} for run in waiting]}
         write_json(folder / "plan.json", plan)
-        with StopRequest():  # the launcher leaves handlers of its own behind
+        with StopRequest():  # the launcher leaves its own signal handlers installed
             code = launch(waiting[0].config, [str(folder / "plan.json")], GROUP)
         if code >= 128:
             raise Interrupted(code - 128, "stopped")
         if not waiting[0].ended:
             waiting[0].end(RunFailed(f"its processes ended with exit code {code}"))
         if any(not run.ended for run in waiting):
-            say("the processes ended early; they are started again for the cells that are left")
+            say("the processes ended early; starting new ones for the remaining cells")
 
 
-def follow(plan: Path, rank: int) -> None:
-    """What each process of a group does: all runs of the plan, led by rank 0. Raises what the group cannot go on after."""
+def run_plan(plan: Path, rank: int) -> None:
+    """Do all runs of a plan as one process of a group; rank 0 writes the outcomes.
+
+    Raises an error after which the group cannot continue.
+    """
     import torch.distributed as dist
 
     for entry in json.loads(plan.read_text(encoding="utf-8"))["runs"]:
-        run = Run(Path(entry["folder"]), check(entry["config"]))
+        run = ParityRun(Path(entry["folder"]), check(entry["config"]))
         error = attempt(run)
         if rank == 0:
             run.end(error)
-        if error is not None and not _known_to_all(error):
+        if error is not None and not _can_continue(error):
             raise error
-        if dist.is_initialized():  # one that heard of an end elsewhere has not taken its connections down
+        if dist.is_initialized():  # still there if the run ended with an error on another rank
             dist.destroy_process_group()
 
 
-def _known_to_all(error: Exception) -> bool:
-    """Whether all processes have heard of it and can meet again: not after a signal, or where one of them is lost."""
+def _can_continue(error: Exception) -> bool:
+    """Whether all processes know of the error and can form a group again: not after a signal or a lost process."""
     return isinstance(error, RunnerError) and not isinstance(error, ProcessLost) and error.exit_code < 128
 
 
@@ -131,18 +137,19 @@ def _known_to_all(error: Exception) -> bool:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a run came to over its first `steps` steps, or all that it took: parameters by name, and losses [steps]."""
+class TrainingResult:
+    """Result of a run after its first steps: parameters by name, losses [steps] and time per step."""
 
     parameters: dict[str, Tensor]
     losses: Tensor
     seconds_per_step: float
 
 
-def read(run: Run, steps: int, rows_of: Callable[[int], int]) -> Trained:
-    """What is in a finished run's directory; `rows_of` is how many rows a step has.
+def read_result(run: ParityRun, steps: int, rows_of: Callable[[int], int]) -> TrainingResult:
+    """Read the result of a finished run after `steps` steps, or after all of them if it took fewer.
 
-    Seconds are the median of all steps, each with the row that it writes.
+    `rows_of` gives the number of data rows of a step. `seconds_per_step` is the median, including writing the row of the step.
+    Raises `RunFailed` if the checkpoint cannot be read.
     """
     import torch
 
@@ -152,7 +159,7 @@ def read(run: Run, steps: int, rows_of: Callable[[int], int]) -> Trained:
     rows: list[dict[str, Any]] = read_rows(run.directory / "metrics.jsonl")
     state = intact(run.directory / CHECKPOINTS / f"step_{min(steps, rows[-1]['step'])}")
     if isinstance(state, str):
-        raise RunFailed(f"the last state of {run.directory} cannot be read: {state}")
+        raise RunFailed(f"the last checkpoint of {run.directory} cannot be read: {state}")
     seconds = [rows_of(row["step"]) / row["samples_per_second"] for row in rows]
     losses = torch.tensor([float(row["train/loss"]) for row in rows[:steps]], dtype=torch.float64)
-    return Trained(state["model"], losses, median(seconds))
+    return TrainingResult(state["model"], losses, median(seconds))

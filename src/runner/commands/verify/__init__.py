@@ -1,4 +1,4 @@
-"""`verify`: whether a run gives the same bits again, shown by doing it again in processes of its own."""
+"""`verify`: repeat a run in new processes and check that it gives the same bits."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from runner.commands.verify.verdict import Verdict, say
+from runner.commands.verify.verdict import Verdict, print_line
 from runner.compute.signals import interruptible
 from runner.errors import ConfigError, RunFailed
 
 USAGE = """\
-python -m runner verify rerun RUN                             the run of a directory again: same parameters_sha256?
+python -m runner verify rerun RUN                             repeat a run: same parameters_sha256?
 python -m runner verify resume +experiment=NAME [key=value …] [--times 20] [--seed 0]
-                                                              killed at random steps and resumed: same as undisturbed?
+                                                              kill runs at random steps and resume them: same result?
 python -m runner verify world-size +experiment=NAME [key=value …] [--sizes 1,2,4]
-                                                              same bits on so many processes?
-python -m runner verify sweep SWEEP [--members 3]             members of a sweep alone: what they were in it?
+                                                              same bits on each of these numbers of processes?
+python -m runner verify sweep SWEEP [--members 3]             train members of a sweep alone: same result?
 
-Runs are real ones, started as you would. They go to a temporary folder, which is removed when all is the same, and kept
-and named when it is not.
+The runs are real ones, started as you would start them. They are written to a temporary folder. It is removed when the
+results are the same, and kept and named when they differ.
 
 options of resume and world-size
   --config-dir DIR     your own groups and experiments
-  --times N            runs that are killed; some before their first checkpoint, some twice in a row
-  --seed N             moves the steps at which they are killed
-  --sizes N,N,…        numbers of processes; strategy.reduction=exact is added where it is not given
+  --times N            number of runs to kill; some before their first checkpoint, some twice in a row
+  --seed N             changes the steps at which they are killed
+  --sizes N,N,…        numbers of processes; strategy.reduction=exact is added unless you set it
 
-exit code   0 the same · 1 it differs, or a run failed · 2 the input cannot be run
+exit code   0 same · 1 different, or a run failed · 2 the input cannot be run
 """
 
 NAMES = ("rerun", "resume", "world-size", "sweep")
 
 
-def command(words: list[str]) -> int:
-    """Verify and tell; gives the exit code."""
-    name = words[0] if words else ""
+def command(arguments: list[str]) -> int:
+    """Run one verification, print its verdict and return the exit code."""
+    name = arguments[0] if arguments else ""
     if name not in NAMES:
-        raise ConfigError(f"`verify` must be followed by one of {', '.join(NAMES)}, but is by {name!r}; see --help")
+        raise ConfigError(f"`verify` must be followed by one of {', '.join(NAMES)}, got {name!r}; see --help")
     verify = _verification(name)
     folder = Path(tempfile.mkdtemp(prefix="runner-verify-"))
     kept = False
     try:
-        with interruptible("stopped; nothing was found out"):
-            verdict = verify(words[1:], folder)
+        with interruptible("stopped; no verdict"):
+            verdict = verify(arguments[1:], folder)
         kept = not verdict.same
-        _tell(verdict, folder)
-    except RunFailed:  # it names what is kept
+        _print(verdict, folder)
+    except RunFailed:  # its message names the log, which is in the folder
         kept = True
         raise
     finally:
@@ -65,14 +65,14 @@ def _verification(name: str) -> Callable[[Sequence[str], Path], Verdict]:
     return dict(zip(NAMES, (rerun, resume, world_size, sweep), strict=True))[name]
 
 
-def _tell(verdict: Verdict, folder: Path) -> None:
-    from runner.commands.diverge import compare
+def _print(verdict: Verdict, folder: Path) -> None:
+    from runner.commands.diverge.comparison import compare
 
-    say(f"{'same' if verdict.same else 'differs'}: {verdict.sentence}")
+    print_line(f"{'same' if verdict.same else 'differs'}: {verdict.sentence}")
     if verdict.differing is None:
         return
     one, other = map(str, verdict.differing)
     for line in compare(one, other).verdict():
-        say(line)
-    say(f"kept     {folder}")
-    say(f"look     python -m runner diverge {one} {other}")
+        print_line(line)
+    print_line(f"kept     {folder}")
+    print_line(f"look     python -m runner diverge {one} {other}")

@@ -1,4 +1,4 @@
-"""`verify resume`: a run that is killed at random steps, and goes on, ends with the bits of one that was never stopped."""
+"""`verify resume`: kill runs at random steps, resume them, and compare them with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -12,129 +12,130 @@ from pathlib import Path
 from typing import Any
 
 from runner.commands.arguments import Parser
-from runner.commands.diverge.runs import read
-from runner.commands.verify.processes import finish, kill_at
-from runner.commands.verify.verdict import Experiment, Verdict, experiment, say, short
+from runner.commands.diverge.runs import read_run
+from runner.commands.verify.processes import kill_at, run_to_end
+from runner.commands.verify.verdict import ExperimentRequest, Verdict, print_line, read_request, short
 from runner.errors import ConfigError
 from runner.runs.sinks.jsonl import read_rows
 from runner.training.recorder import CHECKPOINTS
 
-CHECKPOINTS_A_RUN = 10
-"""Checkpoints of a run whose user does not say how many."""
+CHECKPOINTS_PER_RUN = 10
+"""Approximate number of checkpoints of a run when the user does not set `checkpoint.every_steps`."""
 
-MOST_TRIES = 10
-"""Runs that are started for one kill, each to be killed earlier than the one before, which had ended too soon."""
+MAX_ATTEMPTS = 10
+"""Number of runs started for one kill. Each is killed earlier than the previous one, which had ended too soon."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """A kill that came in time: the last step of which there was a row, and the one that the run goes on from."""
+    """A kill that came in time: the last step with a row, and the step of the checkpoint to resume from."""
 
     step: int
     saved_step: int
 
     def __str__(self) -> str:
-        return f"killed at {self.step}, on from {self.saved_step}"
+        return f"killed at {self.step}, resumed from {self.saved_step}"
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """The run that nothing happens to."""
+    """The run that is not killed, with which the others are compared."""
 
     directory: Path
     steps: int
     checkpoint_every: int
 
 
-def resume(words: Sequence[str], folder: Path) -> Verdict:
-    """Kill a run and go on with it, as often as is asked for."""
+def resume(arguments: Sequence[str], folder: Path) -> Verdict:
+    """Kill and resume `--times` runs and compare each with an undisturbed run."""
     parser = Parser("verify resume")
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    given, asked = experiment(parser, words)
-    if given.times < 1:
-        raise ConfigError(f"`--times` must be at least 1, but is {given.times}; give another number")
-    asked = asked.with_added("record.every_steps=1", "record.plots=false")
-    whole, asked = _undisturbed(asked, folder)
+    parsed, request = read_request(parser, arguments)
+    if parsed.times < 1:
+        raise ConfigError(f"`--times` must be at least 1, got {parsed.times}; use a larger number")
+    request = request.with_added("record.every_steps=1", "record.plots=false")
+    undisturbed, request = _undisturbed(request, folder)
     differing, kills = [], list[Kill]()
-    for number in range(1, given.times + 1):
+    for number in range(1, parsed.times + 1):
         directory = folder / f"killed_{number}"
-        done = _killed(asked, whole, directory, random.Random(f"{given.seed}/{number}"), number)
-        finish(asked.resumed(directory), directory.with_suffix(".log"))
-        same = _same(whole.directory, directory)
-        kills += done
-        told = "; ".join(map(str, done))
-        say(f"{number:>4}  {short(_hash(directory))}  {'same' if same else 'differs'}  {told}")
+        kills_of_run = _killed(request, undisturbed, directory, random.Random(f"{parsed.seed}/{number}"), number)
+        run_to_end(request.resume_arguments(directory), directory.with_suffix(".log"))
+        same = _same(undisturbed.directory, directory)
+        kills += kills_of_run
+        history = "; ".join(map(str, kills_of_run))
+        print_line(f"{number:>4}  {short(_hash(directory))}  {'same' if same else 'differs'}  {history}")
         if same:
             shutil.rmtree(directory)
         else:
             differing.append(directory)
     if differing:
-        sentence = f"{len(differing)} of {given.times} runs that were killed do not end as the one that was not"
-        return Verdict(False, sentence, (whole.directory, differing[0]))
+        sentence = f"{len(differing)} of {parsed.times} killed and resumed runs differ from the undisturbed run"
+        return Verdict(False, sentence, (undisturbed.directory, differing[0]))
     early = sum(kill.saved_step == 0 for kill in kills)
     return Verdict(
         True,
-        f"{given.times} of {given.times} runs that were killed end with the same parameters_sha256 and the same rows: "
+        f"{parsed.times} of {parsed.times} killed and resumed runs have the same parameters_sha256 and the same rows: "
         f"{len(kills)} kills at steps {min(kill.step for kill in kills)} to {max(kill.step for kill in kills)}, "
         f"{early} of them before the first checkpoint",
     )
 
 
-def _undisturbed(asked: Experiment, folder: Path) -> tuple[Undisturbed, Experiment]:
-    """That run, done; and the experiment with checkpoints that fit its length."""
+def _undisturbed(request: ExperimentRequest, folder: Path) -> tuple[Undisturbed, ExperimentRequest]:
+    """Run the experiment once; also return the request with a checkpoint interval that fits its length."""
     directory = folder / "undisturbed"
-    finish(asked.run(directory), folder / "undisturbed.log")
-    steps = int(read(str(directory), "run_dir").summary["steps"])
-    say(f"{'':>4}  {short(_hash(directory))}  {steps} steps, undisturbed")
+    run_to_end(request.run_arguments(directory), folder / "undisturbed.log")
+    steps = int(read_run(str(directory), "run_dir").summary["steps"])
+    print_line(f"{'':>4}  {short(_hash(directory))}  {steps} steps, undisturbed")
     if steps < 2:
-        raise ConfigError(
-            "`train.steps` must be at least 2, so that a run can be killed on the way, but is 1; make it larger"
-        )
-    asked = asked.with_added(f"checkpoint.every_steps={max(1, steps // CHECKPOINTS_A_RUN)}")
-    return Undisturbed(directory, steps, asked.config.checkpoint.every_steps or steps), asked
+        raise ConfigError("`train.steps` must be at least 2, so that a run can be killed midway, got 1; use more steps")
+    request = request.with_added(f"checkpoint.every_steps={max(1, steps // CHECKPOINTS_PER_RUN)}")
+    return Undisturbed(directory, steps, request.config.checkpoint.every_steps or steps), request
 
 
-def _killed(asked: Experiment, whole: Undisturbed, directory: Path, draw: random.Random, number: int) -> list[Kill]:
-    """Kill a new run once, every fourth twice in a row, every fourth before its first checkpoint.
-
-    One that had ended before it could be killed is no evidence: the next one is killed earlier.
-    """
-    before = number % 4 == 1 and whole.checkpoint_every > 1
-    last = min(whole.checkpoint_every, whole.steps) - 1 if before else whole.steps - 1
+def _killed(
+    request: ExperimentRequest, undisturbed: Undisturbed, directory: Path, draw: random.Random, number: int
+) -> list[Kill]:
+    """Start a run and kill it once: every fourth run twice in a row, every fourth before its first checkpoint."""
+    before = number % 4 == 1 and undisturbed.checkpoint_every > 1
+    last = min(undisturbed.checkpoint_every, undisturbed.steps) - 1 if before else undisturbed.steps - 1
     shares = [draw.random() for _ in range(2 if number % 4 == 2 else 1)]
-    for tried in range(MOST_TRIES):
-        kills = list(_kills(asked, directory, [share / 2**tried for share in shares], last))
-        if len(kills) == len(shares) and all(kill.step < whole.steps for kill in kills):
+    # A run that ended before the kill is no evidence, so the next one is killed earlier.
+    for attempt in range(MAX_ATTEMPTS):
+        kills = list(_kills(request, directory, [share / 2**attempt for share in shares], last))
+        if len(kills) == len(shares) and all(kill.step < undisturbed.steps for kill in kills):
             return kills
         shutil.rmtree(directory, ignore_errors=True)
     raise ConfigError(
-        f"`train.steps` must be large enough for the run to be killed on its way, but all {whole.steps} steps are done before "
-        "a signal arrives; make it larger"
+        f"`train.steps` must be large enough to kill a run midway, got {undisturbed.steps}, "
+        "which are done before a signal arrives; use more steps"
     )
 
 
-def _kills(asked: Experiment, directory: Path, shares: Sequence[float], last: int) -> Iterator[Kill]:
-    """The kills of one run at these shares of the way from where it begins to step `last`; nothing from where one came too late."""
-    words, saved_step = asked.run(directory), 0
+def _kills(request: ExperimentRequest, directory: Path, shares: Sequence[float], last: int) -> Iterator[Kill]:
+    """Yield the kills of one run and stop at the first that came too late.
+
+    Each share places a kill between the step that the run starts or resumes from and step `last`.
+    """
+    arguments, saved_step = request.run_arguments(directory), 0
     for share in shares:
         step = min(last, saved_step + 1 + int(share * (last - saved_step)))
-        if not kill_at(words, directory.with_suffix(".log"), directory, step):
+        if not kill_at(arguments, directory.with_suffix(".log"), directory, step):
             return
         saved_step = _saved_step(directory)
         yield Kill(_rows(directory)[-1]["step"], saved_step)
-        words = asked.resumed(directory)
+        arguments = request.resume_arguments(directory)
 
 
 def _saved_step(directory: Path) -> int:
-    """The step of the checkpoint that a run goes on from; 0 where there is none."""
+    """Return the step of the checkpoint that a resumed run starts from, or 0 if there is none."""
     link = directory / CHECKPOINTS / "last"
     match = re.fullmatch(r"step_([0-9]+)", os.readlink(link)) if link.is_symlink() else None
     return int(match[1]) if match else 0
 
 
 def _hash(directory: Path) -> str:
-    return str(read(str(directory), "run_dir").summary["parameters_sha256"])
+    return str(read_run(str(directory), "run_dir").summary["parameters_sha256"])
 
 
 def _rows(directory: Path) -> list[dict[str, Any]]:
@@ -143,7 +144,7 @@ def _rows(directory: Path) -> list[dict[str, Any]]:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether parameters, rows and hashes are equal, none lost and none written twice."""
+    """Whether parameters, rows and hashes are equal, with no row lost and none written twice."""
     hashes = [(run / "hashes.jsonl").read_bytes() for run in (one, other) if (run / "hashes.jsonl").exists()]
-    # As text: nan is not equal to itself.
+    # Rows are compared as text, because nan is not equal to itself.
     return _hash(one) == _hash(other) and repr(_rows(one)) == repr(_rows(other)) and len({*hashes}) < 2

@@ -1,4 +1,4 @@
-"""`verify sweep SWEEP`: members of a sweep, trained alone, end where they ended in it."""
+"""`verify sweep SWEEP`: train members of a sweep alone and compare them with their results in the sweep."""
 
 from __future__ import annotations
 
@@ -6,77 +6,78 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.commands.arguments import Parser
-from runner.commands.diverge.runs import Recorded, read
-from runner.commands.verify.rerun import again
-from runner.commands.verify.verdict import Verdict, say
+from runner.commands.diverge.runs import RecordedRun, read_run
+from runner.commands.verify.rerun import repeat_run
+from runner.commands.verify.verdict import Verdict, print_line
 from runner.errors import CheckpointError, ConfigError
 from runner.sweep.audit import difference, drawn
 from runner.sweep.manifest import FILE, Manifest
 
 BOUNDS = {"float64": 5e-14, "float32": 1.5e-5}
-"""Largest difference over largest magnitude of a tensor, of a member that was trained side by side with others."""
+"""dtype -> largest allowed difference of a vmapped member, relative to the largest magnitude of a tensor."""
 
 REASON = (
-    "side by side, sums over a batch are rounded in another order than alone, and every step carries the difference on: "
-    "the bounds, one to two hundred units in the last place, are above all that was measured over some hundred steps"
+    "a vmapped run rounds the sums over a batch in another order than a run alone, and every step carries the difference on: "
+    "the bounds, one to two hundred units in the last place, are above all measured differences over some hundred steps"
 )
 
 
-def sweep(words: Sequence[str], folder: Path) -> Verdict:
-    """Train some members of a sweep alone."""
+def sweep(arguments: Sequence[str], folder: Path) -> Verdict:
+    """Train some members of a sweep alone and compare them with their results in the sweep."""
     parser = Parser("verify sweep")
     parser.add_argument("sweep", metavar="SWEEP")
     parser.add_argument("--members", type=int, default=3)
-    given = parser.parse_args(words)
-    chosen = _chosen(Path(given.sweep), given.members)
+    parsed = parser.parse_args(arguments)
+    members = _drawn_members(Path(parsed.sweep), parsed.members)
     differing = None
-    say(f"{'member':<8} {'in the sweep':<24} {'difference alone':>16}  bound")
-    for member in chosen:
-        alone = again(member, folder)
-        found, bound = difference(alone.path, member.path), _bound(member)
-        beside = f"side by side with {member.record['lanes'] - 1}" if bound else "trained alone"
-        told = f"{bound:g} in {member.config['dtype']}" if bound else "equal bits"
-        say(f"{member.path.name:<8} {beside:<24} {found:>16.2g}  {told}")
-        if not found <= bound or (not bound and _hash(alone) != _hash(member)):
+    print_line(f"{'member':<8} {'in the sweep':<24} {'difference alone':>16}  bound")
+    for member in members:
+        alone = repeat_run(member, folder)
+        largest, bound = difference(alone.path, member.path), _bound(member)
+        placement = f"vmapped with {member.record['lanes'] - 1}" if bound else "trained alone"
+        required = f"{bound:g} in {member.config['dtype']}" if bound else "equal bits"
+        print_line(f"{member.path.name:<8} {placement:<24} {largest:>16.2g}  {required}")
+        if not largest <= bound or (not bound and _hash(alone) != _hash(member)):
             differing = differing or (member.path, alone.path)
-    if any(map(_bound, chosen)):
-        say(REASON)
+    if any(map(_bound, members)):
+        print_line(REASON)
     if differing is None:
-        return Verdict(
-            True, f"{len(chosen)} of {len(chosen)} members of {given.sweep} end alone where they ended in it"
-        )
+        sentence = f"{len(members)} of {len(members)} members of {parsed.sweep} give the same result alone"
+        return Verdict(True, sentence)
     return Verdict(
-        False, f"member {differing[0].name} of {given.sweep} does not end alone where it ended in it", differing
+        False, f"member {differing[0].name} of {parsed.sweep} gives another result alone than in the sweep", differing
     )
 
 
-def _chosen(directory: Path, count: int) -> list[Recorded]:
-    """Members that have finished. Raises `InputError` where there are none to train again, or none that can be judged."""
+def _drawn_members(directory: Path, count: int) -> list[RecordedRun]:
+    """Draw finished members. Raises `InputError` if there are none, or if one has a dtype without a bound."""
     if count < 1:
-        raise ConfigError(f"`--members` must be at least 1, but is {count}; give another number")
+        raise ConfigError(f"`--members` must be at least 1, got {count}; use a larger number")
     if not (directory / FILE).is_file():
-        raise CheckpointError(f"`SWEEP` must be a sweep directory, but {str(directory)!r} has no {FILE}; mend the path")
+        raise CheckpointError(
+            f"`SWEEP` must be a sweep directory, got {str(directory)!r}, which has no {FILE}; correct the path"
+        )
     manifest = Manifest.read(directory)
-    members = [read(str(manifest.member_directory(number)), "SWEEP") for number in drawn(manifest, count)]
+    members = [read_run(str(manifest.member_directory(number)), "SWEEP") for number in drawn(manifest, count)]
     if not members:
         raise CheckpointError(
-            f"`SWEEP` must have members that have finished, but {directory} has none; go on with it first"
+            f"`SWEEP` must have finished members, got {directory}, which has none; resume the sweep first"
         )
     dtype = next(
         (m.config["dtype"] for m in members if m.record["lanes"] > 1 and m.config["dtype"] not in BOUNDS), None
     )
     if dtype is not None:
         raise ConfigError(
-            f"`dtype` must be {' or '.join(BOUNDS)}, for which there is a bound, but members of {directory} that were trained "
-            f"side by side have {dtype}; compare them with `diverge`"
+            f"`dtype` of vmapped members must be {' or '.join(BOUNDS)}, for which there is a bound, "
+            f"got {dtype} in {directory}; compare them with `diverge`"
         )
     return members
 
 
-def _bound(member: Recorded) -> float:
-    """How far the member may be from itself alone; 0 for one that was trained alone in the sweep, too."""
+def _bound(member: RecordedRun) -> float:
+    """Return the largest allowed difference, which is 0 for a member that was also trained alone in the sweep."""
     return BOUNDS[member.config["dtype"]] if member.record["lanes"] > 1 else 0.0
 
 
-def _hash(member: Recorded) -> str:
+def _hash(member: RecordedRun) -> str:
     return str(member.summary["parameters_sha256"])

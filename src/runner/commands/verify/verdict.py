@@ -1,4 +1,4 @@
-"""What a verification found, and the words that all of them are asked with."""
+"""Verdict of a verification, and the command-line arguments that all verifications share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from runner.config.overrides import key_of, quoted
 from runner.config.schema import Config
 from runner.errors import ConfigError
 
-OURS = ("run_dir", "resume", "seeds")
-"""Keys that a verification gives itself, or that ask for another thing than one run."""
+RESERVED_KEYS = ("run_dir", "resume", "seeds")
+"""Keys that a verification sets itself, or that request something other than one run."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether all is the same, in a sentence; where it is not, two runs that differ."""
+    """Result of a verification in one sentence; if it is not `same`, also two runs that differ."""
 
     same: bool
     sentence: str
@@ -28,61 +28,66 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """The words that an experiment is asked for with, checked; and those that are added where they were not given."""
+class ExperimentRequest:
+    """Overrides that request an experiment, with the checked configuration that they compose."""
 
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     config_dir: str | None
     config: Config
 
-    def run(self, directory: Path, *more: str) -> list[str]:
-        """The words of a run of it in a directory."""
-        return [*_folder(self.config_dir), *self.words, *more, f"run_dir={quoted(str(directory))}"]
+    def run_arguments(self, directory: Path, *overrides: str) -> list[str]:
+        """Return the arguments that run the experiment in a directory."""
+        return [*_config_dir_option(self.config_dir), *self.overrides, *overrides, f"run_dir={quoted(str(directory))}"]
 
-    def resumed(self, directory: Path) -> list[str]:
-        """The words that go on with it."""
-        return [*_folder(self.config_dir), f"resume={quoted(str(directory))}"]
+    def resume_arguments(self, directory: Path) -> list[str]:
+        """Return the arguments that resume the run in a directory."""
+        return [*_config_dir_option(self.config_dir), f"resume={quoted(str(directory))}"]
 
-    def gives(self, key: str) -> bool:
-        """Whether the user has given a key."""
-        return key in map(key_of, self.words)
+    def sets(self, key: str) -> bool:
+        """Whether the overrides set a key."""
+        return key in map(key_of, self.overrides)
 
-    def with_added(self, *words: str) -> Experiment:
-        """With these words where their keys were not given; says so. Raises `ConfigError`."""
-        added = [word for word in words if not self.gives(key_of(word))]
+    def with_added(self, *overrides: str) -> ExperimentRequest:
+        """Return a copy with those overrides whose keys are not set yet, and print them. Raises `ConfigError`."""
+        added = [override for override in overrides if not self.sets(key_of(override))]
         if not added:
             return self
-        say(f"added    {' '.join(added)}")
-        together = (*self.words, *added)
-        return Experiment(together, self.config_dir, compose(together, self.config_dir).config)
+        print_line(f"added    {' '.join(added)}")
+        merged = (*self.overrides, *added)
+        return ExperimentRequest(merged, self.config_dir, compose(merged, self.config_dir).config)
 
 
-def experiment(parser: Parser, words: Sequence[str], also_ours: Sequence[str] = ()) -> tuple[Any, Experiment]:
-    """The options of `parser`, and the experiment that the other words ask for. Raises `ConfigError` with all that is wrong."""
+def read_request(
+    parser: Parser, arguments: Sequence[str], also_reserved: Sequence[str] = ()
+) -> tuple[Any, ExperimentRequest]:
+    """Return the options of `parser` and the experiment that the overrides request.
+
+    Raises `ConfigError` with every problem.
+    """
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("overrides", nargs="*")
-    given, rest = parser.parse_known_intermixed_args(list(words))
-    asked = (*given.overrides, *rest)
+    parsed, rest = parser.parse_known_intermixed_args(list(arguments))
+    overrides = (*parsed.overrides, *rest)
     problems = [
-        f"`{key_of(word)}` must be left out, since `{parser.prog}` gives it itself; take {word} away"
-        for word in asked
-        if key_of(word) in (*OURS, *also_ours)
+        f"`{key_of(override)}` must be left out, since `{parser.prog}` sets it itself; remove {override}"
+        for override in overrides
+        if key_of(override) in (*RESERVED_KEYS, *also_reserved)
     ]
     if problems:
         raise ConfigError(problems)
-    return given, Experiment(asked, given.config_dir, compose(asked, given.config_dir).config)
+    return parsed, ExperimentRequest(overrides, parsed.config_dir, compose(overrides, parsed.config_dir).config)
 
 
-def say(text: str) -> None:
-    """A line, at once: what follows may take minutes."""
+def print_line(text: str) -> None:
+    """Print a line and flush, because the next one may take minutes."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 def short(sha256: str) -> str:
-    """As much of a hash as one compares by eye."""
+    """Return the first 16 digits of a hash."""
     return f"{sha256[:16]}…"
 
 
-def _folder(config_dir: str | None) -> list[str]:
+def _config_dir_option(config_dir: str | None) -> list[str]:
     return [] if config_dir is None else ["--config-dir", config_dir]

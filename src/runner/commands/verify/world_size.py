@@ -1,4 +1,4 @@
-"""`verify world-size`: one experiment on several numbers of processes gives the same bits."""
+"""`verify world-size`: run one experiment on several numbers of processes and compare the bits."""
 
 from __future__ import annotations
 
@@ -6,44 +6,44 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.commands.arguments import Parser
-from runner.commands.diverge.runs import read
-from runner.commands.verify.processes import finish
-from runner.commands.verify.verdict import Verdict, experiment, say, short
+from runner.commands.diverge.runs import read_run
+from runner.commands.verify.processes import run_to_end
+from runner.commands.verify.verdict import Verdict, print_line, read_request, short
 from runner.config import constraints
 from runner.errors import ConfigError
 
 
-def world_size(words: Sequence[str], folder: Path) -> Verdict:
-    """Run an experiment on every number of processes."""
+def world_size(arguments: Sequence[str], folder: Path) -> Verdict:
+    """Run an experiment on each number of processes and compare `parameters_sha256`."""
     parser = Parser("verify world-size")
     parser.add_argument("--sizes", default="1,2,4")
-    given, asked = experiment(parser, words, ["launch.processes", "launch.nodes", "launch.rdzv_endpoint"])
-    sizes = _sizes(given.sizes)
-    asked = asked.with_added("strategy.reduction=exact", "record.plots=false")
-    problems = [problem for size in sizes for problem in constraints.misplaced(asked.config, size)]
+    parsed, request = read_request(parser, arguments, ["launch.processes", "launch.nodes", "launch.rdzv_endpoint"])
+    sizes = _sizes(parsed.sizes)
+    request = request.with_added("strategy.reduction=exact", "record.plots=false")
+    problems = [problem for size in sizes for problem in constraints.misplaced(request.config, size)]
     if problems:
         raise ConfigError(dict.fromkeys(problems))
-    found = {}
+    hashes = {}
     for size in sizes:
         directory = folder / f"processes_{size}"
-        finish(asked.run(directory, f"launch.processes={size}"), folder / f"processes_{size}.log")
-        found[size] = str(read(str(directory), "run_dir").summary["parameters_sha256"])
-        say(f"{size:>4} {'process  ' if size == 1 else 'processes'}  {short(found[size])}")
-    other = next((size for size in sizes if found[size] != found[sizes[0]]), None)
+        run_to_end(request.run_arguments(directory, f"launch.processes={size}"), folder / f"processes_{size}.log")
+        hashes[size] = str(read_run(str(directory), "run_dir").summary["parameters_sha256"])
+        print_line(f"{size:>4} {'process  ' if size == 1 else 'processes'}  {short(hashes[size])}")
+    other = next((size for size in sizes if hashes[size] != hashes[sizes[0]]), None)
     if other is None:
         return Verdict(True, f"parameters_sha256 is equal on {_listed(sizes)} processes")
-    fast = asked.config.strategy.reduction == "fast"
-    why = "; with strategy.reduction=fast answers are promised to agree up to rounding only" if fast else ""
-    sentence = f"parameters_sha256 on {other} processes is not that on {sizes[0]}{why}"
+    fast = request.config.strategy.reduction == "fast"
+    hint = "; strategy.reduction=fast promises agreement only up to rounding" if fast else ""
+    sentence = f"parameters_sha256 on {other} processes is not that on {sizes[0]}{hint}"
     return Verdict(False, sentence, (folder / f"processes_{sizes[0]}", folder / f"processes_{other}"))
 
 
 def _sizes(text: str) -> list[int]:
-    words = text.split(",")
-    sizes = [int(word) for word in words if word.isascii() and word.isdigit() and int(word) > 0]
-    if len(sizes) < len(words) or len({*sizes}) < max(2, len(sizes)):
+    numbers = text.split(",")
+    sizes = [int(number) for number in numbers if number.isascii() and number.isdigit() and int(number) > 0]
+    if len(sizes) < len(numbers) or len({*sizes}) < max(2, len(sizes)):
         raise ConfigError(
-            f"`--sizes` must be two or more different numbers of processes, such as 1,2,4, but is {text!r}; mend it"
+            f"`--sizes` must be two or more different numbers of processes, got {text!r}; use for example 1,2,4"
         )
     return sizes
 
