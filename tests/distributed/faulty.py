@@ -139,17 +139,17 @@ KINDS: Mapping[str, Callable[[Any], object]] = {
 
 def _wait_for_torch(faults: list[Fault], folder: Path, rows: Path | None) -> None:
     """Inject when torch has been imported by the runner itself, which sets its environment before."""
-    from runner.compute.processes import Group
+    from runner.compute.processes import ProcessGroup
 
-    real = Group.connect
+    real = ProcessGroup.connect
 
-    def connect(self: Group, kind: str, timeout_seconds: float) -> None:
+    def connect(self: ProcessGroup, kind: str, timeout_seconds: float) -> None:
         inject(faults, folder)
         if rows is not None:
             note_rows(rows)
         real(self, kind, timeout_seconds)
 
-    Group.connect = connect  # type: ignore[method-assign]
+    ProcessGroup.connect = connect  # type: ignore[method-assign]
 
 
 if VARIABLE in os.environ and "RANK" in os.environ:

@@ -16,7 +16,7 @@ from processes import Outcome
 
 import runner
 from runner import cli
-from runner.compute.processes import Group, rendezvous, watchdog
+from runner.compute.processes import ProcessGroup, rendezvous, watchdog
 from runner.runs.directory import RunDirectory
 
 SMALL = ("data=line", "device=cpu", "train.steps=2", "record.plots=false")
@@ -180,18 +180,20 @@ def ended(rank: int, where: type, what: str) -> list[Outcome]:
     return processes.on(2, work)
 
 
-@pytest.mark.parametrize(("what", "how"), [("connect", "did not answer within 3 seconds"), ("together", "was lost")])
+@pytest.mark.parametrize(
+    ("what", "how"), [("connect", "did not answer within 3 seconds"), ("run_on_all_ranks", "was lost")]
+)
 def test_a_process_that_is_killed_before_the_training_is_named(what: str, how: str) -> None:
-    outcomes = ended(1, Group, what)
+    outcomes = ended(1, ProcessGroup, what)
     assert [outcome.code for outcome in outcomes] == [1, -signal.SIGKILL]
     assert told(outcomes) == [[f"error: rank 1 {how} before training began; start again"], []]
     assert "Traceback" not in outcomes[0].printed
     assert not Path("run").exists()
 
 
-@pytest.mark.parametrize("what", ["tell", "connect"])
+@pytest.mark.parametrize("what", ["send_config", "connect"])
 def test_without_the_leader_the_others_end_before_the_training(what: str) -> None:
-    outcomes = ended(0, Group, what)
+    outcomes = ended(0, ProcessGroup, what)
     assert [outcome.code for outcome in outcomes] == [-signal.SIGKILL, 1]
     (line,) = errors(outcomes[1].printed)
     assert line.startswith("error: the launcher, or rank 0, is gone")

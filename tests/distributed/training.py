@@ -115,7 +115,7 @@ def by(strategy: Strategy, config: Any, rule: str, columns: int = 2) -> Trained:
     with torch.no_grad():
         portions = strategy.portions(11)
         own = torch.cat([forward(rows(11, columns)[0][p.first : p.last]) for p in portions])
-    return Trained(strategy.whole(parameters), strategy.total(torch.stack(shares)), torch.stack(norms), own)
+    return Trained(strategy.gather_parameters(parameters), strategy.total(torch.stack(shares)), torch.stack(norms), own)
 
 
 def gradient(strategy: Strategy, forward: Callable[[Tensor], Tensor], count: int, columns: int = 2) -> Tensor:

@@ -166,4 +166,4 @@ def mask_findings(machine: Machine) -> Iterator[Finding]:
     yield from (Finding("masks", "limited", notice) for notice in found)
     applied = visible_devices.in_force(None, machine.environ, kind == "rocm")
     if applied and not found and kind in ("cuda", "rocm"):
-        yield Finding("masks", "ok", f"{' and '.join(mask.words for mask in applied)} says which GPUs a run sees")
+        yield Finding("masks", "ok", f"{' and '.join(mask.label for mask in applied)} says which GPUs a run sees")

@@ -14,7 +14,7 @@ from runner.commands.parity.cells import Asked, Cell, missing, obstacles
 from runner.commands.parity.rounding import Rounding, difference
 from runner.commands.parity.runs import Run, here, read, together
 from runner.commands.parity.table import Entry, Table, judged
-from runner.compute.devices import DeviceChoice, Hardware, device_of, probe
+from runner.compute.devices import DeviceChoice, Hardware, probe, set_up_device
 from runner.compute.processes import SingleProcess
 from runner.config.schema import Config, Constant, Step
 from runner.errors import ConfigError, DeviceError, InputError
@@ -39,7 +39,7 @@ class Machine:
     def find(asked: Asked, say: Say) -> Machine:
         """What is here, masks and threads as asked for. Raises `DeviceError` where none of the devices is."""
         device = next(iter(asked.bases.values())).device
-        cpu = device_of(
+        cpu = set_up_device(
             asked.config(Cell("cpu", "float64", "single", "optimizer", next(iter(asked.bases)))), say, SingleProcess()
         )
         hardware = probe()

@@ -77,9 +77,9 @@ def _held(rank: int) -> tuple[list[bool], list[tuple[int, ...]], bool, list[bool
         strategy.place(model, mse_loss)
         state = {name: value + 1 for name, value in build(mlp(8, 6)).state_dict().items()}
         strategy.load(model, state)
-        whole = strategy.whole(dict(model.named_parameters()))
+        whole = strategy.gather_parameters(dict(model.named_parameters()))
         strategy.load(model, dict(model.state_dict()))
-        again = strategy.whole(dict(model.named_parameters()))
+        again = strategy.gather_parameters(dict(model.named_parameters()))
         taken = all(
             torch.equal(whole[name], value) and torch.equal(again[name], value) for name, value in state.items()
         )

@@ -111,7 +111,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_the_same_processes_go_on_to_the_bit(strategy: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """F03: the same number of processes; the reduction is the fast one."""
     # A short run may be over before the next question whether to stop.
-    monkeypatch.setattr(consensus, "ASK_SECONDS", 1e-3)
+    monkeypatch.setattr(consensus, "POLL_SECONDS", 1e-3)
     words = [*GOING, f"strategy={strategy}", "optimizer=adamw"]
     whole = end([*words, "run_dir=whole"], size)
     outcomes = processes.on(size, at_step(31, stop, running([*words, "run_dir=run"])))

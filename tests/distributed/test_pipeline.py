@@ -51,9 +51,9 @@ def _held(rank: int) -> tuple[list[str], list[str], list[str], bool, list[bool]]
         strategy.place(model, mse_loss)
         state = {name: value + 1 for name, value in build(MLP).state_dict().items()}
         strategy.load(model, state)
-        whole = strategy.whole(dict(model.named_parameters()))
+        whole = strategy.gather_parameters(dict(model.named_parameters()))
         strategy.load(model, dict(model.state_dict()))
-        again = strategy.whole(dict(model.named_parameters()))
+        again = strategy.gather_parameters(dict(model.named_parameters()))
         return (
             [name for name, _ in model.named_parameters()],
             list(model.state_dict()),
