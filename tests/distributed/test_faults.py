@@ -15,8 +15,8 @@ import pytest
 from faulty import Fault
 from launching import (
     EXACT,
+    OVERRIDES,
     STANDALONE,
-    WORDS,
     assert_same,
     errors,
     launched,
@@ -24,7 +24,7 @@ from launching import (
     rows,
     runner_launch,
     torchrun,
-    until,
+    wait_until,
 )
 from processes import Outcome
 
@@ -57,7 +57,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return runner.run(None, [*EXACT, f"run_dir={folder / 'run'}"]).directory
 
 
-def faulted(fault: Fault, words: Sequence[str] = EXACT, size: int = 2) -> list[Outcome]:
+def run_with_fault(fault: Fault, words: Sequence[str] = EXACT, size: int = 2) -> list[Outcome]:
     """The command line on several processes, one of which has a fault."""
     Path("faults").mkdir()
     outcomes = processes.on(size, lambda rank: _faulty_command(fault, words))
@@ -65,7 +65,7 @@ def faulted(fault: Fault, words: Sequence[str] = EXACT, size: int = 2) -> list[O
     return outcomes
 
 
-def faulted_at_once(faults: Sequence[Fault]) -> list[list[Outcome]]:
+def run_with_faults(faults: Sequence[Fault]) -> list[list[Outcome]]:
     """The same for several faults beside each other, in pairs of processes: most of their time they wait."""
     ports = [processes.free_port() for _ in faults]
     for i in range(len(faults)):
@@ -93,12 +93,12 @@ def _faulty_command(fault: Fault, words: Sequence[str]) -> None:
             os.kill(int(stopped.read_text()), signal.SIGKILL)
 
 
-def told(outcomes: Sequence[Outcome]) -> list[str]:
+def user_errors(outcomes: Sequence[Outcome]) -> list[str]:
     """What the user reads, from all processes."""
     return [line for outcome in outcomes for line in errors(outcome.printed)]
 
 
-def failed(reason: str, run: Path = Path("run")) -> None:
+def assert_failed(reason: str, run: Path = Path("run")) -> None:
     """The record of the run says why it failed, and its checkpoint of step 4 can be gone on from."""
     assert (record(run)["status"], record(run)["reason"]) == ("failed", reason)
     assert (run / "checkpoints/last").readlink() == Path("step_4")
@@ -122,7 +122,7 @@ def test_a_killed_process_is_started_again_and_the_run_ends_with_the_same_bits(w
     command = torchrun(*EXACT, "run_dir=run", options=(*STANDALONE, "--max-restarts=3"))
     with launched(command, tmp_path / "t", [Fault("kill", rank=1, step=7)], rows=True) as run:
         assert run.wait() == 0, run.err
-        assert run.living() == []
+        assert run.running_pids() == []
     assert run.faults == ["kill-1-7-0"]
     assert_same(run.folder / "run", whole)
     assert [row["step"] for row in rows(run.folder / "run")] == list(range(1, 31))
@@ -140,7 +140,7 @@ def test_our_own_launcher_starts_again_as_often_as_it_may_and_what_is_left_can_b
     command = runner_launch(*EXACT, "run_dir=run", "launch.max_restarts=1")
     with launched(command, tmp_path / "l", faults) as run:
         assert run.wait() == 1
-        assert run.living() == []
+        assert run.running_pids() == []
     assert run.faults == ["kill-0-7-0", "kill-1-13-0"]
     assert run.errors == [
         "error: rank 0 was lost at step 7; all processes start again",
@@ -159,26 +159,26 @@ def test_our_own_launcher_starts_again_as_often_as_it_may_and_what_is_left_can_b
 
 
 def test_a_killed_process_is_named_by_the_one_that_is_left() -> None:
-    outcomes = faulted(Fault("kill", rank=1, step=7))
+    outcomes = run_with_fault(Fault("kill", rank=1, step=7))
     assert [outcome.code for outcome in outcomes] == [1, -9]
-    assert told(outcomes) == ["error: rank 1 was lost at step 7; go on with resume=…"]
-    failed("rank 1 was lost at step 7; go on with resume=…")
+    assert user_errors(outcomes) == ["error: rank 1 was lost at step 7; go on with resume=…"]
+    assert_failed("rank 1 was lost at step 7; go on with resume=…")
 
 
 @pytest.mark.parametrize("rank", [1, 3])
 def test_of_four_processes_the_killed_one_alone_is_named(rank: int) -> None:
     """In gloo's ring one of the others does not hear of it: it waits for its neighbour, who waits no longer."""
-    outcomes = faulted(Fault("kill", rank, step=7), size=4)
+    outcomes = run_with_fault(Fault("kill", rank, step=7), size=4)
     assert [outcome.code for outcome in outcomes] == [-9 if i == rank else 1 for i in range(4)]
-    assert told(outcomes) == [f"error: rank {rank} was lost at step 7; go on with resume=…"]
-    failed(f"rank {rank} was lost at step 7; go on with resume=…")
+    assert user_errors(outcomes) == [f"error: rank {rank} was lost at step 7; go on with resume=…"]
+    assert_failed(f"rank {rank} was lost at step 7; go on with resume=…")
 
 
 def test_without_the_leader_the_others_end_too() -> None:
     """Nobody is left to write the record; here rank 0 keeps the store as well, so the others cannot even ask who is missing."""
-    outcomes = faulted(Fault("kill", rank=0, step=7))
+    outcomes = run_with_fault(Fault("kill", rank=0, step=7))
     assert [outcome.code for outcome in outcomes] == [-9, 1]
-    assert told(outcomes) == ["error: the launcher, or rank 0, is gone at step 7; go on with resume=…"]
+    assert user_errors(outcomes) == ["error: the launcher, or rank 0, is gone at step 7; go on with resume=…"]
     assert "Traceback" not in outcomes[1].printed
     assert record(Path("run"))["status"] == "running"
 
@@ -186,48 +186,48 @@ def test_without_the_leader_the_others_end_too() -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_exception_on_one_process_is_the_one_that_is_told(rank: int) -> None:
     """With its traceback, from that process alone."""
-    outcomes = faulted(Fault("raise", rank, step=7), WORDS, size=3)
+    outcomes = run_with_fault(Fault("raise", rank, step=7), OVERRIDES, size=3)
     assert [outcome.code for outcome in outcomes] == [1, 1, 1]
-    assert told(outcomes) == [f"error: rank {rank}: ValueError: a fault"]
+    assert user_errors(outcomes) == [f"error: rank {rank}: ValueError: a fault"]
     assert ["Traceback" in outcome.printed for outcome in outcomes] == [rank == 0, rank == 1, False]
-    failed("ValueError: a fault" if rank == 0 else "rank 1: ValueError: a fault")
+    assert_failed("ValueError: a fault" if rank == 0 else "rank 1: ValueError: a fault")
 
 
 def test_no_memory_on_one_process_ends_all_with_its_advice() -> None:
-    outcomes = faulted(Fault("memory", rank=1, step=7))
+    outcomes = run_with_fault(Fault("memory", rank=1, step=7))
     assert [outcome.code for outcome in outcomes] == [1, 1]
     reason = (
         "rank 1: out of memory with `train.batch_size`=16; make it smaller, or cut batches with train.accumulate "
         "(can't allocate memory)"
     )
-    assert told(outcomes) == [f"error: {reason}"]
-    failed(reason)
+    assert user_errors(outcomes) == [f"error: {reason}"]
+    assert_failed(reason)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_leaves_in_peace_fails_the_run(rank: int) -> None:
     """`sys.exit(0)` in the middle of a run: its launcher would take the run for finished."""
-    outcomes = faulted(Fault("exit", rank, step=7))
+    outcomes = run_with_fault(Fault("exit", rank, step=7))
     assert outcomes[1 - rank].code == 1
-    assert told(outcomes) == [f"error: rank {rank}: SystemExit: 0"]
-    failed("SystemExit: 0" if rank == 0 else "rank 1: SystemExit: 0")
+    assert user_errors(outcomes) == [f"error: rank {rank}: SystemExit: 0"]
+    assert_failed("SystemExit: 0" if rank == 0 else "rank 1: SystemExit: 0")
 
 
 def test_a_second_signal_to_one_process_ends_all_at_once() -> None:
     """The others must not wait for it as long as for one that is slow."""
-    outcomes = faulted(Fault("second signal", rank=1, step=7))
+    outcomes = run_with_fault(Fault("second signal", rank=1, step=7))
     assert [outcome.code for outcome in outcomes] == [143, 143]
     said = "stopped at once by a second signal; the last checkpoint is intact (SIGTERM)"
     assert outcomes[1].printed.splitlines()[-1] == said
     assert "Traceback" not in outcomes[0].printed
-    failed(f"rank 1: {said}")
+    assert_failed(f"rank 1: {said}")
 
 
-@pytest.mark.parametrize("words", [WORDS, EXACT], ids=["fast", "exact"])
+@pytest.mark.parametrize("words", [OVERRIDES, EXACT], ids=["fast", "exact"])
 def test_nan_on_one_process_stops_all_at_the_same_step_for_the_same_reason(words: Sequence[str]) -> None:
-    outcomes = faulted(Fault("nan", rank=1, step=7), words)
+    outcomes = run_with_fault(Fault("nan", rank=1, step=7), words)
     assert [outcome.code for outcome in outcomes] == [1, 1]
-    (line,) = told(outcomes)
+    (line,) = user_errors(outcomes)
     assert line.startswith("error: training diverged at step 7: the loss became nan")
     assert "the parameters of step 6 are restored" in line
     assert record(Path("run"))["reason"] == line.removeprefix("error: ")
@@ -243,20 +243,20 @@ def test_processes_that_do_not_answer_are_named_with_their_step_and_nobody_waits
     its own all-reduce.
     """
     faults = [Fault("hang", 0, 7), Fault("hang", 1, 7), Fault("stop", 1, 7), Fault("collective", 1, 7)]
-    for i, outcomes in enumerate(faulted_at_once(faults)):
+    for i, outcomes in enumerate(run_with_faults(faults)):
         stopped = faults[i].kind == "stop"
         assert [outcome.code for outcome in outcomes] == [1, -9 if stopped else 1]
         who = "the connection between the processes" if faults[i].kind == "collective" else f"rank {faults[i].rank}"
         reason = f"{who} did not answer within {TIMEOUT:g} seconds at step 7; go on with resume=…"
-        assert told(outcomes) == [f"error: {reason}"]
-        failed(reason, Path(str(i), "run"))
+        assert user_errors(outcomes) == [f"error: {reason}"]
+        assert_failed(reason, Path(str(i), "run"))
 
 
 def test_a_slow_process_is_no_fault(whole: Path) -> None:
     """Half as long as the others would wait."""
-    outcomes = faulted(Fault("slow", rank=1, step=7))
+    outcomes = run_with_fault(Fault("slow", rank=1, step=7))
     assert [outcome.code for outcome in outcomes] == [0, 0]
-    assert told(outcomes) == []
+    assert user_errors(outcomes) == []
     assert_same(Path("run"), whole)
 
 
@@ -266,7 +266,7 @@ def test_a_slow_process_is_no_fault(whole: Path) -> None:
 def test_sigterm_to_torchrun_saves_once_and_one_process_goes_on(whole: Path, tmp_path: Path) -> None:
     with launched(torchrun(*EXACT, "run_dir=run"), tmp_path / "t", [Fault("terminate launcher", 1, 13)]) as run:
         assert run.wait() == 1  # torchrun's own answer to any signal
-        assert run.living() == []
+        assert run.running_pids() == []
     assert run.faults == ["terminate launcher-1-13-0"]
     _interrupted_once(run.folder / "run")
     runner.run(None, [f"resume={run.folder / 'run'}"])
@@ -277,7 +277,7 @@ def test_sigterm_to_our_launcher_is_143_and_four_processes_go_on(whole: Path, tm
     command = runner_launch(*EXACT, "run_dir=run")
     with launched(command, tmp_path / "l", [Fault("terminate launcher", 0, 13)]) as run:
         assert run.wait() == 143
-        assert run.living() == []
+        assert run.running_pids() == []
     assert run.faults == ["terminate launcher-0-13-0"]
     assert "Traceback" not in run.err
     path = _interrupted_once(run.folder / "run")
@@ -305,7 +305,7 @@ def test_without_their_launcher_the_processes_save_and_end_and_block_nobody(tmp_
     words = [*endless, "train.steps=1000000", "record.every_steps=1000", "run_dir=run"]
     with launched(runner_launch(*words), tmp_path / "l", [Fault("kill launcher", 1, 13)]) as run:
         assert run.wait() == -9
-        until(lambda: run.living() == [], seconds=10, what="the processes without a launcher")
+        wait_until(lambda: run.running_pids() == [], seconds=10, what="the processes without a launcher")
     found = record(run.folder / "run")
     assert found["status"] == "interrupted", (found["reason"], run.err)
     step = int((run.folder / "run/checkpoints/last").readlink().name.removeprefix("step_"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import processes
 import pytest
-from launching import EXACT, WORDS, assert_same, errors, launched, runner_launch, torchrun
+from launching import EXACT, OVERRIDES, assert_same, errors, launched, runner_launch, torchrun
 from processes import Outcome
 
 import runner
@@ -32,12 +32,12 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "GRACE_SECONDS", 1.0)
 
 
-def commanded(size: int, words: Sequence[str]) -> list[Outcome]:
+def run_command(size: int, words: Sequence[str]) -> list[Outcome]:
     """The command line on several processes."""
     return processes.on(size, lambda rank: sys.exit(cli.main(words)))
 
 
-def told(outcomes: Sequence[Outcome]) -> list[list[str]]:
+def user_errors(outcomes: Sequence[Outcome]) -> list[list[str]]:
     """What the user reads, by process."""
     return [errors(outcome.printed) for outcome in outcomes]
 
@@ -53,7 +53,7 @@ def test_two_launches_at_once_do_not_get_in_each_others_way(tmp_path: Path) -> N
             assert run.wait() == 0, run.err
             assert run.errors == []
             assert_same(run.folder / "run", whole)
-            assert run.living() == []
+            assert run.running_pids() == []
 
 
 def test_input_that_cannot_be_run_is_told_once_by_the_processes_of_a_launcher(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_input_that_cannot_be_run_is_told_once_by_the_processes_of_a_launcher(tm
         assert (one.wait(), other.wait()) == (2, 1)
         for run in (one, other):
             assert run.errors == [NO_FILE]
-            assert run.living() == []
+            assert run.running_pids() == []
             assert not (run.folder / "run").exists()
         assert one.err == f"{NO_FILE}\n"
         assert one.out == ""
@@ -84,28 +84,28 @@ BAD = {
 @pytest.mark.parametrize("what", BAD)
 def test_rank_0_alone_says_what_is_wrong(what: str) -> None:
     size, words, sentence = BAD[what]
-    outcomes = commanded(size, [*words, "run_dir=run"])
+    outcomes = run_command(size, [*words, "run_dir=run"])
     assert [outcome.code for outcome in outcomes] == [2] * size
-    assert told(outcomes) == [[f"error: {sentence}"]] + [[]] * (size - 1)
+    assert user_errors(outcomes) == [[f"error: {sentence}"]] + [[]] * (size - 1)
     assert list(Path().iterdir()) == []
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
-    outcomes = commanded(2, [*SMALL, "model.depth=3", "train.steps=0", "run_dir=run"])
+    outcomes = run_command(2, [*SMALL, "model.depth=3", "train.steps=0", "run_dir=run"])
     assert [outcome.code for outcome in outcomes] == [2, 2]
-    assert [len(lines) for lines in told(outcomes)] == [2, 0]
+    assert [len(lines) for lines in user_errors(outcomes)] == [2, 0]
 
 
 def test_a_run_that_another_process_is_writing_is_left_alone() -> None:
     runner.run(None, [*SMALL, "run_dir=run"])
     before = Path("run/run.json").read_bytes()
     writing = RunDirectory.reopen(Path("run"))
-    outcomes = commanded(2, ["resume=run", "train.steps=4"])
+    outcomes = run_command(2, ["resume=run", "train.steps=4"])
     writing.close()
     assert [outcome.code for outcome in outcomes] == [2, 2]
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     sentence = f"error: run must not be in use, but {holder} is writing to it; wait for it to end, or start a new run"
-    assert told(outcomes) == [[sentence], []]
+    assert user_errors(outcomes) == [[sentence], []]
     assert Path("run/run.json").read_bytes() == before
 
 
@@ -123,7 +123,7 @@ def test_processes_that_read_other_data_are_refused() -> None:
 
     outcomes = processes.on(3, work)
     assert [outcome.code for outcome in outcomes] == [2, 2, 2]
-    lines = told(outcomes)
+    lines = user_errors(outcomes)
     assert lines[1:] == [[], []]
     (line,) = lines[0]
     assert line.startswith("error: the content of `data.path` must be the same on every process, but is ")
@@ -146,7 +146,7 @@ def test_a_file_that_one_process_does_not_have_is_told_with_its_rank() -> None:
     sentence = (
         "rank 1: `data.path` must be a readable file, but 'd.csv' does not exist; give it from the working directory"
     )
-    assert told(outcomes) == [[f"error: {sentence}"], []]
+    assert user_errors(outcomes) == [[f"error: {sentence}"], []]
     assert not run.exists()
 
 
@@ -158,9 +158,11 @@ def test_a_number_of_processes_that_cannot_work_is_refused_before_any_is_started
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], [*WORDS, "--cfg", "job"]], ids=["help", "version", "cfg"])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], [*OVERRIDES, "--cfg", "job"]], ids=["help", "version", "cfg"]
+)
 def test_one_of_several_processes_answers_a_question(words: list[str]) -> None:
-    first, second = commanded(2, words)
+    first, second = run_command(2, words)
     assert (first.code, second.code) == (0, 0)
     assert first.printed != ""
     assert second.printed == ""
@@ -169,7 +171,7 @@ def test_one_of_several_processes_answers_a_question(words: list[str]) -> None:
 # ------------------------------------------------------------------------------------------- ends before the training
 
 
-def ended(rank: int, where: type, what: str) -> list[Outcome]:
+def kill_on_call(rank: int, where: type, what: str) -> list[Outcome]:
     """The command line on two processes, one of which is killed when it calls a method."""
 
     def work(of: int) -> None:
@@ -184,16 +186,16 @@ def ended(rank: int, where: type, what: str) -> list[Outcome]:
     ("what", "how"), [("connect", "did not answer within 3 seconds"), ("run_on_all_ranks", "was lost")]
 )
 def test_a_process_that_is_killed_before_the_training_is_named(what: str, how: str) -> None:
-    outcomes = ended(1, ProcessGroup, what)
+    outcomes = kill_on_call(1, ProcessGroup, what)
     assert [outcome.code for outcome in outcomes] == [1, -signal.SIGKILL]
-    assert told(outcomes) == [[f"error: rank 1 {how} before training began; start again"], []]
+    assert user_errors(outcomes) == [[f"error: rank 1 {how} before training began; start again"], []]
     assert "Traceback" not in outcomes[0].printed
     assert not Path("run").exists()
 
 
 @pytest.mark.parametrize("what", ["send_config", "connect"])
 def test_without_the_leader_the_others_end_before_the_training(what: str) -> None:
-    outcomes = ended(0, ProcessGroup, what)
+    outcomes = kill_on_call(0, ProcessGroup, what)
     assert [outcome.code for outcome in outcomes] == [-signal.SIGKILL, 1]
     (line,) = errors(outcomes[1].printed)
     assert line.startswith("error: the launcher, or rank 0, is gone")

@@ -20,8 +20,8 @@ import runner
 from runner.compute.processes import consensus
 from runner.training.objective import BatchObjective
 
-GOING = [*EXPERIMENT, "train.steps=60", "checkpoint.every_steps=7", "launch.timeout_seconds=20"]
-EXACT = [*GOING, "strategy.reduction=exact", "model.dropout=0.2", "schedule=cosine"]
+RESUMABLE = [*EXPERIMENT, "train.steps=60", "checkpoint.every_steps=7", "launch.timeout_seconds=20"]
+EXACT = [*RESUMABLE, "strategy.reduction=exact", "model.dropout=0.2", "schedule=cosine"]
 
 
 UPDATES = {"adam": ["optimizer=adam", "update=optimizer"], "momentum": ["optimizer=momentum", "update=manual"]}
@@ -43,7 +43,7 @@ def at_step(step: int, happen: Callable[[int], object], work: Callable[[int], An
     return faulty
 
 
-def running(*runs: Sequence[str]) -> Callable[[int], list[str]]:
+def run_in_sequence(*runs: Sequence[str]) -> Callable[[int], list[str]]:
     """Several runs, one after the other."""
 
     def work(rank: int) -> list[str]:
@@ -53,28 +53,28 @@ def running(*runs: Sequence[str]) -> Callable[[int], list[str]]:
     return work
 
 
-def each(size: int, runs: Sequence[Sequence[str]]) -> list[Path]:
-    (paths, *_) = processes.values(size, running(*runs))
+def run_all(size: int, runs: Sequence[Sequence[str]]) -> list[Path]:
+    (paths, *_) = processes.values(size, run_in_sequence(*runs))
     return [Path(path) for path in paths]
 
 
-def end(words: Sequence[str], size: int) -> Path:
-    return each(size, [words])[0]
+def run_one(words: Sequence[str], size: int) -> Path:
+    return run_all(size, [words])[0]
 
 
-def die(rank: int) -> None:
+def kill(rank: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("rule", "update"), [("momentum", "manual"), ("adam", "optimizer")])
 def test_killed_on_4_gone_on_with_2_and_killed_and_ended_by_1(rule: str, update: str) -> None:
     words = [*EXACT, f"optimizer={rule}", f"update={update}"]
-    whole = end([*words, "run_dir=whole"], 1)
+    whole = run_one([*words, "run_dir=whole"], 1)
     for size, step, more in ((4, 23, words), (2, 45, ["resume=run"])):
         given = [*more, "run_dir=run"] if more is words else more
-        outcomes = processes.on(size, at_step(step, die, running(given)))
+        outcomes = processes.on(size, at_step(step, kill, run_in_sequence(given)))
         assert [outcome.code for outcome in outcomes] == [-signal.SIGKILL] * size
-    assert end(["resume=run"], 1) == Path("run")
+    assert run_one(["resume=run"], 1) == Path("run")
     run = Path("run")
     assert summary(run)["parameters_sha256"] == summary(whole)["parameters_sha256"]
     assert summary(run)["metrics"] == summary(whole)["metrics"]
@@ -90,9 +90,9 @@ WAYS = [("ddp", 2, "fsdp", 3), ("fsdp", 3, "ddp", 2), ("fsdp", 2, "single", 1), 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "{}-{} to {}-{}".format(*way))
 def test_another_strategy_goes_on(way: tuple[str, int, str, int], whole: dict[str, Path]) -> None:
     first, size, then, other = way
-    words = [*GOING, "dtype=float64", "train.steps=20", f"strategy={first}"]
-    each(size, [[*words, *UPDATES[rule], f"run_dir={rule}"] for rule in UPDATES])
-    runs = each(other, [[f"resume={rule}", f"strategy={then}", "train.steps=40"] for rule in UPDATES])
+    words = [*RESUMABLE, "dtype=float64", "train.steps=20", f"strategy={first}"]
+    run_all(size, [[*words, *UPDATES[rule], f"run_dir={rule}"] for rule in UPDATES])
+    runs = run_all(other, [[f"resume={rule}", f"strategy={then}", "train.steps=40"] for rule in UPDATES])
     for rule, run in zip(UPDATES, runs, strict=True):
         # As without a stop: sums in another order over 40 steps of float64.
         assert difference(run, whole[rule]) < 1e-10, rule
@@ -103,8 +103,10 @@ def test_another_strategy_goes_on(way: tuple[str, int, str, int], whole: dict[st
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs on one process that were never stopped, by rule."""
     folder = tmp_path_factory.mktemp("whole")
-    runs = [[*GOING, "dtype=float64", "train.steps=40", *UPDATES[rule], f"run_dir={folder / rule}"] for rule in UPDATES]
-    return dict(zip(UPDATES, each(1, runs), strict=True))
+    runs = [
+        [*RESUMABLE, "dtype=float64", "train.steps=40", *UPDATES[rule], f"run_dir={folder / rule}"] for rule in UPDATES
+    ]
+    return dict(zip(UPDATES, run_all(1, runs), strict=True))
 
 
 @pytest.mark.parametrize(("strategy", "size"), [("ddp", 2), ("fsdp", 2)])
@@ -112,15 +114,15 @@ def test_the_same_processes_go_on_to_the_bit(strategy: str, size: int, monkeypat
     """F03: the same number of processes; the reduction is the fast one."""
     # A short run may be over before the next question whether to stop.
     monkeypatch.setattr(consensus, "POLL_SECONDS", 1e-3)
-    words = [*GOING, f"strategy={strategy}", "optimizer=adamw"]
-    whole = end([*words, "run_dir=whole"], size)
-    outcomes = processes.on(size, at_step(31, stop, running([*words, "run_dir=run"])))
+    words = [*RESUMABLE, f"strategy={strategy}", "optimizer=adamw"]
+    whole = run_one([*words, "run_dir=whole"], size)
+    outcomes = processes.on(size, at_step(31, stop, run_in_sequence([*words, "run_dir=run"])))
     assert [outcome.code for outcome in outcomes] == [1] * size  # Interrupted is an exception here
     assert "the state is saved (SIGTERM)" in outcomes[0].printed
     assert "resume=run" in outcomes[0].printed
     record = json.loads(Path("run/run.json").read_text())
     assert record["status"] == "interrupted"
-    run = end(["resume=run", f"strategy={strategy}"], size)
+    run = run_one(["resume=run", f"strategy={strategy}"], size)
     assert summary(run)["parameters_sha256"] == summary(whole)["parameters_sha256"]
     assert rows(run) == rows(whole)
 
@@ -144,7 +146,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step() -> None:
 
             patch.setattr(BatchObjective, "at", at)
             with pytest.raises(runner.RunnerError):
-                runner.run(None, [*GOING, "train.steps=100000", "run_dir=run"])
+                runner.run(None, [*RESUMABLE, "train.steps=100000", "run_dir=run"])
         return seen[-1]
 
     last = processes.values(3, at_step(20, stop, work))
@@ -154,8 +156,8 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step() -> None:
 
 @pytest.mark.parametrize("words", [["strategy=ddp"], ["strategy=fsdp"], ["strategy.reduction=exact"]])
 def test_saving_beside_the_training_changes_nothing(words: list[str]) -> None:
-    one = end([*GOING, *words, "run_dir=one"], 2)
-    other = end([*GOING, *words, "run_dir=other", "checkpoint.async_save=true"], 2)
+    one = run_one([*RESUMABLE, *words, "run_dir=one"], 2)
+    other = run_one([*RESUMABLE, *words, "run_dir=other", "checkpoint.async_save=true"], 2)
     assert summary(one)["parameters_sha256"] == summary(other)["parameters_sha256"]
     assert rows(one) == rows(other)
     names = sorted(path.name for path in (one / "checkpoints").iterdir())

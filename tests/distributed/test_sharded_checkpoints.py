@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from training import joined
+from training import connected
 
 from runner.errors import CheckpointError, Interrupted, RunFailed, RunnerError
 from runner.runs import checkpoint
@@ -81,7 +81,7 @@ def save(folder: Path, steps: tuple[int, ...], **kinds: Any) -> None:
     """Two processes save the checkpoints of some steps, the first one as the best."""
 
     def work(rank: int) -> None:
-        with joined() as world:
+        with connected() as world:
             made = saver(world, folder, **kinds)
             for step in steps:
                 made.save(step, held(whole(step), rank, 2), best=step == steps[0])
@@ -132,7 +132,7 @@ def test_what_two_processes_save_one_process_loads_whole_bit_for_bit(asynchronou
 
 def test_rows_and_layers_that_are_split_at_once_come_back_whole(tmp_path: Path) -> None:
     def work(rank: int) -> State:
-        with joined() as world:
+        with connected() as world:
             torch.manual_seed(5)
             model = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Tanh(), torch.nn.Linear(6, 5), torch.nn.Tanh())
             mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "layer"))
@@ -169,7 +169,7 @@ class Untouched(UserDict[str, Any]):
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["at once", "beside"])
 def test_a_whole_state_is_copied_and_written_by_rank_0_alone(asynchronous: bool, tmp_path: Path) -> None:
     def work(rank: int) -> None:
-        with joined() as world:
+        with connected() as world:
             folder = tmp_path / ("checkpoints" if rank == 0 else "never")
             state: Any = whole(1) if rank == 0 else Untouched({"model": {}})
             made = saver(world, folder, sharded=False, asynchronous=asynchronous)
@@ -281,7 +281,7 @@ def test_a_kill_between_shards_and_metadata_leaves_the_one_before(
     folder = tmp_path / "checkpoints"
 
     def work(rank: int) -> None:
-        with joined() as world:
+        with connected() as world:
             saver(world, folder).save(1, held(whole(1), rank, 2), best=False)
             killed_after_writing(rank, dying)
             made = saver(world, folder, asynchronous=asynchronous)
@@ -301,7 +301,7 @@ def test_a_kill_between_shards_and_metadata_leaves_the_one_before(
     assert same(loaded(folder).state, expected(2))
 
 
-def failed(made: Saver, state: State, step: int) -> str:
+def failure(made: Saver, state: State, step: int) -> str:
     """What is said of a save that cannot be."""
     try:
         made.save(step, state, best=False)
@@ -324,13 +324,13 @@ def test_a_full_disk_of_one_process_is_explained_on_all_and_the_one_before_stays
     folder = tmp_path / "checkpoints"
 
     def work(rank: int) -> str:
-        with joined() as world:
+        with connected() as world:
             saver(world, folder).save(1, big(1), best=False)
             if rank == 1:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, resource.RLIM_INFINITY))
             made = saver(world, folder, asynchronous=asynchronous)
-            said = failed(made, big(2), 2)
+            said = failure(made, big(2), 2)
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             assert loaded(folder).step == 1
             world.any(False)  # the others have looked
@@ -353,9 +353,9 @@ def test_what_rank_0_cannot_write_is_raised_on_all(sharded: bool, asynchronous: 
     folder.write_text("mine")
 
     def work(rank: int) -> str:
-        with joined() as world:
+        with connected() as world:
             made = saver(world, folder, sharded=sharded, asynchronous=asynchronous)
-            return failed(made, big(1) if sharded else whole(1), 1)
+            return failure(made, big(1) if sharded else whole(1), 1)
 
     for said in values(2, work):
         assert said.startswith(
@@ -368,7 +368,7 @@ def test_a_state_that_cannot_be_loaded_again_fails_everywhere_and_leaves_nothing
     folder = tmp_path / "checkpoints"
 
     def work(rank: int) -> str:
-        with joined() as world:
+        with connected() as world:
             made = saver(world, folder)
             with pytest.raises(ValueError if rank == 0 else RunFailed) as caught:
                 made.save(1, {**held(whole(1), rank, 2), "where": Path()}, best=False)
@@ -386,7 +386,7 @@ def test_a_mistake_on_one_process_keeps_its_kind_there_and_is_told_on_all(tmp_pa
 
         if rank == 1:
             FileSystemWriter.write_data = stopped  # type: ignore[assignment,method-assign]
-        with joined() as world:
+        with connected() as world:
             with pytest.raises(RunnerError) as caught:
                 saver(world, tmp_path / "checkpoints").save(1, held(whole(1), rank, 2), best=False)
             return type(caught.value).__name__, str(caught.value)
@@ -399,8 +399,8 @@ def test_a_mistake_on_one_process_keeps_its_kind_there_and_is_told_on_all(tmp_pa
 
 def test_a_folder_that_only_one_process_sees_is_named(tmp_path: Path) -> None:
     def work(rank: int) -> str:
-        with joined() as world:
-            return failed(saver(world, tmp_path / str(rank)), held(whole(1), rank, 2), 1)
+        with connected() as world:
+            return failure(saver(world, tmp_path / str(rank)), held(whole(1), rank, 2), 1)
 
     for said in values(2, work):
         assert said.startswith(
@@ -425,7 +425,7 @@ def test_training_goes_on_while_the_values_of_the_call_are_written(sharded: bool
             return draft(folder, step)
 
         checkpoint.draft = waiting  # this is a child that ends by os._exit
-        with joined() as world:
+        with connected() as world:
             made = saver(world, folder, sharded=sharded, asynchronous=True)
             state = held(whole(1), rank, 2) if sharded else whole(1)
             made.save(1, state, best=True)
@@ -454,7 +454,7 @@ def test_a_failure_beside_the_training_comes_out_on_all_at_the_same_look_and_onc
     folder.write_text("mine")
 
     def work(rank: int) -> tuple[int, str]:
-        with joined() as world:
+        with connected() as world:
             made = saver(world, folder, sharded=sharded, asynchronous=True)
             made.save(1, big(1) if sharded else whole(1), best=False)
             looks = 0
