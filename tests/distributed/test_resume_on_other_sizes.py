@@ -1,4 +1,4 @@
-"""A run that goes on, on another number of processes and another strategy, ends as one that was never stopped."""
+"""A run that is resumed on another number of processes, or with another strategy, ends like one that never stopped."""
 
 from __future__ import annotations
 
@@ -32,34 +32,36 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def at_step(step: int, happen: Callable[[int], object], work: Callable[[int], Any]) -> Callable[[int], Any]:
-    """`work` in which `happen(rank)` is called when a process turns to a step."""
+def at_step(step: int, action: Callable[[int], object], work: Callable[[int], Any]) -> Callable[[int], Any]:
+    """Return `work` in which `action(rank)` is called at the start of a step."""
 
     def faulty(rank: int) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            faults.at_step(patch, step, lambda: happen(rank))
+            faults.at_step(patch, step, lambda: action(rank))
             return work(rank)
 
     return faulty
 
 
 def run_in_sequence(*runs: Sequence[str]) -> Callable[[int], list[str]]:
-    """Several runs, one after the other."""
+    """Return work that does several runs in sequence."""
 
     def work(rank: int) -> list[str]:
         torch.set_num_threads(1)
-        return [str(runner.run(None, list(words)).directory) for words in runs]
+        return [str(runner.run(None, list(overrides)).directory) for overrides in runs]
 
     return work
 
 
 def run_all(size: int, runs: Sequence[Sequence[str]]) -> list[Path]:
+    """Do several runs in sequence on the same processes, and return their directories."""
     (paths, *_) = processes.values(size, run_in_sequence(*runs))
     return [Path(path) for path in paths]
 
 
-def run_one(words: Sequence[str], size: int) -> Path:
-    return run_all(size, [words])[0]
+def run_one(overrides: Sequence[str], size: int) -> Path:
+    """Do one run and return its directory."""
+    return run_all(size, [overrides])[0]
 
 
 def kill(rank: int) -> None:
@@ -67,12 +69,11 @@ def kill(rank: int) -> None:
 
 
 @pytest.mark.parametrize(("rule", "update"), [("momentum", "manual"), ("adam", "optimizer")])
-def test_killed_on_4_gone_on_with_2_and_killed_and_ended_by_1(rule: str, update: str) -> None:
-    words = [*EXACT, f"optimizer={rule}", f"update={update}"]
-    whole = run_one([*words, "run_dir=whole"], 1)
-    for size, step, more in ((4, 23, words), (2, 45, ["resume=run"])):
-        given = [*more, "run_dir=run"] if more is words else more
-        outcomes = processes.on(size, at_step(step, kill, run_in_sequence(given)))
+def test_killed_on_4_then_resumed_and_killed_on_2_then_finished_on_1(rule: str, update: str) -> None:
+    overrides = [*EXACT, f"optimizer={rule}", f"update={update}"]
+    whole = run_one([*overrides, "run_dir=whole"], 1)
+    for size, step, attempt in ((4, 23, [*overrides, "run_dir=run"]), (2, 45, ["resume=run"])):
+        outcomes = processes.on(size, at_step(step, kill, run_in_sequence(attempt)))
         assert [outcome.code for outcome in outcomes] == [-signal.SIGKILL] * size
     assert run_one(["resume=run"], 1) == Path("run")
     run = Path("run")
@@ -84,17 +85,17 @@ def test_killed_on_4_gone_on_with_2_and_killed_and_ended_by_1(rule: str, update:
     assert (record["resumed"], record["world_size"], record["strategy"]) == (2, 1, "single")
 
 
-WAYS = [("ddp", 2, "fsdp", 3), ("fsdp", 3, "ddp", 2), ("fsdp", 2, "single", 1), ("single", 1, "fsdp", 2), ("fsdp", 2, "fsdp", 4), ("tensor", 2, "pipeline", 3), ("pipeline", 3, "tensor", 2)]  # fmt: skip
+CHANGES = [("ddp", 2, "fsdp", 3), ("fsdp", 3, "ddp", 2), ("fsdp", 2, "single", 1), ("single", 1, "fsdp", 2), ("fsdp", 2, "fsdp", 4), ("tensor", 2, "pipeline", 3), ("pipeline", 3, "tensor", 2)]  # fmt: skip
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: "{}-{} to {}-{}".format(*way))
-def test_another_strategy_goes_on(way: tuple[str, int, str, int], whole: dict[str, Path]) -> None:
-    first, size, then, other = way
-    words = [*RESUMABLE, "dtype=float64", "train.steps=20", f"strategy={first}"]
-    run_all(size, [[*words, *UPDATES[rule], f"run_dir={rule}"] for rule in UPDATES])
-    runs = run_all(other, [[f"resume={rule}", f"strategy={then}", "train.steps=40"] for rule in UPDATES])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: "{}-{} to {}-{}".format(*change))
+def test_a_run_can_be_resumed_with_another_strategy(change: tuple[str, int, str, int], whole: dict[str, Path]) -> None:
+    first, first_size, second, second_size = change
+    overrides = [*RESUMABLE, "dtype=float64", "train.steps=20", f"strategy={first}"]
+    run_all(first_size, [[*overrides, *UPDATES[rule], f"run_dir={rule}"] for rule in UPDATES])
+    runs = run_all(second_size, [[f"resume={rule}", f"strategy={second}", "train.steps=40"] for rule in UPDATES])
     for rule, run in zip(UPDATES, runs, strict=True):
-        # As without a stop: sums in another order over 40 steps of float64.
+        # As without a stop: sums in another order over 40 steps in float64.
         assert difference(run, whole[rule]) < 1e-10, rule
         assert [row["step"] for row in rows(run)] == [row["step"] for row in rows(whole[rule])], rule
 
@@ -110,13 +111,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("strategy", "size"), [("ddp", 2), ("fsdp", 2)])
-def test_the_same_processes_go_on_to_the_bit(strategy: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """F03: the same number of processes; the reduction is the fast one."""
-    # A short run may be over before the next question whether to stop.
+def test_the_same_number_of_processes_resumes_with_the_same_bits(
+    strategy: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F03: also with the fast reduction."""
+    # A short run may end before the next exchange of signals.
     monkeypatch.setattr(consensus, "POLL_SECONDS", 1e-3)
-    words = [*RESUMABLE, f"strategy={strategy}", "optimizer=adamw"]
-    whole = run_one([*words, "run_dir=whole"], size)
-    outcomes = processes.on(size, at_step(31, stop, run_in_sequence([*words, "run_dir=run"])))
+    overrides = [*RESUMABLE, f"strategy={strategy}", "optimizer=adamw"]
+    whole = run_one([*overrides, "run_dir=whole"], size)
+    outcomes = processes.on(size, at_step(31, stop, run_in_sequence([*overrides, "run_dir=run"])))
     assert [outcome.code for outcome in outcomes] == [1] * size  # Interrupted is an exception here
     assert "the state is saved (SIGTERM)" in outcomes[0].printed
     assert "resume=run" in outcomes[0].printed
@@ -128,7 +131,7 @@ def test_the_same_processes_go_on_to_the_bit(strategy: str, size: int, monkeypat
 
 
 def stop(rank: int) -> None:
-    """A signal that reaches one process only."""
+    """Send a signal to one process only."""
     if rank == 1:
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -154,28 +157,30 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step() -> None:
     assert Path("run/checkpoints/last").readlink() == Path(f"step_{last[0]}")
 
 
-@pytest.mark.parametrize("words", [["strategy=ddp"], ["strategy=fsdp"], ["strategy.reduction=exact"]])
-def test_saving_beside_the_training_changes_nothing(words: list[str]) -> None:
-    one = run_one([*RESUMABLE, *words, "run_dir=one"], 2)
-    other = run_one([*RESUMABLE, *words, "run_dir=other", "checkpoint.async_save=true"], 2)
+@pytest.mark.parametrize("overrides", [["strategy=ddp"], ["strategy=fsdp"], ["strategy.reduction=exact"]])
+def test_async_saving_changes_nothing(overrides: list[str]) -> None:
+    one = run_one([*RESUMABLE, *overrides, "run_dir=one"], 2)
+    other = run_one([*RESUMABLE, *overrides, "run_dir=other", "checkpoint.async_save=true"], 2)
     assert summary(one)["parameters_sha256"] == summary(other)["parameters_sha256"]
     assert rows(one) == rows(other)
     names = sorted(path.name for path in (one / "checkpoints").iterdir())
     assert sorted(path.name for path in (other / "checkpoints").iterdir()) == names
     for name in names:
         if name.startswith("step_"):
-            assert same(runner_state(one, name), runner_state(other, name))
+            assert same(saved_state(one, name), saved_state(other, name))
 
 
-def runner_state(run: Path, name: str) -> Any:
+def saved_state(run: Path, name: str) -> Any:
+    """Return the state of one checkpoint, without its configuration."""
     from runner.runs import checkpoint
 
-    found = checkpoint.intact(run / "checkpoints" / name)
-    assert isinstance(found, dict)
-    return {part: found[part] for part in ("step", "model", "optimizer", "best")}
+    state = checkpoint.intact(run / "checkpoints" / name)
+    assert isinstance(state, dict)
+    return {part: state[part] for part in ("step", "model", "optimizer", "best")}
 
 
 def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal, tensors in every element."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
