@@ -129,7 +129,7 @@ def environment_problems(environ: Mapping[str, str]) -> list[str]:
 
 
 def notices(device: Device, environ: Mapping[str, str], build: TorchBuild) -> list[str]:
-    """Return one sentence for each mask without its apparent effect. `environ` is the shell's own, before changes."""
+    """Return one sentence for each mask with no effect or a surprising one; `environ` is the shell's, before changes."""
     sentences = mask_notices(device.visible, environ, bool(build.hip))
     if device.visible and build.kind not in ("cuda", "rocm"):
         label = config_mask(device.visible).label

@@ -27,7 +27,7 @@ _LOOKALIKE = ("CUDA", "HIP", "ROCR", "ROCM", "GPU")
 
 
 class Obstacle(NamedTuple):
-    """Why a device cannot be used: the requirement, what was found instead, and the remedy."""
+    """Reason why a device cannot be used: the requirement, what was found instead, and the remedy."""
 
     needs: str
     found: str
@@ -163,7 +163,7 @@ def hides_all(masks: Sequence[Mask]) -> Obstacle | None:
 
 
 def notices(visible: Sequence[int | str] | None, environ: Mapping[str, str], hip: bool) -> list[str]:
-    """Return one sentence for each part of the masks without its apparent effect."""
+    """Return one sentence for each part of the masks that has no effect or a surprising one."""
     applied = in_force(visible, environ, hip)
     conflict = contradiction(applied)
     sentences = lookalikes(environ, hip) + _overridden(visible, environ, hip)

@@ -34,9 +34,9 @@ class Pipeline(Single):
         """
         stages = model.stages(self._world.size)
         if len(stages) < self._world.size:
-            kind = type(model).__name__.lower()
+            model_name = model.config_name
             raise ConfigError(
-                f"`strategy`=pipeline needs at least as many layers as processes, but `model`={kind} "
+                f"`strategy`=pipeline needs at least as many layers as processes, but `model`={model_name} "
                 f"{f'has {len(stages)}' if stages else 'cannot be divided'} and there are {self._world.size} processes; "
                 "use strategy=ddp, fewer processes or a deeper model"
             )

@@ -69,10 +69,10 @@ def split_layers(model: Any, mesh: DeviceMesh) -> None:
 
 def _refuse(model: Any, plan: Mapping[str, str], processes: int) -> None:
     """Raise `ConfigError` for a model that so many processes cannot split."""
-    kind = type(model).__name__.lower()
+    model_name = model.config_name
     if not plan:
         raise ConfigError(
-            f"`model` must have linear layers to split between processes, but {kind} has none; use strategy=ddp"
+            f"`model` must have linear layers to split between processes, but {model_name} has none; use strategy=ddp"
         )
     if model.draws:
         raise ConfigError(
@@ -90,6 +90,6 @@ def _refuse(model: Any, plan: Mapping[str, str], processes: int) -> None:
         )
     if uneven:
         raise ConfigError(
-            f"the inputs of `model`={kind} must be divisible by the {processes} processes that split them, got {inputs}; "
+            f"the inputs of `model`={model_name} must be divisible by the {processes} processes that split them, got {inputs}; "
             "use another number of processes or strategy=ddp"
         )
