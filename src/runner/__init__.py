@@ -53,7 +53,7 @@ def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir
 
     Gives the run's directory, summary and rows. Raises the errors above instead of exiting.
     """
-    from runner.compute.launch import wanted
+    from runner.compute.launch import needs_launch
     from runner.compute.processes import launched
     from runner.config.compose import compose
     from runner.training.run import execute
@@ -62,7 +62,7 @@ def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir
 
     def ask(earlier: str | None) -> Composed:
         composed = compose(words if earlier is None else [f"resume={earlier}"], config_dir)
-        if wanted(composed.config) and not launched(os.environ):
+        if needs_launch(composed.config) and not launched(os.environ):
             raise ConfigError(_STARTS_NONE)
         return composed
 

@@ -164,7 +164,7 @@ def _run(given: argparse.Namespace, overrides: list[str], words: list[str]) -> i
                 return compose([f"resume={earlier}"], given.config_dir)
             return compose(overrides, given.config_dir, given.base)
 
-    from runner.compute.launch import launch, wanted
+    from runner.compute.launch import launch, needs_launch
     from runner.training.run import execute
 
     command = ["python", "-m", "runner", *words]
@@ -172,7 +172,7 @@ def _run(given: argparse.Namespace, overrides: list[str], words: list[str]) -> i
         execute(ask, command)
         return 0
     composed = ask(None)
-    if wanted(composed.config):
+    if needs_launch(composed.config):
         return launch(composed.config, words)
     execute(lambda earlier: composed, command)
     return 0

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from runner.compute.precision import Unscaled, autocast
-from runner.compute.rng import drawing, stream
+from runner.compute.rng import dropout_seeder, stream
 from runner.compute.strategies.base import Single
 from runner.config import schema as c
 from runner.data.batches import EpochBatches
@@ -53,7 +53,7 @@ def objective(model: Model, features: Tensor, target: Tensor, **changes: Any) ->
         "accumulate": 1,
         "clip_norm": None,
         "check_gradients": False,
-        "draw": drawing(False, 0, CPU),
+        "draw": dropout_seeder(False, 0, CPU),
         "alone": lambda features: functional_call(model, doubled(model), (features,)),
         "jacobian": lambda features: model.jacobian(doubled(model), features),
     }

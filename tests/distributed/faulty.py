@@ -1,7 +1,7 @@
-"""Faults of one process of a run: when it comes to a step, something bad happens to it.
+"""Faults of one process of a run, such as a kill or a hang, at a given step.
 
-Forked processes call `inject`. Those of a launcher are told by their environment, which `launching` sets: the file
-`sitecustomize.py` that it writes has every Python import this module first.
+Forked processes call `inject`. The processes of a launcher read their faults from the environment, which `launching` sets:
+the file `sitecustomize.py` that it writes makes every Python import this module first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VARIABLE = "RUNNER_TEST_FAULTS"
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a process at a step, in its first attempts only: `times` of them."""
+    """A fault of one process at a step; it happens `times` times, once in each of the first attempts."""
 
     kind: str
     rank: int
@@ -31,54 +31,54 @@ class Fault:
 
 
 def inject(faults: list[Fault], folder: Path) -> None:
-    """Let the faults of this process happen when their step comes. `folder` gets a file for each that did, with its pid."""
+    """Make the faults of this process happen at their steps. Each that happened leaves a file with its pid in `folder`."""
     from runner.training.objective import BatchObjective
 
     rank = int(os.environ.get("RANK", "0"))
-    real, own = BatchObjective.at, {fault.step: fault for fault in faults if fault.rank == rank}
+    real, by_step = BatchObjective.at, {fault.step: fault for fault in faults if fault.rank == rank}
 
     def at(self: BatchObjective, step: int) -> BatchObjective:
-        turned = real(self, step)
-        if step in own and _counts(own[step], folder):
-            KINDS[own[step].kind](turned)
-        return turned
+        objective = real(self, step)
+        if step in by_step and _is_due(by_step[step], folder):
+            KINDS[by_step[step].kind](objective)
+        return objective
 
     BatchObjective.at = at  # type: ignore[method-assign]
 
 
 def happened(folder: Path) -> list[str]:
-    """The faults that did, as `kind-rank-step-attempt`."""
+    """Return the faults that happened, as `kind-rank-step-attempt`."""
     return sorted(file.name for file in folder.iterdir())
 
 
 def note_rows(folder: Path) -> None:
-    """Write down the targets that this process trains on, a line a step, in a file of this attempt."""
+    """Write the targets on which this process trains, one line for each step, to a file of this attempt."""
     from runner.training.objective import BatchObjective
 
     attempt, rank = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("RANK", "0")
     file, real = folder / f"{attempt}-{rank}.jsonl", BatchObjective.at
 
     def at(self: BatchObjective, step: int) -> BatchObjective:
-        turned = real(self, step)
-        targets = [value for part in turned._parts for value in part.target.flatten().tolist()]
+        objective = real(self, step)
+        targets = [value for part in objective._parts for value in part.target.flatten().tolist()]
         with file.open("a") as lines:
             lines.write(json.dumps([step, targets]) + "\n")
-        return turned
+        return objective
 
     BatchObjective.at = at  # type: ignore[method-assign]
 
 
 def environment(faults: list[Fault], folder: Path, rows: Path | None) -> str:
-    """What `VARIABLE` must hold for the processes of a launcher."""
-    told = {"faults": [asdict(fault) for fault in faults], "folder": str(folder), "rows": rows and str(rows)}
-    return json.dumps(told)
+    """Return the value of `VARIABLE` for the processes of a launcher."""
+    instructions = {"faults": [asdict(fault) for fault in faults], "folder": str(folder), "rows": rows and str(rows)}
+    return json.dumps(instructions)
 
 
-def _counts(fault: Fault, folder: Path) -> bool:
-    """Whether it still has a time to happen; files count, since a number in memory dies with its process."""
-    for time_ in range(fault.times):
+def _is_due(fault: Fault, folder: Path) -> bool:
+    """Whether the fault must happen again; counted in files, which outlive the process."""
+    for occurrence in range(fault.times):
         try:
-            with (folder / f"{fault.kind}-{fault.rank}-{fault.step}-{time_}").open("x") as file:
+            with (folder / f"{fault.kind}-{fault.rank}-{fault.step}-{occurrence}").open("x") as file:
                 file.write(str(os.getpid()))
         except FileExistsError:
             continue
@@ -90,70 +90,72 @@ def _raise(error: BaseException) -> NoReturn:
     raise error
 
 
-def _one_feature_is_nan(turned: Any) -> None:
-    turned._parts[0].features[0] = float("nan")
+def _one_feature_is_nan(objective: Any) -> None:
+    objective._parts[0].features[0] = float("nan")
 
 
-def _one_collective_more(turned: Any) -> None:
+def _one_collective_more(objective: Any) -> None:
     import torch
     import torch.distributed as dist
 
     dist.all_reduce(torch.zeros(3))
 
 
-def _two_signals(turned: Any) -> None:
+def _two_signals(objective: Any) -> None:
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _launcher_gets_sigterm(turned: Any) -> None:
-    """SIGTERM for the launcher; goes on when it has come back to this process."""
-    came, before = [], signal.getsignal(signal.SIGTERM)
+def _launcher_gets_sigterm(objective: Any) -> None:
+    """Send SIGTERM to the launcher and wait until the launcher has passed it on to this process."""
+    received, previous = [], signal.getsignal(signal.SIGTERM)
 
-    def caught(number: int, frame: FrameType | None) -> None:
-        assert callable(before)
-        before(number, frame)
-        came.append(number)
+    def handle(number: int, frame: FrameType | None) -> None:
+        assert callable(previous)
+        previous(number, frame)
+        received.append(number)
 
-    signal.signal(signal.SIGTERM, caught)
+    signal.signal(signal.SIGTERM, handle)
     os.kill(os.getppid(), signal.SIGTERM)
-    while not came:
+    while not received:
         time.sleep(0.01)
 
 
 KINDS: Mapping[str, Callable[[Any], object]] = {
-    "kill": lambda turned: os.kill(os.getpid(), signal.SIGKILL),
-    "stop": lambda turned: os.kill(os.getpid(), signal.SIGSTOP),
-    "raise": lambda turned: _raise(ValueError("a fault")),
-    "memory": lambda turned: _raise(MemoryError("can't allocate memory")),
-    "exit": lambda turned: sys.exit(0),
+    "kill": lambda objective: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda objective: os.kill(os.getpid(), signal.SIGSTOP),
+    "raise": lambda objective: _raise(ValueError("a fault")),
+    "memory": lambda objective: _raise(MemoryError("can't allocate memory")),
+    "exit": lambda objective: sys.exit(0),
     "second signal": _two_signals,
-    "hang": lambda turned: time.sleep(600),
-    "slow": lambda turned: time.sleep(1.5),
+    "hang": lambda objective: time.sleep(600),
+    "slow": lambda objective: time.sleep(1.5),
     "nan": _one_feature_is_nan,
     "collective": _one_collective_more,
     "terminate launcher": _launcher_gets_sigterm,
-    "kill launcher": lambda turned: os.kill(os.getppid(), signal.SIGKILL),
+    "kill launcher": lambda objective: os.kill(os.getppid(), signal.SIGKILL),
 }
 
 
 def _wait_for_torch(faults: list[Fault], folder: Path, rows: Path | None) -> None:
-    """Inject when torch has been imported by the runner itself, which sets its environment before."""
-    from runner.compute.processes import Group
+    """Inject the faults after the runner has imported torch: it must set the environment before that."""
+    from runner.compute.processes import ProcessGroup
 
-    real = Group.connect
+    real = ProcessGroup.connect
 
-    def connect(self: Group, kind: str, timeout_seconds: float) -> None:
+    def connect(self: ProcessGroup, kind: str, timeout_seconds: float) -> None:
         inject(faults, folder)
         if rows is not None:
             note_rows(rows)
         real(self, kind, timeout_seconds)
 
-    Group.connect = connect  # type: ignore[method-assign]
+    ProcessGroup.connect = connect  # type: ignore[method-assign]
 
 
 if VARIABLE in os.environ and "RANK" in os.environ:
-    _told = json.loads(os.environ[VARIABLE])
+    _instructions = json.loads(os.environ[VARIABLE])
     _wait_for_torch(
-        [Fault(**fault) for fault in _told["faults"]], Path(_told["folder"]), _told["rows"] and Path(_told["rows"])
+        [Fault(**fault) for fault in _instructions["faults"]],
+        Path(_instructions["folder"]),
+        _instructions["rows"] and Path(_instructions["rows"]),
     )

@@ -1,4 +1,4 @@
-"""Several processes for one test: forked from the test's own, which has torch loaded already, and joined by gloo."""
+"""Several processes for one test, forked from the test's own, which has imported torch already, and connected by gloo."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from typing import Any
 import runner
 
 SECONDS = 60.0
-"""Longest life of a forked process; what still lives then is killed, and the test fails."""
+"""Longest run time of a forked process; after that it is killed, and the test fails."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one process ended: its exit code (negative: the signal that killed it), what `work` gave, what it printed."""
+    """Outcome of one process: its exit code (negative: the signal that killed it), the result of `work`, and its output."""
 
     code: int
     value: Any
@@ -32,24 +32,25 @@ class Outcome:
 
 
 def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
+    """Return a port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
     return port
 
 
 def on(size: int, work: Callable[[int], Any], seconds: float = SECONDS, port: int | None = None) -> list[Outcome]:
-    """Do `work(rank)` on `size` processes, with the environment that torchrun gives them; outcomes by rank."""
+    """Run `work(rank)` on `size` processes with the environment that torchrun sets; return the outcomes by rank."""
     _import_all()
     with tempfile.TemporaryDirectory() as folder:
         port = port or free_port()
         children = [_fork(rank, size, port, work, Path(folder)) for rank in range(size)]
         codes = _wait(children, seconds)
-        return [Outcome(code, *_told(Path(folder), rank)) for rank, code in enumerate(codes)]
+        return [Outcome(code, *_result(Path(folder), rank)) for rank, code in enumerate(codes)]
 
 
 def values(size: int, work: Callable[[int], Any]) -> list[Any]:
-    """What `work(rank)` gives on each process; all of them must succeed."""
+    """Return the results of `work(rank)` by rank; fails unless every process succeeds."""
     outcomes = on(size, work)
     assert [o.code for o in outcomes] == [0] * size, "\n".join(o.printed for o in outcomes)
     return [o.value for o in outcomes]
@@ -57,18 +58,19 @@ def values(size: int, work: Callable[[int], Any]) -> list[Any]:
 
 @functools.cache
 def _import_all() -> None:
-    """One short run, once: what it imports, and finds out of plugins, would take each process longer than most tests do."""
+    """Do one short run, once: importing and finding plugins would take each process longer than most tests do."""
     import torch.distributed.checkpoint
     import torch.distributed.fsdp
     import torch.distributed.pipelining
     import torch.distributed.tensor.parallel  # noqa: F401
 
     with tempfile.TemporaryDirectory() as folder:
-        words = ["data=line", "device=cpu", "update=optimizer", "train.steps=1", "record.plots=false"]
-        runner.run(None, [*words, f"run_dir={folder}/run"])
+        overrides = ["data=line", "device=cpu", "update=optimizer", "train.steps=1", "record.plots=false"]
+        runner.run(None, [*overrides, f"run_dir={folder}/run"])
 
 
 def _fork(rank: int, size: int, port: int, work: Callable[[int], Any], folder: Path) -> int:
+    """Fork a process that runs `work(rank)`, and return its pid."""
     child = os.fork()
     if child:
         return child
@@ -85,8 +87,8 @@ def _fork(rank: int, size: int, port: int, work: Callable[[int], Any], folder: P
         value = work(rank)
         (folder / f"{rank}.pickle").write_bytes(pickle.dumps(value))
         code = 0
-    except SystemExit as leave:
-        code = leave.code if isinstance(leave.code, int) else 1
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:
@@ -96,6 +98,7 @@ def _fork(rank: int, size: int, port: int, work: Callable[[int], Any], folder: P
 
 
 def _wait(children: list[int], seconds: float) -> list[int]:
+    """Return the exit codes of all children; kills those that run longer than `seconds`."""
     deadline, codes = time.monotonic() + seconds, dict[int, int]()
     while len(codes) < len(children):
         for rank, child in enumerate(children):
@@ -105,11 +108,12 @@ def _wait(children: list[int], seconds: float) -> list[int]:
             for rank, child in enumerate(children):
                 if rank not in codes:
                     os.kill(child, signal.SIGKILL)
-        time.sleep(0.005)  # a look every few milliseconds, not a guess at how long the work takes
+        time.sleep(0.005)  # a check every few milliseconds, not an estimate of how long the work takes
     return [codes[rank] for rank in range(len(children))]
 
 
-def _told(folder: Path, rank: int) -> tuple[Any, str]:
+def _result(folder: Path, rank: int) -> tuple[Any, str]:
+    """Return the result and the output of one process."""
     value, printed = folder / f"{rank}.pickle", folder / f"{rank}.txt"
     return (
         pickle.loads(value.read_bytes()) if value.exists() else None,

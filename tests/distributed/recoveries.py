@@ -1,4 +1,4 @@
-"""What takes minutes, by hand: python -m pytest tests/distributed/recoveries.py"""
+"""Recoveries that take minutes and are not part of the suite: python -m pytest tests/distributed/recoveries.py"""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ from pathlib import Path
 
 import pytest
 from faulty import Fault
-from launching import EXACT, STANDALONE, assert_same, launched, record, torchrun, until
+from launching import EXACT, STANDALONE, assert_same, launched, record, torchrun, wait_until
 
 import runner
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process that nothing happens to."""
+    """A run on one process without faults."""
     return runner.run(None, [*EXACT, f"run_dir={tmp_path_factory.mktemp('whole') / 'run'}"]).directory
 
 
 @pytest.mark.parametrize("number", range(10))
 def test_ten_of_ten_recover(number: int, whole: Path, tmp_path: Path) -> None:
-    """New workers that read the addresses of dead ones hang or give up, but not every time."""
+    """New workers that read the addresses of dead ones would hang or fail, but not every time."""
     fault = Fault("kill", rank=number % 2, step=5 + 2 * number)
     command = torchrun(*EXACT, "run_dir=run", options=(*STANDALONE, "--max-restarts=3"))
     with launched(command, tmp_path / "t", [fault]) as run:
         assert run.wait() == 0, run.err
-        assert run.living() == []
+        assert run.running_pids() == []
     assert len(run.faults) == 1
     assert record(run.folder / "run")["resumed"] == 1
     assert_same(run.folder / "run", whole)
 
 
-def test_torchrun_ends_a_worker_that_is_stopped(tmp_path: Path) -> None:
-    """It sends SIGTERM, which a stopped process does not see, and SIGKILL half a minute later."""
+def test_torchrun_kills_a_stopped_worker(tmp_path: Path) -> None:
+    """It sends SIGTERM, which a stopped process does not receive, and SIGKILL half a minute later."""
     command = torchrun(*EXACT, "run_dir=run", "launch.timeout_seconds=5")
     with launched(command, tmp_path / "t", [Fault("stop", rank=1, step=7)]) as run:
         assert run.wait() == 1
-        until(lambda: run.living() == [], seconds=10, what="the stopped worker")
+        wait_until(lambda: run.running_pids() == [], seconds=10, what="the stopped worker")
     assert run.faults == ["stop-1-7-0"]
-    reason = "rank 1 did not answer within 5 seconds at step 7; go on with resume=…"
+    reason = "rank 1 did not answer within 5 seconds at step 7; continue with resume=…"
     assert run.errors == [f"error: {reason}"]
     assert record(run.folder / "run")["reason"] == reason

@@ -1,4 +1,4 @@
-"""What only GPUs can show: one process each, with NCCL or RCCL."""
+"""Strategies on GPUs, one process for each, with NCCL or RCCL."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ pytestmark = pytest.mark.skipif(
     torch.cuda.device_count() < 2, reason="needs two GPUs, which this machine does not have"
 )
 
-ON_GPUS = [word for word in EXPERIMENT if not word.startswith("device")] + [
+ON_GPUS = [override for override in EXPERIMENT if not override.startswith("device")] + [
     "device=auto",
     "deterministic=true",
     "train.steps=50",
 ]
 
 
-def run(folder: Path, *words: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "runner", *ON_GPUS, *words, f"run_dir={folder}"]
+def run(folder: Path, *overrides: str) -> dict[str, Any]:
+    """Do a run on GPUs and return its summary."""
+    command = [sys.executable, "-m", "runner", *ON_GPUS, *overrides, f"run_dir={folder}"]
     subprocess.run(command, check=True, timeout=300)
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return summary

@@ -1,4 +1,4 @@
-"""Several processes are started, by us or by torchrun: what they cannot run is told once, and nothing is left of it."""
+"""Launches of several processes: an error is reported once, leaves nothing behind, and ends all processes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import processes
 import pytest
-from launching import EXACT, WORDS, assert_same, errors, launched, runner_launch, torchrun
+from launching import EXACT, OVERRIDES, assert_same, errors, launched, runner_launch, torchrun
 from processes import Outcome
 
 import runner
 from runner import cli
-from runner.compute.processes import Group, rendezvous, watchdog
+from runner.compute.processes import ProcessGroup, rendezvous, watchdog
 from runner.runs.directory import RunDirectory
 
 SMALL = ("data=line", "device=cpu", "train.steps=2", "record.plots=false")
@@ -32,20 +32,20 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "GRACE_SECONDS", 1.0)
 
 
-def commanded(size: int, words: Sequence[str]) -> list[Outcome]:
-    """The command line on several processes."""
-    return processes.on(size, lambda rank: sys.exit(cli.main(words)))
+def run_command(size: int, arguments: Sequence[str]) -> list[Outcome]:
+    """Run the command line on several processes and return their outcomes."""
+    return processes.on(size, lambda rank: sys.exit(cli.main(arguments)))
 
 
-def told(outcomes: Sequence[Outcome]) -> list[list[str]]:
-    """What the user reads, by process."""
+def user_errors(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """Return the error messages of each process."""
     return [errors(outcome.printed) for outcome in outcomes]
 
 
 # ---------------------------------------------------------------------------------------------------- real launchers
 
 
-def test_two_launches_at_once_do_not_get_in_each_others_way(tmp_path: Path) -> None:
+def test_two_launches_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     whole = runner.run(None, [*EXACT, "run_dir=whole"]).directory
     command = runner_launch(*EXACT, "run_dir=run")
     with launched(command, tmp_path / "one") as one, launched(command, tmp_path / "other") as other:
@@ -53,23 +53,23 @@ def test_two_launches_at_once_do_not_get_in_each_others_way(tmp_path: Path) -> N
             assert run.wait() == 0, run.err
             assert run.errors == []
             assert_same(run.folder / "run", whole)
-            assert run.living() == []
+            assert run.running_pids() == []
 
 
-def test_input_that_cannot_be_run_is_told_once_by_the_processes_of_a_launcher(tmp_path: Path) -> None:
-    """Our launcher passes the exit code on; torchrun has its own."""
+def test_an_input_error_is_reported_once_by_all_processes_of_a_launcher(tmp_path: Path) -> None:
+    """`launch.processes` returns the exit code of the run; torchrun always returns 1."""
     ours, theirs = runner_launch(*MISSING), torchrun(*MISSING)
     with launched(ours, tmp_path / "ours") as one, launched(theirs, tmp_path / "theirs") as other:
         assert (one.wait(), other.wait()) == (2, 1)
         for run in (one, other):
             assert run.errors == [NO_FILE]
-            assert run.living() == []
+            assert run.running_pids() == []
             assert not (run.folder / "run").exists()
         assert one.err == f"{NO_FILE}\n"
         assert one.out == ""
 
 
-# --------------------------------------------------------------------------------------- what cannot be run, told once
+# ----------------------------------------------------------------------------------------- input errors, reported once
 
 BAD = {
     "chunks": (3, [*EXACT], "`strategy.chunks` must be divisible by the number of processes, 3, with `strategy.reduction`=exact, but is 4; start 1, 2, 4, … processes, or set strategy.reduction=fast"),
@@ -81,36 +81,36 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_rank_0_alone_says_what_is_wrong(what: str) -> None:
-    size, words, sentence = BAD[what]
-    outcomes = commanded(size, [*words, "run_dir=run"])
+@pytest.mark.parametrize("case", BAD)
+def test_only_rank_0_reports_an_input_error(case: str) -> None:
+    size, overrides, sentence = BAD[case]
+    outcomes = run_command(size, [*overrides, "run_dir=run"])
     assert [outcome.code for outcome in outcomes] == [2] * size
-    assert told(outcomes) == [[f"error: {sentence}"]] + [[]] * (size - 1)
+    assert user_errors(outcomes) == [[f"error: {sentence}"]] + [[]] * (size - 1)
     assert list(Path().iterdir()) == []
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
-    outcomes = commanded(2, [*SMALL, "model.depth=3", "train.steps=0", "run_dir=run"])
+def test_all_problems_are_reported_at_once() -> None:
+    outcomes = run_command(2, [*SMALL, "model.depth=3", "train.steps=0", "run_dir=run"])
     assert [outcome.code for outcome in outcomes] == [2, 2]
-    assert [len(lines) for lines in told(outcomes)] == [2, 0]
+    assert [len(lines) for lines in user_errors(outcomes)] == [2, 0]
 
 
-def test_a_run_that_another_process_is_writing_is_left_alone() -> None:
+def test_a_run_that_another_process_is_writing_is_not_changed() -> None:
     runner.run(None, [*SMALL, "run_dir=run"])
     before = Path("run/run.json").read_bytes()
     writing = RunDirectory.reopen(Path("run"))
-    outcomes = commanded(2, ["resume=run", "train.steps=4"])
+    outcomes = run_command(2, ["resume=run", "train.steps=4"])
     writing.close()
     assert [outcome.code for outcome in outcomes] == [2, 2]
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     sentence = f"error: run must not be in use, but {holder} is writing to it; wait for it to end, or start a new run"
-    assert told(outcomes) == [[sentence], []]
+    assert user_errors(outcomes) == [[sentence], []]
     assert Path("run/run.json").read_bytes() == before
 
 
-def test_processes_that_read_other_data_are_refused() -> None:
-    """The same relative path, in a folder of each process."""
+def test_processes_with_different_data_are_refused() -> None:
+    """Each process has a folder of its own, and the relative path is the same."""
     for rank in range(3):
         Path(str(rank)).mkdir()
         rows = "".join(f"{x},{2 * x}\n" for x in range(6 + rank // 2))
@@ -123,15 +123,15 @@ def test_processes_that_read_other_data_are_refused() -> None:
 
     outcomes = processes.on(3, work)
     assert [outcome.code for outcome in outcomes] == [2, 2, 2]
-    lines = told(outcomes)
+    lines = user_errors(outcomes)
     assert lines[1:] == [[], []]
     (line,) = lines[0]
-    assert line.startswith("error: the content of `data.path` must be the same on every process, but is ")
+    assert line.startswith("error: the content of `data.path` must be the same on every process, got ")
     assert line.endswith(" on rank 2; make them equal")
     assert not run.exists()
 
 
-def test_a_file_that_one_process_does_not_have_is_told_with_its_rank() -> None:
+def test_a_file_that_is_missing_on_one_process_is_reported_with_its_rank() -> None:
     for rank in range(2):
         Path(str(rank)).mkdir()
     Path("0/d.csv").write_text("x,y\n1,2\n2,4\n3,6\n")
@@ -146,11 +146,11 @@ def test_a_file_that_one_process_does_not_have_is_told_with_its_rank() -> None:
     sentence = (
         "rank 1: `data.path` must be a readable file, but 'd.csv' does not exist; give it from the working directory"
     )
-    assert told(outcomes) == [[f"error: {sentence}"], []]
+    assert user_errors(outcomes) == [[f"error: {sentence}"], []]
     assert not run.exists()
 
 
-def test_a_number_of_processes_that_cannot_work_is_refused_before_any_is_started(
+def test_an_impossible_number_of_processes_is_refused_before_the_launch(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.main([*EXACT, "launch.processes=3", "run_dir=run"]) == 2
@@ -158,51 +158,56 @@ def test_a_number_of_processes_that_cannot_work_is_refused_before_any_is_started
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], [*WORDS, "--cfg", "job"]], ids=["help", "version", "cfg"])
-def test_one_of_several_processes_answers_a_question(words: list[str]) -> None:
-    first, second = commanded(2, words)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], [*OVERRIDES, "--cfg", "job"]], ids=["help", "version", "cfg"]
+)
+def test_only_rank_0_prints_information(arguments: list[str]) -> None:
+    first, second = run_command(2, arguments)
     assert (first.code, second.code) == (0, 0)
     assert first.printed != ""
     assert second.printed == ""
 
 
-# ------------------------------------------------------------------------------------------- ends before the training
+# ------------------------------------------------------------------------------------------- failures before training
 
 
-def ended(rank: int, where: type, what: str) -> list[Outcome]:
-    """The command line on two processes, one of which is killed when it calls a method."""
+def kill_on_call(killed: int, owner: type, method: str) -> list[Outcome]:
+    """Run the command line on two processes, one of which is killed when it calls a method."""
+    assert hasattr(owner, method)
 
-    def work(of: int) -> None:
-        if of == rank:
-            setattr(where, what, lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
+    def work(rank: int) -> None:
+        if rank == killed:
+            setattr(owner, method, lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
         sys.exit(cli.main([*SMALL, "run_dir=run", "launch.timeout_seconds=3"]))
 
     return processes.on(2, work)
 
 
-@pytest.mark.parametrize(("what", "how"), [("connect", "did not answer within 3 seconds"), ("together", "was lost")])
-def test_a_process_that_is_killed_before_the_training_is_named(what: str, how: str) -> None:
-    outcomes = ended(1, Group, what)
+@pytest.mark.parametrize(
+    ("method", "event"), [("connect", "did not answer within 3 seconds"), ("run_on_all_ranks", "was lost")]
+)
+def test_a_process_that_is_killed_before_training_is_named(method: str, event: str) -> None:
+    outcomes = kill_on_call(1, ProcessGroup, method)
     assert [outcome.code for outcome in outcomes] == [1, -signal.SIGKILL]
-    assert told(outcomes) == [[f"error: rank 1 {how} before training began; start again"], []]
+    assert user_errors(outcomes) == [[f"error: rank 1 {event} before training began; start again"], []]
     assert "Traceback" not in outcomes[0].printed
     assert not Path("run").exists()
 
 
-@pytest.mark.parametrize("what", ["tell", "connect"])
-def test_without_the_leader_the_others_end_before_the_training(what: str) -> None:
-    outcomes = ended(0, Group, what)
+@pytest.mark.parametrize("method", ["send_config", "connect"])
+def test_without_rank_0_the_others_end_before_training(method: str) -> None:
+    outcomes = kill_on_call(0, ProcessGroup, method)
     assert [outcome.code for outcome in outcomes] == [-signal.SIGKILL, 1]
     (line,) = errors(outcomes[1].printed)
-    assert line.startswith("error: the launcher, or rank 0, is gone")
+    assert line.startswith("error: the launcher or rank 0 exited")
     assert "Traceback" not in outcomes[1].printed
 
 
-# --------------------------------------------------------------------------------------------- where processes meet
+# --------------------------------------------------------------------------------------------------- the rendezvous
 
 
-def test_a_port_that_is_taken_is_named() -> None:
-    """Without torchrun rank 0 keeps the store: here where another program listens."""
+def test_a_port_in_use_is_reported() -> None:
+    """Without torchrun rank 0 hosts the store, here on a port where another program listens."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -215,12 +220,12 @@ def test_a_port_that_is_taken_is_named() -> None:
         (outcome,) = processes.on(1, work, seconds=10, port=port)
     assert outcome.code == 1
     (line,) = errors(outcome.printed)
-    assert f"must be where the processes can meet, but 127.0.0.1:{port} cannot be opened" in line
+    assert f"must be an address where the processes can meet, but 127.0.0.1:{port} cannot be opened" in line
     assert "Traceback" not in outcome.printed
     assert not Path("run").exists()
 
 
-def test_an_address_where_nobody_is_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_without_a_store_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "CONNECT_SECONDS", 1.0)
     port = processes.free_port()
 
@@ -231,11 +236,11 @@ def test_an_address_where_nobody_is_is_named(monkeypatch: pytest.MonkeyPatch) ->
     (outcome,) = processes.on(1, work, seconds=10, port=port)
     assert outcome.code == 1
     (line,) = errors(outcome.printed)
-    assert f"must be where the processes can meet, but 127.0.0.1:{port} cannot be reached" in line
+    assert f"must be an address where the processes can meet, but 127.0.0.1:{port} cannot be reached" in line
 
 
-def test_a_launcher_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its store is there before its processes are: they need not wait as long as for that of rank 0."""
+def test_processes_wait_only_briefly_for_a_launcher_that_has_exited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its store exists before its processes: they need not wait as long as for the store of rank 0."""
     monkeypatch.setattr(rendezvous, "LAUNCHER_SECONDS", 1.0)
 
     def work(rank: int) -> None:
@@ -245,11 +250,11 @@ def test_a_launcher_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPat
     for outcome in processes.on(2, work, seconds=20):
         assert outcome.code == 1
         (line,) = errors(outcome.printed)
-        assert line.endswith("; the launcher is gone, or its address must be given with --local-addr")
+        assert line.endswith("; check that the launcher is running, or give its address with --local-addr")
         assert "Traceback" not in outcome.printed
 
 
-def test_a_process_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_do_not_wait_forever_for_one_that_does_not_join(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "JOIN_SECONDS", 1.0)
 
     def work(rank: int) -> None:
@@ -259,5 +264,5 @@ def test_a_process_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: py
     (outcome,) = processes.on(1, work, seconds=10)
     assert outcome.code == 1
     (line,) = errors(outcome.printed)
-    assert line.startswith("error: not all processes came within 1 seconds to 127.0.0.1:")
+    assert line.startswith("error: not all processes joined within 1 seconds at 127.0.0.1:")
     assert not Path("run").exists()

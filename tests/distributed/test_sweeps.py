@@ -1,4 +1,4 @@
-"""A sweep on several processes: rank 0 leads, each trial is run once, and its answer is that of one process."""
+"""Sweeps on several processes: rank 0 leads, each trial runs once, and its answer is that of one process."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.optim.SGD([torch.zeros(1)])  # imports torch's compiler, once, before the processes are forked
 
 
-def commanded(size: int, words: Sequence[str]) -> list[Outcome]:
-    """The command line on several processes."""
-    return processes.on(size, lambda rank: sys.exit(cli.main(words)))
+def run_command(size: int, arguments: Sequence[str]) -> list[Outcome]:
+    """Run the command line on several processes and return their outcomes."""
+    return processes.on(size, lambda rank: sys.exit(cli.main(arguments)))
 
 
-def answers(directory: Path) -> list[tuple[str, Any, Any]]:
-    """State, hash of the parameters and reason of every trial."""
+def trial_results(directory: Path) -> list[tuple[str, Any, Any]]:
+    """Return (state, hash of the parameters, reason) of every trial."""
     members = json.loads((directory / "sweep.json").read_text())["members"]
     assert [member["number"] for member in members] == list(range(9))
-    found = []
+    results = []
     for member in members:
         path = directory / str(member["number"]) / "summary.json"
         summary = json.loads(path.read_text()) if path.exists() else {}
-        found.append((member["state"], summary.get("parameters_sha256"), member["reason"]))
-    return found
+        results.append((member["state"], summary.get("parameters_sha256"), member["reason"]))
+    return results
 
 
-def test_trials_are_dealt_out_and_each_has_the_answer_of_one_process() -> None:
+def test_trials_are_distributed_and_each_has_the_answer_of_one_process() -> None:
     directory, results = runner.multirun(None, [*TRIALS, "run_dir=one"])
     assert [member.state for member in results.members] == ["finished"] * 6 + ["failed"] * 3
-    outcomes = commanded(2, ["-m", *TRIALS, "run_dir=two"])
+    outcomes = run_command(2, ["-m", *TRIALS, "run_dir=two"])
     assert [outcome.code for outcome in outcomes] == [1, 0], outcomes  # trials failed, as they do on one process
-    assert answers(Path("two")) == answers(directory)
+    assert trial_results(Path("two")) == trial_results(directory)
     lanes = [json.loads((Path("two") / str(n) / "run.json").read_text())["lanes"] for n in range(9)]
     assert sorted(lanes) == [4, 4, 4, 4, 5, 5, 5, 5, 5]
     assert (Path("two") / "results.csv").read_text().count("\n") == 10
@@ -60,30 +60,30 @@ def test_trials_are_dealt_out_and_each_has_the_answer_of_one_process() -> None:
 
 
 def test_an_explicit_strategy_trains_each_trial_on_all_processes() -> None:
-    words = [*TRIALS, "strategy.reduction=exact", "strategy.chunks=2"]
-    directory, _ = runner.multirun(None, [*words, "run_dir=one"])
-    outcomes = commanded(2, ["-m", *words, "strategy=ddp", "run_dir=two"])
+    overrides = [*TRIALS, "strategy.reduction=exact", "strategy.chunks=2"]
+    directory, _ = runner.multirun(None, [*overrides, "run_dir=one"])
+    outcomes = run_command(2, ["-m", *overrides, "strategy=ddp", "run_dir=two"])
     assert [outcome.code for outcome in outcomes] == [1, 0], outcomes
-    assert answers(Path("two")) == answers(directory)
+    assert trial_results(Path("two")) == trial_results(directory)
     sizes = {json.loads((Path("two") / str(n) / "run.json").read_text())["world_size"] for n in range(9)}
     assert sizes == {2}
 
 
-def test_what_is_wrong_is_told_once_and_nothing_is_left() -> None:
-    outcomes = commanded(2, ["-m", *TRIALS, "train.clip_norm=1,-1", "run_dir=two"])
+def test_an_invalid_trial_is_reported_once_and_nothing_is_left() -> None:
+    outcomes = run_command(2, ["-m", *TRIALS, "train.clip_norm=1,-1", "run_dir=two"])
     assert [outcome.code for outcome in outcomes] == [2, 0], outcomes
-    told = "`train.clip_norm` must be a finite number above 0 or null, but is -1"
-    assert [line.partition(": ")[2] for line in errors(outcomes[0].printed)] == [f"trial 1 and 8 more: {told}"]
+    message = "`train.clip_norm` must be a finite number above 0 or null, but is -1"
+    assert [line.partition(": ")[2] for line in errors(outcomes[0].printed)] == [f"trial 1 and 8 more: {message}"]
     assert errors(outcomes[1].printed) == []
     assert not Path("two").exists()
 
 
 def test_a_sweep_starts_its_own_processes(tmp_path: Path) -> None:
-    words = ["-m", *TRIALS[:-2], "optimizer.lr=0.1,0.01", "run_dir=run"]
-    with launched(runner_launch(*words), tmp_path / "one") as sweep:
+    arguments = ["-m", *TRIALS[:-2], "optimizer.lr=0.1,0.01", "run_dir=run"]
+    with launched(runner_launch(*arguments), tmp_path / "one") as sweep:
         assert sweep.wait() == 0, sweep.err
         assert sweep.errors == []
         assert "2 trials" in sweep.out
-        assert sweep.living() == []
+        assert sweep.running_pids() == []
     manifest = json.loads((tmp_path / "one" / "run" / "sweep.json").read_text())
     assert [member["state"] for member in manifest["members"]] == ["finished", "finished"]

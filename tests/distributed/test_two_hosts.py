@@ -1,4 +1,4 @@
-"""Two hosts: network namespaces of this one, joined by a cable of their own, that cannot reach each other otherwise."""
+"""Two hosts: network namespaces of this machine that are connected only by a virtual cable."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from launching import EXACT, RUNNER, assert_same, launched, record, torchrun
 import runner
 
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
-MEETING = f"{ADDRESSES[0]}:29511"
-"""Nobody else is in these networks, so nobody else can have the port."""
+ENDPOINT = f"{ADDRESSES[0]}:29511"
+"""The namespaces are new, so the port is free."""
 
 
 @pytest.fixture
 def hosts() -> Iterator[list[list[str]]]:
-    """For each host the words that come before a command which is to run there."""
+    """Return for each host the prefix of a command that runs there."""
     names = [f"runner-test-{os.getpid()}-{i}" for i in range(2)]
     if shutil.which("ip") is None:
         pytest.skip("two hosts need `ip` of iproute2, which is not installed")
@@ -43,49 +43,49 @@ def hosts() -> Iterator[list[list[str]]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process."""
+    """A run on one process."""
     return runner.run(None, [*EXACT, f"run_dir={tmp_path_factory.mktemp('whole') / 'run'}"]).directory
 
 
-def _ip(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+def _ip(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
 
 
-def _must(*words: str) -> None:
-    done = _ip(*words)
-    assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
+def _must(*arguments: str) -> None:
+    done = _ip(*arguments)
+    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
 
 
 def run_on(
     hosts: Sequence[Sequence[str]], commands: Sequence[Sequence[str]], folder: Path, faults: Sequence[Fault] = ()
 ) -> None:
-    """A command on each host, at the same time; both must succeed."""
+    """Run one command on each host at the same time; both must succeed."""
     first, second = ([*host, *command] for host, command in zip(hosts, commands, strict=True))
     with launched(first, folder / "0", faults) as one, launched(second, folder / "1", faults) as other:
         assert (one.wait(), other.wait()) == (0, 0), one.err + other.err
-        assert one.living() == other.living() == []
+        assert one.running_pids() == other.running_pids() == []
         assert one.faults + other.faults == [f"{f.kind}-{f.rank}-{f.step}-0" for f in faults]
 
 
 def test_after_a_kill_on_one_of_two_hosts_torchrun_ends_with_the_bits_of_one_process(
     hosts: list[list[str]], whole: Path, tmp_path: Path
 ) -> None:
-    """The number of the attempt differs between the hosts then: it cannot be what their processes meet under."""
-    meeting = ["--nnodes=2", "--max-restarts=3", "--rdzv-backend=c10d", f"--rdzv-endpoint={MEETING}", "--rdzv-id=two"]
+    """The number of the attempt then differs between the hosts, so it cannot identify the attempt."""
+    options = ["--nnodes=2", "--max-restarts=3", "--rdzv-backend=c10d", f"--rdzv-endpoint={ENDPOINT}", "--rdzv-id=two"]
     commands = [
-        torchrun(*EXACT, f"run_dir={tmp_path / 'run'}", options=[*meeting, f"--local-addr={address}", conf], size=1)
+        torchrun(*EXACT, f"run_dir={tmp_path / 'run'}", options=[*options, f"--local-addr={address}", conf], size=1)
         for address, conf in zip(ADDRESSES, ("--rdzv-conf=is_host=1", "--rdzv-conf=is_host=0"), strict=True)
     ]
     run_on(hosts, commands, tmp_path, [Fault("kill", rank=1, step=7)])
     assert_same(tmp_path / "run", whole)
-    found = record(tmp_path / "run")
-    assert (found["status"], found["world_size"], found["resumed"]) == ("finished", 2, 1)
+    run_json = record(tmp_path / "run")
+    assert (run_json["status"], run_json["world_size"], run_json["resumed"]) == ("finished", 2, 1)
 
 
-def test_our_launcher_needs_no_more_than_where_to_meet(hosts: list[list[str]], whole: Path, tmp_path: Path) -> None:
-    """A host's name often stands for 127.0.0.1 or 127.0.1.1 on the host itself: the others must not look there."""
-    command = [*RUNNER, *EXACT, f"run_dir={tmp_path / 'run'}", "launch.nodes=2", f"launch.rdzv_endpoint={MEETING}"]
+def test_launch_nodes_needs_only_the_endpoint(hosts: list[list[str]], whole: Path, tmp_path: Path) -> None:
+    """A host's name often resolves to 127.0.0.1 or 127.0.1.1 on the host itself; the others must not use that."""
+    command = [*RUNNER, *EXACT, f"run_dir={tmp_path / 'run'}", "launch.nodes=2", f"launch.rdzv_endpoint={ENDPOINT}"]
     run_on(hosts, [command, command], tmp_path)
     assert_same(tmp_path / "run", whole)
-    found = record(tmp_path / "run")
-    assert (found["status"], found["world_size"], found["resumed"]) == ("finished", 2, 0)
+    run_json = record(tmp_path / "run")
+    assert (run_json["status"], run_json["world_size"], run_json["resumed"]) == ("finished", 2, 0)

@@ -1,4 +1,4 @@
-"""One training, by a strategy on one of several processes and by plain torch on the whole batch."""
+"""The same training twice: with a strategy on one of several processes, and with plain torch on whole batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runner.models.base import build as build_model
 
 CPU = torch.device("cpu")
 BATCHES = (16, 7, 5) * 8
-"""Rows of each step: even and odd numbers, some of which fewer processes divide than others."""
+"""Rows of each step: even and odd numbers, which different numbers of processes divide."""
 
 OPTIMIZERS: Mapping[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
@@ -28,12 +28,12 @@ OPTIMIZERS: Mapping[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
 }
 TOLERANCE = {"sgd": 1e-12, "momentum": 1e-12, "adam": 1e-10}
-"""Sums in another order, over 24 steps in float64; Adam divides by roots of small numbers."""
+"""Bounds for sums in another order over 24 steps in float64; Adam divides by square roots of small numbers."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training ends with: whole parameters; loss and norm of the gradients of each step; predictions."""
+    """Result of a training: whole parameters; loss and gradient norm of each step; predictions."""
 
     parameters: dict[str, Tensor]
     losses: Tensor
@@ -42,7 +42,7 @@ class Trained:
 
 
 class Gloo:
-    """What strategies ask of the other processes."""
+    """The part of `World` that strategies use, over gloo."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
@@ -62,29 +62,31 @@ class Gloo:
 
 
 @contextmanager
-def joined() -> Iterator[Any]:
-    """The processes of the environment, as a world."""
+def connected() -> Iterator[Any]:
+    """Connect the processes of the environment and provide their world."""
     dist.init_process_group("gloo")
     yield Gloo(dist.get_rank(), dist.get_world_size())
     dist.destroy_process_group()
 
 
 def mlp(*widths: int, dropout: float = 0.0) -> c.Mlp:
+    """Return the configuration of a network."""
     return c.Mlp(name="mlp", widths=widths, activation="tanh", dropout=dropout)
 
 
 def build(config: Any, columns: int = 2) -> Model:
+    """Return the model of a configuration with its start values of seed 0."""
     return build_model(config, [f"x{i}" for i in range(columns)], stream(0, "init"))
 
 
 def rows(count: int, columns: int = 2) -> tuple[Tensor, Tensor]:
-    """Features [count, columns] and target [count, 1]; fewer are the first of more."""
+    """Return features [count, columns] and target [count, 1]: the first `count` of 64 rows."""
     features = torch.randn(64, columns, dtype=torch.float64, generator=stream(0, "data"))
     return features[:count], features.sin().sum(1, keepdim=True)[:count]
 
 
-def by_hand(config: Any, rule: str, columns: int = 2) -> Trained:
-    """Autograd on whole batches and the update of torch.optim."""
+def reference(config: Any, rule: str, columns: int = 2) -> Trained:
+    """Train with autograd on whole batches and an optimizer of torch.optim."""
     model = build(config, columns)
     optimizer, losses, norms = OPTIMIZERS[rule](model.parameters()), [], []
     for count in BATCHES:
@@ -101,8 +103,8 @@ def by_hand(config: Any, rule: str, columns: int = 2) -> Trained:
     return Trained(parameters, torch.stack(losses), torch.stack(norms), predictions)
 
 
-def by(strategy: Strategy, config: Any, rule: str, columns: int = 2) -> Trained:
-    """The same, with gradients of a strategy; the optimizer sees what this process holds."""
+def train(strategy: Strategy, config: Any, rule: str, columns: int = 2) -> Trained:
+    """Train in the same way with the gradients of a strategy; the optimizer updates this process's part."""
     model = build(config, columns)
     forward = strategy.place(model, mse_loss)
     parameters = dict(model.named_parameters())
@@ -114,12 +116,14 @@ def by(strategy: Strategy, config: Any, rule: str, columns: int = 2) -> Trained:
         optimizer.step()
     with torch.no_grad():
         portions = strategy.portions(11)
-        own = torch.cat([forward(rows(11, columns)[0][p.first : p.last]) for p in portions])
-    return Trained(strategy.whole(parameters), strategy.total(torch.stack(shares)), torch.stack(norms), own)
+        predictions = torch.cat([forward(rows(11, columns)[0][p.first : p.last]) for p in portions])
+    return Trained(
+        strategy.gather_parameters(parameters), strategy.total(torch.stack(shares)), torch.stack(norms), predictions
+    )
 
 
 def gradient(strategy: Strategy, forward: Callable[[Tensor], Tensor], count: int, columns: int = 2) -> Tensor:
-    """This process's share of the loss of one batch, with the gradients left in `.grad`."""
+    """Return this process's share of the loss of one batch and leave the gradients in `.grad`."""
     features, target = rows(count, columns)
 
     def backward(part: MicroBatch, factor: float) -> Tensor:
@@ -134,17 +138,17 @@ def gradient(strategy: Strategy, forward: Callable[[Tensor], Tensor], count: int
     return strategy.gradient(parts, backward)
 
 
-def assert_equal(got: Trained, want: Trained, tolerance: float, prediction_rows: slice = slice(None)) -> None:
-    """Largest difference over largest magnitude, a tensor at a time, and the same parameters in the same order."""
-    assert list(got.parameters) == list(want.parameters)
-    pairs = [(got.parameters[name], value) for name, value in want.parameters.items()]
-    pairs += [(got.losses, want.losses), (got.norms, want.norms)]
-    pairs += [(got.predictions, want.predictions[prediction_rows])]
+def assert_equal(result: Trained, expected: Trained, tolerance: float, prediction_rows: slice = slice(None)) -> None:
+    """Compare two trainings: the order of their parameters, and each tensor relative to its largest magnitude."""
+    assert list(result.parameters) == list(expected.parameters)
+    pairs = [(result.parameters[name], value) for name, value in expected.parameters.items()]
+    pairs += [(result.losses, expected.losses), (result.norms, expected.norms)]
+    pairs += [(result.predictions, expected.predictions[prediction_rows])]
     assert largest_difference(pairs) <= tolerance
 
 
 def largest_difference(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Over the largest magnitude of the second of each pair."""
+    """Return the largest difference of all pairs, each relative to the largest magnitude of its second tensor."""
     for one, other in pairs:
         assert one.shape == other.shape
     return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)

@@ -366,7 +366,7 @@ def test_a_mask_that_is_misspelt_is_noticed(
     """B30."""
     monkeypatch.setenv("CUDA_VISBLE_DEVICES", "0")
     assert main(QUICK) == 0
-    assert "note: the environment variable 'CUDA_VISBLE_DEVICES' ('0') does nothing; did you mean CUDA_VISIBLE_DEVICES?" in capsys.readouterr().out  # fmt: skip
+    assert "note: the environment variable 'CUDA_VISBLE_DEVICES' ('0') has no effect; did you mean CUDA_VISIBLE_DEVICES?" in capsys.readouterr().out  # fmt: skip
 
 
 @pytest.mark.parametrize("value", ["abc", "0", "-1", "", "1.5"])
@@ -374,5 +374,5 @@ def test_threads_that_openmp_cannot_read(value: str, errors: Errors, monkeypatch
     """B61."""
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert errors.of(*QUICK) == [
-        f"the environment variable `OMP_NUM_THREADS` must be an integer of at least 1, but is {value!r}; correct it, or unset it"
+        f"the environment variable `OMP_NUM_THREADS` must be an integer of at least 1, got {value!r}; correct or unset it"
     ]

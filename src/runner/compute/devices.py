@@ -1,8 +1,8 @@
-"""Which device a run computes on and why, and what must be in the environment before torch is imported.
+"""Choice of the device of a run, with its reason, and the environment variables to set before torch is imported.
 
-The decisions are pure functions of the configuration, the environment, the installed torch build and what torch reports
-about the hardware. `installed_build` and `probe` find the last two out, `configure` changes torch's settings; nothing
-else here touches the machine, and nothing is looked up at import.
+The decisions are pure functions of the configuration, the environment, the installed torch build and the hardware that
+torch reports. `installed_build` and `probe` read the last two. `configure` changes torch's settings, and `set_up_device`
+puts all of it together. Nothing is read at import.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from runner.compute.visible_devices import VARIABLES, Obstacle, hides_all, in_force, of_config, unusable, variable
+from runner.compute.visible_devices import VARIABLES, Obstacle, config_mask, hides_all, in_force, unusable, variable
 from runner.compute.visible_devices import notices as mask_notices
 from runner.config.schema import Config, Device
 from runner.errors import DeviceError
@@ -37,7 +37,7 @@ _LISTED_BY = {"cuda": "nvidia-smi -L", "rocm": "rocminfo", "xpu": "xpu-smi disco
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """The installed torch: its version, and the versions of CUDA, HIP and XPU that it was built for (None: not)."""
+    """Version of the installed torch and the versions of CUDA, HIP and XPU for which it was built (None: not for it)."""
 
     version: str
     cuda: str | None
@@ -46,7 +46,7 @@ class TorchBuild:
 
     @property
     def kind(self) -> Kind:
-        """The kind of accelerator that the build is for; "cpu" for none (an Apple build is one of these)."""
+        """Kind of accelerator for which torch was built; "cpu" for none, which includes Apple builds."""
         if self.hip:
             return "rocm"
         if self.cuda:
@@ -55,16 +55,16 @@ class TorchBuild:
 
     @property
     def description(self) -> str:
-        """The build as a clause: "torch 2.13.0+cu130 is a CUDA build (CUDA 13.0)"."""
-        made_for = {"cuda": f" (CUDA {self.cuda})", "rocm": f" (HIP {self.hip})"}.get(self.kind, "")
-        return f"torch {self.version} is {_LABELS[self.kind]} build{made_for}"
+        """Clause that describes the build: "torch 2.13.0+cu130 is a CUDA build (CUDA 13.0)"."""
+        toolkit = {"cuda": f" (CUDA {self.cuda})", "rocm": f" (HIP {self.hip})"}.get(self.kind, "")
+        return f"torch {self.version} is {_LABELS[self.kind]} build{toolkit}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What torch reports after its import.
+    """Hardware that torch reports after its import.
 
-    `gpu_names` are the CUDA, ROCm or XPU devices, in torch's order. `reason` is torch's own word on why there is none.
+    `gpu_names` are the CUDA, ROCm or XPU devices, in torch's order. `reason` is torch's message when there is none.
     """
 
     build: TorchBuild
@@ -78,7 +78,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """The device of a process: its kind, what torch calls it, its model name, why it was taken, how many are visible."""
+    """Device of a process: its kind, torch's name for it, its model name, why it was chosen, and how many are visible."""
 
     kind: Kind
     torch_device: str
@@ -88,14 +88,17 @@ class DeviceChoice:
 
 
 def installed_build() -> TorchBuild:
-    """The build of the torch that `import torch` would load, read from its files; DeviceError where there is none."""
+    """Return the build of the torch that `import torch` would load, read from its files.
+
+    Raises `DeviceError` when torch is not installed.
+    """
     spec = importlib.util.find_spec("torch")
     try:
         text = Path(spec.origin if spec and spec.origin else "").with_name("version.py").read_text(encoding="utf-8")
     except (OSError, ValueError):
         raise DeviceError(
             "torch must be installed, but this Python has none; install it with `pip install torch`, "
-            "or take the command for your GPU from https://pytorch.org/get-started/locally"
+            "or with the command for your GPU from https://pytorch.org/get-started/locally"
         ) from None
     values: dict[str, Any] = {}
     for node in ast.parse(text).body:
@@ -105,10 +108,10 @@ def installed_build() -> TorchBuild:
 
 
 def environment(device: Device, deterministic: bool, environ: Mapping[str, str], build: TorchBuild) -> dict[str, str]:
-    """The variables to set before torch is imported, on top of `environ`."""
+    """Return the variables to change in `environ` before torch is imported."""
     changes = {}
     if device.visible is not None:
-        changes[variable(bool(build.hip))] = of_config(device.visible).value
+        changes[variable(bool(build.hip))] = config_mask(device.visible).value
     if deterministic and environ.get(CUBLAS) not in (":4096:8", ":16:8"):
         changes[CUBLAS] = ":4096:8"
     if device.threads is not None:
@@ -117,31 +120,30 @@ def environment(device: Device, deterministic: bool, environ: Mapping[str, str],
 
 
 def environment_problems(environ: Mapping[str, str]) -> list[str]:
-    """One sentence for each thread variable that OpenMP or MKL could not read."""
+    """Return one sentence for each thread variable that OpenMP or MKL could not read."""
     return [
-        f"the environment variable `{name}` must be an integer of at least 1, but is {environ[name]!r}; "
-        "correct it, or unset it"
+        f"the environment variable `{name}` must be an integer of at least 1, got {environ[name]!r}; correct or unset it"
         for name in THREADS
         if name in environ and not re.fullmatch(r"\s*0*[1-9][0-9]*\s*", environ[name])
     ]
 
 
 def notices(device: Device, environ: Mapping[str, str], build: TorchBuild) -> list[str]:
-    """One sentence for each mask that does not do what it seems to do. `environ` is the shell's own, before changes."""
-    found = mask_notices(device.visible, environ, bool(build.hip))
+    """Return one sentence for each mask with no effect or a surprising one; `environ` is the shell's, before changes."""
+    sentences = mask_notices(device.visible, environ, bool(build.hip))
     if device.visible and build.kind not in ("cuda", "rocm"):
-        words = of_config(device.visible).words
-        found.append(f"{words} does nothing: it names CUDA and ROCm GPUs, and {build.description}")
-    return found
+        label = config_mask(device.visible).label
+        sentences.append(f"{label} has no effect: it names CUDA and ROCm GPUs, but {build.description}")
+    return sentences
 
 
 def masks(environ: Mapping[str, str]) -> dict[str, str]:
-    """The mask variables that are set."""
+    """Return the mask variables that are set."""
     return {name: environ[name] for name in VARIABLES if name in environ}
 
 
 def refuse_late_mask(changes: Mapping[str, str], environ: Mapping[str, str], cuda_started: bool) -> None:
-    """Raise DeviceError when a mask would have to change after CUDA or ROCm has read it."""
+    """Raise `DeviceError` when a mask would have to change after CUDA or ROCm has read it."""
     late = [name for name in VARIABLES if name in changes and changes[name] != environ.get(name)]
     if cuda_started and late:
         raise DeviceError(
@@ -153,16 +155,16 @@ def refuse_late_mask(changes: Mapping[str, str], environ: Mapping[str, str], cud
 
 
 def probe() -> Hardware:
-    """What torch reports about this machine. A driver that fails is told in `reason`, not raised.
+    """Return the hardware that torch reports about this machine. The error of a driver is put into `reason`, not raised.
 
-    DeviceError where torch is missing or cannot be imported.
+    Raises `DeviceError` when torch is missing or cannot be imported.
     """
     build = installed_build()
     try:
         import torch
     except (ImportError, OSError) as error:
         raise DeviceError(
-            f"torch {build.version} must be importable, but is not ({_first_sentence(error)}); install it again"
+            f"torch {build.version} must be importable, but is not ({_first_sentence(error)}); reinstall it"
         ) from error
     names, reason = _names({"cuda": torch.cuda, "rocm": torch.cuda, "xpu": torch.xpu}.get(build.kind))
     return Hardware(
@@ -177,11 +179,11 @@ def probe() -> Hardware:
 
 
 def _names(backend: Any) -> tuple[tuple[str, ...], str | None]:
-    """The names of a backend's devices, or none and the backend's reason; a build without accelerators asks nothing."""
+    """Return the names of a backend's devices, or none and the backend's reason. A CPU build has no backend (None)."""
     if backend is None:
         return (), None
     with warnings.catch_warnings():
-        # What torch would warn of, such as an old driver, it also raises; we tell it once, as the reason.
+        # Torch warns of a problem such as an old driver and also raises it; it is reported once, as the reason.
         warnings.simplefilter("ignore")
         try:
             backend.init()
@@ -191,11 +193,13 @@ def _names(backend: Any) -> tuple[tuple[str, ...], str | None]:
 
 
 def _first_sentence(error: Exception) -> str:
+    """Return the first sentence of an error's message, or the error's class name when it has none."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].split(". ")[0].rstrip(".")
 
 
 def _cpu_name() -> str:
+    """Return the model name of the CPU, or its architecture when the name is unknown."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -207,16 +211,16 @@ def _cpu_name() -> str:
 def choose(
     device: Device, environ: Mapping[str, str], hardware: Hardware, local_rank: int = 0, local_size: int = 1
 ) -> DeviceChoice:
-    """The device that `device` asks for, with the reason; `environ` is the one in which torch was imported.
+    """Return the requested device with the reason; `environ` is the environment in which torch was imported.
 
-    Process `local_rank` of the `local_size` on this host takes the visible device of that number.
+    Process `local_rank` of the `local_size` on this host uses the visible device of that number.
 
-    `auto` takes the CPU where there is no accelerator. An accelerator that is asked for by its kind, or whose GPUs are
-    named by `device.visible`, is never replaced by the CPU: DeviceError has one sentence for each obstacle.
+    `auto` uses the CPU when there is no accelerator. An accelerator that is requested by its kind, or whose GPUs
+    `device.visible` names, is never replaced by the CPU: `DeviceError` has one sentence for each obstacle.
     """
     kind = _best(hardware) if device.name == "auto" else device.name
     if kind == "cpu":
-        return _cpu(hardware, "`device=cpu` asks for it" if device.name == "cpu" else hardware.build.description)
+        return _cpu(hardware, "requested by `device=cpu`" if device.name == "cpu" else hardware.build.description)
     obstacles = _obstacles(kind, device, environ, hardware)
     if not obstacles:
         _refuse_few(kind, device, environ, hardware, local_size)
@@ -230,27 +234,29 @@ def choose(
 
 
 def _best(hardware: Hardware) -> Kind:
-    """The accelerator that `auto` tries; a build is made for one kind, so CUDA, ROCm and XPU never compete."""
+    """Return the accelerator that `auto` tries. A build is for one kind, so CUDA, ROCm and XPU never compete."""
     return "mps" if hardware.build.kind == "cpu" and hardware.mps else hardware.build.kind
 
 
 def _cpu(hardware: Hardware, why: str) -> DeviceChoice:
+    """Return the CPU as the choice."""
     return DeviceChoice("cpu", "cpu", hardware.cpu_name, f"cpu: {why}")
 
 
 def _count(kind: Kind, hardware: Hardware) -> int:
+    """Return the number of devices of a kind."""
     return {"mps": 1, "xpu": hardware.xpu_count}.get(kind, hardware.gpu_count)
 
 
 def _refuse_few(kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware, local_size: int) -> None:
-    """Raise DeviceError when there are fewer devices than processes on this host."""
+    """Raise `DeviceError` when there are fewer devices than processes on this host."""
     count = _count(kind, hardware)
     if count >= local_size:
         return
     applied = [] if kind in ("mps", "xpu") else in_force(device.visible, environ, kind == "rocm")
-    named = f" ({applied[-1].words})" if applied else ""
+    label = f" ({applied[-1].label})" if applied else ""
     raise DeviceError(
-        f"the {local_size} processes on this host need a GPU each, but {count} {'is' if count == 1 else 'are'} visible{named}; "
+        f"the {local_size} processes on this host need a GPU each, but {count} {'is' if count == 1 else 'are'} visible{label}; "
         f"start {count}, make more visible with device.visible, or set device=cpu"
     )
 
@@ -258,7 +264,7 @@ def _refuse_few(kind: Kind, device: Device, environ: Mapping[str, str], hardware
 def _accelerator(
     kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware, local_rank: int
 ) -> DeviceChoice:
-    """The visible device of a kind that is there, by the number of the process on this host."""
+    """Return the visible device of an available kind whose number is that of the process on this host."""
     if kind == "mps":
         return DeviceChoice(kind, "mps", "Apple GPU", "mps: torch finds the GPU of this Mac")
     count = _count(kind, hardware)
@@ -266,20 +272,21 @@ def _accelerator(
     if kind == "rocm":
         reason += f" to HIP {hardware.build.hip}, whose devices torch calls cuda"
     for mask in in_force(device.visible, environ, kind == "rocm")[-1:] if kind != "xpu" else []:
-        reason += f", though {mask.words} names {len(mask.entries)}" if len(mask.entries) > count else ""
+        reason += f", although {mask.label} names {len(mask.entries)}" if len(mask.entries) > count else ""
     number = f"{'xpu' if kind == 'xpu' else 'cuda'}:{local_rank}"
     return DeviceChoice(kind, number, hardware.gpu_names[local_rank], reason, count)
 
 
 def _obstacles(kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware) -> list[Obstacle]:
-    """Everything that stands in the way of a kind; a fault further down is only looked for where none is above it."""
-    found = [o for o in (_build_obstacle(kind, hardware), unusable(device.visible)) if o]
-    if not found and kind != "mps" and (missing := _gpu_obstacle(kind, device, environ, hardware)):
-        found = [missing]
-    return found
+    """Return all obstacles to a kind. The GPUs are only checked when build and configuration have no obstacle."""
+    obstacles = [o for o in (_build_obstacle(kind, hardware), unusable(device.visible)) if o]
+    if not obstacles and kind != "mps" and (missing := _gpu_obstacle(kind, device, environ, hardware)):
+        obstacles = [missing]
+    return obstacles
 
 
 def _build_obstacle(kind: Kind, hardware: Hardware) -> Obstacle | None:
+    """Return why the installed build cannot use a kind, or None."""
     build = hardware.build
     if kind == "mps":
         remedy = "use a Mac with Apple silicon and a macOS that this torch supports"
@@ -292,33 +299,34 @@ def _build_obstacle(kind: Kind, hardware: Hardware) -> Obstacle | None:
 
 
 def _gpu_obstacle(kind: Kind, device: Device, environ: Mapping[str, str], hardware: Hardware) -> Obstacle | None:
-    """Why a build for this kind of GPU cannot use the GPUs that were asked for."""
+    """Return why a build for this kind of GPU cannot use the requested GPUs, or None."""
     if kind == "xpu":
         return None if hardware.xpu_count else _no_gpu(kind, environ, hardware)
     applied = in_force(device.visible, environ, kind == "rocm")
     named = len(device.visible or ())
     if hardware.gpu_count >= max(named, 1):
         return None
-    name_others = f"name GPUs that `{_LISTED_BY[kind]}` lists"
+    other_gpus = f"name GPUs that `{_LISTED_BY[kind]}` lists"
     if hardware.gpu_count:
-        found = f"{applied[-1].words} names {named}, of which torch finds {hardware.gpu_count}"
-        return Obstacle("every GPU that is named", found, name_others)
-    # torch says "No CUDA GPUs are available" when the driver works and shows no device: with a mask, it is the mask.
+        found = f"{applied[-1].label} names {named}, of which torch finds {hardware.gpu_count}"
+        return Obstacle("every named GPU", found, other_gpus)
+    # Torch reports "No CUDA GPUs are available" when the driver works and shows no device: then a mask is the cause.
     driver_works = hardware.reason is None or "GPUs are available" in hardware.reason
     if applied and driver_works and not hides_all(applied):
-        words = " with ".join(mask.words for mask in applied)
-        return Obstacle("a GPU", f"{words} names no GPU that is here", f"{name_others}, or {applied[-1].removal}")
+        labels = " with ".join(mask.label for mask in applied)
+        return Obstacle("a GPU", f"{labels} names no GPU of this machine", f"{other_gpus}, or {applied[-1].removal}")
     return hides_all(applied) or _no_gpu(kind, environ, hardware)
 
 
 def _no_gpu(kind: Kind, environ: Mapping[str, str], hardware: Hardware) -> Obstacle:
+    """Return the obstacle of a machine on which torch finds no GPU, with torch's reason and the masks of the shell."""
     shell = [f"{name}={value!r}" for name, value in masks(environ).items()]
     details = f" ({'; '.join([*filter(None, [hardware.reason]), *shell])})" if hardware.reason or shell else ""
     return Obstacle("a GPU", f"torch finds no GPU{details}", f"check the driver with `{_LISTED_BY[kind]}`")
 
 
 def configure(device: Device, deterministic: bool, choice: DeviceChoice) -> None:
-    """Set torch's device, threads, float32 matrix products (TF32) and determinism, for this whole process."""
+    """Set torch's device, threads, float32 matrix precision (TF32) and determinism for this whole process."""
     import torch
 
     if choice.kind in ("cuda", "rocm"):
@@ -328,23 +336,28 @@ def configure(device: Device, deterministic: bool, choice: DeviceChoice) -> None
     if device.threads is not None:
         torch.set_num_threads(device.threads)
     torch.set_float32_matmul_precision(device.matmul_precision)
-    if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports torch's compiler: a second
+    if (
+        deterministic != torch.are_deterministic_algorithms_enabled()
+    ):  # setting it imports torch's compiler, which takes a second
         torch.use_deterministic_algorithms(deterministic)
 
 
-def device_of(asked: Config, warn: Callable[[str], None] | None, world: World) -> DeviceChoice:
-    """This process's device, ready to be used; torch is imported after masks and thread counts are in the environment."""
+def set_up_device(config: Config, warn: Callable[[str], None] | None, world: World) -> DeviceChoice:
+    """Choose and configure this process's device, and return it. `warn` receives notices about masks; None ignores them.
+
+    Raises `DeviceError`. Torch is imported after masks and thread counts are in the environment.
+    """
     build = installed_build()
     if warn is not None:
-        for notice in notices(asked.device, os.environ, build):
+        for notice in notices(config.device, os.environ, build):
             warn(notice)
-    changes = environment(asked.device, asked.deterministic, os.environ, build)
+    changes = environment(config.device, config.deterministic, os.environ, build)
     problems = environment_problems({**os.environ, **changes})
     if problems:
         raise DeviceError(problems)
     torch = sys.modules.get("torch")
     refuse_late_mask(changes, os.environ, torch is not None and torch.cuda.is_initialized())
     os.environ.update(changes)
-    choice = choose(asked.device, os.environ, probe(), world.local_rank, world.local_size)
-    configure(asked.device, asked.deterministic, choice)
+    choice = choose(config.device, os.environ, probe(), world.local_rank, world.local_size)
+    configure(config.device, config.deterministic, choice)
     return choice

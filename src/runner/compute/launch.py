@@ -1,4 +1,4 @@
-"""`launch.processes=N`: the same command on N processes, started and watched by torch's own elastic launcher."""
+"""`launch.processes=N`: the same command on N processes, started and watched by torch's elastic launcher."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from runner.config.schema import Config, config_hash
 from runner.errors import ConfigError, Interrupted, RunFailed
 
 LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")
-"""What torch's launcher logs to; the second has a level of its own."""
+"""Loggers of torch's launcher; the second has a level of its own."""
 
 
-def wanted(config: Config) -> bool:
-    """Whether the configuration asks for more processes than this one."""
+def needs_launch(config: Config) -> bool:
+    """Whether the configuration requests more processes than this one."""
     return config.launch.processes * config.launch.nodes > 1
 
 
-def launch(config: Config, words: Sequence[str], module: str = "runner") -> int:
-    """Run `python -m MODULE WORDS` on all processes; gives the exit code that they agree on.
+def launch(config: Config, arguments: Sequence[str], module: str = "runner") -> int:
+    """Run `python -m MODULE ARGUMENTS` on all processes and return their common exit code.
 
-    Raises `ConfigError` for a number of processes that the run cannot be computed on, `RunFailed` where they cannot meet,
-    and `Interrupted` for a signal that comes before they are started.
+    Raises `ConfigError` for a number of processes on which the run cannot be computed, `RunFailed` when the hosts cannot
+    connect, and `Interrupted` for a signal before the processes are started.
     """
     size = config.launch.processes * config.launch.nodes
     problems = constraints.misplaced(config, size)
     if problems:
         raise ConfigError(problems)
-    with StopRequest() as stop:  # a KeyboardInterrupt in the midst of the import of torch is lost now and then
-        _prepare(config)
+    with StopRequest() as stop:  # a KeyboardInterrupt during the import of torch is sometimes lost
+        _set_environment(config)
         from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.elastic.rendezvous import RendezvousError
@@ -43,88 +43,92 @@ def launch(config: Config, words: Sequence[str], module: str = "runner") -> int:
     if stop.signal_number is not None:
         raise Interrupted(stop.signal_number, "stopped before training began; nothing was written")
 
-    # The workers say what is wrong themselves; torch's launcher would say it again, with a table and a traceback.
+    # The workers report their errors themselves; torch's launcher would repeat them with a table and a traceback.
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        elastic_launch(_launch_config(config), sys.executable)("-m", module, *words)
+        elastic_launch(_launch_config(config), sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         return _exit_code(error, config.launch.max_restarts + 1)
-    except SignalException as stop:
-        return 128 + int(stop.sigval)
+    except SignalException as received:
+        return 128 + int(received.sigval)
     except RendezvousError as error:
         raise RunFailed(
-            f"`launch.rdzv_endpoint` must be where {config.launch.nodes} hosts meet, but they did not at "
-            f"{config.launch.rdzv_endpoint} ({error}); mend it, or start the same command on the other hosts"
+            f"`launch.rdzv_endpoint` must be an address where {config.launch.nodes} hosts meet, but they did not meet at "
+            f"{config.launch.rdzv_endpoint} ({error}); correct it, or start the same command on the other hosts"
         ) from None
     return 0
 
 
-def _prepare(config: Config) -> None:
-    """What the workers must find in their environment before they import torch."""
+def _set_environment(config: Config) -> None:
+    """Set the variables that the workers need before they import torch."""
     from runner.compute import devices
 
     build = devices.installed_build()
     os.environ.update(devices.environment(config.device, config.deterministic, os.environ, build))
-    # As torchrun does: N processes with a thread for every core would fight.
+    # As torchrun does: with a thread for every core, N processes would compete for the cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # an address that is wrong is told in a sentence
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a wrong address is reported in one sentence
 
 
 def _launch_config(config: Config) -> Any:
+    """Return torch's launch configuration; on several hosts its run id is the same everywhere."""
     from torch.distributed.launcher.api import LaunchConfig
 
-    asked = config.launch
-    endpoint = asked.rdzv_endpoint or "localhost:0"  # on one host a port that is free
-    if asked.nodes == 1:
-        place: dict[str, Any] = {"run_id": f"runner-{os.getpid()}", "local_addr": "localhost"}
-    else:  # all of them must name the same run
-        address, here = _meeting(endpoint)
-        place = {
+    requested = config.launch
+    endpoint = requested.rdzv_endpoint or "localhost:0"  # on one host, a free port
+    if requested.nodes == 1:
+        rendezvous: dict[str, Any] = {"run_id": f"runner-{os.getpid()}", "local_addr": "localhost"}
+    else:
+        address, is_host = _local_address(endpoint)
+        rendezvous = {
             "run_id": f"runner-{config_hash(config)[:16]}",
             "local_addr": address,
-            "rdzv_configs": {"is_host": here},
+            "rdzv_configs": {"is_host": is_host},
         }
     return LaunchConfig(
-        min_nodes=asked.nodes,
-        max_nodes=asked.nodes,
-        nproc_per_node=asked.processes,
+        min_nodes=requested.nodes,
+        max_nodes=requested.nodes,
+        nproc_per_node=requested.processes,
         rdzv_backend="c10d",
         rdzv_endpoint=endpoint,
-        max_restarts=asked.max_restarts,
+        max_restarts=requested.max_restarts,
         start_method="spawn",
-        **place,
+        **rendezvous,
     )
 
 
-def _meeting(endpoint: str) -> tuple[str, bool]:
-    """This host's address on the way to where the hosts meet, and whether they meet on it.
+def _local_address(endpoint: str) -> tuple[str, bool]:
+    """Return this host's address on the route to the endpoint, and whether this host can open the endpoint itself.
 
-    torch goes by the host's name, which may well stand for nothing, or for an address that the other hosts cannot reach.
-    Raises `ConfigError` for a place that there is no way to.
+    Raises `ConfigError` for an endpoint that this host cannot reach.
     """
+    # torch would use the host's name, which may resolve to nothing, or to an address that the other hosts cannot reach.
     host, _, port = endpoint.rpartition(":")
     try:
-        family, *_, found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
-        place = (found[0], int(port))
-        with socket.socket(family, socket.SOCK_DGRAM) as way:
-            way.connect(place)  # sends nothing
-            mine = str(way.getsockname()[0])
+        family, *_, resolved = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        remote = (resolved[0], int(port))
+        with socket.socket(family, socket.SOCK_DGRAM) as route:
+            route.connect(remote)  # sends nothing
+            local = str(route.getsockname()[0])
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"`launch.rdzv_endpoint` must be host:port that this host can reach, but {endpoint} is not ({error}); mend it"
+            f"`launch.rdzv_endpoint` must be host:port that this host can reach, got {endpoint} ({error}); correct it"
         ) from None
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(place)
+            probe.bind(remote)
         except OSError:
-            return mine, False
-    return mine, True
+            return local, False
+    return local, True
 
 
 def _exit_code(error: Any, attempts: int) -> int:
-    """That of the first worker that failed; 1 for one that was killed, which is told here as it cannot tell itself."""
+    """Return the exit code of the first worker that failed.
+
+    A killed worker counts as 1 and is reported here because it could not report itself.
+    """
     failures = sorted(error.failures.items(), key=lambda failed: failed[1].timestamp)
     killed = {rank: -f.exitcode for rank, f in failures if f.exitcode < 0 and -f.exitcode != signal.SIGTERM}
     last = f", in the last of {attempts} attempts" if attempts > 1 else ""

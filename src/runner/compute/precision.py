@@ -14,68 +14,83 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """The type in which sums are kept: float64, where the device has it."""
+    """Return the dtype in which sums are kept on a device: float64, or float32 on mps, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def scalar_type(parameter: Tensor) -> torch.dtype:
-    """The type of hyperparameters beside a parameter: its own, or float32 where that has too few digits for them."""
+    """Return the dtype of the hyperparameters for a parameter: its own when it is float32 or float64, else float32."""
+    # Narrower types have too few digits for a learning rate.
     return parameter.dtype if parameter.dtype in (torch.float32, torch.float64) else torch.float32
 
 
 def autocast(amp: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """What the forward pass is computed in: a context to enter at every call."""
+    """Return a function that makes the autocast context of one forward pass; an empty context for "off"."""
     if amp == "off":
         return nullcontext
     return partial(torch.autocast, device.type, dtype=DTYPES[amp])
 
 
 class Scaler(Protocol):
-    """Keeps float16 gradients away from zero: scale the loss, unscale the gradients, skip a step that overflowed."""
+    """Gradient scaling, which keeps small float16 gradients from becoming zero (Micikevicius et al., 2018)."""
 
     skipped_steps: int
+    """Number of steps whose gradients overflowed."""
 
-    def scale(self, loss: Tensor) -> Tensor: ...
-    def unscale(self, parameters: Sequence[Tensor]) -> None: ...
-    def accept(self, parameters: Sequence[Tensor]) -> bool: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def scale(self, loss: Tensor) -> Tensor:
+        """Return the loss [] or [lanes] as the tensor [] to differentiate."""
+
+    def unscale(self, parameters: Sequence[Tensor]) -> None:
+        """Divide the gradients of the parameters by the scale, in place."""
+
+    def accept(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether the step may be taken: all gradients are finite. Call it once a step, after `unscale`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
 
 
 class Unscaled:
-    """Every number type but float16: nothing is scaled and every step is taken."""
+    """No scaling, for every number type but float16: every step is taken."""
 
     skipped_steps = 0
 
     def scale(self, loss: Tensor) -> Tensor:
+        """Return the loss unchanged."""
         return loss
 
     def unscale(self, parameters: Sequence[Tensor]) -> None:
-        pass
+        """Leave the gradients unchanged."""
 
     def accept(self, parameters: Sequence[Tensor]) -> bool:
+        """Return True without a look at the gradients."""
         return True
 
     def state_dict(self) -> dict[str, Any]:
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        """Ignore the state."""
 
 
-class _Gate:
-    """What `torch.amp.GradScaler` takes for an optimizer: its `step` is called only when all gradients are finite."""
+class _StepGate:
+    """Stand-in for an optimizer in `torch.amp.GradScaler`, which calls `step` only when all gradients are finite."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.param_groups = [{"params": list(parameters)}]
         self.passed = False
 
     def step(self) -> None:
+        """Note that the gradients are finite."""
         self.passed = True
 
 
 class GradientScaler:
-    """`torch.amp.GradScaler` for any update, by hand or by optimizer."""
+    """`torch.amp.GradScaler` for any update, manual or by an optimizer."""
 
     def __init__(self, device: torch.device) -> None:
         self.skipped_steps = 0
@@ -83,14 +98,16 @@ class GradientScaler:
         self._gate: Any = None
 
     def scale(self, loss: Tensor) -> Tensor:
+        """Return the loss [] times the current scale."""
         return self._scaler.scale(loss)
 
     def unscale(self, parameters: Sequence[Tensor]) -> None:
-        self._gate = _Gate(parameters)
+        """Divide the gradients by the current scale and note whether all are finite."""
+        self._gate = _StepGate(parameters)
         self._scaler.unscale_(self._gate)
 
     def accept(self, parameters: Sequence[Tensor]) -> bool:
-        """Whether the gradients are finite; the scale is adapted either way."""
+        """Whether the gradients are finite. Adapts the scale and counts a step that is skipped."""
         self._gate.passed = False
         self._scaler.step(self._gate)
         self._scaler.update()
@@ -98,14 +115,16 @@ class GradientScaler:
         return bool(self._gate.passed)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state of torch's scaler and the number of skipped steps."""
         return {**self._scaler.state_dict(), "skipped_steps": self.skipped_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore torch's scaler and the number of skipped steps."""
         scaler = dict(state)
         self.skipped_steps = scaler.pop("skipped_steps")
         self._scaler.load_state_dict(scaler)
 
 
 def scaler(amp: str, device: torch.device) -> Scaler:
-    """The gradient scaler for float16, and none for everything else."""
+    """Return a gradient scaler for float16 and `Unscaled` for everything else."""
     return GradientScaler(device) if amp == "float16" else Unscaled()

@@ -1,6 +1,6 @@
 """Random numbers by address: a stream is a function of (seed, name, index), never of what was drawn before it.
 
-Streams live on the CPU and are drawn in float64, then cast and moved, so that every device starts from equal numbers.
+Streams are on the CPU and are drawn in float64, then cast and moved, so that every device starts from equal numbers.
 """
 
 from __future__ import annotations
@@ -13,36 +13,39 @@ from typing import Any
 import torch
 
 
-def address(seed: int, name: str, index: int = 0) -> int:
-    """A 63-bit number for one stream. Hashed and not added: seed 1 of one stream must not meet seed 0 of the next."""
+def stream_seed(seed: int, name: str, index: int = 0) -> int:
+    """Return the 63-bit seed of one stream."""
+    # A hash, not a sum: seed 1 of one stream must differ from seed 0 of the next.
     digest = hashlib.sha256(f"{seed}/{name}/{index}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def stream(seed: int, name: str, index: int = 0) -> torch.Generator:
-    """A CPU generator of its own for `name` ("init", "data", "noise", "split", "order", "dropout") and `index`."""
-    return torch.Generator().manual_seed(address(seed, name, index))
+    """Return a new CPU generator for `name` ("init", "data", "noise", "split", "order", "dropout") and `index`."""
+    return torch.Generator().manual_seed(stream_seed(seed, name, index))
 
 
-def drawing(draws: bool, seed: int, device: torch.device) -> Callable[[int, int], None]:
-    """What makes the random numbers of the forward pass a function of (seed, step, portion).
+def dropout_seeder(draws: bool, seed: int, device: torch.device) -> Callable[[int, int], None]:
+    """Return a function (step, stream) that seeds torch's generator of the device before a forward pass.
 
-    It does nothing for a model that draws none.
+    The random numbers of the pass are then a function of (seed, step, stream). `stream` is the number of the portion.
+    For a model that draws no random numbers (`draws` False) the function does nothing.
     """
     if not draws:
         return lambda step, stream: None
-    generator = generator_of(device)
+    generator = default_generator(device)
 
-    def draw(step: int, stream: int) -> None:
-        generator.manual_seed(address(seed, f"dropout/{stream}", step))
+    def seed_forward_pass(step: int, stream: int) -> None:
+        generator.manual_seed(stream_seed(seed, f"dropout/{stream}", step))
 
-    return draw
+    return seed_forward_pass
 
 
 @contextmanager
 def preserve_rng_state(draws: bool, device: torch.device) -> Iterator[None]:
-    """Give torch's own generator back as it was: the random numbers of a caller, in a notebook, are the caller's."""
-    generator = generator_of(device) if draws else None
+    """Restore the state of torch's generator of the device at the end, when the model draws from it."""
+    # A caller, such as a notebook, must not see its own random numbers change.
+    generator = default_generator(device) if draws else None
     state = generator.get_state() if generator is not None else None
     try:
         yield
@@ -51,8 +54,8 @@ def preserve_rng_state(draws: bool, device: torch.device) -> Iterator[None]:
             generator.set_state(state)
 
 
-def generator_of(device: torch.device) -> torch.Generator:
-    """Torch's own generator of a device, the one that dropout draws from."""
+def default_generator(device: torch.device) -> torch.Generator:
+    """Return torch's default generator of a device, from which dropout draws."""
     if device.type == "cpu":
         return torch.default_generator
     module: Any = getattr(torch, device.type)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks the loop to save and stop, the second leaves at once."""
+"""SIGINT and SIGTERM: the first asks the training loop to save and stop, the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ from runner.errors import ForcedStop, Interrupted
 
 
 class StopRequest:
-    """While entered, catches the two signals; `signal_number` is the one that came, or None.
+    """Handler of both signals while entered. `signal_number` is the signal that was received, or None.
 
-    Only a main thread can catch signals; in any other the request never comes.
+    Python delivers signals to the main thread only; entered in another thread, it catches none.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                # A signal that is ignored stays ignored: that is how nohup and `&` in scripts keep a run alive.
+                # An ignored signal stays ignored: nohup, and `&` in scripts, keep a run alive this way.
                 if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._caught)
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def requested(self, step: int) -> int | None:
-        """The signal that came, or None; of one process, at whatever step."""
+        """Return the signal that this process received, or None; the step does not matter."""
         return self.signal_number
 
-    def _caught(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
             raise ForcedStop(number, "stopped at once by a second signal; the last checkpoint is intact")
         self.signal_number = number
 
 
 @contextmanager
-def interruptible(said: str) -> Iterator[None]:
-    """While entered, both signals raise `Interrupted` at once, but for whoever enters a `StopRequest`; `said` is what is told."""
+def interruptible(message: str) -> Iterator[None]:
+    """Raise `Interrupted` with a message at the first of both signals while entered; a `StopRequest` inside overrides it."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise Interrupted(number, said)
+        raise Interrupted(number, message)
 
-    # One that is ignored stays ignored, as above.
+    # An ignored signal stays ignored, as in `StopRequest`.
     caught = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in caught}
+    previous = {number: signal.signal(number, stop) for number in caught}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,8 +1,8 @@
-"""Masks: the variables that say which GPUs a process may see, read as the driver and torch read them.
+"""Masks: variables that limit the GPUs which a process sees, read as the driver and torch read them.
 
-Nothing here imports torch or reads the environment: every function is given the variables. `hip` says whether torch is
-a ROCm build. There, `ROCR_VISIBLE_DEVICES` filters the machine's GPUs first, and `HIP_VISIBLE_DEVICES` (without it
-`CUDA_VISIBLE_DEVICES`) counts within what is left. A CUDA build reads `CUDA_VISIBLE_DEVICES` alone.
+Nothing here imports torch or reads the environment: every function receives the variables. `hip` says whether torch is a
+ROCm build. With ROCm, `ROCR_VISIBLE_DEVICES` filters the machine's GPUs first. `HIP_VISIBLE_DEVICES`, or without it
+`CUDA_VISIBLE_DEVICES`, then selects among the remaining ones. A CUDA build reads `CUDA_VISIBLE_DEVICES` only.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ ROCR = "ROCR_VISIBLE_DEVICES"
 VARIABLES = (CUDA, HIP, ROCR)
 CONFIGURED = "device.visible"
 
-# An empty text hides every GPU from CUDA, yet ROCm takes it as not set; -1 hides them from both.
+# An empty text hides every GPU from CUDA, but ROCm ignores it; -1 hides them from both.
 HIDE_ALL = "-1"
 _UUID = ("GPU-", "MIG-")
 _LOOKALIKE = ("CUDA", "HIP", "ROCR", "ROCM", "GPU")
 
 
 class Obstacle(NamedTuple):
-    """Why a device cannot be used: what it needs, what there is instead, and what to do."""
+    """Reason why a device cannot be used: the requirement, what was found instead, and the remedy."""
 
     needs: str
     found: str
@@ -36,31 +36,32 @@ class Obstacle(NamedTuple):
 
 @dataclass(frozen=True)
 class Mask:
-    """One mask: the variable or key that holds it, what it says, and the words for both."""
+    """One mask: the variable or key that holds it, its value, and a label for messages with both."""
 
     source: str
     value: str
-    words: str
+    label: str
 
     @property
     def removal(self) -> str:
-        """How to go without the mask."""
+        """Advice that removes the mask."""
         return f"set {CONFIGURED}=null" if self.source == CONFIGURED else f"unset {self.source}"
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """The ordinals and UUIDs that count, in order; empty hides every GPU."""
+        """Valid ordinals and UUIDs, in order; without any, every GPU is hidden."""
         return self._read()[0]
 
     @property
     def fault(self) -> str | None:
-        """What the mask says in vain, as the end of a sentence that starts with it; None where all of it counts."""
+        """Part of the mask that is ignored, as the end of a sentence that starts with the mask; None when all is valid."""
         return self._read()[1]
 
     def _read(self) -> tuple[tuple[str, ...], str | None]:
-        """As torch 2.13 reads it: entries from the first invalid one on do not count, and a duplicate hides every GPU.
+        """Return the valid entries and the fault, read as torch 2.13 reads them.
 
-        ROCR alone mixes ordinals with UUIDs, and a duplicate only ends its list (ROCR-Runtime, amd_filter_device.h).
+        Entries from the first invalid one on are ignored, and a duplicate hides every GPU. Only ROCR mixes ordinals with
+        UUIDs, and a duplicate only ends its list (ROCR-Runtime, amd_filter_device.h).
         """
         kept: list[str] = []
         fault = None
@@ -72,11 +73,12 @@ class Mask:
             if entry is None or entry in kept:
                 return tuple(kept), fault or _cut(parts[position:], bool(kept))
             if entry.isdecimal() and not part.strip().lstrip("+").isdecimal():
-                fault = fault or f"has the entry {part!r}, of which only {entry} can count"
+                fault = fault or f"has the entry {part!r}, of which only {entry} is read"
             kept.append(entry)
         return tuple(kept), fault
 
     def _entry(self, part: str) -> str | None:
+        """Return the ordinal or UUID of one entry, or None when it is invalid."""
         by_uuid = self.value.startswith(_UUID)
         if part.startswith(_UUID) and (by_uuid or self.source == ROCR):
             return part
@@ -85,52 +87,53 @@ class Mask:
 
 
 def _cut(rest: Sequence[str], some_kept: bool) -> str | None:
-    """The fault of a mask that is read only up to `rest`; "", "-1" and a last comma are no accidents."""
+    """Return the fault of a mask whose entries `rest` are ignored; None for "", "-1" and a last comma, which are common."""
     if [part.strip() for part in rest] in ([HIDE_ALL], [""]):
         return None
-    effect = "so that nothing from there on counts" if some_kept else "which hides every GPU"
-    return f"has the entry {rest[0]!r} where another ordinal or UUID must stand, {effect}"
+    effect = "so it and all later entries are ignored" if some_kept else "which hides every GPU"
+    return f"has the entry {rest[0]!r} where another ordinal or UUID must be, {effect}"
 
 
-def of_variable(name: str, value: str) -> Mask:
-    """The mask that an environment variable holds."""
+def variable_mask(name: str, value: str) -> Mask:
+    """Return the mask that an environment variable holds."""
     return Mask(name, value, f"{name}={value!r}")
 
 
-def of_config(visible: Sequence[int | str]) -> Mask:
-    """The mask that `device.visible` asks for."""
+def config_mask(visible: Sequence[int | str]) -> Mask:
+    """Return the mask that `device.visible` requests."""
     value = ",".join(map(str, visible)) if visible else HIDE_ALL
     return Mask(CONFIGURED, value, f"{CONFIGURED}=[{', '.join(map(str, visible))}]")
 
 
 def variable(hip: bool) -> str:
-    """The variable that carries `device.visible`."""
+    """Return the name of the variable that is set to `device.visible`."""
     return HIP if hip else CUDA
 
 
 def in_force(visible: Sequence[int | str] | None, environ: Mapping[str, str], hip: bool) -> list[Mask]:
-    """The masks that apply, in the order in which they filter; `visible` stands in for the shell's own."""
-    first = [of_variable(ROCR, environ[ROCR])] if hip and ROCR in environ else []
+    """Return the masks in force, in the order in which they filter; `visible` replaces the shell's own, except ROCR."""
+    first = [variable_mask(ROCR, environ[ROCR])] if hip and ROCR in environ else []
     if visible is not None:
-        return [*first, of_config(visible)]
+        return [*first, config_mask(visible)]
     names = [name for name in ((HIP, CUDA) if hip else (CUDA,)) if name in environ]
-    return first + [of_variable(name, environ[name]) for name in names[:1]]
+    return first + [variable_mask(name, environ[name]) for name in names[:1]]
 
 
 def contradiction(masks: Sequence[Mask]) -> str | None:
-    """What is wrong between two masks, where the second counts within what the first leaves; None for nothing."""
+    """Return the clause for a second mask that names GPUs which the first one does not leave; None when there is none."""
     beyond = _beyond(masks)
     if not beyond:
         return None
     first, second = masks
     left = len(first.entries)
     gpus = "1 GPU, number 0" if left == 1 else f"{left} GPUs, numbers 0 to {left - 1}"
-    effect = "which leaves no GPU" if beyond == second.entries else f"so that {', '.join(beyond)} cannot count"
-    return f"{first.words} leaves {gpus}, and {second.words} counts within that, {effect}"
+    ignored = f"{', '.join(beyond)} {'is' if len(beyond) == 1 else 'are'} ignored"
+    effect = "no GPU is left" if beyond == second.entries else ignored
+    return f"{first.label} leaves {gpus}, and {second.label} selects among these, so {effect}"
 
 
 def _beyond(masks: Sequence[Mask]) -> tuple[str, ...]:
-    """The second mask's entries from the first on that the first mask does not leave."""
+    """Return the second mask's entries, starting with the first one that the first mask does not leave."""
     if len(masks) < 2 or not masks[0].entries:
         return ()
     left, entries = len(masks[0].entries), masks[1].entries
@@ -138,21 +141,21 @@ def _beyond(masks: Sequence[Mask]) -> tuple[str, ...]:
 
 
 def unusable(visible: Sequence[int | str] | None) -> Obstacle | None:
-    """What is wrong with `device.visible` by itself, for a run that is to use a GPU."""
-    mask = of_config(visible or ())
+    """Return why `device.visible` alone prevents the use of a GPU, or None."""
+    mask = config_mask(visible or ())
     if visible is None or (mask.entries and not mask.fault):
         return None
     if not visible:
-        return Obstacle("a GPU", f"{mask.words} hides every GPU", mask.removal)
+        return Obstacle("a GPU", f"{mask.label} hides every GPU", mask.removal)
     needs = f"`{CONFIGURED}` to name each GPU once, all by ordinal or all by UUID"
-    return Obstacle(needs, f"{mask.words} {mask.fault or 'hides every GPU'}", "correct it")
+    return Obstacle(needs, f"{mask.label} {mask.fault or 'hides every GPU'}", "correct it")
 
 
 def hides_all(masks: Sequence[Mask]) -> Obstacle | None:
-    """Why these masks leave no GPU at all; None where, by themselves, they leave some."""
+    """Return why these masks hide every GPU, or None when they leave some."""
     for mask in masks:
         if not mask.entries:
-            return Obstacle("a GPU", f"{mask.words} {mask.fault or 'hides every GPU'}", mask.removal)
+            return Obstacle("a GPU", f"{mask.label} {mask.fault or 'hides every GPU'}", mask.removal)
     conflict = contradiction(masks)
     if conflict and _beyond(masks) == masks[1].entries:
         return Obstacle("a GPU", conflict, "set only one of the two")
@@ -160,49 +163,51 @@ def hides_all(masks: Sequence[Mask]) -> Obstacle | None:
 
 
 def notices(visible: Sequence[int | str] | None, environ: Mapping[str, str], hip: bool) -> list[str]:
-    """One sentence for everything in the masks that does not do what it seems to do."""
+    """Return one sentence for each part of the masks that has no effect or a surprising one."""
     applied = in_force(visible, environ, hip)
     conflict = contradiction(applied)
-    found = lookalikes(environ, hip) + _overridden(visible, environ, hip)
-    found += [f"{mask.words} {mask.fault}" for mask in applied if mask.fault and mask.source != CONFIGURED]
+    sentences = lookalikes(environ, hip) + _overridden(visible, environ, hip)
+    sentences += [f"{mask.label} {mask.fault}" for mask in applied if mask.fault and mask.source != CONFIGURED]
     if conflict:
-        found.append(f"{conflict}; set only one of the two")
+        sentences.append(f"{conflict}; set only one of the two")
     if hip:
-        found += [
-            f"{mask.words} is taken as not set by ROCm and as no GPU by torch; unset it, or set it to {HIDE_ALL}"
+        sentences += [
+            f"{mask.label} is ignored by ROCm but hides every GPU from torch; unset it, or set it to {HIDE_ALL}"
             for mask in applied
             if mask.source != ROCR and not mask.value.strip()
         ]
-    return found
+    return sentences
 
 
 def lookalikes(environ: Mapping[str, str], hip: bool) -> list[str]:
-    """A sentence for each variable that was probably meant to be a mask and does nothing."""
+    """Return one sentence for each variable that was probably meant to be a mask and has no effect."""
     real = VARIABLES if hip else (CUDA,)
-    found = []
+    sentences = []
     for name in sorted(environ):
         if name in VARIABLES or not name.upper().startswith(_LOOKALIKE):
             continue
-        # The nearest name in real use, CUDA_DISABLE_PTX_JIT, is 0.6 alike; CUDA_DEVICES is 0.75.
+        # The most similar name in real use, CUDA_DISABLE_PTX_JIT, has a ratio of 0.6; CUDA_DEVICES has 0.75.
         near = difflib.get_close_matches(name.upper(), real, n=1, cutoff=0.75)
         if near:
-            found.append(f"the environment variable {name!r} ({environ[name]!r}) does nothing; did you mean {near[0]}?")
-    return found
+            sentences.append(
+                f"the environment variable {name!r} ({environ[name]!r}) has no effect; did you mean {near[0]}?"
+            )
+    return sentences
 
 
 def _overridden(visible: Sequence[int | str] | None, environ: Mapping[str, str], hip: bool) -> list[str]:
-    """A sentence for each of the shell's masks that gives way to another mask and says something else."""
+    """Return one sentence for each of the shell's masks that another mask replaces and contradicts."""
     names = [name for name in ((HIP, CUDA) if hip else (CUDA,)) if name in environ]
-    shell = [of_variable(name, environ[name]) for name in names]
+    shell = [variable_mask(name, environ[name]) for name in names]
     if visible is not None:
-        wins = of_config(visible)
+        wins = config_mask(visible)
         return [
-            f"{mask.words} from the shell disagrees with {wins.words}; the configuration wins"
+            f"{mask.label} from the shell disagrees with {wins.label}; the configuration wins"
             for mask in shell
             if mask.entries != wins.entries
         ]
     return [
-        f"{mask.words} does nothing beside {shell[0].words}; unset one of them"
+        f"{mask.label} has no effect because {shell[0].label} is set; unset one of them"
         for mask in shell[1:]
         if mask.entries != shell[0].entries
     ]

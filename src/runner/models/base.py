@@ -30,6 +30,9 @@ class Standardization(Protocol):
 class Model(torch.nn.Module):
     """A module whose parameters can be told in the user's terms."""
 
+    config_name = "model"
+    """Name of the model in the configuration, which `build` sets; messages show it."""
+
     @property
     def draws(self) -> bool:
         """Whether the forward pass in training draws random numbers."""
@@ -91,6 +94,7 @@ def build(config: c.ModelConfig, feature_names: Sequence[str], generator: torch.
     # torch's constructors draw start values too, from the global generator, before ours replace them.
     with torch.random.fork_rng(devices=[]):
         model: Model = config.build(feature_names, generator)
+    model.config_name = config.name
     if config.draws != model.draws:
         raise TypeError(
             f"{type(config).__name__}.draws must be {model.draws}, since that is what its model does, but is {config.draws}; correct it"

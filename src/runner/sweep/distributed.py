@@ -87,14 +87,14 @@ def _side_by_side(
     report: Report,
     watch: Watch | None,
 ) -> None:
-    from runner.compute.devices import device_of
+    from runner.compute.devices import set_up_device
     from runner.sweep.vmapped_trials import Together, free_bytes
 
     groups = _by_device(trials)
     for own in groups:  # one that is not there is refused before anything is trained on another
-        device_of(own[0].config, report.warn if world.rank == 0 else None, world)
+        set_up_device(own[0].config, report.warn if world.rank == 0 else None, world)
     for own in groups:
-        choice = device_of(own[0].config, None, world)
+        choice = set_up_device(own[0].config, None, world)
         budget = own[0].config.sweep.memory_gib
 
         def memory(kind: str = choice.kind, budget: float | None = budget) -> float:

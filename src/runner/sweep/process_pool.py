@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from runner.compute.devices import THREADS, TorchBuild, installed_build
 from runner.compute.signals import StopRequest
-from runner.compute.visible_devices import CUDA, HIP, ROCR, in_force, of_config, variable
+from runner.compute.visible_devices import CUDA, HIP, ROCR, config_mask, in_force, variable
 from runner.config import validation
 from runner.config.validation import key
 from runner.errors import CheckpointError, ConfigError, Interrupted, RunFailed
@@ -113,7 +113,7 @@ def _unusable(devices: Sequence[int | str] | None, build: TorchBuild, visible: i
     """What is wrong with the GPUs that are named."""
     if devices is None:
         return None
-    mask, name = of_config(devices), f"`{PATH}.devices`"
+    mask, name = config_mask(devices), f"`{PATH}.devices`"
     given = f"[{', '.join(map(str, devices))}]"
     if build.kind not in ("cuda", "rocm"):
         return f"{name} must be null without a GPU, but is {given}, and {build.description}; set per_device instead"
@@ -136,7 +136,7 @@ def visible_gpus(devices: Sequence[int | str] | None, environ: Mapping[str, str]
     """How many GPUs torch finds under the mask: asked of a process of its own, since this one must not import torch."""
     if build.kind not in ("cuda", "rocm"):
         return 0
-    mask = {} if devices is None else {variable(bool(build.hip)): of_config(devices).value}
+    mask = {} if devices is None else {variable(bool(build.hip)): config_mask(devices).value}
     command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
     answer = subprocess.run(command, env={**environ, **mask}, capture_output=True, text=True, check=False).stdout
     return int(answer) if answer.strip().isdecimal() else 0

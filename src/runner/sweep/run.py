@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.compute.gc_pause import gc_paused
-from runner.compute.launch import wanted
+from runner.compute.launch import needs_launch
 from runner.compute.processes import launched
 from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import opened, reason_of, search_path
@@ -38,7 +38,7 @@ def spread(words: Sequence[str], config_dir: str | None) -> Config | None:
     if not any(word.startswith("launch.") for word in asked.fixed):
         return None
     config = compose(asked.sample, config_dir).config
-    return config if wanted(config) else None
+    return config if needs_launch(config) else None
 
 
 def sweep(words: Sequence[str], config_dir: str | None, command: Sequence[str]) -> Manifest:

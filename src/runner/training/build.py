@@ -13,7 +13,7 @@ from runner.compute import precision, strategies
 from runner.compute.devices import DeviceChoice
 from runner.compute.precision import Scaler
 from runner.compute.processes import World
-from runner.compute.rng import drawing
+from runner.compute.rng import dropout_seeder
 from runner.compute.strategies.base import Loss, Strategy
 from runner.config import constraints
 from runner.config import schema as c
@@ -150,7 +150,10 @@ def objective(
     device, train = rows.target.device, config.train
 
     def widened() -> dict[str, Tensor]:
-        return {name: value.detach().to(precision.widest(device)) for name, value in strategy.named(model).items()}
+        return {
+            name: value.detach().to(precision.widest(device))
+            for name, value in strategy.parameters_by_name(model).items()
+        }
 
     return BatchObjective(
         model=forward,
@@ -164,7 +167,7 @@ def objective(
         accumulate=train.accumulate,
         clip_norm=clip_norm,
         check_gradients=train.check_gradients,
-        draw=drawing(config.model.draws, config.seed, device),
+        draw=dropout_seeder(config.model.draws, config.seed, device),
         alone=lambda features: strategy.predict(model, widened(), features),
         jacobian=lambda features: model.jacobian(widened(), features),
     )

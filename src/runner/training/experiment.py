@@ -151,7 +151,7 @@ class Experiment:
         return [not self.strategy.any(not _finite(self.model.state_dict()))]
 
     def parameters(self) -> list[dict[str, Tensor]]:
-        return [self.strategy.whole(dict(self.model.named_parameters()))]
+        return [self.strategy.gather_parameters(dict(self.model.named_parameters()))]
 
     def outcomes(self, lanes: Sequence[int]) -> list[Outcome]:
         """What was learnt, gathered from all processes: every one of them must ask."""

@@ -100,7 +100,7 @@ class BatchObjective:
 
     def residuals(self) -> Linearisation:
         """Residuals and Jacobian of the step's rows, of all portions and processes."""
-        factor = triangle(self.strategy.stacked([qr_of_pieces(self._matrices(part)) for part in self._parts]))
+        factor = triangle(self.strategy.concatenate([qr_of_pieces(self._matrices(part)) for part in self._parts]))
         rows = self.batches.size(self.step)
         loss = factor[..., -2].square().sum(-1) / rows
         return Linearisation(self.strategy.share(loss), factor, rows)

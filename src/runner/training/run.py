@@ -72,14 +72,14 @@ def _lead(
 ) -> tuple[Recorder, Config, DeviceChoice]:
     """Compose, choose the device, and tell the others."""
     composed = ask(None)
-    earlier = world.remembered
+    earlier = world.previous_run_dir
     if earlier is not None:
         composed = replace(ask(earlier), overrides=composed.overrides)
     for notice in composed.notices:
         console.warn(notice)
     asked = _settled(composed.config)
     with gc_paused():
-        choice = devices.device_of(asked, console.warn, world)
+        choice = devices.set_up_device(asked, console.warn, world)
         # Only now torch is imported, when this process is alone: masks and thread counts are in the environment before it.
         from runner.training import build
 
@@ -96,7 +96,7 @@ def _lead(
 def _follow(world: World) -> tuple[Recorder, Config, DeviceChoice]:
     """Hear from rank 0 what to do, and find this process's own device for it."""
     config = check(world.receive_config())
-    return NullRecorder(), config, devices.device_of(config, None, world)
+    return NullRecorder(), config, devices.set_up_device(config, None, world)
 
 
 def _settled(asked: Config) -> Config:
@@ -124,11 +124,11 @@ class _Job:
             assert opened is not None
             if opened.summary is not None:
                 return Run(opened.path, opened.summary)
-            self.world.remember(str(opened.path))
+            self.world.store_run_dir(str(opened.path))
             self.world.on_failure(self.records.failed)
             return self._train(opened)
         except BaseException as error:
-            found = self.world.explain(error, self.parts.objective.step)
+            found = self.world.diagnose(error, self.parts.objective.step)
             told = self.records.fail(found)
             if told is error:
                 raise

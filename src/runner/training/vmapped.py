@@ -16,7 +16,7 @@ from runner.compute import precision
 from runner.compute.precision import Unscaled, scalar_type
 from runner.compute.processes import Stop
 from runner.compute.strategies.base import Single
-from runner.compute.strategies.vmapped import ROWS, Vmapped
+from runner.compute.strategies.vmapped import STACK, Vmapped
 from runner.config import schema as c
 from runner.data.stacked import StackedBatches, StackedRows, stacked
 from runner.models import losses
@@ -78,7 +78,7 @@ def refused(program: VmappedExperiment) -> str | None:
     except RuntimeError as error:
         return f"vmap refuses its model ({' '.join(str(error).split())[:200]})"
     finally:
-        program.strategy.rows.grad = None
+        program.strategy.stack.grad = None
     return None
 
 
@@ -112,9 +112,9 @@ class VmappedExperiment:
         return len(self.facts)
 
     def capture(self) -> dict[str, Any]:
-        slots = self.optimizer.state_dict()[ROWS]
+        slots = self.optimizer.state_dict()[STACK]
         named = {slot: self.strategy.split(value) if value.dim() else value for slot, value in slots.items()}
-        names = self.strategy.split(self.strategy.rows.detach())
+        names = self.strategy.split(self.strategy.stack.detach())
         return {
             "model": names,
             "optimizer": {
@@ -126,16 +126,16 @@ class VmappedExperiment:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         with torch.no_grad():
-            self.strategy.rows.copy_(self.strategy.joined(state["model"]))
+            self.strategy.stack.copy_(self.strategy.join(state["model"]))
         slots: dict[str, dict[str, Tensor]] = {}
         for name, values in state["optimizer"].items():
             for slot, value in values.items():
                 slots.setdefault(slot, {})[name] = value
         rows = {
-            slot: self.strategy.joined(values) if slot != "step" else next(iter(values.values()))
+            slot: self.strategy.join(values) if slot != "step" else next(iter(values.values()))
             for slot, values in slots.items()
         }
-        self.optimizer.load_state_dict({ROWS: rows})
+        self.optimizer.load_state_dict({STACK: rows})
 
     def lane_state(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
         return {
@@ -164,7 +164,7 @@ class VmappedExperiment:
         )
 
     def narrowed(self, lanes: Sequence[int], state: Mapping[str, Any]) -> VmappedExperiment:
-        chosen = torch.tensor(lanes, device=self.strategy.rows.device)
+        chosen = torch.tensor(lanes, device=self.strategy.stack.device)
         optimum = None if self.optimum is None else self.optimum.to_lanes(chosen)
         program = _built([self.facts[lane] for lane in lanes], [self.template] * len(lanes), lambda _: optimum)
         program.restore(
@@ -182,22 +182,22 @@ class VmappedExperiment:
         return shares
 
     def finite(self) -> list[bool]:
-        found: list[bool] = self.strategy.rows.detach().isfinite().all(1).tolist()
+        found: list[bool] = self.strategy.stack.detach().isfinite().all(1).tolist()
         return found
 
     def details(self) -> list[dict[str, float]]:
         rows: list[dict[str, float]] = [{} for _ in self.facts]
         if self.facts[0].config.model.records_parameters:
-            names = [f"param/{name}" for name in self.strategy.split(self.strategy.rows)]
-            rows = [dict(zip(names, row, strict=True)) for row in self.strategy.rows.detach().double().tolist()]
+            names = [f"param/{name}" for name in self.strategy.split(self.strategy.stack)]
+            rows = [dict(zip(names, row, strict=True)) for row in self.strategy.stack.detach().double().tolist()]
         if self.optimum is None:
             return rows
         return [
-            {**row, **more} for row, more in zip(rows, progress_columns(self.optimum, self.strategy.rows), strict=True)
+            {**row, **more} for row, more in zip(rows, progress_columns(self.optimum, self.strategy.stack), strict=True)
         ]
 
     def parameters(self) -> list[dict[str, Tensor]]:
-        rows = self.strategy.split(self.strategy.rows.detach())
+        rows = self.strategy.split(self.strategy.stack.detach())
         return [{name: value[lane] for name, value in rows.items()} for lane in range(self.lanes)]
 
     def outcomes(self, lanes: Sequence[int]) -> list[Outcome]:
@@ -223,18 +223,18 @@ class VmappedExperiment:
     def _summarised(self, lanes: Sequence[int]) -> Sequence[dict[str, float | None] | None]:
         if self.optimum is None:
             return [None] * len(lanes)
-        chosen = torch.tensor(lanes, device=self.strategy.rows.device)
+        chosen = torch.tensor(lanes, device=self.strategy.stack.device)
         configs = [self.facts[lane].config for lane in lanes]
-        return summarised(self.optimum.to_lanes(chosen), configs, self.strategy.rows.detach()[chosen])
+        return summarised(self.optimum.to_lanes(chosen), configs, self.strategy.stack.detach()[chosen])
 
     def _inferred(self, lanes: Sequence[int], fitted: Sequence[Mapping[str, Tensor]]) -> Sequence[Inference | None]:
-        chosen = torch.tensor(lanes, device=self.strategy.rows.device)
+        chosen = torch.tensor(lanes, device=self.strategy.stack.device)
         features, target = (part if part.dim() == 2 else part[chosen] for part in self.objective.rows.take(slice(None)))
         fits = [
             Fit(self.facts[lane].config, parameters, self.facts[lane].dataset.scaling)
             for lane, parameters in zip(lanes, fitted, strict=True)
         ]
-        return infer(self.template, self.strategy.split(self.strategy.rows.detach()[chosen]), (features, target), fits)
+        return infer(self.template, self.strategy.split(self.strategy.stack.detach()[chosen]), (features, target), fits)
 
     def loop(self, members: Sequence[RunState], stop: Stop) -> Loop:
         """The loop over these parts."""
@@ -288,10 +288,10 @@ def _built(
             rows=rows["train"],
             batches=batches,
             scaler=Summed(),
-            clip_norm=_clip_norm(facts, strategy.rows),
+            clip_norm=_clip_norm(facts, strategy.stack),
         ),
         evaluation=Evaluation(template, forward, loss, autocast, undoing.undo, rows, strategy),
-        schedule=_schedule(facts, strategy.rows),
+        schedule=_schedule(facts, strategy.stack),
         batches=batches,
         optimum=optimum(rows["train"]),
     )

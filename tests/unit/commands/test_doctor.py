@@ -347,7 +347,7 @@ def test_macs_without_a_usable_gpu() -> None:
             ROCM,
             AMD,
             {"ROCR_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "1"},
-            "ROCR_VISIBLE_DEVICES='0' leaves 1 GPU, number 0, and HIP_VISIBLE_DEVICES='1' counts within that, which leaves no GPU",
+            "ROCR_VISIBLE_DEVICES='0' leaves 1 GPU, number 0, and HIP_VISIBLE_DEVICES='1' selects among these, so no GPU is left",
             "set only one of the two",
         ),
     ],
@@ -373,7 +373,7 @@ def test_an_active_mask_is_reported() -> None:
 def test_a_misspelt_mask() -> None:
     assert only("masks", replace(CUDA_BOX, environ={"CUDA_VISIBLE_DEVICE": "0"})) == (
         "limited",
-        "the environment variable 'CUDA_VISIBLE_DEVICE' ('0') does nothing; did you mean CUDA_VISIBLE_DEVICES?",
+        "the environment variable 'CUDA_VISIBLE_DEVICE' ('0') has no effect; did you mean CUDA_VISIBLE_DEVICES?",
         None,
     )
 
@@ -555,7 +555,7 @@ def test_more_threads_than_cores() -> None:
 def test_an_invalid_number_of_threads() -> None:
     assert only("threads", replace(SERVER, environ={"OMP_NUM_THREADS": "many"})) == (
         "broken",
-        "the environment variable `OMP_NUM_THREADS` must be an integer of at least 1, but is 'many'; correct it, or unset it",
+        "the environment variable `OMP_NUM_THREADS` must be an integer of at least 1, got 'many'; correct or unset it",
         None,
     )
 

@@ -1,4 +1,4 @@
-"""Autocast, and a gradient scaler that does for any update what torch's does around its own optimizers."""
+"""Autocast, and a gradient scaler that treats any update as torch's scaler treats its own optimizers."""
 
 from __future__ import annotations
 
@@ -44,34 +44,34 @@ def test_only_float16_is_scaled(amp: str, kind: type) -> None:
 
 
 def _slopes() -> list[float]:
-    """The gradient of each of 40 steps, of which four are not finite."""
+    """Return the gradient of each of 40 steps; four are not finite."""
     return [math.inf if step in (0, 1, 7, 30) else 1.0 + step / 8 for step in range(40)]
 
 
-def _ours(steps: list[float], of: Scaler, p: Tensor) -> list[tuple[float, bool]]:
-    """Parameter and acceptance after every step of plain gradient descent, written by hand."""
-    told: list[tuple[float, bool]] = []
+def _ours(steps: list[float], scaler: Scaler, p: Tensor) -> list[tuple[float, bool]]:
+    """Return (parameter, accepted) after every step of gradient descent with a manual update."""
+    results: list[tuple[float, bool]] = []
     for slope in steps:
         p.grad = None
-        of.scale((p * slope).sum()).backward()  # type: ignore[no-untyped-call]
-        of.unscale([p])
-        accepted = of.accept([p])
+        scaler.scale((p * slope).sum()).backward()  # type: ignore[no-untyped-call]
+        scaler.unscale([p])
+        accepted = scaler.accept([p])
         if accepted:
             assert p.grad is not None
             p.data.add_(p.grad, alpha=-LR)
-        told.append((float(p.detach()), accepted))
-    return told
+        results.append((float(p.detach()), accepted))
+    return results
 
 
-def _torchs(steps: list[float], of: torch.amp.GradScaler, p: Tensor) -> list[float]:
+def _torchs(steps: list[float], scaler: torch.amp.GradScaler, p: Tensor) -> list[float]:
     optimizer = torch.optim.SGD([p], lr=LR)
     values = []
     for slope in steps:
         optimizer.zero_grad()
-        of.scale((p * slope).sum()).backward()  # type: ignore[no-untyped-call]
-        of.unscale_(optimizer)
-        of.step(optimizer)
-        of.update()
+        scaler.scale((p * slope).sum()).backward()  # type: ignore[no-untyped-call]
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
         values.append(float(p.detach()))
     return values
 
@@ -85,9 +85,9 @@ def test_steps_are_skipped_and_the_scale_adapted_as_torch_does() -> None:
     state: Any = {**theirs.state_dict(), "growth_interval": 5}  # grows within these forty steps
     theirs.load_state_dict(state)
     ours.load_state_dict({**state, "skipped_steps": 0})
-    told = _ours(_slopes(), ours, _parameter())
-    assert [value for value, _ in told] == _torchs(_slopes(), theirs, _parameter())
-    assert [step for step, (_, accepted) in enumerate(told) if not accepted] == [0, 1, 7, 30]
+    results = _ours(_slopes(), ours, _parameter())
+    assert [value for value, _ in results] == _torchs(_slopes(), theirs, _parameter())
+    assert [step for step, (_, accepted) in enumerate(results) if not accepted] == [0, 1, 7, 30]
     assert ours.state_dict() == {**theirs.state_dict(), "skipped_steps": 4}
     # 65,536 halved four times, and doubled after each five steps in a row: 5 of 2…6, 8…29 and 31…39 hold 1, 4 and 1.
     assert ours.state_dict()["scale"] == 65536.0 / 2**4 * 2**6
@@ -105,7 +105,7 @@ def test_the_scaled_loss_is_the_loss_times_the_scale() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-def test_one_bad_number_in_any_gradient_skips_the_step(bad: float) -> None:
+def test_one_number_that_is_not_finite_in_any_gradient_skips_the_step(bad: float) -> None:
     ours = GradientScaler(CPU)
     one, other = _parameter(), torch.ones(3, requires_grad=True)
     ours.scale((one * 2).sum() + (other * torch.tensor([1.0, bad, 1.0])).sum()).backward()  # type: ignore[no-untyped-call]
@@ -114,7 +114,7 @@ def test_one_bad_number_in_any_gradient_skips_the_step(bad: float) -> None:
     assert ours.skipped_steps == 1
 
 
-def test_a_restored_scaler_goes_on_as_the_old_one() -> None:
+def test_a_restored_scaler_continues_like_the_original() -> None:
     steps = _slopes()
     straight, p = GradientScaler(CPU), _parameter()
     whole = _ours(steps, straight, p)
@@ -127,7 +127,7 @@ def test_a_restored_scaler_goes_on_as_the_old_one() -> None:
     assert second.state_dict() == straight.state_dict()
 
 
-def test_without_scaling_everything_is_as_it_is() -> None:
+def test_without_scaling_nothing_is_changed() -> None:
     ours = Unscaled()
     loss = torch.tensor(2.0)
     assert ours.scale(loss) is loss

@@ -1,4 +1,4 @@
-"""Where a process stands among others, as its environment tells, and what differs between them."""
+"""The rank environment, differences between processes, lost processes, and the stop consensus."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 
 from runner import cli
-from runner.compute.processes import Group, SingleProcess, find, launched, watchdog
-from runner.compute.processes.consensus import Agreement, differences
-from runner.compute.processes.environment import interface, read
-from runner.compute.processes.rendezvous import Meeting, poll
-from runner.compute.processes.watchdog import News, is_lost
+from runner.compute.processes import ProcessGroup, SingleProcess, find, launched, watchdog
+from runner.compute.processes.consensus import StopConsensus, differences
+from runner.compute.processes.environment import network_interface, read_environment
+from runner.compute.processes.rendezvous import Rendezvous, poll
+from runner.compute.processes.watchdog import FailureChannel, is_lost
 from runner.compute.signals import StopRequest
 from runner.errors import ConfigError, ProcessLost
 
@@ -33,93 +33,93 @@ def problems(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 @pytest.fixture(autouse=True)
 def _log_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process among others sets it, if it is not set."""
+    """Set the variable that a process group would otherwise set for good."""
     monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 # ------------------------------------------------------------------------------------------------------- environment
 
 
-def test_a_process_that_nobody_launched_is_alone() -> None:
-    found = find({})
-    assert isinstance(found, SingleProcess)
-    assert (found.rank, found.size, found.local_rank, found.local_size) == (0, 1, 0, 1)
+def test_a_process_without_a_launcher_is_a_single_process() -> None:
+    world = find({})
+    assert isinstance(world, SingleProcess)
+    assert (world.rank, world.size, world.local_rank, world.local_size) == (0, 1, 0, 1)
     assert not launched({"RANK": "0"})
     assert not launched({"WORLD_SIZE": "2"})
 
 
-def test_the_place_is_that_of_the_environment() -> None:
-    found = find(TORCHRUN)
-    assert isinstance(found, Group)
-    assert (found.rank, found.size, found.local_rank, found.local_size) == (3, 4, 1, 2)
+def test_ranks_and_sizes_are_read_from_the_environment() -> None:
+    world = find(TORCHRUN)
+    assert isinstance(world, ProcessGroup)
+    assert (world.rank, world.size, world.local_rank, world.local_size) == (3, 4, 1, 2)
 
 
-def test_without_local_numbers_every_process_is_alone_on_its_host() -> None:
-    """What other launchers than torchrun set."""
-    found = find({name: value for name, value in TORCHRUN.items() if not name.startswith("LOCAL")})
-    assert (found.rank, found.size, found.local_rank, found.local_size) == (3, 4, 0, 1)
+def test_without_local_ranks_there_is_one_process_on_each_host() -> None:
+    """Launchers other than torchrun may set no local ranks."""
+    world = find({name: value for name, value in TORCHRUN.items() if not name.startswith("LOCAL")})
+    assert (world.rank, world.size, world.local_rank, world.local_size) == (3, 4, 0, 1)
 
 
 @pytest.mark.parametrize(
-    ("count", "most", "local_size", "again"), [("0", "1", "4", True), ("1", "1", "4", False), ("0", "1", "2", False)]
+    ("count", "most", "local_size", "restart"), [("0", "1", "4", True), ("1", "1", "4", False), ("0", "1", "2", False)]
 )
-def test_whether_all_start_again_is_known_where_one_launcher_has_them_all(
-    count: str, most: str, local_size: str, again: bool
+def test_a_restart_is_only_predicted_when_one_launcher_has_all_processes(
+    count: str, most: str, local_size: str, restart: bool
 ) -> None:
-    """On several hosts each launcher counts the attempts of its own."""
+    """On several hosts each launcher counts its own attempts."""
     restarts = {"TORCHELASTIC_RESTART_COUNT": count, "TORCHELASTIC_MAX_RESTARTS": most}
-    assert read({**TORCHRUN, "LOCAL_WORLD_SIZE": local_size, **restarts}).starts_again is again
-    assert not read({**TORCHRUN, "LOCAL_WORLD_SIZE": local_size}).starts_again
+    assert read_environment({**TORCHRUN, "LOCAL_WORLD_SIZE": local_size, **restarts}).will_restart is restart
+    assert not read_environment({**TORCHRUN, "LOCAL_WORLD_SIZE": local_size}).will_restart
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"RANK": "x"}, "the environment variable `RANK` must be an integer, but is 'x'; start with torchrun, or unset RANK"),
-        ({"RANK": "-1"}, "the environment variable `RANK` must be an integer, but is '-1'; start with torchrun, or unset RANK"),
-        ({"RANK": "٣"}, "the environment variable `RANK` must be an integer, but is '٣'; start with torchrun, or unset RANK"),
-        ({"RANK": "5"}, "the environment variable `RANK` must be below `WORLD_SIZE`=4, but is 5; mend one of them"),
-        ({"WORLD_SIZE": ""}, "the environment variable `WORLD_SIZE` must be an integer, but is ''; start with torchrun, or unset RANK"),
-        ({"WORLD_SIZE": "2.0"}, "the environment variable `WORLD_SIZE` must be an integer, but is '2.0'; start with torchrun, or unset RANK"),
-        ({"WORLD_SIZE": "0"}, "the environment variable `RANK` must be below `WORLD_SIZE`=0, but is 3; mend one of them"),
-        ({"LOCAL_RANK": "2"}, "the environment variable `LOCAL_RANK` must be below `LOCAL_WORLD_SIZE`=2, but is 2; mend one of them"),
-        ({"MASTER_PORT": "99999"}, "the environment variable `MASTER_PORT` must be 1 to 65535, but is 99999; mend it"),
-        ({"MASTER_PORT": "0"}, "the environment variable `MASTER_PORT` must be 1 to 65535, but is 0; mend it"),
-        ({"MASTER_PORT": "abc"}, "the environment variable `MASTER_PORT` must be an integer, but is 'abc'; start with torchrun, or unset RANK"),
+        ({"RANK": "x"}, "the environment variable `RANK` must be an integer, got 'x'; start with torchrun, or unset RANK"),
+        ({"RANK": "-1"}, "the environment variable `RANK` must be an integer, got '-1'; start with torchrun, or unset RANK"),
+        ({"RANK": "٣"}, "the environment variable `RANK` must be an integer, got '٣'; start with torchrun, or unset RANK"),
+        ({"RANK": "5"}, "the environment variable `RANK` must be below `WORLD_SIZE`=4, got 5; correct one of them"),
+        ({"WORLD_SIZE": ""}, "the environment variable `WORLD_SIZE` must be an integer, got ''; start with torchrun, or unset RANK"),
+        ({"WORLD_SIZE": "2.0"}, "the environment variable `WORLD_SIZE` must be an integer, got '2.0'; start with torchrun, or unset RANK"),
+        ({"WORLD_SIZE": "0"}, "the environment variable `RANK` must be below `WORLD_SIZE`=0, got 3; correct one of them"),
+        ({"LOCAL_RANK": "2"}, "the environment variable `LOCAL_RANK` must be below `LOCAL_WORLD_SIZE`=2, got 2; correct one of them"),
+        ({"MASTER_PORT": "99999"}, "the environment variable `MASTER_PORT` must be 1 to 65535, got 99999; correct it"),
+        ({"MASTER_PORT": "0"}, "the environment variable `MASTER_PORT` must be 1 to 65535, got 0; correct it"),
+        ({"MASTER_PORT": "abc"}, "the environment variable `MASTER_PORT` must be an integer, got 'abc'; start with torchrun, or unset RANK"),
         ({"MASTER_PORT": None}, "the environment variable `MASTER_PORT` must be an integer, but is not set; start with torchrun, or unset RANK"),
         ({"MASTER_ADDR": ""}, "the environment variable `MASTER_ADDR` must name a host, but is not set; start with torchrun, or unset RANK"),
     ],
 )  # fmt: skip
-def test_what_makes_no_sense_is_named(changes: dict[str, str | None], sentence: str) -> None:
+def test_an_invalid_variable_is_named(changes: dict[str, str | None], sentence: str) -> None:
     environ = {name: value for name, value in {**TORCHRUN, **changes}.items() if value is not None}
     assert problems(environ) == (sentence,)
 
 
-def test_all_that_makes_no_sense_is_named_at_once() -> None:
+def test_all_invalid_variables_are_named_at_once() -> None:
     assert len(problems({"RANK": "5", "WORLD_SIZE": "1", "MASTER_PORT": "abc"})) == 3
 
 
-def test_the_command_line_refuses_it_at_once(
+def test_the_command_line_refuses_an_invalid_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {**TORCHRUN, "MASTER_PORT": "abc"}.items():
         monkeypatch.setenv(name, value)
     assert cli.main(["data=line", "run_dir=never"]) == 2
     assert capsys.readouterr().err == (
-        "error: the environment variable `MASTER_PORT` must be an integer, but is 'abc'; start with torchrun, or unset RANK\n"
+        "error: the environment variable `MASTER_PORT` must be an integer, got 'abc'; start with torchrun, or unset RANK\n"
     )
 
 
 # --------------------------------------------------------------------------------------------------------- interface
 
 
-def test_the_interface_is_the_one_that_leads_to_the_address() -> None:
-    assert interface("127.0.0.1", 29500) == "lo"
-    assert interface("localhost", 29500) == "lo"
+def test_the_interface_is_the_one_that_reaches_the_address() -> None:
+    assert network_interface("127.0.0.1", 29500) == "lo"
+    assert network_interface("localhost", 29500) == "lo"
 
 
-def test_an_address_that_leads_nowhere_leaves_the_choice_to_gloo() -> None:
-    assert interface("no-such-host.invalid", 29500) is None
+def test_an_unreachable_address_leaves_the_choice_of_the_interface_to_gloo() -> None:
+    assert network_interface("no-such-host.invalid", 29500) is None
 
 
 # ------------------------------------------------------------------------------------------------------- differences
@@ -127,39 +127,39 @@ def test_an_address_that_leads_nowhere_leaves_the_choice_to_gloo() -> None:
 Outcome = tuple[tuple[str, ...], str, dict[str, str]]
 
 
-def well(**equal: str) -> Outcome:
+def success(**equal: str) -> Outcome:
     return (), "InputError", equal
 
 
-def ill(*problems: str) -> Outcome:
+def failure(*problems: str) -> Outcome:
     return problems, "DataError", {}
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "said"),
+    ("outcomes", "messages"),
     [
-        ([well(data="a"), well(data="a")], []),
-        ([ill("no file"), ill("no file")], ["no file"]),
-        ([well(data="a"), ill("no file"), ill("no file")], ["rank 1, 2: no file"]),
-        ([ill("one", "two"), ill("two")], ["rank 0: one", "two"]),
-        # Where something failed, nothing can be compared.
-        ([well(data="a"), ill("no file"), well(data="b")], ["rank 1: no file"]),
+        ([success(data="a"), success(data="a")], []),
+        ([failure("no file"), failure("no file")], ["no file"]),
+        ([success(data="a"), failure("no file"), failure("no file")], ["rank 1, 2: no file"]),
+        ([failure("one", "two"), failure("two")], ["rank 0: one", "two"]),
+        # When a process failed, values are not compared.
+        ([success(data="a"), failure("no file"), success(data="b")], ["rank 1: no file"]),
         (
-            [well(data="a", torch="2"), well(data="b", torch="2"), well(data="c", torch="2")],
-            ["data must be the same on every process, but is a on rank 0 and b on rank 1, 2; make them equal"],
+            [success(data="a", torch="2"), success(data="b", torch="2"), success(data="c", torch="2")],
+            ["data must be the same on every process, got a on rank 0 and b on rank 1, 2; make them equal"],
         ),
         (
-            [well(data="a"), well()],
-            ["data must be the same on every process, but is a on rank 0 and missing on rank 1; make them equal"],
+            [success(data="a"), success()],
+            ["data must be the same on every process, got a on rank 0 and missing on rank 1; make them equal"],
         ),
         (
-            [well(data="0123456789abcdef" + "0"), well(data="0123456789abcdef" + "1")],
-            ["data must be the same on every process, but is 0123456789abcdef on rank 0 and 0123456789abcdef on rank 1; make them equal"],
+            [success(data="0123456789abcdef" + "0"), success(data="0123456789abcdef" + "1")],
+            ["data must be the same on every process, got 0123456789abcdef on rank 0 and 0123456789abcdef on rank 1; make them equal"],
         ),
     ],
 )  # fmt: skip
-def test_each_difference_is_one_sentence_that_names_the_ranks(outcomes: list[Outcome], said: list[str]) -> None:
-    assert differences(outcomes) == said
+def test_each_difference_is_one_sentence_that_names_the_ranks(outcomes: list[Outcome], messages: list[str]) -> None:
+    assert differences(outcomes) == messages
 
 
 # ---------------------------------------------------------------------------------------------------- lost processes
@@ -175,124 +175,129 @@ def test_each_difference_is_one_sentence_that_names_the_ranks(outcomes: list[Out
         dist.DistNetworkError("failed to recv, got 0 bytes"),
     ],
 )
-def test_an_error_of_a_connection_is_that_of_another_process(error: Exception) -> None:
+def test_a_connection_error_means_that_another_process_is_lost(error: Exception) -> None:
     assert is_lost(error)
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("gloo"), ProcessLost("x")]
 )
-def test_any_other_error_is_our_own(error: Exception) -> None:
+def test_any_other_error_is_of_this_process(error: Exception) -> None:
     assert not is_lost(error)
 
 
-class Gone:
-    """What is left to a process when the launcher with the store was killed."""
+class ClosedRendezvous:
+    """A rendezvous whose store has closed because the launcher was killed."""
 
-    place = read(TORCHRUN)
+    environment = read_environment(TORCHRUN)
 
-    def beside(self) -> Gone:
+    def clone(self) -> ClosedRendezvous:
         return self
 
-    def said(self, *names: str) -> bool:
-        raise ProcessLost("the launcher, or rank 0, is gone")
+    def has(self, *keys: str) -> bool:
+        raise ProcessLost("the launcher or rank 0 exited")
 
     def leave(self, seconds: float) -> None:
-        raise ProcessLost("the launcher, or rank 0, is gone")
+        raise ProcessLost("the launcher or rank 0 exited")
 
 
 def test_without_the_store_a_process_stops_as_on_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It closes some time before the launcher has ended as a process."""
+    """The store closes some time before the launcher has ended as a process."""
     monkeypatch.setattr(watchdog, "GRACE_SECONDS", 60.0)
-    watch = watchdog.Watch(Gone())  # type: ignore[arg-type]
-    watch.request = request = StopRequest()
+    dog = watchdog.Watchdog(ClosedRendezvous())  # type: ignore[arg-type]
+    dog.request = request = StopRequest()
     deadline = time.monotonic() + 20
     while request.signal_number is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    watch.close()
+    dog.close()
     assert request.signal_number == signal.SIGTERM
 
 
-class Slower(Meeting):
-    """A process that tells of a failure only after another one did."""
+class SlowRendezvous(Rendezvous):
+    """A process that reports a failure only after another one did."""
 
-    def say_first(self, name: str, text: str) -> bool:
-        assert poll(lambda: self.said(name), 20)
-        return super().say_first(name, text)
+    def publish_first(self, key: str, text: str) -> bool:
+        assert poll(lambda: self.has(key), 20)
+        return super().publish_first(key, text)
 
 
-def test_who_waited_in_vain_is_believed_by_those_whose_connections_it_closed() -> None:
-    """Both processes are there; rank 0 gave up, and rank 1 is the one that comes to tell of it."""
+def test_a_timeout_on_one_process_explains_the_closed_connections_of_the_others() -> None:
+    """Both processes are alive: rank 0 gave up after its timeout, and rank 1 reports the failure."""
     store = dist.HashStore()  # type: ignore[attr-defined]
-    places = [read({**TORCHRUN, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}) for rank in "01"]
-    late, closed = (News(kind(place, store, store)) for kind, place in zip((Slower, Meeting), places, strict=True))
+    environments = [
+        read_environment({**TORCHRUN, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}) for rank in "01"
+    ]
+    late, closed = (
+        FailureChannel(kind(environment, store, store))
+        for kind, environment in zip((SlowRendezvous, Rendezvous), environments, strict=True)
+    )
     with ThreadPoolExecutor(1) as other:
         error = RuntimeError("Timed out waiting 3000ms for recv operation to complete")
-        waited = other.submit(late.explain, error, 7, 3.0)
-        heard = closed.explain(RuntimeError("Connection closed by peer"), 7, 3.0)
-        told = "the connection between the processes did not answer within 3 seconds at step 7; go on with resume=…"
-        assert [str(heard), str(waited.result())] == [told, told]
+        waited = other.submit(late.diagnose, error, 7, 3.0)
+        reported = closed.diagnose(RuntimeError("Connection closed by peer"), 7, 3.0)
+        text = "the connection between the processes did not answer within 3 seconds at step 7; continue with resume=…"
+        assert [str(reported), str(waited.result())] == [text, text]
 
 
-# ------------------------------------------------------------------------------------------------- asking about signals
+# ---------------------------------------------------------------------------------------------------- stop consensus
 
 
 class Leader:
-    """Rank 0 of processes on which no signal came; `asked` are the steps at which they were asked."""
+    """Rank 0 of processes that received no signal; `exchanges` are the steps of their collective checks."""
 
     def __init__(self) -> None:
-        self.step, self.asked = 0, list[int]()
+        self.step, self.exchanges = 0, list[int]()
 
-    def most(self, numbers: Sequence[int]) -> list[int]:
-        self.asked.append(self.step)
+    def maximum(self, numbers: Sequence[int]) -> list[int]:
+        self.exchanges.append(self.step)
         return list(numbers)
 
 
-def asked(monkeypatch: pytest.MonkeyPatch, step_seconds: float, steps: int) -> list[int]:
-    """The steps at which a run whose steps take so long asks all its processes."""
+def exchanges(monkeypatch: pytest.MonkeyPatch, step_seconds: float, steps: int) -> list[int]:
+    """Return the steps with a collective check in a run whose steps take so many seconds."""
     leader = Leader()
     monkeypatch.setattr(time, "perf_counter", lambda: leader.step * step_seconds)
-    agreement = Agreement(0, leader.most, StopRequest())
+    consensus = StopConsensus(0, leader.maximum, StopRequest())
     for leader.step in range(steps):
-        assert agreement.requested(leader.step) is None
-        assert agreement.requested(leader.step) is None  # a second question at a step costs nothing
-    return leader.asked
+        assert consensus.requested(leader.step) is None
+        assert consensus.requested(leader.step) is None  # a second call at a step makes no exchange
+    return leader.exchanges
 
 
-def test_slow_steps_are_asked_at_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for the second one: how long a step takes is not known before."""
-    assert asked(monkeypatch, 1.0, 6) == [0, 2, 3, 4, 5]
+def test_slow_steps_have_a_check_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Except the second one: the time of a step is not known before."""
+    assert exchanges(monkeypatch, 1.0, 6) == [0, 2, 3, 4, 5]
 
 
-def test_fast_steps_are_asked_about_four_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The distance doubles until it is a quarter of a second: 256 steps of a 1024th."""
-    assert asked(monkeypatch, 1 / 1024, 1200) == [0, 2, 6, 14, 30, 62, 126, 254, 510, 766, 1022]
+def test_fast_steps_have_about_four_checks_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The distance doubles until it is a quarter of a second: 256 steps of 1/1024 s."""
+    assert exchanges(monkeypatch, 1 / 1024, 1200) == [0, 2, 6, 14, 30, 62, 126, 254, 510, 766, 1022]
 
 
-def test_a_signal_is_told_at_every_later_step() -> None:
+def test_a_signal_is_returned_at_every_later_step() -> None:
     request = StopRequest()
-    agreement = Agreement(0, Leader().most, request)
-    assert agreement.requested(0) is None
+    consensus = StopConsensus(0, Leader().maximum, request)
+    assert consensus.requested(0) is None
     request.signal_number = 15
-    assert [agreement.requested(step) for step in (1, 2, 3, 4)].count(15) >= 2
+    assert [consensus.requested(step) for step in (1, 2, 3, 4)].count(15) >= 2
     request.signal_number = None
-    assert agreement.requested(5) == 15
+    assert consensus.requested(5) == 15
 
 
-# ------------------------------------------------------------------------------------------------------------- alone
+# ---------------------------------------------------------------------------------------------------- single process
 
 
-def test_alone_every_answer_is_its_own() -> None:
-    alone, request = SingleProcess(), StopRequest()
+def test_a_single_process_needs_no_others() -> None:
+    world, request = SingleProcess(), StopRequest()
     tensor = torch.tensor([1.0])
-    assert alone.sum(tensor) is tensor
-    assert alone.gather(tensor) == [tensor]
-    assert alone.any(True)
-    assert not alone.any(False)
-    assert alone.broadcast("x") == "x"
-    assert alone.all_ranks_stop(request) is request
-    assert alone.run_on_all_ranks(lambda: (7, {"data": "a"})) == 7
+    assert world.sum(tensor) is tensor
+    assert world.gather(tensor) == [tensor]
+    assert world.any(True)
+    assert not world.any(False)
+    assert world.broadcast("x") == "x"
+    assert world.all_ranks_stop(request) is request
+    assert world.run_on_all_ranks(lambda: (7, {"data": "a"})) == 7
     error = RuntimeError("Connection closed by peer")
-    assert alone.explain(error, 3) is error
-    assert alone.remembered is None
+    assert world.diagnose(error, 3) is error
+    assert world.previous_run_dir is None

@@ -1,24 +1,24 @@
-"""Streams are functions of their address, and no two addresses that are in use meet."""
+"""Streams are functions of (seed, name, index), and no two of them have the same seed."""
 
 from __future__ import annotations
 
 import torch
 
-from runner.compute.rng import address, stream
+from runner.compute.rng import stream, stream_seed
 
 NAMES = ("init", "data", "noise", "split", "order", "dropout")
 
 
-def test_addresses_never_change() -> None:
-    # SHA-256 of "0/init/0" and of "4294967295/order/1000", computed apart: a change would move every run's numbers.
-    assert address(0, "init") == address(0, "init", 0) == 1_391_976_149_099_393_129
-    assert address(2**32 - 1, "order", 1000) == 4_170_042_730_167_042_948
+def test_stream_seeds_never_change() -> None:
+    # SHA-256 of "0/init/0" and of "4294967295/order/1000", computed separately: a change would change the numbers of every run.
+    assert stream_seed(0, "init") == stream_seed(0, "init", 0) == 1_391_976_149_099_393_129
+    assert stream_seed(2**32 - 1, "order", 1000) == 4_170_042_730_167_042_948
 
 
-def test_addresses_differ_between_seeds_names_and_indices() -> None:
-    addresses = [address(seed, name, index) for seed in range(20) for name in NAMES for index in range(20)]
-    assert len(set(addresses)) == len(addresses)
-    assert all(0 <= number < 2**63 for number in addresses)
+def test_stream_seeds_differ_between_seeds_names_and_indices() -> None:
+    seeds = [stream_seed(seed, name, index) for seed in range(20) for name in NAMES for index in range(20)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= number < 2**63 for number in seeds)
 
 
 def test_a_stream_is_the_same_whatever_was_drawn_before() -> None:

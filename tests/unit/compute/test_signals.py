@@ -1,4 +1,4 @@
-"""The first signal asks, the second leaves, and the handlers of before come back."""
+"""The first signal requests a stop, the second stops at once, and the previous handlers are restored."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ BOTH = (signal.SIGINT, signal.SIGTERM)
 
 
 def _send(number: int) -> None:
-    """A signal to this process, which Python handles in the main thread before the next line."""
+    """Send a signal to this process; Python handles it in the main thread before the next line."""
     os.kill(os.getpid(), number)
 
 
 def _run(*signals: int, error: Exception | None = None) -> StopRequest:
-    """A run that gets signals and then ends, well or with an error."""
+    """Imitate a run that receives signals and then ends, with or without an error."""
     with StopRequest() as stop:
         for number in signals:
             _send(number)
@@ -43,7 +43,7 @@ def test_the_first_signal_is_noted_and_raises_nothing(number: int) -> None:
 
 @pytest.mark.parametrize("first", BOTH)
 @pytest.mark.parametrize(("second", "code", "name"), [(signal.SIGINT, 130, "SIGINT"), (signal.SIGTERM, 143, "SIGTERM")])
-def test_the_second_signal_leaves_at_once(first: int, second: int, code: int, name: str) -> None:
+def test_the_second_signal_stops_at_once(first: int, second: int, code: int, name: str) -> None:
     before = _handlers()
     with pytest.raises(Interrupted) as caught:
         _run(first, second)
@@ -52,12 +52,12 @@ def test_the_second_signal_leaves_at_once(first: int, second: int, code: int, na
     assert _handlers() == before
 
 
-def test_the_handlers_of_before_come_back_after_an_error() -> None:
+def test_the_previous_handlers_are_restored_after_an_error() -> None:
     seen: list[int] = []
     before = [signal.signal(number, lambda caught, frame: seen.append(caught)) for number in BOTH]
     try:
-        with pytest.raises(ValueError, match="of the run"):
-            _run(signal.SIGTERM, error=ValueError("of the run"))
+        with pytest.raises(ValueError, match="in the run"):
+            _run(signal.SIGTERM, error=ValueError("in the run"))
         assert seen == []
         for number in BOTH:
             _send(number)

@@ -1,4 +1,4 @@
-"""Masks on recorded environments of CUDA and ROCm machines, read as torch itself reads them."""
+"""Masks in recorded environments of CUDA and ROCm machines, read as torch reads them."""
 
 import pytest
 
@@ -7,15 +7,15 @@ from runner.compute.visible_devices import (
     HIP,
     ROCR,
     Mask,
+    config_mask,
     contradiction,
     hides_all,
     in_force,
     lookalikes,
     notices,
-    of_config,
-    of_variable,
     unusable,
     variable,
+    variable_mask,
 )
 
 READ = [
@@ -42,8 +42,8 @@ READ = [
 
 
 @pytest.mark.parametrize(("value", "entries"), READ)
-def test_entries_that_count(value: str, entries: tuple[str, ...]) -> None:
-    assert of_variable(CUDA, value).entries == entries
+def test_valid_entries(value: str, entries: tuple[str, ...]) -> None:
+    assert variable_mask(CUDA, value).entries == entries
 
 
 @pytest.mark.parametrize(("value", "entries"), READ)
@@ -55,47 +55,47 @@ def test_torch_reads_the_same_entries(value: str, entries: tuple[str, ...], monk
 
 
 @pytest.mark.parametrize("value", ["0,1", " 1, 0", "", "-1", "0,1,", "+1", "007", "GPU-aa,GPU-bb"])
-def test_what_is_meant_so_has_no_fault(value: str) -> None:
-    assert of_variable(CUDA, value).fault is None
+def test_a_valid_mask_has_no_fault(value: str) -> None:
+    assert variable_mask(CUDA, value).fault is None
 
 
 @pytest.mark.parametrize(
     ("value", "fault"),
     [
         ("0,0", "names GPU 0 twice, which hides every GPU"),
-        ("all", "has the entry 'all' where another ordinal or UUID must stand, which hides every GPU"),
-        ("0,-1,1", "has the entry '-1' where another ordinal or UUID must stand, so that nothing from there on counts"),
-        ("0;1", "has the entry '0;1', of which only 0 can count"),
+        ("all", "has the entry 'all' where another ordinal or UUID must be, which hides every GPU"),
+        ("0,-1,1", "has the entry '-1' where another ordinal or UUID must be, so it and all later entries are ignored"),
+        ("0;1", "has the entry '0;1', of which only 0 is read"),
         (
             "GPU-aa,0",
-            "has the entry '0' where another ordinal or UUID must stand, so that nothing from there on counts",
+            "has the entry '0' where another ordinal or UUID must be, so it and all later entries are ignored",
         ),
     ],
 )
 def test_faults_are_named(value: str, fault: str) -> None:
-    assert of_variable(CUDA, value).fault == fault
+    assert variable_mask(CUDA, value).fault == fault
 
 
-def test_rocr_mixes_ordinals_and_uuids_and_ends_at_a_duplicate() -> None:
-    assert of_variable(ROCR, "3,GPU-aa,0").entries == ("3", "GPU-aa", "0")
-    doubled = of_variable(ROCR, "3,1,3,2")
+def test_rocr_accepts_ordinals_with_uuids_and_ends_at_a_duplicate() -> None:
+    assert variable_mask(ROCR, "3,GPU-aa,0").entries == ("3", "GPU-aa", "0")
+    doubled = variable_mask(ROCR, "3,1,3,2")
     assert doubled.entries == ("3", "1")
     assert doubled.fault is not None
     assert "'3'" in doubled.fault
 
 
 def test_device_visible_as_a_mask() -> None:
-    assert of_config((0, 2)) == Mask("device.visible", "0,2", "device.visible=[0, 2]")
-    assert of_config(("GPU-aa",)).value == "GPU-aa"
+    assert config_mask((0, 2)) == Mask("device.visible", "0,2", "device.visible=[0, 2]")
+    assert config_mask(("GPU-aa",)).value == "GPU-aa"
     # An empty text would hide nothing on ROCm.
-    assert of_config(()) == Mask("device.visible", "-1", "device.visible=[]")
+    assert config_mask(()) == Mask("device.visible", "-1", "device.visible=[]")
     assert variable(hip=False) == CUDA
     assert variable(hip=True) == HIP
 
 
 def test_masks_in_force() -> None:
     shell = {CUDA: "1", HIP: "2", ROCR: "3"}
-    assert [mask.words for mask in in_force(None, shell, hip=False)] == ["CUDA_VISIBLE_DEVICES='1'"]
+    assert [mask.label for mask in in_force(None, shell, hip=False)] == ["CUDA_VISIBLE_DEVICES='1'"]
     assert [mask.source for mask in in_force(None, shell, hip=True)] == [ROCR, HIP]
     assert [mask.source for mask in in_force(None, {CUDA: "1", ROCR: "3"}, hip=True)] == [ROCR, CUDA]
     assert [mask.source for mask in in_force((0,), shell, hip=True)] == [ROCR, "device.visible"]
@@ -106,17 +106,17 @@ def test_masks_in_force() -> None:
 @pytest.mark.parametrize(
     ("shell", "effect"),
     [
-        ({ROCR: "1", HIP: "1"}, "which leaves no GPU"),
-        ({ROCR: "1", CUDA: "1"}, "which leaves no GPU"),
-        ({ROCR: "0,1", HIP: "0,3"}, "so that 3 cannot count"),
+        ({ROCR: "1", HIP: "1"}, "so no GPU is left"),
+        ({ROCR: "1", CUDA: "1"}, "so no GPU is left"),
+        ({ROCR: "0,1", HIP: "0,3"}, "so 3 is ignored"),
     ],
 )
 def test_masks_that_contradict(shell: dict[str, str], effect: str) -> None:
-    told = contradiction(in_force(None, shell, hip=True))
-    assert told is not None
-    assert told.endswith(effect)
-    assert all(f"{name}={value!r}" in told for name, value in shell.items())
-    assert f"{told}; set only one of the two" in notices(None, shell, hip=True)
+    clause = contradiction(in_force(None, shell, hip=True))
+    assert clause is not None
+    assert clause.endswith(effect)
+    assert all(f"{name}={value!r}" in clause for name, value in shell.items())
+    assert f"{clause}; set only one of the two" in notices(None, shell, hip=True)
 
 
 @pytest.mark.parametrize("shell", [{ROCR: "2,3", HIP: "0,1"}, {ROCR: "2"}, {HIP: "2"}, {ROCR: "", HIP: "0"}])
@@ -132,8 +132,8 @@ def test_masks_that_leave_no_gpu() -> None:
     assert found({CUDA: "-1"}) == ("CUDA_VISIBLE_DEVICES='-1' hides every GPU", "unset CUDA_VISIBLE_DEVICES")
     assert found({ROCR: "", HIP: "0"}) == ("ROCR_VISIBLE_DEVICES='' hides every GPU", "unset ROCR_VISIBLE_DEVICES")
     assert found({ROCR: "1", HIP: "1"}) == (
-        "ROCR_VISIBLE_DEVICES='1' leaves 1 GPU, number 0, and HIP_VISIBLE_DEVICES='1' counts within that, "
-        "which leaves no GPU",
+        "ROCR_VISIBLE_DEVICES='1' leaves 1 GPU, number 0, and HIP_VISIBLE_DEVICES='1' selects among these, "
+        "so no GPU is left",
         "set only one of the two",
     )
     assert found({ROCR: "0,1", HIP: "0,3"}) is None
@@ -151,7 +151,7 @@ def test_device_visible_that_can_be_used(visible: tuple[int | str, ...] | None) 
     [
         ((), "device.visible=[] hides every GPU"),
         ((0, 0), "device.visible=[0, 0] names GPU 0 twice, which hides every GPU"),
-        (("all",), "device.visible=[all] has the entry 'all' where another ordinal or UUID must stand"),
+        (("all",), "device.visible=[all] has the entry 'all' where another ordinal or UUID must be"),
         ((0, "GPU-aa"), "device.visible=[0, GPU-aa] has the entry 'GPU-aa'"),
         (("-1",), "device.visible=[-1] hides every GPU"),
     ],
@@ -179,7 +179,7 @@ def test_device_visible_that_cannot_be_used(visible: tuple[int | str, ...], foun
 )
 def test_lookalikes_are_named_on_cuda(name: str) -> None:
     assert lookalikes({name: "1", CUDA: "0"}, hip=False) == [
-        f"the environment variable {name!r} ('1') does nothing; did you mean CUDA_VISIBLE_DEVICES?"
+        f"the environment variable {name!r} ('1') has no effect; did you mean CUDA_VISIBLE_DEVICES?"
     ]
 
 
@@ -194,12 +194,12 @@ def test_lookalikes_are_named_on_cuda(name: str) -> None:
     ],
 )
 def test_lookalikes_are_named_on_rocm(name: str, meant: str) -> None:
-    (told,) = lookalikes({name: "1"}, hip=True)
-    assert told.endswith(f"did you mean {meant}?")
+    (sentence,) = lookalikes({name: "1"}, hip=True)
+    assert sentence.endswith(f"did you mean {meant}?")
 
 
 @pytest.mark.parametrize("hip", [False, True])
-def test_variables_that_mean_something_are_left_alone(hip: bool) -> None:
+def test_variables_with_a_meaning_of_their_own_are_ignored(hip: bool) -> None:
     real = """CUDA_HOME CUDA_PATH CUDA_VERSION CUDA_LAUNCH_BLOCKING CUDA_DEVICE_ORDER CUDA_MODULE_LOADING
         CUDA_DEVICE_MAX_CONNECTIONS CUDA_DISABLE_PTX_JIT CUDA_CACHE_PATH CUDA_MPS_PIPE_DIRECTORY
         CUDA_MANAGED_FORCE_DEVICE_ALLOC HIP_PATH HIP_PLATFORM HIP_LAUNCH_BLOCKING HIP_VISIBLE_DEVICES
@@ -209,34 +209,34 @@ def test_variables_that_mean_something_are_left_alone(hip: bool) -> None:
     assert lookalikes(dict.fromkeys(real.split(), "1"), hip) == []
 
 
-def test_the_configuration_wins_over_the_shell_and_says_so() -> None:
-    told = ["CUDA_VISIBLE_DEVICES='1' from the shell disagrees with device.visible=[0]; the configuration wins"]
-    assert notices((0,), {CUDA: "1"}, hip=False) == told
-    assert notices((0,), {CUDA: "1", HIP: "0"}, hip=True) == told
+def test_the_configuration_wins_over_the_shell_with_a_notice() -> None:
+    expected = ["CUDA_VISIBLE_DEVICES='1' from the shell disagrees with device.visible=[0]; the configuration wins"]
+    assert notices((0,), {CUDA: "1"}, hip=False) == expected
+    assert notices((0,), {CUDA: "1", HIP: "0"}, hip=True) == expected
     assert notices((0,), {CUDA: "0", HIP: "1"}, hip=False) == []
     assert notices((1, 0), {CUDA: " 1,0"}, hip=False) == []
     assert notices((), {CUDA: ""}, hip=False) == []
 
 
-def test_one_of_two_shell_masks_does_nothing_on_rocm() -> None:
-    told = ["CUDA_VISIBLE_DEVICES='1' does nothing beside HIP_VISIBLE_DEVICES='0'; unset one of them"]
-    assert notices(None, {HIP: "0", CUDA: "1"}, hip=True) == told
+def test_one_of_two_shell_masks_has_no_effect_on_rocm() -> None:
+    expected = ["CUDA_VISIBLE_DEVICES='1' has no effect because HIP_VISIBLE_DEVICES='0' is set; unset one of them"]
+    assert notices(None, {HIP: "0", CUDA: "1"}, hip=True) == expected
     assert notices(None, {HIP: "0", CUDA: "1"}, hip=False) == []
     assert notices(None, {HIP: "0", CUDA: "0"}, hip=True) == []
 
 
-def test_faults_of_the_shells_mask_are_noticed_where_it_applies() -> None:
+def test_faults_of_the_shells_mask_are_reported_when_it_is_in_force() -> None:
     assert notices(None, {CUDA: "0,0"}, hip=False) == [
         "CUDA_VISIBLE_DEVICES='0,0' names GPU 0 twice, which hides every GPU"
     ]
     assert notices(None, {HIP: "0;1", CUDA: "0"}, hip=False) == []
-    # What the configuration replaces is only told as replaced; its own faults are errors, not notices.
-    (told,) = notices((0, 0), {CUDA: "1;2"}, hip=False)
-    assert "disagrees" in told
+    # A replaced mask is only reported as replaced; faults of the configuration are errors, not notices.
+    (sentence,) = notices((0, 0), {CUDA: "1;2"}, hip=False)
+    assert "disagrees" in sentence
 
 
-def test_an_empty_mask_means_two_things_on_rocm() -> None:
-    (told,) = notices(None, {HIP: ""}, hip=True)
-    assert told.startswith("HIP_VISIBLE_DEVICES='' is taken as not set by ROCm and as no GPU by torch")
+def test_an_empty_mask_has_two_meanings_on_rocm() -> None:
+    (sentence,) = notices(None, {HIP: ""}, hip=True)
+    assert sentence.startswith("HIP_VISIBLE_DEVICES='' is ignored by ROCm but hides every GPU from torch")
     assert notices(None, {CUDA: ""}, hip=False) == []
     assert notices(None, {ROCR: ""}, hip=True) == []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from runner.compute.precision import Unscaled, autocast, scaler
-from runner.compute.rng import drawing, preserve_rng_state, stream
+from runner.compute.rng import dropout_seeder, preserve_rng_state, stream
 from runner.compute.strategies.base import Single
 from runner.config import schema as c
 from runner.data.batches import EpochBatches
@@ -50,7 +50,7 @@ def _objective(
         "accumulate": 1,
         "clip_norm": None,
         "check_gradients": False,
-        "draw": drawing(getattr(model, "draws", False), 0, CPU),
+        "draw": dropout_seeder(getattr(model, "draws", False), 0, CPU),
         "alone": model,
         "jacobian": lambda features: model.jacobian(dict(model.named_parameters()), features),
     }
@@ -154,7 +154,9 @@ def test_steps_and_seeds_draw_numbers_of_their_own() -> None:
     with torch.random.fork_rng(devices=[]):
         model = _model(dropout=0.5)  # the full batch: rows and parameters are the same at every step
         asked = [
-            _answer(_objective(model, draw=drawing(True, seed, CPU)), step)[0] for seed in (0, 1) for step in (1, 2)
+            _answer(_objective(model, draw=dropout_seeder(True, seed, CPU)), step)[0]
+            for seed in (0, 1)
+            for step in (1, 2)
         ]
     assert len({float(loss) for loss in asked}) == 4
 

@@ -174,4 +174,4 @@ def mask_findings(machine: Machine) -> Iterator[Finding]:
     yield from (Finding("masks", "limited", notice) for notice in notices)
     applied = visible_devices.in_force(None, machine.environ, kind == "rocm")
     if applied and not notices and kind in ("cuda", "rocm"):
-        yield Finding("masks", "ok", f"{' and '.join(mask.words for mask in applied)} selects the GPUs that a run sees")
+        yield Finding("masks", "ok", f"{' and '.join(mask.label for mask in applied)} selects the GPUs that a run sees")

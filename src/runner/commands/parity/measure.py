@@ -14,7 +14,7 @@ from runner.commands.parity.cells import Cell, ParityRequest, obstacles, why_una
 from runner.commands.parity.rounding import Rounding, relative_difference
 from runner.commands.parity.runs import ParityRun, read_result, run_here, run_in_group
 from runner.commands.parity.table import Entry, ParityTable, judge
-from runner.compute.devices import DeviceChoice, Hardware, device_of, probe
+from runner.compute.devices import DeviceChoice, Hardware, probe, set_up_device
 from runner.compute.processes import SingleProcess
 from runner.config.schema import Config, Constant, Step
 from runner.errors import ConfigError, DeviceError, InputError
@@ -40,7 +40,7 @@ class AvailableDevices:
         """Apply the requested masks and threads and find the devices. Raises `DeviceError` if there is none."""
         device = next(iter(request.bases.values())).device
         cpu_cell = Cell("cpu", "float64", "single", "optimizer", next(iter(request.bases)))
-        cpu = device_of(request.config(cpu_cell), say, SingleProcess())
+        cpu = set_up_device(request.config(cpu_cell), say, SingleProcess())
         hardware = probe()
         devices = {name: why_unavailable(device, name, os.environ, hardware) for name in request.axes["device"]}
         if all(devices.values()):

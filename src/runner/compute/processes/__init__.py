@@ -1,8 +1,8 @@
-"""The processes of one run and what they say to each other. `SingleProcess` implements the whole contract for one process.
+"""The processes of one run and how they communicate. `SingleProcess` implements the whole contract for one process.
 
-Processes that torchrun (or any launcher that sets the same environment) started meet in its store; rank 0 leads: it alone
-reads the user's words and writes the run's records. Numbers travel through torch's collectives, the plan and the news of a
-failure through the store, which still works when a collective does not.
+Processes that torchrun, or any launcher that sets the same environment, started meet in its store. Rank 0 leads: it alone
+reads the command line and writes the run's records. Tensors travel through torch's collectives. The configuration and
+failure reports travel through the store, which still works when a collective does not.
 """
 
 from __future__ import annotations
@@ -11,86 +11,98 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from runner.compute.processes.environment import launched, read
-from runner.compute.processes.group import Group
+from runner.compute.processes.environment import launched, read_environment
+from runner.compute.processes.group import ProcessGroup
 from runner.compute.signals import StopRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Group", "SingleProcess", "Stop", "World", "find", "launched"]
+__all__ = ["ProcessGroup", "SingleProcess", "Stop", "World", "find", "launched"]
 
 T = TypeVar("T")
 
 
 class Stop(Protocol):
-    """Whether the run is to stop."""
+    """Source of the decision to stop a run early."""
 
     def requested(self, step: int) -> int | None:
-        """The number of the signal that came, or None: the same answer on every process at the same step."""
+        """Return the number of the signal that was received, or None: the same answer on every process at the same step."""
 
 
 class World(Protocol):
     """The processes of a run, seen from one of them."""
 
     rank: int
+    """Number of this process among all."""
     size: int
+    """Number of processes."""
     local_rank: int
+    """Number of this process among those on its host."""
     local_size: int
+    """Number of processes on this host."""
 
-    def __enter__(self) -> World: ...
+    def __enter__(self) -> World:
+        """Return the world itself; the processes meet at the first communication."""
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        """Leave the other processes and report to them how the run ended here."""
 
     def send_config(self, plan: dict[str, Any]) -> None:
-        """Rank 0 tells the others what to do, before they know how to send tensors; as JSON can hold it."""
+        """Send a JSON-compatible plan from rank 0 to the other processes; works before `connect`."""
 
     def receive_config(self) -> dict[str, Any]:
-        """What rank 0 tells. Raises `RemoteRankError` where it cannot."""
+        """Return the plan that rank 0 sent. Raises `RemoteRankError` when rank 0 failed instead."""
 
     def connect(self, kind: str, timeout_seconds: float) -> None:
-        """Make ready for tensors of a kind of device."""
+        """Prepare collectives for tensors on devices of this kind. Raises `ConfigError` for a kind without a backend."""
 
     def run_on_all_ranks(self, work: Callable[[], tuple[T, dict[str, str]]]) -> T:
-        """Do the same work everywhere. It gives a result and what must be equal on every process: name → text.
+        """Run `work` on every process and return its result.
 
-        Raises `InputError` on rank 0 and `RemoteRankError` on the others, when it fails or differs anywhere.
+        `work` returns the result and a mapping name → text of what must be equal on every process. When it fails or differs
+        anywhere, raises `InputError` on rank 0 and `RemoteRankError` on the others.
         """
 
     def broadcast(self, value: T | None) -> T | None:
-        """The value of rank 0."""
+        """Return the value of rank 0."""
 
-    def sum(self, tensor: Tensor) -> Tensor: ...
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of the tensors of all processes, with their common shape."""
+
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """The tensors of all processes, in the order of their ranks."""
+        """Return the tensors of all processes, which have one shape, in the order of their ranks."""
 
-    def any(self, flag: bool) -> bool: ...
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on some process."""
+
     def all_ranks_stop(self, request: StopRequest) -> Stop:
-        """One answer on all processes to a signal that reached some of them."""
+        """Return a stop decision that all processes share, for signals that reach only some of them."""
 
-    def remember(self, run_dir: str) -> None:
-        """Leave word of the run directory for processes that are started again."""
+    def store_run_dir(self, run_dir: str) -> None:
+        """Store the run directory for processes that are restarted after a failure."""
 
     @property
-    def remembered(self) -> str | None:
-        """The run directory of an earlier attempt of this launch."""
+    def previous_run_dir(self) -> str | None:
+        """Run directory that an earlier attempt of this launch stored; None in the first attempt."""
 
-    def on_failure(self, tell: Callable[[str], None]) -> None:
-        """What rank 0 does with the reason when it has to end without its main thread."""
+    def on_failure(self, callback: Callable[[str], None]) -> None:
+        """Set the callback that receives the reason when this process must exit while its main thread is stuck."""
 
-    def explain(self, error: BaseException, step: int) -> BaseException:
-        """The error itself; or, for a collective that failed, which process did not take part."""
+    def diagnose(self, error: BaseException, step: int) -> BaseException:
+        """Return an error that names the process which missed a collective; any other error is returned unchanged."""
 
 
 class SingleProcess:
-    """One process, that nobody started with others."""
+    """The world of a process that no launcher started."""
 
     rank = 0
     size = 1
     local_rank = 0
     local_size = 1
-    remembered: str | None = None
+    previous_run_dir: str | None = None
 
     def __enter__(self) -> SingleProcess:
         return self
@@ -101,42 +113,50 @@ class SingleProcess:
         pass
 
     def send_config(self, plan: dict[str, Any]) -> None:
-        pass
+        """Do nothing: there is no other process."""
 
     def receive_config(self) -> dict[str, Any]:
-        raise AssertionError("one process has nobody to hear from")
+        """Raise `AssertionError`: there is no other process."""
+        raise AssertionError("a single process has no other process to receive from")
 
     def connect(self, kind: str, timeout_seconds: float) -> None:
-        pass
+        """Do nothing: one process needs no collectives."""
 
     def run_on_all_ranks(self, work: Callable[[], tuple[T, dict[str, str]]]) -> T:
+        """Return the result of `work` on this process; errors pass through unchanged."""
         return work()[0]
 
     def broadcast(self, value: T | None) -> T | None:
+        """Return the value unchanged: this process is rank 0."""
         return value
 
     def sum(self, tensor: Tensor) -> Tensor:
+        """Return the tensor unchanged: there is one process."""
         return tensor
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Return a list of the one tensor."""
         return [tensor]
 
     def any(self, flag: bool) -> bool:
+        """Return the flag of this process."""
         return flag
 
     def all_ranks_stop(self, request: StopRequest) -> Stop:
+        """Return the request of this process."""
         return request
 
-    def remember(self, run_dir: str) -> None:
-        pass
+    def store_run_dir(self, run_dir: str) -> None:
+        """Do nothing: no launcher restarts this process."""
 
-    def on_failure(self, tell: Callable[[str], None]) -> None:
-        pass
+    def on_failure(self, callback: Callable[[str], None]) -> None:
+        """Do nothing: no other process can fail."""
 
-    def explain(self, error: BaseException, step: int) -> BaseException:
+    def diagnose(self, error: BaseException, step: int) -> BaseException:
+        """Return the error unchanged: it cannot come from another process."""
         return error
 
 
 def find(environ: Mapping[str, str]) -> World:
-    """The world that the environment tells of. Raises `ConfigError` with every variable that does not make sense."""
-    return Group(read(environ)) if launched(environ) else SingleProcess()
+    """Return the world that the environment describes. Raises `ConfigError` with one sentence for each invalid variable."""
+    return ProcessGroup(read_environment(environ)) if launched(environ) else SingleProcess()

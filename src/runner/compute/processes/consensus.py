@@ -1,4 +1,4 @@
-"""One answer on all processes: of work that each of them does, and to a signal that reached some of them."""
+"""One answer on all processes: for work that each of them does, and for a signal that reached only some of them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from runner.compute.processes.environment import named
+from runner.compute.processes.environment import format_ranks
 from runner.compute.signals import StopRequest
 from runner.errors import InputError, RemoteRankError
 
 T = TypeVar("T")
 
-ASK_SECONDS = 0.25
-"""Time between two questions to all processes whether to stop."""
+POLL_SECONDS = 0.25
+"""Approximate time between two collective checks for a signal."""
 
 
-def together(work: Callable[[], tuple[T, dict[str, str]]], rank: int, size: int) -> T:
-    """As of `World`."""
+def run_on_all_ranks(work: Callable[[], tuple[T, dict[str, str]]], rank: int, size: int) -> T:
+    """Run `work` on every process and return its result; see `World.run_on_all_ranks`."""
     import torch.distributed as dist
 
     problems: tuple[str, ...] = ()
@@ -30,56 +30,59 @@ def together(work: Callable[[], tuple[T, dict[str, str]]], rank: int, size: int)
         problems, kind = error.problems, type(error)
     outcomes: list[Any] = [None] * size
     dist.all_gather_object(outcomes, (problems, kind.__name__, equal))
-    said = differences(outcomes)
-    if not said:
+    messages = differences(outcomes)
+    if not messages:
         return result  # type: ignore[no-any-return]
     if rank:
-        raise RemoteRankError("\n".join(said), 2)
-    raise kind(said)
+        raise RemoteRankError("\n".join(messages), 2)
+    raise kind(messages)
 
 
 def differences(outcomes: Sequence[tuple[Sequence[str], str, Mapping[str, str]]]) -> list[str]:
-    """What went wrong on some processes, and what differs between those where nothing did; a sentence each."""
-    where: dict[str, list[int]] = {}
+    """Return one sentence for each problem of some process or, when there is none, for each value that differs.
+
+    An outcome is one process's (problems, name of the error class, values that must be equal), in the order of the ranks.
+    """
+    ranks_of: dict[str, list[int]] = {}
     for rank, (problems, _, _) in enumerate(outcomes):
         for problem in problems:
-            where.setdefault(problem, []).append(rank)
-    said = [p if len(ranks) == len(outcomes) else f"{named(ranks)}: {p}" for p, ranks in where.items()]
-    if said:
-        return said
+            ranks_of.setdefault(problem, []).append(rank)
+    messages = [p if len(ranks) == len(outcomes) else f"{format_ranks(ranks)}: {p}" for p, ranks in ranks_of.items()]
+    if messages:
+        return messages
     first = outcomes[0][2]
     for name, value in first.items():
         other = [rank for rank, (_, _, equal) in enumerate(outcomes) if equal.get(name) != value]
         if other:
-            said.append(
-                f"{name} must be the same on every process, but is {value[:16]} on rank 0 and "
-                f"{outcomes[other[0]][2].get(name, 'missing')[:16]} on {named(other)}; make them equal"
+            messages.append(
+                f"{name} must be the same on every process, got {value[:16]} on rank 0 and "
+                f"{outcomes[other[0]][2].get(name, 'missing')[:16]} on {format_ranks(other)}; make them equal"
             )
-    return said
+    return messages
 
 
-class Agreement:
-    """Asks all processes about four times a second whether a signal came: each alone would stop at a step of its own.
+class StopConsensus:
+    """Stop decision that all processes make at the same step: they exchange their signals about four times a second.
 
-    `most` gives the largest of each number on any process.
+    `maximum` returns the largest of each number over all processes; it is a collective.
     """
 
-    def __init__(self, rank: int, most: Callable[[Sequence[int]], list[int]], request: StopRequest) -> None:
-        self._rank, self._most, self._request = rank, most, request
+    def __init__(self, rank: int, maximum: Callable[[Sequence[int]], list[int]], request: StopRequest) -> None:
+        self._rank, self._maximum, self._request = rank, maximum, request
         self._signal: int | None = None
         self._next = -1
         self._every, self._step, self._time = 1, 0, time.perf_counter()
 
     def requested(self, step: int) -> int | None:
-        """As of `Stop`; every process asks at every step."""
+        """Return the signal that some process received, or None; every process must call it at every step."""
         if self._signal is None and not self._step <= step < self._next:
-            number, self._every = self._most([self._request.signal_number or 0, self._pace(step)])
+            number, self._every = self._maximum([self._request.signal_number or 0, self._pace(step)])
             self._signal, self._next = number or None, step + self._every
         return self._signal
 
     def _pace(self, step: int) -> int:
-        """Steps until the next question: what rank 0 took for the last ones decides, the others have no say."""
+        """Return the steps until the next exchange, from rank 0's recent time per step; 0 on the other ranks."""
         now = time.perf_counter()
         seconds, self._time = (now - self._time) / max(step - self._step, 1), now
         self._step = step
-        return 0 if self._rank else max(1, min(int(ASK_SECONDS / max(seconds, 1e-9)), 2 * self._every))
+        return 0 if self._rank else max(1, min(int(POLL_SECONDS / max(seconds, 1e-9)), 2 * self._every))

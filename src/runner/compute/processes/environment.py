@@ -1,4 +1,4 @@
-"""Where a process stands among the others, as its launcher tells it by the environment."""
+"""The position of a process among the others, read from the environment that its launcher sets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from runner.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Place:
-    """One of `size` processes, `local_size` of them on this host, and the address of the store in which they meet."""
+class RankEnvironment:
+    """Position of one of `size` processes, `local_size` of them on this host, and the address of their common store."""
 
     rank: int
     size: int
@@ -20,17 +20,17 @@ class Place:
     local_size: int
     address: str
     port: int
-    launcher_keeps_store: bool
-    """Whether the store is in the launcher and there before this process; otherwise rank 0 opens it."""
-    launcher: int | None
-    """The id of the process that waits for this one and for all others on this host."""
-    starts_again: bool
-    """Whether it will start all of them again when one fails; of several hosts no process can know."""
+    launcher_hosts_store: bool
+    """Whether the launcher hosts the store and opened it before this process started; otherwise rank 0 opens it."""
+    launcher_pid: int | None
+    """Process id of a launcher that waits for all processes on this host; None when there is no such launcher."""
+    will_restart: bool
+    """Whether the launcher restarts all processes when one fails; False on several hosts, where no process can know."""
 
     @property
-    def keeps_store(self) -> bool:
-        """Whether the store is in this process."""
-        return self.rank == 0 and not self.launcher_keeps_store
+    def hosts_store(self) -> bool:
+        """Whether this process hosts the store."""
+        return self.rank == 0 and not self.launcher_hosts_store
 
 
 def launched(environ: Mapping[str, str]) -> bool:
@@ -38,57 +38,59 @@ def launched(environ: Mapping[str, str]) -> bool:
     return "RANK" in environ and "WORLD_SIZE" in environ
 
 
-def read(environ: Mapping[str, str]) -> Place:
-    """The place that the environment tells of. Raises `ConfigError` with every variable that does not make sense."""
+def read_environment(environ: Mapping[str, str]) -> RankEnvironment:
+    """Return the position that the environment describes. Raises `ConfigError` with one sentence for each invalid variable."""
     numbers, problems = _numbers(environ)
     if not environ.get("MASTER_ADDR"):
         problems.append(
             "the environment variable `MASTER_ADDR` must name a host, but is not set; start with torchrun, or unset RANK"
         )
-    for name, of in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
-        if name in numbers and of in numbers and not numbers[name] < numbers[of]:
+    for name, bound in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if name in numbers and bound in numbers and not numbers[name] < numbers[bound]:
             problems.append(
-                f"the environment variable `{name}` must be below `{of}`={numbers[of]}, but is {numbers[name]}; mend one of them"
+                f"the environment variable `{name}` must be below `{bound}`={numbers[bound]}, got {numbers[name]}; "
+                "correct one of them"
             )
     if not 0 < numbers.get("MASTER_PORT", 1) < 65536:
         problems.append(
-            f"the environment variable `MASTER_PORT` must be 1 to 65535, but is {numbers['MASTER_PORT']}; mend it"
+            f"the environment variable `MASTER_PORT` must be 1 to 65535, got {numbers['MASTER_PORT']}; correct it"
         )
     if problems:
         raise ConfigError(problems)
     restarts, most = (int(environ.get(f"TORCHELASTIC_{name}", 0)) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
-    return Place(
+    return RankEnvironment(
         rank=numbers["RANK"],
         size=numbers["WORLD_SIZE"],
         local_rank=numbers["LOCAL_RANK"],
         local_size=numbers["LOCAL_WORLD_SIZE"],
         address=environ["MASTER_ADDR"],
         port=numbers["MASTER_PORT"],
-        launcher_keeps_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        # Only a launcher is waited for: a process that a shell started in the background may well outlive that.
-        launcher=os.getppid() if "TORCHELASTIC_RUN_ID" in environ else None,
-        starts_again=restarts < most and numbers["LOCAL_WORLD_SIZE"] == numbers["WORLD_SIZE"],
+        launcher_hosts_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        # Only a launcher waits for its processes. A shell may end before a process that it started in the background.
+        launcher_pid=os.getppid() if "TORCHELASTIC_RUN_ID" in environ else None,
+        will_restart=restarts < most and numbers["LOCAL_WORLD_SIZE"] == numbers["WORLD_SIZE"],
     )
 
 
 def _numbers(environ: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
-    """The variables that are numbers, and a sentence for each that is none."""
+    """Return the numeric variables, and a sentence for each that is not an integer."""
     local = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     numbers, problems = dict[str, int](), list[str]()
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         text = environ.get(name, local.get(name))
         if text is None or not re.fullmatch(r"[0-9]{1,9}", text):
-            found = "is not set" if text is None else f"is {text!r}"
+            value = "but is not set" if text is None else f"got {text!r}"
             problems.append(
-                f"the environment variable `{name}` must be an integer, but {found}; start with torchrun, or unset RANK"
+                f"the environment variable `{name}` must be an integer, {value}; start with torchrun, or unset RANK"
             )
         else:
             numbers[name] = int(text)
     return numbers, problems
 
 
-def interface(address: str, port: int) -> str | None:
-    """The network interface by which this host reaches an address; gloo would take the one of the host's name."""
+def network_interface(address: str, port: int) -> str | None:
+    """Return the network interface by which this host reaches an address; None when there is no route to it."""
+    # gloo would take the interface of the host's name, which the other hosts may not reach.
     import fcntl
     import socket
     import struct
@@ -96,11 +98,11 @@ def interface(address: str, port: int) -> str | None:
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((address, port))  # sends nothing
-            mine = socket.inet_aton(probe.getsockname()[0])
+            local = socket.inet_aton(probe.getsockname()[0])
             for _, name in socket.if_nameindex():
                 request = struct.pack("256s", name.encode()[:15])
                 try:
-                    if fcntl.ioctl(probe.fileno(), 0x8915, request)[20:24] == mine:  # SIOCGIFADDR
+                    if fcntl.ioctl(probe.fileno(), 0x8915, request)[20:24] == local:  # SIOCGIFADDR
                         return name
                 except OSError:  # an interface without an address
                     continue
@@ -109,6 +111,6 @@ def interface(address: str, port: int) -> str | None:
     return None
 
 
-def named(ranks: Iterable[int]) -> str:
-    """Ranks as the user is told of them: rank 1, 2."""
+def format_ranks(ranks: Iterable[int]) -> str:
+    """Return ranks as messages show them: "rank 1, 2"."""
     return f"rank {', '.join(map(str, ranks))}"

@@ -12,10 +12,10 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from runner.compute.processes.consensus import Agreement, together
-from runner.compute.processes.environment import Place, interface
-from runner.compute.processes.rendezvous import JOIN_SECONDS, Meeting, meet
-from runner.compute.processes.watchdog import News, Watch, is_lost
+from runner.compute.processes.consensus import StopConsensus, run_on_all_ranks
+from runner.compute.processes.environment import RankEnvironment, network_interface
+from runner.compute.processes.rendezvous import JOIN_SECONDS, Rendezvous, join
+from runner.compute.processes.watchdog import FailureChannel, Watchdog, is_lost
 from runner.compute.signals import StopRequest
 from runner.errors import (
     ConfigError,
@@ -34,61 +34,61 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "rocm": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
-"""What carries tensors of each kind of device; those on the CPU, such as flags, never wait for an accelerator."""
+"""Backends of torch.distributed for each kind of device; tensors on the CPU, such as flags, never wait for an accelerator."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at the run, as a process takes part in it."""
+    """Connections of one process for one attempt at the run."""
 
-    meeting: Meeting
-    news: News
-    watch: Watch
+    rendezvous: Rendezvous
+    failures: FailureChannel
+    watchdog: Watchdog
 
 
-class Group:
-    """Processes that a launcher started, `size` of them. They meet when there is something to say."""
+class ProcessGroup:
+    """World of `size` processes that a launcher started. They meet at the first communication."""
 
-    def __init__(self, place: Place) -> None:
-        self.rank, self.size = place.rank, place.size
-        self.local_rank, self.local_size = place.local_rank, place.local_size
-        self._place = place
+    def __init__(self, environment: RankEnvironment) -> None:
+        self.rank, self.size = environment.rank, environment.size
+        self.local_rank, self.local_size = environment.local_rank, environment.local_size
+        self._environment = environment
         self._attempt: Attempt | None = None
         self._timeout = JOIN_SECONDS
         self._connected = False
-        self._known: InputError | None = None  # one that all processes know of
-        # The workers tell themselves what happens to the store; torch would with a page of C++ frames.
+        self._shared_error: InputError | None = None  # one that all processes have
+        # The workers report an error of the store themselves; torch would with a page of C++ frames.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-    # ------------------------------------------------------------------------------------------------ meeting, parting
+    # ------------------------------------------------------------------------------------------------ joining, leaving
 
     @property
     def attempt(self) -> Attempt:
-        """Raises `RemoteRankError` where an earlier one has ended for good, and `RunFailed` where the others do not come."""
+        """Connections of this attempt; the first access joins the other processes and may raise what `join` raises."""
         if self._attempt is None:
-            meeting = meet(self._place)
-            self._attempt = Attempt(meeting, News(meeting), Watch(meeting))
+            rendezvous = join(self._environment)
+            self._attempt = Attempt(rendezvous, FailureChannel(rendezvous), Watchdog(rendezvous))
         return self._attempt
 
-    def __enter__(self) -> Group:
+    def __enter__(self) -> ProcessGroup:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Part: together, when all of them know how the run ended, else with the news for those that do not."""
+        """Leave with the others when all of them know how the run ended; otherwise report the failure first."""
         shared = isinstance(error, (Diverged, Interrupted, RemoteRankError)) and not isinstance(error, ForcedStop)
-        agreed = error is None or error is self._known or shared
+        agreed = error is None or error is self._shared_error or shared
         if self._attempt is None and not isinstance(error, InputError):
-            return  # one with an input error meets the others only to say that it is no use
-        watch = self.attempt.watch
+            return  # only an input error is a reason to join the others now: they must not wait for this process
+        watchdog = self.attempt.watchdog
         try:
             if not agreed:
                 self._fail(error)
             elif not isinstance(error, RemoteRankError):
                 self._agree(error)
         finally:
-            watch.close()
+            watchdog.close()
         if agreed and self._connected and not isinstance(error, RemoteRankError):
             import torch.distributed as dist
 
@@ -97,25 +97,26 @@ class Group:
             raise RemoteRankError(str(error), error.exit_code) from None
 
     def _agree(self, error: BaseException | None) -> None:
-        """The leader says how it ended, and the others wait for that."""
-        with contextlib.suppress(ProcessLost):  # all is done already
+        """Publish the exit code on rank 0; wait for it on the others."""
+        with contextlib.suppress(ProcessLost):  # the work is done already
             if self.rank == 0:
                 code = str(getattr(error, "exit_code", 0))
-                self.attempt.meeting.keep("ended", code)
-                self.attempt.meeting.say("over", code)
-            else:  # it draws pictures and writes the last checkpoint
-                self.attempt.news.answer("over", max(self._timeout, JOIN_SECONDS))
+                self.attempt.rendezvous.set_persistent("ended", code)
+                self.attempt.rendezvous.publish("over", code)
+            else:  # rank 0 still draws plots and writes the last checkpoint
+                self.attempt.failures.wait_for("over", max(self._timeout, JOIN_SECONDS))
 
     def _fail(self, error: BaseException | None) -> None:
+        """Report a failure of this process to the others and, when it is the first, to the user."""
         text = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
         code = error.exit_code if isinstance(error, RunnerError) else 1
         first = True
-        with contextlib.suppress(ProcessLost):  # there is nobody who could be told
-            first = self.attempt.news.leave(
+        with contextlib.suppress(ProcessLost):  # nobody is left to report to
+            first = self.attempt.failures.report(
                 text if isinstance(error, ProcessLost) else f"rank {self.rank}: {text}", code
             )
             if code == 2:  # the same input would fail again
-                self.attempt.meeting.keep("ended", str(code))
+                self.attempt.rendezvous.set_persistent("ended", str(code))
         if isinstance(error, RunnerError) and not isinstance(
             error, ProcessLost if self.rank else (ProcessLost, InputError)
         ):
@@ -126,71 +127,82 @@ class Group:
             sys.stderr.write(f"error: rank {self.rank}: {text}\n")
 
     def connect(self, kind: str, timeout_seconds: float) -> None:
+        """Start torch.distributed with the backends for a kind of device; on the CPU over the interface to rank 0."""
         import torch.distributed
 
         dist: Any = torch.distributed
         if kind not in BACKENDS:
             raise ConfigError(
-                f"`device` must be cpu, cuda, rocm or xpu for several processes, but is {kind}; use device=cpu"
+                f"`device` must be cpu, cuda, rocm or xpu for several processes, got {kind}; use device=cpu"
             )
-        if "GLOO_SOCKET_IFNAME" not in os.environ and (found := interface(self._place.address, self._place.port)):
-            os.environ["GLOO_SOCKET_IFNAME"] = found
+        if "GLOO_SOCKET_IFNAME" not in os.environ:
+            interface = network_interface(self._environment.address, self._environment.port)
+            if interface:
+                os.environ["GLOO_SOCKET_IFNAME"] = interface
         self._timeout = timeout_seconds
-        with self._explained():
+        with self._diagnosed():
             dist.init_process_group(
                 BACKENDS[kind],
-                store=dist.PrefixStore("c10d", self.attempt.meeting.store),
+                store=dist.PrefixStore("c10d", self.attempt.rendezvous.store),
                 rank=self.rank,
                 world_size=self.size,
                 timeout=timedelta(seconds=timeout_seconds),
             )
         self._connected = True
 
-    # --------------------------------------------------------------------------------------------------------- by words
+    # ------------------------------------------------------------------------------------------------------- the store
 
     def send_config(self, plan: dict[str, Any]) -> None:
-        self.attempt.meeting.say("plan", json.dumps(plan))
+        """Publish the plan as JSON in the store."""
+        self.attempt.rendezvous.publish("plan", json.dumps(plan))
 
     def receive_config(self) -> dict[str, Any]:
-        plan: dict[str, Any] = json.loads(self.attempt.news.answer("plan", JOIN_SECONDS))
+        """Wait for the plan in the store for at most `JOIN_SECONDS`."""
+        plan: dict[str, Any] = json.loads(self.attempt.failures.wait_for("plan", JOIN_SECONDS))
         return plan
 
-    def remember(self, run_dir: str) -> None:
-        self.attempt.meeting.keep("run_dir", run_dir)
+    def store_run_dir(self, run_dir: str) -> None:
+        """Store the run directory under a key that later attempts read."""
+        self.attempt.rendezvous.set_persistent("run_dir", run_dir)
 
     @property
-    def remembered(self) -> str | None:
-        return self.attempt.meeting.kept("run_dir")
+    def previous_run_dir(self) -> str | None:
+        """Run directory that an earlier attempt stored, or None."""
+        return self.attempt.rendezvous.get_persistent("run_dir")
 
-    def on_failure(self, tell: Callable[[str], None]) -> None:
-        self.attempt.watch.tell = tell
+    def on_failure(self, callback: Callable[[str], None]) -> None:
+        """Set the callback of the watchdog."""
+        self.attempt.watchdog.on_failure = callback
 
-    def explain(self, error: BaseException, step: int) -> BaseException:
+    def diagnose(self, error: BaseException, step: int) -> BaseException:
+        """Ask all watchdogs which process is missing when a collective failed; return any other error unchanged."""
         if isinstance(error, RunnerError) or not is_lost(error):
             return error
-        return self.attempt.news.explain(error, step, self._timeout)
+        return self.attempt.failures.diagnose(error, step, self._timeout)
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Around what comes before the training, which has its own errors explained."""
+    def _diagnosed(self) -> Iterator[None]:
+        """Diagnose the error of a collective that runs before training; `diagnose` does so during training."""
         try:
             yield
         except RuntimeError as error:
             if not is_lost(error):
                 raise
-            raise self.attempt.news.explain(error, None, self._timeout) from error
+            raise self.attempt.failures.diagnose(error, None, self._timeout) from error
 
-    # ------------------------------------------------------------------------------------------------------- by tensors
+    # ----------------------------------------------------------------------------------------------------- collectives
 
     def run_on_all_ranks(self, work: Callable[[], tuple[T, dict[str, str]]]) -> T:
+        """Run `work` and exchange errors and values with an all-gather."""
         try:
-            with self._explained():
-                return together(work, self.rank, self.size)
+            with self._diagnosed():
+                return run_on_all_ranks(work, self.rank, self.size)
         except InputError as error:
-            self._known = error
+            self._shared_error = error
             raise
 
     def broadcast(self, value: T | None) -> T | None:
+        """Return the value of rank 0, pickled and sent by torch."""
         import torch.distributed as dist
 
         values = [value]
@@ -198,6 +210,7 @@ class Group:
         return values[0]
 
     def sum(self, tensor: Tensor) -> Tensor:
+        """Return the all-reduced sum in a new tensor."""
         import torch.distributed as dist
 
         total = tensor.clone()
@@ -205,26 +218,29 @@ class Group:
         return total
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Return the all-gathered tensors in new memory."""
         import torch
         import torch.distributed as dist
 
-        everyone = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(everyone, tensor)
-        return everyone
+        tensors = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(tensors, tensor)
+        return tensors
 
     def any(self, flag: bool) -> bool:
-        return self._most([flag])[0] > 0
+        """Whether the all-reduced maximum of the flags is 1."""
+        return self._maximum([flag])[0] > 0
 
-    def all_ranks_stop(self, request: StopRequest) -> Agreement:
-        self.attempt.watch.request = request
-        return Agreement(self.rank, self._most, request)
+    def all_ranks_stop(self, request: StopRequest) -> StopConsensus:
+        """Return a stop decision by all-reduce; the watchdog sets the request when the launcher exits."""
+        self.attempt.watchdog.request = request
+        return StopConsensus(self.rank, self._maximum, request)
 
-    def _most(self, numbers: Sequence[int]) -> list[int]:
-        """The largest of each number on any process."""
+    def _maximum(self, numbers: Sequence[int]) -> list[int]:
+        """Return the largest of each number over all processes."""
         import torch
         import torch.distributed as dist
 
         votes = torch.tensor([int(number) for number in numbers])
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-        found: list[int] = votes.tolist()
-        return found
+        largest: list[int] = votes.tolist()
+        return largest

@@ -1,8 +1,8 @@
-"""The store in which the processes of a run meet, and what they say to each other there: words, each under a name.
+"""Rendezvous of the processes of a run: a key-value store of texts that all of them share.
 
-Workers that are started again after a failure find the store as their dead predecessors left it, so what belongs to one
-attempt carries a token. No variable of the environment names an attempt on all hosts alike: rank 0 draws the token, and
-every other process asks for it with a number of its own, which no dead one can answer for.
+Workers that are restarted after a failure find the store as the failed attempt left it, so the keys of one attempt carry a
+token. No variable of the environment names an attempt equally on all hosts. Rank 0 therefore draws the token, and every
+other process requests it with a random number of its own, which no process of an earlier attempt can have answered.
 """
 
 from __future__ import annotations
@@ -17,181 +17,196 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
-from runner.compute.processes.environment import Place
+from runner.compute.processes.environment import RankEnvironment
 from runner.errors import ProcessLost, RemoteRankError, RunFailed
 
 JOIN_SECONDS = 300.0
-"""Longest time for all processes to meet: hosts may start minutes apart."""
+"""Longest time for all processes to join: hosts may start minutes apart."""
 
 CONNECT_SECONDS = 60.0
-"""Longest time to reach the store of rank 0, which may start later: an address that is wrong is told soon."""
+"""Longest time to reach the store of rank 0, which may start later; short enough to report a wrong address soon."""
 
 LAUNCHER_SECONDS = 5.0
-"""Longest time to reach the store of the launcher, which is there or will never be."""
+"""Longest time to reach the store of the launcher, which opened it before it started this process."""
 
 _RUNS = itertools.count()
-"""Runs of this process as one of several."""
+"""Number of the next run of this process with others."""
 
 
 @contextlib.contextmanager
-def _there() -> Iterator[None]:
-    """Around whatever is asked of the store."""
+def _store_errors() -> Iterator[None]:
+    """Replace an error of the store by `ProcessLost`: its host, the launcher or rank 0, has exited."""
     try:
         yield
-    except RuntimeError:  # with the store the process or launcher is gone that kept it
-        raise ProcessLost("the launcher, or rank 0, is gone") from None
+    except RuntimeError:
+        raise ProcessLost("the launcher or rank 0 exited") from None
 
 
-class Meeting:
-    """The processes of one attempt at a run. What they say is for this attempt alone, what they keep also for later ones.
+class Rendezvous:
+    """Shared texts of the processes of one attempt at a run. Persistent texts are shared with later attempts as well.
 
-    All of it raises `ProcessLost` when the store is gone.
+    Every method raises `ProcessLost` when the store has closed.
     """
 
-    def __init__(self, place: Place, kept: Any, store: Any) -> None:
-        self.place, self.store = place, store
-        self._kept = kept
+    def __init__(self, environment: RankEnvironment, persistent: Any, store: Any) -> None:
+        self.environment, self.store = environment, store
+        self._persistent = persistent
 
-    @_there()
-    def say(self, name: str, text: str) -> None:
-        self.store.set(name, text)
+    @_store_errors()
+    def publish(self, key: str, text: str) -> None:
+        """Store a text for all processes of this attempt; replaces an earlier one."""
+        self.store.set(key, text)
 
-    @_there()
-    def say_first(self, name: str, text: str) -> bool:
-        """False when another process has said something under this name before, which stays."""
-        return bool(self.store.compare_set(name, "", text) == text.encode())
+    @_store_errors()
+    def publish_first(self, key: str, text: str) -> bool:
+        """Store a text unless the key has one. Return whether it was stored."""
+        return bool(self.store.compare_set(key, "", text) == text.encode())
 
-    @_there()
-    def said(self, *names: str) -> bool:
-        """Whether there is a word under each of the names."""
-        return bool(self.store.check(list(names)))
+    @_store_errors()
+    def has(self, *keys: str) -> bool:
+        """Whether every key has a text."""
+        return bool(self.store.check(list(keys)))
 
-    @_there()
-    def word(self, name: str) -> str:
-        """What was said."""
-        return str(self.store.get(name).decode())
+    @_store_errors()
+    def get(self, key: str) -> str:
+        """Return the text of a key; blocks while it has none."""
+        return str(self.store.get(key).decode())
 
-    @_there()
-    def keep(self, name: str, text: str) -> None:
-        self._kept.set(name, text)
+    @_store_errors()
+    def set_persistent(self, key: str, text: str) -> None:
+        """Store a text for this attempt and all later ones."""
+        self._persistent.set(key, text)
 
-    @_there()
-    def kept(self, name: str) -> str | None:
-        return self._kept.get(name).decode() if self._kept.check([name]) else None
+    @_store_errors()
+    def get_persistent(self, key: str) -> str | None:
+        """Return the text that this attempt or an earlier one stored, or None."""
+        return self._persistent.get(key).decode() if self._persistent.check([key]) else None
 
-    @_there()
-    def beside(self) -> Meeting:
-        """The same over a connection of its own, for another thread."""
-        return Meeting(self.place, self._kept, self.store.clone())
+    @_store_errors()
+    def clone(self) -> Rendezvous:
+        """Return the same rendezvous over a connection of its own, for another thread."""
+        return Rendezvous(self.environment, self._persistent, self.store.clone())
 
-    def wait(self, done: Callable[[], bool], seconds: float, otherwise: str) -> None:
-        """Until it is so. Raises `RunFailed` when that takes longer."""
-        if not poll(done, seconds):
-            where = f"{self.place.address}:{self.place.port}"
-            raise RunFailed(f"{otherwise} within {seconds:g} seconds to {where}; look at the messages of the others")
+    def wait_for(self, condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
+        """Wait until the condition holds. Raises `RunFailed`, which starts with `otherwise`, after so many seconds."""
+        if not poll(condition, seconds):
+            address = f"{self.environment.address}:{self.environment.port}"
+            raise RunFailed(
+                f"{otherwise} within {seconds:g} seconds at {address}; look at the messages of the other processes"
+            )
 
-    @_there()
+    @_store_errors()
     def leave(self, seconds: float) -> None:
-        """The process that keeps the store goes last, so that the others can still read there why they end."""
-        if self.place.rank:
+        """Leave the rendezvous. The process that hosts the store waits for the others for at most so many seconds."""
+        # The others can then still read from the store why the run ended.
+        if self.environment.rank:
             self.store.add("left", 1)
-        elif self.place.keeps_store:
-            poll(lambda: self.store.add("left", 0) >= self.place.size - 1, seconds)
+        elif self.environment.hosts_store:
+            poll(lambda: self.store.add("left", 0) >= self.environment.size - 1, seconds)
 
 
-def meet(place: Place) -> Meeting:
-    """Meet the others. Raises `RemoteRankError` where an earlier attempt has ended for good, and `RunFailed` where they do not come."""
+def join(environment: RankEnvironment) -> Rendezvous:
+    """Join the other processes of this attempt.
+
+    Raises `RemoteRankError` when an earlier attempt has ended for good, and `RunFailed` when not all processes join.
+    """
     import torch.distributed
 
     dist: Any = torch.distributed  # its stores come from C++ and have no types
-    # A script may do several runs, one after the other: the same number on every process is the same run.
-    run = dist.PrefixStore(f"runner/{next(_RUNS)}", _store(place))
-    everyone = Meeting(place, run, run)
-    if code := int(everyone.kept("ended") or 0):
+    # A script may do several runs in sequence: the same number on every process is the same run.
+    run = dist.PrefixStore(f"runner/{next(_RUNS)}", _open_store(environment))
+    everyone = Rendezvous(environment, run, run)
+    if code := int(everyone.get_persistent("ended") or 0):
         raise RemoteRankError("an earlier attempt has ended for good", code)
-    token = _ask(everyone) if place.rank else _answer(everyone)
-    return Meeting(place, run, dist.PrefixStore(token, run))
+    token = _request_token(everyone) if environment.rank else _issue_token(everyone)
+    return Rendezvous(environment, run, dist.PrefixStore(token, run))
 
 
-def poll(done: Callable[[], bool], seconds: float) -> bool:
-    """Look until it is so; False when that takes longer."""
+def poll(condition: Callable[[], bool], seconds: float) -> bool:
+    """Check a condition repeatedly. Return True once it holds, False after so many seconds."""
     deadline = time.monotonic() + seconds
-    while not done():
+    while not condition():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.01)
     return True
 
 
-def _ask(everyone: Meeting) -> str:
-    """The token of this attempt, from rank 0."""
-    number, rank = secrets.token_hex(8), everyone.place.rank
-    everyone.say(f"join/{rank}", number)
-    everyone.wait(lambda: everyone.said(f"answer/{number}"), JOIN_SECONDS, "rank 0 did not come")
-    token = everyone.word(f"answer/{number}")
-    everyone.say(f"here/{token}/{rank}", "")
+def _request_token(everyone: Rendezvous) -> str:
+    """Return the token of this attempt, received from rank 0."""
+    number, rank = secrets.token_hex(8), everyone.environment.rank
+    everyone.publish(f"join/{rank}", number)
+    everyone.wait_for(lambda: everyone.has(f"answer/{number}"), JOIN_SECONDS, "rank 0 did not join")
+    token = everyone.get(f"answer/{number}")
+    everyone.publish(f"here/{token}/{rank}", "")
     return token
 
 
-def _answer(everyone: Meeting) -> str:
-    """The token of this attempt, when all processes that live now have heard it."""
-    token, missing, answered = secrets.token_hex(8), set(range(1, everyone.place.size)), dict[int, str]()
+def _issue_token(everyone: Rendezvous) -> str:
+    """Draw the token of this attempt and return it when all running processes have received it."""
+    token, missing, answered = secrets.token_hex(8), set(range(1, everyone.environment.size)), dict[int, str]()
 
     def all_here() -> bool:
         for rank in list(missing):
-            if everyone.said(f"join/{rank}") and (number := everyone.word(f"join/{rank}")) != answered.get(rank):
-                everyone.say(f"answer/{number}", token)
+            if everyone.has(f"join/{rank}") and (number := everyone.get(f"join/{rank}")) != answered.get(rank):
+                everyone.publish(f"answer/{number}", token)
                 answered[rank] = number
-            if everyone.said(f"here/{token}/{rank}"):
+            if everyone.has(f"here/{token}/{rank}"):
                 missing.discard(rank)
         return not missing
 
-    everyone.wait(all_here, JOIN_SECONDS, "not all processes came")
+    everyone.wait_for(all_here, JOIN_SECONDS, "not all processes joined")
     return token
 
 
 @functools.cache
-def _store(place: Place) -> Any:
-    """The store, opened or reached. Raises `RunFailed` where it cannot be."""
+def _open_store(environment: RankEnvironment) -> Any:
+    """Open the store, or connect to it. Raises `RunFailed` when neither is possible."""
     import torch.distributed
 
     dist: Any = torch.distributed
-    if not place.keeps_store:
-        _reach(place)
+    if not environment.hosts_store:
+        _wait_for_store(environment)
     try:
-        timeout = timedelta(seconds=CONNECT_SECONDS)
         return dist.TCPStore(
-            place.address, place.port, is_master=place.keeps_store, timeout=timeout, wait_for_workers=False
+            environment.address,
+            environment.port,
+            is_master=environment.hosts_store,
+            timeout=timedelta(seconds=CONNECT_SECONDS),
+            wait_for_workers=False,
         )
     except dist.DistError as error:
-        raise _no_store(place, error) from None
+        raise _store_failure(environment, error) from None
 
 
-def _reach(place: Place) -> None:
-    """Wait until the store answers: torch's own client says that it does not with a page of C++ frames."""
-    seconds = LAUNCHER_SECONDS if place.launcher_keeps_store else CONNECT_SECONDS
+def _wait_for_store(environment: RankEnvironment) -> None:
+    """Wait until the store accepts connections. Raises `RunFailed` when it does not."""
+    # torch's own client would report the failure with a page of C++ frames.
+    seconds = LAUNCHER_SECONDS if environment.launcher_hosts_store else CONNECT_SECONDS
     failure = OSError()
 
     def reached() -> bool:
         nonlocal failure
         try:
-            socket.create_connection((place.address, place.port), seconds).close()
+            socket.create_connection((environment.address, environment.port), seconds).close()
         except OSError as error:
             failure = error
             return False
         return True
 
     if not poll(reached, seconds):
-        raise _no_store(place, failure)
+        raise _store_failure(environment, failure)
 
 
-def _no_store(place: Place, error: Exception) -> RunFailed:
+def _store_failure(environment: RankEnvironment, error: Exception) -> RunFailed:
+    """Return the error for a store that cannot be opened or reached."""
     advice = (
-        "the launcher is gone, or its address must be given with --local-addr"
-        if place.launcher_keeps_store
-        else "take another port, or mend the address"
+        "check that the launcher is running, or give its address with --local-addr"
+        if environment.launcher_hosts_store
+        else "use another port, or correct the address"
     )
     return RunFailed(
-        f"`MASTER_ADDR`:`MASTER_PORT` must be where the processes can meet, but {place.address}:{place.port} cannot be "
-        f"{'opened' if place.keeps_store else 'reached'} ({' '.join(str(error).split())[:200]}); {advice}"
+        f"`MASTER_ADDR`:`MASTER_PORT` must be an address where the processes can meet, but "
+        f"{environment.address}:{environment.port} cannot be {'opened' if environment.hosts_store else 'reached'} "
+        f"({' '.join(str(error).split())[:200]}); {advice}"
     )

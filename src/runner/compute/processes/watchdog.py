@@ -1,4 +1,4 @@
-"""How processes learn that one of them failed, and how they end then."""
+"""Failure reports between processes, and the thread that ends a process after another one failed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import sys
 import threading
 from collections.abc import Callable
 
-from runner.compute.processes.environment import named
-from runner.compute.processes.rendezvous import Meeting, poll
+from runner.compute.processes.environment import format_ranks
+from runner.compute.processes.rendezvous import Rendezvous, poll
 from runner.compute.signals import StopRequest
 from runner.errors import ProcessLost, RemoteRankError, RunnerError
 
 WATCH_SECONDS = 0.25
-"""Time between two looks for news of a failure."""
+"""Time between two checks for a failure report."""
 
 GRACE_SECONDS = 5.0
-"""How long a process may take to end by itself once another one failed, or its launcher is gone."""
+"""Longest time for a process to end by itself after another one failed or its launcher exited."""
 
-LOST = (
+LOST_MESSAGES = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Timed out waiting",
@@ -30,129 +30,138 @@ LOST = (
     "Broken pipe",
     "Socket",
 )
-"""Words in the error of a collective that another process did not take part in."""
+"""Parts of the message of a collective that failed because another process did not take part."""
 
 
-ASKED = "who lives"
-"""What watches answer to, each by saying that its process is alive."""
+ALIVE_QUERY = "alive query"
+"""Key that asks every watchdog to report that its process is alive."""
 
 
-class News:
-    """Word of the failure that ends an attempt: the first one that a process leaves."""
+class FailureChannel:
+    """Report of the failure that ends an attempt. The first report counts."""
 
-    def __init__(self, meeting: Meeting) -> None:
-        self._meeting = meeting
+    def __init__(self, rendezvous: Rendezvous) -> None:
+        self._rendezvous = rendezvous
 
-    def leave(self, text: str, code: int) -> bool:
-        """False when another process did before."""
-        news = json.dumps({"rank": self._meeting.place.rank, "text": text, "code": code})
-        return self._meeting.say_first("failure", news)
+    def report(self, text: str, code: int) -> bool:
+        """Report a failure of this process with its exit code. Return False when another process reported one before."""
+        failure = json.dumps({"rank": self._rendezvous.environment.rank, "text": text, "code": code})
+        return self._rendezvous.publish_first("failure", failure)
 
-    def heard(self) -> RemoteRankError | None:
-        return self._read() if self._meeting.said("failure") else None
+    def received(self) -> RemoteRankError | None:
+        """Return the reported failure, or None when there is none."""
+        return self._read() if self._rendezvous.has("failure") else None
 
-    def answer(self, name: str, seconds: float) -> str:
-        """What rank 0 says under a name. Raises `RemoteRankError` when the run has failed instead."""
+    def wait_for(self, key: str, seconds: float) -> str:
+        """Return the text that rank 0 publishes. Raises `RemoteRankError` when the run fails first."""
 
-        def there() -> bool:
-            if self._meeting.said("failure") and not self._meeting.said(name):
+        def available() -> bool:
+            if self._rendezvous.has("failure") and not self._rendezvous.has(key):
                 raise self._read()
-            return self._meeting.said(name)
+            return self._rendezvous.has(key)
 
-        self._meeting.wait(there, seconds, "rank 0 did not answer")
-        return self._meeting.word(name)
+        self._rendezvous.wait_for(available, seconds, "rank 0 did not answer")
+        return self._rendezvous.get(key)
 
-    def explain(self, error: BaseException, step: int | None, timeout_seconds: float) -> RunnerError:
-        """Which process did not take part in a collective that failed; `step` is None before training begins."""
+    def diagnose(self, error: BaseException, step: int | None, timeout_seconds: float) -> RunnerError:
+        """Return an error that names the process which missed a failed collective, and report it.
+
+        `step` is None before training begins. When another process reported a failure before, returns that one.
+        """
         when = "before training began" if step is None else f"at step {step}"
-        then = "start again" if step is None else "go on with resume=…"
+        remedy = "start again" if step is None else "continue with resume=…"
         try:
             missing, late = self._missing("imed out" in str(error) or "timeout" in str(error))
-            who = named(missing) if missing else "the connection between the processes"
+            who = format_ranks(missing) if missing else "the connection between the processes"
             lost = "were lost" if len(missing) > 1 else "was lost"
-            what = f"did not answer within {timeout_seconds:g} seconds" if late else lost
-            again = self._meeting.place.starts_again
-            text = f"{who} {what} {when}; {'all processes start again' if again else then}"
-            return ProcessLost(text) if self.leave(text, 1) else self._read()
-        except ProcessLost as gone:
-            return ProcessLost(f"{gone} {when}; {then}")
+            event = f"did not answer within {timeout_seconds:g} seconds" if late else lost
+            restart = self._rendezvous.environment.will_restart
+            text = f"{who} {event} {when}; {'all processes restart' if restart else remedy}"
+            return ProcessLost(text) if self.report(text, 1) else self._read()
+        except ProcessLost as closed:
+            return ProcessLost(f"{closed} {when}; {remedy}")
 
     def _missing(self, late: bool) -> tuple[list[int], bool]:
-        """Who does not answer, of all that live and of those whose collectives fail like this process's own; and whether
-        any of these waited in vain, since the first one to give up closes its connections to the others.
+        """Return the ranks that do not answer, and whether any process waited until its timeout.
 
-        One that waits for a process like this, and not for the lost one itself, is stuck until this one ends: only its watch
-        can answer.
+        `late` says whether this process did. Processes whose watchdog does not answer come first; when all watchdogs answer,
+        the missing ranks are those whose collective has not failed.
         """
-        meeting, ranks = self._meeting, range(self._meeting.place.size)
+        # The first process to give up closes its connections, so the others see a closed connection and no timeout.
+        # A process that waits for one like this, not for the lost one, is stuck until this one ends: only its watchdog answers.
+        rendezvous, ranks = self._rendezvous, range(self._rendezvous.environment.size)
         alive, failed = ([f"{name}/{rank}" for rank in ranks] for name in ("alive", "failed"))
-        for name in (ASKED, alive[meeting.place.rank]):
-            meeting.say(name, "")
-        meeting.say(failed[meeting.place.rank], "late" if late else "lost")
-        poll(lambda: meeting.said("failure") or meeting.said(*failed), GRACE_SECONDS / 2)
-        dead = [rank for rank in ranks if not meeting.said(alive[rank])]
-        told = {rank: meeting.word(failed[rank]) for rank in ranks if meeting.said(failed[rank])}
-        return dead or [rank for rank in ranks if rank not in told], "late" in told.values()
+        for key in (ALIVE_QUERY, alive[rendezvous.environment.rank]):
+            rendezvous.publish(key, "")
+        rendezvous.publish(failed[rendezvous.environment.rank], "late" if late else "lost")
+        poll(lambda: rendezvous.has("failure") or rendezvous.has(*failed), GRACE_SECONDS / 2)
+        dead = [rank for rank in ranks if not rendezvous.has(alive[rank])]
+        causes = {rank: rendezvous.get(failed[rank]) for rank in ranks if rendezvous.has(failed[rank])}
+        return dead or [rank for rank in ranks if rank not in causes], "late" in causes.values()
 
     def _read(self) -> RemoteRankError:
-        news = json.loads(self._meeting.word("failure"))
-        return RemoteRankError(news["text"], news["code"])
+        failure = json.loads(self._rendezvous.get("failure"))
+        return RemoteRankError(failure["text"], failure["code"])
 
 
-class Watch:
-    """Beside the training: ends this process when another one failed or the launcher is gone, and it does not itself."""
+class Watchdog:
+    """Thread that ends this process when another one failed or the launcher exited, and the main thread is stuck.
 
-    def __init__(self, meeting: Meeting) -> None:
+    `request` is the stop request to set when the launcher exits. `on_failure` receives the reason before the process ends.
+    """
+
+    def __init__(self, rendezvous: Rendezvous) -> None:
         self.request: StopRequest | None = None
-        self.tell: Callable[[str], None] = lambda reason: None
-        self._meeting, self._launcher = meeting, meeting.place.launcher
+        self.on_failure: Callable[[str], None] = lambda reason: None
+        self._rendezvous, self._launcher = rendezvous, rendezvous.environment.launcher_pid
         self._left = threading.Event()
-        self._thread = threading.Thread(target=self._look, args=(meeting.beside(),), daemon=True)
+        self._thread = threading.Thread(target=self._watch, args=(rendezvous.clone(),), daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Leave the others, when there is nothing more to hear or to tell."""
+        """Leave the rendezvous and stop the thread."""
         self._left.set()
-        with contextlib.suppress(ProcessLost):  # there is nobody who could wait
-            self._meeting.leave(GRACE_SECONDS + 4 * WATCH_SECONDS)  # those that are stuck take `GRACE_SECONDS`
-        # Python would end it in the midst of torch's C++, which ends the process in turn.
+        with contextlib.suppress(ProcessLost):  # nobody is left to wait for
+            self._rendezvous.leave(GRACE_SECONDS + 4 * WATCH_SECONDS)  # stuck processes take `GRACE_SECONDS`
+        # Python would end a running thread in the midst of torch's C++, which would crash the process.
         self._thread.join(GRACE_SECONDS)
 
-    def _look(self, meeting: Meeting) -> None:
-        news = News(meeting)
+    def _watch(self, rendezvous: Rendezvous) -> None:
+        failures = FailureChannel(rendezvous)
         while not self._left.wait(WATCH_SECONDS):
             failure: RunnerError | None
             try:
                 if self._launcher is not None and os.getppid() != self._launcher:
-                    raise ProcessLost("the launcher is gone")
-                if meeting.said(ASKED):
-                    meeting.say(f"alive/{meeting.place.rank}", "")
-                failure = news.heard()
-            except ProcessLost as gone:
-                self._stop()
-                failure = gone
+                    raise ProcessLost("the launcher exited")
+                if rendezvous.has(ALIVE_QUERY):
+                    rendezvous.publish(f"alive/{rendezvous.environment.rank}", "")
+                failure = failures.received()
+            except ProcessLost as closed:
+                self._request_stop()
+                failure = closed
             if failure is not None and not self._left.wait(GRACE_SECONDS):
                 with contextlib.suppress(ProcessLost):
-                    meeting.leave(0.0)
-                self._end(str(failure), failure.exit_code)
+                    rendezvous.leave(0.0)
+                self._exit(str(failure), failure.exit_code)
 
-    def _stop(self) -> None:
-        """As on SIGTERM, saving: without their launcher the processes may well be able to."""
+    def _request_stop(self) -> None:
+        """Request a stop as SIGTERM does: without their launcher the processes may still be able to save."""
         if self.request is not None:
             self.request.signal_number = self.request.signal_number or signal.SIGTERM
 
-    def _end(self, reason: str, code: int) -> None:
+    def _exit(self, reason: str, code: int) -> None:
+        """Report the reason and end the process without unwinding its main thread."""
         try:
-            self.tell(reason)
+            self.on_failure(reason)
         finally:
             sys.stderr.flush()
             os._exit(code)
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether it is the error of a collective that another process did not take part in."""
+    """Whether a collective failed with this error because another process did not take part."""
     import torch.distributed as dist
 
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
+        isinstance(error, RuntimeError) and any(part in str(error) for part in LOST_MESSAGES)
     )

@@ -1,4 +1,4 @@
-"""Strategies: how the work of one run is placed on processes and devices."""
+"""Strategies: how the computation of one run is placed on processes and devices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Strategy", "build"]
 
 
 def build(config: c.Strategy, device: torch.device, world: World) -> Strategy:
-    """The strategy that was chosen; `auto` has been replaced before."""
+    """Return the configured strategy; `auto` must have been replaced by the chosen one before."""
     if config.reduction == "exact":
         return Exact(config.name, device, world, config.chunks)
     kinds: dict[str, Callable[[], Strategy]] = {

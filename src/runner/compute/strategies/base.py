@@ -1,7 +1,7 @@
-"""Strategies: how the work of one run is placed on processes and devices.
+"""Strategies: how the computation of one run is placed on processes and devices.
 
-A step's batch is cut into portions. Each process computes the loss and the gradients of its own ones, weighted by their
-share of all rows of the batch, and the strategy adds them up. `Single` implements the whole contract with identities.
+A step's batch is divided into portions. Each process computes the loss and the gradients of its own portions, weighted by
+their share of the rows of the batch, and the strategy adds them up. `Single` implements the whole contract with identities.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Portion:
-    """Rows `first` to `last` (left out) of a batch, and the address of the random numbers that they are trained with."""
+    """Part of a batch that one process or chunk computes: the rows from `first` up to but not including `last`.
+
+    `stream` numbers the portion's random numbers within a step.
+    """
 
     first: int
     last: int
@@ -31,7 +34,11 @@ class Portion:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What is computed at once: features and target of some rows, and their share of all rows of the batch."""
+    """Rows that one forward pass computes: a portion, or a piece of it with gradient accumulation.
+
+    `features` [rows, columns], `target` [rows, 1]. `weight` is the share of these rows in the rows of the whole batch.
+    `stream` is that of the portion.
+    """
 
     features: Tensor
     target: Tensor
@@ -40,60 +47,74 @@ class MicroBatch:
 
 
 class Strategy(Protocol):
-    """What the objective, the evaluation and the loop ask for, and no more."""
+    """Placement of the model and the rows of a batch, and the sums over all processes.
+
+    Methods that communicate are collectives: every process must call them, in the same order.
+    """
 
     name: str
+    """Name of the strategy in the configuration, such as "ddp"."""
     sharded: bool
-    """Whether a process holds a part of the state only."""
+    """Whether each process holds only a part of the parameters and the optimizer state."""
 
     def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
-        """Put the model on this process's device, cut to what it holds; gives the forward pass, features → predictions.
+        """Move the model to this process's device, reduced to the part that the process holds.
 
-        Raises `ConfigError` for a model that cannot be placed so.
+        Returns the forward pass: features [rows, columns] → predictions [rows, 1]. `loss` is used by strategies that
+        compute it themselves. Raises `ConfigError` for a model that the strategy cannot place.
         """
 
     def parameters(self, model: Any) -> dict[str, Tensor]:
-        """The parameters that the optimizer updates, by name."""
+        """Return the tensors that the optimizer updates, by name."""
 
-    def named(self, model: Any) -> dict[str, Tensor]:
-        """The values of the model's parameters by name; vmapped with [lanes, …] in front."""
+    def parameters_by_name(self, model: Any) -> dict[str, Tensor]:
+        """Return the model's parameters by the model's names; vmapped ones have shape [lanes, …]."""
 
     def predict(self, model: Any, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """Predictions of the model with other parameters, which are as `named` gives them."""
+        """Return the predictions of the model with other parameters, in the layout of `parameters_by_name`."""
 
     def portions(self, rows: int) -> Sequence[Portion]:
-        """What this process computes of a batch of so many rows: at least one, which may be empty."""
+        """Return this process's portions of a batch of so many rows: at least one, which may be empty."""
 
     def gradient(self, parts: Sequence[MicroBatch], backward: Callable[[MicroBatch, float], Tensor]) -> Tensor:
-        """Leave the gradients of the whole batch in `.grad` and give this process's share [] of its mean loss.
+        """Leave the gradients of the whole batch's mean loss in `.grad`; return this process's share [] of that loss.
 
-        `backward(part, factor)` adds factor · weight · gradient of the part to `.grad` and gives weight · loss [].
-        `total` makes whole losses of the shares.
+        `backward(part, factor)` adds factor · weight · gradient of the part's mean loss to `.grad` and returns
+        weight · loss []. `total` turns the shares into whole losses.
         """
 
     def total(self, shares: Tensor) -> Tensor:
-        """Shares of losses [n] of this process → losses [n] of whole batches, the same on every process."""
+        """Return the losses [n] of n whole batches from this process's shares [n], the same on every process."""
 
     def reduce(self, parts: Sequence[Tensor]) -> Tensor:
-        """The sum of one tensor a portion, over the portions of all processes, the same on every process."""
+        """Return the sum over the portions of all processes, the same on every process.
+
+        `parts` has one tensor for each portion of this process; all have one shape, which the sum has too.
+        """
 
     def share(self, whole: Tensor) -> Tensor:
-        """This process's share of a loss [] that is known whole: the way back from `total`."""
+        """Return this process's share of a whole loss [] that every process knows; `total` of the shares is that loss."""
 
-    def stacked(self, parts: Sequence[Tensor]) -> Tensor:
-        """One matrix […, rows, columns] a portion, below each other in the order of the portions of all processes."""
+    def concatenate(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the matrices of all processes' portions as one […, sum of rows, columns], in the order of the portions.
+
+        `parts` has one matrix […, rows, columns] for each portion of this process.
+        """
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Norm [] of the whole gradients."""
+        """Return the 2-norm [] of the whole gradients, all tensors together; vmapped: [lanes, 1]."""
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is raised on some process."""
+        """Whether the flag is set on some process."""
 
     def load(self, model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Take parameters and buffers from whole tensors, or from those that `state_dict` gave here."""
+        """Copy parameters and buffers into the model: whole tensors, or what its `state_dict` returned on this process."""
 
-    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters of all processes, each of them whole, by name; every process must ask."""
+    def gather_parameters(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the whole parameters of all processes, by name, on every process.
+
+        `tensors` holds this process's parameters.
+        """
 
 
 class Single:
@@ -106,61 +127,76 @@ class Single:
         self._device = device
 
     def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+        """Move the whole model to the device and return it: its call is the forward pass."""
         placed: Callable[[Tensor], Tensor] = model.to(self._device)
         return placed
 
     def parameters(self, model: Any) -> dict[str, Tensor]:
+        """Return the model's own parameters."""
         return dict(model.named_parameters())
 
-    def named(self, model: Any) -> dict[str, Tensor]:
+    def parameters_by_name(self, model: Any) -> dict[str, Tensor]:
+        """Return the tensors that `parameters` returns."""
         return self.parameters(model)
 
     def predict(self, model: Any, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """Return the predictions [rows, 1] of a functional call with the given parameters."""
         prediction: Tensor = functional_call(model, dict(parameters), (features,))
         return prediction
 
     def portions(self, rows: int) -> Sequence[Portion]:
+        """Return one portion with all rows."""
         return (Portion(0, rows),)
 
     def gradient(self, parts: Sequence[MicroBatch], backward: Callable[[MicroBatch, float], Tensor]) -> Tensor:
+        """Accumulate the gradients of all parts; the share is the whole loss."""
         share = backward(parts[0], 1.0)
         for part in parts[1:]:
             share = share + backward(part, 1.0)
         return share
 
     def total(self, shares: Tensor) -> Tensor:
+        """Return the shares unchanged: they are whole losses."""
         return shares
 
     def reduce(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the sum of the parts in their order."""
         total = parts[0]
         for part in parts[1:]:
             total = total + part
         return total
 
     def share(self, whole: Tensor) -> Tensor:
+        """Return the loss unchanged: the only process has all of it."""
         return whole
 
-    def stacked(self, parts: Sequence[Tensor]) -> Tensor:
+    def concatenate(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the parts of this process below each other; a single part is returned as it is."""
         return parts[0] if len(parts) == 1 else torch.cat(list(parts), -2)
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Return the norm [] as torch computes it for gradient clipping."""
         return torch.nn.utils.get_total_norm(list(gradients))
 
     def any(self, flag: bool) -> bool:
+        """Return the flag of this process."""
         return flag
 
     def load(self, model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Copy the state into the model, cut to local parts where the model's tensors are sharded."""
         present = model.state_dict()
         model.load_state_dict({name: scattered(state[name], onto) for name, onto in present.items()})
 
-    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gather_parameters(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors detached, with DTensors gathered."""
         return {name: gathered(tensor.detach()) for name, tensor in tensors.items()}
 
 
 class DataParallel(Single):
-    """One process on all visible GPUs: `torch.nn.DataParallel`, which torch itself advises against."""
+    """One process on all visible GPUs with `torch.nn.DataParallel`; torch itself recommends ddp instead."""
 
     name = "dp"
 
     def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+        """Wrap the model, which stays on the first GPU and is copied to the others in every forward pass."""
         return torch.nn.DataParallel(model.to(self._device))

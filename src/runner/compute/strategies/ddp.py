@@ -1,4 +1,4 @@
-"""Data parallelism with `DistributedDataParallel`: every process holds the model whole and has its share of the rows."""
+"""Data parallelism with `DistributedDataParallel`: every process holds the whole model and computes a part of the rows."""
 
 from __future__ import annotations
 
@@ -14,36 +14,47 @@ from runner.compute.strategies.base import Loss, MicroBatch, Portion, Single
 
 
 class MultiProcess(Single):
-    """What strategies have in common whose processes compute different rows of a batch. `rank` and `size` count these."""
+    """Common base of strategies whose processes, or groups of processes, compute different rows of a batch.
+
+    `rank` and `size` count these processes or groups.
+    """
 
     def __init__(self, device: torch.device, world: World, rank: int, size: int) -> None:
         super().__init__(device)
         self._world, self._rank, self._size = world, rank, size
 
     def portions(self, rows: int) -> Sequence[Portion]:
-        """One run of rows; those of two processes differ by a row at most, and some are empty when there are few."""
+        """Return one portion of consecutive rows.
+
+        Portions of different processes differ by at most one row; some are empty when there are few rows.
+        """
         share, larger = divmod(rows, self._size)
         first = self._rank * share + min(self._rank, larger)
         return (Portion(first, first + share + (self._rank < larger), self._rank),)
 
     def total(self, shares: Tensor) -> Tensor:
+        """Return the sum of the shares of all processes."""
         return self._world.sum(shares)
 
     def reduce(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the all-reduced sum, whose order of additions depends on the number of processes."""
         return self._world.sum(super().reduce(parts))
 
     def share(self, whole: Tensor) -> Tensor:
+        """Return an equal part of the loss for each process."""
         return whole / self._size
 
-    def stacked(self, parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat(self._world.gather(super().stacked(parts)), -2)
+    def concatenate(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the gathered matrices of all processes in the order of their ranks."""
+        return torch.cat(self._world.gather(super().concatenate(parts)), -2)
 
     def any(self, flag: bool) -> bool:
+        """Whether the flag is set on some process."""
         return self._world.any(flag)
 
 
 class Ddp(MultiProcess):
-    """One process a device, gradients all-reduced while the backward pass still runs."""
+    """One process for each device; gradients are all-reduced while the backward pass is still running."""
 
     name = "ddp"
 
@@ -51,6 +62,7 @@ class Ddp(MultiProcess):
         super().__init__(device, world, world.rank, world.size)
 
     def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+        """Move the whole model to the device and wrap it, which copies rank 0's parameters to all processes."""
         from torch.nn.parallel import DistributedDataParallel
 
         ids = None if self._device.type == "cpu" else [self._device]
@@ -58,7 +70,8 @@ class Ddp(MultiProcess):
         return self._ddp
 
     def gradient(self, parts: Sequence[MicroBatch], backward: Callable[[MicroBatch, float], Tensor]) -> Tensor:
-        # Torch divides the sum of the processes' gradients by their number; the parts are weighted by rows already.
+        """Accumulate the gradients of all parts and all-reduce them once, with the last part."""
+        # Torch divides the sum of the processes' gradients by their number, but the parts are weighted by rows already.
         factor, share = float(self._size), None
         for part in parts:
             with nullcontext() if part is parts[-1] else self._ddp.no_sync():

@@ -1,4 +1,7 @@
-"""Fully sharded data parallelism, `fully_shard` (FSDP2): every process holds a part of each parameter and of its state."""
+"""Fully sharded data parallelism with `fully_shard` (FSDP2).
+
+Every process holds a part of each parameter, of its gradient and of its optimizer state.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from runner.compute.strategies.tensor import split_layers
 
 
 class Fsdp(MultiProcess):
-    """Over a mesh of processes; with `tensor_parallel` above 1, groups of so many split each layer's work between them."""
+    """Sharding over a mesh of processes; with `tensor_parallel` above 1, groups of that size also split each layer."""
 
     name = "fsdp"
     sharded = True
@@ -26,6 +29,7 @@ class Fsdp(MultiProcess):
         super().__init__(device, world, world.rank // tensor_parallel, world.size // tensor_parallel)
 
     def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+        """Shard all parameters over the data axis of the mesh, after splitting the layers over its layer axis."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -35,13 +39,14 @@ class Fsdp(MultiProcess):
         )
         if self._tensor_parallel > 1:
             split_layers(model, mesh["layer"])
-            # `fully_shard` warns of a model that gives a view of something else, as a split layer does.
+            # `fully_shard` warns of a model that returns a view of another tensor, as a split layer does.
             model.register_forward_hook(lambda module, features, prediction: prediction.clone())
         fully_shard(model, mesh=mesh["data"])
         placed: Callable[[Tensor], Tensor] = model
         return placed
 
     def gradient(self, parts: Sequence[MicroBatch], backward: Callable[[MicroBatch, float], Tensor]) -> Tensor:
+        """Accumulate the gradients of all parts; torch reduce-scatters each of them."""
         # As with ddp, torch divides by the number of processes that share the rows.
         share = backward(parts[0], float(self._size))
         for part in parts[1:]:
@@ -49,11 +54,14 @@ class Fsdp(MultiProcess):
         return share
 
     def total(self, shares: Tensor) -> Tensor:
-        # The processes that split a layer have the same rows and so the same share: each sum has it that many times.
+        """Return the sum of the shares, counting each group of tensor-parallel processes once."""
+        # The processes of a group compute the same rows and have the same share.
         return super().total(shares) / self._tensor_parallel
 
     def reduce(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the all-reduced sum, counting each group of tensor-parallel processes once."""
         return super().reduce(parts) / self._tensor_parallel
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Return the norm [] of sharded gradients, gathered on every process."""
         return gathered(super().norm(gradients))

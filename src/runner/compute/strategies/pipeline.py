@@ -1,6 +1,6 @@
-"""Pipeline parallelism: every process holds some layers, and passes what they give for a part of the rows to the next one.
+"""Pipeline parallelism: every process holds some of the layers and passes their output to the next process.
 
-The schedule is torch's own of GPipe (Huang et al., 2019): all parts of a batch forward, then all of them backward.
+The schedule is torch's own of GPipe (Huang et al., 2019): all micro-batches forward, then all of them backward.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from runner.errors import ConfigError
 
 
 class Pipeline(Single):
-    """The network cut into as many stages as there are processes. Every process is given all rows."""
+    """The network divided into as many stages as there are processes. Every process receives all rows of a batch."""
 
     name = "pipeline"
     sharded = True
@@ -28,12 +28,16 @@ class Pipeline(Single):
         self._schedules: dict[tuple[int, bool], Any] = {}
 
     def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+        """Delete the layers of the other stages from the model and move the rest to the device.
+
+        The forward pass returns predictions without gradients. Raises `ConfigError` for a model with too few layers.
+        """
         stages = model.stages(self._world.size)
         if len(stages) < self._world.size:
-            kind = type(model).__name__.lower()
+            model_name = model.config_name
             raise ConfigError(
-                f"`strategy`=pipeline needs at least as many layers as processes, but `model`={kind} "
-                f"{f'has {len(stages)}' if stages else 'cannot be cut'} and there are {self._world.size} processes; "
+                f"`strategy`=pipeline needs at least as many layers as processes, but `model`={model_name} "
+                f"{f'has {len(stages)}' if stages else 'cannot be divided'} and there are {self._world.size} processes; "
                 "use strategy=ddp, fewer processes or a deeper model"
             )
         for rank, names in enumerate(stages):
@@ -44,55 +48,63 @@ class Pipeline(Single):
         return self._predict
 
     def portions(self, rows: int) -> Sequence[Portion]:
-        # Random numbers of its own for each stage: two layers must not drop the same units.
+        """Return one portion with all rows and the random numbers of this stage."""
+        # With the same random numbers, the layers of two stages would drop the same units.
         return (Portion(0, rows, self._world.rank),)
 
     def gradient(self, parts: Sequence[MicroBatch], backward: Callable[[MicroBatch, float], Tensor]) -> Tensor:
-        """As of every strategy, of one part that is the whole batch; torch's schedule does what `backward` would."""
+        """Compute the gradients of this stage with torch's schedule; `backward` is not used.
+
+        `parts` is one part with the whole batch. The last stage returns the whole loss, the others 0.
+        """
         (part,) = parts
         losses: list[Tensor] = []
         self._step(part.features, True, target=part.target, losses=losses, return_outputs=False)
         return torch.stack(losses).mean().detach() if losses else part.target.new_zeros(())
 
     def total(self, shares: Tensor) -> Tensor:
+        """Return the sum of the shares, of which only the last stage's are not 0."""
         return self._world.sum(shares)
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Return the norm [] of the norms of all stages."""
         return super().norm(self._world.gather(super().norm(gradients)))
 
     def any(self, flag: bool) -> bool:
+        """Whether the flag is set on some process."""
         return self._world.any(flag)
 
-    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gather_parameters(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parameters of all stages, in the order of the whole model's parameters."""
         import torch.distributed as dist
 
-        parts: list[Any] = [None] * self._world.size
-        dist.all_gather_object(parts, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
-        # Stages are in the order of the whole model's parameters.
-        return {name: tensor.to(self._device) for part in parts for name, tensor in part.items()}
+        stages: list[Any] = [None] * self._world.size
+        dist.all_gather_object(stages, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
+        return {name: tensor.to(self._device) for stage in stages for name, tensor in stage.items()}
 
     @torch.no_grad()
     def _predict(self, features: Tensor) -> Tensor:
-        # Torch's schedule cannot cut a batch without rows.
+        """Return predictions [rows, 1] on every process: the last stage's, added to zeros of the others."""
+        # Torch's schedule cannot divide a batch without rows.
         prediction = self._step(features, False) if len(features) else None
         if prediction is None:
             prediction = features.new_zeros(len(features), 1)
         return self._world.sum(prediction)
 
     def _step(self, features: Tensor, training: bool, **options: Any) -> Tensor | None:
-        """Run all stages; only the first one looks at the features, only the last one gives predictions."""
+        """Run all stages. Only the first reads the features, and only the last returns predictions."""
         key = (len(features), training)
         if key not in self._schedules:
             self._schedules[key] = self._schedule(*key)
-        given = (features,) if self._world.rank == 0 else ()
-        prediction: Tensor | None = self._schedules[key].step(*given, **options)
+        inputs = (features,) if self._world.rank == 0 else ()
+        prediction: Tensor | None = self._schedules[key].step(*inputs, **options)
         return prediction
 
     def _schedule(self, rows: int, training: bool) -> Any:
-        """Torch's schedule for so many rows: it keeps buffers of their size."""
+        """Return torch's schedule for batches of so many rows; it keeps buffers of their size."""
         from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
         stage = PipelineStage(self._model, self._world.rank, self._world.size, self._device)
-        # Parts of equal size, so that the mean of their means is the mean.
-        parts = max(n for n in range(1, self._world.size + 1) if rows % n == 0)
-        return ScheduleGPipe(stage, parts, self._loss if training else None)
+        # Micro-batches of equal size, so that the mean of their means is the mean.
+        count = max(n for n in range(1, self._world.size + 1) if rows % n == 0)
+        return ScheduleGPipe(stage, count, self._loss if training else None)

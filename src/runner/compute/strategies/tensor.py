@@ -1,7 +1,7 @@
-"""Tensor parallelism: every process has all rows, and computes a part of each layer.
+"""Tensor parallelism: every process has all rows and computes a part of each layer.
 
-Pairs of layers as in Megatron-LM (Shoeybi et al., 2019): the first is split by its outputs, the second by its inputs, so
-that a pair sends one sum.
+Layers are split in pairs as in Megatron-LM (Shoeybi et al., 2019): the first by its outputs, the second by its inputs, so
+that each pair needs one all-reduce.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class TensorParallel(Single):
-    """Each layer's work split over all processes. They compute the same rows, so their losses and sums are equal."""
+    """Each layer split over all processes. They compute the same rows, so their losses and sums are equal."""
 
     name = "tensor"
     sharded = True
@@ -32,6 +32,7 @@ class TensorParallel(Single):
         self._world = world
 
     def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+        """Split the layers over all processes. Raises `ConfigError` as `split_layers` does."""
         from torch.distributed.device_mesh import init_device_mesh
 
         model.to(self._device)
@@ -40,41 +41,43 @@ class TensorParallel(Single):
         return placed
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Return the norm [] of sharded gradients, gathered on every process."""
         return gathered(super().norm(gradients))
 
     def any(self, flag: bool) -> bool:
+        """Whether the flag is set on some process."""
         return self._world.any(flag)
 
 
 def split_layers(model: Any, mesh: DeviceMesh) -> None:
-    """Split the layers of a model by its own plan over a mesh of one dimension; every parameter becomes a DTensor.
+    """Split the layers of a model by its `tensor_plan` over a mesh of one dimension; every parameter becomes a DTensor.
 
-    Raises `ConfigError` for a model that cannot be split so.
+    Raises `ConfigError` for a model without linear layers, with dropout, or with widths that the processes do not divide.
     """
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
     plan = model.tensor_plan()
     _refuse(model, plan, mesh.size())
-    styles, parts = dict[str, ParallelStyle](), False
+    styles, sharded = dict[str, ParallelStyle](), False
     for name, split in plan.items():
-        rows = RowwiseParallel(input_layouts=Shard(-1) if parts else Replicate())
-        parts = split == "column"
-        styles[name] = ColwiseParallel() if parts else rows
+        rowwise = RowwiseParallel(input_layouts=Shard(-1) if sharded else Replicate())
+        sharded = split == "column"
+        styles[name] = ColwiseParallel() if sharded else rowwise
     parallelize_module(model, mesh, styles)
 
 
 def _refuse(model: Any, plan: Mapping[str, str], processes: int) -> None:
-    kind = type(model).__name__.lower()
+    """Raise `ConfigError` for a model that so many processes cannot split."""
+    model_name = model.config_name
     if not plan:
         raise ConfigError(
-            f"`model` must have linear layers where processes split each layer between them, but {kind} has none; "
-            "use strategy=ddp"
+            f"`model` must have linear layers to split between processes, but {model_name} has none; use strategy=ddp"
         )
     if model.draws:
         raise ConfigError(
-            "`model.dropout` must be 0 where processes split each layer between them: each would draw for its own part of "
-            "the units, and the answer would depend on their number; use model.dropout=0 or strategy=ddp"
+            "`model.dropout` must be 0 when processes split each layer: each process would draw for its own units, and the "
+            "answer would depend on their number; use model.dropout=0 or strategy=ddp"
         )
     layers = {name: model.get_submodule(name) for name in plan}
     inputs, *widths = [layer.in_features for layer in layers.values()]
@@ -82,11 +85,11 @@ def _refuse(model: Any, plan: Mapping[str, str], processes: int) -> None:
     uneven = [number for number in split if number % processes]
     if uneven and widths:
         raise ConfigError(
-            f"`model.widths` must be divisible by the {processes} processes that split each layer, but is {widths}, where "
+            f"`model.widths` must be divisible by the {processes} processes that split each layer, got {widths}, where "
             f"{uneven[0]} is not; use other widths, another number of processes or strategy=ddp"
         )
     if uneven:
         raise ConfigError(
-            f"the inputs of `model`={kind} must be divisible by the {processes} processes that split them, but are {inputs}; "
+            f"the inputs of `model`={model_name} must be divisible by the {processes} processes that split them, got {inputs}; "
             "use another number of processes or strategy=ddp"
         )

@@ -1,4 +1,4 @@
-"""Least squares on several processes: the triangle of all rows is that of one process, and so is the answer."""
+"""Least-squares solvers on several processes: the triangular factor and the answer are those of one process."""
 
 from __future__ import annotations
 
@@ -28,39 +28,41 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def trained(size: int, *more: str) -> list[dict[str, Any]]:
-    """Summaries of the runs, one after the other on the same processes, with the last loss before an update."""
+def trained(size: int, *overrides: str) -> list[dict[str, Any]]:
+    """Return the summaries of all runs, done in sequence, with the loss before the last update."""
 
     def work(rank: int) -> list[str]:
         torch.set_num_threads(1)
-        return [str(runner.run(None, [*QUICK, *RUNS[name], *more]).directory) for name in RUNS]
+        return [str(runner.run(None, [*QUICK, *RUNS[name], *overrides]).directory) for name in RUNS]
 
-    found = []
+    summaries = []
     for path in map(Path, processes.values(size, work)[0]):
         summary = json.loads((path / "summary.json").read_text())
         summary["metrics"]["loss before the last update"] = read_rows(path / "metrics.jsonl")[-1]["train/loss"]
-        found.append(summary)
-    return found
+        summaries.append(summary)
+    return summaries
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_fast_agrees_with_one_process(size: int) -> None:
-    """37 rows are uneven on both; of 5 rows a process has fewer than there are parameters."""
+    """37 rows divide unevenly on both; with 5 rows a process has fewer rows than there are parameters."""
     for name, one, other in zip(RUNS, trained(1), trained(size, "strategy=ddp"), strict=True):
         assert (other["steps"], other["stopped_early"], other["converged"]) == (one["steps"], True, name != "wide"), (
             name
         )
-        for what in ("parameters", "standard_errors"):
-            for parameter, value in one.get(what, {}).items():
-                # The bar of the promise, in units of the largest: the triangles of parts are rounded otherwise.
+        for kind in ("parameters", "standard_errors"):
+            for parameter, value in one.get(kind, {}).items():
+                # The documented bound, relative to the largest: the factors of the parts are rounded differently.
                 largest = np.abs(value).max()
-                assert np.abs(np.asarray(other[what][parameter]) - value).max() <= 1e-12 * largest, (name, what)
+                assert np.abs(np.asarray(other[kind][parameter]) - value).max() <= 1e-12 * largest, (name, kind)
         for metric, value in one["metrics"].items():
-            # As above; what is exactly solved leaves rounding.
+            # As above; an exact solution leaves only rounding.
             assert other["metrics"][metric] == pytest.approx(value, rel=1e-11, abs=1e-11), (name, metric)
 
 
 def test_exact_gives_the_same_bits_on_1_2_and_4_processes() -> None:
-    hashes = [[found["parameters_sha256"] for found in trained(size, "strategy.reduction=exact")] for size in (1, 2, 4)]
+    hashes = [
+        [summary["parameters_sha256"] for summary in trained(size, "strategy.reduction=exact")] for size in (1, 2, 4)
+    ]
     assert hashes[0] == hashes[1] == hashes[2]
     assert len(set(hashes[0])) == len(RUNS)

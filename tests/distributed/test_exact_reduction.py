@@ -1,4 +1,4 @@
-"""The heart: with `exact` sums the answer has the same bits on any number of processes."""
+"""With `strategy.reduction=exact` a run ends with the same bits on any number of processes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def exact(rule: str, update: str, dtype: str) -> list[str]:
-    words = ["strategy.reduction=exact", "model.dropout=0.2", "train.steps=24"]
-    return [*words, f"optimizer={rule}", f"update={update}", f"dtype={dtype}"]
+    common = ["strategy.reduction=exact", "model.dropout=0.2", "train.steps=24"]
+    return [*common, f"optimizer={rule}", f"update={update}", f"dtype={dtype}"]
 
 
 def test_exact_has_the_same_bits_on_1_2_4_and_8_processes() -> None:
-    """Shuffled, with a smaller last batch, clipping and dropout; the rows of the record are equal to the bit too."""
+    """With shuffling, a smaller last batch, clipping and dropout; the rows of metrics.jsonl are equal too."""
     runs = [exact(*update, dtype) for update in UPDATES for dtype in ("float32", "float64")]
     one = trained(1, runs)
     hashes = [summary(run)["parameters_sha256"] for run in one]
-    assert len(set(hashes)) >= len(UPDATES)  # four rules in two types: the hash does tell runs apart
+    assert len(set(hashes)) >= len(UPDATES)  # four rules in two types: different runs have different hashes
     for size, some in ((2, slice(None)), (4, slice(None, None, 3)), (8, slice(1, None, 5))):
         split = trained(size, runs[some])
         assert [summary(run)["parameters_sha256"] for run in split] == hashes[some]
@@ -33,7 +33,7 @@ def test_exact_has_the_same_bits_on_1_2_4_and_8_processes() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ["strategy.chunks=2", "train.batch_size=null"],
         ["strategy.chunks=16", "train.accumulate=2", "train.batch_size=37"],
@@ -43,8 +43,8 @@ def test_exact_has_the_same_bits_on_1_2_4_and_8_processes() -> None:
     ],
     ids=["full batch", "accumulate", "lbfgs", "amp", "formula"],
 )  # fmt: skip
-def test_exact_with_whatever_else_a_step_does(words: list[str]) -> None:
-    runs = [["strategy.reduction=exact", "train.steps=20", *words]]
+def test_exact_with_other_parts_of_a_step(overrides: list[str]) -> None:
+    runs = [["strategy.reduction=exact", "train.steps=20", *overrides]]
     (one,), (two,) = trained(1, runs), trained(2, runs)
     assert summary(one)["parameters_sha256"] == summary(two)["parameters_sha256"]
     assert rows(one) == rows(two)
