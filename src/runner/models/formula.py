@@ -12,7 +12,7 @@ from runner.config import schema as c
 from runner.config.expression import Expression, parse
 from runner.errors import DataError
 from runner.models.base import Model
-from runner.models.init import fill
+from runner.models.init import init_tensor
 
 DRAWS = 8
 """Sets of parameters at which the derivatives of a formula must agree for it to count as linear."""
@@ -85,7 +85,7 @@ def build(config: c.Formula, feature_names: Sequence[str], generator: torch.Gene
     start = {}
     for name in free:
         value = torch.empty((), dtype=torch.float64)
-        fill(value, config.init, 1, generator)
+        init_tensor(value, config.init, 1, generator)
         # Drawn first in any case, so that giving one start value leaves those of the others as they were.
         start[name] = torch.tensor(config.start[name], dtype=torch.float64) if name in config.start else value
     return FormulaModel(expression, feature_names, start)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from runner.config.schema import Init
 
 
-def fill(tensor: Tensor, init: Init, fan_in: int, generator: torch.Generator) -> None:
+def init_tensor(tensor: Tensor, init: Init, fan_in: int, generator: torch.Generator) -> None:
     """Start values for one tensor: "kaiming" is U(−1/√fan_in, 1/√fan_in), torch's own for `nn.Linear` (He et al., 2015)."""
     with torch.no_grad():
         if init == "kaiming":
@@ -24,10 +24,10 @@ def fill(tensor: Tensor, init: Init, fan_in: int, generator: torch.Generator) ->
             tensor.zero_()
 
 
-def layers(module: nn.Module, init: Init, generator: torch.Generator) -> None:
+def init_layers(module: nn.Module, init: Init, generator: torch.Generator) -> None:
     """Start values for every linear layer, in the order of the forward pass."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            fill(layer.weight, init, layer.in_features, generator)
+            init_tensor(layer.weight, init, layer.in_features, generator)
             if layer.bias is not None:
-                fill(layer.bias, init, layer.in_features, generator)
+                init_tensor(layer.bias, init, layer.in_features, generator)

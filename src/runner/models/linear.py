@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from runner.config import schema as c
 from runner.models.base import Model, Standardization
-from runner.models.init import layers
+from runner.models.init import init_layers
 
 
 class LinearModel(nn.Linear, Model):
@@ -77,12 +77,12 @@ def _with_ones(design: Tensor) -> Tensor:
 def linear(config: c.Linear, feature_names: Sequence[str], generator: torch.Generator) -> LinearModel:
     """A linear model with its start values."""
     model = LinearModel(len(feature_names), 1, bias=config.bias, dtype=torch.float64)
-    layers(model, config.init, generator)
+    init_layers(model, config.init, generator)
     return model
 
 
 def polynomial(config: c.Polynomial, feature_names: Sequence[str], generator: torch.Generator) -> PolynomialModel:
     """A polynomial with its start values."""
     model = PolynomialModel(len(feature_names), config.degree)
-    layers(model, config.init, generator)
+    init_layers(model, config.init, generator)
     return model

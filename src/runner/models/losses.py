@@ -52,7 +52,7 @@ def build(config: c.LossConfig) -> Loss:
     return loss
 
 
-def of_lanes(config: c.LossConfig) -> Loss:
+def build_lanes(config: c.LossConfig) -> Loss:
     """The same loss for each lane alone: (prediction [lanes, rows, 1], target [lanes, rows, 1] or [rows, 1]) → [lanes]."""
     cost: Cost = config.build()
 

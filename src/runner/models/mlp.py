@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from runner.config import schema as c
 from runner.models.base import Model
-from runner.models.init import layers
+from runner.models.init import init_layers
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU, "sigmoid": nn.Sigmoid}
 
@@ -23,20 +23,20 @@ class Network(nn.Sequential, Model):
 
     def tensor_plan(self) -> Mapping[str, str]:
         """Layers in pairs of column and row; one that is left over is a row."""
-        layers = [name for name, child in self.named_children() if isinstance(child, nn.Linear)]
-        paired = len(layers) - len(layers) % 2
-        return {name: "column" if i < paired and i % 2 == 0 else "row" for i, name in enumerate(layers)}
+        init_layers = [name for name, child in self.named_children() if isinstance(child, nn.Linear)]
+        paired = len(init_layers) - len(init_layers) % 2
+        return {name: "column" if i < paired and i % 2 == 0 else "row" for i, name in enumerate(init_layers)}
 
     def stages(self, count: int) -> Sequence[Sequence[str]]:
         """Layers, each with its activation and dropout; two stages differ by one layer at most."""
-        layers: list[list[str]] = []
+        init_layers: list[list[str]] = []
         for name, child in self.named_children():
             if isinstance(child, nn.Linear):
-                layers.append([])
-            layers[-1].append(name)
-        count = min(count, len(layers))
-        cuts = [len(layers) * stage // count for stage in range(count + 1)]
-        return [[name for layer in layers[first:last] for name in layer] for first, last in pairwise(cuts)]
+                init_layers.append([])
+            init_layers[-1].append(name)
+        count = min(count, len(init_layers))
+        cuts = [len(init_layers) * stage // count for stage in range(count + 1)]
+        return [[name for layer in init_layers[first:last] for name in layer] for first, last in pairwise(cuts)]
 
 
 def build(config: c.Mlp, feature_names: Sequence[str], generator: torch.Generator) -> Network:
@@ -48,5 +48,5 @@ def build(config: c.Mlp, feature_names: Sequence[str], generator: torch.Generato
         parts += [nn.Dropout(config.dropout)] if config.dropout else []
         width = units
     model = Network(*parts, nn.Linear(width, 1, dtype=torch.float64))
-    layers(model, "kaiming", generator)
+    init_layers(model, "kaiming", generator)
     return model

@@ -18,7 +18,7 @@ from runner.compute.precision import DTYPES, widest
 from runner.config import schema as c
 from runner.optim.base import Differentiable
 from runner.optim.linearised import Linearised, lengths
-from runner.optim.qr import at_once, augmented, inverse, of_lanes, penalised, pieces, qr_of_pieces
+from runner.optim.qr import augmented, inverse, lanes_at_once, penalised, pieces, qr_of_pieces, select_lanes
 
 MOST_WORK = 2**33
 """Most multiplications that are spent on an optimum: a few seconds."""
@@ -45,7 +45,7 @@ class Optimum:
     digits: Tensor
     """Correct digits [lanes] that conditioning and residuals leave of the worst parameter, from those of the run's type."""
 
-    def to_lanes(self, lanes: Tensor) -> Optimum:
+    def select(self, lanes: Tensor) -> Optimum:
         """That of some of the lanes."""
         return Optimum(*(value[lanes] for value in vars(self).values()))
 
@@ -66,7 +66,7 @@ def work(rows: int, numbers: int) -> int:
     return rows * (numbers + 2) ** 2
 
 
-def find(
+def find_optimum(
     model: Differentiable, features: Tensor, target: Tensor, config: c.Config, weight_decay: Sequence[float]
 ) -> Optimum | None:
     """The optimum of runs of one program; None where it is not known, or takes too long to find.
@@ -78,12 +78,12 @@ def find(
     sample = features if features.dim() == 2 else features[0]
     if not (config.loss.squares and config.amp == "off" and affordable and model.is_linear(sample)):
         return None
-    lanes, most = len(weight_decay), at_once(rows, numbers)
+    lanes, most = len(weight_decay), lanes_at_once(rows, numbers)
     decay = torch.tensor(weight_decay, dtype=widest(features.device), device=features.device)
     found = []
     for first in range(0, lanes, most):
         some = slice(first, first + most)
-        part = _of_lanes(model, (of_lanes(features, some), of_lanes(target, some)), decay[some], config.dtype)
+        part = _of_lanes(model, (select_lanes(features, some), select_lanes(target, some)), decay[some], config.dtype)
         found.append([value.expand(len(decay[some]), *value.shape[1:]) for value in vars(part).values()])
     return Optimum(*(torch.cat(values) for values in zip(*found, strict=True)))
 
@@ -142,7 +142,7 @@ def progress_columns(optimum: Optimum, rows: Tensor) -> list[dict[str, float]]:
     return [{"optimum/loss": loss, "optimum/gap": gap, "optimum/distance": distance} for loss, gap, distance in values]
 
 
-def summarised(optimum: Optimum, configs: Sequence[c.Config], rows: Tensor) -> list[dict[str, float | None]]:
+def summarize(optimum: Optimum, configs: Sequence[c.Config], rows: Tensor) -> list[dict[str, float | None]]:
     """What a summary says of each lane's final parameters [lanes, n]; `rounding_distance` is what rounding alone leaves."""
     largest, found = optimum.eigenvalues, []
     condition, length = optimum.condition.tolist(), optimum.solution.norm(dim=1).tolist()
@@ -182,7 +182,7 @@ def noise_floor(config: c.Config, target_scale: float) -> dict[str, float] | Non
 # ------------------------------------------------------------------------------------------------- speed of convergence
 
 
-def unstable(configs: Sequence[c.Config], optimum: Optimum) -> list[str | None]:
+def stability_warnings(configs: Sequence[c.Config], optimum: Optimum) -> list[str | None]:
     """For each lane the sentence for a learning rate with which steps over all rows leave the optimum; None for one that is fine."""
     return [_unstable(*lane) for lane in zip(configs, optimum.eigenvalues[:, 0].tolist(), strict=True)]
 

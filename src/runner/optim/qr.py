@@ -48,12 +48,12 @@ def augmented(jacobian: Tensor, residuals: Tensor, target: Tensor) -> Tensor:
     return torch.cat([part.to(wide).expand(*lanes, *part.shape[-2:]) for part in (jacobian, residuals, target)], -1)
 
 
-def at_once(rows: int, numbers: int) -> int:
+def lanes_at_once(rows: int, numbers: int) -> int:
     """How many lanes of so many rows and numbers are factored at the same time."""
     return max(1, NUMBERS_AT_ONCE // (min(rows, PIECE_ROWS) * (numbers + 2)))
 
 
-def of_lanes(values: Tensor, some: slice) -> Tensor:
+def select_lanes(values: Tensor, some: slice) -> Tensor:
     """The part [some, rows, columns] of some lanes; whole where all of them share it, [rows, columns]."""
     return values if values.dim() == 2 else values[some]
 

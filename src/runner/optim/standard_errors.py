@@ -19,7 +19,7 @@ from runner.config import schema as c
 from runner.optim.base import Differentiable
 from runner.optim.linearised import Linearised, lengths
 from runner.optim.optimum import MOST_NUMBERS, MOST_WORK, work
-from runner.optim.qr import at_once, augmented, inverse, of_lanes, penalised, pieces, qr_of_pieces
+from runner.optim.qr import augmented, inverse, lanes_at_once, penalised, pieces, qr_of_pieces, select_lanes
 from runner.optim.student_t import CONFIDENCE, t_quantile
 
 CONVERGED = 1e-6
@@ -85,11 +85,11 @@ def infer(
     count, numbers = features.shape[-2], sum(value[0].numel() for value in parameters.values())
     if not _asked(fits[0].config, numbers) or work(count, numbers) > MOST_WORK:
         return [None] * len(fits)
-    most = at_once(count, numbers)
+    most = lanes_at_once(count, numbers)
     found: list[Inference | None] = []
     for first in range(0, len(fits), most):
         some = slice(first, first + most)
-        own = (of_lanes(features, some), of_lanes(target, some))
+        own = (select_lanes(features, some), select_lanes(target, some))
         named = {name: value[some].detach().to(widest(value.device)) for name, value in parameters.items()}
         found += _of_lanes(model, named, own, fits[some])
     return found

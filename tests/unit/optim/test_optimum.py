@@ -17,7 +17,14 @@ from runner.config.compose import compose
 from runner.models.base import Model
 from runner.models.base import build as build_model
 from runner.optim import optimum
-from runner.optim.optimum import find, largest_stable_lr, noise_floor, observed_rate, predicted_rate, unstable
+from runner.optim.optimum import (
+    find_optimum,
+    largest_stable_lr,
+    noise_floor,
+    observed_rate,
+    predicted_rate,
+    stability_warnings,
+)
 
 ROWS = 40
 
@@ -42,7 +49,7 @@ def at(of: c.Config, lr: float) -> c.Config:
 
 
 def known(of: c.Config, columns: int = 2, weight_decay: float = 0.0) -> optimum.Optimum:
-    found = find(built(of, columns), *table(columns), of, [weight_decay])
+    found = find_optimum(built(of, columns), *table(columns), of, [weight_decay])
     assert found is not None
     return found
 
@@ -127,13 +134,13 @@ LINEAR = {
 @pytest.mark.parametrize("words", LINEAR)
 def test_it_is_known_where_the_problem_is_linear_and_the_loss_a_square(words: str) -> None:
     of = compose(words.replace("'", "").split(" ", 1) if "expression" in words else words.split()).config
-    assert (find(built(of), *table(), of, [0.0]) is not None) == LINEAR[words]
+    assert (find_optimum(built(of), *table(), of, [0.0]) is not None) == LINEAR[words]
 
 
 def test_it_is_not_looked_for_where_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     of = config("model=linear")
     monkeypatch.setattr(optimum, "MOST_WORK", optimum.work(ROWS, 3) - 1)
-    assert find(built(of), *table(), of, [0.0]) is None
+    assert find_optimum(built(of), *table(), of, [0.0]) is None
 
 
 @pytest.mark.parametrize("model", ["model=linear", "model=polynomial", "model=mlp model.widths=[]", "model=formula model.expression=a*x0+b*x1"])  # fmt: skip
@@ -147,10 +154,10 @@ def test_lanes_have_what_each_has_alone(model: str, own: tuple[bool, bool], monk
     decays = [0.0, 0.1, 1.0]
     tables = [[table(seed=lane if is_own else 0)[part] for lane in range(3)] for part, is_own in enumerate(own)]
     stacked = [torch.stack(parts) if is_own else parts[0] for parts, is_own in zip(tables, own, strict=True)]
-    together = find(built(of), stacked[0], stacked[1], of, decays)
+    together = find_optimum(built(of), stacked[0], stacked[1], of, decays)
     assert together is not None
     for lane, decay in enumerate(decays):
-        alone = find(built(of), tables[0][lane], tables[1][lane], of, [decay])
+        alone = find_optimum(built(of), tables[0][lane], tables[1][lane], of, [decay])
         assert alone is not None
         for name, value in vars(alone).items():
             if name != "curvature":  # a triangle, up to the signs of its rows
@@ -164,7 +171,7 @@ def test_the_digits_are_a_lower_bound() -> None:
     x = torch.linspace(0, 10, ROWS, dtype=torch.float64).unsqueeze(1)
     true = np.ones(9)
     y = torch.tensor(np.vander(x[:, 0].numpy(), 9) @ true).unsqueeze(1)
-    found = find(built(of, 1), x, y, of, [0.0])
+    found = find_optimum(built(of, 1), x, y, of, [0.0])
     assert found is not None
     worst = -math.log10(float((found.solution - 1).abs().max()))
     assert 6 < float(found.digits) < worst < 16
@@ -177,7 +184,7 @@ def test_the_digits_are_a_lower_bound() -> None:
 def test_a_parameter_that_is_zero_has_digits_all_the_same() -> None:
     """The constant of standardised data."""
     x, y = ((part - part.mean()) / part.std() for part in table(1))
-    found = find(built(config("model=linear"), 1), x, y, config("model=linear"), [0.0])
+    found = find_optimum(built(config("model=linear"), 1), x, y, config("model=linear"), [0.0])
     assert found is not None
     assert abs(float(found.solution[0, 1])) < 1e-15
     assert 15 < float(found.digits) < 16
@@ -186,7 +193,7 @@ def test_a_parameter_that_is_zero_has_digits_all_the_same() -> None:
 def test_columns_that_depend_on_each_other_leave_no_digits() -> None:
     of = config("model=linear")
     features, y = table(1)
-    found = find(built(of), torch.column_stack((features, 2 * features)), y, of, [0.0])
+    found = find_optimum(built(of), torch.column_stack((features, 2 * features)), y, of, [0.0])
     assert found is not None
     assert float(found.digits) == 0
     assert float(found.condition) > 1e15
@@ -244,23 +251,23 @@ def test_a_rate_above_the_limit_is_told() -> None:
     limit = largest_stable_lr(of, float(found.eigenvalues[0, 0]))
     asked = [at(of, lr) for lr in (0.999 * limit, 1.001 * limit)]
     both = optimum.Optimum(*(torch.cat((value, value)) for value in vars(found).values()))
-    fine, high = unstable(asked, both)
+    fine, high = stability_warnings(asked, both)
     assert fine is None
     assert high == (
         f"lr is above the stability limit 2/λmax = {limit:.6g}: `optimizer.lr`={1.001 * limit:g} takes steps that lead away "
         "from the optimum; make it smaller, or standardize the data with data.standardize=true"
     )
     heavy = config("optimizer=momentum", "optimizer.momentum=0.5", f"optimizer.lr={1.4 * limit}")
-    assert unstable([heavy], found) == [None]
+    assert stability_warnings([heavy], found) == [None]
     faster = at(heavy, 1.6 * limit)
-    assert str(unstable([faster], found)[0]).startswith(
+    assert str(stability_warnings([faster], found)[0]).startswith(
         f"lr is above the stability limit (1 + momentum)·2/λmax = {1.5 * limit:.6g}:"
     )
 
 
 def test_adaptive_rules_have_no_limit() -> None:
     of = config("optimizer=adam", "optimizer.lr=100")
-    assert unstable([of], known(of)) == [None]
+    assert stability_warnings([of], known(of)) == [None]
 
 
 def test_the_observed_rate_is_that_of_the_second_half_above_rounding() -> None:
