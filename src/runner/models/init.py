@@ -1,4 +1,4 @@
-"""Start values: drawn in float64 from the generator that is given, never from torch's global one."""
+"""Start values, drawn in float64 from a given generator and never from torch's global one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from runner.config.schema import Init
 
 
 def init_tensor(tensor: Tensor, init: Init, fan_in: int, generator: torch.Generator) -> None:
-    """Start values for one tensor: "kaiming" is U(−1/√fan_in, 1/√fan_in), torch's own for `nn.Linear` (He et al., 2015)."""
+    """Fill one tensor with start values in place.
+
+    "kaiming" is U(−1/√fan_in, 1/√fan_in), torch's default for `nn.Linear` (He et al., "Delving Deep into Rectifiers",
+    2015). "uniform" is U(0, 1), "normal" is N(0, 1), "zeros" is 0.
+    """
     with torch.no_grad():
         if init == "kaiming":
             bound = 1 / math.sqrt(fan_in)
@@ -25,7 +29,7 @@ def init_tensor(tensor: Tensor, init: Init, fan_in: int, generator: torch.Genera
 
 
 def init_layers(module: nn.Module, init: Init, generator: torch.Generator) -> None:
-    """Start values for every linear layer, in the order of the forward pass."""
+    """Fill weight and bias of every linear layer in place, in the order of the forward pass."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             init_tensor(layer.weight, init, layer.in_features, generator)

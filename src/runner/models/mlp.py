@@ -16,31 +16,32 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiL
 
 
 class Network(nn.Sequential, Model):
-    """Linear, activation, dropout, … , linear: features [rows, columns] → predictions [rows, 1]."""
+    """Layers (linear, activation, dropout) … linear: features [rows, columns] → predictions [rows, 1]."""
 
     def is_linear(self, features: Tensor) -> bool:
-        return len(self) == 1  # no hidden layer
+        """Return whether the network has no hidden layer."""
+        return len(self) == 1
 
     def tensor_plan(self) -> Mapping[str, str]:
-        """Layers in pairs of column and row; one that is left over is a row."""
-        init_layers = [name for name, child in self.named_children() if isinstance(child, nn.Linear)]
-        paired = len(init_layers) - len(init_layers) % 2
-        return {name: "column" if i < paired and i % 2 == 0 else "row" for i, name in enumerate(init_layers)}
+        """Return pairs of a column-wise and a row-wise split layer; a last unpaired layer is split row-wise."""
+        layers = [name for name, child in self.named_children() if isinstance(child, nn.Linear)]
+        paired = len(layers) - len(layers) % 2
+        return {name: "column" if i < paired and i % 2 == 0 else "row" for i, name in enumerate(layers)}
 
     def stages(self, count: int) -> Sequence[Sequence[str]]:
-        """Layers, each with its activation and dropout; two stages differ by one layer at most."""
-        init_layers: list[list[str]] = []
+        """Return stages of whole layers, each with its activation and dropout; sizes differ by at most one layer."""
+        layers: list[list[str]] = []
         for name, child in self.named_children():
             if isinstance(child, nn.Linear):
-                init_layers.append([])
-            init_layers[-1].append(name)
-        count = min(count, len(init_layers))
-        cuts = [len(init_layers) * stage // count for stage in range(count + 1)]
-        return [[name for layer in init_layers[first:last] for name in layer] for first, last in pairwise(cuts)]
+                layers.append([])
+            layers[-1].append(name)
+        count = min(count, len(layers))
+        cuts = [len(layers) * stage // count for stage in range(count + 1)]
+        return [[name for layer in layers[first:last] for name in layer] for first, last in pairwise(cuts)]
 
 
 def build(config: c.Mlp, feature_names: Sequence[str], generator: torch.Generator) -> Network:
-    """A network with its start values."""
+    """Return a network with drawn start values, in float64 on the CPU."""
     parts: list[nn.Module] = []
     width = len(feature_names)
     for units in config.widths:
