@@ -195,8 +195,8 @@ def test_the_shortest_solution_does_not_depend_on_units() -> None:
     features, target = table(20, 1)
     features = torch.column_stack((1e18 * features, 1e18 * features, 0 * features))
     result, _ = solved(lstsq(), linear(3, bias=False), features, target)
-    alone, _ = solved(lstsq(), linear(1, bias=False), features[:, :1], target)
-    assert result[:2] == pytest.approx(alone[0] / 2, rel=1e-12)  # sums of 20 rows
+    single, _ = solved(lstsq(), linear(1, bias=False), features[:, :1], target)
+    assert result[:2] == pytest.approx(single[0] / 2, rel=1e-12)  # sums of 20 rows
     assert result[2] == 0
 
 

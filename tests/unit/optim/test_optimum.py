@@ -170,12 +170,12 @@ def test_vmapped_runs_have_the_optima_of_single_runs(
     together = find_optimum(make_model(settings), stacked[0], stacked[1], settings, decays)
     assert together is not None
     for lane, decay in enumerate(decays):
-        alone = find_optimum(make_model(settings), tables[0][lane], tables[1][lane], settings, [decay])
-        assert alone is not None
-        for name, value in vars(alone).items():
+        single = find_optimum(make_model(settings), tables[0][lane], tables[1][lane], settings, [decay])
+        assert single is not None
+        for name, value in vars(single).items():
             if name != "curvature":  # a triangle, up to the signs of its rows
                 torch.testing.assert_close(getattr(together, name)[lane], value[0], rtol=1e-11, atol=0.0)  # roundings
-        torch.testing.assert_close(together.eigenvalues[lane], alone.eigenvalues[0], rtol=1e-11, atol=1e-14)
+        torch.testing.assert_close(together.eigenvalues[lane], single.eigenvalues[0], rtol=1e-11, atol=1e-14)
 
 
 def test_the_digits_are_a_lower_bound() -> None:

@@ -176,11 +176,11 @@ def test_vmapped_fits_have_the_results_of_single_fits(monkeypatch: pytest.Monkey
     fits = [Fit(settings, {n: v[lane] for n, v in parameters.items()}, no_scaling(1)) for lane in range(3)]
     together = infer(make_model(settings), parameters, (x, y), fits)
     for lane, one in enumerate(together):
-        alone = infer_one(settings, {name: value[lane] for name, value in parameters.items()}, x, y)
+        single = infer_one(settings, {name: value[lane] for name, value in parameters.items()}, x, y)
         assert one is not None
-        assert (one.converged, one.reason, one.degrees_of_freedom) == (alone.converged, alone.reason, 47)
-        if one.standard_errors is not None and alone.standard_errors is not None:
-            for name, error in alone.standard_errors.items():
+        assert (one.converged, one.reason, one.degrees_of_freedom) == (single.converged, single.reason, 47)
+        if one.standard_errors is not None and single.standard_errors is not None:
+            for name, error in single.standard_errors.items():
                 assert float(one.standard_errors[name]) == pytest.approx(float(error), rel=1e-11)  # roundings
     assert [one.converged for one in together if one is not None] == [True, False, False]
 
