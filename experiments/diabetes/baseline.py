@@ -1,6 +1,6 @@
-"""The closed-form linear fit on the rows that `+experiment=diabetes` trains on: what a network has to beat.
+"""Closed-form linear fit on the training rows of `+experiment=diabetes`, as the baseline of a network.
 
-python experiments/diabetes/baseline.py [key=value …]     the same overrides as for the run, such as seed=3
+python experiments/diabetes/baseline.py [key=value …]     with the overrides of the run, such as seed=3
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from runner.errors import RunnerError
 
 
 def fit(overrides: Sequence[str] = ()) -> dict[str, dict[str, float]]:
-    """Part → rmse, mae and r2 in the units of the file. Raises the runner's own errors for what it cannot read."""
+    """Return rmse, mae and r2 by part, in the units of the file. Raises `RunnerError` if the data cannot be read."""
     config = compose(["+experiment=diabetes", *overrides]).config
     dataset = data.build(config.data, config.seed, torch.float64, torch.device("cpu"))
     train = dataset.parts["train"]
-    # "gelsd" also answers where columns depend on each other: the shortest of the best fits.
+    # "gelsd" also solves problems with linearly dependent columns: it returns the shortest of the best fits.
     weight = torch.linalg.lstsq(_with_constant(train.features), train.target, driver="gelsd").solution
     undo = dataset.scaling.undo
     return {
@@ -31,12 +31,12 @@ def fit(overrides: Sequence[str] = ()) -> dict[str, dict[str, float]]:
 
 
 def _with_constant(features: Tensor) -> Tensor:
-    """Features [rows, columns] → [rows, columns + 1], the last one 1."""
+    """Return features [rows, columns] with a column of ones appended, [rows, columns + 1]."""
     return torch.cat([features, features.new_ones(len(features), 1)], dim=1)
 
 
 def _metrics(prediction: Tensor, truth: Tensor) -> dict[str, float]:
-    """Of predictions and targets, each [rows, 1]."""
+    """Return the metrics of predictions and targets, each [rows, 1]."""
     error = prediction - truth
     spread = (truth - truth.mean()).square().sum()
     return {
@@ -47,7 +47,7 @@ def _metrics(prediction: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def main() -> int:
-    """Print a line for each part."""
+    """Print one line per part and return the exit code."""
     try:
         measured = fit(sys.argv[1:])
     except RunnerError as error:

@@ -1,4 +1,4 @@
-"""The largest stable learning rate of `linreg`: computed from its rows, and found by training.
+"""Largest stable learning rate of `linreg`: computed from its rows and measured by training.
 
 python experiments/learning_rate/study.py [--run-dir DIR]     512 rates x 8 seeds in one sweep
 """
@@ -23,22 +23,21 @@ from runner.sweep.results import Member, Results
 
 EXPERIMENT = "linreg"
 RATE = "optimizer.lr"
-WORDS = (f"{RATE}=range(3.606e-4,3.67768e-4,1.4e-8)", "seeds=8", "dtype=float64")
+OVERRIDES = (f"{RATE}=range(3.606e-4,3.67768e-4,1.4e-8)", "seeds=8", "dtype=float64")
 
 
 @dataclass(frozen=True)
 class Found:
-    """`stable`: the largest rate up to which no trial diverged; `unstable`: the smallest from which on every one did.
-
-    nan where there is none.
-    """
+    """Measured limits; nan if there is none."""
 
     stable: float
+    """Largest rate up to which no trial diverged."""
     unstable: float
+    """Smallest rate from which on every trial diverged."""
 
 
 def limit() -> float:
-    """Two over the largest curvature of the loss: its Hessian is 2·AᵀA/rows, where A has a column of ones.
+    """Return 2/λmax of the loss, whose Hessian is 2·AᵀA/rows for features A with a column of ones.
 
     Gradient descent multiplies the error along the eigenvector of curvature λ by 1 − lr·λ at every step.
     """
@@ -49,7 +48,7 @@ def limit() -> float:
 
 
 def find(directory: Path, results: Results) -> Found:
-    """Where training turns from converging to diverging."""
+    """Return the learning rates between which training starts to diverge."""
     by_rate: dict[float, list[bool]] = {}
     for member in results.members:
         by_rate.setdefault(member.values[RATE], []).append(_diverged(directory, member))
@@ -61,30 +60,30 @@ def find(directory: Path, results: Results) -> Found:
 
 
 def _diverged(directory: Path, member: Member) -> bool:
-    """Whether the loss at the end is above that of the first row, or no longer a number."""
+    """Return whether the final loss is above that of the first row, or the run failed."""
     if member.state != "finished":
         return True
     first = read_rows(directory / str(member.number) / "metrics.jsonl")[0]
     return member.metrics["train/loss"] > float(first["train/loss"])
 
 
-def picture(results: Results) -> bytes:
-    """PNG: the loss at the end by learning rate, with the line that is predicted."""
+def plot(results: Results) -> bytes:
+    """Return a PNG of the final loss by learning rate, with the predicted limit."""
     predicted = limit()
     return draw(replace(results, metric="train/loss"), {RATE: [(predicted, f"2/λmax = {predicted:.5g}")]})[RATE]
 
 
 def main() -> int:
-    """Train, compare, and draw."""
-    parser = argparse.ArgumentParser(description="The largest stable learning rate of linreg, computed and measured.")
-    parser.add_argument("--run-dir", help="directory of the sweep; without it runs/linreg/sweep_<stamp>")
+    """Train, compare, plot, and return the exit code."""
+    parser = argparse.ArgumentParser(description="Compute and measure the largest stable learning rate of linreg.")
+    parser.add_argument("--run-dir", help="directory of the sweep; default runs/linreg/sweep_<stamp>")
     run_dir = parser.parse_args().run_dir
     try:
-        directory, results = runner.multirun(EXPERIMENT, [*WORDS, *([f"run_dir='{run_dir}'"] if run_dir else [])])
+        directory, results = runner.multirun(EXPERIMENT, [*OVERRIDES, *([f"run_dir='{run_dir}'"] if run_dir else [])])
     except RunnerError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    png, found = picture(results), find(directory, results)
+    png, found = plot(results), find(directory, results)
     for path in (directory / "plots" / f"{RATE}.png", Path(__file__).with_name("limit.png")):
         write_atomic(path, png)
     sys.stdout.write(

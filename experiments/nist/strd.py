@@ -1,4 +1,4 @@
-"""Regression sets of NIST's Statistical Reference Datasets (StRD), read from the files as they are published."""
+"""Reader of NIST's Statistical Reference Datasets (StRD) for regression, in their published file format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TABLE = re.compile(r"^Data:[ \t]+([a-z]\w*(?:[ \t]+[a-z]\w*)+)[ \t]*$(.*)", re.
 
 @dataclass(frozen=True)
 class Parameter:
-    """What is certified of one, and the values to start from; a linear set has none of these."""
+    """One parameter: certified value and standard error, and start values, which only nonlinear sets have."""
 
     name: str
     starts: tuple[float, ...]
@@ -33,48 +33,53 @@ class Parameter:
 
 @dataclass(frozen=True)
 class ReferenceSet:
-    """One set. `columns` are the response and its predictors; `formula` is the right-hand side, in the file's own words."""
+    """One regression set."""
 
     name: str
     columns: tuple[str, ...]
+    """Names of the response and its predictors."""
     rows: tuple[tuple[str, ...], ...]
+    """Numbers as printed in the file."""
     formula: str
+    """Right-hand side of the model, as printed in the file."""
     log_response: bool
-    """Whether the formula is that of the logarithm of the response."""
+    """Whether the formula is for the logarithm of the response."""
     parameters: tuple[Parameter, ...]
     squares: float
     """Certified residual sum of squares."""
 
     @property
     def linear(self) -> bool:
+        """Whether the set has no start values, as linear ones do not."""
         return not self.parameters[0].starts
 
     @property
     def csv(self) -> str:
+        """Columns and rows as comma-separated text."""
         return "".join(",".join(row) + "\n" for row in (self.columns, *self.rows))
 
     @property
     def expression(self) -> str:
-        """The formula as the runner writes it."""
+        """Formula in the syntax of `model.expression`."""
         return self.formula.translate(str.maketrans("[]", "()")).replace("arctan", "atan")
 
     @property
     def degree(self) -> int:
-        """The highest power in a linear set."""
+        """Highest power in a linear set."""
         return max(map(int, re.findall(r"\*\*\s*(\d+)", self.formula)), default=1)
 
     @property
     def constant(self) -> tuple[Parameter, ...]:
-        """The parameter that no column is multiplied by in a linear set, where there is one."""
+        """Constant term of a linear set; empty if it has none."""
         return tuple(parameter for parameter in self.parameters if parameter.name.upper() == "B0")
 
     @property
     def slopes(self) -> tuple[Parameter, ...]:
-        """The other parameters."""
+        """All parameters except the constant."""
         return tuple(parameter for parameter in self.parameters if parameter not in self.constant)
 
-    def words(self, start: int | None) -> list[str]:
-        """The words for response and model; starts are counted from 1, and None is for a linear set."""
+    def overrides(self, start: int | None) -> list[str]:
+        """Return the overrides for response and model. Starts count from 1; None is for a linear set."""
         response = [f"data.target={quoted(self.columns[0])}", f"data.log_target={str(self.log_response).lower()}"]
         if start is not None:
             values = ", ".join(f"{parameter.name}: {parameter.starts[start - 1]!r}" for parameter in self.parameters)
@@ -86,7 +91,7 @@ class ReferenceSet:
 
     @property
     def certified(self) -> dict[str, list[float]]:
-        """What is certified: the parameters, a constant last, their standard errors, and the residual sum of squares."""
+        """Certified numbers by kind: parameters with the constant last, their standard errors, residual sum of squares."""
         parameters = (*self.slopes, *self.constant)
         return {
             "parameters": [parameter.value for parameter in parameters],
@@ -95,7 +100,7 @@ class ReferenceSet:
         }
 
     def found(self, summary: Mapping[str, Any]) -> dict[str, list[float]]:
-        """The same numbers of a fit, as far as its summary has them."""
+        """Return the same numbers of a fit, as far as its summary has them."""
         names = [parameter.name for parameter in self.parameters]
         numbers = {
             what: _flat(list(summary[what].values())) if self.linear else [summary[what][name] for name in names]
@@ -108,7 +113,7 @@ class ReferenceSet:
         return numbers
 
     def resolved(self, digits: float) -> bool:
-        """Whether the residuals keep so many digits when the response is rounded to float64."""
+        """Return whether the residuals keep so many digits when the response is rounded to float64."""
         size = math.hypot(*(float(row[0]) for row in self.rows))
         return math.sqrt(self.squares) > 10**digits * sys.float_info.epsilon * size
 
@@ -118,22 +123,22 @@ def _flat(value: Any) -> list[float]:
 
 
 def read(path: Path) -> ReferenceSet:
-    """The set in a file. Raises `DataError` with all that keeps it from being one.
+    """Return the set in a file. Raises `DataError` with all problems.
 
-    What is where follows from the headings; the line numbers that a file gives for its parts are not needed.
+    Parts are found by their headings; the line numbers that a file states for them are not used.
     """
     try:
         text = path.read_text(encoding="latin-1")
     except OSError as error:
         raise DataError(
-            f"`{path}` must be a file that can be read, but cannot ({error.strerror}); give another one"
+            f"`{path}` must be a readable file, but cannot be read ({error.strerror}); use another one"
         ) from None
     model, squares, table = _MODEL.search(text), _SQUARES.search(text), _TABLE.search(text)
     parameters = tuple(_parameter(name, numbers.split()) for name, numbers in _PARAMETER.findall(text))
     if not (model and squares and table and parameters):
         parts = {"model": model, "certified parameters": parameters, "residual sum of squares": squares, "data": table}
-        raise _unlike(path, [f"it has no {name}" for name, found in parts.items() if not found])
-    found = ReferenceSet(
+        raise _invalid(path, [f"it has no {name}" for name, result in parts.items() if not result])
+    result = ReferenceSet(
         name=path.stem,
         columns=tuple(table[1].split()),
         rows=tuple(tuple(line.split()) for line in table[2].splitlines() if line.strip()),
@@ -142,10 +147,10 @@ def read(path: Path) -> ReferenceSet:
         parameters=parameters,
         squares=float(squares[1]),
     )
-    problems = [*_miscounted(found, text), *_unfit(found)]
+    problems = [*_miscounted(result, text), *_unsupported(result)]
     if problems:
-        raise _unlike(path, problems)
-    return found
+        raise _invalid(path, problems)
+    return result
 
 
 def _parameter(name: str, numbers: list[str]) -> Parameter:
@@ -153,41 +158,41 @@ def _parameter(name: str, numbers: list[str]) -> Parameter:
     return Parameter(name, tuple(starts), value, error)
 
 
-def _unlike(path: Path, problems: list[str]) -> DataError:
+def _invalid(path: Path, problems: list[str]) -> DataError:
     return DataError(
-        f"`{path}` must be a regression set as NIST publishes them, but {problem}; give the file as it was published"
+        f"`{path}` must be a regression set in NIST's format, but {problem}; use the file as published"
         for problem in problems
     )
 
 
-def _miscounted(found: ReferenceSet, text: str) -> Iterator[str]:
-    """Where the file does not have what it says it has."""
-    for what, count in (("Observations", len(found.rows)), ("Parameters", len(found.parameters))):
-        told = re.search(rf"^\s*(\d+)\s+{what}?\b", text, re.M)
-        if told and int(told[1]) != count:
-            yield f"it has {count} {what.lower()} and says {told[1]}"
-    odd = next((row for row in found.rows if len(row) != len(found.columns)), None)
+def _miscounted(result: ReferenceSet, text: str) -> Iterator[str]:
+    """Yield where the file does not have what it states."""
+    for what, count in (("Observations", len(result.rows)), ("Parameters", len(result.parameters))):
+        stated = re.search(rf"^\s*(\d+)\s+{what}?\b", text, re.M)
+        if stated and int(stated[1]) != count:
+            yield f"it has {count} {what.lower()} but states {stated[1]}"
+    odd = next((row for row in result.rows if len(row) != len(result.columns)), None)
     if odd is not None:
-        yield f"it has {len(found.columns)} columns and the row {' '.join(odd)!r}"
-    if len({len(parameter.starts) for parameter in found.parameters}) > 1:
+        yield f"it has {len(result.columns)} columns and the row {' '.join(odd)!r}"
+    if len({len(parameter.starts) for parameter in result.parameters}) > 1:
         yield "it has more numbers for one parameter than for another"
 
 
-def _unfit(found: ReferenceSet) -> Iterator[str]:
-    """What keeps the runner from fitting its model."""
-    predictors = found.columns[1:]
-    if found.linear:
-        powers = found.degree > 1
-        if len(found.slopes) != found.degree * len(predictors) or (
-            powers and (len(predictors) > 1 or not found.constant)
+def _unsupported(result: ReferenceSet) -> Iterator[str]:
+    """Yield why the runner cannot fit its model."""
+    predictors = result.columns[1:]
+    if result.linear:
+        powers = result.degree > 1
+        if len(result.slopes) != result.degree * len(predictors) or (
+            powers and (len(predictors) > 1 or not result.constant)
         ):
-            yield f"its model {found.formula!r} is neither a sum of its columns nor a polynomial of one column with a constant"
+            yield f"its model {result.formula!r} is neither a sum of its columns nor a polynomial of one column with a constant"
         return
     try:
-        names = set(parse(found.expression).names) - set(predictors)
+        names = set(parse(result.expression).names) - set(predictors)
     except ExpressionError as error:
         yield f"its model cannot be read: {error}"
         return
-    parameters = {parameter.name for parameter in found.parameters}
+    parameters = {parameter.name for parameter in result.parameters}
     if names != parameters:
-        yield f"its model has the parameters {sorted(names)} and those certified are {sorted(parameters)}"
+        yield f"its model has the parameters {sorted(names)} but certified values for {sorted(parameters)}"

@@ -1,4 +1,4 @@
-"""The solvers by least squares, against numpy, scipy and closed forms; what they keep to however they are asked."""
+"""Least-squares solvers against numpy, scipy and closed forms, and properties that both have."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def doubled(model: Model) -> dict[str, Tensor]:
 def solved(
     config: Any, model: Model, features: Tensor, target: Tensor, most: int = 500
 ) -> tuple[np.ndarray[Any, Any], int]:
-    """All parameters in a row and the steps it took; fails where the solver does not come to an end."""
+    """Return all parameters in one row and the number of steps; fail if the solver does not converge."""
     optimizer = build_optimizer(config, "manual", dict(model.named_parameters()))
-    asked = objective(model, features, target)
+    problem = objective(model, features, target)
     for step in range(1, most + 1):
-        optimizer.step(asked.at(step), None)
+        optimizer.step(problem.at(step), None)
         if optimizer.settled:
             return row(model), step
-    pytest.fail(f"not settled after {most} steps")
+    pytest.fail(f"not converged after {most} steps")
 
 
 def row(model: Model) -> np.ndarray[Any, Any]:
@@ -82,7 +82,7 @@ def row(model: Model) -> np.ndarray[Any, Any]:
 
 
 def table(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Features of very different sizes and a noisy target."""
+    """Return features of very different magnitudes and a noisy target."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(rows, columns, generator=generator, dtype=torch.float64) * 10.0 ** torch.arange(columns)
     noise = torch.randn(rows, 1, generator=generator, dtype=torch.float64)
@@ -93,8 +93,8 @@ def with_ones(features: Tensor) -> np.ndarray[Any, Any]:
     return np.column_stack((features.numpy(), np.ones(len(features))))
 
 
-def apart(one: Any, other: Any) -> float:
-    """The largest relative difference."""
+def difference(one: Any, other: Any) -> float:
+    """Return the largest relative difference."""
     return float(np.max(np.abs(np.asarray(one) - np.asarray(other)) / np.abs(other)))
 
 
@@ -104,53 +104,59 @@ def apart(one: Any, other: Any) -> float:
 @pytest.mark.parametrize("rows", [5, 100, 40_000])  # the last one is factored in three pieces
 def test_lstsq_is_the_solution_of_numpy(rows: int) -> None:
     features, target = table(rows, 4)
-    found, steps = solved(lstsq(), linear(4), features, target)
+    result, steps = solved(lstsq(), linear(4), features, target)
     expected = np.linalg.lstsq(with_ones(features), target.numpy()[:, 0])[0]
-    assert apart(found, expected) < 1e-11  # numpy's condition number of 1e4 times the rounding of float64
+    assert (
+        difference(result, expected) < 1e-11
+    )  # condition number 1e4 times the rounding of float64, in numpy's solution
     assert steps == 2
 
 
-def test_lstsq_without_a_constant() -> None:
+def test_lstsq_without_a_bias() -> None:
     features, target = table(30, 3)
-    found, _ = solved(lstsq(), linear(3, bias=False), features, target)
-    assert apart(found, np.linalg.lstsq(features.numpy(), target.numpy()[:, 0])[0]) < 1e-12  # as above, of 1e2
+    result, _ = solved(lstsq(), linear(3, bias=False), features, target)
+    assert (
+        difference(result, np.linalg.lstsq(features.numpy(), target.numpy()[:, 0])[0]) < 1e-12
+    )  # as above, condition number 1e2
 
 
 @pytest.mark.parametrize("degree", [1, 4])
-def test_lstsq_is_numpys_polynomial(degree: int) -> None:
+def test_lstsq_is_the_polynomial_of_numpy(degree: int) -> None:
     x = torch.linspace(-2, 3, 50, dtype=torch.float64).unsqueeze(1)
     target = x.sin() + 0.1 * x
     model = build_model(c.Polynomial(name="polynomial", degree=degree, init="kaiming"), ["x"], stream(0, "init"))
     *powers, constant = solved(lstsq(), model, x, target)[0]
     expected = np.polyfit(x[:, 0].numpy(), target[:, 0].numpy(), degree)[::-1]
-    assert apart([constant, *powers], expected) < 1e-12  # the condition number is below 1e3
+    assert difference([constant, *powers], expected) < 1e-12  # the condition number is below 1e3
 
 
 @pytest.mark.parametrize("weight_decay", [1e-3, 0.5, 100.0])
 def test_lstsq_with_weight_decay_is_ridge_regression(weight_decay: float) -> None:
-    """(XᵀX/n + λ/2)·p = Xᵀy/n, for the mean of squares and λ/2·‖p‖², the constant included as by the other rules."""
+    """(XᵀX/n + λ/2)·p = Xᵀy/n, for the mean of squares plus λ/2·‖p‖², bias included as in the update rules."""
     features, target = table(60, 3)
     design = with_ones(features)
     normal = design.T @ design / 60 + weight_decay / 2 * np.eye(4)
     expected = np.linalg.solve(normal, design.T @ target.numpy()[:, 0] / 60)
-    found, _ = solved(lstsq(weight_decay), linear(3), features, target)
-    assert apart(found, expected) < 1e-9  # of the reference: normal equations square the condition number of 1e2
+    result, _ = solved(lstsq(weight_decay), linear(3), features, target)
+    assert (
+        difference(result, expected) < 1e-9
+    )  # error of the reference: normal equations square the condition number of 1e2
 
 
 def test_lstsq_in_float32_is_the_rounded_solution() -> None:
     features, target = (part.float() for part in table(200, 3))
-    found, _ = solved(lstsq(), linear(3, torch.float32), features, target)
+    result, _ = solved(lstsq(), linear(3, torch.float32), features, target)
     expected = np.linalg.lstsq(with_ones(features.double()), target.double().numpy()[:, 0])[0]
-    assert apart(found, expected) <= 2.0**-24  # half a unit in the last place of float32
+    assert difference(result, expected) <= 2.0**-24  # half a unit in the last place of float32
 
 
 def test_lstsq_on_a_formula_that_is_linear_in_its_parameters() -> None:
     x = torch.linspace(1, 9, 40, dtype=torch.float64).unsqueeze(1)
     target = 2 * x.log() - 3 / x + 5 + x.sin()
-    found, _ = solved(lstsq(), formula("2 + a*log(x) + (b - c*x)/x"), x, target)
+    result, _ = solved(lstsq(), formula("2 + a*log(x) + (b - c*x)/x"), x, target)
     design = np.column_stack((x.log().numpy(), 1 / x.numpy(), -np.ones(40)))
     expected = np.linalg.lstsq(design, target.numpy()[:, 0] - 2)[0]
-    assert apart(found, expected) < 1e-12  # a condition number below 1e2
+    assert difference(result, expected) < 1e-12  # a condition number below 1e2
 
 
 UNDETERMINED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -163,45 +169,45 @@ UNDETERMINED: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("kind", UNDETERMINED)
-def test_of_equally_good_solutions_lstsq_takes_the_shortest(kind: str) -> None:
+def test_lstsq_returns_the_shortest_of_equally_good_solutions(kind: str) -> None:
     features = UNDETERMINED[kind](table(50, 4)[0])
     target = table(50, 4)[1][: len(features)]
-    found, _ = solved(lstsq(), linear(features.shape[1]), features, target)
+    result, _ = solved(lstsq(), linear(features.shape[1]), features, target)
     expected = np.linalg.lstsq(with_ones(features), target.numpy()[:, 0])[0]
-    # Of numpy, which does not scale columns: 1e4 roundings; relative to the longest, since a zero is zero up to rounding.
-    assert np.abs(found - expected).max() < 1e-11 * np.abs(expected).max()
+    # 1e4 roundings in numpy's solution, which does not scale columns; relative to the largest, since a 0 is 0 up to rounding.
+    assert np.abs(result - expected).max() < 1e-11 * np.abs(expected).max()
 
 
-def test_two_columns_that_are_one_are_told_from_different_ones() -> None:
-    """Rounding leaves a second singular value of some units in the last place, by chance and the more rows the more."""
+def test_two_proportional_columns_count_as_dependent() -> None:
+    """Rounding leaves a second singular value of some units in the last place, which grows with the number of rows."""
     for seed in range(30):
         generator = torch.Generator().manual_seed(seed)
         column, target = torch.randn(2, 1000, 1, generator=generator, dtype=torch.float64)
         factor = 1 + seed / 30
-        found, _ = solved(
+        result, _ = solved(
             lstsq(), linear(2, bias=False), torch.column_stack((column + 2, factor * (column + 2))), target
         )
-        assert found[1] == pytest.approx(factor * found[0], rel=1e-12)  # a sum over many rows, in any order
+        assert result[1] == pytest.approx(factor * result[0], rel=1e-12)  # a sum over many rows, in any order
 
 
-def test_the_shortest_solution_does_not_see_units() -> None:
-    """Beside a column of zeros, two equal ones that are 10¹⁸ times as large as the target."""
+def test_the_shortest_solution_does_not_depend_on_units() -> None:
+    """A column of zeros, and two equal columns 10¹⁸ times as large as the target."""
     features, target = table(20, 1)
     features = torch.column_stack((1e18 * features, 1e18 * features, 0 * features))
-    found, _ = solved(lstsq(), linear(3, bias=False), features, target)
-    alone, _ = solved(lstsq(), linear(1, bias=False), features[:, :1], target)
-    assert found[:2] == pytest.approx(alone[0] / 2, rel=1e-12)  # sums of 20 rows
-    assert found[2] == 0
+    result, _ = solved(lstsq(), linear(3, bias=False), features, target)
+    single, _ = solved(lstsq(), linear(1, bias=False), features[:, :1], target)
+    assert result[:2] == pytest.approx(single[0] / 2, rel=1e-12)  # sums of 20 rows
+    assert result[2] == 0
 
 
-def test_one_row() -> None:
-    found, _ = solved(lstsq(), linear(1), torch.tensor([[2.0]]).double(), torch.tensor([[10.0]]).double())
-    assert found == pytest.approx([4.0, 2.0], rel=1e-14)  # (2·10, 10)/(2² + 1), up to a rounding or two
+def test_lstsq_with_one_row() -> None:
+    result, _ = solved(lstsq(), linear(1), torch.tensor([[2.0]]).double(), torch.tensor([[10.0]]).double())
+    assert result == pytest.approx([4.0, 2.0], rel=1e-14)  # (2·10, 10)/(2² + 1), up to one or two roundings
 
 
 # ----------------------------------------------------------------------------------------------------------------- lm
 
-# Formula, the true parameters, and starts that plain Gauss-Newton steps from a distance of fail or take long from.
+# Formula, true parameters, and starts from which plain Gauss-Newton steps fail or take long.
 HARD: dict[str, tuple[str, dict[str, float], dict[str, float]]] = {
     "decay": ("a*exp(-b*x) + d", {"a": 5.0, "b": 0.7, "d": 1.0}, {"a": 1.0, "b": 4.0, "d": -20.0}),
     "saturation": ("a*(1 - exp(-b*x))", {"a": 240.0, "b": 5e-1}, {"a": 1.0, "b": 10.0}),
@@ -214,7 +220,7 @@ HARD: dict[str, tuple[str, dict[str, float], dict[str, float]]] = {
 
 
 def measured(name: str, noise: float = 0.05) -> tuple[Model, Tensor, Tensor]:
-    """A model at its start values, and rows that its true parameters made."""
+    """Return a model at its start values, and rows generated by its true parameters."""
     expression, true, start = HARD[name]
     x = torch.linspace(0.2, 8, 60, dtype=torch.float64).unsqueeze(1)
     with torch.no_grad():
@@ -238,27 +244,27 @@ def test_lm_is_the_solution_of_scipy_from_a_hard_start(name: str) -> None:
             return (probe(x) - target).numpy()[:, 0]
 
     best = scipy.optimize.least_squares(residuals, [true[n] for n in names], jac="3-point", x_scale="jac", ftol=1e-15, xtol=1e-15, gtol=1e-15)  # fmt: skip
-    found, _ = solved(LM, model, x, target)
-    assert float(np.square(residuals(found)).sum()) <= 2 * best.cost * (1 + 1e-13)  # a sum of 60 squares, rounded
-    assert apart(found, best.x) < 1e-5  # of the reference, whose derivatives are differences
+    result, _ = solved(LM, model, x, target)
+    assert float(np.square(residuals(result)).sum()) <= 2 * best.cost * (1 + 1e-13)  # a sum of 60 squares, rounded
+    assert difference(result, best.x) < 1e-5  # error of the reference, whose derivatives are differences
 
 
 @pytest.mark.parametrize("name", HARD)
 def test_lm_finds_the_parameters_of_data_without_noise(name: str) -> None:
-    """The residuals end at the level of rounding, where their sum of squares tells nothing of a better point."""
+    """The residuals end at the level of rounding, where sums of squares cannot be compared any more."""
     model, x, target = measured(name, noise=0.0)
-    found, _ = solved(LM, model, x, target)
+    result, _ = solved(LM, model, x, target)
     true = [HARD[name][1][parameter] for parameter, _ in model.named_parameters()]
-    assert apart(found, true) < 1e-12  # condition numbers below 1e3
+    assert difference(result, true) < 1e-12  # condition numbers below 1e3
 
 
-def test_lm_does_not_see_the_units_of_a_parameter() -> None:
+def test_lm_does_not_depend_on_the_units_of_a_parameter() -> None:
     model, x, target = measured("decay")
     other = formula("1e6*a*exp(-b*1e-4*x) + d*1e-3", a=1e-6, b=4e4, d=-2e4)
-    found, steps = solved(LM, model, x, target)
+    result, steps = solved(LM, model, x, target)
     same, as_many = solved(LM, other, x, target)
     assert as_many == steps
-    assert apart(same * [1e6, 1e-4, 1e-3], found) < 1e-9  # SETTLED, the share of the residuals at which it ends
+    assert difference(same * [1e6, 1e-4, 1e-3], result) < 1e-9  # SETTLED, the relative offset at which it ends
 
 
 def test_lm_solves_a_linear_problem_in_one_step() -> None:
@@ -267,34 +273,34 @@ def test_lm_solves_a_linear_problem_in_one_step() -> None:
     optimizer = build_optimizer(c.Lm(name="lm", radius=1e38), "manual", dict(model.named_parameters()))
     optimizer.step(objective(model, features, target).at(1), None)
     expected = np.linalg.lstsq(with_ones(features), target.numpy()[:, 0])[0]
-    assert apart(row(model), expected) < 1e-10  # one solution without a refinement; the condition number is 1e3
+    assert difference(row(model), expected) < 1e-10  # one solution without a refinement; the condition number is 1e3
     assert float(far.at(1).squares()) > 60
 
 
 def test_the_first_step_keeps_within_its_radius() -> None:
-    """Lengths are those of the parameters times the lengths of their columns of the Jacobian."""
+    """Parameters are scaled by the lengths of their columns of the Jacobian."""
     model, x, target = measured("decay")
     start = row(model)
-    asked = objective(model, x, target)
-    columns = np.linalg.norm(asked.at(1).residuals().factor[:, :3].numpy(), axis=0)
+    problem = objective(model, x, target)
+    columns = np.linalg.norm(problem.at(1).residuals().factor[:, :3].numpy(), axis=0)
     for radius in (1e-3, 1e-2):
         moved, _, _ = measured("decay")
         build_optimizer(c.Lm(name="lm", radius=radius), "manual", dict(moved.named_parameters())).step(objective(moved, x, target).at(1), None)  # fmt: skip
         length = np.linalg.norm((row(moved) - start) * columns) / np.linalg.norm(start * columns)
-        assert 0.9 * radius <= length <= 1.1 * radius + 1e-12  # Moré's tenth, and roundings
+        assert 0.9 * radius <= length <= 1.1 * radius + 1e-12  # 10 % tolerance of Moré (1978), and roundings
 
 
-def test_lm_steps_back_from_where_the_formula_has_no_value() -> None:
-    """A full step from here makes the argument of the logarithm negative."""
+def test_lm_steps_back_from_points_where_the_formula_is_not_finite() -> None:
+    """A full step from the start makes the argument of the logarithm negative."""
     x = torch.linspace(0.5, 8, 40, dtype=torch.float64).unsqueeze(1)
     target = 3 * (x + 0.5).log()
-    found, _ = solved(LM, formula("a*log(x + b)", a=1.0, b=60.0), x, target)
-    assert apart(found, [3.0, 0.5]) < 1e-12  # a condition number below 1e3
+    result, _ = solved(LM, formula("a*log(x + b)", a=1.0, b=60.0), x, target)
+    assert difference(result, [3.0, 0.5]) < 1e-12  # a condition number below 1e3
 
 
-def test_in_float32_lm_ends_where_it_does_in_float64() -> None:
-    """A long valley without noise, in which the sum of squares of float32 predictions would show no way on."""
-    found = {}
+def test_lm_in_float32_converges_as_in_float64() -> None:
+    """A long valley without noise, where the sum of squares of float32 predictions would show no progress."""
+    result = {}
     for dtype in (torch.float64, torch.float32):
         true = {"a": 0.1, "b": 1.0, "d": 0.9, "g": 3.0, "h": 1.6, "i": 5.0}
         start = {"a": 1.2, "b": 0.3, "d": 5.6, "g": 5.5, "h": 6.5, "i": 7.6}
@@ -302,60 +308,60 @@ def test_in_float32_lm_ends_where_it_does_in_float64() -> None:
         model, exact = (formula("a*exp(-b*x) + d*exp(-g*x) + h*exp(-i*x)", **values) for values in (start, true))
         target = exact(x).detach().to(dtype)
         solved(LM, model.to(dtype), x.to(dtype), target)
-        found[dtype] = float((model(x.to(dtype)) - target).detach().abs().max())
-    assert found[torch.float64] < 1e-14
-    assert found[torch.float32] < 3e-6  # predictions of up to 2.6, rounded some ten times; 1e-4 on the way
+        result[dtype] = float((model(x.to(dtype)) - target).detach().abs().max())
+    assert result[torch.float64] < 1e-14
+    assert result[torch.float32] < 3e-6  # predictions of up to 2.6, rounded about ten times; 1e-4 before convergence
 
 
 def test_lm_fits_a_small_network() -> None:
     config = c.Mlp(name="mlp", widths=(6,), activation="tanh", dropout=0.0)
     model = build_model(config, ["x"], stream(1, "init"))
     x = torch.linspace(-3, 3, 60, dtype=torch.float64).unsqueeze(1)
-    optimizer, asked = build_optimizer(LM, "manual", dict(model.named_parameters())), objective(model, x, x.sin())
+    optimizer, problem = build_optimizer(LM, "manual", dict(model.named_parameters())), objective(model, x, x.sin())
     for step in range(1, 101):
-        optimizer.step(asked.at(step), None)
-    assert float(asked.squares()) / 60 < 1e-8  # of a sine, whose mean square is 0.5
+        optimizer.step(problem.at(step), None)
+    assert float(problem.squares()) / 60 < 1e-8  # relative to a sine, whose mean square is 0.5
 
 
 @pytest.mark.parametrize("name", ["decay", "units apart"])
-def test_a_state_that_was_saved_goes_on_with_the_same_bits(name: str) -> None:
+def test_a_resumed_state_gives_the_same_bits(name: str) -> None:
     model, x, target = measured(name)
-    optimizer, asked = build_optimizer(LM, "manual", dict(model.named_parameters())), objective(model, x, target)
+    optimizer, problem = build_optimizer(LM, "manual", dict(model.named_parameters())), objective(model, x, target)
     for step in range(1, 500):
-        kept = {slot: {k: v.clone() for k, v in own.items()} for slot, own in optimizer.state_dict().items()}
+        saved = {name: {k: v.clone() for k, v in slots.items()} for name, slots in optimizer.state_dict().items()}
         copied, _, _ = measured(name)
         copied.load_state_dict(model.state_dict())
-        again = build_optimizer(LM, "manual", dict(copied.named_parameters()))
-        again.load_state_dict(kept)
-        for of, on in ((optimizer, asked), (again, objective(copied, x, target))):
-            of.step(on.at(step), None)
+        resumed = build_optimizer(LM, "manual", dict(copied.named_parameters()))
+        resumed.load_state_dict(saved)
+        for solver, objective_ in ((optimizer, problem), (resumed, objective(copied, x, target))):
+            solver.step(objective_.at(step), None)
         assert np.array_equal(row(model), row(copied)), step
-        assert again.settled == optimizer.settled
+        assert resumed.settled == optimizer.settled
         if optimizer.settled:
             return
-    pytest.fail("not settled")
+    pytest.fail("not converged")
 
 
 @pytest.mark.parametrize("config", [lstsq(), LM], ids=["lstsq", "lm"])
-def test_nothing_moves_once_it_is_settled(config: Any) -> None:
+def test_a_step_after_convergence_changes_nothing(config: Any) -> None:
     features, target = table(30, 2)
     model = linear(2)
-    asked = objective(model, features, target)
+    problem = objective(model, features, target)
     optimizer = build_optimizer(config, "manual", dict(model.named_parameters()))
     while not optimizer.settled:
-        optimizer.step(asked.at(1), None)
+        optimizer.step(problem.at(1), None)
     before = row(model)
-    optimizer.step(asked.at(1), None)
-    assert apart(row(model), before) < 1e-13  # lstsq refines once more; lm does nothing
-    assert list(optimizer.settled) == []  # it was told before
+    optimizer.step(problem.at(1), None)
+    assert difference(row(model), before) < 1e-13  # lstsq refines once more, lm does nothing
+    assert list(optimizer.settled) == []  # reported once, in the step that converged
 
 
 @pytest.mark.parametrize("accumulate", [2, 7])
-def test_rows_in_portions_have_the_triangle_of_the_whole(accumulate: int) -> None:
+def test_accumulated_portions_have_the_triangular_factor_of_the_whole_batch(accumulate: int) -> None:
     features, target = table(50, 3)
     model = linear(3)
     whole, parts = (objective(model, features, target, accumulate=n).at(1).residuals() for n in (1, accumulate))
-    gram = [(found.factor.mT @ found.factor).numpy() for found in (whole, parts)]
-    assert apart(gram[1], gram[0]) < 1e-12  # sums of 50 rows in another order
+    gram = [(result.factor.mT @ result.factor).numpy() for result in (whole, parts)]
+    assert difference(gram[1], gram[0]) < 1e-12  # sums of 50 rows in another order
     assert float(parts.share) == pytest.approx(float(whole.share), rel=1e-13)
     assert parts.rows == whole.rows == 50

@@ -1,4 +1,4 @@
-"""What every model keeps to, whatever it computes."""
+"""Properties that every model must have."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ COLUMNS = ("x", "z")
 ROWS = 7
 
 CHOICES: dict[str, Any] = {
-    **{f"linear {init}": c.Linear(name="linear", bias=True, init=init) for init in ("kaiming", "uniform", "normal")},
-    "linear unbiased": c.Linear(name="linear", bias=False, init="kaiming"),
-    "linear zeros": c.Linear(name="linear", bias=True, init="zeros"),
+    "linear": c.Linear(name="linear", bias=True, init="kaiming"),
+    "linear without bias": c.Linear(name="linear", bias=False, init="uniform"),
     "polynomial": c.Polynomial(name="polynomial", degree=3, init="kaiming"),
-    # relu has no gradient at its corner, which a finite difference may step over; the others are smooth.
+    # Not relu: a finite difference may step over its corner. The others are smooth.
     "mlp": c.Mlp(name="mlp", widths=(5, 4), activation="tanh", dropout=0.0),
     "mlp without layers": c.Mlp(name="mlp", widths=(), activation="gelu", dropout=0.0),
     "mlp dropout": c.Mlp(name="mlp", widths=(5,), activation="silu", dropout=0.5),
@@ -48,23 +47,23 @@ def _bits(model: Model) -> dict[str, bytes]:
     return {name: parameter.detach().numpy().tobytes() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, ROWS])
-def test_one_number_a_row_in_the_parameters_type(choice: Any, dtype: torch.dtype, rows: int) -> None:
-    prediction = _build(choice).to(dtype)(_features(dtype)[:rows])
-    assert prediction.shape == (rows, 1)
-    assert prediction.dtype == dtype
+def test_there_is_one_prediction_per_row_in_the_dtype_of_the_parameters(choice: Any) -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        for rows in (1, ROWS):
+            prediction = _build(choice).to(dtype)(_features(dtype)[:rows])
+            assert prediction.shape == (rows, 1)
+            assert prediction.dtype == dtype
 
 
-def test_a_rows_prediction_does_not_depend_on_the_others(choice: Any) -> None:
+def test_a_prediction_does_not_depend_on_other_rows(choice: Any) -> None:
     model = _build(choice).eval()
-    together = model(_features())
-    alone = torch.cat([model(_features()[row : row + 1]) for row in range(ROWS)])
+    batched = model(_features())
+    single = torch.cat([model(_features()[row : row + 1]) for row in range(ROWS)])
     # A product with one row may be summed in another order: some roundings of numbers near 1.
-    torch.testing.assert_close(alone, together, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(single, batched, rtol=1e-13, atol=1e-14)
 
 
-def test_gradients_are_those_of_finite_differences(choice: Any) -> None:
+def test_gradients_agree_with_finite_differences(choice: Any) -> None:
     model = _build(choice).eval()
     names = [name for name, _ in model.named_parameters()]
     values = tuple(parameter.detach().clone().requires_grad_() for parameter in model.parameters())
@@ -77,26 +76,25 @@ def test_gradients_are_those_of_finite_differences(choice: Any) -> None:
     assert torch.autograd.gradcheck(forward, (features, *values))
 
 
-def test_start_values_come_from_the_generator_alone(choice: Any) -> None:
+def test_start_values_depend_only_on_the_generator(choice: Any) -> None:
     before = torch.get_rng_state()
     first = _bits(_build(choice))
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
     assert _bits(_build(choice)) == first
-    if getattr(choice, "init", None) != "zeros":
-        other = _bits(_build(choice, seed=1))
-        drawn = [name for name in first if name not in getattr(choice, "start", {})]
-        assert all(other[name] != first[name] for name in drawn)
+    other = _bits(_build(choice, seed=1))
+    drawn = [name for name in first if name not in getattr(choice, "start", {})]
+    assert all(other[name] != first[name] for name in drawn)
 
 
-def test_float32_starts_from_the_rounded_numbers_of_float64(choice: Any) -> None:
+def test_float32_start_values_are_rounded_float64_values(choice: Any) -> None:
     wide, narrow = _build(choice), _build(choice).to(torch.float32)
     assert {parameter.dtype for parameter in wide.parameters()} == {torch.float64}
     for one, other in zip(wide.parameters(), narrow.parameters(), strict=True):
         assert torch.equal(other, one.float())
 
 
-def test_a_copy_is_equal_and_apart(choice: Any) -> None:
+def test_a_copy_is_equal_and_independent(choice: Any) -> None:
     model = _build(choice).eval()
     copied = copy.deepcopy(model)
     assert torch.equal(copied(_features()), model(_features()))
@@ -108,22 +106,22 @@ def test_a_copy_is_equal_and_apart(choice: Any) -> None:
     assert _bits(model) == before
 
 
-def test_other_parameters_can_stand_in(choice: Any) -> None:
+def test_a_functional_call_uses_other_parameters(choice: Any) -> None:
     model, other = _build(choice).eval(), _build(choice, seed=1).eval()
     before = _bits(model)
-    stood_in = torch.func.functional_call(model, dict(other.named_parameters()), (_features(),))
-    assert torch.equal(stood_in, other(_features()))
+    called = torch.func.functional_call(model, dict(other.named_parameters()), (_features(),))
+    assert torch.equal(called, other(_features()))
     assert _bits(model) == before
 
 
-def test_the_state_is_the_whole_model(choice: Any) -> None:
+def test_the_state_dict_is_the_complete_model(choice: Any) -> None:
     model, other = _build(choice).eval(), _build(choice, seed=1).eval()
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(_features()), model(_features()))
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
 
 
-def test_draws_tells_whether_training_draws(choice: Any) -> None:
+def test_draws_is_whether_training_draws_random_numbers(choice: Any) -> None:
     model = _build(choice).train()
     with torch.random.fork_rng(devices=[]):
         before = torch.get_rng_state()
@@ -134,47 +132,45 @@ def test_draws_tells_whether_training_draws(choice: Any) -> None:
 # ---------------------------------------------------------------------------------------------------- derivatives
 
 
-def _parameters(choice: Any, lanes: int | None) -> dict[str, Tensor]:
-    own = [dict(_build(choice, seed).named_parameters()) for seed in range(lanes or 1)]
-    stacked = {name: torch.stack([values[name] for values in own]) for name in own[0]}
-    return stacked if lanes else {name: value[0] for name, value in stacked.items()}
+def _parameters(choice: Any, lanes: int) -> dict[str, Tensor]:
+    """Return the start values of `lanes` seeds, stacked."""
+    seeds = [dict(_build(choice, seed).named_parameters()) for seed in range(lanes)]
+    return {name: torch.stack([values[name] for values in seeds]) for name in seeds[0]}
 
 
-def _numbers(choice: Any, seed: int, features: Tensor) -> Tensor:
-    """Derivatives [rows, numbers] by torch's own loop over the rows."""
+def _jacobian(choice: Any, seed: int, features: Tensor) -> Tensor:
+    """Return derivatives [rows, numbers] by a loop of torch.autograd over the rows."""
     model = _build(choice, seed).eval()
-    found = []
+    derivatives = []
     for row in features:
         gradients = torch.autograd.grad(model(row.unsqueeze(0)).sum(), list(model.parameters()))
-        found.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-    return torch.stack(found)
+        derivatives.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    return torch.stack(derivatives)
+
+
+def _close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-15)  # roundings
 
 
 def test_the_jacobian_has_every_derivative_of_every_row(choice: Any) -> None:
     model = _build(choice).eval()
-    found = model.jacobian(_parameters(choice, None), _features())
-    torch.testing.assert_close(found, _numbers(choice, 0, _features()), rtol=1e-13, atol=1e-15)  # roundings
+    parameters = dict(model.named_parameters())
+    _close(model.jacobian(parameters, _features()), _jacobian(choice, 0, _features()))
+    # Features with lanes, parameters without.
+    stacked = torch.stack([_features(), _features() + 1])
+    for lane, rows in enumerate(model.jacobian(parameters, stacked)):
+        _close(rows, _jacobian(choice, 0, stacked[lane]))
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_the_jacobian_of_lanes_is_that_of_each(choice: Any, own: bool) -> None:
-    features = [_features() + lane for lane in range(2)] if own else [_features()] * 2
-    given = torch.stack(features) if own else features[0]
-    found = _build(choice).eval().jacobian(_parameters(choice, 2), given)
-    for lane, rows in enumerate(found.expand(2, -1, -1)):
-        torch.testing.assert_close(rows, _numbers(choice, lane, features[lane]), rtol=1e-13, atol=1e-15)  # roundings
+def test_the_jacobian_of_stacked_parameters_is_that_of_each_lane(choice: Any) -> None:
+    for features in (_features().expand(2, -1, -1), torch.stack([_features(), _features() + 1])):
+        shared = torch.equal(features[0], features[1])
+        result = _build(choice).eval().jacobian(_parameters(choice, 2), features[0] if shared else features)
+        for lane, rows in enumerate(result.expand(2, -1, -1)):
+            _close(rows, _jacobian(choice, lane, features[lane]))
 
 
-def test_features_alone_may_have_lanes(choice: Any) -> None:
-    features = torch.stack([_features(), _features() + 1])
-    found = _build(choice).eval().jacobian(_parameters(choice, None), features)
-    for lane in range(2):
-        torch.testing.assert_close(
-            found[lane], _numbers(choice, 0, features[lane]), rtol=1e-13, atol=1e-15
-        )  # roundings
-
-
-def test_a_model_that_says_it_is_linear_has_one_jacobian(choice: Any) -> None:
+def test_a_linear_model_has_the_same_jacobian_for_all_parameters(choice: Any) -> None:
     model = _build(choice).eval()
-    jacobians = [_numbers(choice, seed, _features()) for seed in range(3)]
+    jacobians = [_jacobian(choice, seed, _features()) for seed in range(3)]
     assert model.is_linear(_features()) == all(torch.equal(jacobians[0], other) for other in jacobians)

@@ -1,4 +1,4 @@
-"""Every update rule, by hand and by torch.optim, on the same problem."""
+"""Update rules against torch.optim on the same problem."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ CHOICES: dict[str, Any] = {
     "adamw undecayed": c.AdamW(name="adamw", lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0),
 }
 
-# Both sides do the same operations on the same numbers, so that one step may differ by the rounding of its last
-# operations only; 200 steps add these up. Plain gradient descent rounds alike, once, and must give the same bits.
+RULES = ("sgd", "momentum", "adam", "adamw")
+"""One choice of each rule, where weight decay makes no difference."""
+
+# Both sides do the same operations on the same numbers, so one step differs only in the rounding of its last operations;
+# 200 steps accumulate these. Gradient descent, with or without momentum, rounds identically and must give the same bits.
 ULPS_AFTER_200_STEPS = {
     "sgd": 0, "sgd decayed": 0, "momentum": 0, "momentum decayed": 0,
     "adam": 200, "adam decayed": 200, "adamw": 200, "adamw undecayed": 200,
@@ -34,20 +37,21 @@ ULPS_AFTER_200_STEPS = {
 
 
 class Gradients:
-    """What is asked for gradients alone, as every rule here does."""
+    """Objective of an update rule, which uses gradients only."""
 
     def whole(self, share: Tensor) -> Tensor:
+        """Return the share: there is one process."""
         return share
 
     def residuals(self) -> Linearisation:
-        raise AssertionError("a rule has gradients to go by, and nothing else")
+        raise AssertionError("an update rule must use gradients only")
 
     def squares(self) -> Tensor:
-        raise AssertionError("a rule has gradients to go by, and nothing else")
+        raise AssertionError("an update rule must use gradients only")
 
 
 class Problem(Gradients):
-    """A smooth loss of a matrix and a vector, with gradients that autograd gives."""
+    """Smooth loss of a matrix and a vector, with gradients by autograd."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(5)
@@ -74,27 +78,27 @@ def trained(choice: Any, update: str, dtype: torch.dtype, steps: int, lr: Callab
 
 
 def ulps(a: Tensor, b: Tensor) -> float:
-    """Largest difference in units in the last place of the tensor's largest entry."""
+    """Return the largest difference in units in the last place of the largest entry."""
     place = torch.finfo(a.dtype).eps * float(a.abs().max())
     return float((a - b).abs().max()) / place
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", CHOICES)
-def test_by_hand_and_by_torch_agree(name: str, dtype: torch.dtype) -> None:
+def test_manual_and_torch_updates_agree(name: str, dtype: torch.dtype) -> None:
     choice = CHOICES[name]
     schedule = lambda step: choice.lr * (1 - step / 400)  # noqa: E731
-    by_hand = trained(choice, "manual", dtype, 200, schedule)
-    by_torch = trained(choice, "optimizer", dtype, 200, schedule)
-    for parameter in by_hand.parameters:
-        a, b = by_hand.parameters[parameter].detach(), by_torch.parameters[parameter].detach()
+    manual = trained(choice, "manual", dtype, 200, schedule)
+    library = trained(choice, "optimizer", dtype, 200, schedule)
+    for parameter in manual.parameters:
+        a, b = manual.parameters[parameter].detach(), library.parameters[parameter].detach()
         assert ulps(a, b) <= ULPS_AFTER_200_STEPS[name]
-    assert float(by_hand.gradient()[0]) < float(Problem(dtype).gradient()[0])
+    assert float(manual.gradient()[0]) < float(Problem(dtype).gradient()[0])
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_the_library_is_what_torch_users_write(name: str) -> None:
-    """Against torch.optim called as its documentation says, without our adapter."""
+def test_the_adapter_agrees_with_plain_torch_optim(name: str) -> None:
+    """Against torch.optim used as in its documentation, without our adapter."""
     choice = CHOICES[name]
     kind: Any = {
         "sgd": torch.optim.SGD,
@@ -110,7 +114,7 @@ def test_the_library_is_what_torch_users_write(name: str) -> None:
         reference.step()
     ours = trained(choice, "optimizer", torch.float64, 50, lambda step: choice.lr)
     for parameter in problem.parameters:
-        # Fused and plain Adam round differently in their last operations.
+        # Fused and unfused Adam round differently in their last operations.
         assert ulps(ours.parameters[parameter].detach(), problem.parameters[parameter].detach()) <= 50
 
 
@@ -132,28 +136,28 @@ def test_rules_are_pure(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_lanes_broadcast(name: str) -> None:
-    """Two runs side by side, each with its own learning rate, are what they are alone."""
+def test_vmapped_runs_agree_with_single_runs(name: str) -> None:
+    """Two vmapped runs with different learning rates."""
     problem = Problem(torch.float64)
     params = [p.detach().clone() for p in problem.parameters.values()]
     grads = [g.clone() for g in problem.gradient()[1]]
     rule = rules.build([CHOICES[name]], torch.device("cpu"))
     rates = [0.01, 0.3]
-    alone = [rule.step(params, grads, rule.init(params), torch.tensor(rate, dtype=torch.float64))[0] for rate in rates]
+    single = [rule.step(params, grads, rule.init(params), torch.tensor(rate, dtype=torch.float64))[0] for rate in rates]
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         lanes = torch.tensor(rates, dtype=torch.float64).reshape(2, *[1] * param.dim())
         stacked, doubled = torch.stack([param, param]), torch.stack([grad, grad])
         together = rule.step([stacked], [doubled], rule.init([stacked]), lanes)[0][0]
         for lane in range(2):
-            assert torch.equal(together[lane], alone[lane][i])
+            assert torch.equal(together[lane], single[lane][i])
 
 
 @pytest.mark.parametrize(
     ("first", "second"),
     [("manual", "optimizer"), ("optimizer", "manual"), ("manual", "manual"), ("optimizer", "optimizer")],
 )
-@pytest.mark.parametrize("name", CHOICES)
-def test_each_goes_on_from_the_state_of_the_other(name: str, first: str, second: str) -> None:
+@pytest.mark.parametrize("name", RULES)
+def test_manual_and_torch_updates_resume_each_others_state(name: str, first: str, second: str) -> None:
     choice = CHOICES[name]
     problem = Problem(torch.float64)
     optimizer = build_optimizer(choice, first, problem.parameters)
@@ -164,15 +168,15 @@ def test_each_goes_on_from_the_state_of_the_other(name: str, first: str, second:
     follower.load_state_dict(state)
     for _ in range(10):
         follower.step(problem, choice.lr)
-    whole = trained(choice, first, torch.float64, 20, lambda step: choice.lr)
+    uninterrupted = trained(choice, first, torch.float64, 20, lambda step: choice.lr)
     for parameter in problem.parameters:
         bound = 0 if first == second else ULPS_AFTER_200_STEPS[name]
-        assert ulps(problem.parameters[parameter].detach(), whole.parameters[parameter].detach()) <= bound
+        assert ulps(problem.parameters[parameter].detach(), uninterrupted.parameters[parameter].detach()) <= bound
 
 
 @pytest.mark.parametrize("update", ["manual", "optimizer"])
-@pytest.mark.parametrize("name", [name for name in CHOICES if name.startswith(("momentum", "adam"))])
-def test_slots_have_torchs_names(name: str, update: str) -> None:
+@pytest.mark.parametrize("name", ["momentum", "adam", "adamw"])
+def test_slots_have_the_names_of_torch(name: str, update: str) -> None:
     problem = Problem(torch.float32)
     optimizer = build_optimizer(CHOICES[name], update, problem.parameters)
     optimizer.step(problem, 0.01)
@@ -184,7 +188,7 @@ def test_slots_have_torchs_names(name: str, update: str) -> None:
 
 
 @pytest.mark.parametrize("update", ["manual", "optimizer"])
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", RULES)
 def test_a_skipped_step_changes_nothing(name: str, update: str) -> None:
     problem = Problem(torch.float32)
     optimizer = build_optimizer(CHOICES[name], update, problem.parameters)
@@ -211,12 +215,12 @@ def test_lbfgs_finds_the_least_squares_solution() -> None:
     problem = trained(choice, "optimizer", torch.float64, 5, lambda step: 1.0)
     ones = torch.ones(20, 1, dtype=torch.float64)
     solution = torch.linalg.lstsq(torch.cat([problem.x, ones], 1), problem.y).solution
-    # A loss that is flat to 1e-14 near its minimum pins parameters to about the root of that.
+    # A loss that is flat to 1e-14 near its minimum determines parameters to about the root of that.
     assert torch.allclose(problem.parameters["weight"].detach(), solution[:3], atol=1e-6)
     assert torch.allclose(problem.parameters["bias"].detach(), solution[3], atol=1e-6)
 
 
-def test_lbfgs_goes_on_from_its_saved_state() -> None:
+def test_lbfgs_resumes_from_a_saved_state() -> None:
     choice = c.Lbfgs(
         name="lbfgs",
         lr=0.5,
@@ -234,5 +238,7 @@ def test_lbfgs_goes_on_from_its_saved_state() -> None:
     second.load_state_dict(first.state_dict())
     for _ in range(3):
         second.step(problem, 0.5)
-    whole = trained(choice, "optimizer", torch.float64, 6, lambda step: 0.5)
-    assert all(torch.equal(a, b) for a, b in zip(problem.parameters.values(), whole.parameters.values(), strict=True))
+    uninterrupted = trained(choice, "optimizer", torch.float64, 6, lambda step: 0.5)
+    assert all(
+        torch.equal(a, b) for a, b in zip(problem.parameters.values(), uninterrupted.parameters.values(), strict=True)
+    )

@@ -270,17 +270,17 @@ TEN = "x,y\n" + "".join(f"{i},{2 * i}\n" for i in range(10))
 @pytest.mark.parametrize(
     ("text", "words", "sentence"),
     [
-        (None, [], "`data.path` must be a readable file, but 'rows.csv' does not exist; give it from the working directory"),
-        ("", [], "`data.path` must have a header and rows, but 'rows.csv' is empty; fill it"),
-        ("x,y\n", [], "`data.path` must have rows of numbers, but 'rows.csv' has a header and 0 rows; add rows"),
-        ("x,y\n1,2\na,3\n", [], "`data.path`: line 3 of 'rows.csv', column 'x', must be a finite number, but is 'a', text; "),
-        ("x,y\n1,2\n1,2,3\n", [], "`data.path`: line 3 of 'rows.csv' must have 2 fields, as the header has, but has 3 fields; "),
-        (TEN, ["data.features=[y]"], "`data.features` must not hold the target 'y', but does; leave it out"),
-        (TEN, ["data.features=[z]"], "`data.features` must name what is in 'rows.csv', but there is no column 'z'; there are 'x', 'y'"),
-        (TEN, ["data.split.test=10"], "`data.split.test` and `data.split.valid` must leave rows to train on, but take 10 and 0 of 10; make them smaller"),
-        (TEN, ["data.split.test=5", "data.split.valid=0.5"], "`data.split.test` and `data.split.valid` must leave rows to train on, but take 5 and 5 of 10; make them smaller"),
-        (TEN, ["data.split.test=0.01"], "`data.split.test` must give at least one row, but 0.01 of 10 rows is none; make it larger, or 0 for no such part"),
-        (TEN, ["data.log_target=true"], "`data.log_target` needs a target above 0, but 'y' is 0 in row 1 of the data (1 such rows); "),
+        (None, [], "`data.path` must be a readable file, but 'rows.csv' does not exist; give a path relative to the working directory"),
+        ("", [], "`data.path` must have a header and rows, but 'rows.csv' is empty; use another file"),
+        ("x,y\n", [], "`data.path` must have rows of numbers, got a header and 0 rows in 'rows.csv'; add rows"),
+        ("x,y\n1,2\na,3\n", [], "`data.path`: line 3 of 'rows.csv', column 'x', must be a finite number, got 'a', text; "),
+        ("x,y\n1,2\n1,2,3\n", [], "`data.path`: line 3 of 'rows.csv' must have 2 fields like the header, got 3; "),
+        (TEN, ["data.features=[y]"], "`data.features` must not contain the target 'y'; remove it"),
+        (TEN, ["data.features=[z]"], "`data.features` must name a column of 'rows.csv', got 'z'; the columns are 'x', 'y'"),
+        (TEN, ["data.split.test=10"], "`data.split.test` and `data.split.valid` must leave rows for training, got 10 and 0 of 10; use smaller values"),
+        (TEN, ["data.split.test=5", "data.split.valid=0.5"], "`data.split.test` and `data.split.valid` must leave rows for training, got 5 and 5 of 10; use smaller values"),
+        (TEN, ["data.split.test=0.01"], "`data.split.test` must select at least one row, got 0.01 of 10 rows; use a larger value, or 0 for no test rows"),
+        (TEN, ["data.log_target=true"], "`data.log_target` needs a target above 0, got 0 for 'y' in row 1 (1 such rows); "),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_trained_on(text: str | None, words: list[str], sentence: str, errors: Errors) -> None:
@@ -300,9 +300,7 @@ def test_a_file_may_have_any_name(name: str, errors: Errors) -> None:
 def test_rows_outside_the_domain(errors: Errors) -> None:
     """B51."""
     (problem,) = errors.of("data=curve", "data.expression=log(x)", *QUICK)
-    assert problem.startswith(
-        "`data.expression` must have a finite value on the whole range, but 'log(x)' has none at x=0; "
-    )
+    assert problem.startswith("`data.expression` must be finite on the whole range, but 'log(x)' is not at x=0; ")
 
 
 # ------------------------------------------------------------------------------------------------ where a run is written

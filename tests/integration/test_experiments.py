@@ -1,4 +1,4 @@
-"""The four experiments as a user runs them: what their READMEs claim, held against answers that need no training."""
+"""The four experiments as a user runs them: claims of their READMEs, against answers that need no training."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(name: str, *overrides: str, plots: bool = False) -> Path:
-    words = [f"+experiment={name}", *QUICK, f"record.plots={str(plots).lower()}", "run_dir=run", *overrides]
-    assert cli.main(words) == 0
+    arguments = [f"+experiment={name}", *QUICK, f"record.plots={str(plots).lower()}", "run_dir=run", *overrides]
+    assert cli.main(arguments) == 0
     return Path("run").rename(f"run_{len(list(Path().iterdir()))}")
 
 
@@ -38,13 +38,13 @@ def summary(directory: Path) -> dict[str, Any]:
 
 
 def parameters(directory: Path) -> Tensor:
-    """All fitted parameters in one vector, in the order of the summary."""
+    """Return all reported parameters as one vector, in the order of the summary."""
     fitted = summary(directory)["parameters"].values()
     return torch.cat([torch.tensor(value, dtype=torch.float64).flatten() for value in fitted])
 
 
 def training_rows(name: str) -> tuple[Tensor, Tensor]:
-    """Features [rows, columns] and target [rows, 1] in float64."""
+    """Return features [rows, columns] and target [rows, 1] of training in float64."""
     config = compose([f"+experiment={name}"]).config
     rows = dataset.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"]
     return rows.features, rows.target
@@ -63,15 +63,15 @@ def baseline(*overrides: str) -> dict[str, dict[str, float]]:
 # ------------------------------------------------------------------------------------------------------------- linreg
 
 
-def test_linreg_is_gradient_descent_by_its_formula() -> None:
-    """After k steps the error of weight and bias is (I - lr·H)^k of the error at the start, H being 2·AᵀA/rows."""
+def test_linreg_agrees_with_the_closed_form_of_gradient_descent() -> None:
+    """After k steps the error of weight and bias is (I - lr·H)^k times the initial error, for H = 2·AᵀA/rows."""
     start = parameters(run("linreg", "optimizer.lr=0", "train.steps=1"))
     x, y = training_rows("linreg")
     a = torch.cat([x, torch.ones_like(x)], dim=1)
     best = torch.linalg.lstsq(a, y).solution.flatten()
     shrink = torch.eye(2, dtype=torch.float64) - 1e-4 * 2 * a.T @ a / len(a)
     expected = best + torch.linalg.matrix_power(shrink, 2000) @ (start - best)
-    # The bias lies in [1, 2) towards the end: each of 2,000 float32 updates rounds it by up to 2^-24, 1.2e-4 in all.
+    # The bias is in [1, 2) towards the end: each of 2,000 float32 updates rounds it by up to 2^-24, 1.2e-4 in total.
     torch.testing.assert_close(parameters(run("linreg")), expected, rtol=0, atol=1.2e-4)
 
 
@@ -79,15 +79,15 @@ def test_linreg_finds_the_slope_within_the_noise() -> None:
     directory = run("linreg", plots=True)
     x, _ = training_rows("linreg")
     weight = summary(directory)["parameters"]["weight"][0][0]
-    # Least squares has the standard error 10/sqrt(sum of (x - mean)²) for noise of deviation 10; three of them.
+    # Three standard errors of least squares, 10/sqrt(sum of (x - mean)²) for noise of standard deviation 10.
     assert abs(weight - 1.0) < 3 * 10 / float((x - x.mean()).square().sum().sqrt())
     assert [row["step"] for row in read_rows(directory / "metrics.jsonl")] == list(range(200, 2001, 200))
     assert (directory / "plots/fit.png").stat().st_size > 0
 
 
-def test_linreg_by_hand_and_by_torch_end_in_the_same_bits() -> None:
-    by_hand, by_torch = run("linreg"), run("linreg", "update=optimizer")
-    assert summary(by_hand)["parameters_sha256"] == summary(by_torch)["parameters_sha256"]
+def test_linreg_with_manual_and_torch_updates_has_the_same_bits() -> None:
+    manual, library = run("linreg"), run("linreg", "update=optimizer")
+    assert summary(manual)["parameters_sha256"] == summary(library)["parameters_sha256"]
 
 
 @pytest.mark.parametrize(("factor", "converges"), [(0.99, True), (1.01, False)])
@@ -120,7 +120,7 @@ def test_curve_fit_reaches_the_closed_form_from_anywhere(start: float) -> None:
 def test_mlp_learns_what_a_line_cannot() -> None:
     network = summary(run("mlp"))["metrics"]
     line = summary(run("mlp", "model=linear", "train.epochs=50"))["metrics"]
-    # The true function has 0.993 on these rows; the network was measured at 0.989, other machines round otherwise.
+    # The true function has 0.993 on these rows. The network had 0.989 here; other machines round differently.
     assert network["test/r2"] > 0.97
     assert network["test/rmse"] < 0.5 * line["test/rmse"]
 
@@ -131,16 +131,18 @@ def test_mlp_learns_what_a_line_cannot() -> None:
 def test_diabetes_is_as_good_as_the_closed_form_line() -> None:
     measured = summary(run("diabetes"))
     assert measured["stopped_early"]
-    # Five seeds lay between 0.97 and 1.02 of the line's error: no worse than 1.1 of it.
+    # Five seeds were between 0.97 and 1.02 times the line's error.
     assert measured["metrics"]["test/rmse"] < 1.1 * baseline()["test"]["rmse"]
 
 
-def test_the_baseline_is_the_runners_own_linear_model_at_its_optimum() -> None:
-    """The same rows in every part, and the same arithmetic of the metrics."""
-    words = ["optimizer.lr=1", "train.batch_size=null", "train.epochs=20", "train.early_stopping.patience=null"]
-    linear = summary(run("diabetes", "model=linear", "optimizer=lbfgs", *words, "dtype=float64", "seed=3"))["metrics"]
+def test_the_baseline_agrees_with_the_linear_model_at_its_optimum() -> None:
+    """Both use the same rows in every part and the same definition of the metrics."""
+    overrides = ["optimizer.lr=1", "train.batch_size=null", "train.epochs=20", "train.early_stopping.patience=null"]
+    linear = summary(run("diabetes", "model=linear", "optimizer=lbfgs", *overrides, "dtype=float64", "seed=3"))[
+        "metrics"
+    ]
     expected = {
         f"{part}/{name}": value for part, metrics in baseline("seed=3").items() for name, value in metrics.items()
     }
-    # L-BFGS ends where the loss changes by less than 1e-9, so the parameters are off by about its root.
+    # L-BFGS ends when the loss changes by less than 1e-9, so the parameters are off by about the root of that.
     assert {name: linear[name] for name in expected} == pytest.approx(expected, rel=1e-4)

@@ -1,4 +1,4 @@
-"""Runs whose answer is known: what they tell of it, when they end, and that it is the same side by side and after a stop."""
+"""Runs whose answer is known: what they report, when they end, and that vmapped and resumed runs agree."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def run(*words: str) -> Run:
-    return runner.run(None, [*QUICK, *words])
+def run(*overrides: str) -> Run:
+    return runner.run(None, [*QUICK, *overrides])
 
 
 def read_json(path: Path) -> Any:
@@ -45,101 +45,103 @@ def saved(directory: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------- the optimum
 
 
-def test_the_way_to_the_optimum_is_in_the_rows_and_the_summary() -> None:
-    words = ["data=line", "data.standardize=true", "data.split.test=20", "update=manual"]
-    found = run(*words, "optimizer.lr=0.05", "train.steps=60", "record.every_steps=20")
-    best = run(*words, "optimizer=lstsq").summary["metrics"]["train/loss"]
-    known = found.summary["optimum"]
-    assert known["loss"] == pytest.approx(best, rel=1e-13)
-    assert known["gap"] == pytest.approx(found.summary["metrics"]["train/loss"] - best, rel=1e-6)  # digits cancel
-    assert [row["optimum/loss"] for row in found.rows] == [known["loss"]] * 3
-    last = found.rows[-1]
-    assert (last["optimum/gap"], last["optimum/distance"]) == (known["gap"], known["distance"])
-    assert last["optimum/gap"] < found.rows[0]["optimum/gap"]
-    assert found.summary["converged"] is False
+def test_rows_and_summary_have_the_distance_to_the_optimum() -> None:
+    overrides = ["data=line", "data.standardize=true", "data.split.test=20", "update=manual"]
+    result = run(*overrides, "optimizer.lr=0.05", "train.steps=60", "record.every_steps=20")
+    best = run(*overrides, "optimizer=lstsq").summary["metrics"]["train/loss"]
+    optimum = result.summary["optimum"]
+    assert optimum["loss"] == pytest.approx(best, rel=1e-13)
+    assert optimum["gap"] == pytest.approx(result.summary["metrics"]["train/loss"] - best, rel=1e-6)  # digits cancel
+    assert [row["optimum/loss"] for row in result.rows] == [optimum["loss"]] * 3
+    last = result.rows[-1]
+    assert (last["optimum/gap"], last["optimum/distance"]) == (optimum["gap"], optimum["distance"])
+    assert last["optimum/gap"] < result.rows[0]["optimum/gap"]
+    assert result.summary["converged"] is False
 
 
-@pytest.mark.parametrize("words", [["optimizer=sgd"], ["optimizer=momentum", "optimizer.momentum=0.3"]])
+@pytest.mark.parametrize("overrides", [["optimizer=sgd"], ["optimizer=momentum", "optimizer.momentum=0.3"]])
 @pytest.mark.parametrize("update", ["manual", "optimizer"])
-def test_the_rate_that_is_observed_is_the_one_predicted(words: list[str], update: str) -> None:
-    found = run("data=line", "data.rows=30", "data.features=2", "data.stop=5", *words, f"update={update}", "optimizer.lr=0.02", "train.steps=600", "record.every_steps=10")  # fmt: skip
-    known = found.summary["optimum"]
-    assert 0.9 < known["predicted_rate"] < 1
-    assert known["observed_rate"] == pytest.approx(known["predicted_rate"], rel=1e-4)  # other directions still fade
+def test_the_observed_rate_agrees_with_the_predicted_one(overrides: list[str], update: str) -> None:
+    result = run("data=line", "data.rows=30", "data.features=2", "data.stop=5", *overrides, f"update={update}", "optimizer.lr=0.02", "train.steps=600", "record.every_steps=10")  # fmt: skip
+    optimum = result.summary["optimum"]
+    assert 0.9 < optimum["predicted_rate"] < 1
+    assert optimum["observed_rate"] == pytest.approx(
+        optimum["predicted_rate"], rel=1e-4
+    )  # other directions still decay
 
 
-def test_the_rate_is_observed_before_rounding_holds_the_run_up() -> None:
-    words = ["data=line", "data.standardize=true", "optimizer.lr=0.01", "update=manual", "train.steps=2500"]
-    found = run(*words, "record.every_steps=100")
-    known = found.summary["optimum"]
-    assert found.rows[-1]["optimum/distance"] == pytest.approx(found.rows[-2]["optimum/distance"], rel=0.1)  # held up
-    assert known["observed_rate"] == pytest.approx(
-        known["predicted_rate"], rel=1e-3
-    )  # two directions fade nearly alike
+def test_the_observed_rate_ignores_rows_at_the_level_of_rounding() -> None:
+    overrides = ["data=line", "data.standardize=true", "optimizer.lr=0.01", "update=manual", "train.steps=2500"]
+    result = run(*overrides, "record.every_steps=100")
+    optimum = result.summary["optimum"]
+    assert result.rows[-1]["optimum/distance"] == pytest.approx(
+        result.rows[-2]["optimum/distance"], rel=0.1
+    )  # no more progress
+    assert optimum["observed_rate"] == pytest.approx(
+        optimum["predicted_rate"], rel=1e-3
+    )  # two directions decay at nearly the same rate
 
 
 @pytest.mark.parametrize(("factor", "converges"), [(0.99, True), (1.01, False)])
-def test_the_largest_stable_rate_is_where_steps_begin_to_grow(
+def test_steps_diverge_above_the_largest_stable_rate(
     factor: float, converges: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["data=line", "data.rows=30", "optimizer=sgd", "record.every_steps=100"]
-    limit = run(*words, "optimizer.lr=0", "train.steps=1").summary["optimum"]["largest_stable_lr"]
+    overrides = ["data=line", "data.rows=30", "optimizer=sgd", "record.every_steps=100"]
+    limit = run(*overrides, "optimizer.lr=0", "train.steps=1").summary["optimum"]["largest_stable_lr"]
     capsys.readouterr()
-    found = run(*words, f"optimizer.lr={factor * limit!r}", "train.steps=300")
-    first, *_, last = [row["optimum/distance"] for row in found.rows]
+    result = run(*overrides, f"optimizer.lr={factor * limit!r}", "train.steps=300")
+    first, *_, last = [row["optimum/distance"] for row in result.rows]
     assert (last < first) == converges
-    warned = (
-        f"note: lr is above the stability limit 2/λmax = {limit:.6g}: `optimizer.lr`={factor * limit:g} takes steps"
-    )
-    said = capsys.readouterr().out
-    assert (warned in said) != converges
+    warned = f"note: lr is above the stability limit 2/λmax = {limit:.6g}: with `optimizer.lr`={factor * limit:g} steps lead away"
+    output = capsys.readouterr().out
+    assert (warned in output) != converges
     if not converges:
-        assert said.index(warned) < said.index("step 100/300")
+        assert output.index(warned) < output.index("step 100/300")
 
 
-def test_nothing_is_said_of_an_optimum_that_is_not_known() -> None:
+def test_an_unknown_optimum_is_not_reported() -> None:
     assert "optimum" not in run("data=line", "loss=mae", "train.steps=2").summary
     assert "optimum" not in run("data=line", "model=mlp", "train.steps=2").summary
     assert run("data=line", "loss=mae", "train.steps=2").summary["noise_floor"] == {"rmse": 10.0}
 
 
 def test_lbfgs_ends_at_the_optimum() -> None:
-    found = run("data=line", "data.features=3", "optimizer=lbfgs", "train.steps=30")
-    known = found.summary["optimum"]
-    assert known["distance"] < 1e-9 * float(
-        np.linalg.norm(found.summary["parameters"]["weight"])
+    result = run("data=line", "data.features=3", "optimizer=lbfgs", "train.steps=30")
+    optimum = result.summary["optimum"]
+    assert optimum["distance"] < 1e-9 * float(
+        np.linalg.norm(result.summary["parameters"]["weight"])
     )  # condition below 1e3
-    assert found.summary["converged"] is True
-    assert found.summary["steps"] == 30
+    assert result.summary["converged"] is True
+    assert result.summary["steps"] == 30
 
 
 # ------------------------------------------------------------------------------------------------------- lstsq and lm
 
 
-def test_lstsq_tells_the_fit_and_its_digits(capsys: pytest.CaptureFixture[str]) -> None:
-    found = runner.run("linreg", [*QUICK, "optimizer=lstsq"])
-    summary = found.summary
+def test_lstsq_reports_the_fit_and_its_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    result = runner.run("linreg", [*QUICK, "optimizer=lstsq"])
+    summary = result.summary
     assert (summary["steps"], summary["stopped_early"], summary["converged"]) == (2, True, True)
     weight, error = summary["parameters"]["weight"][0][0], summary["standard_errors"]["weight"][0][0]
     interval = summary["confidence_intervals"]["weight"]
     assert interval["low"][0][0] < weight - error < weight + error < interval["high"][0][0]
-    said = capsys.readouterr().out.splitlines()
-    known = summary["optimum"]
-    assert [line for line in said if line.startswith(("weight", "bias", "optimum", "digits", "noise", "fit", "settled"))] == [
+    output = capsys.readouterr().out.splitlines()
+    optimum = summary["optimum"]
+    assert [line for line in output if line.startswith(("weight", "bias", "optimum", "digits", "noise", "fit", "settled"))] == [
         f"weight = {weight:.4f} ± {error:.4f} (95 %: {interval['low'][0][0]:.4f} … {interval['high'][0][0]:.4f})",
         "bias = 1.41 ± 1.91 (95 %: -2.38 … 5.20)",
-        f"optimum  train/loss {known['loss']:.6g}; the run ended {known['gap']:.3g} above the optimum, its parameters {known['distance']:.3g} away",
+        f"optimum  train/loss {optimum['loss']:.6g}; the run ended {optimum['gap']:.3g} above the optimum, its parameters {optimum['distance']:.3g} away",
         "digits   about 13 of the 16 digits of float64 are certain in the worst parameter; condition number 106",
         "noise    rmse 10 (loss 100) is that of the data's own function; on average no model is better on new rows",
         f"fit      converged; residual standard deviation {summary['residual_standard_deviation']:.6g}, 88 degrees of freedom",
         "settled  after 2 steps: a further one finds no better parameters",
     ]  # fmt: skip
-    assert (found.directory / "run.log").read_text().splitlines()[-3:-2] == said[-3:-2]
+    assert (result.directory / "run.log").read_text().splitlines()[-3:-2] == output[-3:-2]
 
 
-def test_lm_tells_what_scipy_finds() -> None:
-    found = run(*DECAY, "train.steps=100")
-    state = saved(found.directory)
+def test_lm_agrees_with_scipy() -> None:
+    result = run(*DECAY, "train.steps=100")
+    state = saved(result.directory)
     x = np.linspace(0, 5, 40)
     y = _target(x)
     best, covariance = scipy.optimize.curve_fit(
@@ -147,18 +149,20 @@ def test_lm_tells_what_scipy_finds() -> None:
     )
     names = ("a", "b", "d")
     errors = np.sqrt(np.diag(covariance))
-    assert [found.summary["parameters"][n] for n in names] == pytest.approx(best.tolist(), rel=1e-6)  # scipy's stopping
-    assert [found.summary["standard_errors"][n] for n in names] == pytest.approx(
+    assert [result.summary["parameters"][n] for n in names] == pytest.approx(
+        best.tolist(), rel=1e-6
+    )  # scipy's stopping
+    assert [result.summary["standard_errors"][n] for n in names] == pytest.approx(
         errors.tolist(), rel=1e-4
-    )  # its derivatives are differences
+    )  # scipy's derivatives are differences
     residuals = best[0] * np.exp(-best[1] * x) + best[2] - y
     share = 1 - np.square(residuals).sum() / np.square(y - y.mean()).sum()
-    assert found.summary["metrics"]["train/r2"] == pytest.approx(share, rel=1e-10)
+    assert result.summary["metrics"]["train/r2"] == pytest.approx(share, rel=1e-10)
     assert set(state["optimizer"]["a"]) == {"scale", "radius", "offset"}
 
 
 def _target(x: Any) -> Any:
-    """The rows of DECAY again, through the data part alone."""
+    """Return the target of DECAY, by the data package only."""
     from runner.config import schema as c
     from runner.data import dataset
 
@@ -170,36 +174,43 @@ def _target(x: Any) -> Any:
 
 
 NOT_CONVERGED = {
-    "too few steps": ([*DECAY, "train.steps=2"], "a further step would still remove a part of the residuals"),
+    "too few steps": ([*DECAY, "train.steps=2"], "relative offset "),
     "two parameters for one": (
         ["data=line", "model=formula", "model.expression=a*b*x", "optimizer=lm", "train.steps=50"],
-        "some parameters can be changed together without changing the predictions: the data do not tell them apart",
+        "the data do not determine every parameter: some can change together without changing any prediction",
     ),
     "a plateau": (
         [*DECAY[:5], "model.expression=a*(1 - exp(-b*x))", "data.start=1", "model.start={a: 1.0, b: 1000.0}", "optimizer=lm", "train.steps=50"],
-        "some parameters can be changed together",
+        "the data do not determine every parameter",
     ),
     "a constant column": (
         ["data=csv", "data.path=constant.csv", "data.target=y", "optimizer=lstsq"],
-        "some parameters can be changed together",
+        "the data do not determine every parameter",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", NOT_CONVERGED)
-def test_what_did_not_converge_is_told_so(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fit_that_has_not_converged_says_so(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "constant.csv").write_text("x,z,y\n1,3,2\n2,3,4.5\n3,3,6\n4,3,8\n")
-    words, reason = NOT_CONVERGED[case]
-    summary = run(*words).summary
+    overrides, reason = NOT_CONVERGED[case]
+    summary = run(*overrides).summary
     assert summary["converged"] is False
     assert summary["not_converged_because"].startswith(reason)
     assert "standard_errors" not in summary
     assert f"fit      not converged: {summary['not_converged_because']}" in capsys.readouterr().out
 
 
-def test_a_formula_without_a_value_at_its_start_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*QUICK, "data=line", "model=formula", "model.expression=log(a*x)", "model.start={a: -1.0}", "optimizer=lm"]
-    assert cli.main(words) == 1
+def test_a_formula_that_is_not_finite_at_its_start_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [
+        *QUICK,
+        "data=line",
+        "model=formula",
+        "model.expression=log(a*x)",
+        "model.start={a: -1.0}",
+        "optimizer=lm",
+    ]
+    assert cli.main(overrides) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: training diverged at step 1: the loss became nan, no loss since step 0 was finite;")
     assert error.endswith("Start from other values, or standardize the data with data.standardize=true\n")
@@ -208,38 +219,38 @@ def test_a_formula_without_a_value_at_its_start_fails(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     "model", [["model=mlp"], ["model=formula", "model.expression=a*exp(b*x)"], ["model=formula", "model.expression=abs(a)*x"]]
 )  # fmt: skip
-def test_lstsq_is_refused_for_what_is_not_linear(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*QUICK, "data=line", *model, "optimizer=lstsq"]
+def test_lstsq_is_refused_for_a_nonlinear_model(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [*QUICK, "data=line", *model, "optimizer=lstsq"]
     name = model[0].removeprefix("model=")
     problem = f"`optimizer` must not be lstsq for a model that is not linear in its parameters, as this {name} is not; use optimizer=lm"
-    assert cli.main(words) == 2
+    assert cli.main(overrides) == 2
     assert capsys.readouterr().err == f"error: {problem}\n"
     assert not Path("runs").exists()
-    assert cli.main(["-m", *words, "seeds=2"]) == 1
+    assert cli.main(["-m", *overrides, "seeds=2"]) == 1
     captured = capsys.readouterr()
     assert f"0: {problem}" in " ".join(captured.out.split())
     (sweep,) = Path("runs/run").iterdir()
     assert {member["reason"] for member in read_json(sweep / "sweep.json")["members"]} == {problem}
 
 
-def test_a_network_fitted_by_lm() -> None:
-    found = run("data=curve", "data.noise=0", "data.stop=6", "data.rows=50", "model=mlp", "model.widths=[6]", "model.activation=tanh", "optimizer=lm", "train.steps=100")  # fmt: skip
-    assert found.summary["metrics"]["train/rmse"] < 5e-3  # adam with lr=0.1 leaves 0.14
+def test_lm_fits_a_network() -> None:
+    result = run("data=curve", "data.noise=0", "data.stop=6", "data.rows=50", "model=mlp", "model.widths=[6]", "model.activation=tanh", "optimizer=lm", "train.steps=100")  # fmt: skip
+    assert result.summary["metrics"]["train/rmse"] < 5e-3  # adam with lr=0.1 leaves 0.14
 
 
-def test_numbers_of_one_parameter_have_a_line_each_and_many_share_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_entries_of_a_parameter_have_a_line_each_and_many_share_one(capsys: pytest.CaptureFixture[str]) -> None:
     few = run("data=line", "data.features=2", "optimizer=lstsq").summary
-    said = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr().out.splitlines()
     (first, second), (bias,) = few["standard_errors"]["weight"][0], few["standard_errors"]["bias"]
-    shown = [line.split(" (95 %")[0] for line in said if "±" in line]
+    shown = [line.split(" (95 %")[0] for line in output if "±" in line]
     assert shown == [
         f"weight[0] = {few['parameters']['weight'][0][0]:.4f} ± {first:.4f}",
         f"weight[1] = {few['parameters']['weight'][0][1]:.4f} ± {second:.4f}",
         f"bias = {few['parameters']['bias'][0]:.2f} ± {bias:.2f}",
     ]
     many = run("data=line", "data.features=10", "optimizer=lstsq").summary
-    said = capsys.readouterr().out.splitlines()
-    assert f"weight = {', '.join(f'{number:.6g}' for number in many['parameters']['weight'][0])}" in said
+    output = capsys.readouterr().out.splitlines()
+    assert f"weight = {', '.join(f'{number:.6g}' for number in many['parameters']['weight'][0])}" in output
 
 
 def test_a_very_small_and_a_very_large_number_stay_readable() -> None:
@@ -261,31 +272,31 @@ def test_a_very_small_and_a_very_large_number_stay_readable() -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_an_exact_fit(dtype: str) -> None:
-    found = run(*DECAY, "data.noise=0", f"dtype={dtype}")
-    assert found.summary["converged"] is True
+    result = run(*DECAY, "data.noise=0", f"dtype={dtype}")
+    assert result.summary["converged"] is True
     eps = 2.0 ** (-52 if dtype == "float64" else -23)
-    assert [found.summary["parameters"][n] for n in "abd"] == pytest.approx([3, 0.7, 1], rel=100 * eps)  # condition 10
-    assert found.summary["stopped_early"] is True
+    assert [result.summary["parameters"][n] for n in "abd"] == pytest.approx([3, 0.7, 1], rel=100 * eps)  # condition 10
+    assert result.summary["stopped_early"] is True
 
 
-def test_standardised_or_not_is_the_same_fit() -> None:
-    words = ["data=line", "data.features=2", "data.split.test=20", "optimizer=lstsq"]
-    plain, inside = (run(*words, f"data.standardize={value}").summary for value in ("false", "true"))
+def test_a_standardized_fit_is_the_same_fit() -> None:
+    overrides = ["data=line", "data.features=2", "data.split.test=20", "optimizer=lstsq"]
+    plain, scaled = (run(*overrides, f"data.standardize={value}").summary for value in ("false", "true"))
     for what in ("parameters", "standard_errors"):
         for name, value in plain[what].items():
-            assert np.asarray(inside[what][name]) == pytest.approx(np.asarray(value), rel=1e-11)  # a condition of 200
-    assert inside["metrics"]["test/rmse"] == pytest.approx(plain["metrics"]["test/rmse"], rel=1e-11)
-    assert inside["noise_floor"]["rmse"] == plain["noise_floor"]["rmse"] == 10
-    assert inside["noise_floor"]["loss"] < 1 < plain["noise_floor"]["loss"]
+            assert np.asarray(scaled[what][name]) == pytest.approx(np.asarray(value), rel=1e-11)  # a condition of 200
+    assert scaled["metrics"]["test/rmse"] == pytest.approx(plain["metrics"]["test/rmse"], rel=1e-11)
+    assert scaled["noise_floor"]["rmse"] == plain["noise_floor"]["rmse"] == 10
+    assert scaled["noise_floor"]["loss"] < 1 < plain["noise_floor"]["loss"]
 
 
-def test_the_picture_shows_the_optimum_and_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plot_shows_the_optimum_and_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     from runner.training import report
 
     drawn: list[Any] = []
 
-    def draw(picture: Any) -> dict[str, bytes]:
-        drawn.append(picture)
+    def draw(figure: Any) -> dict[str, bytes]:
+        drawn.append(figure)
         return {}
 
     monkeypatch.setattr(report, "draw_picture", draw)
@@ -293,50 +304,50 @@ def test_the_picture_shows_the_optimum_and_the_noise(monkeypatch: pytest.MonkeyP
     assert drawn[0].levels == {"optimum": summary["optimum"]["loss"], "noise floor": 100.0}
 
 
-# ------------------------------------------------------------------------------------------------------- going on
+# ------------------------------------------------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("words", [DECAY, ["data=line", "data.features=2", "optimizer=lstsq"]], ids=["lm", "lstsq"])
-def test_a_run_that_was_cut_anywhere_ends_with_the_same_bits(words: list[str]) -> None:
-    whole = run(*words, "checkpoint.every_steps=1", "checkpoint.keep=100")
-    steps = whole.summary["steps"]
-    assert whole.summary["stopped_early"]
+@pytest.mark.parametrize("overrides", [DECAY, ["data=line", "data.features=2", "optimizer=lstsq"]], ids=["lm", "lstsq"])
+def test_a_run_resumed_at_any_step_ends_with_the_same_bits(overrides: list[str]) -> None:
+    uninterrupted = run(*overrides, "checkpoint.every_steps=1", "checkpoint.keep=100")
+    steps = uninterrupted.summary["steps"]
+    assert uninterrupted.summary["stopped_early"]
     for cut in range(1, steps + 1):
-        first = run(*words, f"train.steps={cut}", f"run_dir={cut}")
-        again = runner.run(None, [f"resume={first.directory}", "train.steps=1000"])
-        assert again.summary["parameters_sha256"] == whole.summary["parameters_sha256"], cut
-        assert (again.summary["steps"], again.summary["stopped_early"]) == (steps, True)
+        first = run(*overrides, f"train.steps={cut}", f"run_dir={cut}")
+        resumed = runner.run(None, [f"resume={first.directory}", "train.steps=1000"])
+        assert resumed.summary["parameters_sha256"] == uninterrupted.summary["parameters_sha256"], cut
+        assert (resumed.summary["steps"], resumed.summary["stopped_early"]) == (steps, True)
 
 
-def test_a_run_that_settled_has_nothing_left_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_converged_run_has_nothing_left_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     done = run(*DECAY, "train.steps=100")
     capsys.readouterr()
-    again = runner.run(None, [f"resume={done.directory}"])
-    assert again.summary == done.summary
+    resumed = runner.run(None, [f"resume={done.directory}"])
+    assert resumed.summary == done.summary
     assert capsys.readouterr().out.endswith("there is nothing left to do (a further step finds no better parameters)\n")
 
 
-def test_a_run_that_was_killed_before_its_summary_still_says_that_it_settled(
+def test_a_converged_run_killed_before_its_summary_still_reports_that(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     done = run(*DECAY, "train.steps=100")
     (done.directory / "summary.json").unlink()
     capsys.readouterr()
-    again = runner.run(None, [f"resume={done.directory}"])
-    assert again.summary["parameters_sha256"] == done.summary["parameters_sha256"]
+    resumed = runner.run(None, [f"resume={done.directory}"])
+    assert resumed.summary["parameters_sha256"] == done.summary["parameters_sha256"]
     assert f"settled  after {done.summary['steps']} steps: a further one" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cut", [3, 9, 20])
-def test_lbfgs_goes_on_with_the_same_bits_where_no_step_helps(cut: int) -> None:
-    words = ["data=curve", "data.rows=30", "model=formula", "model.expression=a*sin(b*x + d)", "optimizer=lbfgs"]
-    whole = run(*words, "train.steps=25")
-    first = run(*words, f"train.steps={cut}")
-    again = runner.run(None, [f"resume={first.directory}", "train.steps=25"])
-    assert again.summary["parameters_sha256"] == whole.summary["parameters_sha256"]
+def test_lbfgs_resumes_with_the_same_bits_where_no_step_makes_progress(cut: int) -> None:
+    overrides = ["data=curve", "data.rows=30", "model=formula", "model.expression=a*sin(b*x + d)", "optimizer=lbfgs"]
+    uninterrupted = run(*overrides, "train.steps=25")
+    first = run(*overrides, f"train.steps={cut}")
+    resumed = runner.run(None, [f"resume={first.directory}", "train.steps=25"])
+    assert resumed.summary["parameters_sha256"] == uninterrupted.summary["parameters_sha256"]
 
 
-# ---------------------------------------------------------------------------------------------------- side by side
+# --------------------------------------------------------------------------------------------------------- vmapped
 
 SWEPT = {
     "lm over seeds and radii": [*DECAY, "seed=0,1,2", "optimizer.radius=0.01,100"],
@@ -351,31 +362,34 @@ SWEPT = {
 
 
 @pytest.mark.parametrize("case", SWEPT)
-def test_each_run_of_a_sweep_is_what_it_is_alone(case: str) -> None:
+def test_each_run_of_a_sweep_agrees_with_a_single_run(case: str) -> None:
     directory, results = runner.multirun(None, [*QUICK, *SWEPT[case]])
     assert {member.state for member in results.members} == {"finished"}
     ends = set()
     for member in read_json(directory / "sweep.json")["members"]:
         number = member["number"]
-        inside = read_json(directory / str(number) / "summary.json")
+        vmapped = read_json(directory / str(number) / "summary.json")
         assert read_json(directory / str(number) / "run.json")["lanes"] == len(results.members)
-        alone = run(
-            *[word for word in member["overrides"] if not word.startswith("run_dir")], f"run_dir=alone/{number}"
+        single = run(
+            *[word for word in member["overrides"] if not word.startswith("run_dir")], f"run_dir=single/{number}"
         )
-        assert (inside["steps"], inside["stopped_early"]) == (alone.summary["steps"], alone.summary["stopped_early"])
-        assert inside.keys() == alone.summary.keys()
+        assert (vmapped["steps"], vmapped["stopped_early"]) == (
+            single.summary["steps"],
+            single.summary["stopped_early"],
+        )
+        assert vmapped.keys() == single.summary.keys()
         rel = 1e-5 if case.endswith("float32") else 1e-8  # some roundings of float32, or those of batched kernels
         for name in ("metrics", "parameters", "optimum", "standard_errors", "confidence_intervals", "converged", "noise_floor"):  # fmt: skip
-            same(inside.get(name), alone.summary.get(name), name, rel)
-        for one, other in zip(read_rows(directory / str(number) / "metrics.jsonl"), alone.rows, strict=True):
+            same(vmapped.get(name), single.summary.get(name), name, rel)
+        for one, other in zip(read_rows(directory / str(number) / "metrics.jsonl"), single.rows, strict=True):
             same({**one, "samples_per_second": 0}, {**other, "samples_per_second": 0}, "rows", rel)
-        ends.add(inside["steps"])
+        ends.add(vmapped["steps"])
     if case.startswith("lm over"):
         assert len(ends) > 1  # each ends at its own step
 
 
 def same(one: Any, other: Any, what: str, rel: float) -> None:
-    """Numbers up to `rel`; what is 0 at the optimum is rounding itself."""
+    """Compare numbers up to `rel`; numbers that are 0 at the optimum are rounding itself."""
     if isinstance(one, dict):
         assert one.keys() == other.keys(), what
         for name in one:
@@ -389,20 +403,20 @@ def same(one: Any, other: Any, what: str, rel: float) -> None:
         assert np.asarray(one, float) == pytest.approx(np.asarray(other, float), rel=rel), what
 
 
-def test_a_sweep_that_was_cut_ends_as_one_that_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lanes that had settled before are done; the others go on from their own radius."""
-    words = [*QUICK, *SWEPT["lm over seeds and radii"], "checkpoint.every_steps=1"]
-    whole, _ = runner.multirun(None, [*words, "run_dir=whole"])
-    cut, _ = runner.multirun(None, [*words, "run_dir=cut", "train.steps=8"])
+def test_resumed_runs_of_a_sweep_end_like_those_of_an_uninterrupted_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converged lanes are done; the others resume from their own radius."""
+    overrides = [*QUICK, *SWEPT["lm over seeds and radii"], "checkpoint.every_steps=1"]
+    uninterrupted, _ = runner.multirun(None, [*overrides, "run_dir=whole"])
+    cut, _ = runner.multirun(None, [*overrides, "run_dir=cut", "train.steps=8"])
     assert len({read_json(cut / str(n) / "summary.json")["stopped_early"] for n in range(6)}) == 2
     for number in range(6):
-        ended = read_json(whole / str(number) / "summary.json")
-        again = runner.run(None, [f"resume={cut / str(number)}", "train.steps=1000"]).summary
-        assert (again["steps"], again["converged"]) == (ended["steps"], ended["converged"])
-        same(again["parameters"], ended["parameters"], "parameters", 1e-8)
+        ended = read_json(uninterrupted / str(number) / "summary.json")
+        resumed = runner.run(None, [f"resume={cut / str(number)}", "train.steps=1000"]).summary
+        assert (resumed["steps"], resumed["converged"]) == (ended["steps"], ended["converged"])
+        same(resumed["parameters"], ended["parameters"], "parameters", 1e-8)
 
 
-def test_rates_that_are_too_high_are_told_once_and_in_each_log() -> None:
+def test_rates_that_are_too_high_are_in_the_log_of_each_run() -> None:
     directory, _ = runner.multirun(None, [*QUICK, "data=line", "optimizer.lr=1e-5,1", "train.steps=1"])
     logs = [(directory / str(number) / "run.log").read_text() for number in range(2)]
     assert [bool(re.search("note: lr is above the stability limit", log)) for log in logs] == [False, True]

@@ -1,4 +1,4 @@
-"""The experiments that are sweeps: what their READMEs claim, with fewer trials, held against answers that need no training."""
+"""Experiments that are sweeps: claims of their READMEs, with fewer trials, against answers that need no training."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def study() -> dict[str, Any]:
 
 
 def two_over_the_largest_curvature() -> float:
-    """The Hessian of mean((w·x + b - y)²) is 2·[[mean x², mean x], [mean x, 1]]: its eigenvalues by trace and determinant."""
+    """Return 2/λmax of mean((w·x + b - y)²), whose Hessian is 2·[[mean x², mean x], [mean x, 1]]."""
     config = compose(["+experiment=linreg"]).config
     rows = dataset.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"]
     square, mean = float(rows.features.square().mean()), float(rows.features.mean())
@@ -52,38 +52,38 @@ def two_over_the_largest_curvature() -> float:
 
 
 def test_the_predicted_limit_is_two_over_the_largest_curvature() -> None:
-    # Two ways to an eigenvalue in float64, whose condition is 11,000.
+    # Two ways to compute an eigenvalue in float64; the condition number is 11,000.
     assert study()["limit"]() == pytest.approx(two_over_the_largest_curvature(), rel=1e-11)
 
 
-def test_training_turns_from_converging_to_diverging_at_the_predicted_limit() -> None:
-    """16 rates 0.2 % apart, 3 seeds: nothing diverges below the limit, and everything from the next rate on.
+def test_training_diverges_above_the_predicted_limit() -> None:
+    """16 rates 0.2 % apart, 3 seeds: no run diverges below the limit, every run does from the next rate on.
 
-    Below it no part of the loss grows at any step. At a rate (1 + e) times the limit the steepest part grows by (1 + 2·e)²
-    a step: by e^13 in 1,800 steps at 0.09 % above, the first rate here that is. Seed 0 starts 0.002 beside the best slope,
-    so that it needs e^2 for the loss to rise at all.
+    Below the limit no part of the loss grows. At a rate (1 + e) times the limit the steepest part grows by (1 + 2·e)² per
+    step: by exp(13) in 1,800 steps at 0.09 % above, the first such rate here. Seed 0 starts only 0.002 from the best slope,
+    so it needs a factor of exp(2) before the loss rises at all.
     """
     step, first = 7e-7, 3.59e-4
-    words = [*QUICK, f"optimizer.lr=range({first},{first + 15.5 * step},{step})", "seeds=3", "dtype=float64"]
-    directory, results = runner.multirun("linreg", words)
+    overrides = [*QUICK, f"optimizer.lr=range({first},{first + 15.5 * step},{step})", "seeds=3", "dtype=float64"]
+    directory, results = runner.multirun("linreg", overrides)
     limit, found = two_over_the_largest_curvature(), study()["find"](directory, results)
     rates = [first + k * step for k in range(16)]
-    assert found.stable == pytest.approx(max(rate for rate in rates if rate < limit), rel=1e-9)  # written as decimals
+    assert found.stable == pytest.approx(max(rate for rate in rates if rate < limit), rel=1e-9)  # rates are decimals
     assert found.unstable == pytest.approx(min(rate for rate in rates if rate > limit), rel=1e-9)
 
 
-def test_a_run_that_fails_has_diverged_and_one_at_a_low_rate_has_not() -> None:
+def test_a_failed_run_counts_as_diverged_and_one_at_a_low_rate_does_not() -> None:
     directory, results = runner.multirun("linreg", [*QUICK, "optimizer.lr=1e-5,1e-4,1e-3", "seeds=2"])
     assert [member.state for member in results.members] == ["finished"] * 4 + ["failed"] * 2
     found = study()["find"](directory, results)
     assert (found.stable, found.unstable) == (1e-4, 1e-3)
 
 
-def test_the_picture_shows_the_loss_and_is_not_the_one_without_the_line() -> None:
+def test_the_plot_shows_the_loss_and_the_predicted_limit() -> None:
     from runner.sweep.plots import draw
 
     _, results = runner.multirun("linreg", [*QUICK, "optimizer.lr=3e-4,4e-4", "seeds=2", "train.steps=20"])
-    png = study()["picture"](results)
+    png = study()["plot"](results)
     assert png.startswith(b"\x89PNG")
     assert png != draw(Results(**{**vars(results), "metric": "train/loss"}))["optimizer.lr"]
 
@@ -92,13 +92,13 @@ def test_the_picture_shows_the_loss_and_is_not_the_one_without_the_line() -> Non
 
 
 def trials(directory: Path) -> list[tuple[dict[str, Any], dict[str, float]]]:
-    """Values and metrics of every trial, in the order of their numbers."""
+    """Return values and metrics of every trial, in the order of their numbers."""
     members = json.loads((directory / "sweep.json").read_text())["members"]
     summaries = [json.loads((directory / str(m["number"]) / "summary.json").read_text()) for m in members]
     return [(m["values"], summary["metrics"]) for m, summary in zip(members, summaries, strict=True)]
 
 
-def test_a_search_finds_the_same_trials_again_and_its_best_one_is_told() -> None:
+def test_a_repeated_search_has_the_same_trials_and_reports_the_best_one() -> None:
     first, results = runner.multirun("diabetes", [*QUICK, *SPACE])
     again, _ = runner.multirun("diabetes", [*QUICK, *SPACE])
     found = trials(first)
@@ -106,15 +106,15 @@ def test_a_search_finds_the_same_trials_again_and_its_best_one_is_told() -> None
     assert len({json.dumps(values) for values, _ in found}) == len(found) == 8
     assert results.metric == "valid/rmse"
     best, _ = min(found, key=lambda trial: trial[1]["valid/rmse"])
-    words = runpy.run_path(str(EXPERIMENTS / "optuna_mlp/compare.py"))["best"](first)
-    assert f"optimizer.lr={best['optimizer.lr']}" in words
-    assert "model.dropout=0" in words
+    overrides = runpy.run_path(str(EXPERIMENTS / "optuna_mlp/compare.py"))["best"](first)
+    assert f"optimizer.lr={best['optimizer.lr']}" in overrides
+    assert "model.dropout=0" in overrides
 
 
-def test_the_comparison_has_the_same_rows_for_the_network_and_the_line() -> None:
-    """The network without hidden layers, trained to its end, is the line: so is its test rmse on every seed."""
+def test_the_comparison_uses_the_same_rows_for_network_and_line() -> None:
+    """A linear model trained to convergence is the closed-form line, so its test rmse is the same on every seed."""
     compare = runpy.run_path(str(EXPERIMENTS / "optuna_mlp/compare.py"))
     linear = ["+experiment=diabetes", *QUICK, "model=linear", "optimizer=lbfgs", "optimizer.lr=1", "dtype=float64"]
     whole = ["train.batch_size=null", "train.epochs=20", "train.early_stopping.patience=null"]
-    # L-BFGS ends where the loss changes by less than 1e-9, so the parameters are off by about its root.
+    # L-BFGS ends when the loss changes by less than 1e-9, so the parameters are off by about the root of that.
     assert compare["measured"]([*linear, *whole], 2) == pytest.approx(compare["line"](2), rel=1e-4)

@@ -1,4 +1,4 @@
-"""What the rest asks of data: rows on the device, and which of them a step takes."""
+"""Contracts of the data: rows on the device, and the batch of rows that each step uses."""
 
 from __future__ import annotations
 
@@ -8,34 +8,38 @@ from torch import Tensor
 
 
 class Rows(Protocol):
-    """A part of the data on the device: features [rows, columns] and target [rows, 1], or with [lanes, …] in front."""
+    """One part of the data on the device; every tensor may have [lanes, …] in front."""
 
     @property
-    def features(self) -> Tensor: ...
+    def features(self) -> Tensor:
+        """Features [rows, columns]."""
+
     @property
-    def target(self) -> Tensor: ...
+    def target(self) -> Tensor:
+        """Target [rows, 1]."""
+
     @property
     def source(self) -> Tensor:
         """Number of each row in its source, from 0: [rows] or [lanes, rows]."""
 
     def take(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Features and target of some rows, in memory of their own unless they are all rows."""
+        """Return features and target of the given rows, copied unless they are all rows."""
 
 
 class Batches(Protocol):
     """Row numbers of every step's batch. Steps and epochs count from 1."""
 
     per_epoch: int
-    """Batches of one epoch."""
+    """Number of batches in one epoch."""
 
     def at(self, step: int) -> Tensor | slice:
-        """Row numbers [n] or [lanes, n] of a step; a slice where they are all rows."""
+        """Return the row numbers [n] or [lanes, n] of a step, or a slice if the batch is all rows."""
 
     def size(self, step: int) -> int:
-        """Number of rows of a step."""
+        """Return the number of rows in a step's batch."""
 
     def epoch(self, step: int) -> int:
-        """Epoch that a step belongs to."""
+        """Return the epoch that a step belongs to."""
 
     def rows_between(self, first: int, last: int) -> int:
-        """Number of rows of the steps first … last together."""
+        """Return the total number of rows of the steps `first` to `last`, both included."""

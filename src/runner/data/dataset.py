@@ -1,4 +1,4 @@
-"""Data: from a source to rows on the device."""
+"""Build a dataset: read or generate a table, split it, scale it, and move it to the device."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ from runner.errors import DataError
 
 @dataclass(frozen=True)
 class ResidentRows:
-    """A part of the data: features [rows, columns], target [rows, 1], and the number of each row in its source, from 0."""
+    """One part of the data, held in device memory."""
 
     features: Tensor
+    """Features [rows, columns]."""
     target: Tensor
+    """Target [rows, 1]."""
     source: Tensor
+    """Number of each row in its source, from 0: [rows]."""
 
     def __len__(self) -> int:
         return len(self.target)
 
     def take(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Features and target of some rows, gathered on the device: all of them as they lie, fewer in memory of their own.
+        """Return features [n, columns] and target [n, 1] of the given rows, gathered on the device.
 
-        Never a view: the bits of a matrix product may depend on where in memory its rows begin.
+        All rows are returned as stored. Fewer rows are always a copy.
         """
+        # Never a view: the bits of a matrix product may depend on the memory address at which its rows begin.
         if isinstance(rows, slice):
             first, last, _ = rows.indices(len(self))
             if last - first == len(self):
@@ -41,32 +45,38 @@ class ResidentRows:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Parts ("train", "valid", "test"; an empty one is left out) as the model sees them, and how to undo that."""
+    """Scaled rows for training and evaluation, and the scaling to undo."""
 
     parts: dict[str, ResidentRows]
+    """Rows by part: "train", "valid" and "test"; empty parts are left out."""
     scaling: Scaling
     feature_names: tuple[str, ...]
     target_name: str
     sha256: str
+    """SHA-256 of the source file; empty for synthetic data."""
     warnings: tuple[str, ...]
 
 
 def build(config: c.DataConfig, seed: int, dtype: torch.dtype, device: torch.device) -> Dataset:
-    """Read or make the data, split it, scale it, and put it on the device. Raises `DataError` with what is wrong."""
+    """Return the dataset of a configuration in `dtype` on `device`.
+
+    `seed` is the run's seed; `data.seed` takes precedence. Raises `DataError` if the data cannot be read, split or
+    represented in `dtype`.
+    """
     seed = seed if config.seed is None else config.seed
     table: tables.Table = config.build(seed)
     features, target = torch.from_numpy(table.features), torch.from_numpy(table.target)
     if config.log_target:
-        _positive(target, table.target_name)
+        _require_positive(target, table.target_name)
     if not config.standardize:
-        # The logarithm of a target is rounded anyway: only the features must be held as they are.
+        # The logarithm of the target is rounded anyway, so only the features must be exact.
         exact = table.integer_columns - ({table.target_name} if config.log_target else set())
         tables.refuse_lossy(replace(table, integer_columns=exact), str(dtype).removeprefix("torch."))
     parts = split(config.split, len(target), stream(seed, "split"))
     train = parts["train"]
     scaling = Scaling.fit(features[train], target[train], config.standardize, config.log_target)
     features, target = scaling.features(features).to(dtype), scaling.target(target).to(dtype).unsqueeze(1)
-    _fits(features, target, dtype)
+    _require_finite(features, target, dtype)
     rows = {
         name: ResidentRows(features[numbers].to(device), target[numbers].to(device), numbers)
         for name, numbers in parts.items()
@@ -75,18 +85,18 @@ def build(config: c.DataConfig, seed: int, dtype: torch.dtype, device: torch.dev
     return Dataset(rows, scaling, table.feature_names, table.target_name, table.sha256, table.warnings)
 
 
-def _positive(target: Tensor, name: str) -> None:
+def _require_positive(target: Tensor, name: str) -> None:
     bad = (target <= 0).nonzero().flatten()
     if len(bad):
         row = int(bad[0])
         raise DataError(
-            f"`data.log_target` needs a target above 0, but {name!r} is {float(target[row]):g} in row {row + 1} of the data "
-            f"({len(bad)} such rows); take those rows out, or use data.log_target=false"
+            f"`data.log_target` needs a target above 0, got {float(target[row]):g} for {name!r} in row {row + 1} "
+            f"({len(bad)} such rows); remove those rows or use data.log_target=false"
         )
 
 
-def _fits(features: Tensor, target: Tensor, dtype: torch.dtype) -> None:
+def _require_finite(features: Tensor, target: Tensor, dtype: torch.dtype) -> None:
     if not (bool(features.isfinite().all()) and bool(target.isfinite().all())):
         raise DataError(
-            f"`dtype` must hold every number of the data, but some are beyond {dtype}; use dtype=float64 or data.standardize=true"
+            f"`dtype` must represent every number of the data, but some overflow {dtype}; use dtype=float64 or data.standardize=true"
         )

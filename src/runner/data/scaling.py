@@ -1,4 +1,4 @@
-"""What is done to features and target before training, and how it is undone."""
+"""Scaling of features and target before training, and its inverse."""
 
 from __future__ import annotations
 
@@ -10,19 +10,28 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Scaling:
-    """Standardised = (value − mean) / scale: features [columns], target []; after the logarithm where there is one."""
+    """Standardization, scaled = (value − mean) / scale. With `log_target` the target's logarithm is taken first.
+
+    Means and scales are float64 on the CPU, in the units of the file (of the logarithm with `log_target`).
+    """
 
     feature_mean: Tensor
+    """Mean [columns] of the training features; 0 without standardization."""
     feature_scale: Tensor
+    """Standard deviation [columns] of the training features; 1 without standardization and for constant columns."""
     target_mean: Tensor
+    """Mean [] of the training target; 0 without standardization."""
     target_scale: Tensor
+    """Standard deviation [] of the training target; 1 without standardization and for a constant target."""
     log_target: bool
+    """Whether the model is trained on the natural logarithm of the target."""
 
     @staticmethod
     def fit(features: Tensor, target: Tensor, standardize: bool, log_target: bool) -> Scaling:
-        """Mean and deviation (of n − 1) of the training rows in float64; identities when not standardised.
+        """Return the scaling fitted to training features [rows, columns] and target [rows], both float64.
 
-        A constant column has the scale 1, so that it becomes 0 and not nan.
+        Standard deviations divide by rows − 1. A constant column gets scale 1, so it becomes 0 instead of nan.
+        Without `standardize` means are 0 and scales 1.
         """
         if not standardize:
             columns = features.shape[1]
@@ -34,27 +43,27 @@ class Scaling:
         return Scaling(*_moments(features), *_moments(values), log_target)
 
     def features(self, raw: Tensor) -> Tensor:
-        """Features [rows, columns] of the file → as the model sees them."""
+        """Return scaled features [rows, columns] for features in the units of the file."""
         return (raw - self.feature_mean) / self.feature_scale
 
     def target(self, raw: Tensor) -> Tensor:
-        """Target of the file → as the model is trained on it."""
+        """Return the scaled target for a target in the units of the file."""
         return ((raw.log() if self.log_target else raw) - self.target_mean) / self.target_scale
 
     def undo(self, prediction: Tensor) -> Tensor:
-        """A prediction of the model → in the units of the file, on the prediction's device and in its type."""
+        """Return a prediction in the units of the file, on the prediction's device and in its dtype."""
         mean, scale = self.target_mean.to(prediction), self.target_scale.to(prediction)
         values = prediction * scale + mean
         return values.exp() if self.log_target else values
 
     def state_dict(self) -> dict[str, Tensor | bool]:
-        """Stored with the model."""
+        """Return the fields by name, to be stored with the model."""
         return dict(vars(self))
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation over the rows."""
-    # Asked of the values: the mean of equal numbers is rounded, and so their deviation is often 1e-17 and not 0.
+    """Return mean and standard deviation over the rows, with 1 for a deviation of 0."""
+    # Compare the values themselves: the mean of equal numbers is rounded, so their deviation is often 1e-17, not 0.
     constant = (values == values[0]).all(0)
     deviation = values.std(0, correction=min(1, len(values) - 1))
     mean = torch.where(constant, values[0], values.mean(0))

@@ -1,4 +1,4 @@
-"""Which rows are for training, validation and test."""
+"""Split of the rows into training, validation and test."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from runner.errors import DataError
 
 
 def split(config: c.Split, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Part → row numbers [n], each row in exactly one part, in the order of the rows.
+    """Return the sorted row numbers [n] of "train", "valid" and "test". Each row is in exactly one part.
 
-    A fraction is rounded to the nearest row. Raises `DataError` when a part that was asked for, or training, is empty.
+    A fraction is rounded to the nearest row. Raises `DataError` if training or a requested part has no rows.
     """
     counts = {"test": _count(config.test, rows), "valid": _count(config.valid, rows)}
     problems = [
-        f"`data.split.{part}` must give at least one row, but {share:g} of {rows} rows is none; make it larger, or 0 for no such part"
+        f"`data.split.{part}` must select at least one row, got {share:g} of {rows} rows; use a larger value, or 0 for no {part} rows"
         for part, share in (("test", config.test), ("valid", config.valid))
         if share > 0 and counts[part] == 0
     ]
     train = rows - counts["test"] - counts["valid"]
     if train < 1:
         problems.append(
-            f"`data.split.test` and `data.split.valid` must leave rows to train on, but take {counts['test']} and "
-            f"{counts['valid']} of {rows}; make them smaller"
+            f"`data.split.test` and `data.split.valid` must leave rows for training, got {counts['test']} and "
+            f"{counts['valid']} of {rows}; use smaller values"
         )
     if problems:
         raise DataError(problems)
@@ -34,5 +34,5 @@ def split(config: c.Split, rows: int, generator: torch.Generator) -> dict[str, T
 
 
 def _count(share: float, rows: int) -> int:
-    """`1` is one row, `0.1` a tenth of them; YAML's 0.0 and 0 are none."""
+    """Return the number of rows: the integer 1 is one row, 0.1 a tenth of the rows, 0 and 0.0 none."""
     return share if isinstance(share, int) else round(share * rows)

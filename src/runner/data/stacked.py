@@ -1,4 +1,4 @@
-"""The data of runs side by side: rows and batches with a lane in front, or without where all lanes have the same."""
+"""Data of vmapped runs: rows and batches with a leading lane axis, or without it if all lanes share the same values."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from runner.data.scaling import Scaling
 
 @dataclass(frozen=True)
 class StackedRows:
-    """A part of the data: features [rows, columns], target [rows, 1], source [rows], each of them with [lanes, …] in front or not."""
+    """One part of the data of all lanes. Each tensor has a leading lane axis only if the lanes differ in it."""
 
     features: Tensor
+    """Features [rows, columns] or [lanes, rows, columns]."""
     target: Tensor
+    """Target [rows, 1] or [lanes, rows, 1]."""
     source: Tensor
+    """Number of each row in its source, from 0: [rows] or [lanes, rows]."""
 
     def take(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Features and target of some rows: a slice, or numbers [n] or [lanes, n]."""
+        """Return features and target of the given rows: a slice, or row numbers [n] or [lanes, n]."""
         return _taken(self.features, rows), _taken(self.target, rows)
 
 
@@ -38,10 +41,11 @@ def _taken(values: Tensor, rows: Tensor | slice) -> Tensor:
     return values.reshape(-1, columns).index_select(0, (rows + first).reshape(-1)).view(lanes, -1, columns)
 
 
-def stacked(datasets: Sequence[Dataset]) -> tuple[dict[str, StackedRows], Scaling]:
-    """The parts of all datasets, by name, and a scaling that undoes that of every lane's own target.
+def stack_datasets(datasets: Sequence[Dataset]) -> tuple[dict[str, StackedRows], Scaling]:
+    """Return the stacked parts by name, and a scaling whose `undo` applies each lane's own target scaling.
 
-    The datasets must have the same parts, of the same size.
+    The datasets must have the same parts of the same sizes. If target scalings differ, their mean and scale are
+    [lanes, 1, 1].
     """
     parts = {}
     for name in datasets[0].parts:
@@ -60,7 +64,7 @@ def stacked(datasets: Sequence[Dataset]) -> tuple[dict[str, StackedRows], Scalin
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:
-    """One tensor where all are equal, else [lanes, …]."""
+    """Return the first tensor if all are equal, else their stack [lanes, …]."""
     first = values[0]
     if all(value is first for value in values) or all(torch.equal(first, value) for value in values[1:]):
         return first
@@ -68,38 +72,37 @@ def _stacked(values: Sequence[Tensor]) -> Tensor:
 
 
 class StackedBatches:
-    """Row numbers of every step's batch: [n] where all lanes shuffle by the same seed, else [lanes, n]."""
+    """Row numbers of every step's batch: [n] if all lanes shuffle with the same seed, else [lanes, n]."""
 
     def __init__(self, rows: int, batch_size: int | None, seeds: Sequence[int], device: torch.device) -> None:
         distinct = list(dict.fromkeys(seeds))
         self._drawn = [EpochBatches(rows, batch_size, seed, device) for seed in distinct]
-        self.one = self._drawn[0]
-        """Those of one lane: all of them have the same steps and epochs."""
-        self.per_epoch = self.one.per_epoch
+        self._first = self._drawn[0]  # all lanes have the same sizes and epochs
+        self.per_epoch = self._first.per_epoch
         self._lanes = torch.tensor([distinct.index(seed) for seed in seeds])
         self._device = device
         self._epoch = 0
         self._orders: tuple[Tensor, ...] = ()
 
     def at(self, step: int) -> Tensor | slice:
-        """Row numbers of a step, from 1."""
-        if len(self._drawn) == 1 or self.one.per_epoch == 1:
-            return self.one.at(step)
-        epoch = self.one.epoch(step)
+        """Return the row numbers [n] or [lanes, n] of a step, from 1, or a slice if the batch is all rows."""
+        if len(self._drawn) == 1 or self._first.per_epoch == 1:
+            return self._first.at(step)
+        epoch = self._first.epoch(step)
         if epoch != self._epoch:
             orders = torch.stack([batches.order(epoch) for batches in self._drawn])[self._lanes]
-            self._orders = torch.split(orders.to(self._device), self.one.largest, dim=1)
+            self._orders = torch.split(orders.to(self._device), self._first.largest, dim=1)
             self._epoch = epoch
-        return self._orders[(step - 1) % self.one.per_epoch]
+        return self._orders[(step - 1) % self._first.per_epoch]
 
     def size(self, step: int) -> int:
-        """How many rows a step has."""
-        return self.one.size(step)
+        """Return the number of rows in the batch of a step, from 1."""
+        return self._first.size(step)
 
     def epoch(self, step: int) -> int:
-        """The epoch, from 1, that a step, from 1, belongs to."""
-        return self.one.epoch(step)
+        """Return the epoch, from 1, that a step, from 1, belongs to."""
+        return self._first.epoch(step)
 
     def rows_between(self, first: int, last: int) -> int:
-        """Rows of the steps first … last together."""
-        return self.one.rows_between(first, last)
+        """Return the total number of rows of the steps `first` to `last`, both included."""
+        return self._first.rows_between(first, last)

@@ -1,4 +1,4 @@
-"""Data that is made on the spot, in float64 on the CPU."""
+"""Synthetic data, generated in float64 on the CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runner.errors import DataError
 
 
 def line(config: c.Line, seed: int) -> Table:
-    """Y = slope·Σx + intercept + noise."""
+    """Return the table of `data=line`: y = slope·Σx + intercept + noise."""
     names = ["x"] if config.features == 1 else [f"x{i + 1}" for i in range(config.features)]
     features = _features(config, len(names), seed)
     target = features.sum(1) * config.slope + config.intercept
@@ -22,7 +22,10 @@ def line(config: c.Line, seed: int) -> Table:
 
 
 def curve(config: c.Curve, seed: int) -> Table:
-    """Y = expression(columns) + noise. Raises `DataError` where the expression has no value."""
+    """Return the table of `data=curve`: y = expression(columns) + noise.
+
+    Raises `DataError` if the expression is not finite in some row.
+    """
     expression = parse(config.expression)
     features = _features(config, len(expression.names), seed)
     target = expression(dict(zip(expression.names, features.unbind(1), strict=True)))
@@ -31,14 +34,14 @@ def curve(config: c.Curve, seed: int) -> Table:
         row = dict(zip(expression.names, features[bad[0]].tolist(), strict=True))
         at = ", ".join(f"{name}={value:g}" for name, value in row.items())
         raise DataError(
-            f"`data.expression` must have a finite value on the whole range, but {config.expression!r} has none at {at}; "
+            f"`data.expression` must be finite on the whole range, but {config.expression!r} is not at {at}; "
             "change data.start and data.stop"
         )
     return _table(config, seed, list(expression.names), features, target)
 
 
 def _features(config: c.Line | c.Curve, columns: int, seed: int) -> Tensor:
-    """One column evenly spaced, ends included; more drawn evenly from the range."""
+    """Return features [rows, columns]: one column evenly spaced with both ends, several drawn uniformly from the range."""
     if columns == 1:
         return torch.linspace(config.start, config.stop, config.rows, dtype=torch.float64).unsqueeze(1)
     drawn = torch.rand(config.rows, columns, dtype=torch.float64, generator=stream(seed, "data"))

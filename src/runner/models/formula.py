@@ -1,4 +1,4 @@
-"""Any function as a model: the data's columns are its variables, every other name is a parameter."""
+"""Formulas as models: columns of the data are variables, and every other name is a parameter."""
 
 from __future__ import annotations
 
@@ -12,49 +12,50 @@ from runner.config import schema as c
 from runner.config.expression import Expression, parse
 from runner.errors import DataError
 from runner.models.base import Model
-from runner.models.init import fill
+from runner.models.init import init_tensor
 
 DRAWS = 8
-"""Sets of parameters at which the derivatives of a formula must agree for it to count as linear."""
+"""Number of random parameter sets at which the derivatives of a linear formula must agree."""
 
 
 class FormulaModel(Model):
-    """Evaluates `expression` on columns [rows, 1] and parameters []."""
+    """Evaluate an expression on columns [rows, 1] and parameters [], one scalar each."""
 
     def __init__(self, expression: Expression, feature_names: Sequence[str], start: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.expression = expression
         self.columns = {name: i for i, name in enumerate(feature_names) if name in expression.names}
         for name, value in start.items():
-            # Not register_parameter: it refuses names that a module has already, and `type` is a fine parameter.
+            # Not register_parameter: it refuses the names of module attributes, and `type` is a fine parameter name.
             self._parameters[name] = torch.nn.Parameter(value)
 
     def train(self, mode: bool = True) -> FormulaModel:
-        """As of every module; a plain assignment would meet a parameter with the name `training`."""
+        """Set training or evaluation mode and return the module."""
+        # A plain assignment would replace a parameter with the name `training`.
         object.__setattr__(self, "training", mode)
         return self
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features [rows, columns] → predictions [rows, 1]."""
+        """Return predictions [rows, 1] for features [rows, columns]."""
         values = {name: features[..., i : i + 1] for name, i in self.columns.items()}
         prediction: Tensor = self.expression({**values, **self._parameters})
         return prediction
 
     def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """Of all rows in one backward pass: each of them is given parameters of its own."""
+        """Return the Jacobian of `Model.jacobian` by a single backward pass, in which every row has its own parameters."""
         names = list(self._parameters)
         lanes = np.broadcast_shapes(parameters[names[0]].shape, features.shape[:-2])
         with torch.enable_grad():
-            own = {
+            expanded = {
                 name: parameters[name].detach()[..., None, None].expand(*lanes, features.shape[-2], 1).requires_grad_()
                 for name in names
             }
             values = {name: features[..., i : i + 1] for name, i in self.columns.items()}
-            prediction = self.expression({**values, **own})
-            return torch.cat(torch.autograd.grad(prediction.sum(), [own[name] for name in names]), -1)
+            prediction = self.expression({**values, **expanded})
+            return torch.cat(torch.autograd.grad(prediction.sum(), [expanded[name] for name in names]), -1)
 
     def is_linear(self, features: Tensor) -> bool:
-        """Asked of the derivatives: they are the same bits for all parameters, of which some are drawn, of either sign and any size."""
+        """Return whether the derivatives are bitwise equal for random parameters of both signs and many magnitudes."""
         generator = torch.Generator().manual_seed(0)
         names = list(self._parameters)
         sizes = 10 ** torch.linspace(-3, 3, DRAWS).unsqueeze(1)
@@ -64,17 +65,17 @@ class FormulaModel(Model):
 
 
 def build(config: c.Formula, feature_names: Sequence[str], generator: torch.Generator) -> FormulaModel:
-    """A formula with its start values. Raises `DataError` where its names and the columns do not fit."""
+    """Return a formula with given or drawn start values. Raises `DataError` if its names do not fit the columns."""
     expression = parse(config.expression)
     free = [name for name in expression.names if name not in feature_names]
     problems = [
-        f"`model.start.{name}` must name a parameter, but {name!r} is a column of the data; take it out"
+        f"`model.start.{name}` must name a parameter, but {name!r} is a column of the data; remove it"
         for name in config.start
         if name in feature_names
     ]
     if len(free) == len(expression.names):
         problems.append(
-            f"`model.expression` must use a column of the data ({', '.join(feature_names)}), but is {config.expression!r}; mend the names"
+            f"`model.expression` must use a column of the data ({', '.join(feature_names)}), got {config.expression!r}; correct the names"
         )
     if not free:
         problems.append(
@@ -85,7 +86,7 @@ def build(config: c.Formula, feature_names: Sequence[str], generator: torch.Gene
     start = {}
     for name in free:
         value = torch.empty((), dtype=torch.float64)
-        fill(value, config.init, 1, generator)
-        # Drawn first in any case, so that giving one start value leaves those of the others as they were.
+        init_tensor(value, config.init, 1, generator)
+        # Draw for every parameter, so that setting one start value does not change the others.
         start[name] = torch.tensor(config.start[name], dtype=torch.float64) if name in config.start else value
     return FormulaModel(expression, feature_names, start)

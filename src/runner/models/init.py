@@ -1,4 +1,4 @@
-"""Start values: drawn in float64 from the generator that is given, never from torch's global one."""
+"""Start values, drawn in float64 from a given generator and never from torch's global one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from runner.config.schema import Init
 
 
-def fill(tensor: Tensor, init: Init, fan_in: int, generator: torch.Generator) -> None:
-    """Start values for one tensor: "kaiming" is U(−1/√fan_in, 1/√fan_in), torch's own for `nn.Linear` (He et al., 2015)."""
+def init_tensor(tensor: Tensor, init: Init, fan_in: int, generator: torch.Generator) -> None:
+    """Fill one tensor with start values in place.
+
+    "kaiming" is U(−1/√fan_in, 1/√fan_in), torch's default for `nn.Linear` (He et al., "Delving Deep into Rectifiers",
+    2015). "uniform" is U(0, 1), "normal" is N(0, 1), "zeros" is 0.
+    """
     with torch.no_grad():
         if init == "kaiming":
             bound = 1 / math.sqrt(fan_in)
@@ -24,10 +28,10 @@ def fill(tensor: Tensor, init: Init, fan_in: int, generator: torch.Generator) ->
             tensor.zero_()
 
 
-def layers(module: nn.Module, init: Init, generator: torch.Generator) -> None:
-    """Start values for every linear layer, in the order of the forward pass."""
+def init_layers(module: nn.Module, init: Init, generator: torch.Generator) -> None:
+    """Fill weight and bias of every linear layer in place, in the order of the forward pass."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            fill(layer.weight, init, layer.in_features, generator)
+            init_tensor(layer.weight, init, layer.in_features, generator)
             if layer.bias is not None:
-                fill(layer.bias, init, layer.in_features, generator)
+                init_tensor(layer.bias, init, layer.in_features, generator)

@@ -9,42 +9,50 @@ from torch import Tensor, nn
 
 from runner.config import schema as c
 from runner.models.base import Model, Standardization
-from runner.models.init import layers
+from runner.models.init import init_layers
 
 
 class LinearModel(nn.Linear, Model):
-    """y = weight·x + bias, weight [1, columns], bias [1]."""
+    """Linear model y = weight·x + bias with weight [1, columns] and bias [1]."""
 
     def fitted(self, scaling: Standardization) -> Mapping[str, Tensor]:
-        """Weight and bias in the units of the file: of y = (W/s_x·s_y)·x + …, undone in float64."""
+        """Return weight [1, columns] and bias [1] in the units of the file, computed in float64.
+
+        The bias is left out if the model has none and the scaling adds none.
+        """
         weight = self.weight.detach().cpu().double() * scaling.target_scale / scaling.feature_scale
         bias = torch.zeros(1, dtype=torch.float64) if self.bias is None else self.bias.detach().cpu().double()
         bias = bias * scaling.target_scale + scaling.target_mean - weight @ scaling.feature_mean
-        # Without a bias and without standardisation there is no constant to report.
         return {"weight": weight} if self.bias is None and not bias.any() else {"weight": weight, "bias": bias}
 
     def unscaling(self, scaling: Standardization) -> Tensor | None:
-        """Rows for the weights and the bias, in float64 on the CPU."""
+        """Return the matrix for weights and bias, in float64 on the CPU."""
         slopes = torch.diag(scaling.target_scale / scaling.feature_scale)
         intercept = -(scaling.feature_mean @ slopes).unsqueeze(0)
         if self.bias is not None:
             slopes = torch.nn.functional.pad(slopes, (0, 1))
             intercept = torch.cat((intercept, scaling.target_scale.reshape(1, 1)), 1)
-        told = self.bias is not None or bool(scaling.target_mean) or bool(intercept.any())
-        return torch.cat((slopes, intercept)) if told else slopes
+        reported = self.bias is not None or bool(scaling.target_mean) or bool(intercept.any())
+        return torch.cat((slopes, intercept)) if reported else slopes
 
     def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """Return the features, with a column of ones for the bias."""
         return features if self.bias is None else _with_ones(features)
 
     def is_linear(self, features: Tensor) -> bool:
+        """Return True."""
         return True
 
     def tensor_plan(self) -> Mapping[str, str]:
+        """Return the whole module as one layer that is split by its inputs."""
         return {"": "row"}
 
 
 class PolynomialModel(Model):
-    """Linear in x, x², …, x^degree of every feature; weight [1, columns·degree], the powers of one feature together."""
+    """Linear model of x, x², …, x^degree of every feature.
+
+    The weight is [1, columns·degree], with the powers of one feature next to each other.
+    """
 
     def __init__(self, columns: int, degree: int) -> None:
         super().__init__()
@@ -52,7 +60,7 @@ class PolynomialModel(Model):
         self.register_buffer("powers", torch.arange(1, degree + 1), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features [rows, columns] → predictions [rows, 1]."""
+        """Return predictions [rows, 1] for features [rows, columns]."""
         prediction: Tensor = self.linear(self._expanded(features))
         return prediction
 
@@ -61,12 +69,15 @@ class PolynomialModel(Model):
         return features.unsqueeze(-1).pow(powers).flatten(-2)
 
     def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """Return the powers of the features and a column of ones."""
         return _with_ones(self._expanded(features))
 
     def is_linear(self, features: Tensor) -> bool:
+        """Return True."""
         return True
 
     def tensor_plan(self) -> Mapping[str, str]:
+        """Return the linear layer, split by its inputs."""
         return {"linear": "row"}
 
 
@@ -75,14 +86,14 @@ def _with_ones(design: Tensor) -> Tensor:
 
 
 def linear(config: c.Linear, feature_names: Sequence[str], generator: torch.Generator) -> LinearModel:
-    """A linear model with its start values."""
+    """Return a linear model with drawn start values, in float64 on the CPU."""
     model = LinearModel(len(feature_names), 1, bias=config.bias, dtype=torch.float64)
-    layers(model, config.init, generator)
+    init_layers(model, config.init, generator)
     return model
 
 
 def polynomial(config: c.Polynomial, feature_names: Sequence[str], generator: torch.Generator) -> PolynomialModel:
-    """A polynomial with its start values."""
+    """Return a polynomial with drawn start values, in float64 on the CPU."""
     model = PolynomialModel(len(feature_names), config.degree)
-    layers(model, config.init, generator)
+    init_layers(model, config.init, generator)
     return model

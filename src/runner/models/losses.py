@@ -1,4 +1,4 @@
-"""Losses: the mean over the rows of a batch, of prediction and target of equal shape."""
+"""Losses: means over the rows of a batch, for predictions and targets of the same shape."""
 
 from __future__ import annotations
 
@@ -12,62 +12,61 @@ from runner.config import schema as c
 from runner.errors import RunFailed
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(prediction [rows, 1], target [rows, 1]) → mean loss []."""
+"""Function of (prediction [rows, 1], target [rows, 1]) that returns the mean loss []."""
 
 Cost = Callable[..., Tensor]
-"""(prediction, target, reduction) → the cost of each row (reduction 0) or their mean (1), as in `torch.ops.aten`.
+"""Function of (prediction, target, reduction = 1), as in `torch.ops.aten`: 0 returns the loss of each row, 1 their mean []."""
 
-The operators themselves and not torch.nn.functional: its wrappers broadcast prediction and target first, which costs a step
-of a small model a tenth, forward and backward, and is what must not happen here.
-"""
-
-MEAN = 1
-"""Torch's number for the reduction to a mean."""
+# These are the operators of torch.ops.aten, not torch.nn.functional. The wrappers there broadcast prediction and target, which
+# must not happen here and takes a tenth of the time of a small model's step, forward and backward.
 
 
 def mse(config: c.Mse) -> Cost:
-    """Squared errors."""
+    """Return the squared error."""
     return torch.ops.aten.mse_loss.default
 
 
 def mae(config: c.Mae) -> Cost:
-    """Absolute errors."""
+    """Return the absolute error."""
     return torch.ops.aten.l1_loss.default
 
 
 def huber(config: c.Huber) -> Cost:
-    """Squared errors near zero, absolute ones beyond delta."""
+    """Return the Huber loss: squared errors up to delta, absolute errors beyond it (Huber, 1964)."""
     return partial(torch.ops.aten.huber_loss.default, delta=config.delta)
 
 
 def build(config: c.LossConfig) -> Loss:
-    """The loss that was chosen."""
+    """Return the configured loss of one run. It raises `RunFailed` if prediction and target differ in shape."""
     cost: Cost = config.build()
 
     def loss(prediction: Tensor, target: Tensor) -> Tensor:
         if prediction.shape != target.shape:
-            _refuse_other(prediction.shape, target.shape)
+            _require_same_shape(prediction.shape, target.shape)
         return cost(prediction, target)
 
     return loss
 
 
-def of_lanes(config: c.LossConfig) -> Loss:
-    """The same loss for each lane alone: (prediction [lanes, rows, 1], target [lanes, rows, 1] or [rows, 1]) → [lanes]."""
+def build_lanes(config: c.LossConfig) -> Loss:
+    """Return the configured loss of vmapped runs, one mean per lane [lanes].
+
+    Its arguments are prediction [lanes, rows, 1] and target [lanes, rows, 1] or [rows, 1].
+    """
     cost: Cost = config.build()
 
     def loss(prediction: Tensor, target: Tensor) -> Tensor:
-        _refuse_other(prediction.shape[-2:], target.shape[-2:])
+        _require_same_shape(prediction.shape[-2:], target.shape[-2:])
         errors = cost(prediction, target.expand_as(prediction), 0)
         return errors.mean((-2, -1))
 
     return loss
 
 
-def _refuse_other(prediction: torch.Size, target: torch.Size) -> None:
-    """Torch only warns and broadcasts [rows] against [rows, 1] to a [rows, rows] table of errors."""
+def _require_same_shape(prediction: torch.Size, target: torch.Size) -> None:
+    # Torch would only warn, and broadcast [rows] and [rows, 1] to errors [rows, rows].
     if prediction != target:
         raise RunFailed(
-            f"the prediction must have the target's shape {list(target)}, but has {list(prediction)}; "
-            "the model must give one number a row"
+            f"the prediction must have the target's shape {list(target)}, got {list(prediction)}; "
+            "return one number per row from the model"
         )

@@ -10,25 +10,26 @@ from torch import Tensor, nn
 
 from runner.config import schema as c
 from runner.models.base import Model
-from runner.models.init import layers
+from runner.models.init import init_layers
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU, "sigmoid": nn.Sigmoid}
 
 
 class Network(nn.Sequential, Model):
-    """Linear, activation, dropout, … , linear: features [rows, columns] → predictions [rows, 1]."""
+    """Layers (linear, activation, dropout) … linear: features [rows, columns] → predictions [rows, 1]."""
 
     def is_linear(self, features: Tensor) -> bool:
-        return len(self) == 1  # no hidden layer
+        """Return whether the network has no hidden layer."""
+        return len(self) == 1
 
     def tensor_plan(self) -> Mapping[str, str]:
-        """Layers in pairs of column and row; one that is left over is a row."""
+        """Return pairs of a column-wise and a row-wise split layer; a last unpaired layer is split row-wise."""
         layers = [name for name, child in self.named_children() if isinstance(child, nn.Linear)]
         paired = len(layers) - len(layers) % 2
         return {name: "column" if i < paired and i % 2 == 0 else "row" for i, name in enumerate(layers)}
 
     def stages(self, count: int) -> Sequence[Sequence[str]]:
-        """Layers, each with its activation and dropout; two stages differ by one layer at most."""
+        """Return stages of whole layers, each with its activation and dropout; sizes differ by at most one layer."""
         layers: list[list[str]] = []
         for name, child in self.named_children():
             if isinstance(child, nn.Linear):
@@ -40,7 +41,7 @@ class Network(nn.Sequential, Model):
 
 
 def build(config: c.Mlp, feature_names: Sequence[str], generator: torch.Generator) -> Network:
-    """A network with its start values."""
+    """Return a network with drawn start values, in float64 on the CPU."""
     parts: list[nn.Module] = []
     width = len(feature_names)
     for units in config.widths:
@@ -48,5 +49,5 @@ def build(config: c.Mlp, feature_names: Sequence[str], generator: torch.Generato
         parts += [nn.Dropout(config.dropout)] if config.dropout else []
         width = units
     model = Network(*parts, nn.Linear(width, 1, dtype=torch.float64))
-    layers(model, "kaiming", generator)
+    init_layers(model, "kaiming", generator)
     return model

@@ -1,1 +1,1 @@
-"""Update rules, schedules, solvers, and what is known of the solution."""
+"""Update rules, schedules, least-squares solvers, and what is known about the solution."""

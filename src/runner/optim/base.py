@@ -1,7 +1,8 @@
-"""Optimizers: who asks the objective for gradients and changes the parameters.
+"""Contracts of optimizers, and of the objective that they minimise.
 
-The update is written out by hand (`manual`, over the pure rules) or done by `torch.optim` (`library`). Both keep their
-state as parameter name → slot → value, with the slots named as torch names them, so that each resumes the other's runs.
+An update is done by our own rules (`manual` with `rules`), by `torch.optim` (`torch_optim`) or by a least-squares solver.
+All keep their state as parameter name → slot → value. Slots are named as in torch, so that rules and `torch.optim` can resume
+each other's runs.
 """
 
 from __future__ import annotations
@@ -13,72 +14,74 @@ from typing import Any, Protocol
 from torch import Tensor
 
 State = dict[str, dict[str, Any]]
-"""Parameter name → slot → tensor (or, for L-BFGS, lists and numbers)."""
+"""Parameter name → slot → tensor (or lists and numbers, for L-BFGS)."""
 
 
 @dataclass(frozen=True)
 class Linearisation:
-    """A step's batch to first order in the parameters, of predictions f, targets y, residuals r = f − y and their Jacobian J.
+    """First-order expansion of a step's least-squares problem at the current parameters.
 
-    `share` [] is this process's part of the mean loss. `factor` […, n + 2, n + 2] is the triangle of [J, r, y] over all rows
-    of all processes, J with the parameters' n numbers one after the other; `rows` counts them. Side by side both have
-    [lanes, …] in front.
+    With predictions f, targets y and parameters p: residuals r = f − y and Jacobian J = ∂f/∂p, whose n columns are the
+    entries of all parameters in order. For vmapped runs `share` and `factor` have [lanes, …] in front.
     """
 
     share: Tensor
+    """This process's share [] of the mean loss."""
     factor: Tensor
+    """Triangular QR factor [n + 2, n + 2] of [J, r, y] over all rows of all processes."""
     rows: int
+    """Number of rows of all processes."""
 
 
 class Objective(Protocol):
-    """Loss and gradients of one step's rows; asked again within a step, it sees the same rows and random numbers."""
+    """Loss and gradients of one step's rows. Repeated calls within a step use the same rows and random numbers."""
 
     def gradient(self) -> tuple[Tensor, Sequence[Tensor] | None]:
-        """This process's share [] of the mean loss, and the gradients of all rows together, also left in `.grad`.
+        """Return this process's share [] of the mean loss, and the gradients over all rows, which are also in `.grad`.
 
-        None for the gradients: the step is to be skipped.
+        The gradients are None if the step must be skipped.
         """
 
     def whole(self, share: Tensor) -> Tensor:
-        """The mean loss [] of all processes, for who decides by it."""
+        """Return the mean loss [] over all processes, for decisions that must be the same on each of them."""
 
     def residuals(self) -> Linearisation:
-        """Residuals and Jacobian at the present parameters."""
+        """Return residuals and Jacobian at the current parameters."""
 
     def squares(self) -> Tensor:
-        """Sum of squared residuals [] or [lanes] of all rows together, at the present parameters."""
+        """Return the sum of squared residuals [] or [lanes] over all rows at the current parameters."""
 
 
 class Optimizer(Protocol):
-    """One update of the parameters for each call of `step`."""
+    """Updates the parameters once per call of `step`."""
 
     settled: Sequence[int]
-    """Lanes that the last step brought to where no further one finds better parameters; of most methods nobody knows."""
+    """Lanes that converged in the last step; empty for methods that cannot tell."""
 
     def step(self, objective: Objective, lr: Any) -> Tensor:
-        """Update the parameters in place with learning rate `lr`; gives this process's share of the loss [] before it.
+        """Update the parameters in place with learning rate `lr`; return this process's share of the loss [] before it.
 
-        Side by side `lr` is a tensor [lanes, 1] and the loss [lanes].
+        For vmapped runs `lr` is a tensor [lanes, 1] and the loss is [lanes].
         """
 
     def state_dict(self) -> State:
-        """What the next step needs besides the parameters. The tensors are the live ones: copy before the next step."""
+        """Return what the next step needs besides the parameters. The tensors are not copies: the next step changes them."""
 
     def load_state_dict(self, state: State) -> None:
-        """Go on from a state that was saved, on whatever device."""
+        """Restore a saved state, from any device."""
 
 
 class Differentiable(Protocol):
-    """A model as solvers see it: `runner.models.base.Model`, which this room does not import."""
+    """The part of `runner.models.base.Model` that solvers use; this package does not import the models."""
 
     def named_parameters(self) -> Any:
-        """Pairs of name and parameter."""
+        """Return pairs of name and parameter."""
 
     def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """Derivatives […, rows, numbers] of the predictions by the numbers of all parameters, in order."""
+        """Return derivatives […, rows, n] of the predictions with respect to the n entries of all parameters, in order."""
 
     def is_linear(self, features: Tensor) -> bool:
-        """Whether the predictions for these rows are linear in the parameters, up to a constant."""
+        """Return whether the predictions for features [rows, columns] are linear in the parameters, up to a constant."""
 
     def unscaling(self, scaling: Any) -> Tensor | None:
-        """Matrix that takes the model's numbers to those that are reported; None where they are the same."""
+        """Return the matrix [reported, n] that maps parameters to those that are reported; None if they are the same."""

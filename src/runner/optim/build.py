@@ -1,4 +1,4 @@
-"""The optimizer that a configuration names."""
+"""Build the optimizer of a configuration."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from runner.optim.manual import Manual
 
 
 def build(config: c.OptimizerConfig, update: str, parameters: Mapping[str, Tensor]) -> Optimizer:
-    """The optimizer of one run, for its parameters by name; its rule by hand where `update` is "manual"."""
+    """Return the optimizer of one run for its parameters by name; it uses our own update rule if `update` is "manual"."""
     if update == "manual" and config.rule is not None:
-        return _by_hand([config], parameters)
+        return _manual([config], parameters)
     optimizer: Optimizer = config.build(parameters)
     return optimizer
 
 
 def build_lanes(configs: Sequence[c.OptimizerConfig], parameters: Mapping[str, Tensor]) -> Optimizer:
-    """The optimizer of vmapped runs, for their stacked parameters [lanes, …] by name."""
+    """Return the optimizer of vmapped runs for their stacked parameters [lanes, …] by name."""
     if configs[0].rule is not None:
-        return _by_hand(configs, parameters)
+        return _manual(configs, parameters)
     optimizer: Optimizer = configs[0].build(parameters, configs)
     return optimizer
 
 
-def _by_hand(configs: Sequence[c.OptimizerConfig], parameters: Mapping[str, Tensor]) -> Optimizer:
+def _manual(configs: Sequence[c.OptimizerConfig], parameters: Mapping[str, Tensor]) -> Optimizer:
     return Manual(rules.build(configs, next(iter(parameters.values())).device), parameters)

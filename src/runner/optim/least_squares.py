@@ -1,7 +1,7 @@
-"""Least squares: steps from the residuals r and their Jacobian J, for a loss that is the mean of r².
+"""Least-squares solvers: steps computed from the residuals r and their Jacobian J, for a loss that is the mean of r².
 
-Of the rows both methods see the triangle of [J, r, y] only: a step is the same on one process and on many. What is
-computed has a lane for each run; one run alone is one lane.
+Both solvers use the rows only through the triangular factor of [J, r, y], so a step is the same on one process and on many.
+Every tensor has a leading lane axis; a single run is one lane.
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ from runner.optim.linearised import Linearised, lengths
 from runner.optim.qr import penalised
 
 SOLVES = 2
-"""Steps of `lstsq`: the solution, and its refinement by its own residuals (Higham, "Accuracy and Stability", 2002, §20.5)."""
+"""Number of steps of `lstsq`: the solution, and one step of iterative refinement.
+
+Higham, "Accuracy and Stability of Numerical Algorithms" (2002), section 20.5.
+"""
 
 TRIALS = 20
-"""Most steps that are tried from one linearisation, each at most half as long as the one before."""
+"""Maximum number of trial steps from one linearisation, each at most half as long as the previous one."""
 
 ACCEPTED = 1e-4
-"""Share of the predicted reduction that a step must bring to be taken (Moré, 1978)."""
+"""Fraction of the predicted reduction that a step must achieve to be accepted (Moré, 1978)."""
 
 SETTLED = 1e-9
-"""Share of the residuals that a step could still take away below which there is nothing left to do."""
+"""Relative offset (`Linearised.offset` over the length of the residuals) below which `lm` has converged."""
 
 
 class _LeastSquares:
-    """Parameters as one row a lane. `settled` are the lanes that the last step brought to their end."""
+    """Common part of the solvers: parameters as one row per lane, and the lanes that have converged."""
 
     def __init__(self, parameters: Mapping[str, Tensor], lanes: int | None) -> None:
         self._names, self._tensors = list(parameters), list(parameters.values())
@@ -40,7 +43,7 @@ class _LeastSquares:
         self.settled: Sequence[int] = ()
 
     def _rows(self) -> Tensor:
-        """A copy of the parameters, [lanes, n]."""
+        """Return a copy of the parameters, [lanes, n]."""
         return torch.cat([tensor.detach().reshape(self._lanes, -1) for tensor in self._tensors], 1)
 
     def _write(self, rows: Tensor) -> None:
@@ -59,9 +62,9 @@ class _LeastSquares:
 
 
 class LstsqSolver(_LeastSquares):
-    """The solution where the predictions are linear in the parameters: by QR, and of several equally good ones the shortest.
+    """Solution of a linear least-squares problem by QR; the shortest one if several are equally good.
 
-    weight_decay/2·‖p‖² is added to the loss, as by the other rules.
+    As in the update rules, weight_decay/2·‖p‖² is added to the loss.
     """
 
     def __init__(self, configs: Sequence[c.Lstsq], parameters: Mapping[str, Tensor], lanes: int | None) -> None:
@@ -70,33 +73,36 @@ class LstsqSolver(_LeastSquares):
         self._count = torch.zeros((), dtype=torch.float32)
 
     def step(self, objective: Objective, lr: Any) -> Tensor:
-        found = objective.residuals()
-        rows = self._rows().to(found.factor)
+        """Write the solution into the parameters; return this process's share of the loss [] or [lanes] before it."""
+        linearisation = objective.residuals()
+        rows = self._rows().to(linearisation.factor)
         n = rows.shape[1]
-        factor = _in_lanes(found.factor)[:, :, : n + 1]
-        factor = penalised(factor, rows, torch.tensor(self._weight_decay).to(rows), found.rows)
+        factor = _with_lanes(linearisation.factor)[:, :, : n + 1]
+        factor = penalised(factor, rows, torch.tensor(self._weight_decay).to(rows), linearisation.rows)
         jacobian = factor[:, :n, :n]
-        model = Linearised.of(jacobian, factor[:, :n, n], lengths(jacobian))
+        model = Linearised.from_triangle(jacobian, factor[:, :n, n], lengths(jacobian))
         self._write(model.shortest(rows + model.unscaled(model.full)))
         self._count = self._count + 1
         self._settle([float(self._count) >= SOLVES] * self._lanes)
-        return found.share
+        return linearisation.share
 
     def state_dict(self) -> State:
+        """Return the number of steps taken."""
         return {name: {"step": self._count} for name in self._names}
 
     def load_state_dict(self, state: State) -> None:
+        """Restore the number of steps taken."""
         saved = state.get(self._names[0], {})
         self._count = saved["step"].clone() if "step" in saved else torch.zeros((), dtype=torch.float32)
 
 
 class LevenbergMarquardt(_LeastSquares):
-    """Levenberg–Marquardt: Gauss–Newton steps, damped so that they stay within a radius that is trusted.
+    """Levenberg–Marquardt: Gauss–Newton steps, damped so that they stay within a trust region.
 
-    Marquardt, "An Algorithm for Least-Squares Estimation of Nonlinear Parameters", J. SIAM 11 (1963); scaling, radius and
-    the rule for it are those of Moré, "The Levenberg–Marquardt Algorithm: Implementation and Theory", Lecture Notes in
-    Mathematics 630 (1978). Where the sum of squares is too rounded to tell the better point, a step is taken as long as
-    it brings the residuals nearer to a right angle with the Jacobian.
+    Marquardt, "An Algorithm for Least-Squares Estimation of Nonlinear Parameters", J. SIAM 11 (1963). Scaling and trust
+    region follow Moré, "The Levenberg–Marquardt Algorithm: Implementation and Theory", Lecture Notes in Mathematics 630
+    (1978). Near the optimum the sum of squares is too rounded to compare two points. A step is then accepted as long as it
+    makes the residuals more nearly orthogonal to the columns of the Jacobian.
     """
 
     def __init__(self, configs: Sequence[c.Lm], parameters: Mapping[str, Tensor], lanes: int | None) -> None:
@@ -105,18 +111,19 @@ class LevenbergMarquardt(_LeastSquares):
         self._slots: dict[str, Tensor] = {}
 
     def step(self, objective: Objective, lr: Any) -> Tensor:
-        found = objective.residuals()
-        factor = _in_lanes(found.factor)
+        """Take one accepted step, or none; return this process's share of the loss [] or [lanes] before it."""
+        linearisation = objective.residuals()
+        factor = _with_lanes(linearisation.factor)
         origin = self._rows().to(factor)
         n = origin.shape[1]
         scale = lengths(factor[:, :, :n])
         if self._slots:
             scale = torch.maximum(scale, self._slots["scale"])
-        model = Linearised.of(factor[:, :n, :n], factor[:, :n, n], scale)
-        length, size = (factor[:, :, column].norm(dim=1) for column in (n, n + 1))  # of residuals, of targets
-        radius, last_offset = self._trusted(model, origin)
+        model = Linearised.from_triangle(factor[:, :n, :n], factor[:, :n, n], scale)
+        length, size = (factor[:, :, column].norm(dim=1) for column in (n, n + 1))  # lengths of r and y
+        radius, last_offset = self._trust_region(model, origin)
         eps = torch.finfo(self._tensors[0].dtype).eps
-        # What rounding of the predictions may change of the sum of squares, as a share of it.
+        # Relative change of the sum of squares that rounding of the predictions may cause.
         noise = 8 * torch.finfo(factor.dtype).eps * (1 + size / length)
         offset = model.offset
         ended = (offset <= SETTLED * length + 4 * eps * size) | (offset > 0.9 * last_offset)
@@ -129,12 +136,12 @@ class LevenbergMarquardt(_LeastSquares):
             step = model.unscaled(along)
             self._write(origin + torch.where(waiting.unsqueeze(1), step, taken))
             gain = _gain(length, objective.squares().reshape(-1).sqrt())
-            linear, damped = _shares(model, along, damping, length)
+            linear, damped = _reductions(model, along, damping, length)
             predicted = linear + 2 * damped
             rounded = (predicted <= noise) & (gain.abs() <= noise)
             good = rounded | (gain >= ACCEPTED * predicted)
-            again = _radius(radius, along.norm(dim=1), gain, (linear, damped))
-            radius = torch.where(waiting & ~rounded, again, radius)
+            next_radius = _radius(radius, along.norm(dim=1), gain, (linear, damped))
+            radius = torch.where(waiting & ~rounded, next_radius, radius)
             taken = torch.where((waiting & good).unsqueeze(1), step, taken)
             last_offset = torch.where(waiting & rounded, offset, last_offset)
             stuck = waiting & ~good & (radius <= eps * (scale * origin).norm(dim=1))
@@ -142,10 +149,10 @@ class LevenbergMarquardt(_LeastSquares):
         self._write(origin + taken)
         self._slots = {"scale": scale, "radius": _spread(radius, n), "offset": _spread(last_offset, n)}
         self._settle(ended.tolist())
-        return found.share
+        return linearisation.share
 
-    def _trusted(self, model: Linearised, origin: Tensor) -> tuple[Tensor, Tensor]:
-        """Radius and last offset [lanes] as the step before left them."""
+    def _trust_region(self, model: Linearised, origin: Tensor) -> tuple[Tensor, Tensor]:
+        """Return radius and last offset [lanes] after the previous step, or those of a first step."""
         if self._slots:
             return self._slots["radius"][:, 0], self._slots["offset"][:, 0]
         start, first = (model.scale * origin).norm(dim=1), torch.tensor(self._first).to(origin)
@@ -153,10 +160,12 @@ class LevenbergMarquardt(_LeastSquares):
         return radius, torch.full_like(radius, torch.inf)
 
     def state_dict(self) -> State:
+        """Return column scale, trust-region radius and last offset for every entry of each parameter."""
         slots = {slot: self._parts(rows) for slot, rows in self._slots.items()}
         return {name: {slot: parts[i] for slot, parts in slots.items()} for i, name in enumerate(self._names)}
 
     def load_state_dict(self, state: State) -> None:
+        """Restore the slots, on the device of the parameters."""
         device = self._tensors[0].device
         self._slots = {
             slot: torch.cat([state[name][slot].reshape(self._lanes, -1) for name in self._names], 1).to(
@@ -167,42 +176,42 @@ class LevenbergMarquardt(_LeastSquares):
 
 
 def lstsq(config: c.Lstsq, parameters: Mapping[str, Tensor], lanes: Sequence[c.Lstsq] | None = None) -> LstsqSolver:
-    """The solver of one run, or of the runs in all lanes."""
+    """Return the solver of one run, or of vmapped runs if `lanes` has their configurations."""
     return LstsqSolver(lanes or [config], parameters, None if lanes is None else len(lanes))
 
 
 def lm(config: c.Lm, parameters: Mapping[str, Tensor], lanes: Sequence[c.Lm] | None = None) -> LevenbergMarquardt:
-    """The solver of one run, or of the runs in all lanes."""
+    """Return the solver of one run, or of vmapped runs if `lanes` has their configurations."""
     return LevenbergMarquardt(lanes or [config], parameters, None if lanes is None else len(lanes))
 
 
-def _in_lanes(factor: Tensor) -> Tensor:
+def _with_lanes(factor: Tensor) -> Tensor:
     return factor.reshape(-1, *factor.shape[-2:])
 
 
 def _spread(values: Tensor, n: int) -> Tensor:
-    """One value a lane as a slot is kept: beside every number of its parameters."""
+    """Return one value per lane [lanes], repeated for every parameter entry [lanes, n], as slots are stored."""
     return values.unsqueeze(1).repeat(1, n)
 
 
 def _gain(before: Tensor, after: Tensor) -> Tensor:
-    """By what share [lanes] the sum of squares fell; −1 where it rose a hundredfold or is not finite."""
+    """Return the relative decrease [lanes] of the sum of squares, given its roots; −1 if it rose 100-fold or is not finite."""
     gain = 1 - (after / before).square()
     return torch.where(after < 10 * before, gain, -1.0)
 
 
-def _shares(model: Linearised, along: Tensor, damping: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares [lanes] of the sum of squares: that of J·δ, and damping·‖δ‖²; Moré (1978), section 4."""
+def _reductions(model: Linearised, along: Tensor, damping: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ‖J·δ‖² and damping·‖δ‖² [lanes], relative to the sum of squares; Moré (1978), section 4."""
     squares = length.square()
     return (model.values * along).square().sum(1) / squares, damping * along.square().sum(1) / squares
 
 
-def _radius(radius: Tensor, step: Tensor, gain: Tensor, shares: tuple[Tensor, Tensor]) -> Tensor:
-    """The radius [lanes] after a step of length `step`: shorter where it brought a quarter of what was predicted or less.
+def _radius(radius: Tensor, step: Tensor, gain: Tensor, reductions: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the radius [lanes] after a step of length `step` [lanes]; Moré (1978), section 7.
 
-    Moré (1978), section 7; `shares` are those of `_shares`.
+    It shrinks if the gain was at most a quarter of the predicted reduction. `reductions` come from `_reductions`.
     """
-    linear, damped = shares
+    linear, damped = reductions
     slope, ratio = linear + damped, gain / (linear + 2 * damped)
     shrink = torch.where(gain >= 0, 0.5, 0.5 * slope / (slope - 0.5 * gain))
     shrink = torch.where((gain <= -1) | (shrink < 0.1), 0.1, shrink)

@@ -1,6 +1,6 @@
-"""A least-squares problem to first order: min ‖J·δ + r‖, and its steps, full or within a radius.
+"""Linear least squares: the step δ that minimises ‖J·δ + r‖, unrestricted or within a trust region.
 
-Everything has a lane for each run; one run alone is one lane.
+Every tensor has a leading lane axis; a single run is one lane.
 """
 
 from __future__ import annotations
@@ -11,27 +11,34 @@ import torch
 from torch import Tensor
 
 ROUNDS = 60
-"""Most corrections of the damping; three to five are usual."""
+"""Maximum number of Newton steps for the damping; three to five are usual."""
 
 ROUNDING = 64
-"""Roundings of the largest singular value that a smaller one must exceed: those of equal columns of many rows reach some ten."""
+"""A singular value counts as zero up to this multiple of eps times the largest one.
+
+Two equal columns of many rows leave a singular value of about ten times eps.
+"""
 
 
 @dataclass(frozen=True)
 class Linearised:
-    """J in its singular values, with the columns divided by `scale` [lanes, n], and r along its left singular vectors."""
+    """Singular value decomposition of the column-scaled Jacobian J·diag(1/scale), with the residuals in its basis."""
 
     scale: Tensor
+    """Divisors [lanes, n] of the columns of J."""
     values: Tensor
-    """Singular values [lanes, n] of the scaled Jacobian, falling."""
+    """Singular values [lanes, n] of the scaled Jacobian, in descending order."""
     directions: Tensor
-    """Its right singular vectors [lanes, n, n], one a row."""
+    """Right singular vectors [lanes, n, n], one per row."""
     along: Tensor
-    """The part [lanes, n] of the residuals along each left one."""
+    """Component [lanes, n] of the residuals along each left singular vector."""
 
     @staticmethod
-    def of(triangle: Tensor, projected: Tensor, scale: Tensor) -> Linearised:
-        """From R [lanes, n, n] of J = QR and Qᵀr [lanes, n]; what is not finite counts as nothing."""
+    def from_triangle(triangle: Tensor, projected: Tensor, scale: Tensor) -> Linearised:
+        """Return the problem of J = QR, given R [lanes, n, n], Qᵀr [lanes, n] and scale [lanes, n].
+
+        Entries that are not finite count as 0.
+        """
         scaled = (triangle / scale.unsqueeze(1)).nan_to_num(0.0, 0.0, 0.0)
         left, values, directions = torch.linalg.svd(scaled)
         along = (left.mT @ projected.nan_to_num(0.0, 0.0, 0.0).unsqueeze(2)).squeeze(2)
@@ -39,26 +46,28 @@ class Linearised:
 
     @property
     def determined(self) -> Tensor:
-        """Which singular values [lanes, n] can be told from zero."""
+        """Mask [lanes, n] of the singular values that differ from zero by more than rounding."""
         precision = torch.finfo(self.values.dtype).eps * max(ROUNDING, self.values.shape[1])
-        told: Tensor = self.values > precision * self.values[:, :1]
-        return told
+        mask: Tensor = self.values > precision * self.values[:, :1]
+        return mask
 
     @property
     def offset(self) -> Tensor:
-        """Length [lanes] of what a step could take away from the residuals."""
-        seen = torch.where(self.determined, self.along, 0.0)
-        return torch.linalg.vector_norm(seen, dim=1)  # type: ignore[no-any-return]
+        """Length [lanes] of the residuals' projection on the column space of J: the part that a full step removes."""
+        projected = torch.where(self.determined, self.along, 0.0)
+        return torch.linalg.vector_norm(projected, dim=1)  # type: ignore[no-any-return]
 
     @property
     def full(self) -> Tensor:
-        """The Gauss–Newton step along the singular directions [lanes, n]: the shortest where several are as good."""
+        """Gauss–Newton step [lanes, n] in the basis of `directions`; the shortest one if several are equally good."""
         return torch.where(self.determined, -self.along / self.values, 0.0)
 
     def bounded(self, radius: Tensor) -> tuple[Tensor, Tensor]:
-        """The best step of at most 1.1·`radius` [lanes] in the scaled parameters, [lanes, n], and its damping [lanes].
+        """Return the best step [lanes, n] no longer than 1.1·`radius` [lanes], and its damping [lanes].
 
-        The damping follows from the radius by Newton's method on 1/length, kept between bounds: Moré (1978), section 5.
+        The step is in the basis of `directions`, its length that of the scaled parameters. The damping follows from the
+        radius by Newton's method on 1/length, safeguarded by bounds: Moré, "The Levenberg–Marquardt Algorithm" (1978),
+        section 5.
         """
         full = self.full
         free = full.norm(dim=1) <= 1.1 * radius
@@ -80,20 +89,20 @@ class Linearised:
         return torch.where(free.unsqueeze(1), full, step), torch.where(free, 0.0, damping)
 
     def unscaled(self, along: Tensor) -> Tensor:
-        """A step along the singular directions as one of the parameters, [lanes, n]."""
+        """Return a step [lanes, n] in the basis of `directions` as a step [lanes, n] of the parameters."""
         return (self.directions.mT @ along.unsqueeze(2)).squeeze(2) / self.scale
 
     def shortest(self, parameters: Tensor) -> Tensor:
-        """Of all parameters with the residuals of these, [lanes, n], those of least length."""
+        """Return the shortest parameters [lanes, n] that have the same residuals as the given ones."""
         if bool(self.determined.all()):
             return parameters
-        idle = torch.where(self.determined.unsqueeze(2), 0.0, self.directions / self.scale.unsqueeze(1))
-        idle = torch.nn.functional.normalize(idle, dim=2)
-        along: Tensor = torch.linalg.pinv(idle.mT) @ parameters.unsqueeze(2)
-        return parameters - (idle.mT @ along).squeeze(2)
+        null = torch.where(self.determined.unsqueeze(2), 0.0, self.directions / self.scale.unsqueeze(1))
+        null = torch.nn.functional.normalize(null, dim=2)
+        along: Tensor = torch.linalg.pinv(null.mT) @ parameters.unsqueeze(2)
+        return parameters - (null.mT @ along).squeeze(2)
 
 
 def lengths(triangle: Tensor) -> Tensor:
-    """Lengths [lanes, n] of the columns, to divide by: 1 for one that is zero or not finite."""
-    found = triangle.norm(dim=1)
-    return torch.where((found > 0) & found.isfinite(), found, 1.0)
+    """Return the lengths [lanes, n] of the columns of R [lanes, rows, n] as divisors: 1 for a zero or non-finite column."""
+    norms = triangle.norm(dim=1)
+    return torch.where((norms > 0) & norms.isfinite(), norms, 1.0)

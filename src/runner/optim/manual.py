@@ -1,4 +1,4 @@
-"""The update written out by hand: ask for gradients, apply the rule, write the result into the parameters."""
+"""Manual updates: compute gradients, apply a rule, and write the result into the parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runner.optim.rules import Rule
 
 
 class Manual:
-    """Runs a pure rule on live parameters."""
+    """Applies a pure update rule to live parameters, which may be sharded."""
 
     settled: Sequence[int] = ()
 
@@ -31,6 +31,7 @@ class Manual:
         self._lr: Any = None
 
     def step(self, objective: Objective, lr: Any) -> Tensor:
+        """Update the parameters in place by the rule; return this process's share of the loss [] or [lanes] before it."""
         if lr is not self._lr_value:
             like = self._parameters[0]
             self._lr_value, self._lr = lr, torch.as_tensor(lr, dtype=scalar_type(like), device=like.device)
@@ -38,7 +39,7 @@ class Manual:
         if gradients is None:
             return loss
         with torch.no_grad():
-            if self._sharded:  # the rules are elementwise: each process updates the part that it holds
+            if self._sharded:  # rules are elementwise, so each process updates only its own shard
                 self._parameters = [local(parameter) for parameter in self._wholes]
                 gradients = [local(gradient) for gradient in gradients]
             updated, self._slots = self._rule.step(self._parameters, gradients, self._slots, self._lr)
@@ -48,12 +49,14 @@ class Manual:
         return loss
 
     def state_dict(self) -> State:
+        """Return the rule's slots by parameter name; sharded like the parameters."""
         return {
             name: {slot: like(tensors[i], self._wholes[i]) for slot, tensors in self._slots.items()}
             for i, name in enumerate(self._names)
         }
 
     def load_state_dict(self, state: State) -> None:
+        """Restore slots from a saved state, casting and sharding as needed; missing slots start as in a new run."""
         fresh = self._rule.init(self._parameters)
         self._slots = {
             slot: [

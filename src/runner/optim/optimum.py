@@ -1,6 +1,6 @@
-"""The known answer of a problem that is linear in its parameters under mse: the optimum, and how fast steps can get there.
+"""Optimum of a problem that is linear in its parameters under mse, and the convergence rate of gradient descent.
 
-Everything has a lane for each run in front; one run alone is one lane.
+Every tensor has a leading lane axis; a single run is one lane.
 """
 
 from __future__ import annotations
@@ -18,78 +18,81 @@ from runner.compute.precision import DTYPES, widest
 from runner.config import schema as c
 from runner.optim.base import Differentiable
 from runner.optim.linearised import Linearised, lengths
-from runner.optim.qr import at_once, augmented, inverse, of_lanes, penalised, pieces, qr_of_pieces
+from runner.optim.qr import augmented, inverse, lanes_at_once, penalised, pieces, qr_of_pieces, select_lanes
 
 MOST_WORK = 2**33
-"""Most multiplications that are spent on an optimum: a few seconds."""
+"""Maximum number of multiplications spent on an optimum, a few seconds."""
 
 MOST_NUMBERS = 1_000
-"""Most parameters of a model whose optimum is looked for."""
+"""Maximum number of parameters of a model whose optimum is computed."""
 
 PASSES = 2
-"""A solution, and its refinement by its own residuals."""
+"""Number of solves: the solution, and one step of iterative refinement."""
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """Of the mean squared error, with its l2 penalty where there is one, over all training rows; the way there is a parabola."""
+    """Minimum of the objective: the mean squared error over all training rows plus the l2 penalty, if there is one.
+
+    The objective is quadratic, so value and distance at any other parameters follow from it.
+    """
 
     solution: Tensor
-    """Parameters [lanes, n], one after the other; the shortest where several are equally good."""
+    """Entries [lanes, n] of all parameters in order; the shortest solution if several are equally good."""
     loss: Tensor
-    """The mean squared error there, [lanes]; without the penalty."""
+    """Mean squared error [lanes] at the solution, without the penalty, in the units trained in."""
     curvature: Tensor
-    """T [lanes, n, n]: what is minimised lies ‖T·(p − solution)‖² above its optimum."""
+    """Triangular factor T [lanes, n, n] of the objective: its value at p is ‖T·(p − solution)‖² above the minimum."""
     condition: Tensor
-    """Condition number [lanes] of the rows as the model sees them: largest over smallest singular value."""
+    """Condition number [lanes] of the Jacobian: largest over smallest singular value."""
     digits: Tensor
-    """Correct digits [lanes] that conditioning and residuals leave of the worst parameter, from those of the run's type."""
+    """Number of decimal digits [lanes] of the worst parameter that are certain in the run's dtype; see `_digits`."""
 
-    def to_lanes(self, lanes: Tensor) -> Optimum:
-        """That of some of the lanes."""
+    def select(self, lanes: Tensor) -> Optimum:
+        """Return the optimum of the given lanes only."""
         return Optimum(*(value[lanes] for value in vars(self).values()))
 
     def gap(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of parameters [lanes, n]: how far [lanes] what is minimised lies above the optimum, and their distance from it."""
-        away = rows.detach().to(self.solution) - self.solution
-        return (self.curvature @ away.unsqueeze(2)).square().sum((1, 2)), away.norm(dim=1)
+        """Return how far the objective at parameters [lanes, n] is above its minimum [lanes], and their distance [lanes]."""
+        offset = rows.detach().to(self.solution) - self.solution
+        return (self.curvature @ offset.unsqueeze(2)).square().sum((1, 2)), offset.norm(dim=1)
 
     @property
     def eigenvalues(self) -> Tensor:
-        """Those of the second derivative, [lanes, n], falling."""
+        """Eigenvalues [lanes, n] of the objective's second derivative, in descending order."""
         values: Tensor = torch.linalg.svdvals(self.curvature)
         return 2 * values.square()
 
 
 def work(rows: int, numbers: int) -> int:
-    """Multiplications of one factorisation."""
+    """Return the number of multiplications of one QR factorisation of `rows` rows and `numbers` parameters."""
     return rows * (numbers + 2) ** 2
 
 
-def find(
+def find_optimum(
     model: Differentiable, features: Tensor, target: Tensor, config: c.Config, weight_decay: Sequence[float]
 ) -> Optimum | None:
-    """The optimum of runs of one program; None where it is not known, or takes too long to find.
+    """Return the optimum of vmapped runs, or None if there is no closed form or it takes too long to compute.
 
-    Features [rows, columns] and target [rows, 1] may have lanes in front; `weight_decay` has as many as there are.
+    Features [rows, columns] and target [rows, 1] may have a leading lane axis. `weight_decay` has one value per lane.
     """
     rows, numbers = features.shape[-2], sum(parameter.numel() for _, parameter in model.named_parameters())
     affordable = numbers <= MOST_NUMBERS and work(rows, numbers) <= MOST_WORK
     sample = features if features.dim() == 2 else features[0]
     if not (config.loss.squares and config.amp == "off" and affordable and model.is_linear(sample)):
         return None
-    lanes, most = len(weight_decay), at_once(rows, numbers)
+    lanes, most = len(weight_decay), lanes_at_once(rows, numbers)
     decay = torch.tensor(weight_decay, dtype=widest(features.device), device=features.device)
-    found = []
+    parts = []
     for first in range(0, lanes, most):
         some = slice(first, first + most)
-        part = _of_lanes(model, (of_lanes(features, some), of_lanes(target, some)), decay[some], config.dtype)
-        found.append([value.expand(len(decay[some]), *value.shape[1:]) for value in vars(part).values()])
-    return Optimum(*(torch.cat(values) for values in zip(*found, strict=True)))
+        part = _of_lanes(model, (select_lanes(features, some), select_lanes(target, some)), decay[some], config.dtype)
+        parts.append([value.expand(len(decay[some]), *value.shape[1:]) for value in vars(part).values()])
+    return Optimum(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def _of_lanes(model: Differentiable, rows: tuple[Tensor, Tensor], decay: Tensor, dtype: str) -> Optimum:
-    """The optimum of some lanes, of which those that share everything are computed once."""
+    """Return the optimum of some lanes; values that all of them share have a lane axis of size 1."""
     zero = {
         name: torch.zeros(parameter.shape, dtype=decay.dtype, device=decay.device)
         for name, parameter in model.named_parameters()
@@ -105,9 +108,9 @@ def _of_lanes(model: Differentiable, rows: tuple[Tensor, Tensor], decay: Tensor,
     solution = torch.zeros(1, numbers, dtype=decay.dtype, device=decay.device)
     for _ in range(PASSES):
         factor = qr_of_pieces(matrices(solution))
-        whole = penalised(factor[:, :, : numbers + 1], solution, decay, count)
-        jacobian = whole[:, :numbers, :numbers]
-        problem = Linearised.of(jacobian, whole[:, :numbers, numbers], lengths(jacobian))
+        objective = penalised(factor[:, :, : numbers + 1], solution, decay, count)
+        jacobian = objective[:, :numbers, :numbers]
+        problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))
         solution = problem.shortest(solution + problem.unscaled(problem.full))
     residual, size = (factor[:, :, column].norm(dim=1) for column in (numbers, numbers + 1))
     values: Tensor = torch.linalg.svdvals(factor[:, :numbers, :numbers])
@@ -121,56 +124,60 @@ def _of_lanes(model: Differentiable, rows: tuple[Tensor, Tensor], decay: Tensor,
 
 
 def _digits(jacobian: Tensor, solution: Tensor, residual: Tensor, size: Tensor, dtype: str) -> Tensor:
-    """−log₁₀ of the first-order bound on the relative error of the worst parameter, entries rounded once.
+    """Return −log₁₀ of a first-order bound on the relative error of the worst parameter if every number is rounded once.
 
-    With A⁺ the pseudo-inverse, |δp| ≤ ε·(|A⁺|·‖y‖ + |(AᵀA)⁻¹|·‖r‖) for columns of length 1: Higham, "Accuracy and Stability of
-    Numerical Algorithms" (2002), theorem 20.1. The error of a parameter that is 0 up to rounding counts relative to the target.
+    For columns of length 1 and the pseudo-inverse A⁺, |δp| ≤ ε·(|A⁺|·‖y‖ + |(AᵀA)⁻¹|·‖r‖): Higham, "Accuracy and Stability of
+    Numerical Algorithms" (2002), theorem 20.1. If a parameter is 0 up to rounding, its error is relative to the target.
     """
     scale = lengths(jacobian)
     back = inverse(jacobian / scale.unsqueeze(1))
     effect = back.norm(dim=2) * size.unsqueeze(1) + (back @ back.mT).norm(dim=2) * residual.unsqueeze(1)
-    eps, own, whole = torch.finfo(DTYPES[dtype]).eps, (solution * scale).abs(), size.unsqueeze(1)
-    relative = eps * effect / torch.where(own > 4 * eps * whole, own, whole)
+    eps, scaled, target = torch.finfo(DTYPES[dtype]).eps, (solution * scale).abs(), size.unsqueeze(1)
+    relative = eps * effect / torch.where(scaled > 4 * eps * target, scaled, target)
     digits: Tensor = -relative.amax(1).log10()
     return digits.nan_to_num(0.0).clamp(0.0, -math.log10(eps))
 
 
 def progress_columns(optimum: Optimum, rows: Tensor) -> list[dict[str, float]]:
-    """What a row of metrics.jsonl says of each lane's parameters [lanes, n]."""
+    """Return the `optimum/…` columns of metrics.jsonl for each lane's parameters [lanes, n]."""
     gaps, distances = optimum.gap(rows)
     values = zip(optimum.loss.tolist(), gaps.tolist(), distances.tolist(), strict=True)
     return [{"optimum/loss": loss, "optimum/gap": gap, "optimum/distance": distance} for loss, gap, distance in values]
 
 
-def summarised(optimum: Optimum, configs: Sequence[c.Config], rows: Tensor) -> list[dict[str, float | None]]:
-    """What a summary says of each lane's final parameters [lanes, n]; `rounding_distance` is what rounding alone leaves."""
-    largest, found = optimum.eigenvalues, []
+def summarize(optimum: Optimum, configs: Sequence[c.Config], rows: Tensor) -> list[dict[str, float | None]]:
+    """Return the `optimum` entry of summary.json for each lane's final parameters [lanes, n]."""
+    eigenvalues, entries = optimum.eigenvalues, []
     condition, length = optimum.condition.tolist(), optimum.solution.norm(dim=1).tolist()
     for lane, (row, config) in enumerate(zip(progress_columns(optimum, rows), configs, strict=True)):
-        rate = predicted_rate(config, largest[lane])
-        found.append(
+        rate = predicted_rate(config, eigenvalues[lane])
+        entries.append(
             {
                 **{name.removeprefix("optimum/"): value for name, value in row.items()},
                 "condition_number": condition[lane],
                 "digits": float(optimum.digits[lane]),
-                "largest_stable_lr": largest_stable_lr(config, float(largest[lane, 0])),
+                "largest_stable_lr": largest_stable_lr(config, float(eigenvalues[lane, 0])),
                 "predicted_rate": rate,
                 "rounding_distance": _rounding(config.dtype, condition[lane], rate) * length[lane],
             }
         )
-    return found
+    return entries
 
 
 def _rounding(dtype: str, condition: float, rate: float | None) -> float:
-    """Distance from the optimum, as a share of the parameters' length, at which rounding of gradients and steps holds a run up."""
-    steps = 1 / (1 - rate) if rate is not None and rate < 1 else 1.0  # as many as it takes for one to be forgotten
+    """Return the distance from the optimum, relative to the parameters' length, at which rounding stops further progress.
+
+    An estimate for rounding of gradients and of updates.
+    """
+    steps = 1 / (1 - rate) if rate is not None and rate < 1 else 1.0  # after so many steps a rounding error has decayed
     return 4 * torch.finfo(DTYPES[dtype]).eps * (condition**2 + steps)
 
 
 def noise_floor(config: c.Config, target_scale: float) -> dict[str, float] | None:
-    """Rmse, and the loss if that is mse, of the function that synthetic data was made of; None for other data.
+    """Return rmse, and loss if that is mse, of the true function of synthetic data; None for other data.
 
-    No model is better on new rows. The mean of noise·U(0, 1) counts as a part of the function.
+    The rmse is in the units of the file, the loss in the units trained in. On average no model is better on new rows. The
+    mean of noise·U(0, 1) counts as part of the function.
     """
     deviation = config.data.noise_deviation
     if deviation is None or config.data.log_target:
@@ -182,12 +189,12 @@ def noise_floor(config: c.Config, target_scale: float) -> dict[str, float] | Non
 # ------------------------------------------------------------------------------------------------- speed of convergence
 
 
-def unstable(configs: Sequence[c.Config], optimum: Optimum) -> list[str | None]:
-    """For each lane the sentence for a learning rate with which steps over all rows leave the optimum; None for one that is fine."""
-    return [_unstable(*lane) for lane in zip(configs, optimum.eigenvalues[:, 0].tolist(), strict=True)]
+def stability_warnings(configs: Sequence[c.Config], optimum: Optimum) -> list[str | None]:
+    """Return a message for each lane whose learning rate makes full-batch steps diverge, and None for the others."""
+    return [_stability_warning(*lane) for lane in zip(configs, optimum.eigenvalues[:, 0].tolist(), strict=True)]
 
 
-def _unstable(config: c.Config, eigenvalue: float) -> str | None:
+def _stability_warning(config: c.Config, eigenvalue: float) -> str | None:
     lr, momentum = config.optimizer.lr, config.optimizer.descent_momentum
     if lr is None or momentum is None:
         return None
@@ -195,41 +202,51 @@ def _unstable(config: c.Config, eigenvalue: float) -> str | None:
     if lr <= limit:
         return None
     formula = "(1 + momentum)·2/λmax" if momentum else "2/λmax"
+    can_standardize = not (config.data.standardize or config.model.keeps_units)
     return (
-        f"lr is above the stability limit {formula} = {limit:.6g}: `optimizer.lr`={lr:g} takes steps that lead away from the "
-        "optimum; make it smaller, or standardize the data with data.standardize=true"
+        f"lr is above the stability limit {formula} = {limit:.6g}: with `optimizer.lr`={lr:g} steps lead away from the optimum; "
+        f"use a smaller learning rate{' or data.standardize=true' if can_standardize else ''}"
     )
 
 
 def largest_stable_lr(config: c.Config, eigenvalue: float) -> float:
-    """The learning rate above which gradient descent leaves the optimum: 2/λmax, and (1 + momentum) times that with momentum."""
+    """Return the learning rate above which gradient descent diverges: 2/λmax, times (1 + momentum) with momentum.
+
+    `eigenvalue` is λmax, the largest eigenvalue of the second derivative.
+    """
     return 2 * (1 + (config.optimizer.descent_momentum or 0.0)) / eigenvalue if eigenvalue > 0 else math.inf
 
 
 def predicted_rate(config: c.Config, eigenvalues: Tensor) -> float | None:
-    """What each step multiplies the distance from the optimum by in the end, for all rows and one learning rate.
+    """Return the asymptotic factor by which each step multiplies the distance from the optimum, given eigenvalues [n].
 
-    |1 − lr·λ| of the worst eigenvalue; with momentum β the largest root of z² − (1 + β − lr·λ)·z + β (Polyak, 1964). None where
-    that is not how the run goes on.
+    It is |1 − lr·λ| of the worst eigenvalue λ. With momentum β it is the largest root of z² − (1 + β − lr·λ)·z + β: Polyak,
+    "Some methods of speeding up the convergence of iteration methods" (1964). None unless the run is full-batch gradient
+    descent with a constant learning rate and no clipping.
     """
     train, lr, beta = config.train, config.optimizer.lr, config.optimizer.descent_momentum
-    alike = train.batch_size is None and train.clip_norm is None and config.schedule.constant
-    if not alike or lr is None or beta is None:
+    plain = train.batch_size is None and train.clip_norm is None and config.schedule.constant
+    if not plain or lr is None or beta is None:
         return None
-    steep = eigenvalues[eigenvalues > torch.finfo(eigenvalues.dtype).eps * eigenvalues[0]].tolist()
-    return max((_root(1 + beta - lr * value, beta) for value in steep), default=None)
+    nonzero = eigenvalues[eigenvalues > torch.finfo(eigenvalues.dtype).eps * eigenvalues[0]].tolist()
+    return max((_root(1 + beta - lr * value, beta) for value in nonzero), default=None)
 
 
-def _root(half: float, product: float) -> float:
-    """The larger absolute value of the roots of z² − half·z + product."""
-    inside = half * half - 4 * product
-    return math.sqrt(product) if inside < 0 else (abs(half) + math.sqrt(inside)) / 2
+def _root(total: float, product: float) -> float:
+    """Return the larger absolute value of the roots of z² − total·z + product."""
+    discriminant = total * total - 4 * product
+    return math.sqrt(product) if discriminant < 0 else (abs(total) + math.sqrt(discriminant)) / 2
 
 
 def observed_rate(rows: Sequence[Mapping[str, Any]], floor: float) -> float | None:
-    """What each step multiplied the distance by in the second half of the rows that lie above what rounding leaves, `floor`."""
-    seen = [(row["step"], row["optimum/distance"]) for row in rows if isinstance(row.get("optimum/distance"), float)]
-    above = [(step, distance) for step, distance in seen if distance > floor]
+    """Return the mean factor per step of `optimum/distance`, or None for fewer than two usable rows.
+
+    It is measured over the second half of the metric rows whose distance is above `floor`, the level of rounding.
+    """
+    distances = [
+        (row["step"], row["optimum/distance"]) for row in rows if isinstance(row.get("optimum/distance"), float)
+    ]
+    above = [(step, distance) for step, distance in distances if distance > floor]
     if len(above) < 2:
         return None
     (first, far), (last, near) = above[(len(above) - 1) // 2], above[-1]

@@ -1,8 +1,9 @@
-"""Triangular factors: R of a QR factorisation tells of a tall matrix all that least squares asks, in the memory of a small one.
+"""QR factorisation of tall matrices in pieces (TSQR).
 
-The factor of rows that lie apart, in chunks or on several processes, is the factor of their factors (TSQR: Demmel,
-Grigori, Hoemmen and Langou, "Communication-optimal parallel and sequential QR and LU factorizations", SIAM J. Sci. Comput.
-34, 2012). No normal equations are formed, which would lose half of the digits.
+The triangular factor R of a matrix contains all that least squares needs and is as small as one square block. Pieces of rows,
+in chunks or on several processes, are factored separately; R of the whole matrix is the factor of their stacked factors:
+Demmel, Grigori, Hoemmen and Langou, "Communication-optimal parallel and sequential QR and LU factorizations", SIAM J. Sci.
+Comput. 34 (2012). Normal equations are not formed, since they would lose half of the digits.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from torch import Tensor
 from runner.compute.precision import widest
 
 PIECE_ROWS = 16_384
-"""Rows that are factored at a time: bounds memory, and is the same on every device."""
+"""Number of rows that are factored at a time. It bounds memory and is the same on every device."""
 
 NUMBERS_AT_ONCE = 2**23
-"""Numbers of the matrices of all lanes that are worked on at the same time."""
+"""Maximum number of matrix entries, over all lanes, that are processed at a time."""
 
 
 def triangle(matrix: Tensor) -> Tensor:
-    """R […, n, n] with RᵀR = MᵀM of a matrix […, rows, n]; fewer rows than columns are filled up with zeros."""
+    """Return R […, n, n] with RᵀR = MᵀM for a matrix M […, rows, n]; missing rows count as zeros."""
     missing = matrix.shape[-1] - matrix.shape[-2]
     if missing > 0:
         matrix = torch.nn.functional.pad(matrix, (0, 0, 0, missing))
@@ -32,7 +33,7 @@ def triangle(matrix: Tensor) -> Tensor:
 
 
 def qr_of_pieces(pieces: Iterable[Tensor]) -> Tensor:
-    """R […, n, n] of all pieces […, rows, n] below each other, of which no more than one is held at a time."""
+    """Return R […, n, n] of all pieces […, rows, n] stacked by rows; only one piece is in memory at a time."""
     factor: Tensor | None = None
     for piece in pieces:
         factor = triangle(piece if factor is None else torch.cat((factor, piece), -2))
@@ -41,39 +42,40 @@ def qr_of_pieces(pieces: Iterable[Tensor]) -> Tensor:
 
 
 def augmented(jacobian: Tensor, residuals: Tensor, target: Tensor) -> Tensor:
-    """[J, r, y] […, rows, n + 2] in the widest type, of J […, rows, n] and r and y […, rows, 1]; lanes broadcast."""
-    # That of torch takes half a second: it imports a library for symbols first.
+    """Return [J, r, y] […, rows, n + 2] in the widest dtype for J […, rows, n], r and y […, rows, 1]; lanes broadcast."""
+    # torch.broadcast_shapes takes half a second on its first call, since it imports a library for symbols.
     lanes = np.broadcast_shapes(*(part.shape[:-2] for part in (jacobian, residuals, target)))
     wide = widest(jacobian.device)
     return torch.cat([part.to(wide).expand(*lanes, *part.shape[-2:]) for part in (jacobian, residuals, target)], -1)
 
 
-def at_once(rows: int, numbers: int) -> int:
-    """How many lanes of so many rows and numbers are factored at the same time."""
+def lanes_at_once(rows: int, numbers: int) -> int:
+    """Return how many lanes of `rows` rows and `numbers` parameters are factored at a time."""
     return max(1, NUMBERS_AT_ONCE // (min(rows, PIECE_ROWS) * (numbers + 2)))
 
 
-def of_lanes(values: Tensor, some: slice) -> Tensor:
-    """The part [some, rows, columns] of some lanes; whole where all of them share it, [rows, columns]."""
+def select_lanes(values: Tensor, some: slice) -> Tensor:
+    """Return the values [some, rows, columns] of some lanes; values [rows, columns] that all lanes share are unchanged."""
     return values if values.dim() == 2 else values[some]
 
 
 def penalised(factor: Tensor, parameters: Tensor, decay: Tensor, rows: int) -> Tensor:
-    """The triangle [lanes, n + 1, n + 1] of [J, r] and of what decay/2·‖p‖² adds to the mean of r² over the rows.
+    """Return the factor [lanes, n + 1, n + 1] of [J, r] after adding decay/2·‖p‖² to the mean of r² over the rows.
 
-    `parameters` are [lanes, n], `decay` is [lanes]; the factor may have one lane for all, and stays as it is where none decays.
+    `parameters` are [lanes, n] and `decay` is [lanes]. The factor may have a single lane that all share. It is returned
+    unchanged if every decay is 0.
     """
     if not bool(decay.any()):
         return factor
     lanes, numbers = len(decay), parameters.shape[1]
     identity = torch.eye(numbers, dtype=factor.dtype, device=factor.device).expand(lanes, -1, -1)
-    below = torch.cat((identity, parameters.expand(lanes, -1).unsqueeze(2)), 2)
-    below = below * (rows * decay / 2).sqrt()[:, None, None]
-    return triangle(torch.cat((factor.expand(lanes, -1, -1), below), 1))
+    penalty = torch.cat((identity, parameters.expand(lanes, -1).unsqueeze(2)), 2)
+    penalty = penalty * (rows * decay / 2).sqrt()[:, None, None]
+    return triangle(torch.cat((factor.expand(lanes, -1, -1), penalty), 1))
 
 
 def pieces(features: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features and target […, rows, columns] of `PIECE_ROWS` rows at a time; one piece where there are none."""
+    """Yield features and target […, rows, columns] in pieces of at most `PIECE_ROWS` rows; one empty piece for no rows."""
     rows = features.shape[-2]
     if rows <= PIECE_ROWS:
         yield features, target
@@ -83,7 +85,7 @@ def pieces(features: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def inverse(factor: Tensor) -> Tensor:
-    """The inverse […, n, n] of an upper triangle; inf and nan where it has none."""
+    """Return the inverse […, n, n] of an upper triangular matrix; inf and nan if it is singular."""
     identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     solved: Tensor = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=True)
     return solved

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step: the only arithmetic that is done on `optimizer.lr`."""
+"""Learning rate as a pure function of the step. This is the only arithmetic on `optimizer.lr`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable
 from runner.config import schema as c
 
 Schedule = Callable[[int], float | None]
-"""step (from 1) → learning rate; None for an optimizer that has none."""
+"""Function from the step, counted from 1, to the learning rate; None for an optimizer without one."""
 
 
 def build(config: c.ScheduleConfig, lr: float | None, steps: int) -> Schedule:
-    """The schedule that was chosen, for a run of `steps` steps that starts from `lr`."""
+    """Return the configured schedule of a run of `steps` steps with base learning rate `lr`."""
     if lr is None:
         return lambda step: None
     schedule: Schedule = config.build(lr, steps)
@@ -20,24 +20,24 @@ def build(config: c.ScheduleConfig, lr: float | None, steps: int) -> Schedule:
 
 
 def constant(config: c.Constant, lr: float, steps: int) -> Schedule:
-    """Return `lr` at every step."""
+    """Return the schedule that is `lr` at every step."""
     return lambda step: lr
 
 
 def step(config: c.Step, lr: float, steps: int) -> Schedule:
-    """Multiply by a factor every so many steps."""
+    """Return the schedule that multiplies `lr` by `factor` after every `every_steps` steps."""
     every, factor = config.every_steps, config.factor
     return lambda step: lr * factor ** ((step - 1) // every)
 
 
 def cosine(config: c.Cosine, lr: float, steps: int) -> Schedule:
-    """Fall along half a cosine."""
+    """Return the schedule that falls along half a cosine from `lr` to `final_factor`·lr at the last step."""
     final = config.final_factor
     return lambda step: lr * half_cosine((step - 1) / max(1, steps - 1), final)
 
 
 def warmup_cosine(config: c.WarmupCosine, lr: float, steps: int) -> Schedule:
-    """Rise along a line, then fall along half a cosine."""
+    """Return the schedule that rises linearly to `lr` in `warmup_steps` steps, then falls along half a cosine."""
     rise, final = config.warmup_steps, config.final_factor
 
     def schedule(step: int) -> float:
@@ -49,5 +49,5 @@ def warmup_cosine(config: c.WarmupCosine, lr: float, steps: int) -> Schedule:
 
 
 def half_cosine(progress: float, final: float) -> float:
-    """1 at progress 0, `final` at progress 1."""
+    """Return a factor that falls along half a cosine from 1 at progress 0 to `final` at progress 1 and beyond."""
     return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

@@ -1,13 +1,15 @@
-"""What a fit by least squares tells of its parameters: whether it converged, and how sure they are.
+"""Convergence, standard errors and confidence intervals of a least-squares fit.
 
-Everything is computed with a lane for each run; one run alone is one lane.
+Standard errors are the square roots of the diagonal of s²·(JᵀJ)⁻¹ for residual standard deviation s and Jacobian J: Bates and
+Watts, "Nonlinear Regression Analysis and Its Applications" (1988), sections 1.2 and 2.3. Every tensor has a leading lane
+axis; a single run is one lane.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,95 +17,109 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from runner.compute.precision import DTYPES, widest
+from runner.config import constraints
 from runner.config import schema as c
 from runner.optim.base import Differentiable
 from runner.optim.linearised import Linearised, lengths
 from runner.optim.optimum import MOST_NUMBERS, MOST_WORK, work
-from runner.optim.qr import at_once, augmented, inverse, of_lanes, penalised, pieces, qr_of_pieces
+from runner.optim.qr import augmented, inverse, lanes_at_once, penalised, pieces, qr_of_pieces, select_lanes
 from runner.optim.student_t import CONFIDENCE, t_quantile
 
 CONVERGED = 1e-6
-"""Share of the residuals that a step may still take away: the parameters are then right to this share of their standard errors."""
+"""Largest relative offset of a converged fit.
+
+The relative offset is the length of the residuals' projection on the column space of the Jacobian, over the length of the
+residuals. Parameters then differ from the optimum by about this fraction of their standard errors.
+"""
 
 
 @dataclass(frozen=True)
 class Inference:
-    """Of one fit. Standard errors are None where the rows do not determine them: too few rows, or parameters that trade off."""
+    """Result for one fit."""
 
     converged: bool
     reason: str
-    """Why not; empty where it did."""
+    """Why it did not converge, with a remedy where there is one; empty if it did."""
     degrees_of_freedom: int
+    """Number of rows minus number of parameters."""
     residual_deviation: float
-    """Standard deviation of the residuals, in the units trained in."""
+    """Standard deviation of the residuals, in the units trained in; nan without degrees of freedom."""
     standard_errors: Mapping[str, Tensor] | None
-    """By the names of the fitted parameters, in their shapes."""
+    """Standard errors by name, in the shapes and units of the reported parameters.
+
+    None if the fit did not converge, has too few rows, has an l2 penalty, or does not determine every parameter.
+    """
 
     def intervals(self, fitted: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Student's 95 % confidence intervals: name → low and high, in the parameters' shapes; empty where errors are unknown."""
+        """Return Student's 95 % confidence intervals: name → (low, high), in the parameters' shapes and units.
+
+        `fitted` has the reported parameters. The result is empty without standard errors.
+        """
         errors = self.standard_errors or {}
         t = t_quantile((1 + CONFIDENCE) / 2, self.degrees_of_freedom) if errors else math.nan
         values = {name: fitted[name].cpu().double() for name in errors}
         return {name: (values[name] - t * error, values[name] + t * error) for name, error in errors.items()}
 
     def summary(self, fitted: Mapping[str, Tensor]) -> dict[str, Any]:
-        """As in summary.json."""
-        found: dict[str, Any] = {"converged": self.converged}
+        """Return the entries of summary.json for these reported parameters."""
+        entries: dict[str, Any] = {"converged": self.converged}
         if not self.converged:
-            found["not_converged_because"] = self.reason
-        found |= {
+            entries["not_converged_because"] = self.reason
+        entries |= {
             "degrees_of_freedom": self.degrees_of_freedom,
             "residual_standard_deviation": self.residual_deviation,
         }
         if self.standard_errors is not None:
-            found["standard_errors"] = {name: error.tolist() for name, error in self.standard_errors.items()}
-            found["confidence_intervals"] = {
+            entries["standard_errors"] = {name: error.tolist() for name, error in self.standard_errors.items()}
+            entries["confidence_intervals"] = {
                 name: {"low": low.tolist(), "high": high.tolist()}
                 for name, (low, high) in self.intervals(fitted).items()
             }
-        return found
+        return entries
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One run: its configuration, the parameters that it reports, and the scaling that these are free of."""
+    """One run to analyse."""
 
     config: c.Config
     parameters: Mapping[str, Tensor]
+    """Reported parameters by name, in the units of the file where the model undoes the scaling."""
     scaling: Any
+    """Scaling of the data that the model was trained on (`runner.data.scaling.Scaling`)."""
 
 
 def infer(
     model: Differentiable, parameters: Mapping[str, Tensor], rows: tuple[Tensor, Tensor], fits: Sequence[Fit]
 ) -> list[Inference | None]:
-    """Of fits of one program, from raw parameters [lanes, …] by name and the training rows: features and target.
+    """Return the result of each of several vmapped fits, or None where it would not hold.
 
-    These are [rows, …], or [lanes, rows, …] where lanes have their own. None for a run whose loss is not mse or not a function
-    of the parameters alone, for a model that is too large, and for a network, unless it was fitted by least squares.
+    `parameters` are the raw parameters [lanes, …] by name. `rows` are features and target of training, [rows, …] or
+    [lanes, rows, …]. There is no result if the loss is not mse or the model draws random numbers, in reduced precision, for
+    decoupled weight decay, for a model that is too large, and for a network unless it was fitted by least squares.
     """
     features, target = rows
     count, numbers = features.shape[-2], sum(value[0].numel() for value in parameters.values())
-    if not _asked(fits[0].config, numbers) or work(count, numbers) > MOST_WORK:
+    if not _applies(fits[0].config, numbers) or work(count, numbers) > MOST_WORK:
         return [None] * len(fits)
-    most = at_once(count, numbers)
-    found: list[Inference | None] = []
+    most = lanes_at_once(count, numbers)
+    results: list[Inference | None] = []
     for first in range(0, len(fits), most):
         some = slice(first, first + most)
-        own = (of_lanes(features, some), of_lanes(target, some))
+        some_rows = (select_lanes(features, some), select_lanes(target, some))
         named = {name: value[some].detach().to(widest(value.device)) for name, value in parameters.items()}
-        found += _of_lanes(model, named, own, fits[some])
-    return found
+        results += _infer_lanes(model, named, some_rows, fits[some])
+    return results
 
 
-def _asked(config: c.Config, numbers: int) -> bool:
-    smooth = config.loss.squares and config.amp == "off" and config.dtype in ("float64", "float32")
-    plain = not config.model.draws and config.optimizer.l2_penalty is not None
-    return (
-        smooth and plain and numbers <= MOST_NUMBERS and (config.optimizer.least_squares or config.model.identifiable)
-    )
+def _applies(config: c.Config, numbers: int) -> bool:
+    precise = config.amp == "off" and config.dtype in ("float64", "float32")
+    squares = config.loss.squares and not config.model.draws and config.optimizer.l2_penalty is not None
+    meaningful = config.optimizer.least_squares or config.model.identifiable
+    return precise and squares and meaningful and numbers <= MOST_NUMBERS
 
 
-def _of_lanes(
+def _infer_lanes(
     model: Differentiable, parameters: Mapping[str, Tensor], rows: tuple[Tensor, Tensor], fits: Sequence[Fit]
 ) -> Iterator[Inference]:
     flat = torch.cat([value.reshape(len(value), -1) for value in parameters.values()], 1)
@@ -113,24 +129,29 @@ def _of_lanes(
     factor = factor.nan_to_num(0.0, 0.0, 0.0)
     deviation = factor[:, :, numbers].norm(dim=1) / math.sqrt(max(1, count - numbers))
     decay = torch.tensor([fit.config.optimizer.l2_penalty for fit in fits], dtype=flat.dtype, device=flat.device)
-    whole = penalised(factor[:, :, : numbers + 1], flat, decay, count)
-    jacobian = whole[:, :numbers, :numbers]
-    problem = Linearised.of(jacobian, whole[:, :numbers, numbers], lengths(jacobian))
+    objective = penalised(factor[:, :, : numbers + 1], flat, decay, count)
+    jacobian = objective[:, :numbers, :numbers]
+    problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))
     full_rank = problem.determined.all(1).tolist()
     eps = torch.finfo(DTYPES[fits[0].config.dtype]).eps
-    # Parameters and predictions are rounded to the run's type: what that alone may leave along the Jacobian.
+    # Parameters and predictions are rounded to the run's dtype, which may leave an offset of this length.
     rounding = 4 * eps * (factor[:, :, numbers + 1].norm(dim=1) + (lengths(jacobian) * flat.abs()).sum(1))
-    still = problem.offset / factor[:, :, numbers].norm(dim=1)
-    near = (problem.offset <= CONVERGED * factor[:, :, numbers].norm(dim=1) + rounding).tolist()
-    back = inverse(factor[:, :numbers, :numbers])
+    length = factor[:, :, numbers].norm(dim=1)
+    relative_offset = problem.offset / length
+    near = (problem.offset <= CONVERGED * length + rounding).tolist()
+    inverted = inverse(factor[:, :numbers, :numbers])
     free = count - numbers
+    linear = not all(near) and model.is_linear(rows[0] if rows[0].dim() == 2 else rows[0][0])
     for lane, fit in enumerate(fits):
-        told = finite[lane] and full_rank[lane] and near[lane] and free > 0 and not fit.config.optimizer.l2_penalty
-        errors = _errors(model, fit, back[lane], float(deviation[lane])) if told else None
+        known = finite[lane] and full_rank[lane] and near[lane] and free > 0 and not fit.config.optimizer.l2_penalty
+        errors = _errors(model, fit, inverted[lane], float(deviation[lane])) if known else None
         unique = full_rank[lane] or not fit.config.model.identifiable
+        reason = _reason(finite[lane], unique)
+        if not (reason or near[lane]):
+            reason = _offset_reason(fit.config, float(relative_offset[lane]), linear)
         yield Inference(
-            converged=finite[lane] and near[lane] and unique,
-            reason=_reason(finite[lane], near[lane], unique, float(still[lane])),
+            converged=not reason,
+            reason=reason,
             degrees_of_freedom=free,
             residual_deviation=float(deviation[lane]) if free > 0 else math.nan,
             standard_errors=errors,
@@ -138,7 +159,7 @@ def _of_lanes(
 
 
 def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: tuple[Tensor, Tensor]) -> Tensor:
-    """The triangle [lanes, n + 2, n + 2] of [J, r, y]."""
+    """Return the triangular factor [lanes, n + 2, n + 2] of [J, r, y]."""
 
     def matrices() -> Iterator[Tensor]:
         wide = widest(rows[0].device)
@@ -151,25 +172,32 @@ def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: tuple
     return qr_of_pieces(matrices())
 
 
-def _errors(model: Differentiable, fit: Fit, back: Tensor, deviation: float) -> dict[str, Tensor]:
-    """Roots of the diagonal of s²·(JᵀJ)⁻¹, from R⁻¹ of J and s, for the parameters as they are reported."""
-    back, fitted = back.cpu(), fit.parameters
+def _errors(model: Differentiable, fit: Fit, inverted: Tensor, deviation: float) -> dict[str, Tensor]:
+    """Return the standard errors of the reported parameters, given R⁻¹ [n, n] of J = QR and s."""
+    inverted, fitted = inverted.cpu(), fit.parameters
     unscaling = model.unscaling(fit.scaling)
-    errors = deviation * (back if unscaling is None else unscaling.to(back) @ back).norm(dim=1)
+    errors = deviation * (inverted if unscaling is None else unscaling.to(inverted) @ inverted).norm(dim=1)
     parts = torch.split(errors, [value.numel() for value in fitted.values()])
     return {name: part.reshape(fitted[name].shape) for name, part in zip(fitted, parts, strict=True)}
 
 
-def _reason(finite: bool, near: bool, unique: bool, still: float) -> str:
+def _reason(finite: bool, unique: bool) -> str:
     if not finite:
-        return "its residuals or their derivatives are not finite"
+        return "the residuals or their derivatives are not finite"
     if not unique:
-        return (
-            "some parameters can be changed together without changing the predictions: the data do not tell them apart"
-        )
-    if not near:
-        return (
-            f"a further step would still remove a part of the residuals that has {still:.1g} of their length, "
-            f"and {CONVERGED:g} or less counts as converged"
-        )
+        return "the data do not determine every parameter: some can change together without changing any prediction"
     return ""
+
+
+def _offset_reason(config: c.Config, relative_offset: float, linear: bool) -> str:
+    """Return why a fit with this relative offset has not converged, with remedies that its configuration allows."""
+    remedies = ["train longer"]
+    if not config.optimizer.least_squares:
+        if not (config.data.standardize or config.model.keeps_units):
+            remedies.append("use data.standardize=true")
+        solver: c.OptimizerConfig = c.Lstsq(name="lstsq", weight_decay=0.0) if linear else c.Lm(name="lm", radius=1.0)
+        if not constraints.problems(replace(config, optimizer=solver)):
+            remedies.append(f"use optimizer={solver.name}")
+    *others, last = remedies
+    advice = f"{', '.join(others)} or {last}" if others else last
+    return f"relative offset {relative_offset:.1g}, threshold {CONVERGED:g}; {advice}"

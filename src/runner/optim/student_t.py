@@ -1,4 +1,4 @@
-"""What a few values of one metric say about its mean."""
+"""Mean and confidence interval of a small sample by Student's t distribution."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from fractions import Fraction
 from functools import lru_cache
 
 CONFIDENCE = 0.95
+"""Probability that an interval contains the true value."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of `count` values, their sample standard deviation, and the 95 % interval of the mean from `low` to `high`.
+    """Mean of `count` values, sample standard deviation, and 95 % confidence interval of the mean from `low` to `high`.
 
-    nan is what the values do not tell: everything of no values, deviation and interval of a single one or where a value
-    is not finite.
+    Undefined numbers are nan: all of them for no values, deviation and interval for a single value or if a value is not
+    finite.
     """
 
     count: int
@@ -27,25 +28,29 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, deviation and Student's interval of independent values."""
+    """Return mean, standard deviation and Student's confidence interval of independent values."""
     count = len(values)
     if count < 2 or not all(map(math.isfinite, values)):
         return Estimate(count, sum(values) / count if count else math.nan)
-    mean = float(sum(map(Fraction, values)) / count)  # exact: equal values have no spread, large ones do not overflow
+    mean = float(
+        sum(map(Fraction, values)) / count
+    )  # exact: equal values have deviation 0, and large ones do not overflow
     distances = [value - mean for value in values]
-    reach = max(map(abs, distances)) or 1.0
-    deviation = reach * math.sqrt(math.fsum((distance / reach) ** 2 for distance in distances) / (count - 1))
+    largest = max(map(abs, distances)) or 1.0
+    deviation = largest * math.sqrt(math.fsum((distance / largest) ** 2 for distance in distances) / (count - 1))
     half = t_quantile((1 + CONFIDENCE) / 2, count - 1) * deviation / math.sqrt(count)
     return Estimate(count, mean, deviation, mean - half, mean + half)
 
 
 @lru_cache
 def t_quantile(probability: float, degrees: int) -> float:
-    """The t that Student's distribution with `degrees` ≥ 1 of freedom stays below with a probability from 0.5 to below 1.
+    """Return the quantile of Student's t distribution with `degrees` ≥ 1 degrees of freedom.
 
-    With t = √degrees · tan θ the probability of being within ±t is a finite sum of powers of cos θ (Abramowitz and
-    Stegun, "Handbook of Mathematical Functions", 26.7.3 and 26.7.4). It is concave in θ, so that Newton's method climbs
-    from 0 to the root without overshooting. Exact to a relative 1e-11 for probabilities from 0.51 to 0.9999.
+    `probability` is at least 0.5 and below 1. The relative error is below 1e-11 for probabilities from 0.51 to 0.9999.
+
+    With t = √degrees · tan θ, the probability of the interval ±t is a finite sum of powers of cos θ: Abramowitz and Stegun,
+    "Handbook of Mathematical Functions", 26.7.3 and 26.7.4. It is concave in θ, so Newton's method converges from 0 to
+    the root without overshooting.
     """
     within = 2 * probability - 1
     slope = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) * 2 / math.sqrt(math.pi)
@@ -57,6 +62,7 @@ def t_quantile(probability: float, degrees: int) -> float:
 
 
 def _within(angle: float, degrees: int) -> float:
+    """Return the probability of the interval ±t for t = √degrees · tan(angle)."""
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = degrees % 2
     term, total = (cosine if odd else 1.0), 0.0

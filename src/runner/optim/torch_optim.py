@@ -1,4 +1,4 @@
-"""The update done by torch.optim."""
+"""Updates by torch.optim."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from runner.config import schema as c
 from runner.optim.base import Objective, Optimizer, State
 
 FUSED = ("cpu", "cuda")
-"""Devices on which torch's fused Adam was run; it is the fastest of its versions there."""
-
+"""Devices on which torch's fused Adam was tested; it is the fastest implementation there."""
 
 Parameters = Mapping[str, Tensor]
+"""Parameters by name."""
 
 
 def sgd(config: c.Sgd | c.Momentum, parameters: Parameters, momentum: float = 0.0) -> Optimizer:
-    """Gradient descent by `torch.optim.SGD`."""
+    """Return `torch.optim.SGD`."""
     tensors = list(parameters.values())
     optimizer = torch.optim.SGD(tensors, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
     return TorchOptimizer(optimizer, parameters)
 
 
 def momentum(config: c.Momentum, parameters: Parameters) -> Optimizer:
-    """Gradient descent with momentum by `torch.optim.SGD`."""
+    """Return `torch.optim.SGD` with momentum."""
     return sgd(config, parameters, config.momentum)
 
 
 def adam(config: c.Adam | c.AdamW, parameters: Parameters, kind: type = torch.optim.Adam) -> Optimizer:
-    """Adam by `torch.optim.Adam`, fused where that was run."""
+    """Return `torch.optim.Adam`, fused on the devices in `FUSED`."""
     tensors = list(parameters.values())
     fused = tensors[0].device.type in FUSED
     optimizer = kind(
@@ -43,17 +43,17 @@ def adam(config: c.Adam | c.AdamW, parameters: Parameters, kind: type = torch.op
 
 
 def adamw(config: c.AdamW, parameters: Parameters) -> Optimizer:
-    """AdamW by `torch.optim.AdamW`."""
+    """Return `torch.optim.AdamW`, fused on the devices in `FUSED`."""
     return adam(config, parameters, torch.optim.AdamW)
 
 
 def lbfgs(config: c.Lbfgs, parameters: Parameters) -> Optimizer:
-    """L-BFGS by `torch.optim.LBFGS`."""
+    """Return `torch.optim.LBFGS`."""
     return TorchLbfgs(config, parameters)
 
 
 def named_state(optimizer: torch.optim.Optimizer, names: list[str]) -> State:
-    """Torch's state by the names of the parameters instead of their numbers."""
+    """Return torch's optimizer state keyed by parameter name instead of index."""
     tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     return {
         name: dict(optimizer.state[tensor])
@@ -63,7 +63,7 @@ def named_state(optimizer: torch.optim.Optimizer, names: list[str]) -> State:
 
 
 def load_named_state(optimizer: torch.optim.Optimizer, names: list[str], state: State) -> None:
-    """The way back; torch moves and casts. Values may be whole where the parameters are sharded."""
+    """Load a state keyed by parameter name. Torch moves and casts it; full tensors are sharded like their parameters."""
     groups = optimizer.state_dict()["param_groups"]
     tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     slots = {
@@ -78,15 +78,15 @@ def load_named_state(optimizer: torch.optim.Optimizer, names: list[str], state: 
 
 
 SCALE = 2.0**30
-"""What L-BFGS sees the loss multiplied by, unless a tolerance is given in units of the loss.
+"""Factor by which L-BFGS scales the loss, unless a tolerance is set in units of the loss.
 
-Torch forgets every step whose change of gradient along it is below 1e-10, an absolute number, and then creeps. In 16 bits
-there are no such small steps.
+Torch discards every curvature pair (step s, gradient change y) with s·y below 1e-10, an absolute number, and then makes little
+progress. In 16 bits steps are never that small.
 """
 
 
 class TorchOptimizer:
-    """An optimizer that asks for the gradients once a step."""
+    """Adapter for an optimizer of torch that needs one gradient per step."""
 
     settled: Sequence[int] = ()
 
@@ -96,6 +96,7 @@ class TorchOptimizer:
         self._lr: float | None = None
 
     def step(self, objective: Objective, lr: float) -> Tensor:
+        """Update the parameters in place unless the step is skipped; return this process's share of the loss [] before it."""
         if lr != self._lr:
             self._lr = self._optimizer.param_groups[0]["lr"] = lr
         loss, gradients = objective.gradient()
@@ -104,18 +105,21 @@ class TorchOptimizer:
         return loss
 
     def state_dict(self) -> State:
+        """Return torch's state by parameter name."""
         return named_state(self._optimizer, self._names)
 
     def load_state_dict(self, state: State) -> None:
+        """Load torch's state by parameter name."""
         load_named_state(self._optimizer, self._names, state)
         self._lr = None
 
 
 class TorchLbfgs:
-    """Limited-memory BFGS, which asks for the gradients as often as its line search wants.
+    """Limited-memory BFGS: Liu and Nocedal, "On the limited memory BFGS method for large scale optimization" (1989).
 
-    Single numbers, such as the parameters of a formula, have units of their own: torch's optimizer sees them divided by their
-    start values, since its first step is the gradient, whose units are those of 1/parameter.
+    Its line search evaluates loss and gradient several times per step. The first step is along the gradient, which has the
+    units of 1/parameter. Scalar parameters, such as those of a formula, each have their own unit, so torch's optimizer
+    works on them divided by their start values.
     """
 
     settled: Sequence[int] = ()
@@ -130,7 +134,7 @@ class TorchLbfgs:
         fine = self._parameters[0].dtype in (torch.float32, torch.float64)
         self._scale = SCALE if free and fine else 1.0
         self._optimizer = self._fresh()
-        self._still: float | None = None  # the loss that no step made smaller
+        self._still: float | None = None  # loss [] at which no step made progress
 
     def _fresh(self) -> torch.optim.Optimizer:
         return torch.optim.LBFGS(
@@ -144,6 +148,7 @@ class TorchLbfgs:
         )
 
     def step(self, objective: Objective, lr: float) -> Tensor:
+        """Run up to `max_iter` iterations in place; return this process's share of the loss [] before them."""
         if lr == 0:  # torch's line search divides by the length of its first step
             return objective.gradient()[0]
         if self._still is not None:
@@ -163,59 +168,65 @@ class TorchLbfgs:
 
         try:
             self._optimizer.step(loss)  # type: ignore[arg-type]
-        except ZeroDivisionError:  # a bracket that shrank to a point: what was remembered leads nowhere
-            self._back(before)
+        except ZeroDivisionError:  # the line search's bracket shrank to a point: drop the curvature pairs
+            self._restore(before)
             self._optimizer = self._fresh()
         stuck = self._config.line_search is not None and all(map(torch.equal, self._free, before))
-        self._still = None if not stuck or self._polished(loss) else float(objective.whole(shares[0]))
+        self._still = None if not stuck or self._polish(loss) else float(objective.whole(shares[0]))
         self._write()
         return shares[0]
 
-    def _polished(self, loss: Callable[[], Tensor]) -> bool:
-        """Steps of full length where the loss is too rounded to search along a line: taken when they make the gradient smaller."""
+    def _polish(self, loss: Callable[[], Tensor]) -> bool:
+        """Try full-length iterations where the loss is too rounded for a line search; return whether the gradient shrank.
+
+        Otherwise parameters and state are restored.
+        """
         before, state = [free.detach().clone() for free in self._free], copy.deepcopy(self._optimizer.state_dict())
         group = self._optimizer.param_groups[0]
         loss()
-        steepest = self._steepest()
+        largest = self._largest_gradient()
         group["line_search_fn"] = None
         self._optimizer.step(loss)  # type: ignore[arg-type]
         group["line_search_fn"] = self._config.line_search
         loss()
-        if self._steepest() < 0.9 * steepest:
+        if self._largest_gradient() < 0.9 * largest:
             return True
-        self._back(before)
+        self._restore(before)
         self._optimizer.load_state_dict(state)
         return False
 
-    def _steepest(self) -> float:
-        """The largest entry of the gradient."""
+    def _largest_gradient(self) -> float:
+        """Return the largest absolute entry of the gradient."""
         return max(float(free.grad.abs().max()) for free in self._free if free.grad is not None)
 
     @torch.no_grad()
-    def _back(self, before: Sequence[Tensor]) -> None:
+    def _restore(self, before: Sequence[Tensor]) -> None:
         torch._foreach_copy_(self._free, list(before))
 
     @torch.no_grad()
     def _read(self) -> None:
-        """Take the parameters as they are: a checkpoint or a look back may have changed them."""
+        """Copy the parameters into torch's optimizer, since loading a checkpoint or rewinding may have changed them."""
         torch._foreach_copy_(self._free, [p / u for p, u in zip(self._parameters, self._units, strict=True)])
 
     @torch.no_grad()
     def _write(self) -> None:
+        """Copy the values of torch's optimizer into the parameters."""
         torch._foreach_copy_(self._parameters, [z * u for z, u in zip(self._free, self._units, strict=True)])
 
     def state_dict(self) -> State:
+        """Return torch's state, kept under the first parameter's name, and the loss at which progress stopped."""
         state = named_state(self._optimizer, self._names)
-        if self._names[0] in state:  # where torch keeps what it remembers of all parameters
+        if self._names[0] in state:  # torch keeps one state for all parameters there
             state[self._names[0]]["still"] = self._still
         return state
 
     def load_state_dict(self, state: State) -> None:
+        """Load torch's state and the loss at which progress stopped."""
         load_named_state(self._optimizer, self._names, state)
         self._still = state.get(self._names[0], {}).get("still")
 
 
 def _unit(start: Tensor) -> float:
-    """The magnitude of a single number's start value; 1 where that is none, and for all else."""
+    """Return the magnitude of a scalar start value; 1 if it is 0 or not finite, and for all other tensors."""
     magnitude = float(start.abs()) if start.dim() == 0 else 0.0
     return magnitude if 0 < magnitude < math.inf else 1.0

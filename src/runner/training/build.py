@@ -26,7 +26,7 @@ from runner.models import losses
 from runner.models.base import Model, start_model
 from runner.optim import schedules
 from runner.optim.build import build as build_optimizer
-from runner.optim.optimum import find
+from runner.optim.optimum import find_optimum
 from runner.runs.hashes import parameters_sha256
 from runner.training.experiment import Experiment, RunInfo
 from runner.training.metrics import Evaluation
@@ -104,7 +104,9 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
     loss, autocast = losses.build(resolved.loss), precision.autocast(resolved.amp, device)
     strategy = strategies.build(resolved.strategy, device, world)
     # Before the strategy cuts the model.
-    optimum = find(model.to(device), rows.features, rows.target, resolved, [resolved.optimizer.l2_penalty or 0.0])
+    optimum = find_optimum(
+        model.to(device), rows.features, rows.target, resolved, [resolved.optimizer.l2_penalty or 0.0]
+    )
     placed = strategy.place(model, loss)
     forward: Any = torch.compile(placed) if resolved.train.compile else placed
     batches = EpochBatches(len(rows), resolved.train.batch_size, resolved.seed, device)

@@ -18,7 +18,7 @@ from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset
 from runner.models.base import Model, start_model
 from runner.optim.base import Optimizer
-from runner.optim.optimum import Optimum, progress_columns, summarised, unstable
+from runner.optim.optimum import Optimum, progress_columns, stability_warnings, summarize
 from runner.optim.schedules import Schedule
 from runner.optim.standard_errors import Fit, Inference, infer
 from runner.runs.hashes import Hashes
@@ -81,7 +81,7 @@ def warnings(facts: Sequence[RunInfo], optimum: Optimum | None) -> list[list[str
     """For each run what is allowed and probably not meant: of its data, and of its learning rate where the optimum is known."""
     found = [list(run.dataset.warnings) for run in facts]
     if optimum is not None:
-        for texts, sentence in zip(found, unstable([run.config for run in facts], optimum), strict=True):
+        for texts, sentence in zip(found, stability_warnings([run.config for run in facts], optimum), strict=True):
             if sentence is not None:
                 texts.append(sentence)
     return found
@@ -176,7 +176,7 @@ class Experiment:
                 parameters,
                 fitted,
                 lambda: replace(self.evaluation, model=model, forward=model),
-                None if optimum is None else summarised(optimum, [resolved], _row(parameters))[0],
+                None if optimum is None else summarize(optimum, [resolved], _row(parameters))[0],
                 inference,
             )
         ]

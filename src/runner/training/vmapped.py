@@ -18,12 +18,12 @@ from runner.compute.processes import Stop
 from runner.compute.strategies.base import Single
 from runner.compute.strategies.vmapped import STACK, Vmapped
 from runner.config import schema as c
-from runner.data.stacked import StackedBatches, StackedRows, stacked
+from runner.data.stacked import StackedBatches, StackedRows, stack_datasets
 from runner.models import losses
 from runner.models.base import start_model
 from runner.optim.base import Optimizer
 from runner.optim.build import build_lanes
-from runner.optim.optimum import Optimum, find, progress_columns, summarised
+from runner.optim.optimum import Optimum, find_optimum, progress_columns, summarize
 from runner.optim.qr import PIECE_ROWS
 from runner.optim.standard_errors import Fit, Inference, infer
 from runner.training.build import Inputs, objective, run_info
@@ -165,7 +165,7 @@ class VmappedExperiment:
 
     def narrowed(self, lanes: Sequence[int], state: Mapping[str, Any]) -> VmappedExperiment:
         chosen = torch.tensor(lanes, device=self.strategy.stack.device)
-        optimum = None if self.optimum is None else self.optimum.to_lanes(chosen)
+        optimum = None if self.optimum is None else self.optimum.select(chosen)
         program = _built([self.facts[lane] for lane in lanes], [self.template] * len(lanes), lambda _: optimum)
         program.restore(
             {
@@ -225,7 +225,7 @@ class VmappedExperiment:
             return [None] * len(lanes)
         chosen = torch.tensor(lanes, device=self.strategy.stack.device)
         configs = [self.facts[lane].config for lane in lanes]
-        return summarised(self.optimum.to_lanes(chosen), configs, self.strategy.stack.detach()[chosen])
+        return summarize(self.optimum.select(chosen), configs, self.strategy.stack.detach()[chosen])
 
     def _inferred(self, lanes: Sequence[int], fitted: Sequence[Mapping[str, Tensor]]) -> Sequence[Inference | None]:
         chosen = torch.tensor(lanes, device=self.strategy.stack.device)
@@ -259,17 +259,19 @@ def facts_of(config: c.Config, prepared: Inputs, lanes: int) -> RunInfo:
 def build(facts: Sequence[RunInfo], models: Sequence[Any]) -> VmappedExperiment:
     """The program of runs whose `config.program` and `shapes` are equal; `models` have their start values."""
     decays = [f.config.optimizer.l2_penalty or 0.0 for f in facts]
-    return _built(facts, models, lambda rows: find(models[0], rows.features, rows.target, facts[0].config, decays))
+    return _built(
+        facts, models, lambda rows: find_optimum(models[0], rows.features, rows.target, facts[0].config, decays)
+    )
 
 
 def _built(
     facts: Sequence[RunInfo], models: Sequence[Any], optimum: Callable[[StackedRows], Optimum | None]
 ) -> VmappedExperiment:
     first, template = facts[0].config, models[0]
-    rows, undoing = stacked([f.dataset for f in facts])
+    rows, undoing = stack_datasets([f.dataset for f in facts])
     device = rows["train"].target.device
     strategy = Vmapped(device, models)
-    loss, autocast = losses.of_lanes(first.loss), precision.autocast("off", device)
+    loss, autocast = losses.build_lanes(first.loss), precision.autocast("off", device)
     forward = strategy.place(template, loss)
     seeds = [f.config.seed for f in facts]
     batches = StackedBatches(rows["train"].target.shape[-2], first.train.batch_size, seeds, device)

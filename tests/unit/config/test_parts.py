@@ -123,9 +123,7 @@ def test_a_model_with_dropout_that_does_not_say_so_is_refused() -> None:
     class Dropped(c.ModelConfig, name="dropped", builder=f"{HERE}:dropped"):
         """A line, half the time."""
 
-    with pytest.raises(
-        TypeError, match=r"Dropped\.draws must be True, since that is what its model does, but is False"
-    ):
+    with pytest.raises(TypeError, match=r"Dropped\.draws must be True like its model.s, got False"):
         build_model(Dropped(name="dropped"), ["x"], torch.Generator())
 
 

@@ -1,4 +1,4 @@
-"""From a source to rows on the device: split, scaled, cast, and refused where the dtype cannot hold them."""
+"""Datasets are split, scaled and cast, and refused if the dtype cannot represent them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def _build(config: Any, seed: int = 0, dtype: torch.dtype = torch.float64, **cha
 
 def _csv(path: Path, text: str, **changes: Any) -> c.Csv:
     path.joinpath("f.csv").write_text(text)
-    whole: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **changes}
-    return c.Csv(name="csv", path=str(path / "f.csv"), target="y", features=None, **whole)
+    options: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **changes}
+    return c.Csv(name="csv", path=str(path / "f.csv"), target="y", features=None, **options)
 
 
 def _same(one: Dataset, other: Dataset) -> bool:
@@ -44,7 +44,7 @@ def _same(one: Dataset, other: Dataset) -> bool:
     )
 
 
-def test_parts_hold_the_rows_of_the_source_under_their_numbers(tmp_path: Path) -> None:
+def test_parts_have_the_rows_of_the_source_and_their_numbers(tmp_path: Path) -> None:
     text = "x,y\n" + "".join(f"{i},{i * i}\n" for i in range(12))
     dataset = _build(_csv(tmp_path, text, split=SPLIT), seed=3, dtype=torch.float32)
     assert {name: len(rows) for name, rows in dataset.parts.items()} == {"train": 8, "valid": 2, "test": 2}
@@ -71,30 +71,30 @@ def test_rows_are_taken_by_number_or_by_slice() -> None:
     assert torch.equal(middle, rows.features[2:5])
 
 
-def test_the_seed_moves_data_and_split() -> None:
+def test_the_seed_changes_data_and_split() -> None:
     assert _same(_build(LINE, seed=4), _build(LINE, seed=4))
     one, other = _build(LINE, seed=4), _build(LINE, seed=5)
     assert not _same(one, other)
     assert one.parts["test"].source.tolist() != other.parts["test"].source.tolist()
 
 
-@pytest.mark.parametrize("held", [0, 9])
-def test_data_seed_holds_data_and_split_while_seed_moves(held: int) -> None:
-    # 0 is a seed as good as any other, not the absence of one.
-    config = dataclasses.replace(LINE, seed=held)
+@pytest.mark.parametrize("data_seed", [0, 9])
+def test_data_seed_fixes_data_and_split_when_the_seed_changes(data_seed: int) -> None:
+    # 0 is a valid seed, not a missing one.
+    config = dataclasses.replace(LINE, seed=data_seed)
     assert _same(_build(config, seed=4), _build(config, seed=5))
-    assert _same(_build(config, seed=4), _build(LINE, seed=held))
+    assert _same(_build(config, seed=4), _build(LINE, seed=data_seed))
     assert not _same(_build(config, seed=4), _build(LINE, seed=4))
 
 
-def test_every_dtype_starts_from_the_same_numbers() -> None:
+def test_float32_data_are_the_rounded_float64_data() -> None:
     wide, narrow = _build(LINE, standardize=True), _build(LINE, dtype=torch.float32, standardize=True)
     for name, rows in wide.parts.items():
         assert torch.equal(rows.features.float(), narrow.parts[name].features)
         assert torch.equal(rows.target.float(), narrow.parts[name].target)
 
 
-def test_standardised_on_the_training_rows_alone() -> None:
+def test_data_are_standardized_by_the_training_rows_only() -> None:
     dataset = _build(LINE, standardize=True)
     raw = _build(LINE)
     train = dataset.parts["train"]
@@ -110,46 +110,48 @@ def test_standardised_on_the_training_rows_alone() -> None:
 def test_log_target_trains_on_the_logarithm(tmp_path: Path) -> None:
     dataset = _build(_csv(tmp_path, "x,y\n1,1\n2,10\n3,100\n", log_target=True))
     logs = [math.log(value) for value in (1, 10, 100)]
-    # log of libm and of torch may differ in the last place.
+    # The logarithms of libm and torch may differ in the last place.
     torch.testing.assert_close(
         dataset.parts["train"].target.flatten(), torch.tensor(logs, dtype=torch.float64), rtol=1e-15, atol=0
     )
     assert dataset.parts["train"].features.tolist() == [[1.0], [2.0], [3.0]]
 
 
-def test_log_target_refuses_a_target_that_is_not_above_zero(tmp_path: Path) -> None:
+def test_log_target_refuses_a_target_that_is_not_positive(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         _build(_csv(tmp_path, "x,y\n1,1\n2,0\n3,-4.5\n", log_target=True))
     assert caught.value.problems == (
-        "`data.log_target` needs a target above 0, but 'y' is 0 in row 2 of the data (2 such rows); "
-        "take those rows out, or use data.log_target=false",
+        "`data.log_target` needs a target above 0, got 0 for 'y' in row 2 (2 such rows); "
+        "remove those rows or use data.log_target=false",
     )
 
 
 def test_integers_that_the_dtype_would_round_are_refused(tmp_path: Path) -> None:
     config = _csv(tmp_path, "x,y\n1,1\n16777217,2\n")  # 2²⁴ + 1
-    with pytest.raises(DataError, match=r"^`dtype` must hold column 'x', but float32 .* 16777217 .*use dtype=float64$"):
+    with pytest.raises(
+        DataError, match=r"^`dtype` must represent column 'x', but float32 .* 16777217 .*use dtype=float64$"
+    ):
         _build(config, dtype=torch.float32)
     assert _build(config).parts["train"].features.tolist() == [[1.0], [16777217.0]]
 
 
-def test_standardised_numbers_beyond_the_dtype_fit(tmp_path: Path) -> None:
+def test_standardizing_brings_numbers_into_the_range_of_the_dtype(tmp_path: Path) -> None:
     config = _csv(tmp_path, "x,y\n1e39,1\n2e39,2\n3e39,3\n")
-    with pytest.raises(DataError, match="`dtype` must hold column 'x'"):
+    with pytest.raises(DataError, match="`dtype` must represent column 'x'"):
         _build(config, dtype=torch.float32)
     assert _build(config, dtype=torch.float32, standardize=True).parts["train"].features.tolist() == [[-1], [0], [1]]
 
 
-def test_made_numbers_beyond_the_dtype_are_refused() -> None:
-    with pytest.raises(DataError, match=r"^`dtype` must hold column 'y', but float16 does not hold"):
+def test_synthetic_numbers_beyond_the_dtype_are_refused() -> None:
+    with pytest.raises(DataError, match=r"^`dtype` must represent column 'y', but float16 cannot represent"):
         _build(LINE, dtype=torch.float16, slope=1e6)
 
 
-def test_numbers_beyond_the_dtype_are_refused_after_the_logarithm_too(tmp_path: Path) -> None:
+def test_features_beyond_the_dtype_are_refused_with_log_target_too(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         _build(_csv(tmp_path, "x,y\n1e39,1\n2,2\n", log_target=True), dtype=torch.float32)
     assert caught.value.problems == (
-        "`dtype` must hold column 'x', but float32 does not hold 1e+39 in its row 1; use dtype=float64",
+        "`dtype` must represent column 'x', but float32 cannot represent 1e+39 in row 1; use dtype=float64",
     )
 
 

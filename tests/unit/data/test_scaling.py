@@ -1,4 +1,4 @@
-"""Scaling is fitted on the training rows in float64, and undone exactly as it was done."""
+"""Scaling is fitted to the training rows in float64 and inverted exactly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _fit(standardize: bool, log_target: bool) -> Scaling:
     return Scaling.fit(_wide(FEATURES), _wide(TARGET), standardize, log_target)
 
 
-def test_standardised_values_are_those_of_the_definition() -> None:
+def test_standardized_values_follow_the_definition() -> None:
     scaling = _fit(True, False)
     columns = list(zip(*FEATURES, strict=True))
     expected = [
@@ -39,14 +39,14 @@ def test_standardised_values_are_those_of_the_definition() -> None:
     torch.testing.assert_close(scaling.target(_wide(TARGET)), _wide(unit), rtol=1e-14, atol=1e-15)
 
 
-def test_the_logarithm_comes_before_the_mean() -> None:
+def test_the_logarithm_is_taken_before_the_mean() -> None:
     scaling = _fit(True, True)
     logs = [math.log(value) for value in TARGET]
     torch.testing.assert_close(float(scaling.target_mean), statistics.mean(logs), rtol=1e-14, atol=0)
     torch.testing.assert_close(float(scaling.target_scale), statistics.stdev(logs), rtol=1e-14, atol=0)
 
 
-def test_without_standardising_nothing_changes_to_the_bit() -> None:
+def test_without_standardizing_every_bit_is_unchanged() -> None:
     scaling = _fit(False, False)
     assert torch.equal(scaling.features(_wide(FEATURES)), _wide(FEATURES))
     assert torch.equal(scaling.target(_wide(TARGET)), _wide(TARGET))
@@ -58,12 +58,12 @@ def test_without_standardising_nothing_changes_to_the_bit() -> None:
 @pytest.mark.parametrize("log_target", [True, False])
 def test_undo_is_the_inverse_of_target(standardize: bool, log_target: bool) -> None:
     scaling = _fit(standardize, log_target)
-    # exp turns the rounding of a logarithm of at most 5 into a relative error: still below ten units of the last place.
+    # exp turns the rounding of a logarithm below 5 into a relative error of less than ten units in the last place.
     torch.testing.assert_close(scaling.undo(scaling.target(_wide(TARGET))), _wide(TARGET), rtol=3e-15, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_undo_keeps_the_type_and_shape_of_the_prediction(dtype: torch.dtype) -> None:
+def test_undo_keeps_the_dtype_and_shape_of_the_prediction(dtype: torch.dtype) -> None:
     undone = _fit(True, True).undo(torch.zeros(3, 1, dtype=dtype))
     assert undone.dtype == dtype
     assert undone.shape == (3, 1)
@@ -71,17 +71,17 @@ def test_undo_keeps_the_type_and_shape_of_the_prediction(dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 6, 7, 50])
 def test_a_constant_column_becomes_zero(rows: int) -> None:
-    # The mean of equal numbers such as 0.1 is rounded: of three of them it is another number.
+    # The mean of equal numbers such as 0.1 is rounded: that of three of them differs from 0.1.
     features = torch.stack([torch.full((rows,), 0.1, dtype=torch.float64), torch.arange(rows).double()], dim=1)
     scaling = Scaling.fit(features, features[:, 0], True, False)
     assert scaling.feature_scale[0] == scaling.target_scale == 1
     assert torch.equal(scaling.features(features)[:, 0], torch.zeros(rows, dtype=torch.float64))
     assert torch.equal(scaling.target(features[:, 0]), torch.zeros(rows, dtype=torch.float64))
-    # A later row that differs is told apart in the column's own units.
+    # A later row that differs keeps its distance in the column's own units.
     assert float(scaling.target(_wide(1.1))) == 1
 
 
-def test_a_deviation_too_small_for_float64_does_not_divide() -> None:
+def test_a_deviation_that_underflows_is_not_divided_by() -> None:
     features = _wide([[0.0], [1e-200]])
     assert Scaling.fit(features, features[:, 0], True, False).features(features).isfinite().all()
 

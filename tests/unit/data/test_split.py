@@ -1,4 +1,4 @@
-"""Every row is in exactly one part, the counts are those asked for, and a part that comes out empty is refused."""
+"""Every row is in exactly one part of the requested size, and an empty part is refused."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ shares = st.one_of(st.integers(0, 60), st.floats(0, 1, exclude_max=True))
 @given(rows=st.integers(1, 120), test=shares, valid=shares, order=st.sampled_from(["sequential", "random"]))
 def test_each_row_is_in_one_part_or_the_split_is_refused(rows: int, test: float, valid: float, order: Order) -> None:
     shares = {"test": test, "valid": valid}
-    asked = {part: share if isinstance(share, int) else round(share * rows) for part, share in shares.items()}
-    if sum(asked.values()) >= rows or any(share > 0 and asked[part] == 0 for part, share in shares.items()):
+    requested = {part: share if isinstance(share, int) else round(share * rows) for part, share in shares.items()}
+    if sum(requested.values()) >= rows or any(share > 0 and requested[part] == 0 for part, share in shares.items()):
         assert _problems(rows, test, valid)
         return
     parts = _split(rows, test, valid, order)
     assert sorted(parts["train"] + parts["valid"] + parts["test"]) == list(range(rows))
-    assert {part: len(parts[part]) for part in asked} == asked
+    assert {part: len(parts[part]) for part in requested} == requested
 
 
 def test_sequential_takes_train_valid_and_test_in_the_order_of_the_rows() -> None:
@@ -55,45 +55,45 @@ def test_an_integer_is_rows_and_a_fraction_is_rounded_to_the_nearest_row() -> No
 
 
 @pytest.mark.parametrize("none", [0, 0.0])
-def test_nothing_held_out_leaves_every_row_to_train_on(none: float) -> None:
+def test_without_held_out_rows_all_rows_are_for_training(none: float) -> None:
     parts = _split(5, none, none)
     assert sorted(parts["train"]) == [0, 1, 2, 3, 4]
     assert parts["valid"] == parts["test"] == []
 
 
-def test_random_is_a_draw_of_the_generator_alone() -> None:
+def test_a_random_split_depends_only_on_the_generator() -> None:
     before = torch.get_rng_state()
     first = _split(50, 10, 10, seed=1)
     torch.rand(3)
     assert _split(50, 10, 10, seed=1) == first
     assert _split(50, 10, 10, seed=2) != first
-    assert first["train"] == sorted(first["train"]) != list(range(30))  # drawn, and then in the order of the rows
+    assert first["train"] == sorted(first["train"]) != list(range(30))  # drawn, then sorted
     torch.set_rng_state(before)
     _split(50, 10, 10)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_held_out_rows_stay_when_only_valid_changes() -> None:
+def test_test_rows_are_unchanged_when_only_valid_changes() -> None:
     assert _split(50, 10, 5)["test"] == _split(50, 10, 20)["test"]
 
 
-def test_a_fraction_that_gives_no_row_is_refused_by_name() -> None:
+def test_a_fraction_of_no_row_is_refused() -> None:
     assert _problems(4, 0.1, 0.05) == (
-        "`data.split.test` must give at least one row, but 0.1 of 4 rows is none; make it larger, or 0 for no such part",
-        "`data.split.valid` must give at least one row, but 0.05 of 4 rows is none; make it larger, or 0 for no such part",
+        "`data.split.test` must select at least one row, got 0.1 of 4 rows; use a larger value, or 0 for no test rows",
+        "`data.split.valid` must select at least one row, got 0.05 of 4 rows; use a larger value, or 0 for no valid rows",
     )
 
 
 @pytest.mark.parametrize(("test", "valid"), [(6, 4), (0.6, 0.4), (20, 0)])
-def test_a_split_that_leaves_nothing_to_train_on_is_refused(test: float, valid: float) -> None:
+def test_a_split_without_training_rows_is_refused(test: float, valid: float) -> None:
     counts = [share if isinstance(share, int) else round(share * 10) for share in (test, valid)]
     assert _problems(10, test, valid) == (
-        f"`data.split.test` and `data.split.valid` must leave rows to train on, but take {counts[0]} and {counts[1]} of 10; "
-        "make them smaller",
+        f"`data.split.test` and `data.split.valid` must leave rows for training, got {counts[0]} and {counts[1]} of 10; "
+        "use smaller values",
     )
 
 
-def test_both_kinds_of_problem_are_told_at_once() -> None:
+def test_both_kinds_of_problem_are_reported_at_once() -> None:
     assert [problem.split(" must ")[0] for problem in _problems(3, 3, 0.1)] == [
         "`data.split.valid`",
         "`data.split.test` and `data.split.valid`",

@@ -1,4 +1,4 @@
-"""Made data: the formula's values on an even grid, and noise from streams of its own."""
+"""Synthetic data: values of the formula on an even grid, and noise from a stream of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LINE = c.Line(name="line", features=1, slope=2.0, intercept=3.0, **COMMON)
 CURVE = c.Curve(name="curve", expression="exp(x) + 1", **COMMON)
 
 
-def test_a_line_on_an_even_grid_ends_included() -> None:
+def test_a_line_lies_on_an_even_grid_that_includes_both_ends() -> None:
     table = line(LINE, seed=0)
     assert table.features.tolist() == [[-1.0], [-0.5], [0.0], [0.5], [1.0]]
     assert table.target.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
@@ -31,11 +31,11 @@ def test_a_line_on_an_even_grid_ends_included() -> None:
     assert table.features.dtype == table.target.dtype == np.float64
 
 
-def test_one_row_stands_at_the_start() -> None:
+def test_a_single_row_is_at_the_start() -> None:
     assert line(dataclasses.replace(LINE, rows=1), seed=0).features.tolist() == [[-1.0]]
 
 
-def test_a_line_of_several_features_has_the_slope_for_each() -> None:
+def test_every_feature_of_a_line_has_the_same_slope() -> None:
     table = line(dataclasses.replace(LINE, features=3, rows=200, start=2.0, stop=4.0), seed=1)
     assert table.feature_names == ("x1", "x2", "x3")
     assert table.features.shape == (200, 3)
@@ -43,7 +43,7 @@ def test_a_line_of_several_features_has_the_slope_for_each() -> None:
     np.testing.assert_allclose(table.target, 2 * table.features.sum(axis=1) + 3, rtol=1e-15)
     assert table.features.min() >= 2
     assert table.features.max() < 4
-    # Uniform on [2, 4): the mean is 3 with a deviation of 0.577/√600 = 0.024, of which five are allowed.
+    # Uniform on [2, 4): the mean is 3 with a standard deviation of 0.577/√600 = 0.024; five of them are allowed.
     assert abs(table.features.mean() - 3) < 0.12
 
 
@@ -54,36 +54,36 @@ def test_a_curve_has_the_values_of_its_formula() -> None:
     assert table.feature_names == ("x",)
 
 
-def test_a_curve_of_two_names_draws_both() -> None:
+def test_a_curve_of_two_names_draws_both_features() -> None:
     table = curve(dataclasses.replace(CURVE, expression="b - a"), seed=0)
     assert table.feature_names == ("b", "a")
     assert table.target.tolist() == (table.features[:, 0] - table.features[:, 1]).tolist()
 
 
 @pytest.mark.parametrize(("distribution", "draw"), [("normal", torch.randn), ("uniform", torch.rand)])
-def test_noise_is_scaled_numbers_of_the_noise_stream(distribution: str, draw: Any) -> None:
+def test_noise_is_drawn_from_the_noise_stream(distribution: str, draw: Any) -> None:
     noisy: Any = {"noise": 0.25, "noise_distribution": distribution}
     drawn = draw(5, dtype=torch.float64, generator=stream(7, "noise")).numpy()
     clean = line(LINE, seed=7).target
     assert line(dataclasses.replace(LINE, **noisy), seed=7).target.tolist() == (clean + 0.25 * drawn).tolist()
 
 
-def test_noise_does_not_move_the_features() -> None:
+def test_noise_does_not_change_the_features() -> None:
     wide = dataclasses.replace(LINE, features=2)
     noisy = dataclasses.replace(wide, noise=1.0)
     assert line(wide, seed=3).features.tolist() == line(noisy, seed=3).features.tolist()
     assert line(wide, seed=3).features.tolist() != line(wide, seed=4).features.tolist()
 
 
-def test_the_global_generator_is_left_alone() -> None:
+def test_the_global_generator_is_not_used() -> None:
     before = torch.get_rng_state()
     line(dataclasses.replace(LINE, features=2, noise=1.0), seed=3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_formula_without_a_value_on_the_range_is_refused_with_the_place() -> None:
+def test_a_formula_that_is_not_finite_is_refused_with_the_place() -> None:
     with pytest.raises(DataError) as caught:
         curve(dataclasses.replace(CURVE, expression="1/x"), seed=0)
     assert caught.value.problems == (
-        "`data.expression` must have a finite value on the whole range, but '1/x' has none at x=0; change data.start and data.stop",
+        "`data.expression` must be finite on the whole range, but '1/x' is not at x=0; change data.start and data.stop",
     )

@@ -1,4 +1,4 @@
-"""A formula as a model: columns are its variables, other names its parameters, whatever those names are."""
+"""Formulas as models: columns are variables and all other names are parameters, whatever the names are."""
 
 from __future__ import annotations
 
@@ -59,34 +59,24 @@ def test_parameters_are_single_numbers_in_the_order_of_the_formula() -> None:
         ("zeros", lambda g: torch.zeros((), dtype=torch.float64)),
     ],
 )
-def test_start_values_that_are_not_given_are_drawn(init: str, draw: Any) -> None:
+def test_missing_start_values_are_drawn(init: str, draw: Any) -> None:
     generator = stream(3, "init")
     expected = {name: float(draw(generator)) for name in ("a", "b", "c")}
     assert _values(_formula("a*x + b/c", init=init)) == expected
 
 
-def test_a_given_start_value_leaves_the_others_as_they_were() -> None:
+def test_setting_a_start_value_does_not_change_the_others() -> None:
     drawn = _values(_formula("a*x + b/c"))
     assert _values(_formula("a*x + b/c", start={"a": -7.5})) == {**drawn, "a": -7.5}
     assert _values(_formula("a*x + b/c", start={"b": 0.0})) == {**drawn, "b": 0.0}
 
 
-MODULES_OWN = (
-    "type",
-    "float",
-    "train",
-    "forward",
-    "training",
-    "state_dict",
-    "expression",
-    "columns",
-    "parameters",
-    "draws",
-)
+# One of each kind: a method of torch's module, a method and an attribute of ours, a plain attribute, and a property.
+MODULE_ATTRIBUTES = ("state_dict", "train", "columns", "training", "draws")
 
 
-@pytest.mark.parametrize("name", MODULES_OWN)
-def test_a_parameter_may_have_the_name_of_a_modules_own(name: str) -> None:
+@pytest.mark.parametrize("name", MODULE_ATTRIBUTES)
+def test_a_parameter_may_have_the_name_of_a_module_attribute(name: str) -> None:
     model = _formula(f"{name}*x + b", start={name: 2.0, "b": 1.0})
     x = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
     assert model(x).tolist() == [[3.0], [7.0]]
@@ -119,20 +109,20 @@ def test_reported_parameters_are_the_formulas_own() -> None:
     assert not any(value.requires_grad for value in fitted.values())
 
 
-def test_a_formula_can_neither_be_split_nor_cut() -> None:
+def test_a_formula_has_no_tensor_plan_and_no_stages() -> None:
     assert not _formula("a*x + b").tensor_plan()
     assert not _formula("a*x + b").stages(1)
 
 
 def test_a_start_value_for_a_column_is_refused() -> None:
     assert _problems("a*x + b", start={"x": 1.0}) == (
-        "`model.start.x` must name a parameter, but 'x' is a column of the data; take it out",
+        "`model.start.x` must name a parameter, but 'x' is a column of the data; remove it",
     )
 
 
 def test_a_formula_without_a_column_is_refused() -> None:
     assert _problems("a*time + b", ("t", "u")) == (
-        "`model.expression` must use a column of the data (t, u), but is 'a*time + b'; mend the names",
+        "`model.expression` must use a column of the data (t, u), got 'a*time + b'; correct the names",
     )
 
 
@@ -142,6 +132,6 @@ def test_a_formula_without_a_parameter_is_refused() -> None:
     )
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     problems = _problems("a*time", ("x",), start={"x": 1.0})
     assert [problem.split(" must ")[0] for problem in problems] == ["`model.start.x`", "`model.expression`"]

@@ -1,4 +1,4 @@
-"""Linear models: start values by name of the draw, the polynomial's powers, and parameters in the file's units."""
+"""Linear models: start values, powers of the polynomial, and parameters in the units of the file."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ def _with(model: Model, **values: Any) -> Model:
         ("kaiming", lambda shape, g: (2 * torch.rand(shape, dtype=torch.float64, generator=g) - 1) / math.sqrt(3)),
     ],
 )
-def test_start_values_are_the_draw_that_was_named(init: str, draw: Any) -> None:
+def test_start_values_have_the_configured_distribution(init: str, draw: Any) -> None:
     generator = stream(5, "init")
     expected = {"weight": draw((1, 3), generator), "bias": draw((1,), generator)}
     model = _linear(seed=5, init=init)
-    # The range is scaled in another order than here: one rounding or two.
+    # The range is scaled in another order here: one or two roundings.
     torch.testing.assert_close(dict(model.named_parameters()), expected, rtol=0, atol=4e-16, check_device=False)
 
 
-def test_kaiming_is_what_torch_draws_for_its_own_layer() -> None:
+def test_kaiming_is_the_default_of_torch() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         layer = torch.nn.Linear(3, 1, dtype=torch.float64)
     model = build_model(LINEAR, COLUMNS, torch.Generator().manual_seed(5))
-    # The same numbers in the same order; torch computes the bound as √(6 / (1 + 5)) / √3, which may round otherwise.
+    # The same numbers in the same order; torch computes the bound as √(6 / (1 + 5)) / √3, which may round differently.
     torch.testing.assert_close(dict(model.named_parameters()), dict(layer.named_parameters()), rtol=1e-15, atol=0)
 
 
@@ -71,7 +71,7 @@ def test_without_a_bias_there_is_none() -> None:
     assert [name for name, _ in _linear(bias=False).named_parameters()] == ["weight"]
 
 
-def test_the_powers_of_one_feature_stand_together() -> None:
+def test_the_powers_of_one_feature_are_adjacent() -> None:
     model = _with(_polynomial(3, ("a", "b")), linear__weight=[[1.0, 10.0, 100.0, 1e3, 1e4, 1e5]], linear__bias=[0.5])
     # a = 2: 2 + 40 + 800; b = −1: −1e3 + 1e4 − 1e5
     assert model(torch.tensor([[2.0, -1.0]]).double()).tolist() == [[842 - 91_000 + 0.5]]
@@ -99,15 +99,15 @@ def test_reported_parameters_predict_in_the_units_of_the_file(bias: bool) -> Non
     scaling, features = _scaled(standardize=True)
     model = _linear(bias=bias)
     fitted = model.fitted(scaling)
-    by_hand = features @ fitted["weight"].T + fitted["bias"]
-    by_model = scaling.undo(model(scaling.features(features))).detach()
+    from_reported = features @ fitted["weight"].T + fitted["bias"]
+    from_model = scaling.undo(model(scaling.features(features))).detach()
     # Features of up to 50 with coefficients near 1: some roundings of numbers below 100.
-    torch.testing.assert_close(by_hand, by_model, rtol=0, atol=1e-13)
+    torch.testing.assert_close(from_reported, from_model, rtol=0, atol=1e-13)
     assert fitted["weight"].shape == (1, 3)
     assert fitted["bias"].shape == (1,)
 
 
-def test_without_scaling_the_parameters_are_reported_as_they_are() -> None:
+def test_without_scaling_the_parameters_are_reported_unchanged() -> None:
     scaling, _ = _scaled(standardize=False)
     model = _linear()
     assert {name: value.tolist() for name, value in model.fitted(scaling).items()} == {
@@ -120,7 +120,7 @@ def test_without_scaling_the_parameters_are_reported_as_they_are() -> None:
     assert not any(value.requires_grad for value in polynomial.values())
 
 
-def test_float32_parameters_are_undone_in_float64() -> None:
+def test_the_scaling_of_float32_parameters_is_undone_in_float64() -> None:
     scaling, _ = _scaled(standardize=True)
     narrow = _linear().to(torch.float32)
     fitted = narrow.fitted(scaling)
@@ -129,7 +129,7 @@ def test_float32_parameters_are_undone_in_float64() -> None:
     assert all(torch.equal(fitted[name], widened[name]) for name in ("weight", "bias"))
 
 
-def test_the_sum_over_the_inputs_may_be_split_and_nothing_be_cut() -> None:
+def test_a_linear_layer_is_split_by_its_inputs_and_has_no_stages() -> None:
     assert _linear().tensor_plan() == {"": "row"}
     assert _polynomial(2).tensor_plan() == {"linear": "row"}
     assert not _linear().stages(1)

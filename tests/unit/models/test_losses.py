@@ -1,4 +1,4 @@
-"""Losses against their closed forms, and the refusal of shapes that would broadcast."""
+"""Losses against closed forms, and refusal of shapes that would broadcast."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _column(values: list[float], dtype: torch.dtype = torch.float64) -> Tensor:
         (HUBER, (1 / 2 + 4 / 2 + 2 * (3 - 1) + 0) / 4),  # e²/2, and beyond delta: delta·(|e| − delta/2)
     ],
 )
-def test_the_mean_over_rows(config: Any, mean: float) -> None:
+def test_a_loss_is_the_mean_over_rows(config: Any, mean: float) -> None:
     loss = losses.build(config)(_column(PREDICTION), _column(TARGET))
     assert loss.shape == ()
     assert float(loss) == mean
@@ -39,23 +39,22 @@ def test_the_mean_over_rows(config: Any, mean: float) -> None:
     ("config", "slopes"),
     [(MSE, [2, -4, 6, 0]), (MAE, [1, -1, 1, 0]), (HUBER, [1, -2, 2, 0])],
 )
-def test_the_slope_at_every_row(config: Any, slopes: list[float]) -> None:
+def test_the_gradient_at_every_row(config: Any, slopes: list[float]) -> None:
     prediction = _column(PREDICTION).requires_grad_()
     (slope,) = torch.autograd.grad(losses.build(config)(prediction, _column(TARGET)), prediction)
     assert slope.flatten().tolist() == [value / 4 for value in slopes]
 
 
 @pytest.mark.parametrize("config", [MSE, MAE, HUBER])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_type_is_kept(config: Any, dtype: torch.dtype) -> None:
-    assert losses.build(config)(_column(PREDICTION, dtype), _column(TARGET, dtype)).dtype == dtype
+def test_the_dtype_is_kept(config: Any) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert losses.build(config)(_column(PREDICTION, dtype), _column(TARGET, dtype)).dtype == dtype
 
 
-@pytest.mark.parametrize("config", [MSE, MAE, HUBER])
 @pytest.mark.parametrize("shape", [(4,), (1, 4), (1, 1), (4, 2)])
-def test_a_prediction_of_another_shape_is_refused(config: Any, shape: tuple[int, ...]) -> None:
+def test_a_prediction_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(RunFailed) as caught:
-        losses.build(config)(torch.zeros(shape), _column(TARGET))
+        losses.build(MSE)(torch.zeros(shape), _column(TARGET))
     assert str(caught.value) == (
-        f"the prediction must have the target's shape [4, 1], but has {list(shape)}; the model must give one number a row"
+        f"the prediction must have the target's shape [4, 1], got {list(shape)}; return one number per row from the model"
     )

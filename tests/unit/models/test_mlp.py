@@ -31,7 +31,7 @@ def _shapes(model: Model) -> list[tuple[int, ...]]:
     return [tuple(parameter.shape) for parameter in model.parameters()]
 
 
-def test_widths_are_the_hidden_layers() -> None:
+def test_widths_are_the_sizes_of_hidden_layers() -> None:
     assert _shapes(_mlp()) == [(4, 2), (4,), (3, 4), (3,), (1, 3), (1,)]
     assert _shapes(_mlp(widths=())) == [(1, 2), (1,)]
 
@@ -46,7 +46,7 @@ def test_widths_are_the_hidden_layers() -> None:
         ("sigmoid", torch.sigmoid),
     ],
 )
-def test_the_activation_follows_each_layer_but_the_last(name: str, activation: Any) -> None:
+def test_an_activation_follows_every_layer_except_the_last(name: str, activation: Any) -> None:
     model = _mlp(activation=name)
     one, one_bias, two, two_bias, last, last_bias = model.parameters()
     hidden = activation(functional.linear(_features(), one, one_bias))
@@ -54,15 +54,15 @@ def test_the_activation_follows_each_layer_but_the_last(name: str, activation: A
     assert torch.equal(model(_features()), functional.linear(hidden, last, last_bias))
 
 
-def test_start_values_are_kaiming_layer_by_layer_from_one_stream() -> None:
+def test_start_values_are_drawn_layer_by_layer_from_one_stream() -> None:
     generator = stream(0, "init")
     for parameter, fan_in in zip(_mlp().parameters(), (2, 2, 4, 4, 3, 3), strict=True):
         drawn = torch.rand(parameter.shape, dtype=torch.float64, generator=generator)
-        # The range is scaled in another order than here: one rounding or two.
+        # The range is scaled in another order here: one or two roundings.
         torch.testing.assert_close(parameter.detach(), (2 * drawn - 1) / math.sqrt(fan_in), rtol=0, atol=4e-16)
 
 
-def test_dropout_drops_in_training_alone_and_keeps_the_mean() -> None:
+def test_dropout_drops_only_in_training_and_keeps_the_mean() -> None:
     model = _mlp(widths=(2000,), dropout=0.25)
     assert model.draws
     hidden: list[torch.Tensor] = []
@@ -72,7 +72,7 @@ def test_dropout_drops_in_training_alone_and_keeps_the_mean() -> None:
         torch.manual_seed(0)
         model(_features())
     kept = hidden[0] > 0
-    # 12,000 units: the share that is dropped has a deviation of 0.004, of which five are allowed.
+    # 12,000 units: the dropped fraction has a standard deviation of 0.004; five of them are allowed.
     assert abs(float((~kept).double().mean()) - 0.25) < 0.02
     torch.testing.assert_close(hidden[0][kept], torch.full_like(hidden[0][kept], 1 / 0.75))
     model.eval()
@@ -86,7 +86,7 @@ def test_without_dropout_nothing_is_drawn() -> None:
     assert not any(isinstance(module, torch.nn.Dropout) for module in model.modules())
 
 
-def test_dropout_does_not_move_the_start_values() -> None:
+def test_dropout_does_not_change_the_start_values() -> None:
     plain, dropped = _mlp(), _mlp(dropout=0.5)
     for one, other in zip(plain.parameters(), dropped.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -126,9 +126,10 @@ def test_stages_are_whole_layers_with_activation_and_dropout(count: int, stages:
     assert torch.equal(hidden, model(_features()))
 
 
-@pytest.mark.parametrize("count", range(1, 8))
-def test_stages_differ_by_a_layer_at_most(count: int) -> None:
-    layers = [len(stage) // 2 + len(stage) % 2 for stage in _mlp(widths=(4,) * 6).stages(count)]
-    assert len(layers) == count
-    assert sum(layers) == 7
-    assert max(layers) - min(layers) <= 1
+def test_stages_differ_by_at_most_one_layer() -> None:
+    model = _mlp(widths=(4,) * 6)
+    for count in range(1, 8):
+        layers = [len(stage) // 2 + len(stage) % 2 for stage in model.stages(count)]
+        assert len(layers) == count
+        assert sum(layers) == 7
+        assert max(layers) - min(layers) <= 1

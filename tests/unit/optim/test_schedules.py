@@ -1,4 +1,4 @@
-"""Learning rates by step, against torch's schedulers where those compute the same thing."""
+"""Learning rate by step, against torch's schedulers where they compute the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _ours(config: Any, steps: int = STEPS) -> list[float]:
 
 
 def _torchs(make: Callable[[Any], Any], steps: int = STEPS) -> list[float]:
-    """The rate of every step by a scheduler of torch, which counts from 0 and is stepped after each update."""
+    """Return the rate of every step by a scheduler of torch, which counts from 0 and steps after each update."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=LR)
     scheduler = make(optimizer)
     rates = []
@@ -34,11 +34,11 @@ def _torchs(make: Callable[[Any], Any], steps: int = STEPS) -> list[float]:
 
 
 def _close(ours: list[float], theirs: list[float]) -> None:
-    # torch multiplies one rate into the next, ours is computed from the step: some roundings a step, forty steps.
+    # torch computes each rate from the previous one, we from the step: some roundings per step, forty steps.
     torch.testing.assert_close(torch.tensor(ours).double(), torch.tensor(theirs).double(), rtol=1e-13, atol=1e-15)
 
 
-def test_constant_is_the_rate_as_given() -> None:
+def test_constant_is_the_base_rate() -> None:
     assert _ours(c.Constant(name="constant")) == [LR] * STEPS
 
 
@@ -48,7 +48,7 @@ def test_step_is_torchs_steplr(every: int) -> None:
     _close(_ours(config), _torchs(lambda o: lr_scheduler.StepLR(o, step_size=every, gamma=0.5)))
 
 
-def test_step_falls_after_so_many_steps_and_not_before() -> None:
+def test_step_falls_after_every_steps_and_not_before() -> None:
     assert _ours(c.Step(name="step", every_steps=2, factor=0.5), 5) == [LR, LR, LR / 2, LR / 2, LR / 4]
 
 
@@ -65,7 +65,7 @@ def test_warmup_is_torchs_linear_rise(rise: int) -> None:
     _close(_ours(config)[:rise], linear[:rise])
 
 
-def test_after_the_warmup_comes_the_cosine_over_what_is_left() -> None:
+def test_after_the_warmup_a_cosine_spans_the_remaining_steps() -> None:
     config = c.WarmupCosine(name="warmup_cosine", warmup_steps=10, final_factor=0.1)
     cosine = _torchs(lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=STEPS - 10, eta_min=0.1 * LR))
     _close(_ours(config)[9:], cosine[: STEPS - 9])
@@ -79,7 +79,7 @@ def test_after_the_warmup_comes_the_cosine_over_what_is_left() -> None:
         (c.WarmupCosine(name="warmup_cosine", warmup_steps=1, final_factor=0.25), LR, LR * 0.25),
     ],
 )
-def test_the_ends_are_exact(config: Any, first: float, last: float) -> None:
+def test_the_first_and_last_rate_are_exact(config: Any, first: float, last: float) -> None:
     rates = _ours(config)
     assert (rates[0], rates[-1]) == (first, last)
 

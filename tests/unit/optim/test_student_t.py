@@ -1,4 +1,4 @@
-"""Mean, deviation and interval against scipy, against closed forms, and where they cannot be known."""
+"""Student's t quantile, and mean and interval of a sample, against reference values, scipy and closed forms."""
 
 from __future__ import annotations
 
@@ -17,22 +17,43 @@ from runner.optim.student_t import Estimate, estimate, t_quantile
 INF, NAN = math.inf, math.nan
 
 
-@pytest.mark.parametrize("degrees", [*range(1, 40), 63, 64, 127, 511, 512, 4095])
-@pytest.mark.parametrize("probability", [0.51, 0.75, 0.95, 0.975, 0.995, 0.9999])
-def test_the_quantile_is_scipy_s(probability: float, degrees: int) -> None:
+# (probability, degrees of freedom, quantile) by scipy.stats.t.ppf. Printed tables have the first digits of most of them.
+REFERENCES = [
+    (0.75, 1, 1.0),
+    (0.975, 1, 12.706204736174694),
+    (0.95, 2, 2.9199855803537242),
+    (0.975, 3, 3.1824463052837078),
+    (0.995, 4, 4.604094871349992),
+    (0.975, 5, 2.5705818356363146),
+    (0.51, 7, 0.025977941569516962),
+    (0.975, 10, 2.228138851986274),
+    (0.9999, 12, 5.263273007826034),
+    (0.95, 30, 1.697260886593957),
+    (0.975, 120, 1.9799304050824402),
+    (0.975, 4095, 1.9605434621072302),
+]
+
+
+@pytest.mark.parametrize(("probability", "degrees", "quantile"), REFERENCES)
+def test_the_quantile_has_its_reference_value(probability: float, degrees: int, quantile: float) -> None:
+    assert t_quantile(probability, degrees) == pytest.approx(quantile, rel=1e-11)
+
+
+@given(st.floats(0.51, 0.9999), st.integers(1, 512))
+def test_the_quantile_agrees_with_scipy(probability: float, degrees: int) -> None:
     assert t_quantile(probability, degrees) == pytest.approx(float(stats.t.ppf(probability, degrees)), rel=1e-11)
 
 
 @pytest.mark.parametrize("probability", [0.6, 0.9, 0.975])
 def test_the_quantile_has_its_closed_forms(probability: float) -> None:
     within = 2 * probability - 1
-    four = math.cos(math.acos(math.sqrt(1 - within**2)) / 3) / math.sqrt(1 - within**2)  # Shaw, 2006
+    four = math.cos(math.acos(math.sqrt(1 - within**2)) / 3) / math.sqrt(1 - within**2)  # Shaw (2006)
     closed = {
         1: math.tan(math.pi * within / 2),
         2: within * math.sqrt(2 / (1 - within**2)),
         4: 2 * math.sqrt(four - 1),
     }
-    # 1e-13: some hundred roundings of 1e-16, of which subtracting 1 leaves the more the nearer the median is
+    # 1e-13: about a hundred roundings of 1e-16; subtracting 1 amplifies them near the median.
     assert {degrees: t_quantile(probability, degrees) for degrees in closed} == pytest.approx(closed, rel=1e-13)
 
 
@@ -41,19 +62,19 @@ def test_the_median_is_zero() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 8, 32, 512])
-def test_an_estimate_is_scipy_s(count: int) -> None:
+def test_an_estimate_agrees_with_scipy(count: int) -> None:
     values = (5 + np.random.default_rng(count).standard_normal(count)).tolist()
     found = estimate(values)
     interval = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
     expected = (count, statistics.mean(values), statistics.stdev(values), interval.low, interval.high)
-    assert astuple(found) == pytest.approx(expected, rel=1e-11)  # what the quantile is held to
+    assert astuple(found) == pytest.approx(expected, rel=1e-11)  # accuracy of the quantile
 
 
-def test_the_interval_holds_the_mean_in_95_of_100_experiments() -> None:
+def test_the_interval_contains_the_mean_in_95_percent_of_experiments() -> None:
     random, trials = np.random.default_rng(0), 4000
     found = [estimate(random.standard_normal(4).tolist()) for _ in range(trials)]
     share = sum(each.low <= 0 <= each.high for each in found) / trials
-    assert abs(share - 0.95) < 4 * math.sqrt(0.95 * 0.05 / trials)  # four standard errors of a share
+    assert abs(share - 0.95) < 4 * math.sqrt(0.95 * 0.05 / trials)  # four standard errors of a fraction
 
 
 @pytest.mark.parametrize(
@@ -67,17 +88,17 @@ def test_the_interval_holds_the_mean_in_95_of_100_experiments() -> None:
         ([INF, -INF], Estimate(2, NAN, NAN, NAN, NAN)),
     ],
 )
-def test_what_the_values_do_not_tell_is_nan(values: list[float], expected: Estimate) -> None:
+def test_undefined_numbers_are_nan(values: list[float], expected: Estimate) -> None:
     assert repr(estimate(values)) == repr(expected)
 
 
 @given(st.floats(-1e300, 1e300), st.integers(2, 40))
-def test_equal_values_have_no_spread(value: float, count: int) -> None:
+def test_equal_values_have_deviation_zero(value: float, count: int) -> None:
     assert estimate([value] * count) == Estimate(count, value, 0.0, value, value)
 
 
 @given(st.lists(st.floats(1, 2), min_size=2, max_size=20), st.sampled_from([-1000, -60, 60, 1000]))
-def test_an_estimate_moves_with_the_scale_of_its_values(values: list[float], power: int) -> None:
-    scale = 2.0**power  # exact in every operation, and its square would overflow or vanish
+def test_an_estimate_scales_with_its_values(values: list[float], power: int) -> None:
+    scale = 2.0**power  # a power of two is exact in every operation; its square would overflow or underflow
     found = astuple(estimate([value * scale for value in values]))
     assert found == (len(values), *(number * scale for number in astuple(estimate(values))[1:]))
