@@ -72,7 +72,7 @@ def test_setting_a_start_value_does_not_change_the_others() -> None:
 
 
 # One of each kind: a method of torch's module, a method and an attribute of ours, a plain attribute, and a property.
-MODULE_ATTRIBUTES = ("state_dict", "train", "columns", "training", "draws")
+MODULE_ATTRIBUTES = ("state_dict", "train", "columns", "training", "draws", "config_name")
 
 
 @pytest.mark.parametrize("name", MODULE_ATTRIBUTES)
