@@ -25,7 +25,6 @@ from runner.config.compose import compose
 from runner.config.overrides import quoted
 from runner.errors import ConfigError, DataError, Diverged, RunnerError
 from runner.runs.atomic import synced_together, write_atomic, write_json
-from runner.runs.sinks.log import Log
 from runner.training.run import execute
 
 DATA = Path(__file__).with_name("data")
@@ -173,7 +172,7 @@ def _plan(reference: ReferenceSet) -> list[tuple[str, int | None]]:
 def summary_of(words: Sequence[str]) -> Mapping[str, Any]:
     """The summary of one run; of one that diverges, that it did not converge. Raises `InputError`, `RunFailed`, `Interrupted`."""
     try:
-        return execute(lambda _: compose(words), [*sys.argv[:1], *words], Log).summary
+        return execute(lambda _: compose(words), [*sys.argv[:1], *words], quiet=True).summary
     except Diverged as error:
         return {"converged": False, "not_converged_because": str(error)}
 

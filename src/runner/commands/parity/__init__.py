@@ -19,7 +19,7 @@ from runner.compute.gc_pause import gc_paused
 from runner.compute.signals import interruptible
 from runner.errors import ConfigError, Interrupted, RunFailed
 from runner.runs.atomic import explain_os_error, write_atomic, write_json
-from runner.runs.sinks.console import Console
+from runner.runs.sinks.reporter import Reporter
 
 if TYPE_CHECKING:
     from runner.commands.parity.table import Table
@@ -55,7 +55,7 @@ def command(words: list[str]) -> int:
         )
     _refuse_taken(given.out)
     asked = ask([*given.overrides, *rest], given.config_dir)
-    console = Console()
+    console = Reporter()
     for notice in asked.notices:
         console.warn(notice)
     table = _measured(asked, given.steps, ["python", "-m", "runner", "parity", *words], console)
@@ -74,7 +74,7 @@ def _place(name: str) -> Path:
     return Path("runs", name, f"parity_{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}")
 
 
-def _measured(asked: Asked, steps: int | None, words: Sequence[str], console: Console) -> Table:
+def _measured(asked: Asked, steps: int | None, words: Sequence[str], console: Reporter) -> Table:
     with gc_paused():
         from runner.commands.parity.measure import measure
     said = "stopped; nothing was written"
@@ -101,7 +101,7 @@ def write(table: Table, directory: Path) -> None:
         raise RunFailed(explain_os_error(error, Path(error.filename or directory))) from error
 
 
-def tell(table: Table, directory: Path, console: Console) -> None:
+def tell(table: Table, directory: Path, console: Reporter) -> None:
     """What is bad first, then the grid, the reasons for its gaps, and the counts."""
     from runner.commands.parity.table import LEGEND, summary, text
 

@@ -69,12 +69,11 @@ def here(runs: Sequence[Run]) -> None:
 
 def attempt(run: Run) -> Exception | None:
     """Do one run, alone or as one of its processes; gives what went wrong. Raises `Interrupted`."""
-    from runner.runs.sinks.log import Log
     from runner.training.run import execute
 
     config = validation.replaced(run.config, "run_dir", str(run.directory))[0]
     try:
-        execute(lambda earlier: Composed(config, ()), ["python", "-m", "runner", "parity"], Log)
+        execute(lambda earlier: Composed(config, ()), ["python", "-m", "runner", "parity"], quiet=True)
     except Interrupted:
         raise
     except Exception as error:  # an operation that a device or type does not have is a fault of that cell alone
