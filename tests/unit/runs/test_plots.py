@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from runner.runs.plots import COLOURS, Picture, draw
+from runner.runs.plots import COLOURS, RunPlots, draw
 
 Part = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
@@ -28,9 +28,9 @@ def picture(
     rows: Sequence[Mapping[str, Any]] = (),
     line: Part | tuple[Any, Any] | None = None,
     **names: Any,
-) -> Picture:
+) -> RunPlots:
     given: dict[str, Any] = {"title": "linreg", "feature_names": ["x"], "target_name": "y"} | names
-    return Picture(parts=parts or {}, rows=rows, line=line, **given)  # type: ignore[arg-type]
+    return RunPlots(parts=parts or {}, rows=rows, line=line, **given)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_figures_without_content_are_not_drawn() -> None:
         ),
     ],
 )
-def test_odd_input_is_drawn_without_a_warning(given: Picture) -> None:
+def test_odd_input_is_drawn_without_a_warning(given: RunPlots) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         files = draw(given)
@@ -225,7 +225,10 @@ def test_importing_is_free_and_drawing_leaves_no_global_state() -> None:
 import sys
 import runner.runs.plots as plots
 assert not [name for name in sys.modules if name.startswith(("matplotlib", "torch"))]
-plots.draw(plots.Picture("", [], "", {}, None, [{"step": 1, "train/loss": 1.0}]))
+import matplotlib
+before = matplotlib.rcParams.copy()
+plots.draw(plots.RunPlots("", [], "", {}, None, [{"step": 1, "train/loss": 1.0}]))
 assert "matplotlib.pyplot" not in sys.modules
+assert matplotlib.rcParams.copy() == before
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
