@@ -78,7 +78,7 @@ def draw(content: RunPlots) -> dict[str, bytes]:
         return {name: png(figure) for name, figure in sorted(figures.items())}
 
 
-# -------------------------------------------------------------------------------------------------------- plots of a run
+# ------------------------------------------------------------------------------------------------------ plots of a run
 
 
 def _usable(*columns: Array) -> NDArray[np.bool_]:
@@ -202,7 +202,7 @@ def _thin(count: int, most: int) -> NDArray[np.intp]:
     return np.linspace(0, count - 1, min(count, most)).astype(np.intp)
 
 
-# --------------------------------------------------------------------------------------------------- style of all plots
+# -------------------------------------------------------------------------------------------------- style of all plots
 
 
 @contextmanager

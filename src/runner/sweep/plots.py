@@ -38,8 +38,8 @@ def draw(results: Results, marks: Mapping[str, Marks] | None = None) -> dict[str
     """Return PNG files by swept key; by seed only if nothing else is swept, and none while no member has the metric.
 
     Each member is a dot, in the colour of its value of another swept key. Settings with several seeds have their mean
-    and its 95 % interval. A cross at the upper edge is a member that failed or whose metric cannot be drawn. `marks`: key
-    with numbers as its values → vertical lines as (value, label). Those of a key without a plot are left out.
+    and its 95 % interval. A cross at the upper edge is a member that failed or whose metric cannot be drawn. `marks`:
+    key with numbers as its values → vertical lines as (value, label). Those of a key without a plot are left out.
     """
     if not any(_drawable(member, results.metric) for member in results.members):
         return {}
@@ -198,7 +198,7 @@ def _measure(axes: Axes, key: str, x: Sequence[float], marks: Marks) -> None:
 
 
 def _means(axes: Axes, results: Results, layout: _Layout) -> None:
-    """Draw the means of settings over their seeds, if another key does not blur them; across the plot if only seeds vary."""
+    """Draw the mean of each setting over its seeds; across the plot if only seeds vary. None where a third key varies."""
     if set(results.varied) - {layout.key, layout.second} or len(layout.colours) > SERIES:
         return
     series: dict[str, list[tuple[float, Estimate]]] = defaultdict(list)

@@ -208,7 +208,7 @@ def test_the_highest_folder_that_is_gone_is_named(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "linreg" / "run.json"
     with pytest.raises(FileNotFoundError) as caught:
         write_atomic(path, b"x")
-    assert f"the folder `{tmp_path / 'runs'}` is not there (" in explain_os_error(caught.value, path)
+    assert f"the folder `{tmp_path / 'runs'}` does not exist (" in explain_os_error(caught.value, path)
 
 
 def test_an_error_without_a_number_and_a_space_that_cannot_be_asked_for(

@@ -159,13 +159,13 @@ def test_saving_draws_no_random_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [Path("x"), object], ids=["path", "class"])
 def test_a_state_that_could_not_be_loaded_again_is_not_saved(value: Any, tmp_path: Path) -> None:
     put(tmp_path / "c", 1)
-    with pytest.raises(ValueError, match=r"step 2 cannot be loaded again: state\.pt must hold tensors and plain"):
+    with pytest.raises(ValueError, match=r"step 2 cannot be loaded again: state\.pt must hold only tensors and plain"):
         checkpoint.save(tmp_path / "c", 2, {"value": value}, best=False, keep=None)
     assert names(tmp_path / "c") == ["last", "step_1"]
 
 
 def test_a_state_of_another_step_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"state\.pt is of step 3, but the folder of step 4"):
+    with pytest.raises(ValueError, match=r"state\.pt is of step 3, but its folder of step 4"):
         checkpoint.save(tmp_path, 4, {"step": 3}, best=False, keep=None)
     assert names(tmp_path) == []
 
@@ -204,13 +204,13 @@ def test_a_dangling_last_falls_back_to_the_newest(target: str, tmp_path: Path) -
     os.symlink(target, tmp_path / "last")
     found = loaded(tmp_path)
     assert found.step == 2
-    expected = (f"the checkpoint `{tmp_path / 'step_9'}` is not used: it is not there",)
+    expected = (f"the checkpoint `{tmp_path / 'step_9'}` is not used: it does not exist",)
     assert found.skipped == (expected if target == "step_9" else ())
 
 
 def test_a_last_whose_checkpoint_is_lost_is_not_an_empty_folder(tmp_path: Path) -> None:
     os.symlink("step_9", tmp_path / "last")
-    with pytest.raises(CheckpointError, match=r"step_9` is not used: it is not there"):
+    with pytest.raises(CheckpointError, match=r"step_9` is not used: it does not exist"):
         checkpoint.load(tmp_path)
 
 
@@ -239,7 +239,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "half": (lambda data: data[: len(data) // 2], "state.pt has "),
     "one byte short": (lambda data: data[:-1], "state.pt has "),
     "one byte long": (lambda data: data + b"\0", "state.pt has "),
-    "zeros": (lambda data: bytes(len(data)), "state.pt does not have the SHA-256 that manifest.json says"),
+    "zeros": (lambda data: bytes(len(data)), "state.pt does not match its SHA-256 in manifest.json"),
     "html": (lambda data: b"<!doctype html><title>502 Bad Gateway</title>", "state.pt has 45 bytes"),
 }
 
@@ -264,9 +264,9 @@ def test_a_damaged_state_is_named_and_the_one_before_used(kind: str, tmp_path: P
         (b"\xff\xfe\xfd", "manifest.json (3 bytes) is not JSON"),
         (b"[" * 100_000, "manifest.json (100000 bytes) is not JSON"),
         (b"<html>", "manifest.json (6 bytes) is not JSON"),
-        (b"[]\n", "manifest.json lacks what a manifest has"),
-        (b"{}\n", "manifest.json lacks what a manifest has"),
-        (b'{"sha256": "", "step": 3, "files": {"state.pt": 5}}\n', "manifest.json lacks what a manifest has"),
+        (b"[]\n", "manifest.json lacks a required entry"),
+        (b"{}\n", "manifest.json lacks a required entry"),
+        (b'{"sha256": "", "step": 3, "files": {"state.pt": 5}}\n', "manifest.json lacks a required entry"),
     ],
 )
 def test_a_damaged_manifest_is_named_and_the_one_before_used(content: bytes | None, words: str, tmp_path: Path) -> None:
@@ -295,13 +295,13 @@ def test_a_manifest_with_a_space_more_is_not_believed(tmp_path: Path) -> None:
     put(tmp_path, 3)
     file = tmp_path / "step_3" / "manifest.json"
     file.write_bytes(file.read_bytes() + b" ")
-    assert checkpoint.verify(tmp_path / "step_3") == "manifest.json is not written as manifests are"
+    assert checkpoint.verify(tmp_path / "step_3") == "manifest.json is not in canonical form"
 
 
 def test_a_checkpoint_under_another_steps_name_is_not_believed(tmp_path: Path) -> None:
     put(tmp_path, 3)
     os.rename(tmp_path / "step_3", tmp_path / "step_4")
-    assert checkpoint.verify(tmp_path / "step_4") == "manifest.json is of step 3, but the folder of step 4"
+    assert checkpoint.verify(tmp_path / "step_4") == "manifest.json is of step 3, but its folder of step 4"
 
 
 def test_manifests_that_vouch_for_the_wrong_thing(tmp_path: Path) -> None:
@@ -311,16 +311,16 @@ def test_manifests_that_vouch_for_the_wrong_thing(tmp_path: Path) -> None:
     forge(tmp_path / "step_3", 3, pickled([1, 2]))
     forge(tmp_path / "step_4", 4, pickled({"a": 1}), more=True)
     assert checkpoint.verify(tmp_path / "step_1") is None
-    assert checkpoint.verify(tmp_path / "step_2") == "state.pt is of step 1, but the folder of step 2"
-    assert checkpoint.verify(tmp_path / "step_3") == "state.pt must hold a dict, but holds a list"
-    assert checkpoint.verify(tmp_path / "step_4") == "manifest.json is not written as manifests are"
+    assert checkpoint.verify(tmp_path / "step_2") == "state.pt is of step 1, but its folder of step 2"
+    assert checkpoint.verify(tmp_path / "step_3") == "state.pt must hold a dict, got a list"
+    assert checkpoint.verify(tmp_path / "step_4") == "manifest.json is not in canonical form"
 
 
 def test_verify_says_what_is_not_a_checkpoint(tmp_path: Path) -> None:
     put(tmp_path, 3)
     (tmp_path / "step_5").write_text("")
     assert checkpoint.verify(tmp_path / "step_3") is None
-    assert checkpoint.verify(tmp_path / "step_4") == "it is not there"
+    assert checkpoint.verify(tmp_path / "step_4") == "it does not exist"
     assert checkpoint.verify(tmp_path / "step_5") == "it is not a folder"
     assert checkpoint.verify(tmp_path / "last") == "its name must be step_<n>"
 
@@ -362,7 +362,7 @@ def test_a_pickle_that_runs_a_command_is_refused(write: Callable[[Any], bytes], 
     os.unlink(tmp_path / "c" / "last")
     found = loaded(tmp_path / "c")
     assert found.step == 1
-    assert "step_2` is not used: state.pt must hold tensors and plain values alone and is refused" in found.skipped[0]
+    assert "step_2` is not used: state.pt must hold only tensors and plain values, and is refused" in found.skipped[0]
     assert not marker.exists()
     pickle.loads(pickle.dumps(Payload(marker)))
     assert marker.exists()  # the payload does work where it is let through
@@ -682,7 +682,7 @@ def test_a_removed_folder_is_made_again_and_a_removed_run_is_not(tmp_path: Path)
     put(folder, 2)
     assert loaded(folder).step == 2
     shutil.rmtree(folder.parent)
-    with pytest.raises(RunFailed, match=rf"the folder `{folder.parent}` is not there"):
+    with pytest.raises(RunFailed, match=rf"the folder `{folder.parent}` does not exist"):
         put(folder, 3)
     assert not folder.parent.exists()
 

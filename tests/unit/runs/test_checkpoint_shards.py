@@ -123,7 +123,7 @@ def test_metadata_that_runs_a_command_is_refused_and_runs_nothing(where: str, tm
     path = put(tmp_path / "c", 2)
     said = rewritten(path, lambda metadata: WHERE[where](metadata, Payload(marker)))
     assert said == (
-        ".metadata must hold what torch.distributed.checkpoint writes and is refused (posix.system is not part of it)"
+        ".metadata must hold what torch.distributed.checkpoint writes, and is refused (posix.system is not allowed)"
     )
     found = checkpoint.load(tmp_path / "c")
     assert found is not None
@@ -149,7 +149,7 @@ def test_no_name_is_looked_up_but_those_of_metadata(content: bytes, name: str, t
     vouch(path)
     said = checkpoint.verify(path)
     assert said is not None
-    assert said.endswith(f"is refused ({name} is not part of it)")
+    assert said.endswith(f"is refused ({name} is not allowed)")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", b"no pickle", pickle.dumps([1]), pickle.dumps(None)])
@@ -159,7 +159,7 @@ def test_metadata_that_is_none_is_refused(content: bytes, tmp_path: Path) -> Non
     vouch(path)
     said = checkpoint.verify(path)
     assert said is not None
-    assert said.startswith(".metadata must hold what torch.distributed.checkpoint writes and is refused (")
+    assert said.startswith(".metadata must hold what torch.distributed.checkpoint writes, and is refused (")
 
 
 def test_values_that_torch_would_unpickle_are_refused(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_values_that_torch_would_unpickle_are_refused(tmp_path: Path) -> None:
     vouch(path)
     said = checkpoint.verify(path)
     assert said is not None
-    assert "BytesStorageMetadata is not part of it" in said
+    assert "BytesStorageMetadata is not allowed" in said
     assert not (tmp_path / "marker").exists()
 
 
@@ -192,7 +192,7 @@ def uncovered(metadata: Metadata) -> Metadata:
 def test_metadata_of_what_is_not_there_is_refused(change: Callable[[Metadata], Metadata], tmp_path: Path) -> None:
     put(tmp_path, 1)
     said = rewritten(put(tmp_path, 2), change)
-    assert said == ".metadata must say of whole tensors where in the checkpoint they are, and does not"
+    assert said == ".metadata must list whole tensors in files of this checkpoint, and does not"
 
 
 def shifted(metadata: Metadata) -> Metadata:
@@ -202,7 +202,7 @@ def shifted(metadata: Metadata) -> Metadata:
 
 def test_shards_that_are_not_what_metadata_says_are_refused(tmp_path: Path) -> None:
     said = rewritten(put(tmp_path, 1), shifted)
-    assert said == "the shards do not hold what .metadata says (CheckpointException)"
+    assert said == "the shards do not match .metadata (CheckpointException)"
 
 
 def test_a_checkpoint_with_shards_and_no_metadata_is_refused(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_checkpoint_with_shards_and_no_metadata_is_refused(tmp_path: Path) -> 
     (path / ".metadata").unlink()
     vouch(path)
     said = checkpoint.verify(path)
-    assert said == ".metadata must hold what torch.distributed.checkpoint writes and is refused (FileNotFoundError)"
+    assert said == ".metadata must hold what torch.distributed.checkpoint writes, and is refused (FileNotFoundError)"
 
 
 def test_what_could_not_be_loaded_again_is_not_published(tmp_path: Path) -> None:

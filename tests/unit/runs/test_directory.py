@@ -85,7 +85,7 @@ def test_a_run_dir_that_holds_a_run_is_refused_and_stays_as_it_is() -> None:
     run.close()
     before = (run.path / "run.json").read_bytes()
     assert _refusal("run") == (
-        "`run_dir` must be a new directory, but run holds a run; give another one, or go on there with resume=run",
+        "`run_dir` must be a new directory, but run holds a run; use another one, or resume it with resume=run",
     )
     assert (run.path / "run.json").read_bytes() == before
     assert os.listdir() == ["run"]
@@ -95,7 +95,7 @@ def test_a_run_dir_that_holds_anything_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     assert _refusal("mine") == (
-        "`run_dir` must be a directory that can be made, empty or new, but mine is not: Directory not empty; give another one",
+        "`run_dir` must be an empty or a new directory, got mine: Directory not empty; use another one",
     )
     assert os.listdir("mine") == ["notes.txt"]
     assert os.listdir() == ["mine"]
@@ -104,7 +104,7 @@ def test_a_run_dir_that_holds_anything_else_is_refused(tmp_path: Path) -> None:
 def test_a_run_dir_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (problem,) = _refusal("file/run")
-    assert problem.startswith("`run_dir` must be a directory that can be made, empty or new, but file/run is not: ")
+    assert problem.startswith("`run_dir` must be an empty or a new directory, got file/run: ")
     assert os.listdir() == ["file"]
 
 
@@ -114,7 +114,7 @@ def test_nothing_is_left_when_the_record_cannot_be_written(tmp_path: Path, monke
 
     monkeypatch.setattr("runner.runs.directory.write_json", full)
     (problem,) = _refusal("run")
-    assert problem.endswith("but run is not: No space left on device; give another one")
+    assert problem.endswith("got run: No space left on device; use another one")
     assert os.listdir(tmp_path) == []
 
 

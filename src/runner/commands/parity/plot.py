@@ -21,10 +21,10 @@ GROUP = 0.42
 
 
 def draw(table: Table) -> bytes:
-    """Return a PNG: groups of cells by device, dtype and strategy, with a dot for each cell in the colour of its optimizer.
+    """Return a PNG with groups of cells by device, dtype and strategy. Each cell is a dot in its optimizer's colour.
 
-    The dot is the difference of the parameters or of the loss: the one nearer to its bound, or further beyond it. A cross
-    is a missed bound or a failed cell. Optimizers after the seventh share its colour.
+    The dot is the difference of the parameters or of the loss: the one nearer to its bound, or further beyond it. A
+    cross is a missed bound or a failed cell. Optimizers after the seventh share its colour.
     """
     groups: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in table.entries:

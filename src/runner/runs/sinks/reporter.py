@@ -39,8 +39,8 @@ PRINTED = ("loss", "/gap", "/rmse", "param/", "skipped")
 class Reporter:
     """A sink of lines of text, for standard output and run.log. With `quiet`, for run.log only.
 
-    Lines that come before the run has a directory reach run.log when `attach` names it. A live progress line shows every
-    row on a terminal. Elsewhere about 50 rows of a run are printed. A quiet reporter logs every row.
+    Lines that come before the run has a directory reach run.log when `attach` names it. A live progress line shows
+    every row on a terminal. Elsewhere about 50 rows of a run are printed. A quiet reporter logs every row.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:

@@ -127,10 +127,10 @@ def test_a_damaged_line_is_named(path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_rows(path)
     assert str(caught.value) == (
-        f"line 2 of `{path}` must be a JSON object, but is '{{\"ste'; restore the file or delete the line"
+        f"line 2 of `{path}` must be a JSON object, got '{{\"ste'; restore the file or delete the line"
     )
     path.write_bytes(b'{"step": 1}\n[3]\n')
-    with pytest.raises(CheckpointError, match=r"line 2 of .* must be a JSON object, but is '\[3\]'"):
+    with pytest.raises(CheckpointError, match=r"line 2 of .* must be a JSON object, got '\[3\]'"):
         read_rows(path)
 
 
