@@ -321,9 +321,7 @@ def test_a_run_directory_that_cannot_be_made(run_dir: str, errors: Errors) -> No
 def test_a_run_directory_where_nothing_can_be_written(errors: Errors) -> None:
     parent = "/proc/self"
     (problem,) = errors.of(f"run_dir={parent}/run", *QUICK)
-    assert problem.startswith(
-        f"`run_dir` must be an empty or a new directory, got {parent}/run: "
-    )
+    assert problem.startswith(f"`run_dir` must be an empty or a new directory, got {parent}/run: ")
 
 
 def test_a_run_directory_that_holds_a_run(errors: Errors) -> None:

@@ -279,16 +279,14 @@ def test_standardised_or_not_is_the_same_fit() -> None:
     assert inside["noise_floor"]["loss"] < 1 < plain["noise_floor"]["loss"]
 
 
-def test_the_picture_shows_the_optimum_and_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.training import report
-
+def test_the_plot_shows_the_optimum_and_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
 
-    def draw(picture: Any) -> dict[str, bytes]:
-        drawn.append(picture)
+    def draw(content: Any) -> dict[str, bytes]:
+        drawn.append(content)
         return {}
 
-    monkeypatch.setattr(report, "draw_picture", draw)
+    monkeypatch.setattr("runner.runs.plots.draw", draw)
     summary = run("data=line", "train.steps=2", "optimizer.lr=1e-5", "record.plots=true").summary
     assert drawn[0].levels == {"optimum": summary["optimum"]["loss"], "noise floor": 100.0}
 

@@ -1,4 +1,4 @@
-"""What a parity table says: verdicts, counts, the grid with its letters, the page, the JSON and the picture."""
+"""What a parity table says: verdicts, counts, the grid with its letters, the page, the JSON and the plot."""
 
 from __future__ import annotations
 
@@ -128,5 +128,5 @@ def test_json_has_the_same_keys_for_every_cell() -> None:
 
 
 @pytest.mark.parametrize("shown", [EVERYTHING, table(MET), table(replace(MET, parameters=math.inf, verdict="missed"))])
-def test_the_picture_is_drawn_whatever_became_of_the_cells(shown: Table) -> None:
+def test_the_plot_is_drawn_whatever_became_of_the_cells(shown: Table) -> None:
     assert draw(shown).startswith(b"\x89PNG")
