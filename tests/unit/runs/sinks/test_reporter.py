@@ -100,7 +100,7 @@ def test_a_terminal_has_a_progress_line_and_its_log_every_row(
     lines = reported(tmp_path, quiet=False)
     assert sum(line.startswith("step") for line in lines) == 200
     out = capsys.readouterr().out
-    assert "step   3/200  train/loss 2" in out  # in the progress line alone
+    assert "step   3/200  train/loss 2" in out  # only in the progress line
     assert "weight = 1.5, 2" in out
 
 
