@@ -139,7 +139,7 @@ class Reporter:
 
 
 class _Terminal:
-    """Standard output: with a progress line where it is a terminal, plain lines elsewhere."""
+    """Standard output: with a progress line where it is a terminal, plain lines otherwise."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -156,7 +156,7 @@ class _Terminal:
         self._broken = False
 
     def print(self, text: Any) -> None:
-        """Print a line or a rich table. Nothing happens once the reader of a pipe is gone: the run goes on."""
+        """Print a line or a rich table. Nothing happens once the reader of a pipe is gone: the run continues."""
         try:
             if self.live or not isinstance(text, str):
                 self._screen.print(text, markup=False)
