@@ -25,7 +25,6 @@ from runner.config.compose import compose
 from runner.config.overrides import quoted
 from runner.errors import ConfigError, DataError, Diverged, RunnerError
 from runner.runs.atomic import synced_together, write_atomic, write_json
-from runner.runs.sinks.log import Log
 from runner.training.run import execute
 
 DATA = Path(__file__).with_name("data")
@@ -178,7 +177,7 @@ def summary_of(overrides: Sequence[str]) -> Mapping[str, Any]:
     Raises `InputError`, `RunFailed` and `Interrupted`.
     """
     try:
-        return execute(lambda _: compose(overrides), [*sys.argv[:1], *overrides], Log).summary
+        return execute(lambda _: compose(overrides), [*sys.argv[:1], *overrides], quiet=True).summary
     except Diverged as error:
         return {"converged": False, "not_converged_because": str(error)}
 

@@ -16,7 +16,7 @@ from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import options
 from runner.config.schema import plain
 from runner.errors import ConfigError, InputError, Interrupted, RemoteRankError, RunnerError
-from runner.runs.sinks.console import complain
+from runner.runs.sinks.reporter import print_errors
 
 USAGE = """\
 python -m runner +experiment=NAME [key=value …]     one run
@@ -60,13 +60,13 @@ def _answered(words: list[str]) -> int:
     except RemoteRankError as error:
         return error.exit_code  # the process that it happened on has told
     except InputError as error:
-        complain([_one_line(problem) for problem in error.problems], error.rank)
+        print_errors([_one_line(problem) for problem in error.problems], error.rank)
         return error.exit_code
     except Interrupted as stop:
         sys.stderr.write(f"{_one_line(str(stop))}\n")
         return stop.exit_code
     except RunnerError as error:
-        complain([_one_line(str(error))], error.rank)
+        print_errors([_one_line(str(error))], error.rank)
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("stopped before training began; nothing was written\n")

@@ -202,13 +202,13 @@ def flipped(data: bytes) -> bytes:
 
 
 DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {
-    "no metadata": (".metadata", lambda data: None, ".metadata is not there"),
+    "no metadata": (".metadata", lambda data: None, ".metadata is missing"),
     "empty metadata": (".metadata", lambda data: b"", ".metadata has 0 bytes, but manifest.json says "),
     "half the metadata": (".metadata", lambda data: data[: len(data) // 2], ".metadata has "),
-    "a bit of the metadata": (".metadata", flipped, ".metadata does not have the SHA-256 that manifest.json says"),
-    "no shard": ("__1_0.distcp", lambda data: None, "__1_0.distcp is not there"),
+    "a bit of the metadata": (".metadata", flipped, ".metadata does not match its SHA-256 in manifest.json"),
+    "no shard": ("__1_0.distcp", lambda data: None, "__1_0.distcp is missing"),
     "half a shard": ("__1_0.distcp", lambda data: data[: len(data) // 2], "__1_0.distcp has "),
-    "a bit of a shard": ("__0_0.distcp", flipped, "__0_0.distcp does not have the SHA-256 that manifest.json says"),
+    "a bit of a shard": ("__0_0.distcp", flipped, "__0_0.distcp does not match its SHA-256 in manifest.json"),
     "no state": ("state.pt", lambda data: None, "state.pt cannot be read (No such file or directory)"),
     "no manifest": ("manifest.json", lambda data: None, "manifest.json cannot be read (No such file or directory)"),
 }
@@ -237,7 +237,7 @@ def test_shards_of_another_step_are_not_mixed_in(written: Path, tmp_path: Path) 
         shutil.copy(folder / "step_1" / name, folder / "step_2" / name)
     latest = loaded(folder)
     assert same(latest.state, expected(1))
-    reason = "__0_0.distcp does not have the SHA-256 that manifest.json says"
+    reason = "__0_0.distcp does not match its SHA-256 in manifest.json"
     assert latest.skipped == (f"the checkpoint `{folder / 'step_2'}` is not used: {reason}",)
 
 
@@ -258,7 +258,7 @@ def test_without_an_intact_checkpoint_the_error_names_each(written: Path, tmp_pa
         (tmp_path / "checkpoints" / f"step_{step}" / ".metadata").unlink()
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(tmp_path / "checkpoints")
-    assert [".metadata is not there" in problem for problem in caught.value.problems] == [True, True, False]
+    assert [".metadata is missing" in problem for problem in caught.value.problems] == [True, True, False]
 
 
 # ---------------------------------------------------------------------------------- F18, F19, F31: failures during a save
@@ -379,8 +379,8 @@ def test_a_state_that_cannot_be_loaded_fails_on_all_and_leaves_nothing(tmp_path:
                 made.save(1, {**held(whole(1), rank, 2), "where": Path()}, best=False)
             return str(caught.value)
 
-    text = "the state of step 1 cannot be loaded again: state.pt must hold tensors and plain values alone"
-    assert [message[: len(text) + 8] for message in values(2, work)] == [f"{text} and is ", f"rank 0: {text}"]
+    text = "the state of step 1 cannot be loaded again: state.pt must hold only tensors and plain values"
+    assert [message[: len(text) + 8] for message in values(2, work)] == [f"{text}, and is", f"rank 0: {text}"]
     assert names(folder) == []
 
 

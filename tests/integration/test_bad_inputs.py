@@ -312,24 +312,22 @@ def test_a_run_directory_that_cannot_be_made(run_dir: str, errors: Errors) -> No
     Path("full").mkdir()
     Path("full/kept").write_text("")
     (problem,) = errors.of(f"run_dir={run_dir}", *QUICK)
-    assert problem.startswith(f"`run_dir` must be a directory that can be made, empty or new, but {run_dir} is not: ")
+    assert problem.startswith(f"`run_dir` must be an empty or a new directory, got {run_dir}: ")
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no folder that root cannot write to")
 def test_a_run_directory_where_nothing_can_be_written(errors: Errors) -> None:
     parent = "/proc/self"
     (problem,) = errors.of(f"run_dir={parent}/run", *QUICK)
-    assert problem.startswith(
-        f"`run_dir` must be a directory that can be made, empty or new, but {parent}/run is not: "
-    )
+    assert problem.startswith(f"`run_dir` must be an empty or a new directory, got {parent}/run: ")
 
 
 def test_a_run_directory_that_holds_a_run(errors: Errors) -> None:
     """B53, and what else cannot be done with a run that is there."""
     assert main(["run_dir=run", *QUICK]) == 0
     errors.capsys.readouterr()
-    assert errors.of("run_dir=run", *QUICK) == ["`run_dir` must be a new directory, but run holds a run; give another one, or go on there with resume=run"]  # fmt: skip
-    assert errors.of("rerun", "run", "run_dir=run") == ["`run_dir` must be a new directory, but run holds a run; give another one, or go on there with resume=run"]  # fmt: skip
+    assert errors.of("run_dir=run", *QUICK) == ["`run_dir` must be a new directory, but run holds a run; use another one, or resume it with resume=run"]  # fmt: skip
+    assert errors.of("rerun", "run", "run_dir=run") == ["`run_dir` must be a new directory, but run holds a run; use another one, or resume it with resume=run"]  # fmt: skip
     assert [p.split("`")[1] for p in errors.of("resume=run", "seed=3", "run_dir=other", "train.steps=0")] == ["seed", "run_dir", "train.steps"]  # fmt: skip
     Path("run/run.json").write_text("not JSON")
     (problem,) = errors.of("resume=run", "train.steps=9")

@@ -254,7 +254,7 @@ def test_few_entries_of_a_parameter_have_a_line_each_and_many_share_one(capsys: 
 
 
 def test_a_very_small_and_a_very_large_number_stay_readable() -> None:
-    from runner.runs.sinks.console import lines_of
+    from runner.runs.sinks.reporter import lines_of
 
     numbers = {"a": (0.0, 1e-12), "b": (6.02214076e23, 1.5e20), "d": (-572.6991, 762.47)}
     summary = {
@@ -263,7 +263,7 @@ def test_a_very_small_and_a_very_large_number_stay_readable() -> None:
         "standard_errors": {name: error for name, (_, error) in numbers.items()},
         "confidence_intervals": {name: {"low": v - 2 * e, "high": v + 2 * e} for name, (v, e) in numbers.items()},
     }
-    assert lines_of(summary)[-1].splitlines() == [
+    assert lines_of(summary) == [
         "a = 0 ± 1e-12 (95 %: -2e-12 … 2e-12)",
         "b = 6.02214e+23 ± 1.5e+20 (95 %: 6.01914e+23 … 6.02514e+23)",
         "d = -573 ± 762 (95 %: -2098 … 952)",
@@ -291,15 +291,13 @@ def test_a_standardized_fit_is_the_same_fit() -> None:
 
 
 def test_the_plot_shows_the_optimum_and_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.training import report
-
     drawn: list[Any] = []
 
-    def draw(figure: Any) -> dict[str, bytes]:
-        drawn.append(figure)
+    def draw(content: Any) -> dict[str, bytes]:
+        drawn.append(content)
         return {}
 
-    monkeypatch.setattr(report, "draw_picture", draw)
+    monkeypatch.setattr("runner.runs.plots.draw", draw)
     summary = run("data=line", "train.steps=2", "optimizer.lr=1e-5", "record.plots=true").summary
     assert drawn[0].levels == {"optimum": summary["optimum"]["loss"], "noise floor": 100.0}
 

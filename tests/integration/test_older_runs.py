@@ -20,7 +20,7 @@ from runner.config.compose import check
 from runner.config.resume import saved_values
 from runner.config.schema import Config, config_hash
 from runner.config.validation import key
-from runner.runs.checkpoint_manifest import manifest_of, measured
+from runner.runs.checkpoint_manifest import manifest_of, size_and_hash
 
 NEWER = (
     "strategy.reduction", "strategy.chunks", "strategy.tensor_parallel", "launch.processes", "launch.nodes", "launch.rdzv_endpoint",
@@ -148,7 +148,7 @@ def made_older(run: Path, paths: Iterable[str]) -> None:
     file.write_text(yaml.safe_dump(values, sort_keys=False))
     for saved, state in states:
         torch.save(state, saved)
-        manifest = manifest_of(state["step"], {saved.name: measured(saved.read_bytes())})
+        manifest = manifest_of(state["step"], {saved.name: size_and_hash(saved.read_bytes())})
         saved.with_name("manifest.json").write_bytes(manifest)
 
 

@@ -1,4 +1,4 @@
-"""`record.hash_every_steps`: a line of hashes a step, the same after a kill, in a sweep and on several processes."""
+"""`record.hash_every_steps`: the lines of hashes.jsonl, also after a kill, in a sweep and on several processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import runner
 from runner.runs import checkpoint
 from runner.runs.hashes import parameters_sha256
 
-# Shuffled batches, dropout and a schedule: everything that a killed run must find again.
+# Shuffled batches, dropout and a schedule: all state that a resumed run must restore.
 WORDS = [
     "name=hashed", "data=line", "data.rows=46", "data.features=3", "model=mlp", "model.widths=[4]", "model.dropout=0.2",
     "schedule=cosine", "train.steps=12", "train.batch_size=16", "optimizer=adam", "optimizer.lr=0.01", "update=manual",
@@ -44,11 +44,11 @@ def lines(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
-def test_none_unless_asked_for() -> None:
+def test_no_hashes_by_default() -> None:
     assert not (run("plain") / "hashes.jsonl").exists()
 
 
-def test_a_line_is_what_the_parameters_of_its_step_are() -> None:
+def test_a_line_has_the_hashes_of_the_parameters_of_its_step() -> None:
     directory = run("hashed", "record.hash_every_steps=3", "checkpoint.every_steps=3", "checkpoint.keep=null")
     found = lines(directory)
     assert [line["step"] for line in found] == [0, 3, 6, 9, 12]
@@ -62,14 +62,14 @@ def test_a_line_is_what_the_parameters_of_its_step_are() -> None:
         assert line["rolling"] == rolling
 
 
-def test_the_step_before_the_first_is_the_start_and_only_whole_intervals_are_written() -> None:
+def test_the_initial_parameters_are_step_0_and_only_whole_intervals_are_written() -> None:
     ten, four = lines(run("ten", "record.hash_every_steps=10")), lines(run("four", "record.hash_every_steps=4"))
     assert [line["step"] for line in ten] == [0, 10]
     assert [line["step"] for line in four] == [0, 4, 8, 12]
     assert ten[0] == four[0]
 
 
-def test_the_answer_and_its_configuration_hash_stay_the_same() -> None:
+def test_hashing_changes_neither_the_parameters_nor_the_configuration_hash() -> None:
     plain, hashed = run("plain"), run("hashed", "record.hash_every_steps=1")
     for file, key in (("summary.json", "parameters_sha256"), ("run.json", "config_hash")):
         one, other = (json.loads((directory / file).read_text())[key] for directory in (plain, hashed))
@@ -77,18 +77,18 @@ def test_the_answer_and_its_configuration_hash_stay_the_same() -> None:
 
 
 @pytest.mark.parametrize("step", [2, 7, 8, 12])
-def test_killed_and_resumed_has_every_line_once(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_and_resumed_run_has_every_line_once(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["record.hash_every_steps=2", "checkpoint.every_steps=4"]
     whole = run("whole", *words)
     with monkeypatch.context() as patch:
         faults.at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGKILL))
         assert os.WTERMSIG(faults.in_child(lambda: run("killed", *words))) == signal.SIGKILL
-    assert lines(Path("killed"))[-1]["step"] == (step - 1) // 2 * 2  # written as it was trained
+    assert lines(Path("killed"))[-1]["step"] == (step - 1) // 2 * 2  # written during the training
     runner.run(None, ["resume=killed"])
     assert (Path("killed") / "hashes.jsonl").read_bytes() == (whole / "hashes.jsonl").read_bytes()
 
 
-def test_lines_of_steps_that_are_done_again_go_though_none_are_written_any_more(
+def test_lines_of_repeated_steps_are_dropped_even_if_hashing_is_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
@@ -99,7 +99,7 @@ def test_lines_of_steps_that_are_done_again_go_though_none_are_written_any_more(
     assert [line["step"] for line in lines(Path("killed"))] == [*range(4)]
 
 
-def test_extended_goes_on_with_the_chain() -> None:
+def test_an_extended_run_continues_the_rolling_hash() -> None:
     words = ["schedule=constant", "record.hash_every_steps=2"]
     whole, short = run("whole", *words, "train.steps=12"), run("short", *words, "train.steps=7")
     runner.run(None, [f"resume={short}", "train.steps=12"])
@@ -112,14 +112,14 @@ def test_a_run_that_diverges_has_the_lines_up_to_its_last_good_step() -> None:
     assert [line["step"] for line in lines(Path("diverged"))] == [0, 1]
 
 
-def test_members_of_a_sweep_have_lines_of_their_own() -> None:
+def test_each_trial_of_a_sweep_has_its_own_hashes() -> None:
     words = ["model.dropout=0", "record.hash_every_steps=4", "dtype=float64"]
     directory, _ = runner.multirun(None, [*WORDS, *words, "seed=3,4", "run_dir=sweep"])
     assert json.loads((directory / "1/run.json").read_text())["lanes"] == 2
     alone = lines(run("alone", *words, "seed=4"))
     member, other = lines(directory / "1"), lines(directory / "0")
     assert [line["step"] for line in member] == [line["step"] for line in alone]
-    assert member[0] == alone[0] != other[0]  # the start is equal to the bit; sums side by side are up to rounding only
+    assert member[0] == alone[0] != other[0]  # equal at the start; vmapped sums differ by rounding
     assert member[-1]["rolling"] != other[-1]["rolling"]
 
 

@@ -221,7 +221,7 @@ def test_a_damaged_checkpoint_falls_back_by_name(
     data[len(data) // 2] ^= 1
     state.write_bytes(data)
     runner.run(None, [f"resume={run}"])
-    assert "step_17` is not used: state.pt does not have the SHA-256" in capsys.readouterr().out
+    assert "step_17` is not used: state.pt does not match its SHA-256" in capsys.readouterr().out
     same(whole.directory, run)
 
 

@@ -488,8 +488,8 @@ def test_what_does_not_fit_in_memory_is_refused(words: str, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("run_dir", "text"),
     [
-        (".", "must name a new directory, but is '.'"),
-        ("/", "must name a new directory, but is '/'"),
+        (".", "must name a new directory, got '.'"),
+        ("/", "must name a new directory, got '/'"),
         ("a" * 300, "File name too long"),
         ("a\0b", "null byte"),
     ],

@@ -1,1 +1,1 @@
-"""Everything a run leaves on disk or screen, and how it is read back."""
+"""Everything that a run leaves on the disk or the screen, and how it is read."""

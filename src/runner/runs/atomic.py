@@ -1,4 +1,4 @@
-"""Durable writing: a file is there whole or not at all, also when the process is killed or the power fails."""
+"""Write files that are complete or absent, also after a kill of the process or a loss of power."""
 
 from __future__ import annotations
 
@@ -16,32 +16,36 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-_TOGETHER: ContextVar[bool] = ContextVar("_TOGETHER", default=False)
+_SYNC_LATER: ContextVar[bool] = ContextVar("_SYNC_LATER", default=False)
 
 
 @contextmanager
 def synced_together() -> Iterator[None]:
-    """Wait for the disk once, at the end, and not for every file: for thousands of small ones at a time.
+    """Wait for the disk once at the end of the context, and not for each of thousands of small files.
 
-    Each file is still whole or not there for whoever looks; only a loss of power before the end may take them.
+    Other processes still see each file complete or absent. A loss of power before the end may lose files.
     """
-    token = _TOGETHER.set(True)
+    token = _SYNC_LATER.set(True)
     try:
         yield
     finally:
-        _TOGETHER.reset(token)
+        _SYNC_LATER.reset(token)
     os.sync()
 
 
 def sync(file: BinaryIO) -> None:
-    """Wait until the disk has what was written to a file. Raises OSError."""
+    """Wait until the disk has the content of an open file. Raises OSError."""
     file.flush()
-    if not _TOGETHER.get():
+    if not _SYNC_LATER.get():
         os.fsync(file.fileno())
 
 
 class Appended:
-    """A file that is added to. Held back, it is open only while what has gathered is written: a process has few open files."""
+    """A file that grows by appending.
+
+    With `held`, data stays in memory until `sync`, and the file is open only during `sync`: thousands of such files do
+    not exceed the limit of open files.
+    """
 
     def __init__(self, path: Path, *, held: bool) -> None:
         self._path = path
@@ -49,7 +53,7 @@ class Appended:
         self._waiting: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        """Add data; it reaches the operating system at once, or when held back at `sync`. Raises OSError."""
+        """Append data. It reaches the operating system at once, or with `held` at the next `sync`. Raises OSError."""
         if self._file is None:
             self._waiting.append(data)
         else:
@@ -57,7 +61,7 @@ class Appended:
             self._file.flush()
 
     def sync(self) -> None:
-        """Wait until the disk has all of it. Raises OSError."""
+        """Wait until the disk has all data so far. Raises OSError."""
         if self._waiting:
             with self._path.open("ab") as file:
                 file.write(b"".join(self._waiting))
@@ -67,7 +71,7 @@ class Appended:
             sync(self._file)
 
     def close(self) -> None:
-        """Give the file back, with all that was held."""
+        """Write the data that is held, and close the file. Raises OSError."""
         if self._file is not None:
             self._file.close()
         elif self._waiting:
@@ -75,9 +79,9 @@ class Appended:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Make `path` hold `data`: readers meet the old content or the new one, never a part of either.
+    """Replace the content of `path` by `data`. Readers see the old content or the new one, never a part.
 
-    Raises OSError; the old file is then as it was, and no temporary is left.
+    Raises OSError. The old file is then unchanged, and no temporary file is left.
     """
     fresh = temporary(path)
     try:
@@ -90,7 +94,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_atomic` of a value as JSON that every reader accepts: nan and inf are the texts that `strict` gives."""
+    """Write a value as strict JSON, atomically. nan and inf become the texts that `strict` returns. Raises OSError."""
     write_atomic(path, (_lines(strict(value), "") + "\n").encode())
 
 
@@ -98,7 +102,8 @@ _JSON = json.JSONEncoder(allow_nan=False)
 
 
 def _lines(value: Any, indent: str) -> str:
-    """A line for each entry of a mapping and each mapping of a list; json's own indentation takes ten times as long."""
+    """Return JSON with a line for each entry of a mapping and each mapping of a list."""
+    # The indentation of the json module takes ten times as long.
     deeper = f"{indent}  "
     if isinstance(value, dict) and value:
         entries = (f"{deeper}{_JSON.encode(str(name))}: {_lines(item, deeper)}" for name, item in value.items())
@@ -109,13 +114,14 @@ def _lines(value: Any, indent: str) -> str:
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:
-    """Plain values as YAML that PyYAML and OmegaConf read alike, in their own order."""
+    """Return plain values as YAML, in their order. PyYAML and OmegaConf read the same values from it."""
     return "".join(_entry(json.dumps({name: value})) for name, value in values.items())
 
 
 @lru_cache(maxsize=1024)
 def _entry(text: str) -> str:
-    """One entry, given as JSON: most of those of a thousand trials are equal, and YAML takes its time."""
+    """Return an entry, given as JSON, as YAML."""
+    # Cached: YAML is slow, and most entries of a thousand trials are equal.
     import yaml
 
     written: str = yaml.dump(json.loads(text), Dumper=_dumper(), sort_keys=False, allow_unicode=True)
@@ -124,16 +130,17 @@ def _entry(text: str) -> str:
 
 @cache
 def _dumper() -> Any:
-    """PyYAML's dumper, by the C library where it was built with it, which is four times as fast."""
+    """Return PyYAML's dumper with OmegaConf's idea of a number."""
     import yaml
 
+    # The C library, which is four times as fast, where PyYAML was built with it.
     base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
     class Dumper(base):  # type: ignore[misc]
         pass
 
     def text(dumper: Any, value: str) -> Any:
-        # OmegaConf takes 1e5 for a number, where PyYAML sees a text that needs no quotes.
+        # 1e5 is a number for OmegaConf, and a text that needs no quotes for PyYAML.
         style = "'" if re.fullmatch(r"[-+.0-9_]+[eE][-+0-9_]+", value) else None
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
@@ -142,7 +149,7 @@ def _dumper() -> Any:
 
 
 def strict(value: Any) -> Any:
-    """The value with every float that JSON lacks, however deep, as "nan", "inf" or "-inf"; tuples become lists."""
+    """Return a copy with each float that JSON lacks, at any depth, as "nan", "inf" or "-inf", and tuples as lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     if isinstance(value, Mapping):
@@ -153,26 +160,27 @@ def strict(value: Any) -> Any:
 
 
 def temporary(path: Path) -> Path:
-    """A name beside `path` that nothing has yet; from the system's randomness, so that no seeded stream moves."""
+    """Return an unused name in the folder of `path`."""
+    # From the system's random numbers: no seeded stream advances.
     return path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a file that must not exist yet, and wait until the disk has it. Raises OSError."""
+    """Write a new file, and wait until the disk has it. Raises OSError, also where the file exists."""
     with open(path, "xb") as file:
         file.write(data)
         sync(file)
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the disk has the folder's names, as after a rename. Raises OSError."""
-    if _TOGETHER.get():
+    """Wait until the disk has the names in a folder, such as after a rename. Raises OSError."""
+    if _SYNC_LATER.get():
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems have no such call for a folder; there the server orders the names.
+        # Some network file systems lack this call for a folder: there the server orders the names.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -180,7 +188,7 @@ def sync_folder(path: Path) -> None:
 
 
 def explain_os_error(error: OSError, path: Path) -> str:
-    """One sentence on why `path` could not be written: the cause, the space that is free there, what to do."""
+    """Return one sentence on why `path` could not be written: the cause, the free space there, and the remedy."""
     blocker = next((p for p in (path, *path.parents) if os.path.lexists(p) and not p.is_dir()), path)
     in_the_way = (f"`{blocker}` is a file where a folder must be", "move it away")
     not_allowed = ("this user may not write there", "change its permissions or choose another `run_dir`")
@@ -194,15 +202,15 @@ def explain_os_error(error: OSError, path: Path) -> str:
         errno.ENOTDIR: in_the_way,
         errno.EEXIST: in_the_way,
         errno.EISDIR: ("a folder of that name is in the way", "move it away"),
-        errno.ENOENT: (f"the folder `{_missing(path)}` is not there", "restore it or choose another `run_dir`"),
+        errno.ENOENT: (f"the folder `{_missing(path)}` does not exist", "restore it or choose another `run_dir`"),
     }
-    unknown = (error.strerror or str(error), "choose another `run_dir` if the disk cannot be mended")
+    unknown = (error.strerror or str(error), "choose another `run_dir` if the disk cannot be repaired")
     cause, remedy = known.get(error.errno or 0, unknown)
     return f"`{path}` cannot be written: {cause} ({_free_space(path)}); {remedy}"
 
 
 def _missing(path: Path) -> Path:
-    """The highest folder above `path` that does not exist."""
+    """Return the highest folder above `path` that does not exist."""
     absent = [folder for folder in path.parents if not folder.exists()]
     return absent[-1] if absent else path.parent
 

@@ -1,12 +1,17 @@
-"""Checkpoints that survive a kill at any moment and are never believed unread.
+"""Save and load checkpoints. A kill at any moment leaves an intact one, and damage is detected.
 
     checkpoints/step_<n>/state.pt         torch.save of plain values and tensors
-    checkpoints/step_<n>/*.distcp         the tensors, where each process holds a part of them; `.metadata` says which
+    checkpoints/step_<n>/*.distcp         the tensors of a sharded state; `.metadata` lists the shards
     checkpoints/step_<n>/manifest.json    step, size and SHA-256 of every other file, and the manifest's own SHA-256
     checkpoints/last, checkpoints/best    relative symlinks
 
-A checkpoint is written beside its place under a temporary name and renamed when the disk has it. Older ones are deleted
-only after `last` points at the new one. torch.load itself does not notice a flipped bit: the SHA-256 does.
+A checkpoint is written to a temporary folder, `step_<n>.tmp-<hex>`, and renamed once the disk has all its files. Then
+`last` is pointed at it, and only then are older ones deleted. torch.load does not notice a flipped bit; the SHA-256
+does.
+
+`save` does all of this for a state that one process holds. For a sharded state, `draft` makes the temporary folder,
+each process writes its shards into it (`checkpoint_shards.write`), and `publish` adds the rest and makes it a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ import torch
 
 from runner.errors import CheckpointError, RunFailed
 from runner.runs.atomic import explain_os_error, sync_folder, temporary, write_new
-from runner.runs.checkpoint_manifest import MANIFEST, Files, manifest_of, measured, measured_file, mismatch
+from runner.runs.checkpoint_manifest import MANIFEST, Files, manifest_of, mismatch, size_and_hash, size_and_hash_of
 
 STATE = "state.pt"
 STEP = re.compile(r"step_(0|[1-9][0-9]*)")
@@ -34,7 +39,7 @@ TEMPORARY = re.compile(r"(?:step_(0|[1-9][0-9]*)|last|best)\.tmp-[0-9a-f]{8}")
 
 @dataclass(frozen=True)
 class Loaded:
-    """An intact checkpoint, and a sentence on each damaged one that was passed over to reach it."""
+    """An intact checkpoint: its step, state and folder. `skipped` has a sentence for each damaged one before it."""
 
     step: int
     state: dict[str, Any]
@@ -43,11 +48,11 @@ class Loaded:
 
 
 def save(folder: Path, step: int, state: dict[str, Any], *, best: bool, keep: int | None) -> Path:
-    """Save `state` as `folder`/step_<step>, point `last` at it (and `best`, if it is), delete what is not kept.
+    """Save `state` as `folder`/step_<step>, point `last` at it, and `best` if it is. Delete those that are not kept.
 
-    `keep` is the number of newest checkpoints that stay besides those of `last` and `best`; None keeps all. What cannot
-    be deleted now is tried again at the next save. Raises RunFailed when the state cannot be written: the older
-    checkpoints and the link to them are then as they were. Raises ValueError for a state that `load` would refuse.
+    `keep` is the number of newest checkpoints that stay in addition to `last` and `best`; None keeps all. What cannot
+    be deleted is deleted at a later save. Raises RunFailed if the state cannot be written; the older checkpoints and
+    the links are then unchanged. Raises ValueError for a state that `load` would refuse.
     """
     data = _serialised(step, state)
     target = folder / f"step_{step}"
@@ -59,7 +64,7 @@ def save(folder: Path, step: int, state: dict[str, Any], *, best: bool, keep: in
 
 
 def draft(folder: Path, step: int) -> Path:
-    """A new folder beside the place of a checkpoint, for shards; `publish` makes it one. Raises RunFailed."""
+    """Make and return a temporary folder for the shards of a checkpoint; `publish` completes it. Raises RunFailed."""
     target = folder / f"step_{step}"
     with _explained(target, step):
         if not folder.is_dir():
@@ -71,7 +76,7 @@ def draft(folder: Path, step: int) -> Path:
 
 
 def publish(fresh: Path, state: dict[str, Any], *, best: bool, keep: int | None) -> Path:
-    """Make the checkpoint of a draft that has its shards: `save` of all that is not in them, with the same errors."""
+    """Make a draft with its shards a checkpoint: add `state`, the rest of the state, and go on as in `save`."""
     step, target = _step_of(fresh.name), fresh.with_suffix("")
     with _removed_on_failure(fresh), _explained(target, step):
         _complete(fresh, target, _serialised(step, state), _readable(fresh, step))
@@ -79,17 +84,17 @@ def publish(fresh: Path, state: dict[str, Any], *, best: bool, keep: int | None)
 
 
 def load(folder: Path) -> Loaded | None:
-    """The checkpoint that `last` points at if it is intact, else the newest intact one; None if there never was one.
+    """Load the checkpoint of `last` if it is intact, else the newest intact one; None if there never was one.
 
-    Raises CheckpointError, with a sentence on each, when there are checkpoints and none of them is intact.
+    Raises CheckpointError, with a sentence for each checkpoint, if none of them is intact.
     """
     skipped: list[str] = []
     for path in _candidates(folder):
-        found = intact(path)
-        if not isinstance(found, str):
-            return Loaded(_step_of(path.name), found, path, tuple(skipped))
+        state = intact(path)
+        if not isinstance(state, str):
+            return Loaded(_step_of(path.name), state, path, tuple(skipped))
         if STEP.fullmatch(path.name):  # an incomplete temporary is a killed save, not a damaged checkpoint
-            skipped.append(f"the checkpoint `{path}` is not used: {found}")
+            skipped.append(f"the checkpoint `{path}` is not used: {state}")
     if not skipped:
         return None
     advice = f"`{folder}` has no intact checkpoint; restore one from a copy, or start again in a new run directory"
@@ -97,46 +102,44 @@ def load(folder: Path) -> Loaded | None:
 
 
 def verify(path: Path) -> str | None:
-    """What is wrong with the checkpoint `path`, a folder named step_<n>, in words; None when it is intact."""
-    found = intact(path)
-    return found if isinstance(found, str) else None
+    """Return what is wrong with the checkpoint `path`, a folder named step_<n>; None if it is intact."""
+    state = intact(path)
+    return state if isinstance(state, str) else None
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
 def _serialised(step: int, state: dict[str, Any]) -> bytes:
-    """The content of state.pt. Read back at once, so that nothing is published that `load` would refuse later.
-
-    Once for all states of the same make: it takes longer than the writing.
-    """
+    """Return the content of state.pt. Raises ValueError for a state that `load` would refuse."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
-    make = _make(state)
-    if make not in _READABLE:
-        found = _unpickled(step, data)
-        if isinstance(found, str):
-            raise ValueError(f"the state of step {step} cannot be loaded again: {found}")
-        _READABLE.add(make)
+    structure = _structure(state)
+    if structure not in _READABLE:  # reading takes longer than writing, so it is tried once for each structure
+        again = _unpickled(step, data)
+        if isinstance(again, str):
+            raise ValueError(f"the state of step {step} cannot be loaded again: {again}")
+        _READABLE.add(structure)
     return data
 
 
 _READABLE: set[Any] = set()
-"""Makes of states that were read back."""
+"""Structures of states that were read back."""
 
 
-def _make(value: Any) -> Any:
-    """Of what types a state is made: states of the same make are read alike."""
+def _structure(value: Any) -> Any:
+    """Return names and types of a state: states of the same structure can be read if one of them can."""
     if isinstance(value, dict):
-        return tuple((name, _make(item)) for name, item in value.items())
+        return tuple((name, _structure(item)) for name, item in value.items())
     if isinstance(value, (list, tuple)):
-        return (type(value), *map(_make, value))
+        return (type(value), *map(_structure, value))
     return (type(value), value.dtype) if isinstance(value, torch.Tensor) else type(value)
 
 
 @contextmanager
 def _explained(path: Path, step: int) -> Iterator[None]:
+    """Raise an OSError inside the context as RunFailed, with its cause and remedy."""
     try:
         yield
     except OSError as error:
@@ -144,12 +147,13 @@ def _explained(path: Path, step: int) -> Iterator[None]:
 
 
 def _holds(target: Path, step: int, data: bytes) -> bool:
+    """Return whether the checkpoint exists already, with this state and no other file."""
     try:
-        alone = {*os.listdir(target)} == {STATE, MANIFEST}
-        found = [(target / name).read_bytes() for name in (STATE, MANIFEST)]
+        complete = {*os.listdir(target)} == {STATE, MANIFEST}
+        contents = [(target / name).read_bytes() for name in (STATE, MANIFEST)]
     except OSError:
         return False
-    return alone and found == [data, manifest_of(step, {STATE: measured(data)})]
+    return complete and contents == [data, manifest_of(step, {STATE: size_and_hash(data)})]
 
 
 @contextmanager
@@ -164,24 +168,24 @@ def _removed_on_failure(fresh: Path) -> Iterator[None]:
 def _complete(fresh: Path, target: Path, data: bytes, shards: Files) -> None:
     """Add state and manifest to a draft and rename it."""
     write_new(fresh / STATE, data)
-    write_new(fresh / MANIFEST, manifest_of(_step_of(target.name), {STATE: measured(data), **shards}))
+    write_new(fresh / MANIFEST, manifest_of(_step_of(target.name), {STATE: size_and_hash(data), **shards}))
     sync_folder(fresh)
     _put(fresh, target)
 
 
 def _readable(fresh: Path, step: int) -> Files:
-    """The shards of a draft; `load` would not refuse them."""
+    """Return the shards of a draft. Raises ValueError for those that `load` would refuse."""
     from runner.runs import checkpoint_shards
 
     files = _others(fresh)
-    found = checkpoint_shards.described(fresh, files)
-    if isinstance(found, str):
-        raise ValueError(f"the shards of step {step} cannot be loaded again: {found}")
+    metadata = checkpoint_shards.read_metadata(fresh, files)
+    if isinstance(metadata, str):
+        raise ValueError(f"the shards of step {step} cannot be loaded again: {metadata}")
     return files
 
 
 def _put(fresh: Path, target: Path) -> None:
-    """Rename `fresh` to `target`. What stands there already goes aside, where `load` finds it and `_tidy` deletes it."""
+    """Rename `fresh` to `target`. An older one gets a temporary name, which `load` can read and `_tidy` deletes."""
     if not os.path.lexists(target):
         os.rename(fresh, target)
         return
@@ -195,6 +199,7 @@ def _put(fresh: Path, target: Path) -> None:
 
 
 def _point(link: Path, name: str) -> None:
+    """Point a symlink at a name, atomically."""
     fresh = temporary(link)
     try:
         os.symlink(name, fresh)
@@ -205,7 +210,7 @@ def _point(link: Path, name: str) -> None:
 
 
 def _release(target: Path, best: bool, keep: int | None) -> Path:
-    """Point the links at a checkpoint that is in its place, and delete what is not kept."""
+    """Point the links at a checkpoint that has its final name, and delete those that are not kept."""
     folder, step = target.parent, _step_of(target.name)
     with _explained(target, step):
         sync_folder(folder)
@@ -213,13 +218,13 @@ def _release(target: Path, best: bool, keep: int | None) -> Path:
         with _explained(folder / name, step):
             _point(folder / name, target.name)
     with _explained(folder, step):
-        sync_folder(folder)  # before the deletions: they must not reach the disk ahead of the links
+        sync_folder(folder)  # before the deletions, which must not reach the disk before the links
     _tidy(folder, keep)
     return target
 
 
 def _tidy(folder: Path, keep: int | None) -> None:
-    """Delete left-over temporaries and the checkpoints that are not kept. A failure is no reason to stop training."""
+    """Delete left-over temporaries and the checkpoints that are not kept. A failure does not stop the training."""
     with suppress(OSError):
         names = os.listdir(folder)
         newest = sorted(filter(STEP.fullmatch, names), key=_step_of, reverse=True)[:keep]
@@ -232,7 +237,7 @@ def _tidy(folder: Path, keep: int | None) -> None:
 def _delete(path: Path) -> None:
     with suppress(OSError):
         if STEP.fullmatch(path.name):
-            aside = temporary(path)  # so that no half-deleted folder bears a checkpoint's name
+            aside = temporary(path)  # no half-deleted folder has the name of a checkpoint
             os.rename(path, aside)
             path = aside
         if path.is_dir() and not path.is_symlink():
@@ -251,15 +256,15 @@ def _step_of(name: str) -> int:
 
 
 def _target(link: Path) -> str | None:
-    """The name step_<n> that a link holds, also when nothing is there; None when it holds no such name."""
+    """Return the name step_<n> that a link points at, even if it does not exist; None for any other target."""
     name = os.readlink(link) if link.is_symlink() else ""
     return name if STEP.fullmatch(name) else None
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """Where a state may be, in the order of trust: the target of `last`, then all by step, newest first.
+    """Return the folders that may hold a state, the best first: the target of `last`, then all others, newest first.
 
-    Temporaries of a killed save come after the checkpoint of their step: one of them may be the only whole copy, when the
+    Temporaries of a killed save come after the checkpoint of their step. One of them is the only complete copy if the
     kill came while a checkpoint was being replaced.
     """
     try:
@@ -270,21 +275,21 @@ def _candidates(folder: Path) -> list[Path]:
         advice = "it must be a folder of checkpoints; restore it from a copy or start again in a new run directory"
         raise CheckpointError(f"`{folder}` cannot be read ({error.strerror}): {advice}") from error
     steps = [name for name in names if STEP.fullmatch(name)]
-    aside = [name for name in names if (match := TEMPORARY.fullmatch(name)) and match[1]]
+    temporaries = [name for name in names if (match := TEMPORARY.fullmatch(name)) and match[1]]
     last = [name for name in [_target(folder / "last")] if name is not None]
-    ordered = last + sorted(steps + aside, key=lambda name: (-_step_of(name), name in aside))
+    ordered = last + sorted(steps + temporaries, key=lambda name: (-_step_of(name), name in temporaries))
     return [folder / name for name in dict.fromkeys(ordered)]
 
 
 def intact(path: Path) -> dict[str, Any] | str:
-    """The state of a checkpoint, a folder named step_<n>; or what is wrong with it, in words."""
+    """Return the state of a checkpoint, a folder named step_<n>; or a text that says what is wrong with it."""
     if STEP.match(path.name) is None:
         return "its name must be step_<n>"
     if not path.is_dir():
-        return "it is not a folder" if os.path.lexists(path) else "it is not there"
+        return "it is not a folder" if os.path.lexists(path) else "it does not exist"
     try:
         manifest, data = (path / MANIFEST).read_bytes(), (path / STATE).read_bytes()
-        files = {STATE: measured(data), **_others(path)}
+        files = {STATE: size_and_hash(data), **_others(path)}
     except OSError as error:
         return f"{Path(error.filename).name} cannot be read ({error.strerror})"
     step = _step_of(path.name)
@@ -292,12 +297,12 @@ def intact(path: Path) -> dict[str, Any] | str:
 
 
 def _others(path: Path) -> Files:
-    """All files of a checkpoint besides state and manifest."""
-    return {name: measured_file(path / name) for name in sorted({*os.listdir(path)} - {STATE, MANIFEST})}
+    """Return all files of a checkpoint except state and manifest."""
+    return {name: size_and_hash_of(path / name) for name in sorted({*os.listdir(path)} - {STATE, MANIFEST})}
 
 
 def _read(path: Path, data: bytes, files: Files) -> dict[str, Any] | str:
-    """The state, with the tensors that are in shards put in whole."""
+    """Return the state, with the whole tensors of its shards; or a text that says what is wrong with it."""
     state = _unpickled(_step_of(path.name), data)
     if isinstance(state, str) or len(files) == 1:
         return state
@@ -307,12 +312,13 @@ def _read(path: Path, data: bytes, files: Files) -> dict[str, Any] | str:
 
 
 def _unpickled(step: int, data: bytes) -> dict[str, Any] | str:
+    """Return the content of state.pt; or a text that says what is wrong with it."""
     try:
         state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except Exception as error:  # torch has a dozen kinds, and its text advises weights_only=False
-        return f"{STATE} must hold tensors and plain values alone and is refused ({type(error).__name__})"
+    except Exception as error:  # of a dozen types; torch's text advises weights_only=False
+        return f"{STATE} must hold only tensors and plain values, and is refused ({type(error).__name__})"
     if not isinstance(state, dict):
-        return f"{STATE} must hold a dict, but holds a {type(state).__name__}"
+        return f"{STATE} must hold a dict, got a {type(state).__name__}"
     if state.get("step", step) != step:
-        return f"{STATE} is of step {state['step']}, but the folder of step {step}"
+        return f"{STATE} is of step {state['step']}, but its folder of step {step}"
     return state

@@ -1,4 +1,9 @@
-"""The list of a checkpoint's files, by which one that is damaged, missing, mixed in or unknown is told from those written."""
+"""The manifest of a checkpoint: the list of its files, which reveals a damaged, missing, exchanged or unknown file.
+
+    {"files": {"state.pt": {"bytes": 1234, "sha256": "5d41…"}}, "sha256": "9f2c…", "step": 20}
+
+The second "sha256" is that of the manifest without it. The text is canonical: one content has one text.
+"""
 
 from __future__ import annotations
 
@@ -11,62 +16,62 @@ from typing import Any, TypeAlias
 MANIFEST = "manifest.json"
 
 Files: TypeAlias = Mapping[str, tuple[int, str]]
-"""Name → size in bytes and SHA-256."""
+"""File name → size in bytes and SHA-256."""
 
 
 def manifest_of(step: int, files: Files) -> bytes:
-    """The one content that the manifest of a step with these files can have."""
+    """Return the manifest of a checkpoint of a step with these files."""
     body = {"step": step, "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()}}
     return _canonical({**body, "sha256": hashlib.sha256(_canonical(body)).hexdigest()})
 
 
 def _canonical(value: Any) -> bytes:
-    """The one way in which a value is written: a reader that finds another one knows that bytes have changed."""
+    """Return the only accepted text of a value: any other text means that bytes have changed."""
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
-def measured(data: bytes) -> tuple[int, str]:
-    """Size and SHA-256."""
+def size_and_hash(data: bytes) -> tuple[int, str]:
+    """Return size and SHA-256 of data."""
     return len(data), hashlib.sha256(data).hexdigest()
 
 
-def measured_file(path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of a file that need not fit in memory. Raises OSError."""
+def size_and_hash_of(path: Path) -> tuple[int, str]:
+    """Return size and SHA-256 of a file, which need not fit in memory. Raises OSError."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-            size += len(part)
+        while block := file.read(2**20):
+            digest.update(block)
+            size += len(block)
     return size, digest.hexdigest()
 
 
 def mismatch(step: int, manifest: bytes, files: Files) -> str | None:
-    """How the manifest differs from the one that belongs to this step and these files; None if it does not."""
+    """Return how a manifest differs from the right one of this step and these files; None if it does not."""
     if manifest == manifest_of(step, files):
         return None
     try:
-        found = json.loads(manifest)
-        body = {name: value for name, value in found.items() if name != "sha256"}
-        own, sealed = found["sha256"], hashlib.sha256(_canonical(body)).hexdigest()
-        written = found["step"]
-        listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in found["files"].items()}
+        content = json.loads(manifest)
+        body = {name: value for name, value in content.items() if name != "sha256"}
+        recorded, computed = content["sha256"], hashlib.sha256(_canonical(body)).hexdigest()
+        recorded_step = content["step"]
+        listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
     except (ValueError, RecursionError):
         return f"{MANIFEST} ({len(manifest)} bytes) is not JSON"
     except (KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} lacks what a manifest has"
-    if own != sealed:
-        return f"{MANIFEST} does not have its own SHA-256"
-    if written != step:
-        return f"{MANIFEST} is of step {written}, but the folder of step {step}"
+        return f"{MANIFEST} lacks a required entry"
+    if recorded != computed:
+        return f"{MANIFEST} does not match its own SHA-256"
+    if recorded_step != step:
+        return f"{MANIFEST} is of step {recorded_step}, but its folder of step {step}"
     differences = (_difference(name, listed.get(name), files.get(name)) for name in sorted({*listed, *files}))
-    return next(filter(None, differences), f"{MANIFEST} is not written as manifests are")
+    return next(filter(None, differences), f"{MANIFEST} is not in canonical form")
 
 
-def _difference(name: str, listed: tuple[Any, Any] | None, found: tuple[int, str] | None) -> str | None:
-    if found is None:
-        return f"{name} is not there"
+def _difference(name: str, listed: tuple[Any, Any] | None, actual: tuple[int, str] | None) -> str | None:
+    if actual is None:
+        return f"{name} is missing"
     if listed is None:
         return f"{name} is not in {MANIFEST}; move it away"
-    if listed[0] != found[0]:
-        return f"{name} has {found[0]} bytes, but {MANIFEST} says {listed[0]}"
-    return f"{name} does not have the SHA-256 that {MANIFEST} says" if listed[1] != found[1] else None
+    if listed[0] != actual[0]:
+        return f"{name} has {actual[0]} bytes, but {MANIFEST} says {listed[0]}"
+    return f"{name} does not match its SHA-256 in {MANIFEST}" if listed[1] != actual[1] else None

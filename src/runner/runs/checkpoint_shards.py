@@ -1,10 +1,10 @@
-"""The tensors of a state in parts, written by all processes at once with torch.distributed.checkpoint (DCP).
+"""Write and read sharded tensors with torch.distributed.checkpoint (DCP). All processes write at the same time.
 
-    __<rank>_0.distcp    the parts that one process wrote
-    .metadata            which part of which tensor is where: a pickle
+    __<rank>_0.distcp    the shards of one process
+    .metadata            the file of each shard of each tensor, as a pickle
 
-DCP unpickles `.metadata` without looking, and whoever can write it could have any command run. So it is read here, by an
-unpickler that knows nothing but what DCP itself puts there, and torch is given the outcome instead of the file.
+DCP unpickles `.metadata` without a check: whoever can write it could run any command. So it is read here, by an
+unpickler that accepts only the names that DCP writes, and torch receives the result instead of the file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from runner.errors import RunFailed
 
 METADATA = ".metadata"
 PARTS = ("model", "optimizer")
-"""What of a state has tensors that no process may hold whole."""
+"""Parts of a state whose tensors may be sharded."""
 
 KNOWN = {
     "torch": {"Size", *(str(t).removeprefix("torch.") for t in vars(torch).values() if isinstance(t, torch.dtype))},
@@ -48,11 +48,11 @@ KNOWN = {
         "_MEM_FORMAT_ENCODING",
     },
 }
-"""Module → names that `.metadata` may mention."""
+"""Module → names that `.metadata` may contain."""
 
 
 def split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of model and optimizer by flat names such as `optimizer/0.weight/exp_avg`, and what else is in the two."""
+    """Return tensors and other values of model and optimizer, by names such as `optimizer/0.weight/exp_avg`."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for name, value in _flat({part: state[part] for part in PARTS}).items():
@@ -61,48 +61,51 @@ def split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def joined(state: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The state with the values of flat names put into its model and optimizer."""
+    """Return the state with the values of flat names added to its model and optimizer."""
     parts: dict[str, Any] = {part: {} for part in PARTS}
     for name, value in {**_flat({part: state.get(part, {}) for part in PARTS}), **flat}.items():
         *path, last = name.split("/")
         inner = parts
-        for word in path:
-            inner = inner.setdefault(word, {})
+        for key in path:
+            inner = inner.setdefault(key, {})
         inner[last] = value
     return {**state, **parts}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Names of leaves, joined by slashes; an empty mapping is a leaf."""
-    found: dict[str, Any] = {}
+    """Return the leaves by their names, joined by slashes. An empty mapping is a leaf."""
+    leaves: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{name}/")
+            leaves |= _flat(value, f"{prefix}{name}/")
         else:
-            found[prefix + name] = {} if isinstance(value, Mapping) else value
-    return found
+            leaves[prefix + name] = {} if isinstance(value, Mapping) else value
+    return leaves
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], group: ProcessGroup | None) -> tuple[int, BaseException] | None:
-    """Write this process's parts into a folder that all of them share; all of `group` call it.
+    """Write the shards of this process into a folder that all processes share. All processes of `group` call it.
 
-    Gives, on every process, the rank of one that could not and why; None when all is on the disk. What is not the disk's
-    fault is raised where it happened.
+    Returns None once the disk has all shards. If a process could not write, all of them return its rank and the error.
+    An error that is not the disk's is raised on the process where it happened.
     """
     writer = _Writer(folder)
     try:
         save(dict(tensors), storage_writer=writer, process_group=group)
     except CheckpointException as error:
-        if writer.mistake is not None:
-            raise writer.mistake from None
+        if writer.error is not None:
+            raise writer.error from None
         rank = min(error.failures)
         return rank, error.failures[rank][0]
     return None
 
 
 def read(folder: Path, files: Collection[str], state: Mapping[str, Any]) -> dict[str, Any] | str:
-    """The state with every tensor put in whole, on the CPU; or what is wrong with the shards, which are among `files`."""
-    metadata = described(folder, files)
+    """Return the state with all tensors whole and on the CPU; or a text that says what is wrong with the shards.
+
+    `files` are the names of the files that the manifest lists.
+    """
+    metadata = read_metadata(folder, files)
     if isinstance(metadata, str):
         return metadata
     try:
@@ -114,49 +117,54 @@ def read(folder: Path, files: Collection[str], state: Mapping[str, Any]) -> dict
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             load(tensors, storage_reader=_Reader(folder, metadata), no_dist=True)
-    except (Exception, CheckpointException) as error:  # the latter is no Exception
-        return f"the shards do not hold what {METADATA} says ({type(error).__name__})"
+    except (Exception, CheckpointException) as error:  # the latter is not an Exception
+        return f"the shards do not match {METADATA} ({type(error).__name__})"
     return joined(state, tensors)
 
 
-def described(folder: Path, files: Collection[str]) -> Metadata | str:
-    """What DCP wrote of the shards; or why it is refused. Runs nothing that the file asks for."""
+def read_metadata(folder: Path, files: Collection[str]) -> Metadata | str:
+    """Return DCP's description of the shards; or a text that says why it is refused. Runs no code of the file."""
     try:
         with open(folder / METADATA, "rb") as file:
             metadata = _Unpickler(file).load()
-        places = {place.relative_path for place in metadata.storage_data.values()}
-        sound = places <= {*files} and all(map(_covered, metadata.state_dict_metadata.values()))
-    except Exception as error:  # bytes that are no pickle can raise anything
+        used = {shard.relative_path for shard in metadata.storage_data.values()}
+        complete = used <= {*files} and all(map(_covered, metadata.state_dict_metadata.values()))
+    except Exception as error:  # bytes that are not a pickle can raise any type
         reason = str(error) if isinstance(error, pickle.UnpicklingError) else type(error).__name__
-        return f"{METADATA} must hold what torch.distributed.checkpoint writes and is refused ({reason})"
-    if not sound or not isinstance(metadata, Metadata):
-        return f"{METADATA} must say of whole tensors where in the checkpoint they are, and does not"
+        return f"{METADATA} must hold what torch.distributed.checkpoint writes, and is refused ({reason})"
+    if not complete or not isinstance(metadata, Metadata):
+        return f"{METADATA} must list whole tensors in files of this checkpoint, and does not"
     return metadata
 
 
 def _covered(entry: Any) -> bool:
-    """Whether the parts make up the tensor: what no part covers would stay as memory was."""
-    size = sum(math.prod(part.sizes) for part in entry.chunks)
+    """Return whether the shards cover the tensor: the rest of it would be uninitialized memory."""
+    size = sum(math.prod(shard.sizes) for shard in entry.chunks)
     return isinstance(entry, TensorStorageMetadata) and size == math.prod(entry.size)
 
 
 class _Unpickler(pickle.Unpickler):
+    """Unpickles only objects with the names in `KNOWN`."""
+
     def find_class(self, module: str, name: str) -> Any:
         if name not in KNOWN.get(module, ()):
-            raise pickle.UnpicklingError(f"{module}.{name} is not part of it")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
         return super().find_class(module, name)
 
 
 class _Writer(FileSystemWriter):
-    mistake: BaseException | None = None
+    """DCP's writer, with errors that name their cause."""
+
+    error: BaseException | None = None
+    """Error of this process that is not the disk's."""
 
     def __init__(self, folder: Path) -> None:
-        # Copying ahead waits for the current device of the thread, which need not be the one that has the tensors.
+        # Copying ahead waits for the current device of the thread, which may not be the one that has the tensors.
         super().__init__(folder, per_thread_copy_ahead=0)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        if not os.path.isdir(self.path):  # torch would make one, on this process's own disk
-            raise RunFailed(f"`run_dir` must be on a disk that all processes share, but `{self.path}` is not there")
+        if not os.path.isdir(self.path):  # torch would make one, on the disk of this process
+            raise RunFailed(f"`run_dir` must be on a disk that all processes share, but `{self.path}` is missing here")
         return super().prepare_local_plan(plan)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -164,17 +172,19 @@ class _Writer(FileSystemWriter):
             return super().write_data(plan, planner)
         except BaseException as error:
             cause = error.__context__ if isinstance(error, RuntimeError) else error
-            if isinstance(cause, OSError):  # of a full disk torch itself says only "unexpected pos"
+            if isinstance(cause, OSError):  # of a full disk torch reports only "unexpected pos"
                 raise cause from None
-            self.mistake = error
-            # Torch sends it to the other processes, as a pickle, which not every error can be made from again.
+            self.error = error
+            # Torch sends the error to the other processes as a pickle. Not every type of error can be unpickled.
             raise RunFailed(str(error) or type(error).__name__) from None
 
     def storage_meta(self) -> StorageMeta | None:
-        return None  # a path of this machine and a random number, which nobody reads
+        return None  # DCP would store a path of this machine and a random number, which nothing reads
 
 
 class _Reader(FileSystemReader):
+    """DCP's reader, with metadata that was checked."""
+
     def __init__(self, folder: Path, metadata: Metadata) -> None:
         super().__init__(folder)
         self._metadata = metadata

@@ -1,4 +1,4 @@
-"""The run directory: made whole or not at all, never shared by two runs, and its record `run.json`."""
+"""The run directory and its record `run.json`: created complete or not at all, and used by one process at a time."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from runner.runs.atomic import write_json
 
 
 def now() -> str:
-    """UTC in ISO 8601."""
+    """Return the time in UTC as ISO 8601."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class RunDirectory:
-    """An open run directory. While it is open no other process can open it: the kernel's lock dies with its holder.
+    """An open run directory. No other process can open it meanwhile. The lock ends with the process that holds it.
 
-    A member of a sweep has none of its own (`locked=False`), since the sweep's directory is locked by who runs it.
+    A trial of a sweep has no lock (`locked=False`): the process that runs the sweep locks the directory of the sweep.
     """
 
     def __init__(self, path: Path, *, locked: bool = True) -> None:
@@ -38,9 +38,9 @@ class RunDirectory:
     def create(
         name: str, run_dir: str | None, config_yaml: str, record: Mapping[str, Any], *, locked: bool = True
     ) -> RunDirectory:
-        """A new directory with `config.yaml` and `run.json` already inside: `run_dir`, else `runs/<name>/<stamp>`.
+        """Create `run_dir`, or `runs/<name>/<stamp>` if it is None, with `config.yaml` and `run.json` in it.
 
-        Raises `ConfigError` when `run_dir` holds something already or cannot be made.
+        Raises `ConfigError` if `run_dir` is not empty or cannot be created.
         """
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         path = Path(run_dir) if run_dir is not None else Path("runs", name, f"{stamp}_{secrets.token_hex(3)}")
@@ -57,7 +57,7 @@ class RunDirectory:
             shutil.rmtree(temporary, ignore_errors=True)
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise ConfigError(
-                f"`run_dir` must be a directory that can be made, empty or new, but {path} is not: {reason}; give another one"
+                f"`run_dir` must be an empty or a new directory, got {path}: {reason}; use another one"
             ) from None
         directory = RunDirectory(path, locked=locked)
         directory.record = full
@@ -65,7 +65,7 @@ class RunDirectory:
 
     @staticmethod
     def reopen(path: Path, *, locked: bool = True) -> RunDirectory:
-        """The directory of an earlier run. Raises `CheckpointError` when its record cannot be read or it is in use."""
+        """Open the directory of an earlier run. Raises `CheckpointError` if it is in use or has no readable record."""
         directory = RunDirectory(path, locked=locked)
         try:
             directory.record = read_record(path)
@@ -75,54 +75,55 @@ class RunDirectory:
         return directory
 
     def update(self, **values: Any) -> None:
-        """Change the record, atomically."""
+        """Change values of the record, atomically. Raises OSError."""
         self.record = self.record | values
         write_json(self.path / "run.json", self.record)
 
     def resumed(self, **values: Any) -> None:
-        """Note that the run goes on."""
+        """Record that the run was resumed. Raises OSError."""
         self.record.pop("reason", None)
         self.update(status="running", ended=None, resumed=self.record.get("resumed", 0) + 1, **_process(), **values)
 
     def close(self) -> None:
-        """Let others open it; a second time does nothing."""
+        """Release the lock. A second call does nothing."""
         if self._lock is not None:
             unlock(self._lock)
             self._lock = None
 
 
 def lock(path: Path) -> int:
-    """A descriptor that locks a directory. Raises `CheckpointError` where another process does."""
-    lock = os.open(path, os.O_RDONLY)
+    """Lock a directory; return the descriptor for `unlock`. Raises `CheckpointError` if another process has it."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(lock)
+        os.close(descriptor)
         raise CheckpointError(
             f"{path} must not be in use, but {_holder(path)} is writing to it; wait for it to end, or start a new run"
         ) from None
     except BaseException:
-        os.close(lock)
+        os.close(descriptor)
         raise
-    return lock
+    return descriptor
 
 
 def unlock(descriptor: int) -> None:
-    """Let others have the directory."""
+    """Release the lock of a directory."""
     os.close(descriptor)
 
 
 def _refuse_taken(path: Path) -> None:
+    """Raise `ConfigError` for a directory that cannot become that of a new run."""
     if path.resolve() in (Path.cwd(), Path(path.anchor)):
-        raise ConfigError(f"`run_dir` must name a new directory, but is {str(path)!r}; give it a name")
+        raise ConfigError(f"`run_dir` must name a new directory, got {str(path)!r}; give it a name")
     if (path / "run.json").exists():
         raise ConfigError(
-            f"`run_dir` must be a new directory, but {path} holds a run; give another one, or go on there with resume={path}"
+            f"`run_dir` must be a new directory, but {path} holds a run; use another one, or resume it with resume={path}"
         )
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What `run.json` says. Raises `CheckpointError` where it cannot be read."""
+    """Return the content of `run.json`. Raises `CheckpointError` if it cannot be read."""
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
         if not isinstance(record, dict):
@@ -135,6 +136,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _holder(path: Path) -> str:
+    """Return the process that has a directory open, as text."""
     try:
         record = read_record(path)
     except CheckpointError:
@@ -147,7 +149,7 @@ def _process() -> dict[str, Any]:
 
 
 def git() -> dict[str, Any]:
-    """Commit of the working directory and whether tracked files were changed; null outside a checkout."""
+    """Return the commit of the working directory and whether tracked files were changed; None outside a checkout."""
     command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()

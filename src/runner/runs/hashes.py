@@ -1,9 +1,9 @@
-"""Hashes of parameters, by which two runs are compared to the bit: of the answer, and of steps on the way as strict JSON.
+"""Hashes of parameters, which tell whether two runs are equal to the bit: of the result, and of steps in hashes.jsonl.
 
     {"step": 20, "rolling": "5d41…", "parameters": {"bias": "9f2c…", "weight": "77b0…"}}
 
-`rolling` is SHA-256 over the text of the rolling hash of the line before and the `parameters_sha256` of this step: where it
-is equal, so are all lines up to it.
+`rolling` is the SHA-256 of the text of the previous line's `rolling` ("" for the first line) followed by the
+`parameters_sha256` of this step. Equal rolling hashes mean that all lines up to this one are equal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from runner.runs.sinks.jsonl import JsonLines, read_rows
 
 
 def parameters_sha256(parameters: Mapping[str, Tensor]) -> str:
-    """Names sorted; each as the line `name|float32|1,3`, then its little-endian bytes."""
+    """Return the SHA-256 of parameters: by sorted name, the line `name|float32|1,3`, then the little-endian bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(parameters.items()):
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -29,26 +29,32 @@ def parameters_sha256(parameters: Mapping[str, Tensor]) -> str:
 
 
 class Hashes:
-    """Appends a line a call, as rows are appended: `open`, `flush` and `close` are those of a sink."""
+    """Writes hashes of the parameters to a file of JSON lines.
+
+    `open`, `flush` and `close` have the contract of a `Sink`. With `held`, lines are kept in memory until `flush`.
+    Every method may raise OSError.
+    """
 
     def __init__(self, path: Path, *, held: bool = False) -> None:
         self._path, self._lines = path, JsonLines(path, held=held)
         self._rolling = ""
 
     def open(self, first_step: int) -> None:
-        """Lines with step >= `first_step` that an earlier, killed attempt left are dropped."""
+        """Prepare for lines from `first_step` on. Lines of an earlier attempt with step >= `first_step` are dropped."""
         self._lines.open(first_step)
         if self._path.exists() and (kept := read_rows(self._path)):
             self._rolling = str(kept[-1].get("rolling", ""))
 
     def write(self, step: int, parameters: Mapping[str, Tensor]) -> None:
-        """The parameters after so many updates, each of them whole."""
+        """Add the line of the whole parameters after `step` updates."""
         self._rolling = hashlib.sha256((self._rolling + parameters_sha256(parameters)).encode()).hexdigest()
-        each = {name: parameters_sha256({name: tensor}) for name, tensor in sorted(parameters.items())}
-        self._lines.write({"step": step, "rolling": self._rolling, "parameters": each})
+        hashes = {name: parameters_sha256({name: tensor}) for name, tensor in sorted(parameters.items())}
+        self._lines.write({"step": step, "rolling": self._rolling, "parameters": hashes})
 
     def flush(self) -> None:
+        """Wait until the disk has all lines so far."""
         self._lines.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self._lines.close()

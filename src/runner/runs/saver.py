@@ -1,4 +1,4 @@
-"""Saving the state of a run from all its processes, at once or beside the training."""
+"""Save the state of a run from all its processes, during the call or in the background."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ T = TypeVar("T")
 
 
 class Saver:
-    """Writes checkpoints below `folder`; every process of the run has one and calls it at the same steps.
+    """Writes the checkpoints of a run into `folder`. Every process has a saver, and calls it at the same steps.
 
-    A state that every process holds whole is written by rank 0. Of a sharded one each process writes its own parts, and
-    rank 0 the rest. A failure on any process is raised on all of them: RunFailed, whose text names the rank.
+    A state that every process holds whole is written by rank 0. Of a sharded state (`sharded`), each process writes its
+    shards and rank 0 the rest. `fixed` is added to every state. `keep` is that of `checkpoint.save`. A failure on one
+    process is raised on all of them, as RunFailed with its rank.
 
-    With `asynchronous`, `save` copies the values and returns; what the writing meets is raised by the next call, once.
+    With `asynchronous`, `save` copies the values, returns, and writes in a thread. An error of the writing is raised
+    once, by the next call of any method. `timeout_seconds` limits how long processes wait for each other there.
     """
 
     def __init__(
@@ -46,12 +48,12 @@ class Saver:
         self._takes_part = sharded or world.rank == 0
         self._pending: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1) if asynchronous else None
-        # What is said beside the training must not be taken for a part of it.
-        apart = asynchronous and world.size > 1
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds)) if apart else None
+        # A group of its own: the messages of the thread must not mix with those of the training.
+        separate = asynchronous and world.size > 1
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds)) if separate else None
 
     def save(self, step: int, state: dict[str, Any], best: bool) -> None:
-        """Save a captured state; waits for the one before. Raises RunFailed when either cannot be written."""
+        """Save the state of a step, after waiting for the previous save. Raises RunFailed if either cannot be written."""
         self._settle()
         whole = {"format": 1, "step": step, **state, **self._fixed} if self._takes_part else {}
         if self._thread is None:
@@ -60,12 +62,12 @@ class Saver:
             self._pending = self._thread.submit(self._write, step, _snapshot(whole), best)
 
     def check(self) -> None:
-        """Raise what the writing met, if it has ended: on all processes at the same step. Waits for nothing."""
+        """Raise the error of a background save that has ended, on all processes at the same step. Does not wait."""
         if self._pending is not None and not self._world.any(not self._pending.done()):
             self._settle()
 
     def close(self) -> None:
-        """Wait for what is being written, and raise what it met."""
+        """Wait for a background save, end the thread, and raise the error of the save."""
         try:
             self._settle()
         finally:
@@ -73,6 +75,7 @@ class Saver:
                 self._thread.shutdown()
 
     def _settle(self) -> None:
+        """Wait for a background save, and raise its error."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -94,7 +97,7 @@ class Saver:
         self._lead(lambda: checkpoint.publish(fresh, rest, best=best, keep=self._keep).name)
 
     def _lead(self, work: Callable[[], T]) -> T:
-        """What rank 0 makes of `work`, on every process; what that raises there is raised on all."""
+        """Call `work` on rank 0. Its result is returned on every process, and its error is raised on every process."""
         if self._world.size == 1:
             return work()
         result, failure = None, None
@@ -103,21 +106,21 @@ class Saver:
                 result = work()
             except Exception as error:
                 failure = error
-        told: list[Any] = [result, failure and (str(failure) or type(failure).__name__)]
-        dist.broadcast_object_list(told, src=0, group=self._group)
+        message: list[Any] = [result, failure and (str(failure) or type(failure).__name__)]
+        dist.broadcast_object_list(message, src=0, group=self._group)
         if failure is not None and not isinstance(failure, RunFailed):
-            raise failure  # a mistake of ours, or no memory: told by its kind where it happened
-        if told[1]:
-            raise ProcessLost(f"rank 0: {told[1]}") from failure
-        outcome: T = told[0]
+            raise failure  # a bug, or no memory: where it happened it keeps its type
+        if message[1]:
+            raise ProcessLost(f"rank 0: {message[1]}") from failure
+        outcome: T = message[0]
         return outcome
 
     def _gathered(self, plain: dict[str, Any]) -> dict[str, Any]:
-        """The values of all processes: one stage of a pipeline knows nothing of another's."""
-        everyone = [plain] * self._world.size
+        """Return the plain values of all processes. A stage of a pipeline has only its own."""
+        gathered = [plain] * self._world.size
         if self._world.size > 1:
-            dist.all_gather_object(everyone, plain, group=self._group)
-        return {name: value for part in everyone for name, value in part.items()}
+            dist.all_gather_object(gathered, plain, group=self._group)
+        return {name: value for values in gathered for name, value in values.items()}
 
 
 def _failed(step: int, path: Path, rank: int, cause: BaseException) -> ProcessLost:
@@ -126,7 +129,7 @@ def _failed(step: int, path: Path, rank: int, cause: BaseException) -> ProcessLo
 
 
 def _snapshot(value: Any) -> Any:
-    """A copy that the training cannot reach; ordinary tensors are copied to the CPU, shards stay in their memory."""
+    """Return a copy that the training does not change: of tensors on the CPU, of shards on their device."""
     if is_sharded(value):
         return value.detach().clone()
     if isinstance(value, Tensor):

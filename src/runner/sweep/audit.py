@@ -42,13 +42,12 @@ def drawn(manifest: Manifest, count: int) -> list[int]:
 def _alone(trial: Trial, directory: Path) -> float:
     """How far the trial is, trained alone, from what it left."""
     from runner.config.compose import Composed
-    from runner.runs.sinks.log import Log
     from runner.training.run import execute
 
     with tempfile.TemporaryDirectory() as folder:
         again = Path(folder) / "alone"
         config = replace(trial.config, run_dir=str(again))
-        execute(lambda earlier: Composed(config, trial.words), ["python", "-m", "runner"], Log)
+        execute(lambda earlier: Composed(config, trial.words), ["python", "-m", "runner"], quiet=True)
         return difference(again, directory)
 
 

@@ -123,12 +123,11 @@ def _one_by_one(trials: Sequence[Trial], command: Sequence[str], report: Report)
 
 
 def _on_all(trial: Trial, command: Sequence[str]) -> Result:
-    from runner.runs.sinks.log import Log
     from runner.sweep.vmapped_trials import Result
     from runner.training.run import execute
 
     try:
-        run = execute(lambda earlier: Composed(trial.going_on(), trial.words), command, Log)
+        run = execute(lambda earlier: Composed(trial.going_on(), trial.words), command, quiet=True)
     except RunnerError as error:
         # After a process was lost the others cannot go on; what all of them know of, such as a divergence, ends one trial.
         ends = error.exit_code >= 128 or isinstance(error, ProcessLost)

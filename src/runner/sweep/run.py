@@ -20,7 +20,7 @@ from runner.config.schema import Config
 from runner.errors import ConfigError, InputError, Interrupted, RunFailed, RunnerError
 from runner.runs.atomic import explain_os_error, write_atomic
 from runner.runs.directory import lock, now, unlock
-from runner.runs.sinks.console import Console
+from runner.runs.sinks.reporter import Reporter
 from runner.sweep import arguments as words_
 from runner.sweep.manifest import FILE, Manifest, place
 from runner.sweep.task import Task
@@ -87,7 +87,7 @@ def _warn(asked: words_.Words, composed: Composed) -> None:
     """What the user should hear of all trials, as of one run; what holds for the first value of a swept key is not of all."""
     of_all = [n for n in composed.notices if not any(f"`{key}`" in n or f"`{key}." in n for key in asked.swept)]
     for notice in [*asked.notices, *of_all]:
-        Console().warn(notice)
+        Reporter().warn(notice)
 
 
 def _refused_whole(manifest: Manifest, config: Config) -> Manifest:
@@ -181,7 +181,7 @@ def _swept(hydra: Any, manifest: Manifest, max_trials: int) -> Any:
 def _stopped(stop: Interrupted | KeyboardInterrupt, directory: Path) -> Interrupted:
     """The end of a sweep that a signal stopped, and how it goes on."""
     with suppress(OSError):
-        Console().say(f"go on with: python -m runner -m resume={directory}")
+        Reporter().say(f"go on with: python -m runner -m resume={directory}")
     error = stop if isinstance(stop, Interrupted) else stop.__cause__
     return error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT, "stopped; what was saved is kept")
 
@@ -195,7 +195,7 @@ def tell(manifest: Manifest) -> Results:
     """What the trials came to together: results.csv, a table, and a picture for each swept key."""
     from runner.sweep.results import collect, table, write_csv
 
-    console, directory = Console(), manifest.directory
+    console, directory = Reporter(), manifest.directory
     results = collect(directory)
     with gc_paused():
         from runner.sweep.plots import draw
@@ -224,13 +224,13 @@ def check_some(manifest: Manifest) -> None:
     count = compose(words_.sort(manifest.values["task"], config_dir).sample, config_dir).config.sweep.audit
     if count and launched(os.environ):
         again = f"python -m runner -m resume={manifest.directory} sweep.audit={count}"
-        Console().warn(f"`sweep.audit` trains on one process: {again}")
+        Reporter().warn(f"`sweep.audit` trains on one process: {again}")
         return
     found = audit(manifest, count)
     if found is None:
         return
     numbers = ", ".join(map(str, found.members))
-    Console().say(f"audit    trials {numbers} trained again alone: largest difference {found.largest_difference:.2g}")
+    Reporter().say(f"audit    trials {numbers} trained again alone: largest difference {found.largest_difference:.2g}")
     manifest.values["audit"] = {"members": list(found.members), "largest_difference": found.largest_difference}
     manifest.save()
 

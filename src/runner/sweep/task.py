@@ -24,7 +24,6 @@ class Task:
         from runner.config.compose import compose
         from runner.config.overrides import quoted
         from runner.errors import Interrupted
-        from runner.runs.sinks.log import Log
         from runner.training.run import execute
 
         os.chdir(self.folder)
@@ -36,7 +35,7 @@ class Task:
         elif directory.is_dir():  # Hydra has made it
             shutil.rmtree(directory)
         try:
-            run = execute(lambda earlier: compose(words, self.config_dir), self.command, Log)
+            run = execute(lambda earlier: compose(words, self.config_dir), self.command, quiet=True)
         except Interrupted as stop:
             # Any Exception is a failed trial for Hydra's launchers, which would go on with the next one.
             raise KeyboardInterrupt from stop

@@ -154,10 +154,10 @@ class _Report:
     """Keeps the manifest, and tells on the screen how the sweep goes on."""
 
     def __init__(self, manifest: Manifest) -> None:
-        from runner.runs.sinks.console import Console
+        from runner.runs.sinks.reporter import Reporter
 
         self._manifest = manifest
-        self._console = Console()
+        self._console = Reporter()
         self.errors: dict[int, BaseException] = {}
 
     def say(self, text: str) -> None:

@@ -15,7 +15,7 @@ from runner.compute.gc_pause import gc_paused
 from runner.config.schema import Config, plain, program
 from runner.errors import ConfigError, Interrupted, Pruned, RunnerError
 from runner.runs.atomic import synced_together
-from runner.runs.sinks.log import Log
+from runner.runs.sinks.reporter import Reporter
 from runner.training.failures import as_failure
 from runner.training.recorder import CHECKPOINTS, Opened, RunRecorder, surroundings
 from runner.training.run import first_row, fixed
@@ -142,7 +142,9 @@ class Together:
         from runner.training import build
 
         config = trial.going_on()
-        records = RunRecorder(config, trial.words, self.command, Log(), self._around, trial.values, held=True)
+        records = RunRecorder(
+            config, trial.words, self.command, Reporter(quiet=True), self._around, trial.values, held=True
+        )
         try:
             with gc_paused():
                 resolved = build.resolve(config, self.choice, 1)

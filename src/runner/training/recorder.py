@@ -18,7 +18,7 @@ from runner.config.schema import Config, SinkConfig, config_hash, plain
 from runner.errors import ConfigError, Interrupted, Pruned, RunnerError
 from runner.runs.atomic import as_yaml, write_atomic, write_json
 from runner.runs.directory import RunDirectory, git, now
-from runner.runs.sinks.console import Console
+from runner.runs.sinks.reporter import Reporter
 from runner.training.failures import as_failure
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from runner.runs.checkpoint import Loaded
     from runner.runs.hashes import Hashes
     from runner.runs.sinks.base import Sink
-    from runner.runs.sinks.log import Log
     from runner.training.experiment import Outcome, RunInfo
     from runner.training.run_state import RunState
 
@@ -130,7 +129,7 @@ class RunRecorder:
     config: Config
     overrides: Sequence[str]
     command: Sequence[str]
-    console: Console | Log
+    console: Reporter
     around: Callable[[DeviceChoice], Mapping[str, Any]] = surroundings
     swept: Mapping[str, Any] = field(default_factory=dict)
     """Values in which the run differs from others of its sweep."""

@@ -15,7 +15,7 @@ from runner.compute.gc_pause import gc_paused
 from runner.compute.signals import StopRequest
 from runner.config.compose import Composed, check
 from runner.config.schema import Config, plain
-from runner.runs.sinks.console import Console
+from runner.runs.sinks.reporter import Reporter
 from runner.training.failures import explained_memory
 from runner.training.recorder import CHECKPOINTS, NullRecorder, Opened, Recorder, RunRecorder
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from runner.compute.devices import DeviceChoice
     from runner.compute.processes import World
     from runner.runs.checkpoint import Loaded
-    from runner.runs.sinks.log import Log
     from runner.training.experiment import Experiment, RunInfo
     from runner.training.loop import Loop
     from runner.training.run_state import Calendar, RunState
@@ -47,15 +46,17 @@ class Run:
         return read_rows(self.directory / "metrics.jsonl")
 
 
-def execute(ask: Ask, command: Sequence[str], console: Callable[[], Console | Log] = Console) -> Run:
+def execute(ask: Ask, command: Sequence[str], *, quiet: bool = False) -> Run:
     """Do the whole job, together with the other processes that a launcher started. Raises a `RunnerError`, no traceback.
 
-    Rank 0 alone asks what to do and keeps the records; what it says goes to its `console`.
+    Rank 0 alone asks what to do and keeps the records; with `quiet`, what it says goes to run.log only.
     """
     began = time.perf_counter()
     # A launcher ends all processes when the first one leaves; the one that has still to say why marks the signal only.
     with StopRequest() as stop, worlds.find(os.environ) as world:
-        records, config, choice = _lead(world, ask, command, console()) if world.rank == 0 else _follow(world)
+        records, config, choice = (
+            _lead(world, ask, command, Reporter(quiet=quiet)) if world.rank == 0 else _follow(world)
+        )
         from runner.training import build
 
         world.connect(choice.kind, config.launch.timeout_seconds)
@@ -67,9 +68,7 @@ def execute(ask: Ask, command: Sequence[str], console: Callable[[], Console | Lo
         return _Job(parts, choice, records, world, began, stop).run()
 
 
-def _lead(
-    world: World, ask: Ask, command: Sequence[str], console: Console | Log
-) -> tuple[Recorder, Config, DeviceChoice]:
+def _lead(world: World, ask: Ask, command: Sequence[str], console: Reporter) -> tuple[Recorder, Config, DeviceChoice]:
     """Compose, choose the device, and tell the others."""
     composed = ask(None)
     earlier = world.previous_run_dir

@@ -1,4 +1,4 @@
-"""A file is there whole or not at all, and a failure says where, why and how much space there is."""
+"""A file is complete or absent, and an error says where and why, and how much space is free."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def failing(code: int) -> Callable[..., Any]:
     return fail
 
 
-def test_a_file_is_made_and_replaced(tmp_path: Path) -> None:
+def test_a_file_is_created_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     write_atomic(path, b"old, and longer than the new one")
     write_atomic(path, b"new\x00\xff")
@@ -44,7 +44,7 @@ def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> Non
     assert stat.S_IMODE((tmp_path / "run.json").stat().st_mode) == 0o640
 
 
-def test_the_disk_has_the_file_before_its_name_and_the_name_before_the_return(
+def test_the_file_is_synced_before_it_is_renamed_and_its_folder_before_the_return(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -65,7 +65,7 @@ def test_the_disk_has_the_file_before_its_name_and_the_name_before_the_return(
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failure_leaves_the_old_file_and_no_temporary(
+def test_a_failure_leaves_the_old_file_and_no_temporary_one(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run.json"
@@ -77,7 +77,7 @@ def test_a_failure_leaves_the_old_file_and_no_temporary(
     assert os.listdir(tmp_path) == ["run.json"]
 
 
-def test_an_interrupt_leaves_no_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
@@ -87,28 +87,28 @@ def test_an_interrupt_leaves_no_temporary(tmp_path: Path, monkeypatch: pytest.Mo
     assert os.listdir(tmp_path) == []
 
 
-def test_a_new_file_never_overwrites(tmp_path: Path) -> None:
+def test_write_new_does_not_overwrite(tmp_path: Path) -> None:
     write_new(tmp_path / "a", b"first")
     with pytest.raises(FileExistsError):
         write_new(tmp_path / "a", b"second")
     assert (tmp_path / "a").read_bytes() == b"first"
 
 
-def test_a_temporary_lies_beside_and_differs_each_time(tmp_path: Path) -> None:
+def test_temporary_names_are_in_the_same_folder_and_unique(tmp_path: Path) -> None:
     names = {temporary(tmp_path / "last") for _ in range(20)}
     assert len(names) == 20
     assert all(name.parent == tmp_path and re.fullmatch(r"last\.tmp-[0-9a-f]{8}", name.name) for name in names)
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
-def test_a_file_system_that_cannot_sync_a_folder_is_no_failure(
+def test_a_file_system_that_cannot_sync_a_folder_is_accepted(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", failing(code))
     sync_folder(tmp_path)
 
 
-def test_a_folder_that_did_not_reach_the_disk_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_synced_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", failing(errno.EIO))
     with pytest.raises(OSError, match="Input/output"):
         sync_folder(tmp_path)
@@ -129,11 +129,11 @@ def test_a_folder_that_did_not_reach_the_disk_is_a_failure(tmp_path: Path, monke
         ({"a": {"b": [1, (NAN, {"c": -INF})]}}, {"a": {"b": [1, ["nan", {"c": "-inf"}]]}}),
     ],
 )
-def test_strict_changes_only_what_json_lacks(value: object, plain: object) -> None:
+def test_strict_changes_only_values_that_json_lacks(value: object, plain: object) -> None:
     assert repr(strict(value)) == repr(plain)
 
 
-def test_strict_does_not_change_the_value_it_is_given() -> None:
+def test_strict_does_not_change_its_argument() -> None:
     value = {"a": [NAN]}
     strict(value)
     assert value["a"][0] != value["a"][0]
@@ -162,7 +162,7 @@ def test_json_has_a_line_for_each_entry(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_value_that_json_does_not_know_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_value_that_is_not_json_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", 1)
     with pytest.raises(TypeError, match="not JSON serializable"):
         write_json(tmp_path / "a.json", {"path": tmp_path})
@@ -182,7 +182,7 @@ def test_a_value_that_json_does_not_know_leaves_the_old_file(tmp_path: Path) -> 
         (errno.EIO, "Input/output error", "`run_dir`"),
     ],
 )
-def test_an_error_is_explained(
+def test_an_error_is_explained_with_cause_space_and_remedy(
     code: int, cause: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=3 * 2**20 + 2**19)
@@ -204,16 +204,14 @@ def test_a_file_where_a_folder_must_be_is_named(tmp_path: Path) -> None:
     assert "MiB are free" in sentence
 
 
-def test_the_highest_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_the_highest_missing_folder_is_named(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "linreg" / "run.json"
     with pytest.raises(FileNotFoundError) as caught:
         write_atomic(path, b"x")
-    assert f"the folder `{tmp_path / 'runs'}` is not there (" in explain_os_error(caught.value, path)
+    assert f"the folder `{tmp_path / 'runs'}` does not exist (" in explain_os_error(caught.value, path)
 
 
-def test_an_error_without_a_number_and_a_space_that_cannot_be_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_without_a_number_and_an_unknown_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", failing(errno.EIO))
     sentence = explain_os_error(OSError("the bus fell over"), tmp_path)
     assert "cannot be written: the bus fell over (the free space is not known); " in sentence

@@ -1,4 +1,4 @@
-"""Checkpoints under every fault that a disk, a kill or a stranger can bring about."""
+"""Checkpoints under faults of the disk, kills, and files that somebody has manipulated."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def loaded(folder: Path) -> checkpoint.Loaded:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal in type and value; tensors in dtype, shape and every bit, so that nan equals nan and 0.0 is not -0.0."""
+    """Return whether types and values are equal, tensors to the bit: nan equals nan, and 0.0 differs from -0.0."""
     if type(a) is not type(b):
         return False
     if isinstance(a, torch.Tensor):
@@ -71,7 +71,7 @@ def links(folder: Path) -> dict[str, str]:
 
 
 def manifest_of(step: int, data: bytes, **changes: Any) -> bytes:
-    """The manifest as its format is documented, written down a second time; `changes` replace entries of it."""
+    """Return a manifest, written independently by its documented format. `changes` replace its entries."""
 
     def written(value: Any) -> bytes:
         return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
@@ -82,7 +82,7 @@ def manifest_of(step: int, data: bytes, **changes: Any) -> bytes:
 
 
 def forge(path: Path, step: int, data: bytes, **changes: Any) -> None:
-    """A checkpoint folder of any content under a manifest that vouches for it."""
+    """Make a checkpoint folder of any content with a correct manifest."""
     path.mkdir(parents=True)
     (path / "state.pt").write_bytes(data)
     (path / "manifest.json").write_bytes(manifest_of(step, data, **changes))
@@ -95,9 +95,9 @@ def pickled(value: Any) -> bytes:
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Exit code of a forked process that does `work`: 0 when it returned, 1 when it raised."""
+    """Return the exit code of a forked process that does `work`: 0 if it returned, 1 if it raised."""
     with warnings.catch_warnings():
-        # Newer Pythons warn of a fork beside threads; the child only saves on the CPU and leaves by os._exit.
+        # Newer Pythons warn of a fork with threads. The child only saves on the CPU, and ends by os._exit.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
@@ -113,7 +113,7 @@ def in_child(work: Callable[[], object]) -> int:
 # ------------------------------------------------------------------------------------------------------- round trip
 
 
-def test_a_nested_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_a_nested_state_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     floats = [float("nan"), -0.0, float("inf"), 5e-324, 1 / 3]
     real = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     state: State = {
@@ -132,7 +132,7 @@ def test_a_nested_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert same(found.state, state)
 
 
-def test_the_layout_is_the_contract(tmp_path: Path) -> None:
+def test_the_layout_of_files_and_links(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     put(folder, 0, 5, best=0)
     assert names(folder) == ["best", "last", "step_0", "step_5"]
@@ -157,15 +157,15 @@ def test_saving_draws_no_random_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [Path("x"), object], ids=["path", "class"])
-def test_a_state_that_could_not_be_loaded_again_is_not_saved(value: Any, tmp_path: Path) -> None:
+def test_a_state_that_cannot_be_loaded_is_not_saved(value: Any, tmp_path: Path) -> None:
     put(tmp_path / "c", 1)
-    with pytest.raises(ValueError, match=r"step 2 cannot be loaded again: state\.pt must hold tensors and plain"):
+    with pytest.raises(ValueError, match=r"step 2 cannot be loaded again: state\.pt must hold only tensors and plain"):
         checkpoint.save(tmp_path / "c", 2, {"value": value}, best=False, keep=None)
     assert names(tmp_path / "c") == ["last", "step_1"]
 
 
 def test_a_state_of_another_step_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"state\.pt is of step 3, but the folder of step 4"):
+    with pytest.raises(ValueError, match=r"state\.pt is of step 3, but its folder of step 4"):
         checkpoint.save(tmp_path, 4, {"step": 3}, best=False, keep=None)
     assert names(tmp_path) == []
 
@@ -173,7 +173,7 @@ def test_a_state_of_another_step_is_not_saved(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------- which one is loaded
 
 
-def test_no_checkpoint_at_all_is_none(tmp_path: Path) -> None:
+def test_without_any_checkpoint_load_returns_none(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "absent") is None
     (tmp_path / "step_5.txt").write_text("")
     (tmp_path / "step_05").mkdir()
@@ -204,13 +204,13 @@ def test_a_dangling_last_falls_back_to_the_newest(target: str, tmp_path: Path) -
     os.symlink(target, tmp_path / "last")
     found = loaded(tmp_path)
     assert found.step == 2
-    expected = (f"the checkpoint `{tmp_path / 'step_9'}` is not used: it is not there",)
+    expected = (f"the checkpoint `{tmp_path / 'step_9'}` is not used: it does not exist",)
     assert found.skipped == (expected if target == "step_9" else ())
 
 
-def test_a_last_whose_checkpoint_is_lost_is_not_an_empty_folder(tmp_path: Path) -> None:
+def test_a_missing_target_of_last_is_an_error(tmp_path: Path) -> None:
     os.symlink("step_9", tmp_path / "last")
-    with pytest.raises(CheckpointError, match=r"step_9` is not used: it is not there"):
+    with pytest.raises(CheckpointError, match=r"step_9` is not used: it does not exist"):
         checkpoint.load(tmp_path)
 
 
@@ -220,7 +220,7 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "checkpoints")
 
 
-def test_all_damaged_names_each(tmp_path: Path) -> None:
+def test_if_all_are_damaged_each_is_named(tmp_path: Path) -> None:
     put(tmp_path, 1, 2)
     (tmp_path / "step_1" / "state.pt").write_bytes(b"")
     os.unlink(tmp_path / "step_2" / "manifest.json")
@@ -239,7 +239,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "half": (lambda data: data[: len(data) // 2], "state.pt has "),
     "one byte short": (lambda data: data[:-1], "state.pt has "),
     "one byte long": (lambda data: data + b"\0", "state.pt has "),
-    "zeros": (lambda data: bytes(len(data)), "state.pt does not have the SHA-256 that manifest.json says"),
+    "zeros": (lambda data: bytes(len(data)), "state.pt does not match its SHA-256 in manifest.json"),
     "html": (lambda data: b"<!doctype html><title>502 Bad Gateway</title>", "state.pt has 45 bytes"),
 }
 
@@ -247,29 +247,29 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_state_is_named_and_the_one_before_used(kind: str, tmp_path: Path) -> None:
     put(tmp_path, 1, 2, 3)
-    damage, words = DAMAGE[kind]
+    damage, text = DAMAGE[kind]
     file = tmp_path / "step_3" / "state.pt"
     file.write_bytes(damage(file.read_bytes()))
     found = loaded(tmp_path)
     assert same(found.state, state_of(2))
     assert len(found.skipped) == 1
-    assert found.skipped[0].startswith(f"the checkpoint `{tmp_path / 'step_3'}` is not used: {words}")
+    assert found.skipped[0].startswith(f"the checkpoint `{tmp_path / 'step_3'}` is not used: {text}")
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "text"),
     [
         (None, "manifest.json cannot be read (No such file or directory)"),
         (b"", "manifest.json (0 bytes) is not JSON"),
         (b"\xff\xfe\xfd", "manifest.json (3 bytes) is not JSON"),
         (b"[" * 100_000, "manifest.json (100000 bytes) is not JSON"),
         (b"<html>", "manifest.json (6 bytes) is not JSON"),
-        (b"[]\n", "manifest.json lacks what a manifest has"),
-        (b"{}\n", "manifest.json lacks what a manifest has"),
-        (b'{"sha256": "", "step": 3, "files": {"state.pt": 5}}\n', "manifest.json lacks what a manifest has"),
+        (b"[]\n", "manifest.json lacks a required entry"),
+        (b"{}\n", "manifest.json lacks a required entry"),
+        (b'{"sha256": "", "step": 3, "files": {"state.pt": 5}}\n', "manifest.json lacks a required entry"),
     ],
 )
-def test_a_damaged_manifest_is_named_and_the_one_before_used(content: bytes | None, words: str, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_named_and_the_one_before_used(content: bytes | None, text: str, tmp_path: Path) -> None:
     put(tmp_path, 2, 3)
     file = tmp_path / "step_3" / "manifest.json"
     file.unlink()
@@ -277,50 +277,50 @@ def test_a_damaged_manifest_is_named_and_the_one_before_used(content: bytes | No
         file.write_bytes(content)
     found = loaded(tmp_path)
     assert found.step == 2
-    assert found.skipped == (f"the checkpoint `{tmp_path / 'step_3'}` is not used: {words}",)
+    assert found.skipped == (f"the checkpoint `{tmp_path / 'step_3'}` is not used: {text}",)
 
 
-def test_a_file_that_nobody_vouches_for_is_named_and_goes_with_the_next_save_of_its_step(tmp_path: Path) -> None:
+def test_a_file_outside_the_manifest_is_named_and_removed_by_the_next_save_of_its_step(tmp_path: Path) -> None:
     put(tmp_path, 2, 3)
     (tmp_path / "step_3" / "state.pt.orig").write_bytes(b"")
     found = loaded(tmp_path)
-    words = "state.pt.orig is not in manifest.json; move it away"
-    assert (found.step, found.skipped) == (2, (f"the checkpoint `{tmp_path / 'step_3'}` is not used: {words}",))
+    text = "state.pt.orig is not in manifest.json; move it away"
+    assert (found.step, found.skipped) == (2, (f"the checkpoint `{tmp_path / 'step_3'}` is not used: {text}",))
     put(tmp_path, 3)
     assert names(tmp_path / "step_3") == ["manifest.json", "state.pt"]
     assert (loaded(tmp_path).step, loaded(tmp_path).skipped) == (3, ())
 
 
-def test_a_manifest_with_a_space_more_is_not_believed(tmp_path: Path) -> None:
+def test_a_manifest_with_an_extra_space_is_refused(tmp_path: Path) -> None:
     put(tmp_path, 3)
     file = tmp_path / "step_3" / "manifest.json"
     file.write_bytes(file.read_bytes() + b" ")
-    assert checkpoint.verify(tmp_path / "step_3") == "manifest.json is not written as manifests are"
+    assert checkpoint.verify(tmp_path / "step_3") == "manifest.json is not in canonical form"
 
 
-def test_a_checkpoint_under_another_steps_name_is_not_believed(tmp_path: Path) -> None:
+def test_a_checkpoint_renamed_to_another_step_is_refused(tmp_path: Path) -> None:
     put(tmp_path, 3)
     os.rename(tmp_path / "step_3", tmp_path / "step_4")
-    assert checkpoint.verify(tmp_path / "step_4") == "manifest.json is of step 3, but the folder of step 4"
+    assert checkpoint.verify(tmp_path / "step_4") == "manifest.json is of step 3, but its folder of step 4"
 
 
-def test_manifests_that_vouch_for_the_wrong_thing(tmp_path: Path) -> None:
+def test_correct_manifests_of_wrong_states_are_refused(tmp_path: Path) -> None:
     data = pickled({"step": 1, "a": torch.zeros(3)})
     forge(tmp_path / "step_1", 1, data)
     forge(tmp_path / "step_2", 2, data)
     forge(tmp_path / "step_3", 3, pickled([1, 2]))
     forge(tmp_path / "step_4", 4, pickled({"a": 1}), more=True)
     assert checkpoint.verify(tmp_path / "step_1") is None
-    assert checkpoint.verify(tmp_path / "step_2") == "state.pt is of step 1, but the folder of step 2"
-    assert checkpoint.verify(tmp_path / "step_3") == "state.pt must hold a dict, but holds a list"
-    assert checkpoint.verify(tmp_path / "step_4") == "manifest.json is not written as manifests are"
+    assert checkpoint.verify(tmp_path / "step_2") == "state.pt is of step 1, but its folder of step 2"
+    assert checkpoint.verify(tmp_path / "step_3") == "state.pt must hold a dict, got a list"
+    assert checkpoint.verify(tmp_path / "step_4") == "manifest.json is not in canonical form"
 
 
 def test_verify_says_what_is_not_a_checkpoint(tmp_path: Path) -> None:
     put(tmp_path, 3)
     (tmp_path / "step_5").write_text("")
     assert checkpoint.verify(tmp_path / "step_3") is None
-    assert checkpoint.verify(tmp_path / "step_4") == "it is not there"
+    assert checkpoint.verify(tmp_path / "step_4") == "it does not exist"
     assert checkpoint.verify(tmp_path / "step_5") == "it is not a folder"
     assert checkpoint.verify(tmp_path / "last") == "its name must be step_<n>"
 
@@ -345,7 +345,7 @@ def test_every_flipped_bit_is_found(name: str, tmp_path: Path) -> None:
 
 
 class Payload:
-    """What a stranger would put into a checkpoint."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -362,10 +362,10 @@ def test_a_pickle_that_runs_a_command_is_refused(write: Callable[[Any], bytes], 
     os.unlink(tmp_path / "c" / "last")
     found = loaded(tmp_path / "c")
     assert found.step == 1
-    assert "step_2` is not used: state.pt must hold tensors and plain values alone and is refused" in found.skipped[0]
+    assert "step_2` is not used: state.pt must hold only tensors and plain values, and is refused" in found.skipped[0]
     assert not marker.exists()
     pickle.loads(pickle.dumps(Payload(marker)))
-    assert marker.exists()  # the payload does work where it is let through
+    assert marker.exists()  # unpickling the payload does run the command
 
 
 # ------------------------------------------------------------------------------------------------ keeping and deleting
@@ -384,14 +384,14 @@ def test_newest_is_by_number_and_the_target_of_last_stays(tmp_path: Path) -> Non
     assert names(tmp_path) == ["last", "step_10", "step_100", "step_3"]
 
 
-def test_what_is_not_ours_is_never_deleted(tmp_path: Path) -> None:
+def test_other_files_are_never_deleted(tmp_path: Path) -> None:
     for name in ("step_1.bak", "step_01", "notes.tmp-0123abcd"):
         (tmp_path / name).mkdir()
     checkpoint.save(tmp_path, 5, state_of(5), best=False, keep=1)
     assert names(tmp_path) == ["last", "notes.tmp-0123abcd", "step_01", "step_1.bak", "step_5"]
 
 
-def test_the_temporaries_of_a_killed_run_go_at_the_next_save(tmp_path: Path) -> None:
+def test_temporaries_of_a_killed_run_are_deleted_by_the_next_save(tmp_path: Path) -> None:
     (tmp_path / "step_4.tmp-0123abcd").mkdir()
     (tmp_path / "step_4.tmp-0123abcd" / "state.pt").write_bytes(b"half")
     os.symlink("step_4", tmp_path / "last.tmp-0123abcd")
@@ -400,7 +400,7 @@ def test_the_temporaries_of_a_killed_run_go_at_the_next_save(tmp_path: Path) -> 
     assert names(tmp_path) == ["last", "step_5"]
 
 
-def test_a_failing_delete_is_made_up_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_deletion_is_repeated_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, 1, 2, 3, best=1)
     remove, calls = shutil.rmtree, 0
 
@@ -422,7 +422,9 @@ def test_a_failing_delete_is_made_up_for_later(tmp_path: Path, monkeypatch: pyte
     assert checkpoint.verify(tmp_path / "step_1") is None
 
 
-def test_a_folder_that_cannot_be_listed_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_does_not_stop_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path, 1)
 
     def fail(path: Path) -> list[str]:
@@ -437,7 +439,7 @@ def test_a_folder_that_cannot_be_listed_ends_no_training(tmp_path: Path, monkeyp
 # -------------------------------------------------------------------------------------------------- the same step again
 
 
-def test_the_same_state_again_only_moves_the_links(tmp_path: Path) -> None:
+def test_saving_the_same_state_again_only_moves_the_links(tmp_path: Path) -> None:
     put(tmp_path, 1, 2)
     before = (tmp_path / "step_1").stat()
     checkpoint.save(tmp_path, 1, state_of(1), best=True, keep=None)
@@ -471,7 +473,9 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(part: str, tmp_path: 
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to name what is flushed")
-def test_the_disk_has_each_thing_before_the_next_relies_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_and_name_is_synced_before_the_next_depends_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path, 1)
     calls: list[str] = []
 
@@ -499,7 +503,7 @@ def test_the_disk_has_each_thing_before_the_next_relies_on_it(tmp_path: Path, mo
 
 
 class Countdown:
-    """Ends the process at the k-th call of anything that changes the disk, as a kill would."""
+    """Ends the process at the k-th call that changes the disk, as a kill would."""
 
     def __init__(self, k: int) -> None:
         self.left = k
@@ -556,10 +560,10 @@ def damaged_step(folder: Path) -> State | None:
 
 
 @pytest.mark.parametrize("prepare", [first, next_one, same_step, damaged_step])
-def test_a_kill_at_any_call_leaves_the_old_or_the_new(
+def test_a_kill_at_any_call_leaves_the_old_or_the_new_state(
     prepare: Callable[[Path], State | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A kill needs no real flush to the disk: what was written is seen by the next process anyway.
+    # A kill loses nothing that was written, so no real sync is needed.
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     new, outcomes = state_of(3), []
     code, k = 9, 0
@@ -578,20 +582,20 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new(
         found = checkpoint.load(folder)
         state = None if found is None else found.state
         assert same(state, old) or same(state, new), k
-        assert damaged(folder) <= before, k  # nothing half-written or half-deleted bears a checkpoint's name
+        assert damaged(folder) <= before, k  # no incomplete folder has the name of a checkpoint
         outcomes.append(same(state, new))
         checkpoint.save(folder, 4, state_of(4), best=True, keep=1)
         assert names(folder) == ["best", "last", "step_4"], k
     assert code == 0
-    assert k > 12  # the countdown did reach into the save
-    assert outcomes == sorted(outcomes)  # once the new one is found it stays found
+    assert k > 12  # the save was interrupted
+    assert outcomes == sorted(outcomes)  # once the new state is loaded it stays
     assert (outcomes[0], outcomes[-1]) == (False, True)
 
 
 # --------------------------------------------------------------------------------------------- F19, F20: no place to write
 
 
-def test_a_full_disk_is_explained_and_the_old_one_stays(tmp_path: Path) -> None:
+def test_a_full_disk_is_explained_and_the_old_checkpoint_stays(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     put(folder, 1)
     big = {"step": 2, "weight": torch.zeros(100_000)}
@@ -602,13 +606,13 @@ def test_a_full_disk_is_explained_and_the_old_one_stays(tmp_path: Path) -> None:
         try:
             checkpoint.save(folder, 2, big, best=True, keep=1)
         except RunFailed as error:
-            (tmp_path / "said").write_text(str(error))
+            (tmp_path / "message").write_text(str(error))
             os._exit(3)
 
     assert in_child(limited) == 3
-    said = (tmp_path / "said").read_text()
-    assert said.startswith(f"saving step 2 failed: `{folder / 'step_2'}` cannot be written: ")
-    assert re.search(r"the file would be larger than is allowed \([0-9,.]+ MiB are free\); ", said)
+    message = (tmp_path / "message").read_text()
+    assert message.startswith(f"saving step 2 failed: `{folder / 'step_2'}` cannot be written: ")
+    assert re.search(r"the file would be larger than is allowed \([0-9,.]+ MiB are free\); ", message)
     assert names(folder) == ["last", "step_1"]
     assert same(loaded(folder).state, state_of(1))
     checkpoint.save(folder, 2, big, best=True, keep=1)
@@ -617,7 +621,7 @@ def test_a_full_disk_is_explained_and_the_old_one_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("call", ["mkdir", "fsync", "rename", "symlink", "replace"])
 @pytest.mark.parametrize("step", [1, 2], ids=["same step", "next step"])
-def test_a_failure_at_any_call_leaves_the_old_one(
+def test_a_failure_at_any_call_leaves_the_old_checkpoint(
     call: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path, 1, best=1)
@@ -631,7 +635,7 @@ def test_a_failure_at_any_call_leaves_the_old_one(
             checkpoint.save(tmp_path, step, state_of(step, scale=2), best=True, keep=1)
     assert links(tmp_path) == {"last": "step_1", "best": "step_1"}
     kept = {"best", "last", "step_1"}
-    in_place = call in ("symlink", "replace")  # these come after the rename: the new one is whole, and not yet last
+    in_place = call in ("symlink", "replace")  # after the rename: the new one is complete, but not yet last
     assert [name for name in names(tmp_path) if name.startswith("last.")] == []
     assert {name for name in names(tmp_path) if ".tmp" not in name} - kept == (
         {"step_2"} if in_place and step == 2 else set()
@@ -642,7 +646,7 @@ def test_a_failure_at_any_call_leaves_the_old_one(
     assert names(tmp_path) == ["best", "last", "step_3"]
 
 
-def test_a_second_rename_that_fails_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_second_rename_restores_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, 1)
     rename, calls = os.rename, 0
 
@@ -674,7 +678,7 @@ def test_a_folder_in_the_place_of_last_is_named(tmp_path: Path) -> None:
     assert names(tmp_path) == ["last", "step_1"]
 
 
-def test_a_removed_folder_is_made_again_and_a_removed_run_is_not(tmp_path: Path) -> None:
+def test_a_removed_checkpoint_folder_is_created_again_and_a_removed_run_is_not(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
     folder.parent.mkdir()
     put(folder, 1)
@@ -682,7 +686,7 @@ def test_a_removed_folder_is_made_again_and_a_removed_run_is_not(tmp_path: Path)
     put(folder, 2)
     assert loaded(folder).step == 2
     shutil.rmtree(folder.parent)
-    with pytest.raises(RunFailed, match=rf"the folder `{folder.parent}` is not there"):
+    with pytest.raises(RunFailed, match=rf"the folder `{folder.parent}` does not exist"):
         put(folder, 3)
     assert not folder.parent.exists()
 

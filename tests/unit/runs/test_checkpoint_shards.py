@@ -1,4 +1,4 @@
-"""Shards on the disk: what they hold, and what is refused before torch gets to see it."""
+"""The files of sharded checkpoints, and manipulated ones that are refused before torch reads them."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def _one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def put(folder: Path, step: int) -> Path:
-    """A checkpoint with shards, by one process."""
+    """Save a checkpoint with shards from one process."""
     fresh = checkpoint.draft(folder, step)
     tensors, plain = checkpoint_shards.split(STATE)
     assert checkpoint_shards.write(fresh, tensors, None) is None
     return checkpoint.publish(fresh, {**STATE, "model": {}, "optimizer": {}, **plain}, best=False, keep=None)
 
 
-def vouch(path: Path) -> None:
-    """A manifest as its format is documented, for whatever is in the folder."""
+def write_manifest(path: Path) -> None:
+    """Write a correct manifest of the files in a folder, by its documented format."""
 
     def written(value: Any) -> bytes:
         return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
@@ -57,17 +57,17 @@ def vouch(path: Path) -> None:
 
 
 def rewritten(path: Path, change: Callable[[Metadata], Any]) -> str | None:
-    """What is said of a checkpoint whose `.metadata` a stranger has rewritten, with a manifest to match."""
+    """Change `.metadata`, with a correct manifest, and return what is wrong with the checkpoint."""
     file = path / ".metadata"
     file.write_bytes(pickle.dumps(change(pickle.loads(file.read_bytes()))))
-    vouch(path)
+    write_manifest(path)
     return checkpoint.verify(path)
 
 
 # ------------------------------------------------------------------------------------------------- names and nesting
 
 
-def test_tensors_are_told_from_the_rest_by_flat_names() -> None:
+def test_split_separates_tensors_from_other_values() -> None:
     a, b = torch.ones(2), torch.zeros(1)
     state = {
         "model": {"0.weight": a},
@@ -80,14 +80,14 @@ def test_tensors_are_told_from_the_rest_by_flat_names() -> None:
     assert checkpoint_shards.joined({"scaler": state["scaler"]}, {**plain, **tensors}) == state
 
 
-def test_a_stage_with_no_state_leaves_room_for_that_of_another() -> None:
+def test_joined_adds_the_state_of_another_stage_to_an_empty_one() -> None:
     state: dict[str, Any] = {"model": {}, "optimizer": {}}
     flat = {"optimizer/1.bias/calls": 3, "optimizer": {}}
     assert checkpoint_shards.joined(state, flat) == {"model": {}, "optimizer": {"1.bias": {"calls": 3}}}
     assert state == {"model": {}, "optimizer": {}}
 
 
-def test_a_state_without_any_optimizer_state_comes_back(tmp_path: Path) -> None:
+def test_a_state_without_optimizer_state_is_loaded(tmp_path: Path) -> None:
     put(tmp_path, 1)
     found = checkpoint.load(tmp_path)
     assert found is not None
@@ -96,11 +96,11 @@ def test_a_state_without_any_optimizer_state_comes_back(tmp_path: Path) -> None:
     assert torch.equal(found.state["model"]["0.weight"], STATE["model"]["0.weight"])
 
 
-# ------------------------------------------------------------------------------------------------------- strangers
+# ------------------------------------------------------------------------------------------------------- manipulated files
 
 
 class Payload:
-    """What a stranger would put into a checkpoint."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -121,16 +121,16 @@ def test_metadata_that_runs_a_command_is_refused_and_runs_nothing(where: str, tm
     marker = tmp_path / "marker"
     put(tmp_path / "c", 1)
     path = put(tmp_path / "c", 2)
-    said = rewritten(path, lambda metadata: WHERE[where](metadata, Payload(marker)))
-    assert said == (
-        ".metadata must hold what torch.distributed.checkpoint writes and is refused (posix.system is not part of it)"
+    message = rewritten(path, lambda metadata: WHERE[where](metadata, Payload(marker)))
+    assert message == (
+        ".metadata must hold what torch.distributed.checkpoint writes, and is refused (posix.system is not allowed)"
     )
     found = checkpoint.load(tmp_path / "c")
     assert found is not None
-    assert (found.step, found.skipped) == (1, (f"the checkpoint `{path}` is not used: {said}",))
+    assert (found.step, found.skipped) == (1, (f"the checkpoint `{path}` is not used: {message}",))
     assert not marker.exists()
     pickle.loads((path / ".metadata").read_bytes())
-    assert marker.exists()  # the payload does work where it is let through
+    assert marker.exists()  # unpickling the payload does run the command
 
 
 @pytest.mark.parametrize(
@@ -143,23 +143,23 @@ def test_metadata_that_runs_a_command_is_refused_and_runs_nothing(where: str, tm
         (b"ctorch.distributed.checkpoint.metadata\nos\n.", "torch.distributed.checkpoint.metadata.os"),
     ],
 )
-def test_no_name_is_looked_up_but_those_of_metadata(content: bytes, name: str, tmp_path: Path) -> None:
+def test_metadata_may_contain_only_known_names(content: bytes, name: str, tmp_path: Path) -> None:
     path = put(tmp_path, 1)
     (path / ".metadata").write_bytes(content)
-    vouch(path)
-    said = checkpoint.verify(path)
-    assert said is not None
-    assert said.endswith(f"is refused ({name} is not part of it)")
+    write_manifest(path)
+    message = checkpoint.verify(path)
+    assert message is not None
+    assert message.endswith(f"is refused ({name} is not allowed)")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", b"no pickle", pickle.dumps([1]), pickle.dumps(None)])
-def test_metadata_that_is_none_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_metadata_is_refused(content: bytes, tmp_path: Path) -> None:
     path = put(tmp_path, 1)
     (path / ".metadata").write_bytes(content)
-    vouch(path)
-    said = checkpoint.verify(path)
-    assert said is not None
-    assert said.startswith(".metadata must hold what torch.distributed.checkpoint writes and is refused (")
+    write_manifest(path)
+    message = checkpoint.verify(path)
+    assert message is not None
+    assert message.startswith(".metadata must hold what torch.distributed.checkpoint writes, and is refused (")
 
 
 def test_values_that_torch_would_unpickle_are_refused(tmp_path: Path) -> None:
@@ -167,14 +167,14 @@ def test_values_that_torch_would_unpickle_are_refused(tmp_path: Path) -> None:
     for file in (".metadata", "__0_0.distcp"):
         (path / file).unlink()
     dcp_save({"model/0.weight": Payload(tmp_path / "marker")}, checkpoint_id=path)
-    vouch(path)
-    said = checkpoint.verify(path)
-    assert said is not None
-    assert "BytesStorageMetadata is not part of it" in said
+    write_manifest(path)
+    message = checkpoint.verify(path)
+    assert message is not None
+    assert "BytesStorageMetadata is not allowed" in message
     assert not (tmp_path / "marker").exists()
 
 
-def elsewhere(metadata: Metadata) -> Metadata:
+def outside(metadata: Metadata) -> Metadata:
     places = {
         i: dataclasses.replace(p, relative_path="../step_1/__0_0.distcp") for i, p in metadata.storage_data.items()
     }
@@ -188,11 +188,11 @@ def uncovered(metadata: Metadata) -> Metadata:
     return dataclasses.replace(metadata, state_dict_metadata={name: larger})
 
 
-@pytest.mark.parametrize("change", [elsewhere, uncovered])
-def test_metadata_of_what_is_not_there_is_refused(change: Callable[[Metadata], Metadata], tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [outside, uncovered])
+def test_metadata_of_missing_shards_is_refused(change: Callable[[Metadata], Metadata], tmp_path: Path) -> None:
     put(tmp_path, 1)
-    said = rewritten(put(tmp_path, 2), change)
-    assert said == ".metadata must say of whole tensors where in the checkpoint they are, and does not"
+    message = rewritten(put(tmp_path, 2), change)
+    assert message == ".metadata must list whole tensors in files of this checkpoint, and does not"
 
 
 def shifted(metadata: Metadata) -> Metadata:
@@ -200,20 +200,20 @@ def shifted(metadata: Metadata) -> Metadata:
     return dataclasses.replace(metadata, storage_data=places)
 
 
-def test_shards_that_are_not_what_metadata_says_are_refused(tmp_path: Path) -> None:
-    said = rewritten(put(tmp_path, 1), shifted)
-    assert said == "the shards do not hold what .metadata says (CheckpointException)"
+def test_shards_that_do_not_match_metadata_are_refused(tmp_path: Path) -> None:
+    message = rewritten(put(tmp_path, 1), shifted)
+    assert message == "the shards do not match .metadata (CheckpointException)"
 
 
 def test_a_checkpoint_with_shards_and_no_metadata_is_refused(tmp_path: Path) -> None:
     path = put(tmp_path, 1)
     (path / ".metadata").unlink()
-    vouch(path)
-    said = checkpoint.verify(path)
-    assert said == ".metadata must hold what torch.distributed.checkpoint writes and is refused (FileNotFoundError)"
+    write_manifest(path)
+    message = checkpoint.verify(path)
+    assert message == ".metadata must hold what torch.distributed.checkpoint writes, and is refused (FileNotFoundError)"
 
 
-def test_what_could_not_be_loaded_again_is_not_published(tmp_path: Path) -> None:
+def test_shards_that_cannot_be_loaded_are_not_published(tmp_path: Path) -> None:
     put(tmp_path, 1)
     fresh = checkpoint.draft(tmp_path, 2)
     dcp_save({"model/0.weight": "text"}, checkpoint_id=fresh)
@@ -222,10 +222,10 @@ def test_what_could_not_be_loaded_again_is_not_published(tmp_path: Path) -> None
     assert sorted(os.listdir(tmp_path)) == ["last", "step_1"]
 
 
-# ---------------------------------------------------------------------------------------------------------- quietly
+# ---------------------------------------------------------------------------------------------------------- warnings
 
 
-def test_loading_in_a_process_without_a_group_warns_of_nothing(tmp_path: Path) -> None:
+def test_loading_without_a_process_group_does_not_warn(tmp_path: Path) -> None:
     put(tmp_path, 1)
     dist.destroy_process_group()
     with warnings.catch_warnings(record=True) as caught:

@@ -1,4 +1,4 @@
-"""The run directory: whole or not there, held by one process, and free again when that process is gone."""
+"""The run directory: complete or absent, locked by one process, and released when that process ends."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _refusal(run_dir: str) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def test_a_new_directory_is_whole() -> None:
+def test_a_new_directory_is_complete() -> None:
     run = _create(None, seed=3)
     assert re.fullmatch(r"runs/linreg/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[0-9a-f]{6}", str(run.path))
     assert sorted(os.listdir(run.path)) == ["config.yaml", "run.json"]
@@ -57,7 +57,7 @@ def test_a_new_directory_is_whole() -> None:
     run.close()
 
 
-def test_two_runs_of_one_second_have_directories_of_their_own() -> None:
+def test_runs_started_in_the_same_second_have_different_directories() -> None:
     runs = [_create(None) for _ in range(5)]
     assert len({run.path for run in runs}) == 5
     for run in runs:
@@ -85,7 +85,7 @@ def test_a_run_dir_that_holds_a_run_is_refused_and_stays_as_it_is() -> None:
     run.close()
     before = (run.path / "run.json").read_bytes()
     assert _refusal("run") == (
-        "`run_dir` must be a new directory, but run holds a run; give another one, or go on there with resume=run",
+        "`run_dir` must be a new directory, but run holds a run; use another one, or resume it with resume=run",
     )
     assert (run.path / "run.json").read_bytes() == before
     assert os.listdir() == ["run"]
@@ -95,7 +95,7 @@ def test_a_run_dir_that_holds_anything_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     assert _refusal("mine") == (
-        "`run_dir` must be a directory that can be made, empty or new, but mine is not: Directory not empty; give another one",
+        "`run_dir` must be an empty or a new directory, got mine: Directory not empty; use another one",
     )
     assert os.listdir("mine") == ["notes.txt"]
     assert os.listdir() == ["mine"]
@@ -104,7 +104,7 @@ def test_a_run_dir_that_holds_anything_else_is_refused(tmp_path: Path) -> None:
 def test_a_run_dir_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (problem,) = _refusal("file/run")
-    assert problem.startswith("`run_dir` must be a directory that can be made, empty or new, but file/run is not: ")
+    assert problem.startswith("`run_dir` must be an empty or a new directory, got file/run: ")
     assert os.listdir() == ["file"]
 
 
@@ -114,11 +114,11 @@ def test_nothing_is_left_when_the_record_cannot_be_written(tmp_path: Path, monke
 
     monkeypatch.setattr("runner.runs.directory.write_json", full)
     (problem,) = _refusal("run")
-    assert problem.endswith("but run is not: No space left on device; give another one")
+    assert problem.endswith("got run: No space left on device; use another one")
     assert os.listdir(tmp_path) == []
 
 
-def test_an_open_directory_is_refused_by_naming_the_process() -> None:
+def test_an_open_directory_is_refused_and_its_process_named() -> None:
     run = _create()
     with pytest.raises(CheckpointError) as caught:
         RunDirectory.reopen(run.path)
@@ -132,8 +132,8 @@ def test_an_open_directory_is_refused_by_naming_the_process() -> None:
     again.close()
 
 
-def _run_elsewhere() -> subprocess.Popen[str]:
-    """A process that holds the directory `run` until it is killed."""
+def _run_in_another_process() -> subprocess.Popen[str]:
+    """Return a process that has the directory `run` open until it is killed."""
     code = (
         "import sys\nfrom runner.runs.directory import RunDirectory\n"
         "run = RunDirectory.create('linreg', 'run', '', {})\nprint('open', flush=True)\nsys.stdin.read()"
@@ -144,8 +144,8 @@ def _run_elsewhere() -> subprocess.Popen[str]:
     return child
 
 
-def test_a_directory_of_another_process_is_free_when_that_is_killed() -> None:
-    with _run_elsewhere() as child:
+def test_the_lock_of_a_killed_process_is_released() -> None:
+    with _run_in_another_process() as child:
         try:
             with pytest.raises(CheckpointError, match=f"process {child.pid} on "):
                 RunDirectory.reopen(Path("run"))
@@ -208,7 +208,7 @@ def test_without_git_it_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
     assert git() == {"git_commit": None, "git_dirty": None}
 
 
-def test_a_checkout_is_told_by_its_commit_and_whether_tracked_files_changed(
+def test_git_returns_the_commit_and_whether_tracked_files_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):

@@ -1,4 +1,4 @@
-"""The hash of the parameters against its written definition, computed here from numpy and struct alone."""
+"""The hash of the parameters against its documented definition, computed here with numpy and struct."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _sha256(*pieces: bytes) -> str:
     return hashlib.sha256(b"".join(pieces)).hexdigest()
 
 
-def test_a_linear_model_by_hand() -> None:
+def test_the_hash_of_a_linear_model() -> None:
     parameters = {
         "weight": torch.tensor([[1.0, -2.5, 3.0]], requires_grad=True),
         "bias": torch.tensor([0.5], dtype=torch.float32),
@@ -48,7 +48,7 @@ def test_every_type_and_shape(tensor: Tensor, header: bytes, content: bytes) -> 
     assert parameters_sha256({"p": tensor}) == _sha256(header, content)
 
 
-def test_a_view_counts_by_its_values_in_the_order_of_rows() -> None:
+def test_a_view_is_hashed_by_its_values_in_row_order() -> None:
     whole = np.arange(12, dtype="<f8").reshape(3, 4)
     tensor = torch.from_numpy(whole.copy()).T
     assert not tensor.is_contiguous()
@@ -74,5 +74,5 @@ def test_names_are_sorted_and_in_utf_8() -> None:
     ],
     ids=["value", "sign of zero", "name", "shape", "type"],
 )
-def test_any_difference_shows(other: dict[str, Tensor]) -> None:
+def test_any_difference_changes_the_hash(other: dict[str, Tensor]) -> None:
     assert parameters_sha256(other) != parameters_sha256({"p": torch.tensor([0.0, 1.0])})

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from runner.runs.plots import COLOURS, Picture, draw
+from runner.runs.plots import COLOURS, RunPlots, draw
 
 Part = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
@@ -23,19 +23,19 @@ def part(rows: int, seed: int = 0, features: int = 1) -> Part:
     return x, x[:, 0] + 10 * random.standard_normal(rows), 0.9 * x[:, 0] + 1
 
 
-def picture(
+def plots_of(
     parts: Mapping[str, Part] | None = None,
     rows: Sequence[Mapping[str, Any]] = (),
     line: Part | tuple[Any, Any] | None = None,
     **names: Any,
-) -> Picture:
-    given: dict[str, Any] = {"title": "linreg", "feature_names": ["x"], "target_name": "y"} | names
-    return Picture(parts=parts or {}, rows=rows, line=line, **given)  # type: ignore[arg-type]
+) -> RunPlots:
+    labels: dict[str, Any] = {"title": "linreg", "feature_names": ["x"], "target_name": "y"} | names
+    return RunPlots(parts=parts or {}, rows=rows, line=line, **labels)  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
-    """The figures behind the bytes, by their heading."""
+    """Figures of the PNG files, by their heading."""
     figures: dict[str, Figure] = {}
     save = Figure.savefig
 
@@ -52,26 +52,26 @@ def legend(figure: Figure) -> list[str]:
 
 
 def data(axes: Axes, number: int) -> list[list[float]]:
-    """x and y of a line that was drawn."""
+    """Return x and y of a line."""
     return [np.asarray(column).tolist() for column in axes.lines[number].get_data()]
 
 
 def test_three_png_files_and_the_same_bytes_again() -> None:
-    given = picture(
+    content = plots_of(
         {"train": part(90), "test": part(10)}, [{"step": 1, "train/loss": 2.0}], (np.arange(9), np.arange(9))
     )
-    files = draw(given)
+    files = draw(content)
     assert list(files) == ["fit", "loss", "residuals"]
     for png in files.values():
         assert imread(io.BytesIO(png)).shape == (506, 792, 4)
         assert b"Software" not in png
-    assert draw(given) == files
+    assert draw(content) == files
 
 
 def test_one_feature_shows_rows_line_and_predictions(drawn: dict[str, Figure]) -> None:
     parts = {"test": part(3, 1), "train": part(5, 2), "valid": part(1, 3)}
     line = (np.array([0.0, 50, 100]), np.array([1.0, 46, 91]))
-    draw(picture(parts, line=line, feature_names=["mass in kg"], target_name="price in $"))
+    draw(plots_of(parts, line=line, feature_names=["mass in kg"], target_name="price in $"))
     figure = drawn["Data and fit"]
     (axes,) = figure.axes
     assert legend(figure) == ["train (5 rows)", "valid (1 row)", "test (3 rows)", "fit", "predicted for test"]
@@ -87,7 +87,7 @@ def test_one_feature_shows_rows_line_and_predictions(drawn: dict[str, Figure]) -
 
 def test_several_features_show_predicted_against_true(drawn: dict[str, Figure]) -> None:
     parts = {"train": part(20, 1, 10), "test": part(5, 2, 10)}
-    draw(picture(parts, feature_names=[f"f{i}" for i in range(10)]))
+    draw(plots_of(parts, feature_names=[f"f{i}" for i in range(10)]))
     (axes,) = drawn["Predicted against true"].axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("true y", "predicted y")
     assert data(axes, 1) == [list(parts["test"][1]), list(parts["test"][2])]
@@ -97,15 +97,15 @@ def test_several_features_show_predicted_against_true(drawn: dict[str, Figure]) 
 
 def test_residuals_are_true_minus_predicted_and_counted(drawn: dict[str, Figure]) -> None:
     parts = {"train": part(400, 1), "test": part(30, 2)}
-    draw(picture(parts))
-    axes, beside = drawn["Residuals"].axes
+    draw(plots_of(parts))
+    axes, counts = drawn["Residuals"].axes
     _, target, prediction = parts["test"]
     assert data(axes, 1) == [list(prediction), list(target - prediction)]
-    bars = [(bar.get_x(), bar.get_width()) for bar in beside.patches]  # type: ignore[attr-defined]
+    bars = [(bar.get_x(), bar.get_width()) for bar in counts.patches]  # type: ignore[attr-defined]
     train, test = bars[: len(bars) // 2], bars[len(bars) // 2 :]
     assert (sum(width for _, width in train), sum(width for _, width in test)) == (400, 30)
     assert [start for start, _ in test] == [width for _, width in train]
-    assert axes.get_ylim() == beside.get_ylim()
+    assert axes.get_ylim() == counts.get_ylim()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_residuals_are_true_minus_predicted_and_counted(drawn: dict[str, Figure]
     [([100.0, 50, 5], "log"), ([100.0, 50, 11], "linear"), ([100.0, 1, 0], "linear"), ([100.0, 1, -3], "linear")],
 )
 def test_loss_is_logarithmic_over_more_than_a_decade(drawn: dict[str, Figure], losses: list[float], scale: str) -> None:
-    draw(picture(rows=[{"step": step, "train/loss": loss} for step, loss in enumerate(losses)]))
+    draw(plots_of(rows=[{"step": step, "train/loss": loss} for step, loss in enumerate(losses)]))
     (axes,) = drawn["Loss"].axes
     assert axes.get_yscale() == scale
     assert "$" not in "".join(label.get_text() for label in axes.get_yticklabels())
@@ -125,7 +125,7 @@ def test_loss_has_the_validation_loss_where_it_was_taken(drawn: dict[str, Figure
         {"step": 2, "train/loss": 2.0, "valid/loss": 2.5},
         {"step": 5, "train/loss": 1.0},
     ]
-    draw(picture(rows=rows))
+    draw(plots_of(rows=rows))
     assert legend(drawn["Loss"]) == ["train", "valid"]
     (axes,) = drawn["Loss"].axes
     assert [data(axes, 0), data(axes, 1)] == [[[1, 2, 5], [3, 2, 1]], [[2], [2.5]]]
@@ -133,7 +133,7 @@ def test_loss_has_the_validation_loss_where_it_was_taken(drawn: dict[str, Figure
 
 LEVELS = [
     ([3.0, 2.0], {"optimum": 1.5, "noise floor": 2.25}, ["optimum (1.5)", "noise floor (2.25)"]),
-    ([78.70, 78.69], {"optimum": 78.65, "noise floor": 100.0}, []),  # five and two thousand times as far apart
+    ([78.70, 78.69], {"optimum": 78.65, "noise floor": 100.0}, []),  # 5 and 2,000 times as far apart as the losses
     ([78.70, 78.66], {"optimum": 78.65, "noise floor": 100.0}, ["optimum (78.65)"]),
     ([1.0, 1e-6], {"optimum": 1e-20}, ["optimum (1e-20)"]),
     ([1.0, 1e-6], {"optimum": 1e-30}, []),
@@ -144,10 +144,10 @@ LEVELS = [
 
 
 @pytest.mark.parametrize(("losses", "levels", "shown"), LEVELS)
-def test_losses_that_are_known_are_lines_unless_they_flatten_the_curve(
+def test_known_losses_are_lines_unless_they_flatten_the_curve(
     drawn: dict[str, Figure], losses: list[float], levels: dict[str, float], shown: list[str]
 ) -> None:
-    draw(picture(rows=[{"step": step, "train/loss": loss} for step, loss in enumerate(losses)], levels=levels))
+    draw(plots_of(rows=[{"step": step, "train/loss": loss} for step, loss in enumerate(losses)], levels=levels))
     (axes,) = drawn["Loss"].axes
     assert legend(drawn["Loss"]) == ["train", *shown]
     for number, text in enumerate(shown, 1):
@@ -156,9 +156,9 @@ def test_losses_that_are_known_are_lines_unless_they_flatten_the_curve(
         assert low < data(axes, number)[1][0] < high
 
 
-def test_crowds_are_thinned_and_the_legend_says_so(drawn: dict[str, Figure]) -> None:
+def test_many_points_are_thinned_and_the_legend_says_so(drawn: dict[str, Figure]) -> None:
     parts = {"train": part(25_000, 1), "valid": part(10_000, 2), "test": part(51, 3)}
-    draw(picture(parts, [{"step": step, "train/loss": 1.0} for step in range(20_001)]))
+    draw(plots_of(parts, [{"step": step, "train/loss": 1.0} for step in range(20_001)]))
     fit, loss = drawn["Data and fit"], drawn["Loss"]
     assert legend(fit) == [
         "train (10,000 of 25,000 rows)",
@@ -173,11 +173,11 @@ def test_crowds_are_thinned_and_the_legend_says_so(drawn: dict[str, Figure]) -> 
     assert legend(loss) == ["train (10,000 of 20,001 rows)"]
 
 
-def test_what_is_not_finite_is_left_out(drawn: dict[str, Figure]) -> None:
+def test_values_that_are_not_finite_are_left_out(drawn: dict[str, Figure]) -> None:
     features, target, prediction = (np.ones((6, 1)), np.arange(6.0), np.arange(6.0))
     features[0], target[1], prediction[2], prediction[3] = np.nan, np.inf, -np.inf, 1e300
     draw(
-        picture(
+        plots_of(
             {"train": (features, target, prediction), "test": tuple(c[:3] for c in (features, target, prediction))},  # type: ignore[dict-item]
             [{"step": 1, "train/loss": np.nan}, {"step": 2, "train/loss": 4.0}, {"step": 3, "train/loss": np.inf}],
             (np.arange(4.0), np.array([5, 1e300, np.inf, 7])),
@@ -189,33 +189,33 @@ def test_what_is_not_finite_is_left_out(drawn: dict[str, Figure]) -> None:
     assert data(drawn["Loss"].axes[0], 0) == [[2], [4]]
 
 
-def test_figures_without_content_are_not_drawn() -> None:
+def test_empty_plots_are_not_drawn() -> None:
     empty = (np.zeros((0, 1)), np.zeros(0), np.zeros(0))
-    assert draw(picture({"train": empty}, [{"step": 1, "lr": 0.1}, {"step": 2, "train/loss": np.nan}])) == {}
-    assert list(draw(picture({"train": part(1)}))) == ["fit", "residuals"]
-    assert list(draw(picture(rows=[{"step": 1, "train/loss": 3.0}]))) == ["loss"]
+    assert draw(plots_of({"train": empty}, [{"step": 1, "lr": 0.1}, {"step": 2, "train/loss": np.nan}])) == {}
+    assert list(draw(plots_of({"train": part(1)}))) == ["fit", "residuals"]
+    assert list(draw(plots_of(rows=[{"step": 1, "train/loss": 3.0}]))) == ["loss"]
 
 
 @pytest.mark.parametrize(
-    "given",
+    "content",
     [
-        picture({"train": part(1)}, [{"step": 0, "train/loss": 0.0}], (np.ones(1), np.ones(1))),
-        picture({"train": (np.ones((5, 1)), np.full(5, 3.0), np.full(5, 3.0))}, [{"step": 1, "train/loss": -1.0}] * 2),
-        picture({"test": (np.full((5, 2), 1e99), np.full(5, 1e99), np.full(5, -1e99))}, feature_names=["a", "b"]),
-        picture({"test": (np.full((5, 1), 1e17), np.array([1e17] * 4 + [1e17 + 16]), np.full(5, 1e17))}),
-        picture({"test": (np.full((5, 1), 1e-320), np.full(5, 1e-320), np.zeros(5))}),
-        picture(rows=[{"step": 1, "train/loss": 5e-324}, {"step": 2, "train/loss": 9e99}]),
-        picture({"train": part(9)}, line=(np.array([0.0, np.nan, 2, 3]), np.array([0.0, 1, np.inf, 1e300]))),
-        picture({"train": part(9)}, line=(np.full(3, np.nan), np.full(3, np.nan))),
-        picture(
+        plots_of({"train": part(1)}, [{"step": 0, "train/loss": 0.0}], (np.ones(1), np.ones(1))),
+        plots_of({"train": (np.ones((5, 1)), np.full(5, 3.0), np.full(5, 3.0))}, [{"step": 1, "train/loss": -1.0}] * 2),
+        plots_of({"test": (np.full((5, 2), 1e99), np.full(5, 1e99), np.full(5, -1e99))}, feature_names=["a", "b"]),
+        plots_of({"test": (np.full((5, 1), 1e17), np.array([1e17] * 4 + [1e17 + 16]), np.full(5, 1e17))}),
+        plots_of({"test": (np.full((5, 1), 1e-320), np.full(5, 1e-320), np.zeros(5))}),
+        plots_of(rows=[{"step": 1, "train/loss": 5e-324}, {"step": 2, "train/loss": 9e99}]),
+        plots_of({"train": part(9)}, line=(np.array([0.0, np.nan, 2, 3]), np.array([0.0, 1, np.inf, 1e300]))),
+        plots_of({"train": part(9)}, line=(np.full(3, np.nan), np.full(3, np.nan))),
+        plots_of(
             {"train": part(9)}, title="$x^{$", feature_names=["質量 $\\frac$"], target_name="$\\frac$\n" + "long " * 90
         ),
     ],
 )
-def test_odd_input_is_drawn_without_a_warning(given: Picture) -> None:
+def test_odd_input_is_drawn_without_a_warning(content: RunPlots) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        files = draw(given)
+        files = draw(content)
     assert files
     assert all(png.startswith(b"\x89PNG") for png in files.values())
 
@@ -225,7 +225,10 @@ def test_importing_is_free_and_drawing_leaves_no_global_state() -> None:
 import sys
 import runner.runs.plots as plots
 assert not [name for name in sys.modules if name.startswith(("matplotlib", "torch"))]
-plots.draw(plots.Picture("", [], "", {}, None, [{"step": 1, "train/loss": 1.0}]))
+import matplotlib
+before = matplotlib.rcParams.copy()
+plots.draw(plots.RunPlots("", [], "", {}, None, [{"step": 1, "train/loss": 1.0}]))
 assert "matplotlib.pyplot" not in sys.modules
+assert matplotlib.rcParams.copy() == before
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Saving beside the training, by one process; what several do together is in tests/distributed."""
+"""Saving by one process, also in the background. Several processes are in tests/distributed."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def loaded(folder: Path) -> checkpoint.Loaded:
 
 
 class Gate:
-    """Holds the writing back until it is opened."""
+    """Delays the writing until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened, self.begun = threading.Event(), threading.Event()
-        self.told: list[str] = []
+        self.events: list[str] = []
         self._save = checkpoint.save
         monkeypatch.setattr(checkpoint, "save", self._held)
 
@@ -53,7 +53,7 @@ class Gate:
         self.begun.set()
         assert self.opened.wait(20)
         path = self._save(folder, step, state, best=best, keep=keep)
-        self.told.append(f"wrote {step}")
+        self.events.append(f"wrote {step}")
         return path
 
 
@@ -64,8 +64,8 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate.opened.set()
 
 
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["at once", "beside"])
-def test_a_state_is_saved_with_what_is_fixed(asynchronous: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["synchronous", "asynchronous"])
+def test_a_state_is_saved_with_the_fixed_values(asynchronous: bool, tmp_path: Path) -> None:
     made = saver(tmp_path / "c", asynchronous, keep=1)
     for step in (1, 2, 3):
         made.save(step, state_of(step), best=step == 1)
@@ -76,7 +76,7 @@ def test_a_state_is_saved_with_what_is_fixed(asynchronous: bool, tmp_path: Path)
     assert sorted(os.listdir(tmp_path / "c")) == ["best", "last", "step_1", "step_3"]
 
 
-def test_what_is_written_are_the_values_at_the_call(gate: Gate, tmp_path: Path) -> None:
+def test_a_background_save_writes_the_values_at_the_call(gate: Gate, tmp_path: Path) -> None:
     made, state = saver(tmp_path / "c", asynchronous=True), state_of(1)
     made.save(1, state, best=False)
     state["model"]["weight"].fill_(7)
@@ -84,8 +84,8 @@ def test_what_is_written_are_the_values_at_the_call(gate: Gate, tmp_path: Path) 
     state["optimizer"]["weight"]["old_steps"][0].fill_(7)
     state["optimizer"]["weight"]["old_steps"].append(7)
     state["best"]["value"] = 7.0
-    made.check()  # waits for nothing
-    assert gate.told == []
+    made.check()  # does not wait
+    assert gate.events == []
     gate.opened.set()
     made.close()
     assert str(loaded(tmp_path / "c").state) == str({"format": 1, "step": 1, **state_of(1), **FIXED})
@@ -96,10 +96,10 @@ def test_a_second_save_waits_for_the_first(gate: Gate, tmp_path: Path) -> None:
     made.save(1, state_of(1), best=False)
 
     class Live(UserDict[str, Any]):
-        """A state that tells when its values are taken."""
+        """A state that records when its values are read."""
 
         def __iter__(self) -> Iterator[str]:
-            gate.told.append("taken")
+            gate.events.append("read")
             return super().__iter__()
 
     second = threading.Thread(target=made.save, args=(2, Live(state_of(2)), False))
@@ -107,7 +107,7 @@ def test_a_second_save_waits_for_the_first(gate: Gate, tmp_path: Path) -> None:
     gate.opened.set()
     second.join()
     made.close()
-    assert gate.told == ["wrote 1", "taken", "wrote 2"]
+    assert gate.events == ["wrote 1", "read", "wrote 2"]
 
 
 def test_closing_waits_and_leaves_no_thread(gate: Gate, tmp_path: Path) -> None:
@@ -117,27 +117,27 @@ def test_closing_waits_and_leaves_no_thread(gate: Gate, tmp_path: Path) -> None:
     writing = threading.active_count()
     closing = threading.Thread(target=made.close)
     closing.start()
-    assert gate.told == []
+    assert gate.events == []
     gate.opened.set()
     closing.join()
     assert threading.active_count() == writing - 1
-    assert gate.told == ["wrote 1"]
+    assert gate.events == ["wrote 1"]
 
 
-def look(made: Saver) -> None:
-    while True:  # a look finds nothing as long as the writing goes on
+def check_until_it_ends(made: Saver) -> None:
+    while True:  # raises nothing while the state is being written
         made.check()
 
 
 CALLS: dict[str, Callable[[Saver], None]] = {
-    "check": look,
+    "check": check_until_it_ends,
     "save": lambda made: made.save(2, state_of(2), best=False),
     "close": lambda made: made.close(),
 }
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_failure_is_raised_by_the_next_call_and_once(call: str, tmp_path: Path) -> None:
+def test_a_background_failure_is_raised_once_by_the_next_call(call: str, tmp_path: Path) -> None:
     folder = tmp_path / "c"
     folder.write_text("mine")
     made = saver(folder, asynchronous=True)
@@ -153,7 +153,7 @@ def test_a_failure_is_raised_by_the_next_call_and_once(call: str, tmp_path: Path
     made.close()
 
 
-def test_a_failure_at_once_is_raised_at_once(tmp_path: Path) -> None:
+def test_a_failure_of_a_synchronous_save_is_raised_by_it(tmp_path: Path) -> None:
     (tmp_path / "c").write_text("mine")
     made = saver(tmp_path / "c", asynchronous=False)
     with pytest.raises(RunFailed, match="saving step 1 failed: "):
@@ -162,7 +162,7 @@ def test_a_failure_at_once_is_raised_at_once(tmp_path: Path) -> None:
     made.close()
 
 
-def test_a_mistake_keeps_its_kind(tmp_path: Path) -> None:
+def test_a_bug_keeps_its_type(tmp_path: Path) -> None:
     made = saver(tmp_path / "c", asynchronous=True)
     made.save(1, {**state_of(1), "where": tmp_path}, best=False)
     with pytest.raises(ValueError, match="the state of step 1 cannot be loaded again"):
@@ -181,7 +181,7 @@ print("the end", flush=True)
 """
 
 
-def test_a_process_that_ends_waits_for_what_is_being_written(tmp_path: Path) -> None:
+def test_a_process_that_ends_waits_for_a_background_save(tmp_path: Path) -> None:
     command: list[str | Path] = [sys.executable, "-c", ENDING, tmp_path / "c", Path(__file__).parent]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

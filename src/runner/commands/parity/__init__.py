@@ -19,7 +19,7 @@ from runner.commands.parity.report import print_table, write_table
 from runner.compute.gc_pause import gc_paused
 from runner.compute.signals import interruptible
 from runner.errors import ConfigError, Interrupted
-from runner.runs.sinks.console import Console
+from runner.runs.sinks.reporter import Reporter
 
 if TYPE_CHECKING:
     from runner.commands.parity.table import ParityTable
@@ -55,7 +55,7 @@ def command(arguments: list[str]) -> int:
         )
     _refuse_existing(parsed.out)
     request = read_request([*parsed.overrides, *rest], parsed.config_dir)
-    console = Console()
+    console = Reporter()
     for notice in request.notices:
         console.warn(notice)
     table = _measured(request, parsed.steps, ["python", "-m", "runner", "parity", *arguments], console)
@@ -74,7 +74,7 @@ def _default_directory(name: str) -> Path:
     return Path("runs", name, f"parity_{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}")
 
 
-def _measured(request: ParityRequest, steps: int | None, command_line: Sequence[str], console: Console) -> ParityTable:
+def _measured(request: ParityRequest, steps: int | None, command_line: Sequence[str], console: Reporter) -> ParityTable:
     with gc_paused():
         from runner.commands.parity.measure import measure
     message = "stopped; nothing was written"

@@ -1,53 +1,52 @@
-"""The picture of a parity table: for every cell how far it is from its reference, and how far it may be."""
+"""Plot of a parity table: how far each cell is from its reference, and how far it may be."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runner.commands.parity.table import BAD, Entry, ParityTable
-from runner.runs.plots import INK, SOFT, legend, page, png, short
+from runner.runs.plots import INK, PALETTE, SOFT, legend, page, plot_style, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Colours of optimizers, of Okabe and Ito's palette; those after the last share it."""
-
 EQUAL, LARGEST = 1e-18, 1e2
-"""Where a difference of 0 is drawn on the logarithmic axis, and the largest that is drawn."""
+"""Place of a difference of 0 on the logarithmic axis, and the largest difference that is drawn."""
 
 GROUP = 0.42
-"""Half the width of a group of cells, of the distance between two groups."""
+"""Half the width of a group of cells, in units of the distance between two groups."""
 
 
 def draw(table: ParityTable) -> bytes:
-    """A PNG: groups of cells by device, dtype and strategy, in each a dot a cell in the colour of its optimizer.
+    """Return a PNG with groups of cells by device, dtype and strategy. Each cell is a dot in its optimizer's colour.
 
-    Of parameters and loss what stands nearer to its bound is drawn, or further beyond it; a cross where a bound is missed or
-    the cell failed.
+    The dot is the difference of the parameters or of the loss: the one nearer to its bound, or further beyond it. A
+    cross is a missed bound or a failed cell. Optimizers after the seventh share its colour.
     """
     groups: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in table.entries:
         if entry.bound is not None or entry.verdict in BAD:
             groups.setdefault((entry.cell.device, entry.cell.dtype, entry.cell.strategy), []).append(entry)
-    title = short(f"{table.name}: {table.headline()}", 60)
-    figure, (axes,) = page(title, "difference and bound", "", "relative difference, the first steps")
-    names = list(dict.fromkeys(entry.cell.optimizer for entries in groups.values() for entry in entries))
-    colours = {name: COLOURS[min(number, len(COLOURS) - 1)] for number, name in enumerate(names)}
-    for x, entries in enumerate(groups.values()):
-        _group(axes, x, entries, colours)
-    for name, colour in colours.items():
-        axes.plot([], [], "o", color=colour, label=name)
-    axes.plot([], [], "_", color=SOFT, markersize=7, label="bound")
-    if table.bad:
-        axes.plot([], [], "x", color=INK, label="missed or failed")
-    _axes(axes, [_label(*group, many=len({g[0] for g in groups}) > 1) for group in groups])
-    legend(figure, axes)
-    figure.subplots_adjust(bottom=0.24)
-    return png(figure)
+    names = dict.fromkeys(entry.cell.optimizer for entries in groups.values() for entry in entries)
+    colours = {name: PALETTE[min(number, len(PALETTE) - 1)] for number, name in enumerate(names)}
+    first = 0 if len({device for device, _, _ in groups}) > 1 else 1  # one device needs no name
+    with plot_style():
+        title = f"{table.name}: {table.headline()}"
+        figure, (axes,) = page(title, "difference and bound", "", "relative difference, the first steps")
+        for x, entries in enumerate(groups.values()):
+            _group(axes, x, entries, colours)
+        for name, colour in colours.items():
+            axes.plot([], [], "o", color=colour, label=name)
+        axes.plot([], [], "_", color=SOFT, markersize=7, label="bound")
+        if table.bad:
+            axes.plot([], [], "x", color=INK, label="missed or failed")
+        _axes(axes, [" ".join(group[first:]) for group in groups])
+        legend(figure, axes)
+        figure.subplots_adjust(bottom=0.24)
+        return png(figure)
 
 
 def _group(axes: Axes, x: int, entries: Sequence[Entry], colours: dict[str, str]) -> None:
@@ -57,28 +56,22 @@ def _group(axes: Axes, x: int, entries: Sequence[Entry], colours: dict[str, str]
         if entry.bound is None:
             axes.plot(place, LARGEST, "x", color=INK, markersize=6, clip_on=False)
             continue
-        found, most = _worse(entry)
-        y, limit = (float(np.clip(value, EQUAL, LARGEST)) for value in (found, most))
-        bad = entry.verdict in BAD
-        dot: Any = (
-            {"color": INK, "markersize": 7, "markeredgewidth": 1.8} if bad else {"color": colour, "markersize": 4}
-        )
-        axes.plot(place, y, "x" if bad else "o", **dot)
-        if most < 1:
-            style: Any = {"color": colour, "alpha": 0.5}
-            axes.plot(place, limit, "_", markersize=4, **style)
-            axes.vlines(place, min(y, limit), max(y, limit), linewidth=0.7, **style)
+        difference, bound = _worse(entry)
+        y, limit = (float(np.clip(value, EQUAL, LARGEST)) for value in (difference, bound))
+        if entry.verdict in BAD:
+            axes.plot(place, y, "x", color=INK, markersize=7, markeredgewidth=1.8)
+        else:
+            axes.plot(place, y, "o", color=colour, markersize=4)
+        if bound < 1:
+            axes.plot(place, limit, "_", color=colour, alpha=0.5, markersize=4)
+            axes.vlines(place, min(y, limit), max(y, limit), color=colour, alpha=0.5, linewidth=0.7)
 
 
 def _worse(entry: Entry) -> tuple[float, float]:
-    """The difference, with its bound, that is nearer to it or further beyond it."""
+    """Return the difference that is nearer to its bound, or further beyond it, with the bound."""
     assert entry.bound is not None
     pairs = [(entry.parameters, entry.bound.parameters), (entry.loss, entry.bound.loss)]
     return max(pairs, key=lambda pair: (pair[0] > pair[1], pair[0] / (pair[1] or EQUAL)))
-
-
-def _label(device: str, dtype: str, strategy: str, *, many: bool) -> str:
-    return f"{device} {dtype} {strategy}" if many else f"{dtype} {strategy}"
 
 
 def _axes(axes: Axes, labels: Sequence[str]) -> None:

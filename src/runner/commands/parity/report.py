@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from runner.compute.gc_pause import gc_paused
 from runner.errors import RunFailed
 from runner.runs.atomic import explain_os_error, write_atomic, write_json
-from runner.runs.sinks.console import Console
+from runner.runs.sinks.reporter import Reporter
 
 if TYPE_CHECKING:
     from runner.commands.parity.table import ParityTable
@@ -30,7 +30,7 @@ def write_table(table: ParityTable, directory: Path) -> None:
         raise RunFailed(explain_os_error(error, Path(error.filename or directory))) from error
 
 
-def print_table(table: ParityTable, directory: Path, console: Console) -> None:
+def print_table(table: ParityTable, directory: Path, console: Reporter) -> None:
     """Print missed bounds and failures first, then the grid, the reasons for its gaps, and the counts."""
     from runner.commands.parity.table import LEGEND, summary, text
 

@@ -72,12 +72,11 @@ def run_here(runs: Sequence[ParityRun]) -> None:
 
 def attempt(run: ParityRun) -> Exception | None:
     """Do one run, or the part of this process in it, and return its error, if any. Raises `Interrupted`."""
-    from runner.runs.sinks.log import Log
     from runner.training.run import execute
 
     config = validation.replaced(run.config, "run_dir", str(run.directory))[0]
     try:
-        execute(lambda earlier: Composed(config, ()), ["python", "-m", "runner", "parity"], Log)
+        execute(lambda earlier: Composed(config, ()), ["python", "-m", "runner", "parity"], quiet=True)
     except Interrupted:
         raise
     except Exception as error:  # for example an operation that the device or dtype lacks; other cells can still run

@@ -1,1 +1,1 @@
-"""Places that rows of metrics are written to: files, TensorBoard, the console."""
+"""Sinks of a run's rows of metrics: JSON lines, TensorBoard, lines of text."""

@@ -1,7 +1,8 @@
-"""What a run tells while it goes: rows of numbers, and the sinks that keep them.
+"""The contract of a sink: what receives the rows of metrics of a run.
 
-A row is made once, at the end of a logged step, and every sink gets the same one. Sinks live in the process that speaks
-for the run; they own their files and nothing else.
+The loop makes a row at the end of a logged step, and every sink receives the same row. Sinks exist on rank 0 only. A
+sink is named in `record.sinks`; its class in `runner.config.schema` names its builder, `build(config, directory,
+held)`.
 """
 
 from __future__ import annotations
@@ -11,47 +12,66 @@ from typing import Any, Protocol, TypeAlias
 
 Value: TypeAlias = int | float
 Row: TypeAlias = Mapping[str, Value]
+"""One row of metrics: "step" (int), and numbers by name, such as "train/loss" and "lr"."""
 
 
 class Writer(Protocol):
-    """Where rows go."""
+    """The part of a sink that the loop calls during training. Every method may raise OSError, which ends the run."""
 
     def write(self, row: Row) -> None:
-        """Take one row: its "step", strictly above that of the row before, and numbers, nan and infinity too."""
+        """Write a row.
+
+        Its "step" is larger than that of the previous row. Values may be nan or infinite. Not every row has every
+        metric. The call is part of the training time: it should not wait for a device, a disk or a network.
+        """
         ...
 
     def flush(self) -> None:
-        """Return when every row so far would survive a loss of power; called before a checkpoint is published."""
+        """Return once all rows so far would survive a loss of power.
+
+        Called before a checkpoint is published: a resumed run must find the rows up to its checkpoint.
+        """
         ...
 
 
 class Sink(Writer, Protocol):
-    """Where rows go. `open` is called first, the others only when it returned; but `close` last, whatever happened.
+    """A receiver of the rows and the result of a run.
 
-    Any method may raise `OSError`, where the disk is full or the directory is not writable.
+    The calls are: `open`, `start`, then `write` and `flush` as often as there are rows and checkpoints, `finish`,
+    `close`. The same object is used for one attempt only: a resumed run has a new one. `finish` is also called for a
+    run that failed after `start`. `close` is always the last call, also if no other method was called, and may come
+    twice. Every method may raise OSError.
+
+    A sink that is built with `held` is one of many in the same process, for the trials of a sweep that are trained
+    together. It keeps rows in memory until `flush`, and no file open in between.
     """
 
     def open(self, first_step: int) -> None:
-        """Make ready for rows from `first_step` on.
+        """Prepare for rows from `first_step` on.
 
-        Rows with step >= `first_step` that an earlier, killed attempt left are dropped. 0 means a new run.
+        Rows with step >= `first_step` that an earlier attempt left are dropped: the run writes them again. 0 is a new
+        run.
         """
         ...
 
     def start(
         self, config: Mapping[str, Any], hyperparameters: Mapping[str, float | str | bool], metric_names: Sequence[str]
     ) -> None:
-        """Keep what the run is: its resolved config, what a sweep may vary, and the metrics `finish` will bring."""
+        """Record what the run is.
+
+        `config` is the resolved configuration as plain values. `hyperparameters` has the values that runs are compared
+        by, such as "lr". `metric_names` are the names that the metrics in `finish` will have.
+        """
         ...
 
     def finish(self, summary: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
-        """Keep the outcome.
+        """Record the result.
 
-        `summary` has "status" ("finished" or "failed"), "steps" (int) and "metrics" ("valid/rmse" → float, …);
-        `figures` has PNG files by name.
+        `summary` has at least "status" ("finished" or "failed"), "steps" (int) and "metrics" ("valid/rmse" → float).
+        That of a finished run is the content of summary.json. `figures` has the plots as PNG files, by name.
         """
         ...
 
     def close(self) -> None:
-        """Give back the files; nothing where none were opened."""
+        """Close all files. Does nothing if none are open."""
         ...

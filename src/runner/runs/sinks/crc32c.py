@@ -1,8 +1,9 @@
-"""CRC-32C, the checksum in TensorBoard's records, many bytes at a time.
+"""CRC-32C, the checksum of TensorBoard's records, computed for many bytes at a time.
 
-TensorBoard's own goes through the bytes one by one in Python, which in a sweep takes longer than all the rest of its files.
-What a byte does to the checksum depends on the bytes before it only by way of exclusive or, so each can be looked up by its
-distance to the end of its block, and all of them combined at once.
+TensorBoard's own function is a Python loop over the bytes. In a sweep it would take longer than all other writing.
+
+The checksum is linear over exclusive or: the contribution of a byte depends on its value and its distance to the end of
+its block. So all contributions are looked up in one table and combined at once.
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ from functools import cache
 from typing import Any
 
 POLYNOMIAL = 0x82F63B78
-"""Castagnoli's, its bits reversed (RFC 3720, 12.1)."""
+"""Castagnoli's polynomial with reversed bits (RFC 3720, section 12.1)."""
 
 BLOCK = 256
-"""Bytes that are looked up at once."""
+"""Number of bytes that are looked up at once."""
 
 
 def masked_crc32c(data: bytes) -> int:
-    """The checksum as it stands in a record: turned by 15 bits and shifted, so that records may hold records."""
+    """Return the checksum in the form that records contain: rotated by 15 bits, plus a constant."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def crc32c(data: bytes) -> int:
-    """As in RFC 3720."""
+    """Return the CRC-32C of data, as in RFC 3720."""
     import numpy as np
 
     (table, places), state = _table(), 0xFFFFFFFF
@@ -39,7 +40,7 @@ def crc32c(data: bytes) -> int:
 
 @cache
 def _table() -> tuple[Any, Any]:
-    """What is left of each byte after no zeros, after one, and so on [BLOCK · 256]; where the bytes of a block look there."""
+    """Return the checksum of each byte before 0, 1, … zeros [BLOCK · 256], and the offset of a block's bytes in it."""
     import numpy as np
 
     row = np.arange(256, dtype=np.uint32)

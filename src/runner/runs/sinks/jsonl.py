@@ -1,6 +1,6 @@
-"""Rows as lines of strict JSON: the record that other programs read.
+"""Write rows as lines of strict JSON, for other programs, and read them.
 
-One object a line, in the order of the steps. JSON has no nan and no infinity: they stand as "nan", "inf" and "-inf".
+Each line is one object, in the order of the steps. nan and infinity, which JSON lacks, are "nan", "inf" and "-inf".
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from runner.errors import CheckpointError
 from runner.runs.atomic import Appended, strict, write_atomic
 
 _NOT_FINITE = {text: float(text) for text in ("nan", "inf", "-inf")}
-_ENCODER = json.JSONEncoder(allow_nan=False)  # made once: building one takes longer than a row
+_ENCODER = json.JSONEncoder(allow_nan=False)  # made once: it takes longer than encoding a row
 
 
 class JsonLines:
-    """A sink that appends to one file. A row reaches the operating system when it is written, the disk at `flush`.
+    """A sink that appends rows to one file.
 
-    Held back, rows reach the operating system at `flush` only, and the file is not open meanwhile.
+    A row reaches the operating system in `write`, and the disk in `flush`. With `held`, it reaches both in `flush`, and
+    the file is not open in between.
     """
 
     def __init__(self, path: Path, *, held: bool = False) -> None:
@@ -29,6 +30,7 @@ class JsonLines:
         self._file: Appended | None = None
 
     def open(self, first_step: int) -> None:
+        """Drop rows from `first_step` on, and a line that a kill cut off."""
         if self._path.exists():
             content = self._path.read_bytes()
             kept = b"".join(line + b"\n" for line in content.splitlines() if _step(line) < first_step)
@@ -39,30 +41,33 @@ class JsonLines:
     def start(
         self, config: Mapping[str, Any], hyperparameters: Mapping[str, float | str | bool], metric_names: Sequence[str]
     ) -> None:
-        """Nothing: the config has a file of its own."""
+        """Do nothing: the config is in config.yaml."""
 
     def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row as a line."""
         try:
             line = _ENCODER.encode(row)
-        except ValueError:  # a number is not finite; rare, so that the usual row is not looked through twice
+        except ValueError:  # a number is not finite, which is rare: other rows are not searched for it
             line = _ENCODER.encode(strict(row))
         assert self._file is not None
         self._file.write(line.encode() + b"\n")
 
     def flush(self) -> None:
+        """Wait until the disk has all rows so far."""
         assert self._file is not None
         self._file.sync()
 
     def finish(self, summary: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
-        """Nothing: the summary has a file of its own."""
+        """Do nothing: the result is in summary.json."""
 
     def close(self) -> None:
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
 
 def _step(line: bytes) -> float:
-    """The step of a row; infinite for a line that is not a row, such as one that a kill tore."""
+    """Return the step of a row; infinity for a line that is not a row, such as one that a kill cut off."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
@@ -70,17 +75,17 @@ def _step(line: bytes) -> float:
 
 
 def build(config: c.JsonLines, directory: Path, held: bool) -> JsonLines:
-    """The rows of a run directory."""
+    """Return the sink of a run directory's metrics.jsonl."""
     return JsonLines(directory / "metrics.jsonl", held=held)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, with "nan", "inf" and "-inf" as the numbers that they stand for.
+    """Return the rows of a `metrics.jsonl`, with "nan", "inf" and "-inf" as numbers.
 
-    A last line that was torn by a kill, or is just being written, is left out. Raises `CheckpointError` for any other
-    line that is not a row, and `FileNotFoundError`.
+    A last line without its end is left out: a kill cut it off, or it is being written. Raises `CheckpointError` for any
+    other line that is not a row, and `FileNotFoundError`.
     """
-    *whole, _torn = path.read_bytes().split(b"\n")
+    *whole, _incomplete = path.read_bytes().split(b"\n")
     return [_row(line, f"line {number} of `{path}`") for number, line in enumerate(whole, start=1)]
 
 
@@ -91,5 +96,5 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
         row = None
     if not isinstance(row, dict):
         start = line[:40].decode(errors="replace")
-        raise CheckpointError(f"{place} must be a JSON object, but is {start!r}; restore the file or delete the line")
+        raise CheckpointError(f"{place} must be a JSON object, got {start!r}; restore the file or delete the line")
     return {name: _NOT_FINITE.get(value, value) if isinstance(value, str) else value for name, value in row.items()}

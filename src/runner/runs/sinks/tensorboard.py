@@ -1,7 +1,7 @@
-"""Rows as TensorBoard events: curves, the config as text, the hyperparameters' table, figures.
+"""Write rows as TensorBoard events: curves, the config as text, the table of hyperparameters, plots as images.
 
-A small synchronous writer over TensorBoard's own messages. `torch.utils.tensorboard` hands each value to a
-thread in an event of its own, which costs more than writing all of a row's values at once; and it needs torch.
+This is a small synchronous writer of TensorBoard's own messages. `torch.utils.tensorboard` sends each value to a thread
+as an event of its own, which costs more than writing all values of a row at once, and it needs torch.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ from runner.runs.sinks.base import Row
 from runner.runs.sinks.crc32c import masked_crc32c
 
 _PREFIX = "events.out.tfevents."
-_HPARAMS = "_hparams_/"  # the plugin knows its messages by tags that begin so
+_HPARAMS = "_hparams_/"
+"""Start of the tags of the plugin for hyperparameters."""
+
+
 _SECRETS = ("token", "password", "secret")
 
 
 def build(config: c.TensorBoard, directory: Path, held: bool) -> TensorBoard:
-    """The event files of a run directory."""
+    """Return the sink of a run directory's event files."""
     return TensorBoard(directory, held=held)
 
 
 class TensorBoard:
-    """A sink that writes one event file an attempt, into the run directory itself.
+    """A sink that writes one event file for each attempt into the run directory. TensorBoard stores float32.
 
-    A row reaches the operating system when it is written, the disk at `flush`; held back, both at `flush`. TensorBoard
-    keeps float32.
+    A row reaches the operating system in `write`, and the disk in `flush`. With `held`, it reaches both in `flush`.
     """
 
     def __init__(self, directory: Path, *, held: bool = False) -> None:
@@ -44,6 +46,7 @@ class TensorBoard:
         self._first_step = 0
 
     def open(self, first_step: int) -> None:
+        """Drop events from `first_step` on in the files of earlier attempts, and begin a new file."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         self._first_step = first_step
@@ -53,17 +56,18 @@ class TensorBoard:
             _drop(file, first_step)
         self._file = Appended(self._directory / _file_name(earlier), held=self._held)
         self._put(Event(file_version="brain.Event:2", wall_time=time.time()))
-        # A server that has read the dropped rows already forgets them when it meets this.
+        # A server that has read the dropped rows already forgets them when it reads this.
         self._put(Event(step=first_step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
 
     def start(
         self, config: Mapping[str, Any], hyperparameters: Mapping[str, float | str | bool], metric_names: Sequence[str]
     ) -> None:
-        """The config as text "config"; the hyperparameters, and "final/<name>" as the metrics of their table."""
+        """Write the config as the text "config", and the table of hyperparameters with metrics "final/<name>"."""
         values = [_text("config", _markdown(config)), *_session_start(_masked(hyperparameters), metric_names)]
         self._put_values(self._first_step, values)
 
     def write(self, row: Row) -> None:
+        """Write a row as one event with all its values."""
         event = self._event(step=row["step"], wall_time=time.time())
         add = event.summary.value.add
         for tag, number in row.items():
@@ -72,11 +76,12 @@ class TensorBoard:
         self._put(event)
 
     def flush(self) -> None:
+        """Wait until the disk has all events so far."""
         assert self._file is not None
         self._file.sync()
 
     def finish(self, summary: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
-        """Scalars "final/<name>" and images "figures/<name>" at the last step; then the session has ended."""
+        """Write scalars "final/<name>" and images "figures/<name>" at the last step, and the end of the session."""
         steps = summary["steps"]
         self.write({"step": steps, **{f"final/{name}": value for name, value in summary["metrics"].items()}})
         self._put_values(steps, [_image(f"figures/{name}", png) for name, png in figures.items()])
@@ -84,6 +89,7 @@ class TensorBoard:
         self.flush()
 
     def close(self) -> None:
+        """Close the event file."""
         if self._file is not None:
             self._file.close()
 
@@ -98,21 +104,20 @@ class TensorBoard:
 
 
 def _file_name(earlier: Sequence[Path]) -> str:
-    """A name that sorts after those of the earlier attempts: TensorBoard reads the files of a run in that order.
-
-    The clock alone does not ensure it: two attempts may share a second, or come from two machines.
-    """
+    """Return a name that sorts after those of earlier attempts: TensorBoard reads files in this order."""
+    # The clock does not ensure it: two attempts may start in the same second, or on two machines.
     times = [int(file.name.removeprefix(_PREFIX).partition(".")[0]) for file in earlier]
     return f"{_PREFIX}{max([int(time.time()), *(t + 1 for t in times)]):010d}.{socket.gethostname()}.{os.getpid()}"
 
 
 def _drop(file: Path, first_step: int) -> None:
-    """Take out of an earlier attempt's file what the new one will write again, and what a kill tore.
+    """Remove from an earlier attempt's file the steps that are written again, and a record that a kill cut off.
 
-    What was said of the session, its config, hyperparameters and end, is taken out at any step: TensorBoard believes
-    the first that it meets, so that a run that failed and was resumed would stand as failed for ever.
+    The hyperparameters and the end of its session are removed at any step.
     """
     from tensorboard.compat.proto.event_pb2 import Event
+
+    # TensorBoard uses the first session that it reads: a resumed run would stay "failed" in its table.
 
     content = file.read_bytes()
     kept = bytearray()
@@ -123,14 +128,14 @@ def _drop(file: Path, first_step: int) -> None:
     if not kept:
         file.unlink()
     elif kept != content:
-        # TensorBoard would read a copy that is still being written, if its name were that of an event file.
+        # The copy does not have the name of an event file, which TensorBoard would read before it is complete.
         copy = file.with_name("events.rewritten")
         write_atomic(copy, bytes(kept))
         copy.replace(file)
 
 
 def _record(data: bytes) -> bytes:
-    """Length of the data (8 bytes), checksum of the length (4), data, checksum of the data (4)."""
+    """Return a record: length of the data (8 bytes), checksum of the length (4), data, checksum of the data (4)."""
     return _head(len(data)) + data + struct.pack("<I", masked_crc32c(data))
 
 
@@ -141,7 +146,7 @@ def _head(length: int) -> bytes:
 
 
 def _split(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The records of an event file up to the first that is not whole, each with its data."""
+    """Return the records of an event file up to the first damaged one, each with its data."""
     start = 0
     while start + 16 <= len(content):
         (length,) = struct.unpack_from("<Q", content, start)
@@ -153,7 +158,7 @@ def _split(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _masked(value: Any) -> Any:
-    """The same value, with stars where the name of a key says that a secret stands there."""
+    """Return the value with "***" for each key whose name suggests a secret."""
     if isinstance(value, Mapping):
         return {
             key: "***" if any(word in str(key).lower() for word in _SECRETS) else _masked(inner)
@@ -163,7 +168,7 @@ def _masked(value: Any) -> Any:
 
 
 def _markdown(config: Mapping[str, Any]) -> str:
-    """The config as YAML in a markdown code block, which is what indented lines are."""
+    """Return the config as YAML in a markdown code block, made by indentation."""
     return textwrap.indent(as_yaml(_masked(config)), "    ")
 
 
@@ -179,14 +184,14 @@ def _text(tag: str, text: str) -> Any:
 def _image(tag: str, png: bytes) -> Any:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    width, height = struct.unpack_from(">II", png, 16)  # the first chunk of every PNG file begins with them
+    width, height = struct.unpack_from(">II", png, 16)  # they begin the first chunk of every PNG file
     return Summary.Value(
         tag=tag, image=Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
     )
 
 
 def _session_start(hyperparameters: Mapping[str, Any], metric_names: Sequence[str]) -> list[Any]:
-    """The columns of the hyperparameters' table, and this run's row in it."""
+    """Return the columns of the table of hyperparameters, and the row of this run."""
     from tensorboard.plugins.hparams.api_pb2 import Experiment, HParamInfo, MetricInfo, MetricName
     from tensorboard.plugins.hparams.plugin_data_pb2 import SessionStartInfo
 
@@ -202,10 +207,10 @@ def _session_start(hyperparameters: Mapping[str, Any], metric_names: Sequence[st
 
 
 def _kind(value: float | str | bool) -> tuple[Any, str]:
-    """A hyperparameter's type for the table, and the field of a `Value` message that holds it."""
+    """Return the type of a hyperparameter for the table, and the field of a `Value` message that holds it."""
     from tensorboard.plugins.hparams import api_pb2
 
-    if isinstance(value, bool):  # asked first: a bool is an int too
+    if isinstance(value, bool):  # before the numbers: a bool is an int
         return api_pb2.DATA_TYPE_BOOL, "bool_value"
     if isinstance(value, str):
         return api_pb2.DATA_TYPE_STRING, "string_value"
@@ -221,7 +226,7 @@ def _session_end(succeeded: bool) -> Any:
 
 
 def _hparams(name: str, message: Any) -> Any:
-    """A value without data: the plugin reads the message in its metadata."""
+    """Return a value without data: the plugin reads the message in its metadata."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 

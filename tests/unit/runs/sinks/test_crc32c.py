@@ -21,13 +21,13 @@ from runner.runs.sinks.crc32c import BLOCK, crc32c, masked_crc32c
     ],
 )
 def test_known_checksums(data: bytes, checksum: int) -> None:
-    """RFC 3720, B.4; the last is the check value that every catalogue of checksums has."""
+    """Values of RFC 3720, B.4, and the usual check value of catalogues of checksums."""
     assert crc32c(data) == checksum
 
 
 @pytest.mark.parametrize(
     "length", [*range(9), *(blocks * BLOCK + more for blocks in (1, 2, 7) for more in range(-5, 6))]
 )
-def test_it_is_that_of_tensorboard(length: int) -> None:
+def test_the_masked_checksum_equals_that_of_tensorboard(length: int) -> None:
     data = random.Random(length).randbytes(length)
     assert masked_crc32c(data) == pywrap_tensorflow.masked_crc32c(data)

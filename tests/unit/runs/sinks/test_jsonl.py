@@ -24,7 +24,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "metrics.jsonl"
 
 
-def test_a_row_is_a_line_in_the_order_of_its_keys(path: Path) -> None:
+def test_a_row_is_a_line_with_its_keys_in_order(path: Path) -> None:
     sink = JsonLines(path)
     sink.open(0)
     sink.write({"step": 1, "train/loss": 0.1, "lr": 1e-3})
@@ -36,7 +36,7 @@ def test_a_row_is_a_line_in_the_order_of_its_keys(path: Path) -> None:
     )
 
 
-def test_numbers_that_are_not_finite_are_strict_json_and_come_back(path: Path) -> None:
+def test_numbers_that_are_not_finite_are_strict_json_and_read_back(path: Path) -> None:
     sink = JsonLines(path)
     sink.open(0)
     sink.write({"step": 1, "a": math.nan, "b": math.inf, "c": -math.inf, "d": 1.5})
@@ -57,7 +57,7 @@ def test_numbers_that_are_not_finite_are_strict_json_and_come_back(path: Path) -
     assert row == {"step": 1, "b": math.inf, "c": -math.inf, "d": 1.5}
 
 
-def test_every_float_comes_back_with_its_bits(path: Path) -> None:
+def test_every_float_is_read_back_to_the_bit(path: Path) -> None:
     numbers = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0]
     sink = JsonLines(path)
     sink.open(0)
@@ -75,7 +75,7 @@ def test_a_row_can_be_read_before_anything_is_flushed(path: Path) -> None:
     sink.close()
 
 
-def test_flush_reaches_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flush_syncs_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     sink = JsonLines(path)
@@ -96,18 +96,18 @@ def test_rows_of_a_killed_attempt_are_dropped_from_the_first_step_on(path: Path,
 
 
 @pytest.mark.parametrize(
-    "torn", [b"{", b'{"step": 10', b'{"step": 10, "train/loss": 0.', b"\0\0\0\0", b"\xff", b'{"step": nu']
+    "incomplete", [b"{", b'{"step": 10', b'{"step": 10, "train/loss": 0.', b"\0\0\0\0", b"\xff", b'{"step": nu']
 )
-def test_a_torn_last_line_is_dropped(path: Path, torn: bytes) -> None:
+def test_an_incomplete_last_line_is_dropped(path: Path, incomplete: bytes) -> None:
     write(path, 0, range(10))
-    path.write_bytes(path.read_bytes() + torn)
+    path.write_bytes(path.read_bytes() + incomplete)
     assert [row["step"] for row in read_rows(path)] == [*range(10)]
     write(path, 10, range(10, 12))
     assert [row["step"] for row in read_rows(path)] == [*range(12)]
     assert path.read_bytes().count(b"\n") == 12
 
 
-def test_a_whole_last_line_that_only_lacks_its_newline_is_kept(path: Path) -> None:
+def test_a_complete_last_line_without_a_newline_is_kept(path: Path) -> None:
     path.write_bytes(b'{"step": 1}\n{"step": 2}')
     write(path, 3, range(3, 4))
     assert [row["step"] for row in read_rows(path)] == [1, 2, 3]
@@ -119,7 +119,7 @@ def test_a_file_with_nothing_to_drop_is_appended_to(path: Path) -> None:
     write(path, 3, range(3, 5))
     assert path.stat().st_ino == before
     write(path, 4, range(4, 5))
-    assert path.stat().st_ino != before  # rewritten beside, and renamed
+    assert path.stat().st_ino != before  # a rewritten copy was renamed
 
 
 def test_a_damaged_line_is_named(path: Path) -> None:
@@ -127,10 +127,10 @@ def test_a_damaged_line_is_named(path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_rows(path)
     assert str(caught.value) == (
-        f"line 2 of `{path}` must be a JSON object, but is '{{\"ste'; restore the file or delete the line"
+        f"line 2 of `{path}` must be a JSON object, got '{{\"ste'; restore the file or delete the line"
     )
     path.write_bytes(b'{"step": 1}\n[3]\n')
-    with pytest.raises(CheckpointError, match=r"line 2 of .* must be a JSON object, but is '\[3\]'"):
+    with pytest.raises(CheckpointError, match=r"line 2 of .* must be a JSON object, got '\[3\]'"):
         read_rows(path)
 
 

@@ -28,7 +28,7 @@ CONFIG = {"name": "linreg", "train": {"steps": 100, "widths": [8, 8]}}
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG file with the first chunk only, which is all that is looked at."""
+    """Return a PNG file with only the first chunk, which is all that the sink reads."""
     head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
 
@@ -40,7 +40,7 @@ def attempt(
     status: str | None = None,
     hyperparameters: Mapping[str, float | str | bool] | None = None,
 ) -> Path:
-    """One attempt whose rows say where it began; without a status it was killed. Gives its event file."""
+    """Write an attempt whose rows contain its first step; without a status it is killed. Return its event file."""
     before = set(directory.iterdir())
     sink = TensorBoard(directory)
     sink.open(first_step)
@@ -54,13 +54,13 @@ def attempt(
     return file
 
 
-def tear(file: Path, count: int = 7) -> None:
-    """Take the last bytes, as a kill in the middle of a write does."""
+def cut_off(file: Path, count: int = 7) -> None:
+    """Remove the last bytes, as a kill during a write does."""
     file.write_bytes(file.read_bytes()[:-count])
 
 
 def read(directory: Path) -> Any:
-    """What TensorBoard makes of a run directory, every step of it."""
+    """Return what TensorBoard reads from a run directory, with every step."""
     return EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0, "images": 0}).Reload()
 
 
@@ -73,7 +73,7 @@ def events(file: Path) -> list[Any]:
 
 
 def sessions(directory: Path) -> Any:
-    """The rows of the hyperparameters' table, from the plugin's own backend."""
+    """Return the rows of the table of hyperparameters, from the plugin's own backend."""
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(directory))
     multiplexer.Reload()
     context = Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(directory))))
@@ -117,7 +117,7 @@ def test_a_row_can_be_read_before_anything_is_flushed(tmp_path: Path) -> None:
     sink.close()
 
 
-def test_flush_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flush_syncs_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     sink = TensorBoard(tmp_path)
     sink.open(0)
@@ -130,11 +130,11 @@ def test_flush_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("live", [False, True], ids=["read afterwards", "watched all the time"])
-def test_resumed_again_and_again_each_step_stands_once(tmp_path: Path, live: bool) -> None:
-    tear(attempt(tmp_path, 0, 80))
+def test_each_step_is_there_once_after_several_resumes(tmp_path: Path, live: bool) -> None:
+    cut_off(attempt(tmp_path, 0, 80))
     run = read(tmp_path)
     for first_step, stop in [(60, 95), (70, 75), (75, 76)]:
-        tear(attempt(tmp_path, first_step, stop))
+        cut_off(attempt(tmp_path, first_step, stop))
         run.Reload()
     attempt(tmp_path, 72, 100, "finished")
     run = run.Reload() if live else read(tmp_path)
@@ -143,7 +143,7 @@ def test_resumed_again_and_again_each_step_stands_once(tmp_path: Path, live: boo
     assert scalars(run, "final/valid/rmse") == [(100, 100.5)]
 
 
-def test_started_again_at_step_0_nothing_of_the_killed_attempt_is_left(tmp_path: Path) -> None:
+def test_a_restart_at_step_0_leaves_nothing_of_the_killed_attempt(tmp_path: Path) -> None:
     killed = attempt(tmp_path, 0, 10)
     attempt(tmp_path, 0, 4)
     assert not killed.exists()
@@ -151,16 +151,16 @@ def test_started_again_at_step_0_nothing_of_the_killed_attempt_is_left(tmp_path:
 
 
 @pytest.mark.parametrize("damage", [b"\0" * 64, b"\x07", b"\xff" * 40])
-def test_what_stands_after_a_damaged_record_is_dropped(tmp_path: Path, damage: bytes) -> None:
+def test_records_after_a_damaged_one_are_dropped(tmp_path: Path, damage: bytes) -> None:
     file = attempt(tmp_path, 0, 10)
     whole = len(file.read_bytes())
     file.write_bytes(file.read_bytes() + damage)
     attempt(tmp_path, 10, 12)
-    assert len(file.read_bytes()) < whole  # what was said of the session has gone too
+    assert len(file.read_bytes()) < whole  # the session was removed as well
     assert [step for step, _ in scalars(read(tmp_path), "lr")] == [*range(12)]
 
 
-def test_the_file_of_a_later_attempt_sorts_last_whatever_the_clock_says(tmp_path: Path) -> None:
+def test_the_file_of_a_later_attempt_sorts_last_for_any_clock(tmp_path: Path) -> None:
     first = attempt(tmp_path, 0, 5)
     first = first.rename(tmp_path / "events.out.tfevents.4000000000.zeta.1")
     second = attempt(tmp_path, 5, 6)
@@ -168,7 +168,9 @@ def test_the_file_of_a_later_attempt_sorts_last_whatever_the_clock_says(tmp_path
     assert sorted(tmp_path.iterdir()) == [first, second]
 
 
-def test_no_second_event_file_is_seen_while_one_is_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_second_event_file_is_visible_while_one_is_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = attempt(tmp_path, 0, 9)
     seen: list[list[str]] = []
     monkeypatch.setattr(
@@ -180,7 +182,7 @@ def test_no_second_event_file_is_seen_while_one_is_rewritten(tmp_path: Path, mon
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_server_that_watches_is_told_where_the_attempt_begins(tmp_path: Path) -> None:
+def test_an_attempt_begins_with_a_session_start_at_its_first_step(tmp_path: Path) -> None:
     attempt(tmp_path, 0, 9)
     (start,) = [event for event in events(attempt(tmp_path, 7, 8)) if event.HasField("session_log")]
     assert (start.step, start.session_log.status) == (7, SessionLog.START)
@@ -237,7 +239,7 @@ def test_the_table_has_hyperparameters_final_metrics_and_status(tmp_path: Path) 
     assert all(g.sessions[0].end_time_secs >= g.sessions[0].start_time_secs > 1e9 for g in groups[:2])
 
 
-def test_a_failed_run_that_was_resumed_stands_as_what_it_became(tmp_path: Path) -> None:
+def test_a_failed_run_that_was_resumed_has_its_new_status(tmp_path: Path) -> None:
     attempt(tmp_path, 0, 50, "failed", {"train.steps": 50})
     attempt(tmp_path, 40, 60, "finished", {"train.steps": 60})
     (group,) = sessions(tmp_path)
@@ -251,7 +253,7 @@ def test_a_sink_that_was_never_opened_can_be_closed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_importing_is_free() -> None:
+def test_importing_the_sink_imports_no_heavy_package() -> None:
     script = """
 import sys
 import runner.runs.sinks.tensorboard
@@ -260,7 +262,7 @@ assert not [name for name in sys.modules if name.startswith(("tensorboard", "tor
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-def test_writing_needs_none_of_the_heavy_packages(tmp_path: Path) -> None:
+def test_writing_imports_no_heavy_package(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
