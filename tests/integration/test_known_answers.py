@@ -130,7 +130,7 @@ def test_lstsq_tells_the_fit_and_its_digits(capsys: pytest.CaptureFixture[str]) 
         "bias = 1.41 ± 1.91 (95 %: -2.38 … 5.20)",
         f"optimum  train/loss {known['loss']:.6g}; the run ended {known['gap']:.3g} above the optimum, its parameters {known['distance']:.3g} away",
         "digits   about 13 of the 16 digits of float64 are certain in the worst parameter; condition number 106",
-        "noise    rmse 10 (loss 100) is that of the data's own function; on average no model is better on new rows",
+        "noise    rmse 10 (loss 100) is the error of the function that made the data; on average no model is better on new rows",
         f"fit      converged; residual standard deviation {summary['residual_standard_deviation']:.6g}, 88 degrees of freedom",
         "settled  after 2 steps: a further one finds no better parameters",
     ]  # fmt: skip
@@ -211,7 +211,9 @@ def test_a_formula_without_a_value_at_its_start_fails(capsys: pytest.CaptureFixt
 def test_lstsq_is_refused_for_what_is_not_linear(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     words = [*QUICK, "data=line", *model, "optimizer=lstsq"]
     name = model[0].removeprefix("model=")
-    problem = f"`optimizer` must not be lstsq for a model that is not linear in its parameters, as this {name} is not; use optimizer=lm"
+    problem = (
+        f"`optimizer` must not be lstsq for a model that is not linear in its parameters, got {name}; use optimizer=lm"
+    )
     assert cli.main(words) == 2
     assert capsys.readouterr().err == f"error: {problem}\n"
     assert not Path("runs").exists()
@@ -280,15 +282,13 @@ def test_standardised_or_not_is_the_same_fit() -> None:
 
 
 def test_the_picture_shows_the_optimum_and_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.training import report
-
     drawn: list[Any] = []
 
     def draw(picture: Any) -> dict[str, bytes]:
         drawn.append(picture)
         return {}
 
-    monkeypatch.setattr(report, "draw_picture", draw)
+    monkeypatch.setattr("runner.runs.plots.draw", draw)
     summary = run("data=line", "train.steps=2", "optimizer.lr=1e-5", "record.plots=true").summary
     assert drawn[0].levels == {"optimum": summary["optimum"]["loss"], "noise floor": 100.0}
 

@@ -445,7 +445,7 @@ def test_the_process_answers_a_signal_with_its_code(number: int, code: int) -> N
     process.send_signal(number)
     out, err = process.communicate()
     assert process.returncode == code
-    assert "go on with: python -m runner resume=signalled" in out
+    assert "resume with: python -m runner resume=signalled" in out
     assert re.search(r"^stopped after step \d+; the state is saved", err)
     assert checkpoint.load(Path("signalled/checkpoints")) is not None
 
@@ -550,7 +550,7 @@ def test_a_scaler_that_skips_a_step_is_no_divergence() -> None:
 def test_fewer_steps_than_the_run_has_taken_are_refused() -> None:
     runner.run("linreg", [*QUICK, "train.steps=20", "run_dir=done"])
     with pytest.raises(
-        runner.ConfigError, match=r"`train.steps` must be at least 20, the step that the run has reached, but is 12"
+        runner.ConfigError, match=r"`train.steps` must be at least 20, the step that the run has reached, got 12"
     ):
         runner.run(None, ["resume=done", "train.steps=12"])
     assert record(Path("done"))["status"] == "finished"

@@ -51,7 +51,7 @@ def _objective(
         "clip_norm": None,
         "check_gradients": False,
         "draw": drawing(getattr(model, "draws", False), 0, CPU),
-        "alone": model,
+        "predict": model,
         "jacobian": lambda features: model.jacobian(dict(model.named_parameters()), features),
     }
     return BatchObjective(**{**whole, **changes})
@@ -183,14 +183,14 @@ def test_rows_without_a_value_are_told_by_their_number_in_the_source(batch_size:
     rows, batches = _rows(), EpochBatches(ROWS, batch_size, 0, CPU)
     objective = _objective(Overflowing(limit=1.0), batches=batches)
     bad = rows.source[rows.features[:, 0] > 1.0].tolist()
-    told = [number for step in range(1, batches.per_epoch + 1) for number in objective.without_value(step)[0]]
+    told = [number for step in range(1, batches.per_epoch + 1) for number in objective.nonfinite_rows(step)[0]]
     assert 0 < len(bad) < ROWS
     assert sorted(told) == bad
 
 
 @pytest.mark.parametrize("limit", [1e9, -1e9])
 def test_no_row_is_named_when_none_or_all_are_without_a_value(limit: float) -> None:
-    assert _objective(Overflowing(limit)).without_value(1) == [[]]
+    assert _objective(Overflowing(limit)).nonfinite_rows(1) == [[]]
 
 
 def _scaled(limit: float) -> BatchObjective:

@@ -67,7 +67,7 @@ def measure(asked: Asked, steps: int | None, command: Sequence[str], folder: Pat
     """Train all cells that can be, in a folder that is empty. Raises `InputError` where none can, and `Interrupted`."""
     machine = Machine.find(asked, say)
     example = _example(asked, machine.cpu)
-    steps = steps or min(example.facts.steps, MOST_STEPS)
+    steps = steps or min(example.info.steps, MOST_STEPS)
     plans = _plans(asked, steps, folder, machine)
     runs = {cell: plan for cell, plan in plans.items() if isinstance(plan, Planned)}
     alone = list({plan.reference.folder: plan.reference for plan in runs.values()}.values())
@@ -81,11 +81,11 @@ def measure(asked: Asked, steps: int | None, command: Sequence[str], folder: Pat
         _entry(cell, plan, asked.size(cell), asked.command(cell, steps), rows_of) for cell, plan in plans.items()
     ]
     table = Table(
-        name=example.facts.config.name,
+        name=example.info.config.name,
         command=tuple(command),
         steps=steps,
         processes=asked.processes,
-        threads=example.facts.config.device.threads or 1,
+        threads=example.info.config.device.threads or 1,
         torch=str(torch.__version__),
         device_name=", ".join([machine.hardware.cpu_name, *machine.hardware.gpu_names]),
         devices=machine.devices,

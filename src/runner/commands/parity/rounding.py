@@ -136,7 +136,7 @@ def multiplied(eigenvalues: Tensor, rates: Sequence[float], momentum: float) -> 
 
 def linear(parts: Experiment) -> LinearProblem | None:
     """The problem as one of least squares by gradient descent; None where it is another one."""
-    config, rows, model = parts.facts.config, parts.facts.dataset.parts["train"], parts.model
+    config, rows, model = parts.info.config, parts.info.dataset.parts["train"], parts.model
     descent = config.optimizer.descent_momentum is not None and config.train.clip_norm is None
     whole = config.loss.squares and parts.batches.per_epoch == 1
     if not (descent and whole and model.is_linear(rows.features)):
@@ -156,7 +156,7 @@ def linear(parts: Experiment) -> LinearProblem | None:
         sizes=[value.numel() for value in named.values()],
         # 0/0 where an entry is 0 and stays so.
         sensitivity=float(nearby.nan_to_num(nan=0.0, posinf=math.inf).max()),
-        rates=[schedule(step) for step in range(1, parts.facts.steps + 1)],
+        rates=[schedule(step) for step in range(1, parts.info.steps + 1)],
         momentum=getattr(optimizer, "momentum", 0.0),
         weight_decay=optimizer.weight_decay,
     )
@@ -274,7 +274,7 @@ class Rounding:
             of_storage, of_evaluation = self._sizes(parts, unit, of_sums)
             stored = Noise(generator, of_storage)
             objective = Inexact(objective, parameters, Noise(generator, of_evaluation))
-            rows = parts.facts.dataset.parts["train"]
+            rows = parts.info.dataset.parts["train"]
             put([rows.features, rows.target], [stored(rows.features), stored(rows.target)])
             put(parameters, [stored(parameter.detach()) for parameter in parameters])
         losses = []
