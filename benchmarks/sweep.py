@@ -96,11 +96,11 @@ def _processor_seconds() -> float:
 def line(case: Case, trials: int, threads: int, rounds: int) -> str:
     """Return one row of the table."""
     measured = [(one_by_one(case, trials, threads), vmapped(case, trials, threads)) for _ in range(rounds)]
-    alone = statistics.median(one[0] for one, _ in measured)
-    together = statistics.median(many[0] for _, many in measured)
+    serial = statistics.median(one[0] for one, _ in measured)
+    at_once = statistics.median(many[0] for _, many in measured)
     ratios = [statistics.median(one[i] / many[i] for one, many in measured) for i in (0, 1)]
     each = statistics.median(many[1] for _, many in measured) / trials * 1000
-    cells = [str(case), threads, f"{trials:,}", f"{alone:,.1f}", f"{together:,.1f}", f"{each:,.1f}"]
+    cells = [str(case), threads, f"{trials:,}", f"{serial:,.1f}", f"{at_once:,.1f}", f"{each:,.1f}"]
     return f"| {' | '.join(map(str, cells))} | {ratios[0]:,.1f} | {ratios[1]:,.1f} |"
 
 
