@@ -1,10 +1,10 @@
-"""What the runner costs: ratios against loops and processes written by hand, interleaved in one call, as medians.
+"""Measure what the runner costs, compared with hand-written loops and processes: medians of interleaved measurements.
 
     python benchmarks/overhead.py [steps|process] [--rounds N]
 
-`steps`: seconds of training with TensorBoard and JSONL at their defaults, over those of a loop on tensors that are already
-there (same model, start values, optimizer and batches). `process`: processor time of a whole `linreg`, over that of a
-process that imports torch and runs the loop. One thread throughout.
+`steps` compares the seconds of a training, with TensorBoard and JSONL at their defaults, with a loop over tensors in memory
+that has the same model, start values, optimizer and batches. `process` compares the processor time of a whole `linreg`
+with a process that imports torch and runs the loop. Everything uses one thread.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ print(weight.item(), bias.item(), torch.nn.functional.mse_loss(x_test @ weight +
 
 
 def linreg(manual: bool, optimizer: str) -> Callable[[], float]:
-    """Seconds of 5,000 full-batch steps by hand."""
+    """Return a function that takes 5,000 hand-written full-batch steps and returns the seconds."""
     import torch
 
     def once() -> float:
@@ -62,7 +62,7 @@ def linreg(manual: bool, optimizer: str) -> Callable[[], float]:
 
 
 def mlp(manual: bool, optimizer: str) -> Callable[[], float]:
-    """Seconds of 3,000 shuffled mini-batch steps by hand: 9-64-64-1, 50,000 rows, batches of 256."""
+    """Return a function that takes 3,000 hand-written steps and returns the seconds: 9-64-64-1, 50,000 rows, shuffled batches of 256."""
     import torch
     from torch import nn
 
@@ -139,7 +139,7 @@ def _by_hand(name: str, parameters: Any, lr: float) -> Callable[[], None]:
 
 
 def ours(experiment: str | None, overrides: Sequence[str]) -> Callable[[], float]:
-    """Seconds of training of one run, its rows, events and checkpoint included."""
+    """Return a function that trains one run and returns the seconds, with rows, events and checkpoint."""
     import contextlib
     import io
 
@@ -154,7 +154,7 @@ def ours(experiment: str | None, overrides: Sequence[str]) -> Callable[[], float
 
 
 def interleaved(a: Callable[[], float], b: Callable[[], float], rounds: int) -> tuple[float, float, float]:
-    """Median seconds of a and of b, and the median of the ratios a/b, one pair a round after a warm-up."""
+    """Return the median seconds of a and of b, and the median ratio a/b: one pair per round, after a warm-up."""
     a(), b()
     pairs = [(a(), b()) for _ in range(rounds)]
     return (
@@ -165,11 +165,13 @@ def interleaved(a: Callable[[], float], b: Callable[[], float], rounds: int) -> 
 
 
 def steps(rounds: int) -> None:
-    """The table of training steps."""
+    """Print the table of training steps."""
     import torch
 
     torch.set_num_threads(1)
-    print("| training steps | update | runner µs/step | by hand µs/step | ratio |\n| --- | --- | ---: | ---: | ---: |")
+    print(
+        "| training steps | update | runner µs/step | hand-written µs/step | ratio |\n| --- | --- | ---: | ---: | ---: |"
+    )
     cases: list[tuple[str, str, Callable[[], float], Callable[[], float], int]] = []
     for name, experiment, base, hand, count in (
         ("linreg", "linreg", LINREG, linreg, 5_000),
@@ -201,23 +203,23 @@ def steps(rounds: int) -> None:
 
 
 def processor_seconds(command: Sequence[str]) -> float:
-    """User and system time of a process and its threads, as the kernel counts it."""
+    """Run a process. Returns its user and system time in seconds, threads included, as the kernel counts them."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # bytecode is kept, as anywhere
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # keep bytecode, as usual
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{command} answered {process.returncode}")
+        raise SystemExit(f"{command} ended with exit code {process.returncode}")
     return usage.ru_utime + usage.ru_stime
 
 
 def processes(rounds: int) -> None:
-    """The table of whole processes."""
+    """Print the table of whole processes."""
     run = [sys.executable, "-m", "runner", "+experiment=linreg", *THREADS]
     hand = [sys.executable, "-c", HAND_PROCESS]
-    print("| whole process | runner s | by hand s | ratio |\n| --- | ---: | ---: | ---: |")
-    for name, command in (("linreg, pictures off", [*run, "record.plots=false"]), ("linreg, with pictures", run)):
+    print("| whole process | runner s | hand-written s | ratio |\n| --- | ---: | ---: | ---: |")
+    for name, command in (("linreg, without plots", [*run, "record.plots=false"]), ("linreg, with plots", run)):
         a, b, ratio = interleaved(lambda c=command: processor_seconds(c), lambda: processor_seconds(hand), rounds)  # type: ignore[misc]
         print(f"| {name} | {a:.2f} | {b:.2f} | {ratio:.2f} |", flush=True)
     a = statistics.median(processor_seconds([sys.executable, "-m", "runner", "--help"]) for _ in range(rounds))
@@ -225,15 +227,15 @@ def processes(rounds: int) -> None:
 
 
 def main() -> None:
-    """Print the tables that were asked for, both without a word."""
+    """Print the requested table; both without an argument."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", nargs="?", choices=["steps", "process"])
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(Path(folder))
-        for table in [given.table] if given.table else ["steps", "process"]:
-            {"steps": steps, "process": processes}[table](given.rounds)
+        for table in [arguments.table] if arguments.table else ["steps", "process"]:
+            {"steps": steps, "process": processes}[table](arguments.rounds)
 
 
 if __name__ == "__main__":

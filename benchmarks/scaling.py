@@ -1,11 +1,11 @@
-"""What more processes give and what exact sums cost: steps a second on one process and on two, as medians.
+"""Measure what a second process gains and what exact sums cost: median steps per second on one process and on two.
 
     python benchmarks/scaling.py [--rounds N]
 
-Every figure is `steps_per_second` of a whole run on its own, one thread a process: `python -m runner … launch.processes=N`, and beside
-it a training loop written by hand around DistributedDataParallel, under torchrun. The runs of a round follow each other, and ratios
-are taken within a round. A run during which other programs took more of the cores than a little is done again, a few times; the
-largest share that they had of a run that counts is printed below the table (Linux only: it is read from /proc/stat).
+Every figure is `steps_per_second` of a whole run, with one thread per process: `python -m runner … launch.processes=N`, and a
+hand-written training loop with DistributedDataParallel under torchrun. The runs of a round follow each other, and ratios are
+taken within a round. A run is repeated, up to a limit, when other programs used too much of the cores. The largest share that
+they used during a run that counts is printed below the table. Linux only: it is read from /proc/stat.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COMMON = [
     "optimizer=sgd", "optimizer.lr=1e-3", "device=cpu", "device.threads=1", "record.plots=false",
 ]  # fmt: skip
 
-# What a careful user would write: the same data, network, batches and update, nothing recorded.
+# The loop that a careful user would write: the same data, network, batches and update, with nothing recorded.
 HAND = """
 import os, sys, time, torch, torch.distributed as dist
 from torch import nn
@@ -59,13 +59,13 @@ loss.item()
 if rank == 0:
     print("steps_per_second", steps / (time.perf_counter() - began))
 sys.stdout.flush()
-os._exit(0)  # the threads of gloo now and then abort a process that ends by way of Python
+os._exit(0)  # the threads of gloo sometimes abort a process that exits normally
 """
 
 
 @dataclass(frozen=True)
 class Network:
-    """Widths of both hidden layers, rows of a batch, steps of one run."""
+    """A network: the width of both hidden layers, the rows of a batch, and the steps of one run."""
 
     width: int
     batch: int
@@ -76,28 +76,29 @@ class Network:
 
 
 NETWORKS = (Network(512, 8192, 40), Network(512, 2048, 100), Network(64, 256, 1500))
-WAYS = ("fast", "exact", "by hand")
+WAYS = ("fast", "exact", "hand-written")
 
 QUIET = 0.03
-"""Share of the cores that other programs may take during a run that counts."""
+"""Largest share of the cores that other programs may use during a run that counts."""
 
 TRIES = 6
+"""Most repetitions of a run."""
 
 
 def runner(network: Network, reduction: str, processes: int, folder: Path) -> float:
-    """Steps per second of one run, its rows, events and checkpoint included."""
-    words = [
+    """Return the steps per second of one run, with rows, events and checkpoint."""
+    overrides = [
         *COMMON, f"model.widths=[{network.width},{network.width}]", f"train.batch_size={network.batch}",
         f"train.steps={network.steps}", f"record.every_steps={network.steps // 10}", f"strategy.reduction={reduction}",
         f"launch.processes={processes}", f"run_dir={folder / 'run'}",
     ]  # fmt: skip
-    _run(["-m", "runner", *words])
+    _run(["-m", "runner", *overrides])
     summary = json.loads((folder / "run" / "summary.json").read_text(encoding="utf-8"))
     return float(summary["timing"]["steps_per_second"])
 
 
 def by_hand(network: Network, processes: int, folder: Path) -> float:
-    """Steps per second of the loop above."""
+    """Return the steps per second of the hand-written loop."""
     script = folder / "hand.py"
     script.write_text(HAND, encoding="utf-8")
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
@@ -108,12 +109,12 @@ def by_hand(network: Network, processes: int, folder: Path) -> float:
 
 
 def once(network: Network, way: str, processes: int) -> tuple[float, float]:
-    """Steps per second of one way on so many processes, and the share of the cores that others took meanwhile."""
+    """Return the steps per second on `processes` processes, and the share of the cores that other programs used meanwhile."""
     tries = []
     for _ in range(TRIES):
         began, theirs = time.perf_counter(), taken_by_others()
         with tempfile.TemporaryDirectory() as name:
-            if way == "by hand":
+            if way == "hand-written":
                 steps = by_hand(network, processes, Path(name))
             else:
                 steps = runner(network, way, processes, Path(name))
@@ -126,7 +127,7 @@ def once(network: Network, way: str, processes: int) -> tuple[float, float]:
 
 
 def taken_by_others() -> float:
-    """Seconds that the cores have worked for anybody but this program and what it started, the host's steal included."""
+    """Return the seconds that the cores have worked for other programs, steal time of the host included."""
     ticks = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()
     user, nice, system, _idle, _wait, irq, soft, steal = map(int, ticks[1:9])
     worked = (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
@@ -135,7 +136,7 @@ def taken_by_others() -> float:
 
 
 def table(network: Network, rounds: int) -> tuple[list[str], float]:
-    """Rows of one network: each way, then what exact sums and the runner cost; and the largest share that others took."""
+    """Return the table's rows of one network, and the largest share of the cores that other programs used."""
     measured, others = [], 0.0
     for _ in range(rounds):
         found = {}
@@ -152,7 +153,7 @@ def table(network: Network, rounds: int) -> tuple[list[str], float]:
         )
     for name, above, below in (
         ("time of exact : fast", "fast", "exact"),
-        ("time of fast : by hand", "by hand", "fast"),
+        ("time of fast : hand-written", "hand-written", "fast"),
     ):
         costs = [statistics.median(found[above, n] / found[below, n] for found in measured) for n in (1, 2)]
         lines.append(f"| {network} | {name} | {costs[0]:.2f} | {costs[1]:.2f} | |")
@@ -163,7 +164,7 @@ def _run(arguments: Sequence[str]) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} answered {done.returncode}\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{' '.join(arguments)} ended with exit code {done.returncode}\n{done.stderr[-3000:]}")
     return done.stdout
 
 
@@ -178,7 +179,7 @@ def main() -> None:
         lines, others = table(network, rounds)
         shares.append(others)
         print("\n".join(lines), flush=True)
-    print(f"\nOther programs had at most {max(shares):.0%} of the {os.cpu_count()} cores during any of these runs.")
+    print(f"\nOther programs used at most {max(shares):.0%} of the {os.cpu_count()} cores during any of these runs.")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What training side by side gives: the time of a whole sweep against the same trials one after another in one process.
+"""Measure what vmapped training gains: the time of a whole sweep, compared with the same trials one after another.
 
     python benchmarks/sweep.py [--rounds N] [--trials 8,64,512] [--threads 1,2]
 
-A sweep is `python -m runner -m …` from its start to its end, with all that it writes. One after another is `runner.run` in a
-loop in one process, from its start too; of many trials only some are timed, and the others are taken to last as long as
-those. Both write the same files (no plots of a trial). Rounds are interleaved; times are medians, ratios are taken within a
-round: of the time on the clock, and of processor time, which other programs on the machine disturb less.
+A sweep is `python -m runner -m …` from its start to its end, with every file it writes. It is compared with `runner.run` in a
+loop in one process, from its start to its end. Only some of many such trials are timed, and the others are assumed to last as
+long. Both write the same files, without plots of a trial. Rounds are interleaved, times are medians, and ratios are taken
+within a round: of elapsed time, and of processor time, which other programs disturb less.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TIMED = 24
-"""Trials that are timed one after another."""
+"""Most trials that are timed one after another."""
 
 SERIAL = """
 import sys, time
 import runner
 began = time.perf_counter()
-count, threads, *words = sys.argv[1:]
+count, threads, *overrides = sys.argv[1:]
 for seed in range(int(count)):
-    runner.run(overrides=[*words, f"seed={seed}", "record.plots=false", f"device.threads={threads}"])
+    runner.run(overrides=[*overrides, f"seed={seed}", "record.plots=false", f"device.threads={threads}"])
 """
 
 
 @dataclass(frozen=True)
 class Case:
-    """Name, words of every trial, numbers of trials."""
+    """A kind of trial: its name in the table, and the overrides of every trial."""
 
     name: str
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
 
     def __str__(self) -> str:
         return self.name
@@ -58,19 +58,19 @@ CASES = (
 
 
 Times = tuple[float, float]
-"""Seconds on the clock, and of processors."""
+"""Elapsed seconds, and seconds of processor time."""
 
 
-def side_by_side(case: Case, trials: int, threads: int) -> Times:
-    """A sweep over so many seeds."""
-    return _seconds(["-m", "runner", "-m", *case.words, f"seeds={trials}", f"device.threads={threads}"])
+def vmapped(case: Case, trials: int, threads: int) -> Times:
+    """Return the times of a sweep over `trials` seeds."""
+    return _seconds(["-m", "runner", "-m", *case.overrides, f"seeds={trials}", f"device.threads={threads}"])
 
 
 def one_by_one(case: Case, trials: int, threads: int) -> Times:
-    """The same trials alone: the start and the first one, and the others at the pace of some."""
-    first = _seconds(["-c", SERIAL, "1", str(threads), *case.words])
+    """Return the times of the same trials one after another: start and first trial, and the others at the pace of some."""
+    first = _seconds(["-c", SERIAL, "1", str(threads), *case.overrides])
     timed = min(trials, TIMED)
-    some = _seconds(["-c", SERIAL, str(timed), str(threads), *case.words])
+    some = _seconds(["-c", SERIAL, str(timed), str(threads), *case.overrides])
     clock, processor = (a + (b - a) / (timed - 1) * (trials - 1) for a, b in zip(first, some, strict=True))
     return clock, processor
 
@@ -84,7 +84,7 @@ def _seconds(arguments: list[str]) -> Times:
         )
         times = time.perf_counter() - began, _processor_seconds() - used
     if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} answered {done.returncode}\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{' '.join(arguments)} ended with exit code {done.returncode}\n{done.stderr[-3000:]}")
     return times
 
 
@@ -94,13 +94,13 @@ def _processor_seconds() -> float:
 
 
 def line(case: Case, trials: int, threads: int, rounds: int) -> str:
-    """One row of the table."""
-    measured = [(one_by_one(case, trials, threads), side_by_side(case, trials, threads)) for _ in range(rounds)]
-    alone = statistics.median(one[0] for one, _ in measured)
-    together = statistics.median(many[0] for _, many in measured)
+    """Return one row of the table."""
+    measured = [(one_by_one(case, trials, threads), vmapped(case, trials, threads)) for _ in range(rounds)]
+    serial = statistics.median(one[0] for one, _ in measured)
+    at_once = statistics.median(many[0] for _, many in measured)
     ratios = [statistics.median(one[i] / many[i] for one, many in measured) for i in (0, 1)]
     each = statistics.median(many[1] for _, many in measured) / trials * 1000
-    cells = [str(case), threads, f"{trials:,}", f"{alone:,.1f}", f"{together:,.1f}", f"{each:,.1f}"]
+    cells = [str(case), threads, f"{trials:,}", f"{serial:,.1f}", f"{at_once:,.1f}", f"{each:,.1f}"]
     return f"| {' | '.join(map(str, cells))} | {ratios[0]:,.1f} | {ratios[1]:,.1f} |"
 
 
@@ -111,15 +111,15 @@ def main() -> None:
     options.add_argument("--trials", default="8,64,512")
     options.add_argument("--threads", default="1,2")
     options.add_argument("--cases", default="0,1")
-    asked = options.parse_args()
+    arguments = options.parse_args()
     print(
-        "| trials of | threads | trials | one by one s | side by side s | processor ms a trial | ratio | of processor time |"
+        "| trials of | threads | trials | one by one s | vmapped s | processor ms a trial | ratio | of processor time |"
     )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for case in map(int, asked.cases.split(",")):
-        for threads in map(int, asked.threads.split(",")):
-            for trials in map(int, asked.trials.split(",")):
-                print(line(CASES[case], trials, threads, asked.rounds), flush=True)
+    for case in map(int, arguments.cases.split(",")):
+        for threads in map(int, arguments.threads.split(",")):
+            for trials in map(int, arguments.trials.split(",")):
+                print(line(CASES[case], trials, threads, arguments.rounds), flush=True)
 
 
 if __name__ == "__main__":

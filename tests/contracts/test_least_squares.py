@@ -54,7 +54,7 @@ def objective(model: Model, features: Tensor, target: Tensor, **changes: Any) ->
         "clip_norm": None,
         "check_gradients": False,
         "draw": dropout_seeder(False, 0, CPU),
-        "alone": lambda features: functional_call(model, doubled(model), (features,)),
+        "predict": lambda features: functional_call(model, doubled(model), (features,)),
         "jacobian": lambda features: model.jacobian(doubled(model), features),
     }
     return BatchObjective(**{**parts, **changes})

@@ -1,8 +1,8 @@
-"""The answers of fourteen runs, by which a change of layout shows that it moves no bit.
+"""The parameters of fourteen runs, which show that a change of layout moves no bit.
 
-`python tests/integration/layout.py` computes them with the `runner` that is imported and compares them with `tests/fixtures/layout.json`;
-`--write FILE` writes them there instead. To compare with another commit: check it out elsewhere, and run this file with that
-checkout's `src` in PYTHONPATH.
+`python tests/integration/layout.py` runs them with the `runner` that is imported, and compares the hashes with
+`tests/fixtures/layout.json`. `--write FILE` writes the hashes into FILE instead. To compare with another commit, run this
+file with the `src` of a checkout of that commit in PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ RUNS: Mapping[str, list[str]] = {
 
 
 def answers() -> dict[str, str]:
-    """Name → `parameters_sha256` of every run, computed in a folder of its own."""
+    """Run all of them in a temporary folder. Returns name → `parameters_sha256`."""
     with tempfile.TemporaryDirectory() as folder:
-        return {name: _answer(words, Path(folder) / f"run_{i}") for i, (name, words) in enumerate(RUNS.items())}
+        return {name: _answer(overrides, Path(folder) / f"run_{i}") for i, (name, overrides) in enumerate(RUNS.items())}
 
 
-def _answer(words: list[str], path: Path) -> str:
-    words = [*words, "record.plots=false", "device=cpu", "device.threads=1", f"run_dir={path}"]
+def _answer(overrides: list[str], path: Path) -> str:
+    overrides = [*overrides, "record.plots=false", "device=cpu", "device.threads=1", f"run_dir={path}"]
     if path.name == f"run_{list(RUNS).index('sweep member')}":
-        runner.multirun(None, words)
+        runner.multirun(None, overrides)
         return _read(path / "3")
-    if "launch.processes=2" in words:
+    if "launch.processes=2" in overrides:
         environ = {**os.environ, "PYTHONPATH": str(Path(runner.__file__).parents[1])}
-        subprocess.run([sys.executable, "-m", "runner", *words], check=True, env=environ, capture_output=True)
+        subprocess.run([sys.executable, "-m", "runner", *overrides], check=True, env=environ, capture_output=True)
         return _read(path)
     if path.name == f"run_{list(RUNS).index('resumed')}":
-        runner.run(None, [*words, "train.steps=17"])
+        runner.run(None, [*overrides, "train.steps=17"])
         runner.run(None, [f"resume={path}", "train.steps=40"])
         return _read(path)
-    runner.run(None, words)
+    runner.run(None, overrides)
     return _read(path)
 
 
@@ -70,15 +70,15 @@ def _read(path: Path) -> str:
 
 
 def main() -> int:
-    """Write the answers, or say which of them differ from the recorded ones."""
-    found = answers()
+    """Write the hashes, or print which of them differ from the recorded ones. Returns the exit code."""
+    computed = answers()
     if sys.argv[1:2] == ["--write"]:
-        Path(sys.argv[2]).write_text(json.dumps(found, indent=1) + "\n")
+        Path(sys.argv[2]).write_text(json.dumps(computed, indent=1) + "\n")
         return 0
     recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
-    for name, answer in found.items():
+    for name, answer in computed.items():
         sys.stdout.write(f"{'same' if recorded[name] == answer else 'DIFFERS'}  {answer[:16]}  {name}\n")
-    return int(recorded != found)
+    return int(recorded != computed)
 
 
 if __name__ == "__main__":

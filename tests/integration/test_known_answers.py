@@ -132,7 +132,7 @@ def test_lstsq_reports_the_fit_and_its_digits(capsys: pytest.CaptureFixture[str]
         "bias = 1.41 ± 1.91 (95 %: -2.38 … 5.20)",
         f"optimum  train/loss {optimum['loss']:.6g}; the run ended {optimum['gap']:.3g} above the optimum, its parameters {optimum['distance']:.3g} away",
         "digits   about 13 of the 16 digits of float64 are certain in the worst parameter; condition number 106",
-        "noise    rmse 10 (loss 100) is that of the data's own function; on average no model is better on new rows",
+        "noise    rmse 10 (loss 100) is the error of the function that made the data; on average no model is better on new rows",
         f"fit      converged; residual standard deviation {summary['residual_standard_deviation']:.6g}, 88 degrees of freedom",
         "settled  after 2 steps: a further one finds no better parameters",
     ]  # fmt: skip
@@ -222,7 +222,9 @@ def test_a_formula_that_is_not_finite_at_its_start_fails(capsys: pytest.CaptureF
 def test_lstsq_is_refused_for_a_nonlinear_model(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [*QUICK, "data=line", *model, "optimizer=lstsq"]
     name = model[0].removeprefix("model=")
-    problem = f"`optimizer` must not be lstsq for a model that is not linear in its parameters, as this {name} is not; use optimizer=lm"
+    problem = (
+        f"`optimizer` must not be lstsq for a model that is not linear in its parameters, got {name}; use optimizer=lm"
+    )
     assert cli.main(overrides) == 2
     assert capsys.readouterr().err == f"error: {problem}\n"
     assert not Path("runs").exists()

@@ -1,4 +1,4 @@
-"""Stopped, killed, extended: a run that goes on ends as one that was never stopped."""
+"""A run that was stopped, killed or extended, and resumed, ends as one that was never stopped."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import runner
 from runner.runs.sinks.jsonl import read_rows
 from runner.training.metrics import Evaluation
 
-# Everything that has a memory: shuffled batches with a smaller last one (46 rows in batches of 16), dropout, accumulation,
-# clipping, a schedule, early stopping that counts and does not fire.
+# Everything with a state: shuffled batches with a smaller last one (46 rows in batches of 16), dropout, accumulation,
+# clipping, a schedule, and early stopping that counts but does not stop the run.
 EVERYTHING = [
     "name=all", "data=line", "data.rows=58", "data.features=3", "data.standardize=true", "data.split.valid=12",
     "model=mlp", "model.widths=[8]", "model.dropout=0.2", "schedule=cosine", "train.steps=30", "train.batch_size=16",
@@ -37,8 +37,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def choice(optimizer: str, update: str) -> list[str]:
-    without = [w for w in EVERYTHING if not w.startswith("train.clip")] if optimizer == "lbfgs" else EVERYTHING
-    return [*without, f"optimizer={optimizer}", f"update={update}", "optimizer.lr=0.01"]
+    clipped = optimizer != "lbfgs"
+    allowed = [override for override in EVERYTHING if clipped or not override.startswith("train.clip")]
+    return [*allowed, f"optimizer={optimizer}", f"update={update}", "optimizer.lr=0.01"]
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -52,8 +53,8 @@ def events(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in tags}
 
 
-def same(one: Path, other: Path) -> None:
-    """Parameters to the bit, every row, every event; the best checkpoint too."""
+def assert_same(one: Path, other: Path) -> None:
+    """Assert equal parameters to the bit, rows, events and best checkpoints."""
     first, second = (json.loads((run / "summary.json").read_text()) for run in (one, other))
     assert first["parameters_sha256"] == second["parameters_sha256"]
     assert first["metrics"] == second["metrics"]
@@ -63,7 +64,7 @@ def same(one: Path, other: Path) -> None:
 
 
 def stopped(overrides: Sequence[str], step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> Path:
-    """The directory of a run that got a signal while it was at `step`."""
+    """Run until a signal arrives at `step`. Returns the directory of the run."""
     with monkeypatch.context() as patch:
         fired = faults.at_step(patch, step, lambda: os.kill(os.getpid(), number))
         with pytest.raises(runner.Interrupted) as stop:
@@ -78,24 +79,24 @@ def stopped(overrides: Sequence[str], step: int, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("optimizer", "update"), UPDATES)
-def test_every_optimizer_goes_on_to_the_bit(optimizer: str, update: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_optimizer_resumes_to_the_bit(optimizer: str, update: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = runner.run(None, [*choice(optimizer, update), "run_dir=whole"])
     run = stopped(choice(optimizer, update), 17, monkeypatch)
     runner.run(None, [f"resume={run}"])
-    same(whole.directory, run)
+    assert_same(whole.directory, run)
     assert json.loads((run / "run.json").read_text())["resumed"] == 1
 
 
 @pytest.mark.parametrize("step", [1, PER_EPOCH - 1, PER_EPOCH, PER_EPOCH + 1, 10, 29])
-def test_a_stop_at_any_place(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first step, the last batch of an epoch and its neighbours, a step with an evaluation, the last but one."""
+def test_a_run_is_stopped_at_any_step(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step, the last batch of an epoch and its neighbours, a step with an evaluation, and the last step but one."""
     whole = runner.run(None, [*choice("adam", "optimizer"), "run_dir=whole"])
     run = stopped(choice("adam", "optimizer"), step, monkeypatch, signal.SIGINT)
     runner.run(None, [f"resume={run}"])
-    same(whole.directory, run)
+    assert_same(whole.directory, run)
 
 
-def test_stopped_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_stopped_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = runner.run(None, [*choice("adamw", "manual"), "run_dir=whole"])
     run = stopped(choice("adamw", "manual"), 5, monkeypatch)
     for step in (6, 13, 14, 27):
@@ -104,13 +105,13 @@ def test_stopped_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(runner.Interrupted):
                 runner.run(None, [f"resume={run}"])
     runner.run(None, [f"resume={run}"])
-    same(whole.directory, run)
+    assert_same(whole.directory, run)
     assert json.loads((run / "run.json").read_text())["resumed"] == 5
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 16, 30])
-def test_killed_without_a_word(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL: at most the steps since the last checkpoint are lost; before the first one, the run begins again."""
+def test_a_run_is_killed(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL loses the steps since the last checkpoint; before the first checkpoint, the run starts again."""
     overrides = choice("momentum", "optimizer")
     whole = runner.run(None, [*overrides, "run_dir=whole"])
     with monkeypatch.context() as patch:
@@ -119,10 +120,10 @@ def test_killed_without_a_word(step: int, monkeypatch: pytest.MonkeyPatch) -> No
     run = Path("killed")
     assert json.loads((run / "run.json").read_text())["status"] == "running"
     runner.run(None, [f"resume={run}"])
-    same(whole.directory, run)
+    assert_same(whole.directory, run)
 
 
-def test_killed_during_an_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_is_killed_during_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = choice("adam", "optimizer")
     whole = runner.run(None, [*overrides, "run_dir=whole"])
 
@@ -134,17 +135,17 @@ def test_killed_during_an_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         patch.setattr(Evaluation, "metrics", die)
         assert os.WTERMSIG(faults.in_child(lambda: runner.run(None, [*overrides, "run_dir=killed"]))) == signal.SIGKILL
     runner.run(None, ["resume=killed"])
-    same(whole.directory, Path("killed"))
+    assert_same(whole.directory, Path("killed"))
 
 
 def test_a_finished_run_is_extended() -> None:
-    """20 steps, then 30: as 30 at once, but for the schedule, which must not depend on the number of steps."""
-    overrides = [w for w in choice("adam", "optimizer") if w != "schedule=cosine"]
+    """23 steps, then 30, end as 30 at once, if the schedule does not depend on the number of steps."""
+    overrides = [override for override in choice("adam", "optimizer") if override != "schedule=cosine"]
     whole = runner.run(None, [*overrides, "run_dir=whole"])
-    runner.run(None, [*overrides, "train.steps=23", "run_dir=grown"])
-    runner.run(None, ["resume=grown", "train.steps=30"])
-    same(whole.directory, Path("grown"))
-    assert "steps: 30" in Path("grown/config.yaml").read_text()
+    runner.run(None, [*overrides, "train.steps=23", "run_dir=extended"])
+    runner.run(None, ["resume=extended", "train.steps=30"])
+    assert_same(whole.directory, Path("extended"))
+    assert "steps: 30" in Path("extended/config.yaml").read_text()
 
 
 def test_a_finished_run_has_nothing_left_to_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,13 +157,13 @@ def test_a_finished_run_has_nothing_left_to_do(capsys: pytest.CaptureFixture[str
     assert before == {path: path.read_bytes() for path in Path("done").rglob("*") if path.is_file()}
 
 
-def test_a_new_number_of_steps_under_cosine_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_number_of_steps_with_a_cosine_schedule_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     runner.run(None, [*choice("sgd", "manual"), "run_dir=done"])
     runner.run(None, ["resume=done", "train.steps=33"])
     assert "a new number of steps changes the cosine schedule" in capsys.readouterr().out
 
 
-def test_what_would_be_another_experiment_is_refused() -> None:
+def test_overrides_that_would_be_another_experiment_are_refused() -> None:
     runner.run(None, [*choice("sgd", "manual"), "run_dir=done"])
     with pytest.raises(runner.ConfigError) as refused:
         runner.run(None, ["resume=done", "optimizer.lr=0.5", "model=linear", "train.steps=40"])
@@ -192,7 +193,7 @@ def test_a_checkpoint_of_another_experiment_is_refused(old: str, new: str, key: 
     assert json.loads(Path("done/run.json").read_text())["status"] == "finished"
 
 
-def test_data_that_changed_is_refused() -> None:
+def test_changed_data_is_refused() -> None:
     Path("t.csv").write_text("x,y\n" + "".join(f"{i},{2 * i + 1}\n" for i in range(20)))
     table = [
         "data=csv",
@@ -211,7 +212,7 @@ def test_data_that_changed_is_refused() -> None:
         runner.run(None, ["resume=done", "train.steps=6"])
 
 
-def test_a_damaged_checkpoint_falls_back_by_name(
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = runner.run(None, [*choice("adam", "optimizer"), "run_dir=whole"])
@@ -221,8 +222,8 @@ def test_a_damaged_checkpoint_falls_back_by_name(
     data[len(data) // 2] ^= 1
     state.write_bytes(data)
     runner.run(None, [f"resume={run}"])
-    assert "step_17` is not used: state.pt does not match its SHA-256" in capsys.readouterr().out
-    same(whole.directory, run)
+    assert "step_17` is not used: state.pt does not have the SHA-256" in capsys.readouterr().out
+    assert_same(whole.directory, run)
 
 
 def test_a_directory_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,14 +248,14 @@ def test_a_directory_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: Path("gone").write_text(""), "'gone' is not a directory"),
     ],
 )
-def test_nothing_to_resume(prepare: Any, text: str) -> None:
+def test_a_missing_run_cannot_be_resumed(prepare: Any, text: str) -> None:
     prepare()
     with pytest.raises(runner.CheckpointError) as refused:
         runner.run(None, ["resume=gone"])
     assert text in str(refused.value)
 
 
-def test_the_state_is_plain_and_whole() -> None:
+def test_the_state_is_plain_and_complete() -> None:
     run = runner.run(None, [*choice("adam", "optimizer"), "run_dir=done"]).directory
     state = torch.load(run / "checkpoints/last/state.pt", weights_only=True)
     assert state["step"] == 30
@@ -264,8 +265,8 @@ def test_the_state_is_plain_and_whole() -> None:
     assert {path.name for path in (run / "checkpoints").iterdir()} == kept | {"best", "last"}
 
 
-def test_killed_between_the_last_checkpoint_and_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Step 30 is not one of every seven: its row is there because it is the last, and must stay."""
+def test_a_run_is_killed_between_the_last_checkpoint_and_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step 30 has a row only because it is the last step; a resumed run must keep it."""
     overrides = choice("adam", "manual")
     whole = runner.run(None, [*overrides, "run_dir=whole"])
 
@@ -277,4 +278,4 @@ def test_killed_between_the_last_checkpoint_and_the_summary(monkeypatch: pytest.
         assert os.WTERMSIG(faults.in_child(lambda: runner.run(None, [*overrides, "run_dir=killed"]))) == signal.SIGKILL
     assert not Path("killed/summary.json").exists()
     runner.run(None, ["resume=killed"])
-    same(whole.directory, Path("killed"))
+    assert_same(whole.directory, Path("killed"))

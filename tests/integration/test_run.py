@@ -1,4 +1,4 @@
-"""A run, whole: what it leaves behind, how it ends when something goes wrong, and what it says."""
+"""Complete runs: the files they leave, how they end when something goes wrong, and what they print."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 import runner
 from runner import cli
 from runner.compute.strategies.base import MicroBatch
+from runner.data.tables import read_diabetes
 from runner.runs import checkpoint
 from runner.runs.hashes import parameters_sha256
 from runner.runs.sinks.jsonl import read_rows
@@ -41,10 +42,10 @@ def record(run: Path) -> dict[str, Any]:
     return value
 
 
-# ------------------------------------------------------------------------------------------- what a run leaves behind
+# --------------------------------------------------------------------------------------------- the files of a run
 
 
-def test_the_directory_is_whole() -> None:
+def test_the_directory_is_complete() -> None:
     run = runner.run("linreg", ["device=cpu", "device.threads=1"])
     assert run.directory.parent == Path("runs/linreg")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[0-9a-f]{6}", run.directory.name)
@@ -68,7 +69,7 @@ def test_the_directory_is_whole() -> None:
     )
 
 
-def test_the_config_is_what_ran() -> None:
+def test_config_yaml_has_the_values_that_ran() -> None:
     run = runner.run("linreg", [*QUICK, "train.steps=2", "device=auto"])
     config = yaml.safe_load((run.directory / "config.yaml").read_text())
     assert (config["device"]["name"], config["strategy"]["name"]) == (record(run.directory)["device"], "single")
@@ -76,7 +77,7 @@ def test_the_config_is_what_ran() -> None:
     assert config["optimizer"] == {"name": "sgd", "lr": 1e-4, "weight_decay": 0.0}
 
 
-def test_the_record_has_every_field() -> None:
+def test_run_json_has_every_field() -> None:
     run = runner.run("linreg", [*QUICK, "train.steps=2", "seed=7"])
     kept = record(run.directory)
     assert kept["status"] == "finished"
@@ -94,7 +95,7 @@ def test_the_record_has_every_field() -> None:
     assert kept.keys() >= {"command", "git_commit", "git_dirty", "python", "hydra", "device_name", "masks"}
 
 
-def test_rows_come_every_so_often_and_at_the_end() -> None:
+def test_rows_are_written_at_intervals_and_at_the_end() -> None:
     run = runner.run("linreg", [*QUICK, "train.steps=11", "record.every_steps=4"])
     assert [row["step"] for row in run.rows] == [4, 8, 11]
     known = {"optimum/loss", "optimum/gap", "optimum/distance"}
@@ -102,8 +103,8 @@ def test_rows_come_every_so_often_and_at_the_end() -> None:
     assert run.summary["steps"] == 11
 
 
-def test_the_loss_of_a_row_is_the_one_before_its_update() -> None:
-    """Against gradient descent on the normal equations' residual, written out in float64."""
+def test_the_loss_of_a_row_is_from_before_its_update() -> None:
+    """Compared with gradient descent written out in float64."""
     run = runner.run("curve_fit", [*QUICK, "dtype=float64"])
     x = torch.linspace(0, 15, 16, dtype=torch.float64)
     state = torch.load(run.directory / "checkpoints/last/state.pt", weights_only=True)
@@ -119,7 +120,7 @@ def test_the_loss_of_a_row_is_the_one_before_its_update() -> None:
 
 
 def _target(run: Path) -> torch.Tensor:
-    """The rows of curve_fit again, through the data part alone."""
+    """Return the target of a run's training rows, built again from its config.yaml."""
     from runner.config.compose import check
     from runner.data import dataset
 
@@ -137,7 +138,7 @@ def test_the_hash_is_over_the_raw_parameters() -> None:
 
 
 def test_linreg_is_gradient_descent_in_closed_form() -> None:
-    """After k steps the distance to the least-squares solution is (I − lr·H)^k of that at the start, H the Hessian."""
+    """After k steps the distance to the least-squares solution is (I − lr·H)^k times the distance at the start; H is the Hessian."""
     start, end = (
         runner.run("linreg", [*QUICK, "dtype=float64", f"train.steps={steps}", f"optimizer.lr={lr}"])
         for steps, lr in ((1, 0), (500, 1e-4))
@@ -155,29 +156,29 @@ def test_linreg_is_gradient_descent_in_closed_form() -> None:
     assert not torch.allclose(last, first, rtol=1e-3)
 
 
-def test_standardized_parameters_are_told_in_the_units_of_the_file() -> None:
-    words = [*QUICK, "model=linear", "optimizer=lbfgs", "train.steps=20", "dtype=float64"]
-    raw = runner.run(None, ["data=diabetes", "data.standardize=true", *words])
-    table = __import__("runner.data.tables", fromlist=["read_diabetes"]).read_diabetes()
+def test_standardized_parameters_are_reported_in_the_units_of_the_file() -> None:
+    overrides = [*QUICK, "model=linear", "optimizer=lbfgs", "train.steps=20", "dtype=float64"]
+    raw = runner.run(None, ["data=diabetes", "data.standardize=true", *overrides])
+    table = read_diabetes()
     design = torch.cat([torch.from_numpy(table.features), torch.ones(442, 1, dtype=torch.float64)], 1)
     solution = torch.linalg.lstsq(design, torch.from_numpy(table.target)[:, None], driver="gelsd").solution.flatten()
     fitted = torch.tensor(
         raw.summary["parameters"]["weight"][0] + raw.summary["parameters"]["bias"], dtype=torch.float64
     )
-    # L-BFGS ends at a gradient of 1e-7; the condition number of the standardised table is about 20.
+    # L-BFGS ends at a gradient of 1e-7; the condition number of the standardized table is about 20.
     assert torch.allclose(fitted, solution, rtol=1e-4, atol=1e-3)
 
 
 def test_the_same_command_twice_gives_the_same_bits() -> None:
-    words = [*QUICK, "train.epochs=3"]
-    first, second, other = (runner.run("mlp", [*words, f"seed={seed}"]) for seed in (0, 0, 1))
+    overrides = [*QUICK, "train.epochs=3"]
+    first, second, other = (runner.run("mlp", [*overrides, f"seed={seed}"]) for seed in (0, 0, 1))
     assert (
         first.summary["parameters_sha256"] == second.summary["parameters_sha256"] != other.summary["parameters_sha256"]
     )
     assert first.directory != second.directory
 
 
-def test_rerun_is_the_same_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rerun_repeats_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     first = runner.run("mlp", [*QUICK, "train.epochs=2", "run_dir=first"])
     assert cli.main(["rerun", "first", "run_dir=second"]) == 0
     assert cli.main(["rerun", "first", "run_dir=third", "optimizer.lr=0.1"]) == 0
@@ -199,12 +200,12 @@ def test_float32_and_float64_start_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["dtype=bfloat16"], ["amp=bfloat16"], ["amp=float16"], ["amp=float16", "update=manual"]], ids=" ".join
+    "overrides", [["dtype=bfloat16"], ["amp=bfloat16"], ["amp=float16"], ["amp=float16", "update=manual"]], ids=" ".join
 )
-def test_narrow_numbers_train(words: list[str]) -> None:
-    run = runner.run("mlp", [*QUICK, "train.epochs=20", *words])
+def test_narrow_types_train(overrides: list[str]) -> None:
+    run = runner.run("mlp", [*QUICK, "train.epochs=20", *overrides])
     assert run.summary["metrics"]["valid/r2"] > 0.5
-    if "amp=float16" in words:
+    if "amp=float16" in overrides:
         assert all(row["skipped_steps"] >= 0 for row in run.rows)
 
 
@@ -216,29 +217,29 @@ def test_accumulation_does_not_change_the_answer() -> None:
         )
         for n in (1, 5)
     )
-    # Sums of 64 rows in five parts: rounding alone, 48 steps of it.
+    # Sums of 64 rows in five parts differ by rounding only, over 48 steps.
     assert parts.summary["metrics"]["valid/loss"] == pytest.approx(whole.summary["metrics"]["valid/loss"], rel=1e-12)
 
 
-def test_early_stopping_ends_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train.eval_every_steps=5", "train.early_stopping.patience=3", "optimizer.lr=0", "train.epochs=50"]
-    run = runner.run("mlp", [*QUICK, *words, "run_dir=early"])
+def test_early_stopping_ends_the_run() -> None:
+    overrides = ["train.eval_every_steps=5", "train.early_stopping.patience=3", "optimizer.lr=0", "train.epochs=50"]
+    run = runner.run("mlp", [*QUICK, *overrides, "run_dir=early"])
     assert (run.summary["steps"], run.summary["stopped_early"]) == (20, True)
     assert [row["step"] for row in run.rows] == [5, 10, 15, 20]
     assert runner.run(None, ["resume=early"]).summary == run.summary
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's compiler uses what torch deprecates
-def test_compiled_is_close_to_plain() -> None:
+def test_a_compiled_run_is_close_to_the_plain_one() -> None:
     plain, compiled = (
         runner.run("linreg", [*QUICK, "dtype=float64", "train.steps=5", f"train.compile={flag}"])
         for flag in ("false", "true")
     )
-    # The same operations, fused: sums of 90 rows may be added in another order.
+    # Fused operations may add 90 rows in another order.
     assert compiled.summary["metrics"]["train/loss"] == pytest.approx(plain.summary["metrics"]["train/loss"], rel=1e-12)
 
 
-def test_deterministic_sets_what_cublas_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_sets_the_workspace_of_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     runner.run("linreg", [*QUICK, "train.steps=1", "deterministic=true"])
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
@@ -247,60 +248,60 @@ def test_deterministic_sets_what_cublas_needs(monkeypatch: pytest.MonkeyPatch) -
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-# ---------------------------------------------------------------------------------------------------- what is shown
+# ------------------------------------------------------------------------------------------- console and TensorBoard
 
 
-def test_the_dashboard_has_final_metrics_beside_hyperparameters() -> None:
+def test_tensorboard_has_final_metrics_and_hyperparameters() -> None:
     run = runner.run("linreg", ["device=cpu", "device.threads=1", "train.steps=400"])
-    seen = EventAccumulator(str(run.directory))
-    seen.Reload()
-    tags = seen.Tags()
+    events = EventAccumulator(str(run.directory))
+    events.Reload()
+    tags = events.Tags()
     assert {"train/loss", "lr", "final/train/loss", "final/test/rmse"} <= set(tags["scalars"])
-    assert [event.step for event in seen.Scalars("train/loss")] == [200, 400]
-    assert seen.Scalars("final/test/rmse")[0].value == pytest.approx(
+    assert [event.step for event in events.Scalars("train/loss")] == [200, 400]
+    assert events.Scalars("final/test/rmse")[0].value == pytest.approx(
         run.summary["metrics"]["test/rmse"], rel=1e-6
     )  # kept as float32
     assert "figures/fit" in tags["images"]
-    text = seen.Tensors("config/text_summary" if "config/text_summary" in tags["tensors"] else "config")[
+    text = events.Tensors("config/text_summary" if "config/text_summary" in tags["tensors"] else "config")[
         0
     ].tensor_proto.string_val[0]
     assert b"lr: 0.0001" in text
-    plugin = seen.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     start = plugin_data_pb2.HParamsPluginData.FromString(plugin).session_start_info
     assert start.hparams["lr"].number_value == 1e-4
     assert start.hparams["optimizer"].string_value == "sgd"
 
 
-def test_the_console_says_what_was_chosen_and_found(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_console_shows_choices_and_results(capsys: pytest.CaptureFixture[str]) -> None:
     run = runner.run("linreg", [*QUICK, "train.steps=400"])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for text in (
         f"run      {run.directory}", "1 thread\n", "dtype    float32", "data     line: 90 train, 10 test rows of 1 feature → y",
         "model    linear, 2 parameters, loss mse", "update   sgd by hand, lr 0.0001 (constant)", "training 400 steps of 90 rows",
         "step 200/400  train/loss ", "step 400/400  train/loss ", "weight = ", "bias = ", f"tensorboard --logdir {run.directory.parent}",
     ):  # fmt: skip
-        assert text in said
-    assert re.search(r"train +\S+ +\S+ +\S+ +\S+ *\ntest ", said)
-    assert (run.directory / "run.log").read_text() == said
+        assert text in printed
+    assert re.search(r"train +\S+ +\S+ +\S+ +\S+ *\ntest ", printed)
+    assert (run.directory / "run.log").read_text() == printed
 
 
-def test_a_long_run_says_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_run_prints_about_fifty_rows(capsys: pytest.CaptureFixture[str]) -> None:
     run = runner.run("linreg", [*QUICK, "train.steps=1000", "record.every_steps=1"])
     assert len(run.rows) == 1000
     assert capsys.readouterr().out.count("\nstep ") == 51  # the first row and every twentieth
 
 
-# --------------------------------------------------------------------------------------------------- how a run fails
+# -------------------------------------------------------------------------------------------------------- failures
 
 
 @pytest.mark.parametrize(
-    "words", [["update=manual"], ["update=optimizer"], ["update=optimizer", "optimizer=adam"]], ids=" ".join
+    "overrides", [["update=manual"], ["update=optimizer"], ["update=optimizer", "optimizer=adam"]], ids=" ".join
 )
-def test_a_diverging_run_stops_before_the_update(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_diverging_run_stops_before_the_update(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "+experiment=linreg",
         *QUICK,
-        *words,
+        *overrides,
         "optimizer.lr=1e20",
         "run_dir=bad",
         "record.every_steps=50",
@@ -323,7 +324,7 @@ def test_a_diverging_run_stops_before_the_update(words: list[str], capsys: pytes
     assert loaded is not None
     assert loaded.step == step - 1
     good = (
-        runner.run("linreg", [*QUICK, *words, "optimizer.lr=1e20", f"train.steps={step - 1}"]).summary
+        runner.run("linreg", [*QUICK, *overrides, "optimizer.lr=1e20", f"train.steps={step - 1}"]).summary
         if step > 1
         else None
     )
@@ -331,9 +332,9 @@ def test_a_diverging_run_stops_before_the_update(words: list[str], capsys: pytes
     assert all(value.isfinite().all() for value in loaded.state["model"].values())
 
 
-def test_a_late_finding_is_replayed_with_its_optimizer_state() -> None:
-    """The rows are 1,000 steps apart: nothing is read on the way, and the state of the very step before comes back."""
-    words = [
+def test_a_divergence_that_is_found_late_is_replayed_with_the_optimizer_state() -> None:
+    """Losses are read every 1,000 steps only, and the state of the step before the divergence is restored."""
+    overrides = [
         *QUICK,
         "update=optimizer",
         "optimizer=momentum",
@@ -342,12 +343,12 @@ def test_a_late_finding_is_replayed_with_its_optimizer_state() -> None:
         "optimizer.lr=1e-3",
     ]
     with pytest.raises(runner.Diverged) as end:
-        runner.run("linreg", [*words, "run_dir=bad"])
+        runner.run("linreg", [*overrides, "run_dir=bad"])
     step = int(re.search(r"at step (\d+)", str(end.value))[1])  # type: ignore[index]
     assert 10 < step < 1000
     loaded = checkpoint.load(Path("bad/checkpoints"))
     assert loaded is not None
-    good = runner.run("linreg", [*words, f"train.steps={loaded.step}"])
+    good = runner.run("linreg", [*overrides, f"train.steps={loaded.step}"])
     whole = torch.load(good.directory / "checkpoints/last/state.pt", weights_only=True)
     assert loaded.step == step - 1
     for name, slots in whole["optimizer"].items():
@@ -356,7 +357,7 @@ def test_a_late_finding_is_replayed_with_its_optimizer_state() -> None:
 
 
 def test_a_gradient_that_is_nan_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With clipping the norm is looked at; without, the parameters that it spoils are."""
+    """With clipping the norm shows it at once; without, the next loss does."""
     from runner.training.objective import BatchObjective
 
     real = BatchObjective._backward
@@ -368,14 +369,14 @@ def test_a_gradient_that_is_nan_stops_the_run(monkeypatch: pytest.MonkeyPatch) -
         return loss
 
     monkeypatch.setattr(BatchObjective, "_backward", spoiled)
-    for words, step in (["train.clip_norm=10"], 7), (["train.check_gradients=true"], 7), ([], 8):
+    for overrides, step in (["train.clip_norm=10"], 7), (["train.check_gradients=true"], 7), ([], 8):
         with pytest.raises(
             runner.Diverged, match=rf"training diverged at step {step}: .*the parameters of step 6 are restored"
         ):
-            runner.run("linreg", [*QUICK, *words, "train.steps=20", "record.every_steps=10"])
+            runner.run("linreg", [*QUICK, *overrides, "train.steps=20", "record.every_steps=10"])
 
 
-def test_nan_at_the_last_step_is_found_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_at_the_last_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from runner.training.objective import BatchObjective
 
     real = BatchObjective._backward
@@ -394,7 +395,7 @@ def test_nan_at_the_last_step_is_found_too(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_rows_outside_the_domain_of_a_formula_are_named() -> None:
-    words = [
+    overrides = [
         "data=line",
         "data.start=-2",
         "data.stop=7",
@@ -405,10 +406,10 @@ def test_rows_outside_the_domain_of_a_formula_are_named() -> None:
     with pytest.raises(
         runner.Diverged, match=r"3 rows of its batch have no finite prediction, such as row 1, 2, 3 of the data"
     ):
-        runner.run(None, [*QUICK, *words, "data.noise=0"])
+        runner.run(None, [*QUICK, *overrides, "data.noise=0"])
 
 
-def test_a_second_signal_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -426,8 +427,8 @@ def test_a_second_signal_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_process_answers_a_signal_with_its_code(number: int, code: int) -> None:
-    """The real thing: another process, a real signal once it trains."""
+def test_the_exit_code_after_a_signal(number: int, code: int) -> None:
+    """Another process gets a real signal during training."""
     command = [
         sys.executable,
         "-u",
@@ -445,12 +446,12 @@ def test_the_process_answers_a_signal_with_its_code(number: int, code: int) -> N
     process.send_signal(number)
     out, err = process.communicate()
     assert process.returncode == code
-    assert "go on with: python -m runner resume=signalled" in out
+    assert "resume with: python -m runner resume=signalled" in out
     assert re.search(r"^stopped after step \d+; the state is saved", err)
     assert checkpoint.load(Path("signalled/checkpoints")) is not None
 
 
-def test_a_full_disk_is_told_and_the_old_checkpoint_stays() -> None:
+def test_a_full_disk_is_reported_and_the_old_checkpoint_stays() -> None:
     def full() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
@@ -464,12 +465,12 @@ def test_a_full_disk_is_told_and_the_old_checkpoint_stays() -> None:
     loaded = checkpoint.load(Path("full/checkpoints"))
     assert loaded is not None
     assert loaded.step == 5
-    # 2,000 bytes hold the small files, but not a state: a disk that is really full would not take run.json either.
+    # 2,000 bytes are enough for the small files, but not for a state. A full disk would not take run.json either.
     assert not list(Path("full").rglob("*.tmp*"))
     assert "free" in record(Path("full"))["reason"]
 
 
-def test_checkpoints_that_cannot_be_written_are_told(
+def test_a_checkpoint_that_cannot_be_written_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     faults.at_step(monkeypatch, 3, lambda: Path("blocked/checkpoints").write_text("a file"))
@@ -478,9 +479,9 @@ def test_checkpoints_that_cannot_be_written_are_told(
     assert record(Path("blocked"))["status"] == "failed"
 
 
-@pytest.mark.parametrize("words", ["data.rows=1000000000000", "model=mlp model.widths=[1000000,1000000]"])
-def test_what_does_not_fit_in_memory_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["+experiment=linreg", *QUICK, *words.split()]) == 2
+@pytest.mark.parametrize("overrides", ["data.rows=1000000000000", "model=mlp model.widths=[1000000,1000000]"])
+def test_data_or_a_model_too_large_for_memory_is_refused(overrides: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["+experiment=linreg", *QUICK, *overrides.split()]) == 2
     assert "error: data and model must fit in memory, but do not (" in capsys.readouterr().err
     assert not list(Path().iterdir())
 
@@ -488,13 +489,13 @@ def test_what_does_not_fit_in_memory_is_refused(words: str, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("run_dir", "text"),
     [
-        (".", "must name a new directory, got '.'"),
-        ("/", "must name a new directory, got '/'"),
+        (".", "must name a new directory, but is '.'"),
+        ("/", "must name a new directory, but is '/'"),
         ("a" * 300, "File name too long"),
         ("a\0b", "null byte"),
     ],
 )
-def test_a_run_dir_that_cannot_be_is_refused(run_dir: str, text: str) -> None:
+def test_an_impossible_run_dir_is_refused(run_dir: str, text: str) -> None:
     from runner.runs.directory import RunDirectory
 
     with pytest.raises(runner.ConfigError, match="`run_dir` must ") as refused:
@@ -503,7 +504,7 @@ def test_a_run_dir_that_cannot_be_is_refused(run_dir: str, text: str) -> None:
     assert not list(Path().iterdir())
 
 
-def test_what_an_experiment_keeps_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_kept_from_the_experiment_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["+experiment=linreg", *QUICK, "optimizer=adam", "train.steps=1"]) == 0
     assert "note: kept from the experiment: `optimizer.lr`=0.0001 (adam: 0.001)\n" in capsys.readouterr().out
     assert cli.main(["+experiment=linreg", *QUICK, "optimizer=adam", "optimizer.lr=0.1", "train.steps=1"]) == 0
@@ -526,7 +527,7 @@ def test_errors_are_raised_and_not_printed(capsys: pytest.CaptureFixture[str]) -
     assert not list(Path().iterdir())
 
 
-def test_the_callers_random_numbers_are_its_own() -> None:
+def test_the_random_numbers_of_the_caller_are_preserved() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -534,23 +535,23 @@ def test_the_callers_random_numbers_are_its_own() -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_the_public_face_is_complete() -> None:
+def test_the_public_names_are_complete() -> None:
     assert sorted(runner.__all__) == runner.__all__
     assert all(hasattr(runner, name) for name in runner.__all__)
     assert callable(runner.run)
 
 
-def test_a_scaler_that_skips_a_step_is_no_divergence() -> None:
-    """The first scale is too large for these numbers: the norm of a skipped step is inf and none of our business."""
-    for words in (["train.clip_norm=1"], ["train.check_gradients=true"]):
-        run = runner.run("linreg", [*QUICK, *words, "amp=float16", "train.steps=25", "record.every_steps=25"])
+def test_a_step_that_the_loss_scaler_skips_is_no_divergence() -> None:
+    """The first scale is too large for these numbers: the norm of a skipped step is inf and must be ignored."""
+    for overrides in (["train.clip_norm=1"], ["train.check_gradients=true"]):
+        run = runner.run("linreg", [*QUICK, *overrides, "amp=float16", "train.steps=25", "record.every_steps=25"])
         assert run.rows[-1]["skipped_steps"] > 0
 
 
 def test_fewer_steps_than_the_run_has_taken_are_refused() -> None:
     runner.run("linreg", [*QUICK, "train.steps=20", "run_dir=done"])
     with pytest.raises(
-        runner.ConfigError, match=r"`train.steps` must be at least 20, the step that the run has reached, but is 12"
+        runner.ConfigError, match=r"`train.steps` must be at least 20, the step that the run has reached, got 12"
     ):
         runner.run(None, ["resume=done", "train.steps=12"])
     assert record(Path("done"))["status"] == "finished"
@@ -564,15 +565,15 @@ def test_a_lost_summary_is_written_again() -> None:
     assert [row["step"] for row in read_rows(Path("done/metrics.jsonl"))] == [20]
 
 
-def test_a_reader_that_goes_away_does_not_stop_the_run() -> None:
+def test_a_closed_pipe_does_not_stop_the_run() -> None:
     command = (
-        f"{sys.executable} -m runner +experiment=linreg {' '.join(QUICK)} train.steps=3000 run_dir=alone | head -2"
+        f"{sys.executable} -m runner +experiment=linreg {' '.join(QUICK)} train.steps=3000 run_dir=piped | head -2"
     )
     subprocess.run(command, shell=True, check=True, capture_output=True)
-    assert record(Path("alone"))["status"] == "finished"
+    assert record(Path("piped"))["status"] == "finished"
 
 
-def test_a_screen_that_knows_no_arrows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ascii_terminal_gets_question_marks() -> None:
     command = [sys.executable, "-m", "runner", "+experiment=linreg", *QUICK, "train.steps=3"]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=True
@@ -580,16 +581,16 @@ def test_a_screen_that_knows_no_arrows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "rows of 1 feature ? y" in done.stdout
 
 
-def test_early_stopping_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train.eval_every_steps=5", "train.early_stopping.patience=2", "optimizer.lr=0", "train.epochs=50"]
-    runner.run("mlp", [*QUICK, *words])
+def test_early_stopping_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["train.eval_every_steps=5", "train.early_stopping.patience=2", "optimizer.lr=0", "train.epochs=50"]
+    runner.run("mlp", [*QUICK, *overrides])
     assert re.search(
         r"stopped  early: valid/loss has not become better than \S+ in 2 evaluations", capsys.readouterr().out
     )
 
 
 @pytest.mark.parametrize("strategy", ["dp", "ddp"])
-def test_what_one_process_on_one_device_cannot_split_runs_as_single(
+def test_a_strategy_for_several_devices_runs_as_single_on_one(
     strategy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = runner.run("linreg", [*QUICK, "train.steps=5"])
@@ -600,14 +601,14 @@ def test_what_one_process_on_one_device_cannot_split_runs_as_single(
     assert run.summary["parameters_sha256"] == whole.summary["parameters_sha256"]
 
 
-def test_exact_on_one_process_pins_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exact_run_uses_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     run = runner.run("linreg", [*QUICK, "train.steps=5", "strategy.reduction=exact"])
     assert record(run.directory)["threads"] == 1
     assert yaml.safe_load((run.directory / "config.yaml").read_text())["device"]["threads"] == 1
 
 
-def test_python_starts_no_processes() -> None:
+def test_the_python_function_starts_no_processes() -> None:
     with pytest.raises(
         runner.ConfigError, match=r"`launch.processes` and `launch.nodes` start processes from the command line"
     ):

@@ -241,7 +241,7 @@ def test_trials_of_other_threads_have_these() -> None:
         (["model=mlp", "model.widths=[4]", "model.dropout=0.5", "seeds=2"], "dropout draws from one stream"),
         (["amp=bfloat16", "seeds=2"], "amp changes what vmap computes"),
         (["strategy.reduction=exact", "seeds=2"], "strategy.reduction=exact promises bits"),
-        (["checkpoint.async_save=true", "seeds=2"], "checkpoint.async_save writes beside one training"),
+        (["checkpoint.async_save=true", "seeds=2"], "checkpoint.async_save works for one run at a time"),
     ],
     ids=lambda given: given[0] if isinstance(given, list) else "",
 )  # fmt: skip

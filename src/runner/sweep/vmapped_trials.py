@@ -16,9 +16,10 @@ from runner.config.schema import Config, plain, program
 from runner.errors import ConfigError, Interrupted, Pruned, RunnerError
 from runner.runs.atomic import synced_together
 from runner.runs.sinks.reporter import Reporter
+from runner.training.environment import environment
 from runner.training.failures import as_failure
-from runner.training.recorder import CHECKPOINTS, Opened, RunRecorder, surroundings
-from runner.training.run import first_row, fixed
+from runner.training.recorder import CHECKPOINTS, Opened, RunRecorder
+from runner.training.run import checkpoint_metadata, first_new_row
 
 if TYPE_CHECKING:
     from runner.compute.devices import DeviceChoice
@@ -81,7 +82,7 @@ class Together:
     watch: Watch | None = None
 
     def __post_init__(self) -> None:
-        self._around = cache(surroundings)
+        self._around = cache(environment)
         self._reasons: set[str] = set()
         self._made: dict[str, Dataset] = {}
 
@@ -125,12 +126,12 @@ class Together:
             if first is None:
                 waiting.pop(0)
                 continue
-            reason = vmapped.alone_because(first.config, first.prepared)
+            reason = vmapped.not_vmappable_because(first.config, first.prepared)
             if reason is not None or len(trials) == 1:
                 waiting.pop(0)
                 yield [first], reason
                 continue
-            most = max(1, int(self.memory_bytes() // vmapped.bytes_a_lane(first.config, first.prepared)))
+            most = max(1, int(self.memory_bytes() // vmapped.bytes_per_lane(first.config, first.prepared)))
             chosen, waiting = waiting[1:most], waiting[most:]
             ready = [first, *(r for trial in chosen if (r := self._ready(trial)) is not None)]
             for group in _by(ready, lambda r: (vmapped.shapes(r.prepared), r.step)):
@@ -164,17 +165,17 @@ class Together:
         from runner.training import build, vmapped
 
         side_by_side: Any = None
-        facts = [vmapped.facts_of(ready.config, ready.prepared, len(batch)) for ready in batch]
+        facts = [vmapped.run_info_of_lane(ready.config, ready.prepared, len(batch)) for ready in batch]
         if alone is None and len(batch) > 1:
             side_by_side = vmapped.build(facts, [ready.model for ready in batch])
-            alone = vmapped.refused(side_by_side)
+            alone = vmapped.vmap_error(side_by_side)
         if alone is not None or len(batch) == 1:
             for ready in batch:
                 if alone is not None and alone not in self._reasons:
                     self._reasons.add(alone)
                     self.report.say(f"trial {ready.trial.number} and others like it are trained alone: {alone}")
                 parts = build.build(ready.config, ready.prepared, SingleProcess())
-                self._trained([ready], [parts.facts], parts, parts.model.draws)
+                self._trained([ready], [parts.info], parts, parts.model.draws)
             return
         count = len(batch)
         self.report.say(f"trials {_numbers(batch)}: {count} side by side, as one program")
@@ -210,7 +211,7 @@ class Together:
                 for ready, member in zip(batch, members, strict=True):
                     first = 0 if ready.opened is None or ready.config.resume is None else 1
                     if loop.step:
-                        first = first_row(loop.calendar, loop.step, member)
+                        first = first_new_row(loop.calendar, loop.step, member)
                     ready.records.begin(loop.step, first)
                 self._warn(batch, parts.warnings)
             startup, steps, seconds = time.perf_counter() - began, loop.step, loop.seconds
@@ -245,7 +246,7 @@ class _Open:
             assert opened is not None
             saver = Saver(
                 opened.path / CHECKPOINTS,
-                fixed(facts),
+                checkpoint_metadata(facts),
                 facts.config.checkpoint.keep,
                 SingleProcess(),
                 sharded=False,
@@ -254,7 +255,7 @@ class _Open:
             )
             member = facts.run_state([*ready.records.sinks, progress], saver, ready.records.hashes)
             if together.watch is not None:
-                member.cut = _cut(together.watch, ready.trial.number, facts.watched)
+                member.should_prune = _cut(together.watch, ready.trial.number, facts.watched)
             if opened.loaded is not None:
                 member.load_decisions(opened.loaded.state)
                 member.saved_step = opened.loaded.step

@@ -1,1 +1,1 @@
-"""One run: build it, step it, record it, say how it ended."""
+"""One run: build it, step it, record it, report how it ended."""

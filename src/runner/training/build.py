@@ -1,4 +1,4 @@
-"""Assembly: the one module that sees the whole configuration and builds the parts of a run from it."""
+"""Assembly of a run: the one module that reads the whole configuration and builds the parts from it."""
 
 from __future__ import annotations
 
@@ -35,43 +35,46 @@ from runner.training.objective import BatchObjective
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every process makes for itself before they work together."""
+    """What each process builds on its own, before the processes work together."""
 
     dataset: Dataset
     model: Model
+    """The model with its start values, on the CPU."""
     device: torch.device
     parameter_count: int
+    """Number of fitted numbers."""
 
 
-def resolve(asked: c.Config, choice: DeviceChoice, size: int) -> c.Config:
-    """The configuration with `auto` replaced by what was chosen, for `size` processes.
+def resolve(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:
+    """Return the configuration of a run with `size` processes, with `auto` replaced by the chosen device and strategy.
 
-    Raises `ConfigError` when the parts no longer fit.
+    Raises `ConfigError` when the parts do not fit together.
     """
-    problems = misfits(asked, choice, size)
+    problems = misfits(config, choice, size)
     if problems:
         raise ConfigError(problems)
-    return _chosen(asked, choice, size)
+    return _resolved(config, choice, size)
 
 
-def misfits(asked: c.Config, choice: DeviceChoice, size: int) -> list[str]:
-    """What does not fit the device or the number of processes."""
-    resolved = _chosen(asked, choice, size)
+def misfits(config: c.Config, choice: DeviceChoice, size: int) -> list[str]:
+    """Return the problems of a configuration with the chosen device and the number of processes."""
+    resolved = _resolved(config, choice, size)
     return constraints.problems(resolved) + constraints.misplaced(resolved, size)
 
 
-def _chosen(asked: c.Config, choice: DeviceChoice, size: int) -> c.Config:
-    alone = size == 1 and (asked.strategy.name == "ddp" or (asked.strategy.name == "dp" and choice.count < 2))
-    strategy = asked.strategy
-    if strategy.name == "auto" or alone:
+def _resolved(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:
+    strategy = config.strategy
+    # These two need several processes or several devices.
+    unsplit = size == 1 and (strategy.name == "ddp" or (strategy.name == "dp" and choice.count < 2))
+    if strategy.name == "auto" or unsplit:
         strategy = replace(strategy, name="ddp" if size > 1 else "single")
-    return replace(asked, device=replace(asked.device, name=choice.kind), strategy=strategy)
+    return replace(config, device=replace(config.device, name=choice.kind), strategy=strategy)
 
 
 def prepare(
     resolved: c.Config, choice: DeviceChoice, size: int, build_data: Callable[..., Dataset] = data.build
 ) -> tuple[Inputs, dict[str, str]]:
-    """Data and model, not placed yet, and what must be equal on all processes: name → text.
+    """Return data and model, not placed yet, and the properties that must be equal on all processes: name → text.
 
     Raises `DataError` and `ConfigError`.
     """
@@ -80,12 +83,12 @@ def prepare(
     rows = len(dataset.parts["train"])
     if size > rows:
         raise ConfigError(
-            f"the {size} processes must not be more than the training rows, of which there are {rows}; start fewer processes"
+            f"the number of processes must not be above the number of training rows, {rows}, got {size}; start fewer processes"
         )
     model = start_model(resolved, dataset.feature_names)
     if resolved.optimizer.linear_only and not model.is_linear(dataset.parts["train"].features.cpu()):
         raise ConfigError(
-            f"`optimizer` must not be {resolved.optimizer.name} for a model that is not linear in its parameters, as this {resolved.model.name} is not; "
+            f"`optimizer` must not be {resolved.optimizer.name} for a model that is not linear in its parameters, got {resolved.model.name}; "
             "use optimizer=lm"
         )
     equal = {
@@ -98,12 +101,12 @@ def prepare(
 
 
 def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
-    """All that trains the model. Raises `ConfigError` before anything is written."""
+    """Build the experiment of a run. Raises `ConfigError` before anything is written."""
     dataset, model, device = prepared.dataset, prepared.model, prepared.device
     rows = dataset.parts["train"]
     loss, autocast = losses.build(resolved.loss), precision.autocast(resolved.amp, device)
     strategy = strategies.build(resolved.strategy, device, world)
-    # Before the strategy cuts the model.
+    # The optimum needs the whole model, before the strategy shards it.
     optimum = find_optimum(
         model.to(device), rows.features, rows.target, resolved, [resolved.optimizer.l2_penalty or 0.0]
     )
@@ -111,9 +114,9 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
     forward: Any = torch.compile(placed) if resolved.train.compile else placed
     batches = EpochBatches(len(rows), resolved.train.batch_size, resolved.seed, device)
     scaler = precision.scaler(resolved.amp, device)
-    facts = run_info(resolved, prepared, strategy=strategy.name, batches=batches, size=world.size)
+    info = run_info(resolved, prepared, strategy=strategy.name, batches=batches, size=world.size)
     return Experiment(
-        facts=facts,
+        info=info,
         model=model,
         strategy=strategy,
         optimizer=build_optimizer(resolved.optimizer, resolved.update, strategy.parameters(model)),
@@ -129,7 +132,7 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
             clip_norm=resolved.train.clip_norm,
         ),
         evaluation=Evaluation(model, placed, loss, autocast, dataset.scaling.undo, dataset.parts, strategy),
-        schedule=facts.schedule,
+        schedule=info.schedule,
         batches=batches,
         scaler=scaler,
         optimum=optimum,
@@ -148,10 +151,11 @@ def objective(
     scaler: Scaler,
     clip_norm: float | Tensor | None,
 ) -> BatchObjective:
-    """What the optimizer asks, of one run or of several that are vmapped."""
+    """Build the objective of one run, or of several vmapped runs."""
     device, train = rows.target.device, config.train
 
     def widened() -> dict[str, Tensor]:
+        """Return the parameters in the widest type."""
         return {
             name: value.detach().to(precision.widest(device))
             for name, value in strategy.parameters_by_name(model).items()
@@ -170,7 +174,7 @@ def objective(
         clip_norm=clip_norm,
         check_gradients=train.check_gradients,
         draw=dropout_seeder(config.model.draws, config.seed, device),
-        alone=lambda features: strategy.predict(model, widened(), features),
+        predict=lambda features: strategy.predict(model, widened(), features),
         jacobian=lambda features: model.jacobian(widened(), features),
     )
 
@@ -178,18 +182,21 @@ def objective(
 def run_info(
     config: c.Config, prepared: Inputs, *, strategy: str, batches: Batches, size: int = 1, lanes: int = 1
 ) -> RunInfo:
-    """What is known of a run before it trains. Raises `ConfigError` for a schedule that does not fit its length."""
+    """Return what is known about a run before it trains. Raises `ConfigError` for a schedule that does not fit its length."""
     steps = length(config, batches)
     schedule = schedules.build(config.schedule, config.optimizer.lr, steps)
     return RunInfo(config, prepared.dataset, strategy, steps, size, prepared.parameter_count, schedule, lanes)
 
 
 def length(resolved: c.Config, batches: Batches) -> int:
-    """Steps of the run. Raises `ConfigError` for what `train.epochs` hides from the combinations."""
+    """Return the number of steps of a run.
+
+    Raises `ConfigError` for a warmup that is too long. With `train.epochs` this cannot be checked before the rows are known.
+    """
     train, schedule = resolved.train, resolved.schedule
     steps = train.steps if train.steps is not None else (train.epochs or 0) * batches.per_epoch
     if steps < schedule.least_steps:
         raise ConfigError(
-            f"`schedule.warmup_steps` must be below the {steps} steps of this run, but is {schedule.least_steps - 1}; make it smaller"
+            f"`schedule.warmup_steps` must be below the {steps} steps of this run, got {schedule.least_steps - 1}; make it smaller"
         )
     return steps

@@ -1,4 +1,4 @@
-"""The parts of one run, ready to train, and what comes of them."""
+"""The parts of one run, ready to train, and its outcome."""
 
 from __future__ import annotations
 
@@ -32,39 +32,44 @@ from runner.training.run_state import Calendar, RunState
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is known of a run before it trains."""
+    """Everything known about a run before it trains."""
 
     config: c.Config
     dataset: Dataset
     strategy: str
     steps: int
     size: int
-    """Processes."""
+    """Number of processes."""
     parameter_count: int
-    """Numbers that are fitted, over all processes."""
+    """Number of fitted numbers, over all processes."""
     schedule: Schedule
-    """Learning rate of every step."""
+    """Step → learning rate."""
     lanes: int = 1
-    """Runs that are trained side by side with this one, itself included."""
+    """Number of runs in the same program, this one included."""
 
     @property
     def watched(self) -> str:
-        """The part that decisions are taken on."""
+        """The part of the data that decisions are based on: "valid" where there is one, else "train"."""
         return "valid" if "valid" in self.dataset.parts else "train"
 
     @property
     def metric_names(self) -> list[str]:
-        """What is measured at the end."""
+        """Names of the metrics of the summary, such as "valid/rmse"."""
         return [f"{part}/{name}" for part in self.dataset.parts for name in LARGER_IS_BETTER]
 
+    @property
+    def batch_size(self) -> int:
+        """Rows of one update, all processes together."""
+        return batch_size(self.config, self.dataset)
+
     def calendar(self) -> Calendar:
-        """What is due at which step."""
+        """Return the steps at which rows, evaluations, checkpoints and hashes are due."""
         record, evaluate_every = self.config.record, self.config.train.eval_every_steps
         checkpoint_every = self.config.checkpoint.every_steps
         return Calendar(self.steps, record.every_steps, evaluate_every, checkpoint_every, record.hash_every_steps)
 
     def run_state(self, sinks: Sequence[Writer], saver: Saver, hashes: Hashes | None) -> RunState:
-        """The run as the loop knows it."""
+        """Return the state of this run, before its first step."""
         early = self.config.train.early_stopping
         return RunState(
             lr=self.schedule,
@@ -77,36 +82,45 @@ class RunInfo:
         )
 
 
-def warnings(facts: Sequence[RunInfo], optimum: Optimum | None) -> list[list[str]]:
-    """For each run what is allowed and probably not meant: of its data, and of its learning rate where the optimum is known."""
-    found = [list(run.dataset.warnings) for run in facts]
+def batch_size(config: c.Config, dataset: Dataset) -> int:
+    """Return the rows of one update, all processes together: `train.batch_size`, or all training rows."""
+    size = config.train.batch_size
+    return len(dataset.parts["train"]) if size is None else size
+
+
+def warnings(infos: Sequence[RunInfo], optimum: Optimum | None) -> list[list[str]]:
+    """Return for each run the warnings about its data, and about its learning rate where the optimum is known."""
+    texts = [list(info.dataset.warnings) for info in infos]
     if optimum is not None:
-        for texts, sentence in zip(found, stability_warnings([run.config for run in facts], optimum), strict=True):
+        for lines, sentence in zip(texts, stability_warnings([info.config for info in infos], optimum), strict=True):
             if sentence is not None:
-                texts.append(sentence)
-    return found
+                lines.append(sentence)
+    return texts
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a training: metrics by part, raw parameters and those to report, by name; `evaluation` is that of the whole model.
-
-    `optimum` is what the summary says of it, and `inference` what can be said of the parameters; None where nothing is known.
-    """
+    """The result of a training that reached its end."""
 
     metrics: dict[str, float]
+    """Values by name, such as "valid/rmse", of every part and metric."""
     parameters: dict[str, Tensor]
+    """Raw parameters by name, gathered from all processes."""
     fitted: Mapping[str, Tensor]
+    """The parameters to report, by name, in the units of the file where the model can undo the scaling."""
     evaluation: Callable[[], Evaluation]
+    """Builds the evaluation of the whole model on this process."""
     optimum: dict[str, float | None] | None
+    """The summary's figures about the optimum; None where it is unknown."""
     inference: Inference | None
+    """Standard errors and convergence of the fit; None where neither is known."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The parts of one run, on their device, ready to train from step 0: the program of one lane."""
+    """The parts of one run, on their device, ready to train from step 0. Implements `Program` with one lane."""
 
-    facts: RunInfo
+    info: RunInfo
     model: Model
     strategy: Strategy
     optimizer: Optimizer
@@ -120,11 +134,11 @@ class Experiment:
 
     @property
     def warnings(self) -> list[list[str]]:
-        """For each lane what the user should hear of before the first step."""
-        return warnings([self.facts], self.optimum)
+        """Warnings to report before the first step; a list with the list of the one lane."""
+        return warnings([self.info], self.optimum)
 
     def capture(self) -> dict[str, Any]:
-        """All that the next step depends on; the tensors are the live ones."""
+        """Return the live state of model, optimizer and loss scaler."""
         return {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -132,30 +146,35 @@ class Experiment:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a captured state."""
+        """Load model, optimizer and loss scaler from a captured state or a checkpoint."""
         self.strategy.load(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
     def lane_state(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
+        """Return the whole state: there is one lane."""
         return dict(state)
 
-    def narrowed(self, lanes: Sequence[int], state: Mapping[str, Any]) -> Experiment:
+    def select_lanes(self, lanes: Sequence[int], state: Mapping[str, Any]) -> Experiment:
+        """Return this experiment, restored: there is one lane to select."""
         self.restore(state)
         return self
 
     def total(self, shares: Tensor) -> Tensor:
+        """Return the losses [steps, 1] summed over all processes by the strategy."""
         return self.strategy.total(shares)
 
-    def finite(self) -> list[bool]:
+    def finite_lanes(self) -> list[bool]:
+        """Return whether the model's state is finite on every process."""
         return [not self.strategy.any(not _finite(self.model.state_dict()))]
 
     def parameters(self) -> list[dict[str, Tensor]]:
+        """Return the parameters gathered by the strategy."""
         return [self.strategy.gather_parameters(dict(self.model.named_parameters()))]
 
     def outcomes(self, lanes: Sequence[int]) -> list[Outcome]:
-        """What was learnt, gathered from all processes: every one of them must ask."""
-        dataset = self.facts.dataset
+        """Return the outcome of the run, from the parameters gathered by the strategy."""
+        dataset = self.info.dataset
         metrics = {
             f"{part}/{name}": value
             for part in dataset.parts
@@ -164,9 +183,9 @@ class Experiment:
         (parameters,) = self.parameters()
         model = self.model
         if self.strategy.sharded:
-            model = start_model(self.facts.config, dataset.feature_names).to(next(iter(parameters.values())).device)
+            model = start_model(self.info.config, dataset.feature_names).to(next(iter(parameters.values())).device)
             model.load_state_dict(parameters)
-        resolved, optimum = self.facts.config, self.optimum
+        resolved, optimum = self.info.config, self.optimum
         train, fitted = dataset.parts["train"], model.fitted(dataset.scaling)
         stacked = {name: value.detach().unsqueeze(0) for name, value in parameters.items()}
         (inference,) = infer(model, stacked, (train.features, train.target), [Fit(resolved, fitted, dataset.scaling)])
@@ -181,41 +200,42 @@ class Experiment:
             )
         ]
 
-    def details(self) -> list[dict[str, float]]:
-        """What a row tells besides losses: the parameters of a formula, the way to the optimum, the steps that a scaler skipped."""
-        row: dict[str, float] = {}
-        if self.facts.config.model.records_parameters:
-            row = {
-                f"param/{name}": float(value) for name, value in self.model.fitted(self.facts.dataset.scaling).items()
+    def extra_columns(self) -> list[dict[str, float]]:
+        """Return the parameters of a formula, the distance to a known optimum, and the steps that the loss scaler skipped."""
+        columns: dict[str, float] = {}
+        if self.info.config.model.records_parameters:
+            columns = {
+                f"param/{name}": float(value) for name, value in self.model.fitted(self.info.dataset.scaling).items()
             }
         if self.optimum is not None:
-            row.update(progress_columns(self.optimum, _row(self.parameters()[0]))[0])
-        if self.facts.config.amp == "float16":
-            row["skipped_steps"] = self.scaler.skipped_steps
-        return [row]
+            columns.update(progress_columns(self.optimum, _row(self.parameters()[0]))[0])
+        if self.info.config.amp == "float16":
+            columns["skipped_steps"] = self.scaler.skipped_steps
+        return [columns]
 
     def join(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from the state of every lane."""
+        """Restore the state of the only lane."""
         self.restore(states[0])
 
-    def loop(self, members: Sequence[RunState], stop: Stop) -> Loop:
-        """The loop over these parts."""
+    def loop(self, runs: Sequence[RunState], stop: Stop) -> Loop:
+        """Return the training loop of this experiment. `runs` has one run."""
         return Loop(
             program=self,
-            members=members,
+            runs=runs,
             batches=self.batches,
-            calendar=self.facts.calendar(),
-            watched=self.facts.watched,
+            calendar=self.info.calendar(),
+            watched=self.info.watched,
             stop=stop,
         )
 
 
 def _row(parameters: Mapping[str, Tensor]) -> Tensor:
-    """All numbers [1, n] of the parameters."""
+    """Return all numbers [1, n] of the parameters."""
     return torch.cat([value.detach().reshape(-1) for value in parameters.values()]).unsqueeze(0)
 
 
 def _finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether the parts of these tensors on this process are finite."""
     parts = [local(tensor.detach()) for tensor in tensors.values()]
     floating = [part.abs().max() for part in parts if part.is_floating_point() and part.numel()]
     return bool(torch.stack(floating).isfinite().all()) if floating else True

@@ -1,4 +1,4 @@
-"""What ends a run, or keeps it from starting, in the words that its user needs."""
+"""Errors of torch and the operating system that end a run or prevent its start, as sentences for the user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from runner.runs.atomic import explain_os_error
 
 
 def as_failure(error: BaseException, config: Config, directory: Path) -> RunnerError | None:
-    """What the world did to a run, in a sentence; None for mistakes of ours, which keep their traceback."""
+    """Return the failure that disk, memory or device caused, as a `RunnerError`.
+
+    Returns None for any other error: it is a bug, and keeps its traceback.
+    """
     if isinstance(error, RunnerError):
         return error
     if isinstance(error, OSError):
@@ -29,8 +32,8 @@ def as_failure(error: BaseException, config: Config, directory: Path) -> RunnerE
 
 
 @contextlib.contextmanager
-def explained_memory() -> Iterator[None]:
-    """Data and a model that are too large for the machine are the user's input: nothing has been started yet."""
+def explain_out_of_memory() -> Iterator[None]:
+    """Raise `ConfigError` when data or model are too large for memory. For use before a run has started."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -1,10 +1,10 @@
-"""The loop: step, record, evaluate, save, stop. It knows protocols only: no device, dtype, strategy or optimizer by name.
+"""The training loop: step, record, evaluate, save, stop. It uses protocols only, and no device, dtype, strategy or optimizer by name.
 
-It trains one run, or several side by side as the lanes of one program: what is computed has a value a lane, what is decided
-and written has a `RunState` a run. One run alone is the program of one lane.
+A program trains one run, or several runs as its lanes: lane i of every computed tensor belongs to one run. Each run has
+a `RunState` with its decisions, sinks and checkpoints. A single run is a program with one lane.
 
-Nothing in a step waits for the device. The losses of the steps since the last look are kept where they are computed; at
-a look they are read together, and when one is not finite the last good state is restored and replayed to the step before.
+No step waits for the device. Losses stay on the device until they are read, many steps at once. When one of them is not
+finite, the last good state is restored and replayed up to the step before it.
 """
 
 from __future__ import annotations
@@ -26,284 +26,335 @@ from runner.training.metrics import Evaluation
 from runner.training.objective import BatchObjective
 from runner.training.run_state import Calendar, Divergence, RunState
 
-SPARSE = 0.75
-"""Share of lanes that still train below which the others are taken out of the program."""
+MIN_ACTIVE_SHARE = 0.75
+"""Share of lanes in training below which the ended lanes are removed from the program."""
 
 
 class Program(Protocol):
-    """The parts that take the steps: of one run, or of several in as many lanes."""
+    """The parts that compute training steps, for one run or for several runs in as many lanes.
+
+    Captured states are plain dictionaries of values and tensors. Only `capture` and `restore` know the form of a whole
+    state; `lane_state` gives the part of one lane in the form of a single run's state, which is what checkpoints hold.
+    """
 
     @property
-    def lanes(self) -> int: ...
+    def lanes(self) -> int:
+        """Number of runs in this program."""
+
     @property
-    def optimizer(self) -> Optimizer: ...
+    def optimizer(self) -> Optimizer:
+        """The optimizer of all lanes."""
+
     @property
-    def objective(self) -> BatchObjective: ...
+    def objective(self) -> BatchObjective:
+        """The function that the optimizer minimizes: loss and gradients of a step's batch."""
+
     @property
-    def evaluation(self) -> Evaluation: ...
+    def evaluation(self) -> Evaluation:
+        """Metrics of a part of the data, one dictionary per lane."""
+
     @property
     def schedule(self) -> Callable[[int], Any]:
-        """Step → learning rate as the optimizer takes it."""
+        """Step → learning rate as the optimizer takes it: a number, or a tensor [lanes, 1]; None for a solver."""
 
     def capture(self) -> dict[str, Any]:
-        """All that the next step depends on, as plain values and tensors; the live ones."""
+        """Return everything the next step depends on. The tensors are the live ones: copy them before the next step."""
 
-    def restore(self, state: Mapping[str, Any]) -> None: ...
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state that `capture` returned."""
+
     def lane_state(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
-        """What of a captured state belongs to a lane, as a run alone would have captured it."""
+        """Return the part of a captured state that belongs to a lane, in the form of a single run's state."""
 
-    def narrowed(self, lanes: Sequence[int], state: Mapping[str, Any]) -> Program:
-        """A program of some of the lanes, in a captured state; the program itself, restored, where it has one lane."""
+    def select_lanes(self, lanes: Sequence[int], state: Mapping[str, Any]) -> Program:
+        """Return a program of some of the lanes, in order, restored to a captured state of this program.
+
+        A program with one lane restores itself and returns itself.
+        """
 
     def total(self, shares: Tensor) -> Tensor:
-        """Losses [steps, lanes] of whole batches from this process's shares of them."""
+        """Return the losses [steps, lanes] of whole batches from this process's shares [steps, lanes] of them.
 
-    def finite(self) -> Sequence[bool]:
-        """For each lane whether no process has a parameter or buffer in it that is nan or inf."""
+        Every process must call it.
+        """
 
-    def details(self) -> Sequence[Mapping[str, float]]:
-        """For each lane what its row tells besides losses."""
+    def finite_lanes(self) -> Sequence[bool]:
+        """Return for each lane whether its parameters and buffers are finite on every process.
+
+        Every process must call it.
+        """
+
+    def extra_columns(self) -> Sequence[Mapping[str, float]]:
+        """Return for each lane the columns of its next row besides step, epoch, losses, metrics and learning rate."""
 
     def parameters(self) -> Sequence[Mapping[str, Tensor]]:
-        """For each lane its parameters by name, gathered from all processes: every one of them must ask."""
+        """Return for each lane its whole parameters by name. Every process must call it."""
 
     def outcomes(self, lanes: Sequence[int]) -> Sequence[Any]:
-        """What the runs in these lanes have learnt."""
+        """Return the results of the runs in these lanes, in order. Every process must call it."""
 
 
 @dataclass
 class Loop:
-    """One training. `step` is the number of updates that are done; `members` are in the order of the program's lanes."""
+    """The training of one program. `runs` are in the order of the program's lanes."""
 
     program: Program
-    members: Sequence[RunState]
+    runs: Sequence[RunState]
     batches: Batches
     calendar: Calendar
     watched: str
+    """The part of the data that decisions are based on."""
     stop: Stop
     saving: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """What the states of all members are written in."""
+    """Context in which the states of several runs are saved at once."""
     step: int = 0
+    """Number of updates so far."""
     seconds: float = 0.0
-    _training: dict[int, RunState] = field(default_factory=dict, init=False)
-    _pending: list[Tensor] = field(default_factory=list, init=False)
-    _watched: tuple[Any, int, Sequence[dict[str, float]]] = field(default=(None, -1, ()), init=False)
+    """Seconds of training so far, those before a resume included."""
+    _active: dict[int, RunState] = field(default_factory=dict, init=False)
+    """Lane → run, of the runs in training."""
+    _unread_losses: list[Tensor] = field(default_factory=list, init=False)
+    _metrics_cache: tuple[Any, int, Sequence[dict[str, float]]] = field(default=(None, -1, ()), init=False)
+    """Program, step and metrics of the newest evaluation of the watched part."""
 
     def run(self) -> None:
-        """Train every member to its end: it has an `outcome` then, or a `failure`. Raises `Interrupted`, the states saved."""
+        """Train every run to its end. Each then has an `outcome` or a `failure`.
+
+        Raises `Interrupted` after a signal; the states are saved first.
+        """
         self._first_step = self._good_step = self.step
-        self._good = copied(self.program.capture())
+        self._good_state = copy_state(self.program.capture())
         self._row_step, self._row_time = self.step, time.perf_counter()
         self._clock = time.perf_counter()
-        self._training = dict(enumerate(self.members))
-        self._hash()
-        self._end([lane for lane, member in self._training.items() if member.over])
-        while self._training and self.step < self.calendar.last:
-            self._advance(self.calendar.next_look(self.step))
-            if self._look():
-                self._due()
+        self._active = dict(enumerate(self.runs))
+        self._write_hashes()
+        self._end([lane for lane, run in self._active.items() if run.ended_early])
+        while self._active and self.step < self.calendar.last:
+            self._advance(self.calendar.next_due(self.step))
+            if self._read_losses():
+                self._do_due()
             signal_number = self.stop.requested(self.step)
-            if signal_number is not None and self._training and self.step < self.calendar.last:
+            if signal_number is not None and self._active and self.step < self.calendar.last:
                 self._interrupt(signal_number)
-        self._end(list(self._training))
+        self._end(list(self._active))
 
     def _advance(self, until: int) -> None:
-        """The training steps themselves, to `until` or to a signal. Losses stay on the device."""
-        step, pending, program, requested = self.step, self._pending, self.program, self.stop.requested
+        """Take training steps to step `until`, to a signal or to convergence. Losses stay on the device."""
+        step, unread, program, requested = self.step, self._unread_losses, self.program, self.stop.requested
         objective, optimizer_step, schedule = program.objective, program.optimizer.step, program.schedule
         while step < until and requested(step) is None:
             step += 1
             loss = optimizer_step(objective.at(step), schedule(step))
-            pending.append(loss)
+            unread.append(loss)
             if objective.norm is not None:
-                pending[-1] = torch.stack((loss, objective.norm.reshape(loss.shape).to(loss.dtype)))
+                unread[-1] = torch.stack((loss, objective.norm.reshape(loss.shape).to(loss.dtype)))
             if program.optimizer.settled:
                 break
         self.step = step
 
-    def _look(self) -> bool:
-        """Read the losses of the steps since the last look, once, and bury what is not finite; False: none is left, or none came."""
-        steps = len(self._pending)
+    def _read_losses(self) -> bool:
+        """Read the unread losses at once and end every run that diverged.
+
+        Return whether losses were read and any run is still in training.
+        """
+        steps = len(self._unread_losses)
         if not steps:
             return False
-        looked = torch.stack(self._pending).reshape(steps, -1, self.program.lanes)
-        self._pending.clear()
-        # Each process has its share of the losses; norms are those of the whole gradients already.
-        losses = self.program.total(looked[:, 0].clone())
-        good = torch.cat((losses.unsqueeze(1), looked[:, 1:]), dim=1).isfinite().all(1)
-        fallen = self._fallen(losses, good.all(0).tolist(), good)
-        if fallen:
-            self._rewind_diverged(fallen)
+        # [steps, 1 or 2, lanes]: losses, and norms of the gradients where they are measured.
+        values = torch.stack(self._unread_losses).reshape(steps, -1, self.program.lanes)
+        self._unread_losses.clear()
+        # Each process has its share of the losses; norms are of the whole gradients already.
+        losses = self.program.total(values[:, 0].clone())
+        finite = torch.cat((losses.unsqueeze(1), values[:, 1:]), dim=1).isfinite().all(1)
+        diverged = self._find_diverged(losses, finite)
+        if diverged:
+            self._rewind_diverged(diverged)
         for lane, loss in enumerate(losses[-1].tolist()):
-            if (member := self._training.get(lane)) is not None:
-                member.loss = member.last_finite = loss
-                member.saver.check()
-        self._good_step, self._good = self.step, copied(self.program.capture())
-        return bool(self._training)
+            if (run := self._active.get(lane)) is not None:
+                run.loss = run.last_finite_loss = loss
+                run.saver.check()
+        self._good_step, self._good_state = self.step, copy_state(self.program.capture())
+        return bool(self._active)
 
-    def _fallen(self, losses: Tensor, good: Sequence[bool], when: Tensor) -> dict[int, Divergence]:
-        finite, fallen = self.program.finite(), {}
-        for lane in self._training:
-            if good[lane] and finite[lane]:
+    def _find_diverged(self, losses: Tensor, finite: Tensor) -> dict[int, Divergence]:
+        """Return the diverged lanes, from the losses [steps, lanes] since the previous reading.
+
+        `finite` [steps, lanes] says where loss and norm are finite. A lane whose losses are finite has diverged at the
+        last step if its parameters are not finite now.
+        """
+        finite_losses, finite_parameters = finite.all(0).tolist(), self.program.finite_lanes()
+        diverged = {}
+        for lane in self._active:
+            if finite_losses[lane] and finite_parameters[lane]:
                 continue
-            last = losses.shape[0] - 1 if good[lane] else int((~when[:, lane]).nonzero()[0])
-            fallen[lane] = Divergence(self._good_step + 1 + last, losses[: last + 1, lane].tolist())
-        return fallen
+            last = losses.shape[0] - 1 if finite_losses[lane] else int((~finite[:, lane]).nonzero()[0])
+            diverged[lane] = Divergence(self._good_step + 1 + last, losses[: last + 1, lane].tolist())
+        return diverged
 
-    def _due(self) -> None:
+    def _do_due(self) -> None:
+        """Evaluate, write rows and hashes, save states and end runs, as far as each is due at this step."""
         step, calendar = self.step, self.calendar
-        if calendar.evaluation(step):
-            for lane, member in self._training.items():
-                member.consider(self._watch(self.program, step)[lane])
-        settled = [lane for lane in self.program.optimizer.settled if lane in self._training]
-        for member in self._of(settled).values():
-            member.settled = member.stopped_early = True
-        due = calendar.row(step) or step == calendar.last
-        self._rows(self._training if due else self._of(settled))
-        self._hash()
-        over = [lane for lane, member in self._training.items() if member.over]
-        self._save(self.program, step, self._training if calendar.checkpoint(step) else self._of(over))
-        self._end(over)
-        self._spend()
-        self._compact()
+        if calendar.evaluation_due(step):
+            for lane, run in self._active.items():
+                run.update_early_stopping(self._watched_metrics(self.program, step)[lane])
+        converged = [lane for lane in self.program.optimizer.settled if lane in self._active]
+        for run in self._runs_in(converged).values():
+            run.settled = run.stopped_early = True
+        due = calendar.row_due(step) or step == calendar.last
+        self._write_rows(self._active if due else self._runs_in(converged))
+        self._write_hashes()
+        ended = [lane for lane, run in self._active.items() if run.ended_early]
+        self._save(self.program, step, self._active if calendar.checkpoint_due(step) else self._runs_in(ended))
+        self._end(ended)
+        self._count_seconds()
+        self._remove_ended_lanes()
 
-    def _of(self, lanes: Sequence[int]) -> dict[int, RunState]:
-        return {lane: self._training[lane] for lane in lanes}
+    def _runs_in(self, lanes: Sequence[int]) -> dict[int, RunState]:
+        return {lane: self._active[lane] for lane in lanes}
 
-    def _spend(self) -> None:
-        """Count the time since the last call as time of training, whatever it went into."""
+    def _count_seconds(self) -> None:
+        """Add the time since the previous call to the seconds of training."""
         now = time.perf_counter()
         self.seconds += now - self._clock
         self._clock = now
 
-    def _watch(self, program: Program, step: int) -> Sequence[dict[str, float]]:
-        """Metrics of the watched part, a dict a lane."""
-        if self._watched[0] is not program or self._watched[1] != step:
-            self._watched = (program, step, program.evaluation.metrics(self.watched))
-        return self._watched[2]
+    def _watched_metrics(self, program: Program, step: int) -> Sequence[dict[str, float]]:
+        """Return the metrics of the watched part for each lane, evaluated once per program and step."""
+        if self._metrics_cache[0] is not program or self._metrics_cache[1] != step:
+            self._metrics_cache = (program, step, program.evaluation.metrics(self.watched))
+        return self._metrics_cache[2]
 
-    def _rows(self, members: Mapping[int, RunState]) -> None:
-        if not members:
+    def _write_rows(self, runs: Mapping[int, RunState]) -> None:
+        if not runs:
             return
-        now, details = time.perf_counter(), self.program.details()
-        rows = self.batches.rows_between(self._row_step + 1, self.step)
-        pace = rows / max(now - self._row_time, 1e-9)
-        measured = self._watch(self.program, self.step) if self.calendar.evaluation(self.step) else None
-        for lane, member in members.items():
+        now, extra_columns = time.perf_counter(), self.program.extra_columns()
+        samples = self.batches.rows_between(self._row_step + 1, self.step)
+        pace = samples / max(now - self._row_time, 1e-9)
+        evaluated = self.calendar.evaluation_due(self.step)
+        metrics = self._watched_metrics(self.program, self.step) if evaluated else None
+        for lane, run in runs.items():
             row = {
                 "step": self.step,
                 "epoch": self.batches.epoch(self.step),
-                "train/loss": member.loss,
-                **({} if measured is None else self._named(measured[lane])),
-                **member.rate(self.step),
-                **details[lane],
+                "train/loss": run.loss,
+                **({} if metrics is None else self._metric_columns(metrics[lane])),
+                **run.lr_column(self.step),
+                **extra_columns[lane],
                 "samples_per_second": pace,
             }
-            member.write(row)
-            member.pruned = member.cut(row)
+            run.write(row)
+            run.pruned = run.should_prune(row)
         self._row_step, self._row_time = self.step, now
 
-    def _hash(self) -> None:
-        if not self.calendar.hashes(self.step):
+    def _write_hashes(self) -> None:
+        if not self.calendar.hash_due(self.step):
             return
         parameters = self.program.parameters()
-        for lane, member in self._training.items():
-            if member.hashes is not None:
-                member.hashes.write(self.step, parameters[lane])
+        for lane, run in self._active.items():
+            if run.hashes is not None:
+                run.hashes.write(self.step, parameters[lane])
 
-    def _named(self, metrics: Mapping[str, float]) -> dict[str, float]:
+    def _metric_columns(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        # "train/loss" of a row is the loss of its batch.
         return {
             f"{self.watched}/{name}": value
             for name, value in metrics.items()
             if (self.watched, name) != ("train", "loss")
         }
 
-    def _save(self, program: Program, step: int, members: Mapping[int, RunState]) -> None:
-        """Save the states of some lanes at this step, after their rows up to it are safe."""
-        if not members:
+    def _save(self, program: Program, step: int, runs: Mapping[int, RunState]) -> None:
+        """Save the states of some lanes at this step. Their rows up to it are flushed first."""
+        if not runs:
             return
         with self.saving():
-            for member in members.values():
-                member.flush()
-            self._spend()
+            for run in runs.values():
+                run.flush()
+            self._count_seconds()
             state = program.capture()
-            for lane, member in members.items():
-                # What only a signal asked for must not be the best one: the run that is never stopped has none there.
-                due = self.calendar.checkpoint(step) or member.over
-                best = due and member.best.update(self._watch(program, step)[lane][member.best.metric])
-                own = {**program.lane_state(state, lane), **member.decisions(), "seconds": self.seconds}
-                member.saver.save(step, own, best)
-                member.saved_step = step
+            for lane, run in runs.items():
+                # A checkpoint that only a signal caused is never the best one: an uninterrupted run would not have it.
+                due = self.calendar.checkpoint_due(step) or run.ended_early
+                best = due and run.best.update(self._watched_metrics(program, step)[lane][run.best.metric])
+                saved = {**program.lane_state(state, lane), **run.decisions(), "seconds": self.seconds}
+                run.saver.save(step, saved, best)
+                run.saved_step = step
 
     def _end(self, lanes: Sequence[int]) -> None:
-        """The runs in these lanes are done."""
+        """End the runs in these lanes with their outcomes."""
         if not lanes:
             return
         for lane, outcome in zip(lanes, self.program.outcomes(lanes), strict=True):
-            member = self._training.pop(lane)
-            member.outcome, member.step = outcome, self.step
+            run = self._active.pop(lane)
+            run.outcome, run.step = outcome, self.step
 
-    def _compact(self) -> None:
-        """Take lanes out that train no longer, once there are many."""
-        kept = list(self._training)
-        if kept and len(kept) < SPARSE * self.program.lanes:
-            self.program = self.program.narrowed(kept, self.program.capture())
-            self._training = dict(enumerate(self._training.values()))
-            self._good = copied(self.program.capture())
+    def _remove_ended_lanes(self) -> None:
+        """Remove the lanes of ended runs from the program, once they are many."""
+        kept = list(self._active)
+        if kept and len(kept) < MIN_ACTIVE_SHARE * self.program.lanes:
+            self.program = self.program.select_lanes(kept, self.program.capture())
+            self._active = dict(enumerate(self._active.values()))
+            self._good_state = copy_state(self.program.capture())
 
     def _interrupt(self, signal_number: int) -> None:
-        self._save(
-            self.program, self.step, {lane: m for lane, m in self._training.items() if m.saved_step != self.step}
-        )
-        for member in self._training.values():
-            member.step = self.step
+        unsaved = {lane: run for lane, run in self._active.items() if run.saved_step != self.step}
+        self._save(self.program, self.step, unsaved)
+        for run in self._active.values():
+            run.step = self.step
         raise Interrupted(signal_number, f"stopped after step {self.step}; the state is saved")
 
     # ------------------------------------------------------------------------------------------------------ divergence
 
-    def _rewind_diverged(self, fallen: Mapping[int, Divergence]) -> None:
-        """Go back to the parameters before the update at which each of these lanes fell, say what is known, and end it."""
-        replay = self.program.narrowed(list(fallen), self._good)
-        waiting = dict(enumerate(fallen))
+    def _rewind_diverged(self, diverged: Mapping[int, Divergence]) -> None:
+        """Replay the diverged lanes from the last good state, and end each at the parameters before its failed update.
+
+        `diverged` is keyed by the lanes of the program; the replay is a program of these lanes only.
+        """
+        replay = self.program.select_lanes(list(diverged), self._good_state)
+        waiting = dict(enumerate(diverged))  # lane of the replay → lane of the program
         step = self._good_step
         while waiting:
-            self._end_fallen(
-                replay, step, {i: lane for i, lane in waiting.items() if fallen[lane].step == step + 1}, fallen
-            )
-            waiting = {i: lane for i, lane in waiting.items() if lane in self._training}
+            reached = {i: lane for i, lane in waiting.items() if diverged[lane].step == step + 1}
+            self._end_diverged(replay, step, reached, diverged)
+            waiting = {i: lane for i, lane in waiting.items() if lane in self._active}
             if not waiting:
                 break
-            before = copied(replay.capture())
+            before = copy_state(replay.capture())
             replay.optimizer.step(replay.objective.at(step + 1), replay.schedule(step + 1))
-            finite = replay.finite()
+            finite = replay.finite_lanes()
+            # The parameters of these lanes broke before their loss or norm showed it.
             broken = {i: lane for i, lane in waiting.items() if not finite[i]}
             if broken:
-                after = copied(replay.capture())
+                after = copy_state(replay.capture())
                 replay.restore(before)
-                self._end_fallen(replay, step, broken, fallen)
+                self._end_diverged(replay, step, broken, diverged)
                 waiting = {i: lane for i, lane in waiting.items() if i not in broken}
                 if waiting:
                     replay.restore(after)
             step += 1
 
-    def _end_fallen(
-        self, replay: Program, step: int, lanes: Mapping[int, int], fallen: Mapping[int, Divergence]
+    def _end_diverged(
+        self, replay: Program, step: int, lanes: Mapping[int, int], diverged: Mapping[int, Divergence]
     ) -> None:
-        """End runs whose last good parameters, those of `step`, are in lanes of the replay; `lanes` says where they trained."""
-        blamed = {at: replay.objective.without_value(at) for at in {fallen[lane].step for lane in lanes.values()}}
-        members = {}
+        """End diverged runs, and save their last good parameters, which are those of `step` in the replay.
+
+        `lanes` maps lanes of the replay to lanes of the program.
+        """
+        steps = {diverged[lane].step for lane in lanes.values()}
+        nonfinite_rows = {at: replay.objective.nonfinite_rows(at) for at in steps}
+        unsaved = {}
         for i, lane in lanes.items():
-            fall, member = fallen[lane], self._training.pop(lane)
-            member.fail(fall, self.batches.epoch(fall.step), step, self._first_step, blamed[fall.step][i])
-            if step > 0 and step != member.saved_step:
-                members[i] = member
-        self._save(replay, step, members)
+            divergence, run = diverged[lane], self._active.pop(lane)
+            epoch = self.batches.epoch(divergence.step)
+            run.fail(divergence, epoch, step, self._first_step, nonfinite_rows[divergence.step][i])
+            if step > 0 and step != run.saved_step:
+                unsaved[i] = run
+        self._save(replay, step, unsaved)
 
 
-def copied(value: Any) -> Any:
-    """A deep copy of plain values whose tensors stay on their device."""
+def copy_state(value: Any) -> Any:
+    """Return a deep copy of plain values and tensors. The tensors stay on their device."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, Mapping):
-        return {name: copied(item) for name, item in value.items()}
-    return [copied(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {name: copy_state(item) for name, item in value.items()}
+    return [copy_state(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""Metrics over a whole part of the data, as sums and counts: the mean is taken once."""
+"""Metrics over a whole part of the data. They are added up as sums and counts, and the mean is taken once."""
 
 from __future__ import annotations
 
@@ -15,25 +15,31 @@ from runner.compute.strategies.base import Strategy
 from runner.data.base import Rows
 
 CHUNK_ROWS = 65_536
-"""Rows of one forward pass in an evaluation: bounds memory, and is the same on every device."""
+"""Rows of one forward pass in an evaluation. Bounds its memory, and is the same on every device."""
 
 LARGER_IS_BETTER = {"loss": False, "rmse": False, "mae": False, "r2": True}
+"""Name of a metric → whether larger values are better."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss in the units trained in; rmse, mae and r2 in the units of the file."""
+    """Metrics and predictions of a model: the loss in the units of training, all others in the units of the file."""
 
     model: torch.nn.Module
     forward: Callable[[Tensor], Tensor]
+    """Features → predictions as the model scales them."""
     loss: Callable[[Tensor, Tensor], Tensor]
     autocast: Callable[[], Any]
     undo: Callable[[Tensor], Tensor]
+    """Inverse of the target's scaling."""
     parts: Mapping[str, Rows]
     strategy: Strategy
 
     def metrics(self, part: str) -> list[dict[str, float]]:
-        """For each lane loss, rmse, mae and r2 of one part, by these names; r2 is nan for a constant target."""
+        """Return for each lane the loss, rmse, mae and r2 of one part, by these names. r2 is nan for a constant target.
+
+        Every process must call it.
+        """
         rows = self.parts[part]
         count = rows.target.shape[-2]
         wide = widest(rows.target.device)
@@ -42,42 +48,39 @@ class Evaluation:
         low, high = truth.amin((-2, -1), keepdim=True), truth.amax((-2, -1), keepdim=True)
         center = torch.where(low < high, truth.mean((-2, -1), keepdim=True), low)
         sums: Any = 0
-        with self._inference():
+        with _EvaluationMode(self.model):
             for first in range(0, count, CHUNK_ROWS):
                 portions = self.strategy.portions(min(CHUNK_ROWS, count - first))
-                taken = [rows.take(slice(first + portion.first, first + portion.last)) for portion in portions]
-                sums = sums + self.strategy.reduce([self._sums(*pair, center) for pair in taken])
+                batches = [rows.take(slice(first + portion.first, first + portion.last)) for portion in portions]
+                sums = sums + self.strategy.reduce([self._sums(*batch, center) for batch in batches])
         return [_metrics(count, *lane) for lane in zip(*sums.reshape(4, -1).tolist(), strict=True)]
 
     def predictions(self, part: str) -> Tensor:
-        """Predictions [rows] in the units of the file, float64 on the CPU."""
+        """Return the predictions [rows] of one part in the units of the file, float64 on the CPU."""
         rows = self.parts[part]
         chunks = range(0, len(rows.target), CHUNK_ROWS)
-        with self._inference():
+        with _EvaluationMode(self.model):
             return torch.cat([self.predict(rows.take(slice(i, i + CHUNK_ROWS))[0]) for i in chunks])
 
     def predict(self, features: Tensor) -> Tensor:
-        """Predictions [rows] for features as the model sees them, in the units of the file, float64 on the CPU."""
-        with self._inference():
+        """Return predictions [rows] in the units of the file, float64 on the CPU, for scaled features [rows, columns]."""
+        with _EvaluationMode(self.model):
             return self.undo(self._forward(features).cpu().double()).flatten()
 
     def _sums(self, features: Tensor, target: Tensor, center: Tensor) -> Tensor:
-        """Sums [4] or [4, lanes] over these rows: loss, squared and absolute errors, squared distances from the center."""
+        """Return sums [4] or [4, lanes] over these rows: loss, squared error, absolute error, squared distance from the center."""
         prediction, count = self._forward(features), target.shape[-2]
         with self.autocast():
             loss = self.loss(prediction, target) if count else prediction.sum()  # the mean of no rows is nan
         wide = center.dtype
         truth = self.undo(target.to(wide))
         error = self.undo(prediction.to(wide)) - truth
-        sums = [of.sum((-2, -1)) for of in (error.square(), error.abs(), (truth - center).square())]
+        sums = [terms.sum((-2, -1)) for terms in (error.square(), error.abs(), (truth - center).square())]
         return torch.stack([part.expand(loss.shape) for part in (loss.to(wide) * count, *sums)])
 
     def _forward(self, features: Tensor) -> Tensor:
         with self.autocast():
             return self.forward(features)
-
-    def _inference(self) -> Any:
-        return _Inference(self.model)
 
 
 def _metrics(count: int, loss: float, squares: float, absolute: float, spread: float) -> dict[str, float]:
@@ -85,8 +88,8 @@ def _metrics(count: int, loss: float, squares: float, absolute: float, spread: f
     return {"loss": loss / count, "rmse": (squares / count) ** 0.5, "mae": absolute / count, "r2": r2}
 
 
-class _Inference:
-    """No gradients, and layers such as dropout as they are after training; afterwards as before."""
+class _EvaluationMode:
+    """Context without gradients and with the model in evaluation mode; the previous mode is restored afterwards."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model, self._no_grad = model, torch.no_grad()
@@ -102,7 +105,7 @@ class _Inference:
 
 
 class Best:
-    """The best value of one metric so far, and for how many evaluations it has not got better."""
+    """The best value of one metric so far, and the number of evaluations since it improved."""
 
     def __init__(self, metric: str, min_delta: float = 0.0) -> None:
         self.metric, self._min_delta = metric, min_delta
@@ -111,14 +114,16 @@ class Best:
         self.waited = 0
 
     def update(self, value: float) -> bool:
-        """Whether `value` is better, by more than min_delta, than all before it."""
+        """Count a value, and return whether it is better than the best so far by more than `min_delta`."""
         better = math.isfinite(value) and (self.value is None or self._sign * (self.value - value) > self._min_delta)
         self.value = value if better else self.value
         self.waited = 0 if better else self.waited + 1
         return better
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the best value and the number of evaluations since."""
         return {"value": self.value, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned."""
         self.value, self.waited = state["value"], state["waited"]

@@ -1,4 +1,4 @@
-"""What an optimizer asks: loss and gradients of one step's rows, the same rows and random numbers at every call."""
+"""The objective: loss and gradients of one step's batch, with the same rows and random numbers at every call within the step."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ from runner.optim.qr import augmented, pieces, qr_of_pieces, triangle
 
 @dataclass
 class BatchObjective:
-    """Mean loss of a step's batch and its gradients: of all portions and processes, unscaled, clipped."""
+    """Mean loss of a step's batch and its gradients, over all portions and processes, unscaled and clipped.
+
+    Implements `Objective` of `runner.optim.base`.
+    """
 
     model: Callable[[Tensor], Tensor]
+    """Features […, rows, columns] → predictions […, rows, 1], with gradients."""
     parameters: Sequence[Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
     rows: Rows
@@ -35,50 +39,54 @@ class BatchObjective:
     clip_norm: float | Tensor | None
     check_gradients: bool
     draw: Callable[[int, int], None]
-    alone: Callable[[Tensor], Tensor]
-    """Features […, rows, columns] in the widest type → predictions in it, of this process alone."""
+    """Seeds the random numbers of the forward pass for a step and the stream of a portion."""
+    predict: Callable[[Tensor], Tensor]
+    """Features […, rows, columns] in the widest type → predictions in it, without communication between processes."""
     jacobian: Callable[[Tensor], Tensor]
-    """The same → derivatives of the predictions by the parameters […, rows, numbers]."""
+    """The same features → derivatives of the predictions by the parameters […, rows, numbers]."""
     norm: Tensor | None = field(default=None, init=False)
-    """Norm of the last gradients before clipping; None where it is not looked at."""
+    """Norm of the newest gradients before clipping; None where it is not measured."""
     step: int = field(default=0, init=False)
     _parts: Sequence[MicroBatch] = field(default=(), init=False)
-    _cuts: dict[int, Sequence[Portion]] = field(default_factory=dict, init=False)
+    """This process's micro-batches of the step."""
+    _portions: dict[int, Sequence[Portion]] = field(default_factory=dict, init=False)
+    """Rows of a batch → this process's portions of it, cut for accumulation."""
 
     def at(self, step: int) -> BatchObjective:
-        """Turn to the rows and random numbers of a step, from 1."""
+        """Select the rows and random numbers of a step, from 1, and return this objective."""
         self.step = step
         chosen, count = self.batches.at(step), self.batches.size(step)
         if isinstance(chosen, Tensor):
-            self._parts = [self._part(chosen, cut, count) for cut in self._cut(count)]
+            self._parts = [self._part(chosen, portion, count) for portion in self._cut(count)]
         elif not self._parts:  # all rows: the same parts at every step
-            self._parts = [self._part(slice(0, count), cut, count) for cut in self._cut(count)]
+            self._parts = [self._part(slice(0, count), portion, count) for portion in self._cut(count)]
         return self
 
     def _cut(self, count: int) -> Sequence[Portion]:
-        """The portions of a batch of so many rows, each in as many parts as are accumulated."""
-        if count not in self._cuts:
-            self._cuts[count] = [
-                cut for portion in self.strategy.portions(count) for cut in _divided(portion, self.accumulate)
+        """Return this process's portions of a batch of `count` rows, each cut into as many parts as are accumulated."""
+        if count not in self._portions:
+            self._portions[count] = [
+                part for portion in self.strategy.portions(count) for part in _divided(portion, self.accumulate)
             ]
-        return self._cuts[count]
+        return self._portions[count]
 
-    def _part(self, chosen: Tensor | slice, cut: Portion, count: int) -> MicroBatch:
-        whole = cut.last - cut.first == count
+    def _part(self, chosen: Tensor | slice, portion: Portion, count: int) -> MicroBatch:
+        whole = portion.last - portion.first == count
         rows = (
             chosen
             if whole
-            else slice(cut.first, cut.last)
+            else slice(portion.first, portion.last)
             if isinstance(chosen, slice)
-            else chosen[..., cut.first : cut.last]
+            else chosen[..., portion.first : portion.last]
         )
         features, target = self.rows.take(rows)
-        return MicroBatch(features, target, (cut.last - cut.first) / count, cut.stream)
+        return MicroBatch(features, target, (portion.last - portion.first) / count, portion.stream)
 
     def gradient(self) -> tuple[Tensor, Sequence[Tensor] | None]:
-        """This process's share [] of the mean loss, and the gradients of the whole batch, also left in `.grad`.
+        """Return this process's share [] or [lanes] of the mean loss, and the gradients of the whole batch.
 
-        None for gradients that the scaler found not finite. `whole` makes the mean loss of a share.
+        The gradients are also left in `.grad`. They are None when the loss scaler found them not finite: the step is
+        to be skipped. `whole` turns the share into the mean loss.
         """
         for parameter in self.parameters:
             parameter.grad = None
@@ -89,48 +97,53 @@ class BatchObjective:
         if self.clip_norm is not None or self.check_gradients:
             self._measure()
         if not self.scaler.accept(self.parameters):
-            # The scaler's to deal with: a norm that is not finite is no divergence when the step is skipped.
+            # The scaler skips this step: its norm must not count as a divergence.
             self.norm = None if self.norm is None else torch.zeros_like(self.norm)
             return share, None
         return share, [parameter.grad for parameter in self.parameters]  # type: ignore[misc]
 
     def whole(self, share: Tensor) -> Tensor:
-        """The mean loss [] over all processes, for an optimizer that decides by it within a step."""
+        """Return the mean loss [] over all processes from this process's share []. Every process must call it."""
         return self.strategy.total(share.reshape(1))[0]
 
     def residuals(self) -> Linearisation:
-        """Residuals and Jacobian of the step's rows, of all portions and processes."""
+        """Return residuals and Jacobian of the step's rows over all portions and processes, as a triangular factor."""
         factor = triangle(self.strategy.concatenate([qr_of_pieces(self._matrices(part)) for part in self._parts]))
         rows = self.batches.size(self.step)
         loss = factor[..., -2].square().sum(-1) / rows
         return Linearisation(self.strategy.share(loss), factor, rows)
 
     def squares(self) -> Tensor:
-        """Sum of squared residuals [] or [lanes], of all portions and processes."""
+        """Return the sum of squared residuals [] or [lanes] over all portions and processes."""
         with torch.no_grad():
             return self.strategy.reduce([self._squares(part) for part in self._parts])
 
     def _squares(self, part: MicroBatch) -> Tensor:
-        errors = (self.alone(features) - target for features, target in _widened(part))
+        errors = (self.predict(features) - target for features, target in _widened(part))
         return sum((error.square().sum((-2, -1)) for error in errors), torch.zeros(()))
 
     def _matrices(self, part: MicroBatch) -> Iterator[Tensor]:
         for features, target in _widened(part):
             with torch.no_grad():
-                prediction = self.alone(features)
+                prediction = self.predict(features)
             yield augmented(self.jacobian(features), prediction - target, target)
 
-    def without_value(self, step: int) -> list[list[int]]:
-        """For each lane the source numbers of a step's rows whose prediction is not finite; none when that holds for all."""
+    def nonfinite_rows(self, step: int) -> list[list[int]]:
+        """Return for each lane the rows of a step's batch whose predictions are not finite, as row numbers of the source.
+
+        The list is empty when that holds for all rows: then the parameters are the cause.
+        """
         chosen, source = self.batches.at(step), self.rows.source
         features, _ = self.rows.take(chosen)
         with torch.no_grad(), self.autocast():
             prediction = self.model(features).squeeze(-1)
-        bad = (~prediction.isfinite()).reshape(-1, prediction.shape[-1]).cpu()
-        # Rows that all lanes share are drawn for each lane, or the other way round.
+        nonfinite = (~prediction.isfinite()).reshape(-1, prediction.shape[-1]).cpu()
+        # Row numbers can be shared by all lanes while the predictions are not.
         numbers = source[..., chosen] if isinstance(chosen, slice) else _drawn(source, chosen.cpu())
-        numbers = numbers.expand(bad.shape)
-        return [[] if bool(where.all()) else lane[where].tolist() for lane, where in zip(numbers, bad, strict=True)]
+        numbers = numbers.expand(nonfinite.shape)
+        return [
+            [] if bool(where.all()) else lane[where].tolist() for lane, where in zip(numbers, nonfinite, strict=True)
+        ]
 
     def _backward(self, part: MicroBatch, factor: float) -> Tensor:
         if part.stream != self._stream:
@@ -138,7 +151,7 @@ class BatchObjective:
             self.draw(self.step, part.stream)
         with self.autocast():
             prediction = self.model(part.features)
-            # A process without rows takes part all the same, with a loss of nothing: the mean of no rows is nan.
+            # A process without rows still takes part in the reductions. The mean of no rows would be nan, so its loss is 0.
             loss = self.loss(prediction, part.target) if part.target.shape[-2] else prediction.sum()
         if part.weight != 1.0:
             loss = loss * part.weight
@@ -146,32 +159,34 @@ class BatchObjective:
         return loss.detach()
 
     def _measure(self) -> None:
+        """Measure the norm of the whole gradients, and clip them."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         self.norm = self.strategy.norm(gradients)
         if self.clip_norm is not None:
-            # As torch.nn.utils.clip_grads_with_norm_, but on the parts that this process holds.
+            # Like torch.nn.utils.clip_grads_with_norm_, but on the parts that this process holds.
             coefficient = (self.clip_norm / (self.norm + 1e-6)).clamp(max=1.0)
             parts = [local(gradient) for gradient in gradients]
-            if coefficient.dim():  # one a lane
+            if coefficient.dim():  # one per lane
                 torch._foreach_mul_(parts, [coefficient] * len(parts))
             else:
                 torch._foreach_mul_(parts, coefficient)
 
 
 def _widened(part: MicroBatch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield features and target of a micro-batch in the widest type, in pieces that bound the memory of a factorization."""
     wide = widest(part.target.device)
     return ((features.to(wide), target.to(wide)) for features, target in pieces(part.features, part.target))
 
 
 def _drawn(source: Tensor, chosen: Tensor) -> Tensor:
-    """Source numbers of the rows [n] or [lanes, n] that were drawn, from those of all rows [rows] or [lanes, rows]."""
+    """Return the source numbers of chosen rows [n] or [lanes, n], from the source numbers [rows] or [lanes, rows] of all rows."""
     if source.dim() == 1:
         return source[chosen]
     return source.gather(1, chosen.expand(source.shape[0], chosen.shape[-1]))
 
 
 def _divided(portion: Portion, parts: int) -> list[Portion]:
-    """A portion in parts that differ by a row at most, none of them empty unless the portion is."""
+    """Return a portion in parts whose sizes differ by at most one row; no part is empty unless the portion is."""
     rows = portion.last - portion.first
     parts = max(1, min(parts, rows))
     size, larger = divmod(rows, parts)

@@ -1,24 +1,22 @@
-"""What the leading process writes and says of a run: its directory, its rows, its console. The others keep no records."""
+"""The recorder of a run: its directory, sinks and console. Rank 0 records; the other processes have a `NullRecorder`."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from runner.compute.gc_pause import gc_paused
 from runner.config.resume import refuse_other
 from runner.config.schema import Config, SinkConfig, config_hash, plain
 from runner.errors import ConfigError, Interrupted, Pruned, RunnerError
 from runner.runs.atomic import as_yaml, write_atomic, write_json
-from runner.runs.directory import RunDirectory, git, now
+from runner.runs.directory import RunDirectory, now
 from runner.runs.sinks.reporter import Reporter
+from runner.training.environment import environment
 from runner.training.failures import as_failure
 
 if TYPE_CHECKING:
@@ -26,18 +24,19 @@ if TYPE_CHECKING:
     from runner.runs.checkpoint import Loaded
     from runner.runs.hashes import Hashes
     from runner.runs.sinks.base import Sink
-    from runner.training.experiment import Outcome, RunInfo
+    from runner.training.experiment import RunInfo
     from runner.training.run_state import RunState
 
 CHECKPOINTS = "checkpoints"
-
-MOST_PARAMETERS = 1_000
-"""A model with more numbers than this has its parameters in the checkpoint only."""
+"""Name of the folder of checkpoints in a run directory."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An open run directory as every process hears of it: where to go on, or the summary when there is nothing to do."""
+    """An open run directory, as all processes know it.
+
+    `loaded` is the checkpoint to resume from, and `summary` the summary of a run that is finished already.
+    """
 
     path: Path
     loaded: Loaded | None = None
@@ -45,123 +44,121 @@ class Opened:
 
 
 class Recorder(Protocol):
-    """What a process keeps of a run."""
+    """The records that a process keeps of a run.
+
+    `open` comes first, then `begin` when training starts, and `finish` or `fail` at the end; `close` in any case.
+    """
 
     @property
-    def sinks(self) -> Sequence[Sink]: ...
-    @property
-    def hashes(self) -> Hashes | None: ...
+    def sinks(self) -> Sequence[Sink]:
+        """The sinks of rows; filled by `open`."""
 
-    def warn(self, text: str) -> None: ...
-    def open(self, facts: RunInfo, choice: DeviceChoice) -> Opened | None:
-        """Make or reopen the directory; None where another process does."""
+    @property
+    def hashes(self) -> Hashes | None:
+        """The file of parameter hashes; set by `open` where hashes are written."""
+
+    def warn(self, text: str) -> None:
+        """Report something that the user should know and that does not stop the run."""
+
+    def open(self, info: RunInfo, choice: DeviceChoice) -> Opened | None:
+        """Create or reopen the run directory. Returns None where another process does.
+
+        Raises `InputError` for a directory that must not be used or resumed.
+        """
 
     def begin(self, step: int, first_step: int) -> None:
-        """Training starts after `step` updates; rows from `first_step` on are new."""
+        """Start the records: training starts after `step` updates, and rows from `first_step` on are new."""
 
-    def finish(self, member: RunState, timing: Mapping[str, float]) -> dict[str, Any]:
-        """Write the end of a run that finished; gives its summary."""
+    def finish(self, run: RunState, timing: Mapping[str, float]) -> dict[str, Any]:
+        """Record the end of a finished run. Returns its summary."""
 
     def fail(self, error: BaseException) -> BaseException:
-        """Write the end of a run that did not; gives the error to raise."""
+        """Record the end of a run that did not finish. Returns the error to raise."""
 
-    def failed(self, reason: str) -> None:
-        """The least that is written when the process has to end at once, its main thread stuck."""
+    def mark_failed(self, reason: str) -> None:
+        """Set the status to failed, and nothing more: for a process that must exit while its main thread is stuck."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close all files."""
 
 
 class NullRecorder:
-    """Those of every process but the leading one."""
+    """The recorder of every process but rank 0: it writes nothing."""
 
     sinks: Sequence[Sink] = ()
     hashes: Hashes | None = None
 
     def warn(self, text: str) -> None:
-        pass
+        """Do nothing: rank 0 reports warnings."""
 
-    def open(self, facts: RunInfo, choice: DeviceChoice) -> Opened | None:
-        self._config = facts.config
+    def open(self, info: RunInfo, choice: DeviceChoice) -> Opened | None:
+        """Return None: rank 0 opens the directory and broadcasts it."""
+        self._config = info.config
         return None
 
     def begin(self, step: int, first_step: int) -> None:
-        pass
+        """Do nothing: there are no sinks to open."""
 
-    def finish(self, member: RunState, timing: Mapping[str, float]) -> dict[str, Any]:
+    def finish(self, run: RunState, timing: Mapping[str, float]) -> dict[str, Any]:
+        """Return an empty summary."""
         return {}
 
     def fail(self, error: BaseException) -> BaseException:
+        """Return the error as a `RunnerError` where disk, memory or device caused it."""
         return as_failure(error, self._config, Path()) or error
 
-    def failed(self, reason: str) -> None:
-        pass
+    def mark_failed(self, reason: str) -> None:
+        """Do nothing: only rank 0 has a status to set."""
 
     def close(self) -> None:
-        pass
-
-
-def surroundings(choice: DeviceChoice) -> dict[str, Any]:
-    """What a record tells of the program and the machine."""
-    import hydra
-    import torch
-
-    from runner.compute.devices import masks
-
-    return {
-        **git(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "hydra": hydra.__version__,
-        "device": choice.kind,
-        "device_name": choice.name,
-        "masks": masks(os.environ),
-        "threads": torch.get_num_threads(),
-    }
+        """Do nothing: no files are open."""
 
 
 @dataclass
 class RunRecorder:
-    """The records themselves. `overrides` and `command` are as the user typed them.
-
-    Those of one run of many are `held`: their files are open only while they are written to, and the directory has no lock.
-    """
+    """The recorder of a run on rank 0, or of one trial of many."""
 
     config: Config
     overrides: Sequence[str]
+    """Overrides as the user typed them."""
     command: Sequence[str]
-    console: Reporter
-    around: Callable[[DeviceChoice], Mapping[str, Any]] = surroundings
+    """Command as the user typed it."""
+    reporter: Reporter
+    environment: Callable[[DeviceChoice], Mapping[str, Any]] = environment
     swept: Mapping[str, Any] = field(default_factory=dict)
-    """Values in which the run differs from others of its sweep."""
+    """Key → value, of the values in which this trial differs from others of its sweep."""
     held: bool = False
+    """Whether files are open only while they are written to, and the directory has no lock: for one trial of many."""
     sinks: list[Sink] = field(default_factory=list)
     hashes: Hashes | None = None
     _directory: RunDirectory | None = None
     _begun: bool = False
 
     def warn(self, text: str) -> None:
-        self.console.warn(text)
+        """Print a note on the console and into run.log."""
+        self.reporter.warn(text)
 
     # -------------------------------------------------------------------------------------------------------- opening
 
-    def open(self, facts: RunInfo, choice: DeviceChoice) -> Opened | None:
+    def open(self, info: RunInfo, choice: DeviceChoice) -> Opened | None:
+        """Create the directory, or reopen the one of `config.resume`, and build the sinks unless the run is finished."""
         from runner.runs.hashes import Hashes
 
-        self._facts, self._choice = facts, choice
+        self._info, self._choice = info, choice
         opened = self._create() if self.config.resume is None else self._reopen(Path(self.config.resume))
         if opened.summary is None:
-            self.console.attach(opened.path / "run.log")
+            self.reporter.attach(opened.path / "run.log")
             kinds = [SinkConfig.choices[name](name=name) for name in self.config.record.sinks]
-            self.sinks += [*(kind.build(opened.path, self.held) for kind in kinds), self.console]
+            self.sinks += [*(kind.build(opened.path, self.held) for kind in kinds), self.reporter]
             path = opened.path / "hashes.jsonl"
-            # Of a run that once wrote them, those of steps that are done again must go, though it writes no more.
+            # A resumed run must drop the hashes of steps that are repeated, even if it writes none any more.
             if self.config.record.hash_every_steps is not None or path.exists():
                 self.hashes = Hashes(path, held=self.held)
         return opened
 
     @property
     def directory(self) -> RunDirectory:
-        """The open one."""
+        """The open run directory."""
         assert self._directory is not None
         return self._directory
 
@@ -174,38 +171,40 @@ class RunRecorder:
     def _reopen(self, path: Path) -> Opened:
         directory = RunDirectory.reopen(path, locked=not self.held)
         try:
-            opened = self._resume(directory)
+            opened = self._load(directory)
         except BaseException:  # the run stays as it was
             directory.close()
             raise
         self._directory = directory
         if opened.summary is None:
             directory.resumed(**self._record())
-            (path / "summary.json").unlink(missing_ok=True)  # that of fewer steps
-            _write_config(directory, self.config)
+            (path / "summary.json").unlink(missing_ok=True)  # it belongs to fewer steps
+            write_atomic(path / "config.yaml", _yaml(self.config).encode())
         return opened
 
-    def _resume(self, directory: RunDirectory) -> Opened:
-        """Where an earlier run goes on. Raises `InputError` where it must not."""
+    def _load(self, directory: RunDirectory) -> Opened:
+        """Load the last checkpoint of a reopened run. Raises `InputError` if the run must not be resumed."""
         from runner.runs import checkpoint
 
         loaded = checkpoint.load(directory.path / CHECKPOINTS)
         if loaded is None:
             return Opened(directory.path)
         for skipped in loaded.skipped:
-            self.console.warn(skipped)
-        refuse_other(loaded.state, self.config, self._facts.dataset.sha256, loaded.path)
+            self.reporter.warn(skipped)
+        refuse_other(loaded.state, self.config, self._info.dataset.sha256, loaded.path)
         summary = self._summary_of(directory, loaded)
         if summary is not None:
-            self._say_done(directory, loaded)
+            from runner.training import report
+
+            self.reporter.say(report.nothing_left(directory.path, loaded.step, loaded.state))
         return Opened(directory.path, loaded, summary)
 
     def _summary_of(self, directory: RunDirectory, loaded: Loaded) -> dict[str, Any] | None:
-        """The summary of a run that has nothing left to do; None for one that goes on, or has to write it again."""
-        steps, early = self._facts.steps, bool(loaded.state["stopped_early"])
+        """Return the summary of a finished run; None if steps are left, or if the summary must be written again."""
+        steps, early = self._info.steps, bool(loaded.state["stopped_early"])
         if loaded.step > steps and not early:
             raise ConfigError(
-                f"`train.steps` must be at least {loaded.step}, the step that the run has reached, but is {steps}; "
+                f"`train.steps` must be at least {loaded.step}, the step that the run has reached, got {steps}; "
                 "make it larger, or start a new run"
             )
         if directory.record.get("status") != "finished" or (loaded.step < steps and not early):
@@ -216,164 +215,82 @@ class RunRecorder:
             return None
         return summary
 
-    def _say_done(self, directory: RunDirectory, loaded: Loaded) -> None:
-        more = (
-            "a further step finds no better parameters"
-            if loaded.state.get("settled")
-            else "it stopped early, as it was told to"
-            if loaded.state["stopped_early"]
-            else "for more steps: train.steps=…"
-        )
-        self.console.say(f"{directory.path} is finished at step {loaded.step}; there is nothing left to do ({more})")
-
     def _record(self) -> dict[str, Any]:
+        """Return the entries of run.json that are known before training."""
         return {
             "command": shlex.join(self.command),
             "overrides": list(self.overrides),
             "config_hash": config_hash(self.config),
             "seed": self.config.seed,
-            **self.around(self._choice),
+            **self.environment(self._choice),
             "dtype": self.config.dtype,
-            "strategy": self._facts.strategy,
-            "world_size": self._facts.size,
-            "lanes": self._facts.lanes,
+            "strategy": self._info.strategy,
+            "world_size": self._info.size,
+            "lanes": self._info.lanes,
         }
 
     # ------------------------------------------------------------------------------------------------------- training
 
     def begin(self, step: int, first_step: int) -> None:
-        hyperparameters = {
-            **_hyperparameters(self.config),
-            **{name: _cell(value) for name, value in self.swept.items()},
-        }
+        """Open the sinks, and print the introduction of the run."""
+        from runner.training import report
+
+        info, hyperparameters = self._info, report.hyperparameters(self.config, self.swept)
         for sink in self.sinks:
             sink.open(first_step)
-            sink.start(plain(self.config), hyperparameters, self._facts.metric_names)
+            sink.start(plain(self.config), hyperparameters, info.metric_names)
         if self.hashes is not None:
             self.hashes.open(step)  # the parameters that training starts from are hashed again
         self._begun = True
-        self._introduce(step)
-
-    def _introduce(self, step: int) -> None:
-        import torch
-
-        config, facts, say = self.config, self._facts, self.console.say
-        rows = ", ".join(f"{len(part):,} {name}" for name, part in facts.dataset.parts.items())
-        by_hand = "by hand" if config.update == "manual" else "by torch.optim"
-        say(f"run      {self.directory.path}")
-        say(f"device   {self._choice.name} ({self._choice.reason}), {_counted(torch.get_num_threads(), 'thread')}")
-        if facts.size > 1 or config.strategy.reduction == "exact":
-            say(f"strategy {facts.strategy} on {_counted(facts.size, 'process')}, {_reduction(config)}")
-        say(f"dtype    {config.dtype}" + (f", amp {config.amp}" if config.amp != "off" else ""))
-        features = _counted(len(facts.dataset.feature_names), "feature")
-        say(f"data     {config.data.name}: {rows} rows of {features} → {facts.dataset.target_name}")
-        say(f"model    {config.model.name}, {_counted(facts.parameter_count, 'parameter')}, loss {config.loss.name}")
-        lr = config.optimizer.lr
-        rate = "" if lr is None else f" {by_hand}, lr {lr:g} ({config.schedule.name})"
-        say(f"update   {config.optimizer.name}{rate}")
-        batch = len(facts.dataset.parts["train"]) if config.train.batch_size is None else config.train.batch_size
-        say(f"training {facts.steps:,} steps of {batch:,} rows" + (f", from step {step}" if step else ""))
-        self.console.begin(step, facts.steps, max(1, (facts.steps - step) // config.record.every_steps))
+        for text in report.introduction(info, self._choice, self.directory.path, step):
+            self.reporter.say(text)
+        self.reporter.begin(step, info.steps, max(1, (info.steps - step) // self.config.record.every_steps))
 
     # --------------------------------------------------------------------------------------------------------- ending
 
-    def finish(self, member: RunState, timing: Mapping[str, float]) -> dict[str, Any]:
-        from runner.runs.hashes import parameters_sha256
+    def finish(self, run: RunState, timing: Mapping[str, float]) -> dict[str, Any]:
+        """Write summary.json and the plots, finish and close the sinks, and print the results."""
+        from runner.training import report
 
-        outcome: Outcome = member.outcome
-        few = self._facts.parameter_count <= MOST_PARAMETERS
-        answers = self._answers(outcome)
-        summary: dict[str, Any] = {
-            "steps": member.step,
-            "stopped_early": member.stopped_early,
-            "metrics": outcome.metrics,
-            **({"parameters": {name: value.tolist() for name, value in outcome.fitted.items()}} if few else {}),
-            "parameters_sha256": parameters_sha256(outcome.parameters),
-            **answers,
-            "timing": dict(timing),
-        }
-        figures = self._draw(outcome, answers) if self.config.record.plots else {}
+        info, path = self._info, self.directory.path
+        answers = report.answers(info, run.outcome, path)
+        summary = report.summary(info, run, answers, timing)
+        figures = report.plot(info, run.outcome, answers, path) if self.config.record.plots else {}
         for sink in self.sinks:
             sink.finish({**summary, "status": "finished"}, figures)
-        write_json(self.directory.path / "summary.json", summary)
+        write_json(path / "summary.json", summary)
         self.directory.update(status="finished", ended=now())
-        self._explain(member, answers)
-        self.console.say(f"run      {self.directory.path}")
+        for text in report.explanation(info, run, answers):
+            self.reporter.say(text)
+        self.reporter.say(f"run      {path}")
         if "tensorboard" in self.config.record.sinks:
-            self.console.say(f"look     tensorboard --logdir {self.directory.path.parent}")
+            self.reporter.say(f"look     tensorboard --logdir {path.parent}")
         for sink in self.sinks:
             sink.close()
         return summary
 
-    def _answers(self, outcome: Outcome) -> dict[str, Any]:
-        """What the summary says of the answer: the optimum where it is known, and how sure the parameters are."""
-        from runner.optim.optimum import noise_floor, observed_rate
-        from runner.runs.sinks.jsonl import read_rows
-
-        answers: dict[str, Any] = {}
-        if outcome.optimum is not None:
-            rounding = outcome.optimum["rounding_distance"] or 0.0
-            rate = observed_rate(read_rows(self.directory.path / "metrics.jsonl"), rounding)
-            answers["optimum"] = {**outcome.optimum, "observed_rate": rate}
-        floor = noise_floor(self.config, float(self._facts.dataset.scaling.target_scale))
-        if floor is not None:
-            answers["noise_floor"] = floor
-        if outcome.inference is not None:
-            answers.update(outcome.inference.summary(outcome.fitted))
-        return answers
-
-    def _explain(self, member: RunState, answers: Mapping[str, Any]) -> None:
-        """What the numbers above do not say themselves."""
-        for text in _verdict(answers, self.config):
-            self.console.say(text)
-        early, dataset = self.config.train.early_stopping, self._facts.dataset
-        if member.settled:
-            self.console.say(
-                f"settled  after {_counted(member.step, 'step')}: a further one finds no better parameters"
-            )
-        elif member.stopped_early:
-            metric = f"{self._facts.watched}/{early.metric}"
-            self.console.say(
-                f"stopped  early: {metric} has not become better than {member.early.value:.6g} in {early.patience} evaluations"
-            )
-        if self.config.data.standardize or self.config.data.log_target:
-            self.console.say(
-                f"units    rmse and mae are those of {dataset.target_name}; loss is in the units trained in"
-            )
-
-    def _draw(self, outcome: Outcome, answers: Mapping[str, Any]) -> dict[str, bytes]:
-        path = self.directory.path
-        with gc_paused():
-            from runner.training.report import draw
-
-            known = {"optimum": answers.get("optimum"), "noise floor": answers.get("noise_floor")}
-            levels = {name: found["loss"] for name, found in known.items() if found and "loss" in found}
-            figures = draw(self._facts, outcome.evaluation(), path / "metrics.jsonl", levels)
-        (path / "plots").mkdir(exist_ok=True)
-        for name, png in figures.items():
-            write_atomic(path / "plots" / f"{name}.png", png)
-        return figures
-
     def fail(self, error: BaseException) -> BaseException:
+        """Write the reason into run.log and run.json. Returns the error as the user should see it."""
         if self._directory is None:  # nothing is written yet
             return as_failure(error, self.config, Path()) or error
         reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
         if isinstance(error, (Interrupted, Pruned)):
             self._end("interrupted", reason)
             with contextlib.suppress(OSError):
-                self.console.say(f"go on with: python -m runner resume={self.directory.path}")
+                self.reporter.say(f"resume with: python -m runner resume={self.directory.path}")
             return error
         self._end("failed", reason)
         return as_failure(error, self.config, self.directory.path) or error
 
-    def failed(self, reason: str) -> None:
+    def mark_failed(self, reason: str) -> None:
+        """Write status and reason into run.json, if the disk takes it."""
         with contextlib.suppress(OSError):
             self.directory.update(status="failed", ended=now(), reason=reason)
 
     def _end(self, status: str, reason: str) -> None:
-        """A run that did not finish: say so wherever one looks, as far as the disk still takes it."""
+        """Record in every place that the run did not finish, as far as the disk still takes it."""
         with contextlib.suppress(OSError):
-            self.console.fail(reason)
+            self.reporter.fail(reason)
         with contextlib.suppress(OSError, RunnerError):
             self.directory.update(status=status, ended=now(), reason=reason)
         for sink in self.sinks if self._begun else ():
@@ -381,71 +298,14 @@ class RunRecorder:
                 sink.finish({"status": "failed", "metrics": {}, "steps": 0}, {})
 
     def close(self) -> None:
+        """Close sinks and hashes, and unlock the directory."""
         for journal in (*self.sinks, self.hashes):
-            with contextlib.suppress(OSError):  # what could not be written was told already
+            with contextlib.suppress(OSError):  # a failed write was reported already
                 if journal is not None:
                     journal.close()
         if self._directory is not None:
             self._directory.close()
 
 
-def _reduction(config: Config) -> str:
-    return f"exact over {config.strategy.chunks} chunks" if config.strategy.reduction == "exact" else "fast"
-
-
-def _verdict(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
-    """How good the answer is, in lines."""
-    optimum, floor = answers.get("optimum"), answers.get("noise_floor")
-    if optimum is not None:
-        yield (
-            f"optimum  train/loss {optimum['loss']:.6g}; the run ended {optimum['gap']:.3g} above the optimum, "
-            f"its parameters {optimum['distance']:.3g} away"
-        )
-        if config.optimizer.linear_only:
-            digits = {"float64": 16, "float32": 7}[config.dtype]
-            yield (
-                f"digits   about {int(optimum['digits'])} of the {digits} digits of {config.dtype} are certain in the worst "
-                f"parameter; condition number {optimum['condition_number']:.3g}"
-            )
-    if floor is not None:
-        loss = f" (loss {floor['loss']:.6g})" if "loss" in floor else ""
-        yield f"noise    rmse {floor['rmse']:.6g}{loss} is that of the data's own function; on average no model is better on new rows"
-    if answers.get("converged"):
-        deviation = answers["residual_standard_deviation"]
-        yield f"fit      converged; residual standard deviation {deviation:.6g}, {_counted(answers['degrees_of_freedom'], 'degree')} of freedom"
-    elif "converged" in answers:
-        yield f"fit      not converged: {answers['not_converged_because']}"
-
-
-def _counted(number: int, thing: str) -> str:
-    plural = thing if number == 1 else thing + ("es" if thing.endswith("s") else "s")
-    return f"{number:,} {plural}"
-
-
 def _yaml(config: Config) -> str:
     return as_yaml(plain(replace(config, resume=None)))
-
-
-def _write_config(directory: RunDirectory, config: Config) -> None:
-    write_atomic(directory.path / "config.yaml", _yaml(config).encode())
-
-
-def _cell(value: Any) -> float | str | bool:
-    return value if isinstance(value, (bool, float, int)) else str(value)
-
-
-def _hyperparameters(config: Config) -> dict[str, float | str | bool]:
-    """The columns of TensorBoard's table: the same ones for every experiment, since the first run it finds names them.
-
-    It sorts them and shows the first five: these should be the ones that runs differ in.
-    """
-    return {
-        "data": config.data.name,
-        "lr": config.optimizer.lr or 0.0,
-        "model": config.model.name,
-        "optimizer": config.optimizer.name,
-        "seed": config.seed,
-        "update": config.update,
-        "weight_decay": getattr(config.optimizer, "weight_decay", 0.0),
-        "widths": str(list(getattr(config.model, "widths", []))),
-    }

@@ -1,50 +1,214 @@
-"""Compute the content of a run's plots: the predictions of the fitted model, in the units of the file."""
+"""The report of one run: the lines at its start, and the figures, lines and plots at its end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from runner.runs import plots
+from runner.compute.devices import DeviceChoice
+from runner.compute.gc_pause import gc_paused
+from runner.config.schema import Config
+from runner.optim.optimum import noise_floor, observed_rate
+from runner.runs import hashes
+from runner.runs.atomic import write_atomic
 from runner.runs.sinks.jsonl import read_rows
-from runner.training.experiment import RunInfo
+from runner.training.experiment import Outcome, RunInfo
 from runner.training.metrics import Evaluation
+from runner.training.run_state import RunState
+
+MOST_PARAMETERS = 1_000
+"""Largest number of parameters that summary.json lists; those of a larger model are in the checkpoint only."""
 
 LINE_POINTS = 400
-"""Points of the fitted curve."""
+"""Number of points of the fitted curve."""
 
 
-def draw(facts: RunInfo, evaluation: Evaluation, metrics: Path, levels: Mapping[str, float]) -> dict[str, bytes]:
-    """Return the PNG files "fit", "loss" and "residuals".
+# --------------------------------------------------------------------------------------------------------------- start
 
-    `evaluation` is that of the whole model, `metrics` the path of metrics.jsonl, `levels` known losses by name.
+
+def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> Iterator[str]:
+    """Yield the lines that introduce a run in directory `path`, which starts or is resumed after `step` updates."""
+    config, dataset = info.config, info.dataset
+    rows = ", ".join(f"{len(part):,} {name}" for name, part in dataset.parts.items())
+    yield f"run      {path}"
+    yield f"device   {choice.name} ({choice.reason}), {_counted(torch.get_num_threads(), 'thread')}"
+    if info.size > 1 or config.strategy.reduction == "exact":
+        yield f"strategy {info.strategy} on {_counted(info.size, 'process')}, {_reduction(config)}"
+    yield f"dtype    {config.dtype}" + (f", amp {config.amp}" if config.amp != "off" else "")
+    features = _counted(len(dataset.feature_names), "feature")
+    yield f"data     {config.data.name}: {rows} rows of {features} → {dataset.target_name}"
+    yield f"model    {config.model.name}, {_counted(info.parameter_count, 'parameter')}, loss {config.loss.name}"
+    lr, update = config.optimizer.lr, "by hand" if config.update == "manual" else "by torch.optim"
+    rate = "" if lr is None else f" {update}, lr {lr:g} ({config.schedule.name})"
+    yield f"update   {config.optimizer.name}{rate}"
+    yield f"training {info.steps:,} steps of {info.batch_size:,} rows" + (f", from step {step}" if step else "")
+
+
+def _reduction(config: Config) -> str:
+    return f"exact over {config.strategy.chunks} chunks" if config.strategy.reduction == "exact" else "fast"
+
+
+def hyperparameters(config: Config, swept: Mapping[str, Any]) -> dict[str, float | str | bool]:
+    """Return the columns of TensorBoard's table of hyperparameters, with the swept values of the run.
+
+    The columns are the same for every experiment, because TensorBoard takes their names from the first run it finds.
+    It sorts them and shows the first five, which should be those that runs differ in.
     """
-    dataset, scaling = facts.dataset, facts.dataset.scaling
+    return {
+        "data": config.data.name,
+        "lr": config.optimizer.lr or 0.0,
+        "model": config.model.name,
+        "optimizer": config.optimizer.name,
+        "seed": config.seed,
+        "update": config.update,
+        "weight_decay": getattr(config.optimizer, "weight_decay", 0.0),
+        "widths": str(list(getattr(config.model, "widths", []))),
+        **{name: value if isinstance(value, (bool, float, int)) else str(value) for name, value in swept.items()},
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------------- end
+
+
+def answers(info: RunInfo, outcome: Outcome, path: Path) -> dict[str, Any]:
+    """Return the summary's entries on the quality of the answer.
+
+    These are the optimum and the noise floor where they are known, and the standard errors of the parameters where the
+    method gives them. The rows of `path`/metrics.jsonl give the observed rate of convergence.
+    """
+    entries: dict[str, Any] = {}
+    if outcome.optimum is not None:
+        rounding = outcome.optimum["rounding_distance"] or 0.0
+        rate = observed_rate(read_rows(path / "metrics.jsonl"), rounding)
+        entries["optimum"] = {**outcome.optimum, "observed_rate": rate}
+    floor = noise_floor(info.config, float(info.dataset.scaling.target_scale))
+    if floor is not None:
+        entries["noise_floor"] = floor
+    if outcome.inference is not None:
+        entries.update(outcome.inference.summary(outcome.fitted))
+    return entries
+
+
+def summary(info: RunInfo, run: RunState, answers: Mapping[str, Any], timing: Mapping[str, float]) -> dict[str, Any]:
+    """Return the content of summary.json of a finished run."""
+    outcome: Outcome = run.outcome
+    listed = info.parameter_count <= MOST_PARAMETERS
+    return {
+        "steps": run.step,
+        "stopped_early": run.stopped_early,
+        "metrics": outcome.metrics,
+        **({"parameters": {name: value.tolist() for name, value in outcome.fitted.items()}} if listed else {}),
+        "parameters_sha256": hashes.parameters_sha256(outcome.parameters),
+        **answers,
+        "timing": dict(timing),
+    }
+
+
+def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines that explain the metrics and parameters of a finished run."""
+    config = info.config
+    yield from _verdict(answers, config)
+    if run.settled:
+        yield f"settled  after {_counted(run.step, 'step')}: a further one finds no better parameters"
+    elif run.stopped_early:
+        metric, patience = f"{info.watched}/{config.train.early_stopping.metric}", config.train.early_stopping.patience
+        yield f"stopped  early: {metric} has not become better than {run.early.value:.6g} in {patience} evaluations"
+    if config.data.standardize or config.data.log_target:
+        yield f"units    rmse and mae are in the units of {info.dataset.target_name}; loss is in the units of training"
+
+
+def _verdict(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """Yield the lines on the quality of the answer."""
+    optimum, floor = answers.get("optimum"), answers.get("noise_floor")
+    if optimum is not None:
+        yield (
+            f"optimum  train/loss {optimum['loss']:.6g}; the run ended {optimum['gap']:.3g} above the optimum, "
+            f"its parameters {optimum['distance']:.3g} away"
+        )
+        if config.optimizer.linear_only:
+            digits = {"float64": 16, "float32": 7}[config.dtype]
+            yield (
+                f"digits   about {int(optimum['digits'])} of the {digits} digits of {config.dtype} are certain in the worst "
+                f"parameter; condition number {optimum['condition_number']:.3g}"
+            )
+    if floor is not None:
+        loss = f" (loss {floor['loss']:.6g})" if "loss" in floor else ""
+        yield (
+            f"noise    rmse {floor['rmse']:.6g}{loss} is the error of the function that made the data; "
+            "on average no model is better on new rows"
+        )
+    if answers.get("converged"):
+        deviation = answers["residual_standard_deviation"]
+        freedom = _counted(answers["degrees_of_freedom"], "degree")
+        yield f"fit      converged; residual standard deviation {deviation:.6g}, {freedom} of freedom"
+    elif "converged" in answers:
+        yield f"fit      not converged: {answers['not_converged_because']}"
+
+
+def nothing_left(path: Path, step: int, state: Mapping[str, Any]) -> str:
+    """Return the line for a resumed run that is finished already, from the state of its last checkpoint."""
+    reason = (
+        "a further step finds no better parameters"
+        if state.get("settled")
+        else "it stopped early, as configured"
+        if state["stopped_early"]
+        else "for more steps: train.steps=…"
+    )
+    return f"{path} is finished at step {step}; there is nothing left to do ({reason})"
+
+
+def _counted(number: int, thing: str) -> str:
+    plural = thing if number == 1 else thing + ("es" if thing.endswith("s") else "s")
+    return f"{number:,} {plural}"
+
+
+# --------------------------------------------------------------------------------------------------------------- plots
+
+
+def plot(info: RunInfo, outcome: Outcome, answers: Mapping[str, Any], path: Path) -> dict[str, bytes]:
+    """Draw the plots of a finished run into `path`/plots. Returns PNG files by name: "fit", "loss", "residuals"."""
+    known = {"optimum": answers.get("optimum"), "noise floor": answers.get("noise_floor")}
+    levels = {name: entry["loss"] for name, entry in known.items() if entry and "loss" in entry}
+    with gc_paused():
+        figures = _draw(info, outcome.evaluation(), path / "metrics.jsonl", levels)
+    (path / "plots").mkdir(exist_ok=True)
+    for name, png in figures.items():
+        write_atomic(path / "plots" / f"{name}.png", png)
+    return figures
+
+
+def _draw(info: RunInfo, evaluation: Evaluation, metrics: Path, levels: Mapping[str, float]) -> dict[str, bytes]:
+    """Return PNG files by name, from the predictions of the whole model and the known losses `levels`."""
+    # Imported here: a run without plots does not pay for it.
+    from runner.runs.plots import RunPlots, draw
+
+    dataset, scaling = info.dataset, info.dataset.scaling
     parts = {}
     for name, rows in dataset.parts.items():
         features = rows.features.cpu().double() * scaling.feature_scale + scaling.feature_mean
         target = scaling.undo(rows.target.cpu().double()).flatten()
         parts[name] = (features.numpy(), target.numpy(), evaluation.predictions(name).numpy())
-    content = plots.RunPlots(
-        title=facts.config.name,
-        feature_names=dataset.feature_names,
-        target_name=dataset.target_name,
-        parts=parts,
-        line=_line(facts, evaluation, parts) if len(dataset.feature_names) == 1 else None,
-        rows=read_rows(metrics),
-        levels=levels,
+    return draw(
+        RunPlots(
+            title=info.config.name,
+            feature_names=dataset.feature_names,
+            target_name=dataset.target_name,
+            parts=parts,
+            line=_line(info, evaluation, parts) if len(dataset.feature_names) == 1 else None,
+            rows=read_rows(metrics),
+            levels=levels,
+        )
     )
-    return plots.draw(content)
 
 
-def _line(facts: RunInfo, evaluation: Evaluation, parts: dict[str, Any]) -> Any:
-    """Return x and y of the fitted curve over the range of all rows, [LINE_POINTS] each."""
+def _line(info: RunInfo, evaluation: Evaluation, parts: dict[str, Any]) -> Any:
+    """Return x and y of the fitted curve over the range of all rows."""
     low = min(features.min() for features, _, _ in parts.values())
     high = max(features.max() for features, _, _ in parts.values())
     x = torch.linspace(float(low), float(high), LINE_POINTS, dtype=torch.float64).unsqueeze(1)
-    like = facts.dataset.parts["train"].features
-    prediction = evaluation.predict(facts.dataset.scaling.features(x).to(like))
+    like = info.dataset.parts["train"].features
+    prediction = evaluation.predict(info.dataset.scaling.features(x).to(like))
     return x.flatten().numpy(), prediction.numpy()

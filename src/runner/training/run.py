@@ -1,4 +1,4 @@
-"""One run, from the user's words to its directory: the order of events on every process, and what happens when one goes wrong."""
+"""One run, from the user's command to its directory: the order of events on every process, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runner.compute.signals import StopRequest
 from runner.config.compose import Composed, check
 from runner.config.schema import Config, plain
 from runner.runs.sinks.reporter import Reporter
-from runner.training.failures import explained_memory
+from runner.training.failures import explain_out_of_memory
 from runner.training.recorder import CHECKPOINTS, NullRecorder, Opened, Recorder, RunRecorder
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from runner.training.loop import Loop
     from runner.training.run_state import Calendar, RunState
 
-Ask = Callable[[str | None], Composed]
-"""What the user asks for; given the directory of an earlier attempt, to go on there."""
+Compose = Callable[[str | None], Composed]
+"""Composes the requested configuration; given the directory of an earlier attempt, to resume that."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a finished run left behind."""
+    """The directory and summary of a finished run."""
 
     directory: Path
     summary: dict[str, Any]
@@ -46,21 +46,22 @@ class Run:
         return read_rows(self.directory / "metrics.jsonl")
 
 
-def execute(ask: Ask, command: Sequence[str], *, quiet: bool = False) -> Run:
-    """Do the whole job, together with the other processes that a launcher started. Raises a `RunnerError`, no traceback.
+def execute(compose: Compose, command: Sequence[str], *, quiet: bool = False) -> Run:
+    """Execute one run, on this process and on the others that a launcher started.
 
-    Rank 0 alone asks what to do and keeps the records; with `quiet`, what it says goes to run.log only.
+    Rank 0 composes the configuration and sends it to the others, keeps the records and reports: with `quiet` to run.log only.
+    Raises a `RunnerError` for everything that a user can cause; other errors are bugs.
     """
     began = time.perf_counter()
-    # A launcher ends all processes when the first one leaves; the one that has still to say why marks the signal only.
+    # A launcher ends all processes when the first one exits. A process that still has to report its error only notes the signal.
     with StopRequest() as stop, worlds.find(os.environ) as world:
         records, config, choice = (
-            _lead(world, ask, command, Reporter(quiet=quiet)) if world.rank == 0 else _follow(world)
+            _lead(world, compose, command, Reporter(quiet=quiet)) if world.rank == 0 else _follow(world)
         )
         from runner.training import build
 
         world.connect(choice.kind, config.launch.timeout_seconds)
-        with gc_paused(), explained_memory():
+        with gc_paused(), explain_out_of_memory():
             prepared = world.run_on_all_ranks(lambda: build.prepare(config, choice, world.size))
             parts = world.run_on_all_ranks(lambda: (build.build(config, prepared, world), {}))
         for warning in parts.warnings[0]:
@@ -68,70 +69,73 @@ def execute(ask: Ask, command: Sequence[str], *, quiet: bool = False) -> Run:
         return _Job(parts, choice, records, world, began, stop).run()
 
 
-def _lead(world: World, ask: Ask, command: Sequence[str], console: Reporter) -> tuple[Recorder, Config, DeviceChoice]:
-    """Compose, choose the device, and tell the others."""
-    composed = ask(None)
+def _lead(
+    world: World, compose: Compose, command: Sequence[str], reporter: Reporter
+) -> tuple[Recorder, Config, DeviceChoice]:
+    """Compose the configuration and choose the device on rank 0, and send the configuration to the other processes."""
+    composed = compose(None)
     earlier = world.previous_run_dir
     if earlier is not None:
-        composed = replace(ask(earlier), overrides=composed.overrides)
+        composed = replace(compose(earlier), overrides=composed.overrides)
     for notice in composed.notices:
-        console.warn(notice)
-    asked = _settled(composed.config)
+        reporter.warn(notice)
+    requested = _with_fixed_threads(composed.config)
     with gc_paused():
-        choice = devices.set_up_device(asked, console.warn, world)
-        # Only now torch is imported, when this process is alone: masks and thread counts are in the environment before it.
+        choice = devices.set_up_device(requested, reporter.warn, world)
+        # torch is imported here at the earliest: it reads masks and thread counts from the environment at import.
         from runner.training import build
 
-        config = build.resolve(asked, choice, world.size)
-    if asked.strategy.name not in ("auto", config.strategy.name):
-        console.warn(
-            f"`strategy`={asked.strategy.name} has one device to work on, so the run is {config.strategy.name}"
+        config = build.resolve(requested, choice, world.size)
+    if requested.strategy.name not in ("auto", config.strategy.name):
+        reporter.warn(
+            f"`strategy`={requested.strategy.name} has one device to work on, so the run is {config.strategy.name}"
         )
     world.send_config(plain(config))
-    records: Recorder = RunRecorder(config, composed.overrides, command, console)
+    records: Recorder = RunRecorder(config, composed.overrides, command, reporter)
     return records, config, choice
 
 
 def _follow(world: World) -> tuple[Recorder, Config, DeviceChoice]:
-    """Hear from rank 0 what to do, and find this process's own device for it."""
+    """Receive the configuration from rank 0, and choose this process's own device."""
     config = check(world.receive_config())
     return NullRecorder(), config, devices.set_up_device(config, None, world)
 
 
-def _settled(asked: Config) -> Config:
-    """What must not be left to the machine where bits are promised: the number of threads."""
-    if asked.strategy.reduction == "exact" and asked.device.threads is None:
-        return replace(asked, device=replace(asked.device, threads=1))
-    return asked
+def _with_fixed_threads(config: Config) -> Config:
+    """Return the configuration with one thread where bits are promised and the number of threads is left open."""
+    if config.strategy.reduction == "exact" and config.device.threads is None:
+        return replace(config, device=replace(config.device, threads=1))
+    return config
 
 
 @dataclass
 class _Job:
-    """The run in progress on this process."""
+    """A run in progress on this process."""
 
     parts: Experiment
     choice: DeviceChoice
     records: Recorder
     world: World
     began: float
+    """Time at which the process started the run, of `time.perf_counter`."""
     stop: StopRequest
 
     def run(self) -> Run:
-        """Train in an open directory; whatever happens, its record says how it ended."""
+        """Open the directory and train. However the run ends, its record says so."""
         try:
-            opened = self.world.broadcast(self.records.open(self.parts.facts, self.choice))
+            opened = self.world.broadcast(self.records.open(self.parts.info, self.choice))
             assert opened is not None
             if opened.summary is not None:
                 return Run(opened.path, opened.summary)
             self.world.store_run_dir(str(opened.path))
-            self.world.on_failure(self.records.failed)
+            self.world.on_failure(self.records.mark_failed)
             return self._train(opened)
         except BaseException as error:
-            found = self.world.diagnose(error, self.parts.objective.step)
-            told = self.records.fail(found)
-            if told is error:
+            explained = self.world.diagnose(error, self.parts.objective.step)
+            reported = self.records.fail(explained)
+            if reported is error:
                 raise
-            raise told from error
+            raise reported from error
         finally:
             self.records.close()
 
@@ -141,11 +145,11 @@ class _Job:
         from runner.compute.rng import preserve_rng_state
         from runner.runs.saver import Saver
 
-        facts = self.parts.facts
-        config = facts.config
+        info = self.parts.info
+        config = info.config
         saver = Saver(
             opened.path / CHECKPOINTS,
-            fixed(facts),
+            checkpoint_metadata(info),
             config.checkpoint.keep,
             self.world,
             sharded=self.parts.strategy.sharded,
@@ -154,7 +158,7 @@ class _Job:
         )
         with preserve_rng_state(config.model.draws, torch.device(self.choice.torch_device)):
             loop = self.parts.loop(
-                [facts.run_state(self.records.sinks, saver, self.records.hashes)], self.world.all_ranks_stop(self.stop)
+                [info.run_state(self.records.sinks, saver, self.records.hashes)], self.world.all_ranks_stop(self.stop)
             )
             first_step = self._restore(loop, opened.loaded, resumed=config.resume is not None)
             self.records.begin(loop.step, first_step)
@@ -164,38 +168,39 @@ class _Job:
                 loop.run()
             finally:
                 saver.close()
-            (member,) = loop.members
-            if member.failure is not None:
-                raise member.failure
+            (run,) = loop.runs
+            if run.failure is not None:
+                raise run.failure
             timing = {
                 "seconds": loop.seconds,
                 "steps_per_second": (loop.step - steps_before) / max(loop.seconds - seconds_before, 1e-9),
                 "startup_seconds": startup_seconds,
             }
-            return Run(opened.path, self.records.finish(member, timing))
+            return Run(opened.path, self.records.finish(run, timing))
 
     def _restore(self, loop: Loop, loaded: Loaded | None, resumed: bool) -> int:
-        """Put the loop where the checkpoint is; gives the first step whose rows are not kept."""
+        """Restore the loop from a checkpoint. Returns the first step whose rows are new."""
         if loaded is None:
             return 1 if resumed else 0
         self.parts.restore(loaded.state)
-        (member,) = loop.members
-        member.load_decisions(loaded.state)
+        (run,) = loop.runs
+        run.load_decisions(loaded.state)
         loop.seconds = loaded.state["seconds"]
-        loop.step = member.saved_step = loaded.step
-        return first_row(loop.calendar, loaded.step, member)
+        loop.step = run.saved_step = loaded.step
+        return first_new_row(loop.calendar, loaded.step, run)
 
 
-def fixed(facts: RunInfo) -> dict[str, Any]:
-    """What every checkpoint of a run holds besides its state."""
-    dataset = facts.dataset
-    return {"config": plain(facts.config), "data_sha256": dataset.sha256, "scaling": dataset.scaling.state_dict()}
+def checkpoint_metadata(info: RunInfo) -> dict[str, Any]:
+    """Return what every checkpoint of a run holds besides its state: configuration, hash of the data, and scaling."""
+    dataset = info.dataset
+    return {"config": plain(info.config), "data_sha256": dataset.sha256, "scaling": dataset.scaling.state_dict()}
 
 
-def first_row(calendar: Calendar, step: int, member: RunState) -> int:
-    """The first step whose rows a run that goes on from a checkpoint writes anew.
+def first_new_row(calendar: Calendar, step: int, run: RunState) -> int:
+    """Return the first step whose rows are written anew when a run is resumed from a checkpoint of `step`.
 
-    A run that ended there wrote a last row that one which goes on would not have written.
+    The row of `step` itself is kept if it is due there. It is dropped if the run had it only because that step was its last,
+    and now has more steps to go.
     """
-    kept = calendar.row(step) or member.stopped_early or step >= calendar.last
+    kept = calendar.row_due(step) or run.stopped_early or step >= calendar.last
     return step + (1 if kept else 0)

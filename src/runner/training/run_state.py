@@ -1,4 +1,4 @@
-"""One run of those that are trained: what is decided, written and kept for it alone."""
+"""The state of one run during training: its decisions, its sinks and its checkpoints."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from runner.runs.saver import Saver
 from runner.runs.sinks.base import Writer
 from runner.training.metrics import Best
 
-LOOK_STEPS = 1_000
-"""Most steps between two looks at the losses: bounds what a late finding has to replay."""
+MAX_UNREAD_STEPS = 1_000
+"""Largest number of steps whose losses are unread: bounds the steps that a divergence makes the loop replay."""
 
 
 @dataclass(frozen=True)
 class Calendar:
-    """What is due at which step."""
+    """The steps at which rows, evaluations, checkpoints and hashes are due."""
 
     last: int
     record_every: int
@@ -27,30 +27,33 @@ class Calendar:
     checkpoint_every: int | None
     hash_every: int | None = None
 
-    def row(self, step: int) -> bool:
-        """Whether a row is due whatever the last step is."""
-        return step % self.record_every == 0 or self.evaluation(step)
+    def row_due(self, step: int) -> bool:
+        """Whether a row is due at this step, wherever the run ends. The last step has a row in any case."""
+        return step % self.record_every == 0 or self.evaluation_due(step)
 
-    def evaluation(self, step: int) -> bool:
+    def evaluation_due(self, step: int) -> bool:
+        """Whether the watched part is evaluated at this step."""
         return self.evaluate_every is not None and step % self.evaluate_every == 0
 
-    def hashes(self, step: int) -> bool:
+    def hash_due(self, step: int) -> bool:
+        """Whether the parameters are hashed after this step; step 0 means the start values."""
         return self.hash_every is not None and step % self.hash_every == 0
 
-    def checkpoint(self, step: int) -> bool:
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether the state is saved after this step; the last step always is."""
         return step == self.last or (
             self.checkpoint_every is not None and step > 0 and step % self.checkpoint_every == 0
         )
 
-    def next_look(self, step: int) -> int:
-        """The first step after `step` at which anything is due."""
-        every = (self.record_every, self.evaluate_every, self.checkpoint_every, self.hash_every, LOOK_STEPS)
+    def next_due(self, step: int) -> int:
+        """Return the first step after `step` at which anything is due, or the losses must be read."""
+        every = (self.record_every, self.evaluate_every, self.checkpoint_every, self.hash_every, MAX_UNREAD_STEPS)
         return min(self.last, *(step - step % n + n for n in every if n is not None))
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """How a run diverged: the update that it happened at, and the losses since the last look up to it."""
+    """The update at which a run diverged, and its losses from the previous reading up to that update."""
 
     step: int
     losses: Sequence[float]
@@ -58,30 +61,39 @@ class Divergence:
 
 @dataclass
 class RunState:
-    """One run of those that are trained: what is decided, written and kept for it alone."""
+    """One run of a program: what is decided, written and saved for this run only.
+
+    After training, a run has either an `outcome` or a `failure`.
+    """
 
     lr: Callable[[int], float | None]
+    """Step → learning rate; None for an optimizer without one."""
     early: Best
+    """Best value of the early-stopping metric."""
     patience: int | None
     best: Best
+    """Best value of the metric that selects the best checkpoint."""
     sinks: Sequence[Writer]
     saver: Saver
     hashes: Hashes | None = None
-    cut: Callable[[Mapping[str, Any]], bool] = lambda row: False
-    """Whether a row is reason enough to end this run: it is not worth its time."""
+    should_prune: Callable[[Mapping[str, Any]], bool] = lambda row: False
+    """Row → whether the run is pruned after it."""
     step: int = 0
-    """Updates that are done, once the run has ended; the failing one included."""
+    """Number of updates when the run ended, a diverged one included."""
     saved_step: int = -1
+    """Step of the newest checkpoint; -1 without one."""
     stopped_early: bool = False
     settled: bool = False
-    """Whether it stopped early since no further step finds better parameters."""
+    """Whether the run stopped early because its optimizer converged: no further step improves the parameters."""
     pruned: bool = False
     failure: Diverged | None = None
     outcome: Any = None
     loss: float = math.nan
-    last_finite: float = math.nan
+    """Loss of the newest step that was read."""
+    last_finite_loss: float = math.nan
 
     def decisions(self) -> dict[str, Any]:
+        """Return the decisions that a checkpoint keeps."""
         return {
             "early_stopping": self.early.state_dict(),
             "best": self.best.state_dict(),
@@ -90,62 +102,74 @@ class RunState:
         }
 
     def load_decisions(self, state: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint says was decided."""
+        """Resume from the decisions of a checkpoint."""
         self.early.load_state_dict(state["early_stopping"])
         self.best.load_state_dict(state["best"])
+        # Checkpoints of older versions have no "settled".
         self.stopped_early, self.settled = state["stopped_early"], state.get("settled", False)
 
-    def consider(self, metrics: Mapping[str, float]) -> None:
-        """Decide whether to stop early."""
+    def update_early_stopping(self, metrics: Mapping[str, float]) -> None:
+        """Count an evaluation, and stop early when the patience is used up."""
         self.early.update(metrics[self.early.metric])
         self.stopped_early = self.patience is not None and self.early.waited >= self.patience
 
     @property
-    def over(self) -> bool:
+    def ended_early(self) -> bool:
+        """Whether the run ends before the last step, by early stopping, convergence or pruning."""
         return self.stopped_early or self.pruned
 
-    def rate(self, step: int) -> dict[str, float]:
-        """The learning rate of a step as part of its row; nothing for an optimizer that has none."""
+    def lr_column(self, step: int) -> dict[str, float]:
+        """Return the row's column with the learning rate of a step; empty for an optimizer without one."""
         lr = self.lr(step)
         return {} if lr is None else {"lr": lr}
 
     def write(self, row: Mapping[str, Any]) -> None:
+        """Write a row to every sink."""
         for sink in self.sinks:
             sink.write(row)
 
     def flush(self) -> None:
-        """All that was written is safe after it."""
+        """Flush sinks and hashes: every row so far survives a loss of power afterwards."""
         for journal in (*self.sinks, self.hashes):
             if journal is not None:
                 journal.flush()
 
-    def fail(self, fall: Divergence, epoch: int, restored: int, since: int, blamed: Sequence[int]) -> None:
-        """The run diverged: it is told why, and has a last row with the loss that ended it, so that curves show it.
+    def fail(
+        self, divergence: Divergence, epoch: int, restored: int, first_step: int, nonfinite_rows: Sequence[int]
+    ) -> None:
+        """End the run as diverged: set `failure`, and write a last row with the loss that ended it.
 
-        The parameters are those of step `restored` again; training, or its going on, began at step `since`; `blamed` are
-        rows of the data that have no finite prediction by themselves.
+        `restored` is the step whose parameters are restored, and `first_step` the step at which training started or
+        was resumed. `nonfinite_rows` are row numbers of the data, from 0, whose own predictions are not finite.
         """
-        self.last_finite = next((x for x in reversed(fall.losses) if math.isfinite(x)), self.last_finite)
-        loss, lr = fall.losses[-1], self.lr(fall.step)
-        what = f"the loss became {loss:g}" if not math.isfinite(loss) else "a gradient or a parameter became nan or inf"
+        losses = divergence.losses
+        self.last_finite_loss = next((x for x in reversed(losses) if math.isfinite(x)), self.last_finite_loss)
+        loss, lr = losses[-1], self.lr(divergence.step)
+        event = (
+            f"the loss became {loss:g}" if not math.isfinite(loss) else "a gradient or a parameter became nan or inf"
+        )
         rate = "" if lr is None else f" with lr={lr:g}"
         finite = (
-            f"the last finite loss was {self.last_finite:.6g}"
-            if math.isfinite(self.last_finite)
-            else f"no loss since step {since} was finite"
+            f"the last finite loss was {self.last_finite_loss:.6g}"
+            if math.isfinite(self.last_finite_loss)
+            else f"no loss since step {first_step} was finite"
         )
-        self.step = fall.step
+        self.step = divergence.step
         self.failure = Diverged(
-            f"training diverged at step {fall.step}: {what}{rate}, {finite}; "
-            f"the parameters of step {restored} are restored. {_advice(blamed, lr)}"
+            f"training diverged at step {divergence.step}: {event}{rate}, {finite}; "
+            f"the parameters of step {restored} are restored. {_advice(nonfinite_rows, lr)}"
         )
-        self.write({"step": fall.step, "epoch": epoch, "train/loss": loss, **self.rate(fall.step)})
+        # The curves show the loss that ended the run.
+        self.write({"step": divergence.step, "epoch": epoch, "train/loss": loss, **self.lr_column(divergence.step)})
 
 
 def _advice(rows: Sequence[int], lr: float | None) -> str:
-    """What to do: rows that alone have no finite prediction, else the learning rate, or the start where there is none."""
+    """Name rows without a finite prediction if there are any; else advise another learning rate or other start values."""
     change = "start from other values" if lr is None else "make optimizer.lr smaller"
     if not rows:
         return f"{change.capitalize()}, or standardize the data with data.standardize=true"
-    named = ", ".join(str(row + 1) for row in rows[:5])
-    return f"{len(rows)} rows of its batch have no finite prediction, such as row {named} of the data: take them out, mend the model, or {change}"
+    numbers = ", ".join(str(row + 1) for row in rows[:5])
+    return (
+        f"{len(rows)} rows of its batch have no finite prediction, such as row {numbers} of the data: "
+        f"remove them, fix the model, or {change}"
+    )

@@ -1,6 +1,7 @@
-"""Assembly of several runs as one program: those that differ in numbers only are trained side by side, a lane each.
+"""Vmapped training: runs that differ in numbers only become one program, and vmap computes their steps at once.
 
-What a run leaves is what it would have left alone: a lane's state is captured, saved and resumed as that of a single run.
+A *lane* is the axis along which the runs are stacked under vmap: index i of a tensor [lanes, …] belongs to run i. A lane's
+state is captured, saved and resumed in the form of a single run's state, so that a run leaves the same files either way.
 """
 
 from __future__ import annotations
@@ -27,42 +28,43 @@ from runner.optim.optimum import Optimum, find_optimum, progress_columns, summar
 from runner.optim.qr import PIECE_ROWS
 from runner.optim.standard_errors import Fit, Inference, infer
 from runner.training.build import Inputs, objective, run_info
-from runner.training.experiment import Outcome, RunInfo, warnings
+from runner.training.experiment import Outcome, RunInfo, batch_size, warnings
 from runner.training.loop import Loop
 from runner.training.metrics import Evaluation
 from runner.training.objective import BatchObjective
 from runner.training.run_state import RunState
 
 
-def alone_because(config: c.Config, prepared: Inputs) -> str | None:
-    """Why a run cannot be a lane, as the end of a sentence; None for one that can."""
+def not_vmappable_because(config: c.Config, prepared: Inputs) -> str | None:
+    """Return why a run cannot be a lane, as the end of a sentence; None for a run that can."""
     reasons = {
         f"{config.optimizer.name} searches along a line of its own": config.optimizer.evaluates_repeatedly,
         "dropout draws from one stream": config.model.draws,
+        # Buffers are all that a state has besides parameters.
         "its model keeps running values, as batch normalisation does": len(prepared.model.state_dict())
         != len(list(prepared.model.parameters())),
         "amp changes what vmap computes": config.amp != "off",
         "train.compile makes a program of its own": config.train.compile,
         "strategy.reduction=exact promises bits": config.strategy.reduction == "exact",
-        "checkpoint.async_save writes beside one training": config.checkpoint.async_save,
+        "checkpoint.async_save works for one run at a time": config.checkpoint.async_save,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def shapes(prepared: Inputs) -> tuple[Any, ...]:
-    """What lanes of one program must have in common besides their configuration: sizes of data and parameters."""
+    """Return the sizes and names of data and parameters, which must be equal for all lanes of a program."""
     parts = {name: tuple(rows.features.shape) for name, rows in prepared.dataset.parts.items()}
     parameters = [(name, tuple(p.shape)) for name, p in prepared.model.named_parameters()]
     return (tuple(parts.items()), tuple(parameters), prepared.dataset.feature_names, prepared.dataset.target_name)
 
 
-def bytes_a_lane(config: c.Config, prepared: Inputs) -> int:
-    """About how much memory a lane takes: parameters, their gradients, slots and copies, data, and what a batch leaves behind."""
+def bytes_per_lane(config: c.Config, prepared: Inputs) -> int:
+    """Estimate the memory of a lane in bytes: parameters, gradients, optimizer state and copies, data, and activations."""
     rows = prepared.dataset.parts["train"]
     size = rows.features.element_size()
     data = sum(len(part) * (part.features.shape[1] + 1) for part in prepared.dataset.parts.values())
     units = sum(p.shape[0] for p in prepared.model.parameters() if p.dim() == 2)
-    batch = min(config.train.batch_size or len(rows), len(rows))
+    batch = min(batch_size(config, prepared.dataset), len(rows))
     evaluated = max(len(part) for part in prepared.dataset.parts.values())
     activations = 4 * max(batch, evaluated) * (units + rows.features.shape[1] + 2)
     matrices = (
@@ -71,8 +73,8 @@ def bytes_a_lane(config: c.Config, prepared: Inputs) -> int:
     return matrices + size * (12 * prepared.parameter_count + 2 * data + activations)
 
 
-def refused(program: VmappedExperiment) -> str | None:
-    """Why vmap does not take the model, as the end of a sentence; None where it does."""
+def vmap_error(program: VmappedExperiment) -> str | None:
+    """Return why vmap refuses the model, as the end of a sentence; None if it computes the first gradients."""
     try:
         program.objective.at(1).gradient()
     except RuntimeError as error:
@@ -82,19 +84,21 @@ def refused(program: VmappedExperiment) -> str | None:
     return None
 
 
-class Summed(Unscaled):
-    """What is differentiated: the sum over the lanes, whose gradient by a lane's parameters is that of the lane's own loss."""
+class SumOverLanes(Unscaled):
+    """Sums the lanes' losses before the backward pass: the gradient of the sum by a lane's parameters is that lane's own."""
 
     def scale(self, loss: Tensor) -> Tensor:
+        """Return the sum [] of the losses [lanes]."""
         return loss.sum()
 
 
 @dataclass
 class VmappedExperiment:
-    """The parts of several runs, a lane each, ready to train from step 0: a program of the loop."""
+    """The parts of several runs, ready to train from step 0. Implements `Program` with one lane for each run."""
 
-    facts: Sequence[RunInfo]
+    infos: Sequence[RunInfo]
     template: Any
+    """The model that vmap calls with the parameters of each lane."""
     strategy: Vmapped
     optimizer: Optimizer
     objective: BatchObjective
@@ -105,26 +109,30 @@ class VmappedExperiment:
 
     @property
     def warnings(self) -> list[list[str]]:
-        return warnings(self.facts, self.optimum)
+        """Warnings to report before the first step, one list per lane."""
+        return warnings(self.infos, self.optimum)
 
     @property
     def lanes(self) -> int:
-        return len(self.facts)
+        """Number of runs in this program."""
+        return len(self.infos)
 
     def capture(self) -> dict[str, Any]:
+        """Return views of the stacked parameters and optimizer slots, by parameter name, each [lanes, …]."""
         slots = self.optimizer.state_dict()[STACK]
-        named = {slot: self.strategy.split(value) if value.dim() else value for slot, value in slots.items()}
-        names = self.strategy.split(self.strategy.stack.detach())
+        by_slot = {slot: self.strategy.split(value) if value.dim() else value for slot, value in slots.items()}
+        parameters = self.strategy.split(self.strategy.stack.detach())
         return {
-            "model": names,
+            "model": parameters,
             "optimizer": {
-                name: {slot: value if isinstance(value, Tensor) else value[name] for slot, value in named.items()}
-                for name in names
+                name: {slot: value if isinstance(value, Tensor) else value[name] for slot, value in by_slot.items()}
+                for name in parameters
             },
             "scaler": {},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Join the parameters and optimizer slots of a captured state into matrices [lanes, numbers], and load them."""
         with torch.no_grad():
             self.strategy.stack.copy_(self.strategy.join(state["model"]))
         slots: dict[str, dict[str, Tensor]] = {}
@@ -138,6 +146,7 @@ class VmappedExperiment:
         self.optimizer.load_state_dict({STACK: rows})
 
     def lane_state(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
+        """Return copies of one lane's slice of every tensor; all lanes share the optimizer's step."""
         return {
             "model": {name: value[lane].clone() for name, value in state["model"].items()},
             "optimizer": {
@@ -148,7 +157,7 @@ class VmappedExperiment:
         }
 
     def join(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from a captured state a lane, all of the same step; the way back from `lane_state`."""
+        """Stack and restore one state per lane, all of the same step: the inverse of `lane_state`."""
         first = states[0]
         self.restore(
             {
@@ -163,10 +172,11 @@ class VmappedExperiment:
             }
         )
 
-    def narrowed(self, lanes: Sequence[int], state: Mapping[str, Any]) -> VmappedExperiment:
+    def select_lanes(self, lanes: Sequence[int], state: Mapping[str, Any]) -> VmappedExperiment:
+        """Build a smaller program of these lanes, and restore their slices of the state."""
         chosen = torch.tensor(lanes, device=self.strategy.stack.device)
         optimum = None if self.optimum is None else self.optimum.select(chosen)
-        program = _built([self.facts[lane] for lane in lanes], [self.template] * len(lanes), lambda _: optimum)
+        program = _built([self.infos[lane] for lane in lanes], [self.template] * len(lanes), lambda _: optimum)
         program.restore(
             {
                 "model": {name: value[chosen] for name, value in state["model"].items()},
@@ -179,69 +189,79 @@ class VmappedExperiment:
         return program
 
     def total(self, shares: Tensor) -> Tensor:
+        """Return the losses unchanged: there is one process."""
         return shares
 
-    def finite(self) -> list[bool]:
-        found: list[bool] = self.strategy.stack.detach().isfinite().all(1).tolist()
-        return found
+    def finite_lanes(self) -> list[bool]:
+        """Return for each lane whether its row of parameters is finite; vmapped models have no buffers."""
+        finite: list[bool] = self.strategy.stack.detach().isfinite().all(1).tolist()
+        return finite
 
-    def details(self) -> list[dict[str, float]]:
-        rows: list[dict[str, float]] = [{} for _ in self.facts]
-        if self.facts[0].config.model.records_parameters:
+    def extra_columns(self) -> list[dict[str, float]]:
+        """Return for each lane the parameters of a formula, and the distance to a known optimum."""
+        columns: list[dict[str, float]] = [{} for _ in self.infos]
+        if self.infos[0].config.model.records_parameters:
             names = [f"param/{name}" for name in self.strategy.split(self.strategy.stack)]
-            rows = [dict(zip(names, row, strict=True)) for row in self.strategy.stack.detach().double().tolist()]
+            columns = [dict(zip(names, row, strict=True)) for row in self.strategy.stack.detach().double().tolist()]
         if self.optimum is None:
-            return rows
-        return [
-            {**row, **more} for row, more in zip(rows, progress_columns(self.optimum, self.strategy.stack), strict=True)
-        ]
+            return columns
+        progress = progress_columns(self.optimum, self.strategy.stack)
+        return [{**lane, **more} for lane, more in zip(columns, progress, strict=True)]
 
     def parameters(self) -> list[dict[str, Tensor]]:
-        rows = self.strategy.split(self.strategy.stack.detach())
-        return [{name: value[lane] for name, value in rows.items()} for lane in range(self.lanes)]
+        """Return for each lane views of its parameters."""
+        stacked_parameters = self.strategy.split(self.strategy.stack.detach())
+        return [{name: value[lane] for name, value in stacked_parameters.items()} for lane in range(self.lanes)]
 
     def outcomes(self, lanes: Sequence[int]) -> list[Outcome]:
-        measured = {part: self.evaluation.metrics(part) for part in self.facts[0].dataset.parts}
-        everyone = self.parameters()
-        found = []
+        """Return the outcomes of these lanes, from copies of their parameters."""
+        metrics_by_part = {part: self.evaluation.metrics(part) for part in self.infos[0].dataset.parts}
+        all_parameters = self.parameters()
+        results = []
         for lane in lanes:
-            facts, parameters = self.facts[lane], {name: value.clone() for name, value in everyone[lane].items()}
+            info, parameters = self.infos[lane], {name: value.clone() for name, value in all_parameters[lane].items()}
             self.template.load_state_dict(parameters)
-            metrics = {f"{part}/{name}": v for part, lanes_ in measured.items() for name, v in lanes_[lane].items()}
-            fitted = {n: v.clone() for n, v in self.template.fitted(facts.dataset.scaling).items()}
-            found.append((metrics, parameters, fitted, _evaluation_alone(facts, parameters)))
+            metrics = {
+                f"{part}/{name}": value
+                for part, by_lane in metrics_by_part.items()
+                for name, value in by_lane[lane].items()
+            }
+            fitted = {name: value.clone() for name, value in self.template.fitted(info.dataset.scaling).items()}
+            results.append((metrics, parameters, fitted, _evaluation_of_run(info, parameters)))
         return [
-            Outcome(*outcome, optimum, inference)
-            for outcome, optimum, inference in zip(
-                found,
+            Outcome(*result, optimum, inference)
+            for result, optimum, inference in zip(
+                results,
                 self._summarised(lanes),
-                self._inferred(lanes, [fitted for _, _, fitted, _ in found]),
+                self._inferred(lanes, [fitted for _, _, fitted, _ in results]),
                 strict=True,
             )
         ]
 
     def _summarised(self, lanes: Sequence[int]) -> Sequence[dict[str, float | None] | None]:
+        """Return for each of these lanes the summary's figures about the optimum."""
         if self.optimum is None:
             return [None] * len(lanes)
         chosen = torch.tensor(lanes, device=self.strategy.stack.device)
-        configs = [self.facts[lane].config for lane in lanes]
+        configs = [self.infos[lane].config for lane in lanes]
         return summarize(self.optimum.select(chosen), configs, self.strategy.stack.detach()[chosen])
 
     def _inferred(self, lanes: Sequence[int], fitted: Sequence[Mapping[str, Tensor]]) -> Sequence[Inference | None]:
+        """Return for each of these lanes its standard errors."""
         chosen = torch.tensor(lanes, device=self.strategy.stack.device)
         features, target = (part if part.dim() == 2 else part[chosen] for part in self.objective.rows.take(slice(None)))
         fits = [
-            Fit(self.facts[lane].config, parameters, self.facts[lane].dataset.scaling)
+            Fit(self.infos[lane].config, parameters, self.infos[lane].dataset.scaling)
             for lane, parameters in zip(lanes, fitted, strict=True)
         ]
         return infer(self.template, self.strategy.split(self.strategy.stack.detach()[chosen]), (features, target), fits)
 
-    def loop(self, members: Sequence[RunState], stop: Stop) -> Loop:
-        """The loop over these parts."""
-        first = self.facts[0]
+    def loop(self, runs: Sequence[RunState], stop: Stop) -> Loop:
+        """Return the training loop of this program. `runs` are in the order of the lanes."""
+        first = self.infos[0]
         return Loop(
             program=self,
-            members=members,
+            runs=runs,
             batches=self.batches,
             calendar=first.calendar(),
             watched=first.watched,
@@ -249,92 +269,96 @@ class VmappedExperiment:
         )
 
 
-def facts_of(config: c.Config, prepared: Inputs, lanes: int) -> RunInfo:
-    """What is known of a run that is one of so many lanes. Raises `ConfigError`."""
+def run_info_of_lane(config: c.Config, prepared: Inputs, lanes: int) -> RunInfo:
+    """Return what is known about a run in a program of `lanes` lanes. Raises `ConfigError`."""
     rows = len(prepared.dataset.parts["train"])
     batches = StackedBatches(rows, config.train.batch_size, [config.seed], prepared.device)
     return run_info(config, prepared, strategy="single", batches=batches, lanes=lanes)
 
 
-def build(facts: Sequence[RunInfo], models: Sequence[Any]) -> VmappedExperiment:
-    """The program of runs whose `config.program` and `shapes` are equal; `models` have their start values."""
-    decays = [f.config.optimizer.l2_penalty or 0.0 for f in facts]
-    return _built(
-        facts, models, lambda rows: find_optimum(models[0], rows.features, rows.target, facts[0].config, decays)
-    )
+def build(infos: Sequence[RunInfo], models: Sequence[Any]) -> VmappedExperiment:
+    """Build the program of runs whose `config.program` and `shapes` are equal. `models` have their start values."""
+    config = infos[0].config
+    decays = [info.config.optimizer.l2_penalty or 0.0 for info in infos]
+    return _built(infos, models, lambda rows: find_optimum(models[0], rows.features, rows.target, config, decays))
 
 
 def _built(
-    facts: Sequence[RunInfo], models: Sequence[Any], optimum: Callable[[StackedRows], Optimum | None]
+    infos: Sequence[RunInfo], models: Sequence[Any], optimum: Callable[[StackedRows], Optimum | None]
 ) -> VmappedExperiment:
-    first, template = facts[0].config, models[0]
-    rows, undoing = stack_datasets([f.dataset for f in facts])
+    """Build the program; `optimum` takes the stacked training rows."""
+    config, template = infos[0].config, models[0]
+    rows, scaling = stack_datasets([info.dataset for info in infos])
     device = rows["train"].target.device
     strategy = Vmapped(device, models)
-    loss, autocast = losses.build_lanes(first.loss), precision.autocast("off", device)
+    loss, autocast = losses.build_lanes(config.loss), precision.autocast("off", device)
     forward = strategy.place(template, loss)
-    seeds = [f.config.seed for f in facts]
-    batches = StackedBatches(rows["train"].target.shape[-2], first.train.batch_size, seeds, device)
+    seeds = [info.config.seed for info in infos]
+    batches = StackedBatches(rows["train"].target.shape[-2], config.train.batch_size, seeds, device)
 
     return VmappedExperiment(
-        facts=facts,
+        infos=infos,
         template=template,
         strategy=strategy,
-        optimizer=build_lanes([f.config.optimizer for f in facts], strategy.parameters(template)),
+        optimizer=build_lanes([info.config.optimizer for info in infos], strategy.parameters(template)),
         objective=objective(
-            first,
+            config,
             template,
             forward=forward,
             strategy=strategy,
             loss=loss,
             rows=rows["train"],
             batches=batches,
-            scaler=Summed(),
-            clip_norm=_clip_norm(facts, strategy.stack),
+            scaler=SumOverLanes(),
+            clip_norm=_clip_norm(infos, strategy.stack),
         ),
-        evaluation=Evaluation(template, forward, loss, autocast, undoing.undo, rows, strategy),
-        schedule=_schedule(facts, strategy.stack),
+        evaluation=Evaluation(template, forward, loss, autocast, scaling.undo, rows, strategy),
+        schedule=_schedule(infos, strategy.stack),
         batches=batches,
         optimum=optimum(rows["train"]),
     )
 
 
 def _column(like: Tensor, values: Sequence[Any]) -> Tensor:
+    """Return values as a tensor [lanes, 1], on the device and in the scalar type of `like`."""
     return torch.tensor(values, dtype=torch.float64).unsqueeze(1).to(like.device, scalar_type(like))
 
 
-def _clip_norm(facts: Sequence[RunInfo], like: Tensor) -> Tensor | None:
-    """Largest norms of the gradients, [lanes, 1]; None where they are not clipped."""
-    norms = [f.config.train.clip_norm for f in facts]
+def _clip_norm(infos: Sequence[RunInfo], like: Tensor) -> Tensor | None:
+    """Return the largest allowed norms of the gradients, [lanes, 1]; None without clipping."""
+    norms = [info.config.train.clip_norm for info in infos]
     return None if norms[0] is None else _column(like, norms)
 
 
-def _schedule(facts: Sequence[RunInfo], like: Tensor) -> Callable[[int], Tensor | None]:
-    """Learning rates [lanes, 1] of every step, each computed as the run alone would; None for solvers, which have none."""
-    if facts[0].config.optimizer.lr is None:
+def _schedule(infos: Sequence[RunInfo], like: Tensor) -> Callable[[int], Tensor | None]:
+    """Return step → learning rates [lanes, 1], each computed by the run's own schedule; step → None for solvers."""
+    if infos[0].config.optimizer.lr is None:
         return lambda step: None
-    keys = [(f.config.schedule, f.config.optimizer.lr) for f in facts]
-    distinct = {key: f.schedule for key, f in zip(keys, facts, strict=True)}
-    place = {key: i for i, key in enumerate(distinct)}
-    lanes = torch.tensor([place[key] for key in keys])
+    # Lanes with equal schedules share one evaluation of it.
+    keys = [(info.config.schedule, info.config.optimizer.lr) for info in infos]
+    distinct = {key: info.schedule for key, info in zip(keys, infos, strict=True)}
+    index = {key: i for i, key in enumerate(distinct)}
+    lanes = torch.tensor([index[key] for key in keys])
 
     def rates(step: int) -> Tensor:
         return _column(like, [schedule(step) for schedule in distinct.values()])[lanes]
 
-    if all(f.config.schedule.constant for f in facts):
+    if all(info.config.schedule.constant for info in infos):
         constant = rates(1)
         return lambda step: constant
     return rates
 
 
-def _evaluation_alone(facts: RunInfo, parameters: Mapping[str, Tensor]) -> Callable[[], Evaluation]:
+def _evaluation_of_run(info: RunInfo, parameters: Mapping[str, Tensor]) -> Callable[[], Evaluation]:
+    """Return a function that builds the evaluation of one run with these parameters, without vmap."""
+
     def evaluation() -> Evaluation:
         device = next(iter(parameters.values())).device
-        model = start_model(facts.config, facts.dataset.feature_names).to(device)
+        model = start_model(info.config, info.dataset.feature_names).to(device)
         model.load_state_dict(dict(parameters))
         autocast = precision.autocast("off", device)
-        loss = losses.build(facts.config.loss)
-        dataset = facts.dataset
+        loss = losses.build(info.config.loss)
+        dataset = info.dataset
         return Evaluation(model, model, loss, autocast, dataset.scaling.undo, dataset.parts, Single(device))
 
     return evaluation

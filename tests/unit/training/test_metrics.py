@@ -1,4 +1,4 @@
-"""Metrics against their closed forms in numpy, whatever the chunks, the scaling and the type."""
+"""Metrics equal their closed forms in numpy, for every chunk size, scaling and type."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from runner.data.dataset import ResidentRows
 from runner.data.scaling import Scaling
 from runner.errors import RunFailed
 from runner.models import losses
-from runner.training import metrics as evaluation
+from runner.training import metrics
 from runner.training.metrics import Best, Evaluation
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ Y = np.exp(0.7 * X) + 0.3 * np.sin(9 * X) + 2
 
 
 class Half(torch.nn.Module):
-    """Half of the only feature plus one, through a dropout that must be off, with a note of the rows it is given."""
+    """Half of the only feature plus one, with a dropout that must be off; records the rows of every call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def _evaluation(
     amp: str = "off",
     loss: Any = None,
 ) -> Evaluation:
-    """The model above on X: what is trained on is the scaled target, features are as they are."""
+    """Return the evaluation of the model above on X. The target is scaled, the features are not."""
     truth = torch.tensor(np.asarray(target), dtype=torch.float64)
     features = torch.from_numpy(X[: len(truth)]).unsqueeze(1)
     scaling = scaling or Scaling.fit(features, truth, False, False)
@@ -82,19 +82,19 @@ def _close(one: dict[str, float], other: dict[str, float]) -> None:
     np.testing.assert_allclose(list(one.values()), [other[name] for name in one], rtol=1e-13)
 
 
-def test_metrics_are_those_of_the_closed_forms() -> None:
+def test_metrics_equal_their_closed_forms() -> None:
     expected = _expected(Y, 0.5 * X + 1)
     _close(_evaluation().metrics("train")[0], {**expected, "loss": expected["rmse"] ** 2})
 
 
-def test_the_loss_is_the_one_that_is_trained() -> None:
+def test_the_loss_is_the_training_loss() -> None:
     metrics = _evaluation(loss=c.Mae(name="mae")).metrics("train")[0]
     _close(metrics, {**_expected(Y, 0.5 * X + 1), "loss": float(np.mean(np.abs(Y - 0.5 * X - 1)))})
 
 
 @pytest.mark.parametrize("log_target", [True, False])
 @pytest.mark.parametrize("standardize", [True, False])
-def test_loss_is_in_the_units_trained_in_and_the_others_in_those_of_the_file(
+def test_loss_is_in_the_units_of_training_and_the_others_in_the_units_of_the_file(
     log_target: bool, standardize: bool
 ) -> None:
     truth = torch.from_numpy(Y)
@@ -108,9 +108,9 @@ def test_loss_is_in_the_units_trained_in_and_the_others_in_those_of_the_file(
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 22, 23, 24])
-def test_chunks_count_every_row_once(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_row_counts_once_for_any_chunk_size(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, predicted = _evaluation().metrics("train")[0], _evaluation().predictions("train")
-    monkeypatch.setattr(evaluation, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(metrics, "CHUNK_ROWS", chunk)
     parts = _evaluation()
     _close(parts.metrics("train")[0], whole)
     assert isinstance(parts.model, Half)
@@ -129,12 +129,12 @@ def test_a_target_far_from_zero_keeps_its_digits() -> None:
 def test_sums_of_narrow_predictions_are_taken_in_float64(amp: str) -> None:
     metrics = _evaluation(dtype=torch.float32, amp=amp).metrics("train")[0]
     features, target = X.astype(np.float32).astype(np.float64), Y.astype(np.float32).astype(np.float64)
-    # Only the prediction is rounded, to 24 bits: 1e-7 of numbers near 1, beside errors of about 2.
+    # Only the prediction is rounded, to 24 bits: 1e-7 of numbers near 1, with errors of about 2.
     np.testing.assert_allclose(metrics["rmse"], _expected(target, 0.5 * features + 1)["rmse"], rtol=1e-7)
     np.testing.assert_allclose(metrics["mae"], _expected(target, 0.5 * features + 1)["mae"], rtol=1e-7)
 
 
-def test_narrow_predictions_are_undone_in_float64() -> None:
+def test_the_scaling_of_narrow_predictions_is_inverted_in_float64() -> None:
     scaling = Scaling.fit(torch.from_numpy(X).unsqueeze(1), torch.from_numpy(Y), True, True)
     narrow = _evaluation(scaling=scaling, dtype=torch.bfloat16)
     truth = scaling.undo(narrow.parts["train"].target.double()).flatten().numpy()
@@ -162,16 +162,16 @@ def test_predictions_are_in_the_units_of_the_file() -> None:
     assert (predicted.dtype, predicted.shape) == (torch.float64, (23,))
     logs = np.log(Y)
     expected = np.exp((0.5 * X + 1) * logs.std(ddof=1) + logs.mean())
-    # The prediction is float32, undone in float64: 1e-7 of a logarithm near 1.
+    # The prediction is float32 and its scaling is inverted in float64: 1e-7 of a logarithm near 1.
     np.testing.assert_allclose(predicted.numpy(), expected, rtol=3e-7)
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("ask", [lambda e: e.metrics("train")[0], lambda e: e.predictions("train")])
-def test_dropout_is_off_and_the_mode_as_before(training: bool, ask: Callable[[Evaluation], Any]) -> None:
+@pytest.mark.parametrize("evaluate", [lambda e: e.metrics("train")[0], lambda e: e.predictions("train")])
+def test_dropout_is_off_and_the_mode_is_restored(training: bool, evaluate: Callable[[Evaluation], Any]) -> None:
     evaluated = _evaluation()
     evaluated.model.train(training)
-    ask(evaluated)
+    evaluate(evaluated)
     assert evaluated.model.training is training
     assert [module.training for module in evaluated.model.modules()] == [training] * 2
     assert isinstance(evaluated.model, Half)
@@ -179,7 +179,7 @@ def test_dropout_is_off_and_the_mode_as_before(training: bool, ask: Callable[[Ev
     assert torch.is_grad_enabled()
 
 
-def test_the_mode_comes_back_after_an_error() -> None:
+def test_the_mode_is_restored_after_an_error() -> None:
     evaluated = dataclasses.replace(_evaluation(), forward=lambda features: features[:, 0])
     evaluated.model.train()
     with pytest.raises(RunFailed, match="the prediction must have the target's shape"):
@@ -196,7 +196,9 @@ def test_the_mode_comes_back_after_an_error() -> None:
         ("loss", [math.nan, math.inf, 5.0, math.nan, 4.0], [False, False, True, False, True]),
     ],
 )
-def test_the_best_is_told_by_the_sense_of_the_metric(metric: str, values: list[float], better: list[bool]) -> None:
+def test_the_best_value_follows_the_direction_of_the_metric(
+    metric: str, values: list[float], better: list[bool]
+) -> None:
     best = Best(metric)
     assert [best.update(value) for value in values] == better
     assert best.value == values[-1]
@@ -210,7 +212,7 @@ def test_an_improvement_must_exceed_min_delta() -> None:
     assert (best.value, best.waited) == (3.25, 1)
 
 
-def test_the_best_goes_on_from_its_state() -> None:
+def test_the_best_value_resumes_from_its_state() -> None:
     first = Best("rmse")
     for value in (2.0, 3.0, 4.0):
         first.update(value)

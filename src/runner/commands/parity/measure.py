@@ -69,7 +69,7 @@ def measure(request: ParityRequest, steps: int | None, command: Sequence[str], f
     """
     available = AvailableDevices.find(request, say)
     example = _example(request, available.cpu)
-    steps = steps or min(example.facts.steps, MAX_STEPS)
+    steps = steps or min(example.info.steps, MAX_STEPS)
     plans = _plans(request, steps, folder, available)
     planned = {cell: plan for cell, plan in plans.items() if isinstance(plan, Planned)}
     one_process = list({plan.reference.folder: plan.reference for plan in planned.values()}.values())
@@ -84,11 +84,11 @@ def measure(request: ParityRequest, steps: int | None, command: Sequence[str], f
         for cell, plan in plans.items()
     ]
     table = ParityTable(
-        name=example.facts.config.name,
+        name=example.info.config.name,
         command=tuple(command),
         steps=steps,
         processes=request.processes,
-        threads=example.facts.config.device.threads or 1,
+        threads=example.info.config.device.threads or 1,
         torch=str(torch.__version__),
         device_name=", ".join([available.hardware.cpu_name, *available.hardware.gpu_names]),
         devices=available.devices,

@@ -145,7 +145,7 @@ def error_growth(eigenvalues: Tensor, rates: Sequence[float], momentum: float) -
 
 def linear_problem(parts: Experiment) -> LinearProblem | None:
     """Return the problem as least squares by gradient descent, or None if it is not of that kind."""
-    config, rows, model = parts.facts.config, parts.facts.dataset.parts["train"], parts.model
+    config, rows, model = parts.info.config, parts.info.dataset.parts["train"], parts.model
     descent = config.optimizer.descent_momentum is not None and config.train.clip_norm is None
     full_batch_squares = config.loss.squares and parts.batches.per_epoch == 1
     if not (descent and full_batch_squares and model.is_linear(rows.features)):
@@ -165,7 +165,7 @@ def linear_problem(parts: Experiment) -> LinearProblem | None:
         sizes=[value.numel() for value in named.values()],
         # 0/0 is an entry that is 0 and stays 0.
         sensitivity=float(nearby.nan_to_num(nan=0.0, posinf=math.inf).max()),
-        rates=[schedule(step) for step in range(1, parts.facts.steps + 1)],
+        rates=[schedule(step) for step in range(1, parts.info.steps + 1)],
         momentum=getattr(optimizer, "momentum", 0.0),
         weight_decay=optimizer.weight_decay,
     )
@@ -293,7 +293,7 @@ class Rounding:
             of_storage, of_evaluation = self._sizes(parts, unit, of_sums)
             stored = Noise(generator, of_storage)
             objective = PerturbedObjective(objective, parameters, Noise(generator, of_evaluation))
-            rows = parts.facts.dataset.parts["train"]
+            rows = parts.info.dataset.parts["train"]
             assign([rows.features, rows.target], [stored(rows.features), stored(rows.target)])
             assign(parameters, [stored(parameter.detach()) for parameter in parameters])
         losses = []

@@ -1,6 +1,6 @@
-"""Runs that are trained side by side end as each of them does alone: through the public face, against `runner.run`.
+"""Vmapped runs end as each of them does by itself: sweeps through the public API, compared with `runner.run`.
 
-The runs alone do their updates by torch.optim where `update=optimizer`, so that half of the cases are held against
+The single runs do their updates by torch.optim where `update=optimizer`, so that half of the cases are compared with
 arithmetic that is not ours.
 """
 
@@ -25,10 +25,10 @@ from runner.runs.sinks.jsonl import read_rows
 
 QUICK = ["device=cpu", "device.threads=1", "record.plots=false"]
 TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
-"""Largest difference over largest magnitude, after 200 steps; the project's promise."""
+"""Largest difference over largest magnitude that the project promises after 200 steps."""
 
-# Over all cases each optimizer, update, model, loss, schedule and kind of batches meets the others, and each key that may
-# differ between lanes does. 60 rows in batches of 16: three, and one of 12.
+# Over all cases each optimizer, update, model, loss, schedule and kind of batches is combined with the others, and every
+# key that may differ between lanes differs in some case. 60 rows in batches of 16 are three batches, and one of 12.
 CASES = {
     "sgd manual linear mse constant full": [
         "optimizer=sgd", "update=manual", "model=linear", "data=line", "data.features=2", "loss=mse",
@@ -79,7 +79,7 @@ ALL = [
     "train.steps=200", "train.eval_every_steps=50", "record.every_steps=20", "checkpoint.every_steps=80", "checkpoint.keep=null",
 ]  # fmt: skip
 COMPARED = {"float64": 3, "float32": 2}
-"""Members of each program that are trained alone as well."""
+"""Number of members of each program that are also trained by themselves."""
 
 
 @pytest.fixture(autouse=True)
@@ -88,26 +88,26 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def swept(words: Sequence[str], *, programs: int = 1) -> Path:
-    """The directory of a sweep that was trained as so many programs, all of them as wide."""
-    directory, results = runner.multirun(None, [*QUICK, *words, "run_dir=together"])
+def swept(overrides: Sequence[str], *, programs: int = 1) -> Path:
+    """Run a sweep that is trained as `programs` programs of equal width. Returns its directory."""
+    directory, results = runner.multirun(None, [*QUICK, *overrides, "run_dir=together"])
     lanes = [read_json(directory / str(member.number) / "run.json")["lanes"] for member in results.members]
-    assert lanes == [len(lanes) // programs] * len(lanes), "they were not side by side"
+    assert lanes == [len(lanes) // programs] * len(lanes), "they were not vmapped"
     return directory
 
 
-def alone(directory: Path, number: int, *words: str) -> Path:
-    """The directory of the same run by itself, whether it came to its end or not."""
+def single(directory: Path, number: int, *overrides: str) -> Path:
+    """Run a member by itself, to its end or to its divergence. Returns the directory of the run."""
     (member,) = (m for m in read_json(directory / "sweep.json")["members"] if m["number"] == number)
-    place = Path(f"alone-{number}{'-'.join(('', *words))}")
+    path = Path(f"single-{number}{'-'.join(('', *overrides))}")
     with contextlib.suppress(runner.Diverged):
-        runner.run(None, [*member["overrides"], *words, f"run_dir='{place}'"])
-    assert read_json(place / "run.json")["lanes"] == 1
-    return place
+        runner.run(None, [*member["overrides"], *overrides, f"run_dir='{path}'"])
+    assert read_json(path / "run.json")["lanes"] == 1
+    return path
 
 
 def drawn(numbers: range, count: int) -> list[int]:
-    """The first, the last, and some between."""
+    """Return the first and the last number, and some between."""
     first, *between, last = numbers
     return [first, *random.Random(first).sample(between, count - 2), last]
 
@@ -124,60 +124,60 @@ def state(run: Path, name: str) -> Any:
     return torch.load(run / "checkpoints" / name / "state.pt", weights_only=True)
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Largest difference over largest magnitude."""
+def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the largest difference over the largest magnitude."""
     assert (one.dtype, one.shape) == (other.dtype, other.shape)
     difference, magnitude = float((one - other).abs().max()), float(one.abs().max())
     return difference / magnitude if difference else 0.0
 
 
-def same_numbers(one: Mapping[str, float], other: Mapping[str, float], tolerance: float) -> None:
-    """The same names, and the numbers as near as parameters must be; those near zero come from sums of larger ones."""
+def assert_same_numbers(one: Mapping[str, float], other: Mapping[str, float], tolerance: float) -> None:
+    """Assert equal names, and numbers within the tolerance: an absolute one near zero, where sums of larger numbers cancel."""
     assert one.keys() == other.keys()
     for name in one:
         assert float(other[name]) == pytest.approx(float(one[name]), rel=tolerance, abs=tolerance, nan_ok=True), name
 
 
-def same(solo: Path, member: Path, tolerance: float) -> None:
-    """Everything that a run leaves behind."""
+def assert_same_run(solo: Path, member: Path, tolerance: float) -> None:
+    """Assert that two runs left the same files, with numbers within the tolerance."""
     assert saved(solo) == saved(member)
     for name in ("last", "best"):
         if (solo / "checkpoints" / name).exists():
             assert os.readlink(solo / "checkpoints" / name) == os.readlink(member / "checkpoints" / name)
     for path in (solo / "checkpoints").glob("step_*"):
         assert checkpoint.verify(member / "checkpoints" / path.name) is None
-        same_state(state(solo, path.name), state(member, path.name), tolerance)
+        assert_same_state(state(solo, path.name), state(member, path.name), tolerance)
     first, second = rows(solo), rows(member)
     assert [(row["step"], row["epoch"], row["lr"]) for row in first] == [
         (r["step"], r["epoch"], r["lr"]) for r in second
     ]
-    for mine, other in zip(first, second, strict=True):
-        same_numbers(mine, other, tolerance)
-    mine, other = read_json(solo / "run.json"), read_json(member / "run.json")
+    for one, other in zip(first, second, strict=True):
+        assert_same_numbers(one, other, tolerance)
+    one, other = read_json(solo / "run.json"), read_json(member / "run.json")
     for name in ("status", "config_hash", "seed", "dtype", "strategy", "device", "world_size", "threads", "resumed"):
-        assert mine[name] == other[name], name
-    assert mine.get("reason") == other.get("reason")
-    mine, other = (yaml.safe_load((run / "config.yaml").read_text()) for run in (solo, member))
-    assert mine == {**other, "run_dir": mine["run_dir"]}
+        assert one[name] == other[name], name
+    assert one.get("reason") == other.get("reason")
+    one, other = (yaml.safe_load((run / "config.yaml").read_text()) for run in (solo, member))
+    assert one == {**other, "run_dir": one["run_dir"]}
     if (solo / "summary.json").exists() or (member / "summary.json").exists():
-        same_summary(read_json(solo / "summary.json"), read_json(member / "summary.json"), tolerance)
+        assert_same_summary(read_json(solo / "summary.json"), read_json(member / "summary.json"), tolerance)
 
 
 def saved(run: Path) -> set[str]:
-    """Names of the checkpoints; a run that falls at its first step has none."""
+    """Return the names of the checkpoints. A run that diverges at its first step has none."""
     return {path.name for path in (run / "checkpoints").glob("*")}
 
 
-def same_state(solo: Any, member: Any, tolerance: float) -> None:
-    """A checkpoint: parameters and optimizer state under the same names, in the same shapes and types."""
+def assert_same_state(solo: Any, member: Any, tolerance: float) -> None:
+    """Assert equal names, shapes and types of parameters and optimizer state, with values within the tolerance."""
     assert solo.keys() == member.keys()
     assert solo["model"].keys() == member["model"].keys()
     for name, tensor in solo["model"].items():
-        assert apart(tensor, member["model"][name]) <= tolerance, name
+        assert relative_difference(tensor, member["model"][name]) <= tolerance, name
     assert slots(solo) == slots(member)
-    for name, own in solo["optimizer"].items():
-        for slot, value in own.items():
-            assert apart(value, member["optimizer"][name][slot]) <= tolerance, (name, slot)
+    for name, values_by_slot in solo["optimizer"].items():
+        for slot, value in values_by_slot.items():
+            assert relative_difference(value, member["optimizer"][name][slot]) <= tolerance, (name, slot)
     for name in ("stopped_early", "data_sha256"):
         assert solo[name] == member[name]
     for name in ("best", "early_stopping"):
@@ -188,26 +188,26 @@ def same_state(solo: Any, member: Any, tolerance: float) -> None:
 
 
 def slots(saved: Any) -> set[tuple[str, str]]:
-    return {(name, slot) for name, own in saved["optimizer"].items() for slot in own}
+    return {(name, slot) for name, values in saved["optimizer"].items() for slot in values}
 
 
-def same_summary(solo: Any, member: Any, tolerance: float) -> None:
+def assert_same_summary(solo: Any, member: Any, tolerance: float) -> None:
     assert (solo["steps"], solo["stopped_early"]) == (member["steps"], member["stopped_early"])
-    same_numbers(solo["metrics"], member["metrics"], tolerance)
+    assert_same_numbers(solo["metrics"], member["metrics"], tolerance)
     assert solo["parameters"].keys() == member["parameters"].keys()
     for name, values in solo["parameters"].items():
-        one, other = (torch.tensor(given["parameters"][name], dtype=torch.float64) for given in (solo, member))
-        assert apart(one, other) <= tolerance, name
+        one, other = (torch.tensor(summary["parameters"][name], dtype=torch.float64) for summary in (solo, member))
+        assert relative_difference(one, other) <= tolerance, name
         assert torch.tensor(values).shape == other.shape
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_lane_ends_as_the_run_alone(case: str) -> None:
+def test_a_vmapped_run_ends_as_the_single_run(case: str) -> None:
     directory = swept(["dtype=float64,float32", *ALL, *CASES[case]], programs=2)
     half = len(read_json(directory / "sweep.json")["members"]) // 2
     for dtype, numbers in (("float64", range(half)), ("float32", range(half, 2 * half))):
         for number in drawn(numbers, COMPARED[dtype]):
-            same(alone(directory, number), directory / str(number), TOLERANCE[dtype])
+            assert_same_run(single(directory, number), directory / str(number), TOLERANCE[dtype])
 
 
 # ------------------------------------------------------------------------------------------ lanes that end at other steps
@@ -219,7 +219,7 @@ NETWORK = [
 
 
 def test_each_lane_stops_early_by_itself() -> None:
-    """Those that still train are made a smaller program twice on the way."""
+    """The program is made smaller twice, when lanes have ended."""
     directory = swept(
         [
             *NETWORK, "dtype=float64", "optimizer=adam", "optimizer.lr=0,1e-4,3e-2", "train.steps=200",
@@ -229,14 +229,14 @@ def test_each_lane_stops_early_by_itself() -> None:
     )  # fmt: skip
     members = range(6)
     for number in members:
-        same(alone(directory, number), directory / str(number), TOLERANCE["float64"])
+        assert_same_run(single(directory, number), directory / str(number), TOLERANCE["float64"])
     summaries = [read_json(directory / str(number) / "summary.json") for number in members]
     assert len({summary["steps"] for summary in summaries}) >= 3
     assert {summary["stopped_early"] for summary in summaries} == {True, False}
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ["dtype=float64", "optimizer=sgd", "update=manual", "optimizer.lr=1e-3,0.3,3,1e3,1e10"],
         [
@@ -259,29 +259,31 @@ def test_each_lane_stops_early_by_itself() -> None:
     ],
     ids=" ".join,
 )
-def test_a_lane_diverges_as_the_run_alone(words: Sequence[str]) -> None:
-    """At the same step, in the same words, with the same last row and the parameters of the step before; the others go on."""
+def test_a_vmapped_run_diverges_as_the_single_run(overrides: Sequence[str]) -> None:
+    """It ends at the same step, with the same message, last row and restored parameters; the other lanes continue."""
     directory = swept(
         [
             "name=lanes", "data=line", "data.features=2", "data.rows=50", "data.start=-1", "data.stop=1", "data.split.test=5", "loss=mse",
-            "train.batch_size=20", "train.steps=300", "record.every_steps=90", "checkpoint.every_steps=40", *words,
+            "train.batch_size=20", "train.steps=300", "record.every_steps=90", "checkpoint.every_steps=40", *overrides,
         ]
     )  # fmt: skip
     found = read_json(directory / "sweep.json")["members"]
-    tolerance = TOLERANCE[words[0].removeprefix("dtype=")]
+    tolerance = TOLERANCE[overrides[0].removeprefix("dtype=")]
     for member in found:
-        same(alone(directory, member["number"]), directory / str(member["number"]), tolerance)
+        assert_same_run(single(directory, member["number"]), directory / str(member["number"]), tolerance)
         assert member["reason"] == read_json(directory / str(member["number"]) / "run.json").get("reason")
     states = [member["state"] for member in found]
     assert set(states) == {"finished", "failed"}
     assert all(str(member["reason"]).startswith("training diverged at step ") for member in found if member["reason"])
     failed = [member for member in found if member["state"] == "failed"]
     ends = {rows(directory / str(member["number"]))[-1]["step"] for member in failed}
-    assert len(ends) >= len({member["values"]["optimizer.lr"] for member in failed}), "each rate ends at its own step"
+    assert len(ends) >= len({member["values"]["optimizer.lr"] for member in failed}), (
+        "each learning rate diverges at its own step"
+    )
 
 
-def test_a_lane_that_diverges_when_others_have_just_left_the_program() -> None:
-    """Two of four stop early at step 15; one of those that stay falls at the next step, in another lane than before."""
+def test_a_lane_diverges_just_after_others_left_the_program() -> None:
+    """Two of four stop early at step 15. One of the others diverges at step 16, and its lane has changed."""
     directory = swept(
         [
             "name=lanes", "data=line", "data.features=2", "data.rows=50", "data.start=-1", "data.stop=1", "data.split.valid=5",
@@ -290,12 +292,12 @@ def test_a_lane_that_diverges_when_others_have_just_left_the_program() -> None:
         ]
     )  # fmt: skip
     for number in range(4):
-        same(alone(directory, number), directory / str(number), TOLERANCE["float64"])
+        assert_same_run(single(directory, number), directory / str(number), TOLERANCE["float64"])
     assert [rows(directory / str(number))[-1]["step"] for number in range(4)] == [15, 40, 15, 16]
 
 
-def test_rows_without_a_value_are_named_for_each_lane() -> None:
-    """The seed shuffles: other rows are in the batch that a lane falls by."""
+def test_rows_without_a_finite_prediction_are_named_for_each_lane() -> None:
+    """Seeds differ, so that each lane diverges at a batch of other rows."""
     directory = swept(
         [
             "name=lanes", "data=line", "data.start=-2", "data.stop=40", "data.rows=40", "model=formula", "dtype=float64",
@@ -304,18 +306,18 @@ def test_rows_without_a_value_are_named_for_each_lane() -> None:
     )  # fmt: skip
     reasons = set()
     for number in range(4):
-        same(alone(directory, number), directory / str(number), TOLERANCE["float64"])
+        assert_same_run(single(directory, number), directory / str(number), TOLERANCE["float64"])
         reasons.add(read_json(directory / str(number) / "run.json")["reason"])
     assert len(reasons) == 4
     assert all("have no finite prediction, such as row " in reason for reason in reasons)
 
 
-# -------------------------------------------------------------------------------------------------- what comes afterwards
+# -------------------------------------------------------------------------------------------------- after the sweep
 
 
 @pytest.mark.parametrize(("optimizer", "update"), [("momentum", "manual"), ("adamw", "optimizer")])
-def test_a_member_goes_on_alone(optimizer: str, update: str) -> None:
-    words = [
+def test_a_member_is_resumed_by_itself(optimizer: str, update: str) -> None:
+    overrides = [
         *NETWORK,
         "dtype=float64",
         f"optimizer={optimizer}",
@@ -323,27 +325,27 @@ def test_a_member_goes_on_alone(optimizer: str, update: str) -> None:
         "optimizer.lr=1e-3,1e-2",
         "seed=0,1",
     ]
-    directory = swept([*words, "train.steps=60", "train.eval_every_steps=30"])
-    longer = alone(directory, 3, "train.steps=100")
+    directory = swept([*overrides, "train.steps=60", "train.eval_every_steps=30"])
+    longer = single(directory, 3, "train.steps=100")
     runner.run(None, ["resume=together/3", "train.steps=100"])
     assert read_json(directory / "3/run.json")["resumed"] == 1
-    same_state(state(longer, "last"), state(directory / "3", "last"), TOLERANCE["float64"])
-    # A run of 60 steps has a row there, and so has not the one that goes straight on.
+    assert_same_state(state(longer, "last"), state(directory / "3", "last"), TOLERANCE["float64"])
+    # Both runs evaluate at step 60, so both have its row.
     assert [row["step"] for row in rows(directory / "3")] == sorted({60, *(row["step"] for row in rows(longer))})
     first, second = (read_json(run / "summary.json") for run in (longer, directory / "3"))
-    same_summary(first, second, TOLERANCE["float64"])
+    assert_same_summary(first, second, TOLERANCE["float64"])
 
 
-def test_the_dashboard_shows_a_lane_as_the_run_alone() -> None:
+def test_tensorboard_shows_a_vmapped_run_as_the_single_run() -> None:
     directory = swept(
         [*NETWORK, "dtype=float64", "train.steps=40", "train.eval_every_steps=20", "optimizer.lr=1e-3,1e-2", "seed=0,1"]
     )
     for number in range(4):
-        mine, other = events(alone(directory, number)), events(directory / str(number))
-        assert mine.keys() == other.keys()
-        for tag, values in mine.items():
+        one, other = events(single(directory, number)), events(directory / str(number))
+        assert one.keys() == other.keys()
+        for tag, values in one.items():
             assert [step for step, _ in values] == [step for step, _ in other[tag]]
-            # Kept as float32: a rounding may tip the last bit.
+            # TensorBoard keeps float32: a rounding may change the last bit.
             assert [v for _, v in values] == pytest.approx([v for _, v in other[tag]], rel=2e-7)
 
 
