@@ -18,7 +18,7 @@ from runner.config.constraints import misplaced
 from runner.config.hydra_adapter import opened
 from runner.config.schema import Config
 from runner.sweep import search_space
-from runner.sweep.arguments import Words, sort
+from runner.sweep.arguments import SweepArguments, classify
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -53,10 +53,10 @@ def commands(page: Path) -> list[str]:
 PAGES = [ROOT / "README.md", DOCS / "scaling.md", DOCS / "sweeps.md", DOCS / "known_answers.md"]
 
 
-def asked(command: str) -> Words:
+def asked(command: str) -> SweepArguments:
     """The words of a command, whether it starts one run or a sweep, by what they are for."""
     words = shlex.split(command, comments=True)
-    return sort([word for word in words[words.index("runner") + 1 :] if word != "-m"], None)
+    return classify([word for word in words[words.index("runner") + 1 :] if word != "-m"], None)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

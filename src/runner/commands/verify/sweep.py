@@ -10,7 +10,7 @@ from runner.commands.diverge.runs import Recorded, read
 from runner.commands.verify.rerun import again
 from runner.commands.verify.verdict import Verdict, say
 from runner.errors import CheckpointError, ConfigError
-from runner.sweep.audit import difference, drawn
+from runner.sweep.audit import difference, draw_finished
 from runner.sweep.manifest import FILE, Manifest
 
 BOUNDS = {"float64": 5e-14, "float32": 1.5e-5}
@@ -57,7 +57,7 @@ def _chosen(directory: Path, count: int) -> list[Recorded]:
     if not (directory / FILE).is_file():
         raise CheckpointError(f"`SWEEP` must be a sweep directory, but {str(directory)!r} has no {FILE}; mend the path")
     manifest = Manifest.read(directory)
-    members = [read(str(manifest.member_directory(number)), "SWEEP") for number in drawn(manifest, count)]
+    members = [read(str(manifest.member_directory(number)), "SWEEP") for number in draw_finished(manifest, count)]
     if not members:
         raise CheckpointError(
             f"`SWEEP` must have members that have finished, but {directory} has none; go on with it first"
