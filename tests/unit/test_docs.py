@@ -83,8 +83,8 @@ def test_the_launchers_and_sweepers_of_the_pages_can_be_composed_and_their_space
             assert search_space.read(words.task)[1] == []
 
 
-def test_the_page_of_sweeps_lists_the_keys_that_trials_side_by_side_may_differ_in() -> None:
-    section = (DOCS / "sweeps.md").read_text(encoding="utf-8").partition("## Side by side")[2].partition("\n## ")[0]
+def test_the_page_of_sweeps_lists_the_keys_that_may_differ_in_a_program() -> None:
+    section = (DOCS / "sweeps.md").read_text(encoding="utf-8").partition("## Vmapped trials")[2].partition("\n## ")[0]
     listed = {name for row in section.splitlines() if row.startswith("|") for name in re.findall(r"`([\w.]+)`", row)}
     lanes = {name for name in validation.paths(Config) if validation.is_lane(Config, name)}
     assert listed == {*lanes, "model.start"}

@@ -36,7 +36,7 @@ def train(trials: Sequence[Trial], command: Sequence[str], reporter: Reporter, w
     plan = {
         "command": list(command),
         "trials": [
-            {"number": t.number, "words": list(t.overrides), "config": plain(t.config), "values": dict(t.values)}
+            {"number": t.number, "overrides": list(t.overrides), "config": plain(t.config), "values": dict(t.values)}
             for t in trials
         ],
     }
@@ -53,7 +53,9 @@ def follow() -> None:
             plan = world.receive_config()
             if plan["trials"] is None:
                 return
-            trials = [Trial(t["number"], tuple(t["words"]), check(t["config"]), t["values"]) for t in plan["trials"]]
+            trials = [
+                Trial(t["number"], tuple(t["overrides"]), check(t["config"]), t["values"]) for t in plan["trials"]
+            ]
             _train_share(world, trials, plan["command"], SilentReporter())
         _train_on_all_processes(trials, plan["command"], SilentReporter())
 

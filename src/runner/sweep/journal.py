@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 from optuna.storages.journal import BaseJournalBackend
 
-TELL = 6
-"""The operation that ends a trial (optuna.storages.journal._storage.JournalOperation)."""
+END_TRIAL = 6
+"""The operation that ends a trial (`SET_TRIAL_STATE_VALUES` of Optuna's `JournalOperation`)."""
 
 
 class Journal(BaseJournalBackend):
@@ -47,7 +47,7 @@ class Journal(BaseJournalBackend):
             file.write(lines.encode())
             file.truncate()
             file.flush()
-            if any(log["op_code"] == TELL for log in logs):
+            if any(log["op_code"] == END_TRIAL for log in logs):
                 os.fsync(file.fileno())
 
 

@@ -131,7 +131,7 @@ class Study:
             self._reported[number] = step
         return trial.should_prune()
 
-    def tell(self, number: int, values: Sequence[float]) -> None:
+    def complete(self, number: int, values: Sequence[float]) -> None:
         """Store the final metrics of a trial. A trial with nan or inf counts as failed."""
         if all(map(math.isfinite, values)):
             self._study.tell(number, values)

@@ -99,7 +99,7 @@ class Search:
             elif returned.return_value.get("pruned"):
                 study.prune(number)
             else:
-                study.tell(number, self._values(study, number, returned.return_value))
+                study.complete(number, self._values(study, number, returned.return_value))
 
     def _values(self, study: Study, number: int, metrics: Mapping[str, float]) -> list[float]:
         if self.metric is None:
