@@ -1,4 +1,4 @@
-"""Hydra's door to sweeps, which live in `runner.sweep`: Hydra takes plugins from `hydra_plugins` alone."""
+"""Hydra plugins of the runner. Hydra loads plugins from `hydra_plugins` only; the implementations are in `runner.sweep`."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ class VmapLauncher(Launcher):
     """`hydra/launcher=vmap`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before the sweep."""
-        from runner.sweep.vmap_launcher import SideBySide
+        """Create the launcher for the sweep directory."""
+        from runner.sweep import vmap_launcher
 
-        self.side_by_side = SideBySide(Path(config.hydra.sweep.dir))
+        self.vmap_launcher = vmap_launcher.VmapLauncher(Path(config.hydra.sweep.dir))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """All trials of one program at once; what they come to, in the order of the jobs."""
-        return self.side_by_side.launch(job_overrides, initial_job_idx)
+        """Train the trials of each program as one batch. Return the results in the order of the jobs."""
+        return self.vmap_launcher.launch(job_overrides, initial_job_idx)
 
 
 class GridSweeper(Sweeper):
     """`hydra/sweeper=grid`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before the sweep."""
+        """Create the launcher that the configuration names."""
         self.config, self.hydra_context = config, hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Every combination of the values in the arguments."""
+        """Run every combination of the values in the arguments."""
         from runner.sweep.grid import jobs
 
         assert self.launcher is not None
@@ -58,18 +58,18 @@ class OptunaSweeper(Sweeper):
         self.search = Search(options)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before the sweep."""
+        """Create the launcher that the configuration names."""
         self.config, self.hydra_context = config, hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> dict[str, Any]:
-        """The best trials of the space that the arguments span."""
+        """Search the space of the arguments. Return the best trials with metric and directions."""
         assert self.launcher is not None
         assert self.config is not None
-        found = self.search.sweep(arguments, self.launcher, Path(self.config.hydra.sweep.dir))
-        return {**found, "metric": self.search.metric, "directions": self.search.directions}
+        result = self.search.sweep(arguments, self.launcher, Path(self.config.hydra.sweep.dir))
+        return {**result, "metric": self.search.metric, "directions": self.search.directions}
 
 
 class PoolLauncher(Launcher):
@@ -82,15 +82,15 @@ class PoolLauncher(Launcher):
         self.ended: Callable[[Outcome], None] | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before the sweep."""
+        """Read the sweep directory and the user's own configuration directory."""
         self.directory = Path(config.hydra.sweep.dir)
-        given = [path.removeprefix("file://") for path in config.hydra.searchpath if path.startswith("file://")]
-        self.pool.config_dir = given[0] if given else None
+        paths = [path.removeprefix("file://") for path in config.hydra.searchpath if path.startswith("file://")]
+        self.pool.config_dir = paths[0] if paths else None
 
     def check(self, jobs: Sequence[Sequence[str]]) -> None:
-        """Raise `ConfigError` where the trials cannot be run."""
+        """Check the options and the trials. Raises `ConfigError`."""
         self.pool.check(jobs)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """One process a trial; what they come to, in the order of the jobs."""
+        """Run each trial in its own process. Return the results in the order of the jobs."""
         return self.pool.launch(job_overrides, initial_job_idx, self.directory, self.ended)

@@ -77,14 +77,14 @@ def multirun(
     Gives the sweep's directory and its results; a trial that failed is among them. Raises the errors above.
     """
     from runner.compute.processes import launched
-    from runner.sweep.run import check_some, spread, sweep, tell
+    from runner.sweep.run import audit_trials, launch_config, report_results, sweep
 
     words = _words(experiment, overrides)
-    if not launched(os.environ) and spread(words, config_dir) is not None:
+    if not launched(os.environ) and launch_config(words, config_dir) is not None:
         raise ConfigError(_STARTS_NONE)
     manifest = sweep(words, config_dir, [sys.argv[0] or "python", *words])
-    results = tell(manifest)
-    check_some(manifest)
+    results = report_results(manifest)
+    audit_trials(manifest)
     return manifest.directory, results
 
 

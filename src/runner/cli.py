@@ -182,12 +182,12 @@ def _sweep(given: argparse.Namespace, overrides: list[str], words: list[str]) ->
     """A sweep, in this process, in processes that it starts, or as one of those that a launcher started; 1 when a trial failed."""
     from runner.compute.launch import launch
     from runner.sweep.distributed import follow, release_followers
-    from runner.sweep.run import check_some, spread, sweep, tell
+    from runner.sweep.run import audit_trials, launch_config, report_results, sweep
 
     if given.base is not None:
         raise ConfigError("`rerun` does one run again, but `-m` asks for a sweep; leave one of them out")
     if not launched(os.environ):
-        wide = spread(overrides, given.config_dir)
+        wide = launch_config(overrides, given.config_dir)
         if wide is not None:
             return launch(wide, words)
     elif not _speaks():
@@ -195,10 +195,10 @@ def _sweep(given: argparse.Namespace, overrides: list[str], words: list[str]) ->
         return 0  # a launcher would end rank 0, which still has to say what was wrong
     try:
         manifest = sweep(overrides, given.config_dir, ["python", "-m", "runner", *words])
-        tell(manifest)
+        report_results(manifest)
     finally:
         release_followers()
-    check_some(manifest)
+    audit_trials(manifest)
     return 0 if manifest.values["status"] == "finished" else 1
 
 

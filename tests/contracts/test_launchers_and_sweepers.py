@@ -1,6 +1,6 @@
-"""What every launcher and every sweeper must do, ours and Hydra's: the same sweep through all of them.
+"""Contract of launchers and sweepers, ours and Hydra's: the same sweep runs through all of them.
 
-Two files with commas, quotes and brackets in their names, and two learning rates, one of which diverges.
+It varies two files, with commas, quotes and brackets in their names, and two learning rates, one of which diverges.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ NEEDS = {
     "submitit_local": "hydra_plugins.hydra_submitit_launcher",
     "ray": "hydra_plugins.hydra_ray_launcher",
 }
-"""Launchers that are extras."""
+"""Launcher → module of its plugin, for launchers that need an extra."""
 
 PAIRS = [
     ("vmap", "grid"), ("vmap", "basic"), ("vmap", "optuna"), ("basic", "grid"), ("basic", "basic"), ("basic", "optuna"),
     ("pool", "grid"), ("joblib", "basic"), ("submitit_local", "grid"), ("ray", "grid"),
 ]  # fmt: skip
-"""Launcher and sweeper; those that start processes, which take seconds, once each."""
+"""Launcher and sweeper. Launchers that start processes, which takes seconds, occur once."""
 
 COSTLY = ("pool", *NEEDS)
 
@@ -45,15 +45,15 @@ WHOLE = {"config.yaml", "run.json", "metrics.jsonl", "summary.json", "checkpoint
 
 
 def written(sweeper: str, files: Sequence[str]) -> list[str]:
-    """The swept keys as a sweeper reads them."""
+    """Return the swept keys in the form that a sweeper parses."""
     values = {"data.path": map(quoted, files), "optimizer.lr": map(str, RATES)}
     form = "{}=choice({})" if sweeper == "optuna" else "{}={}"
-    return [form.format(key, ",".join(own)) for key, own in values.items()]
+    return [form.format(key, ",".join(texts)) for key, texts in values.items()]
 
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep that has run, and what its members' records said before it was resumed."""
+    """A sweep that has run and was resumed. `before` has the records of its members before that."""
 
     launcher: str
     sweeper: str
@@ -63,12 +63,12 @@ class Swept:
 
     @property
     def files(self) -> list[str]:
-        """Those that are swept over."""
+        """Files that are swept."""
         return FILES[:1] if self.launcher in COSTLY else FILES
 
     @property
     def numbers(self) -> range:
-        """Those of the trials."""
+        """Numbers of the trials."""
         return range(len(self.files) * len(RATES))
 
     @property
@@ -99,10 +99,10 @@ def swept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         for name in FILES:
             make(Path(name))
         files = FILES[:1] if launcher in COSTLY else FILES
-        own = ["hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2"]
-        words = [f"hydra/launcher={launcher}", f"hydra/sweeper={sweeper}", *(own if sweeper == "optuna" else [])]
+        search = ["hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2"]
+        arguments = [f"hydra/launcher={launcher}", f"hydra/sweeper={sweeper}", *(search if sweeper == "optuna" else [])]
         directory = Path("the, sweep's")
-        first = cli.main(["-m", *words, *FIXED, *written(sweeper, files), f"run_dir={quoted(str(directory))}"])
+        first = cli.main(["-m", *arguments, *FIXED, *written(sweeper, files), f"run_dir={quoted(str(directory))}"])
         before = {int(path.parent.name): path.read_text() for path in directory.glob("*/run.json")}
         again = cli.main(["-m", f"resume={quoted(str(directory))}"])
         yield Swept(launcher, sweeper, directory, (first, again), before)
@@ -114,16 +114,16 @@ def make(path: Path) -> None:
 
 
 @cache
-def alone(folder: Path, path: str) -> dict[str, Any]:
-    """What a trial comes to by itself."""
+def single_run(folder: Path, path: str) -> dict[str, Any]:
+    """Return the summary of a trial that runs by itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        words = [*FIXED, f"data.path={quoted(path)}", f"optimizer.lr={RATES[0]}", "record.plots=false"]
-        return runner.run(None, words).summary
+        overrides = [*FIXED, f"data.path={quoted(path)}", f"optimizer.lr={RATES[0]}", "record.plots=false"]
+        return runner.run(None, overrides).summary
 
 
 def journal(directory: Path) -> dict[int, tuple[str, float | None]]:
-    """What Optuna knows of the trials: number → state and value."""
+    """Read the trials from Optuna's study: number → state and value."""
     from optuna import load_study
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -134,9 +134,9 @@ def journal(directory: Path) -> dict[int, tuple[str, float | None]]:
 
 
 class TestContract:
-    """Of launchers and sweepers."""
+    """Contract of launchers and sweepers."""
 
-    def test_a_failed_trial_makes_the_sweep_a_failed_one(self, swept: Swept) -> None:
+    def test_a_sweep_with_a_failed_trial_has_failed(self, swept: Swept) -> None:
         assert swept.codes[0] == 1
         assert swept.manifest["status"] == "failed"
 
@@ -146,18 +146,18 @@ class TestContract:
         assert {path.name for path in swept.directory.iterdir()} >= {"sweep.json", "results.csv"}
         assert [member["number"] for member in swept.members] == list(swept.numbers)
 
-    def test_every_combination_is_there_once_and_in_its_own_place(self, swept: Swept) -> None:
+    def test_every_combination_runs_once_in_its_own_directory(self, swept: Swept) -> None:
         configs = [swept.read(number, "config.yaml") for number in swept.numbers]
         ran = [(config["data"]["path"], config["optimizer"]["lr"]) for config in configs]
-        wanted = [(path, rate) for path in swept.files for rate in RATES]
-        assert (sorted(ran) if swept.sweeper == "optuna" else ran) == sorted(wanted)
+        requested = [(path, rate) for path in swept.files for rate in RATES]
+        assert (sorted(ran) if swept.sweeper == "optuna" else ran) == sorted(requested)
         keys = ["data.path", "optimizer.lr"] if len(swept.files) > 1 else ["optimizer.lr"]
         for member, values in zip(swept.members, ran, strict=True):
             assert member["values"] == dict(zip(keys, values[-len(keys) :], strict=True))
         assert {config["model"]["expression"] for config in configs} == {"a*exp(-b*x) + c"}
         assert [Path(config["run_dir"]).name for config in configs] == [*map(str, swept.numbers)]
 
-    def test_failures_are_their_own_and_the_others_go_on(self, swept: Swept) -> None:
+    def test_only_diverging_trials_fail(self, swept: Swept) -> None:
         for member in swept.members:
             record = swept.read(member["number"], "run.json")
             if member["values"]["optimizer.lr"] == RATES[0]:
@@ -167,7 +167,7 @@ class TestContract:
                 assert member["reason"] == record["reason"]
                 assert member["reason"].startswith("training diverged at step 2: the loss became inf with lr=1e+30")
 
-    def test_a_member_is_a_whole_run(self, swept: Swept) -> None:
+    def test_a_member_is_a_complete_run(self, swept: Swept) -> None:
         for member in swept.members:
             names = {path.name for path in (swept.directory / str(member["number"])).iterdir()}
             events = {name for name in names if name.startswith("events.out.tfevents.")}
@@ -177,18 +177,18 @@ class TestContract:
             assert record["config_hash"] == member["config_hash"]
             assert (record["device"], record["threads"], record["world_size"]) == ("cpu", 1, 1)
 
-    def test_a_trial_comes_to_what_it_comes_to_alone(self, swept: Swept) -> None:
+    def test_a_trial_has_the_results_of_a_single_run(self, swept: Swept) -> None:
         for member in swept.members:
             if member["state"] == "finished":
                 summary = swept.read(member["number"], "summary.json")
                 path = swept.read(member["number"], "config.yaml")["data"]["path"]
-                solo = alone(swept.directory.resolve().parent, path)
-                # Two of them side by side; each by itself otherwise, and then to the bit.
-                assert summary["metrics"] == pytest.approx(solo["metrics"], rel=1e-4)
+                single = single_run(swept.directory.resolve().parent, path)
+                # Two trials are vmapped with hydra/launcher=vmap. With the others each runs by itself, and the bits are equal.
+                assert summary["metrics"] == pytest.approx(single["metrics"], rel=1e-4)
                 if swept.launcher != "vmap":
-                    assert summary["parameters_sha256"] == solo["parameters_sha256"]
+                    assert summary["parameters_sha256"] == single["parameters_sha256"]
 
-    def test_results_are_those_of_their_trials(self, swept: Swept) -> None:
+    def test_results_csv_has_the_results_of_the_trials(self, swept: Swept) -> None:
         lines = (swept.directory / "results.csv").read_text().splitlines()
         assert [line.partition(",")[0] for line in lines[1:]] == [*map(str, swept.numbers)]
         for line, member in zip(lines[1:], swept.members, strict=True):
@@ -196,27 +196,27 @@ class TestContract:
             if member["state"] == "finished":
                 assert swept.read(member["number"], "summary.json")["parameters_sha256"] in line
 
-    def test_a_sweeper_is_told_what_its_trials_came_to(self, swept: Swept) -> None:
-        """In the order of the jobs, also of a second generation, whose numbers do not begin at 0."""
-        told = journal(swept.directory) if swept.sweeper == "optuna" else {}
-        for number, (state, value) in told.items():
+    def test_a_sweeper_gets_the_results_of_its_trials(self, swept: Swept) -> None:
+        """They are in the order of the jobs, also in a second generation, whose numbers do not start at 0."""
+        stored = journal(swept.directory) if swept.sweeper == "optuna" else {}
+        for number, (state, value) in stored.items():
             (member,) = (member for member in swept.members if member["number"] == number)
             assert state == ("COMPLETE" if member["state"] == "finished" else "FAIL")
             if value is not None:
                 assert value == swept.read(number, "summary.json")["metrics"]["train/rmse"]
-        assert len(told) == (4 if swept.sweeper == "optuna" else 0)
+        assert len(stored) == (4 if swept.sweeper == "optuna" else 0)
 
-    def test_going_on_runs_what_failed_and_nothing_else(self, swept: Swept) -> None:
+    def test_resume_runs_only_failed_trials(self, swept: Swept) -> None:
         assert swept.codes[1] == 1
         assert swept.manifest["resumed"] == 1
         for member in swept.members:
             now = (swept.directory / str(member["number"]) / "run.json").read_text()
-            if member["state"] == "finished" or swept.sweeper == "optuna":  # which has been told, and asks no more
+            if member["state"] == "finished" or swept.sweeper == "optuna":  # its study counts a failed trial as ended
                 assert now == swept.before[member["number"]]
             else:
                 assert json.loads(now)["resumed"] == 1
 
-    def test_nothing_is_left_beside_the_sweep(self, swept: Swept) -> None:
+    def test_nothing_is_left_outside_the_sweep_directory(self, swept: Swept) -> None:
         folder = swept.directory.resolve().parent
-        shutil.rmtree(folder / "runs", ignore_errors=True)  # of the trials alone
+        shutil.rmtree(folder / "runs", ignore_errors=True)  # from the single runs
         assert {path.name for path in folder.iterdir()} == {*FILES, swept.directory.name}

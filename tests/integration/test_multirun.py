@@ -1,4 +1,4 @@
-"""A sweep from its words to its end: the answers of its trials, alone and together, and what is told of them."""
+"""Sweeps from Python: the results of their trials, compared with single runs, and what is reported."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ def test_results_seeds_and_audit() -> None:
     for number in range(3):
         summary = json.loads((directory / str(number) / "summary.json").read_text())
         assert float(rows[number]["train/rmse"]) == summary["metrics"]["train/rmse"]
-        alone = runner.run(None, [*SMALL[:-1], "optimizer.lr=0.1", f"seed={number}", "record.plots=false"])
-        # Side by side float32 sums may be added in another order: the promise is 1e-4.
-        assert alone.summary["parameters"]["weight"][0] == pytest.approx(summary["parameters"]["weight"][0], rel=1e-4)
+        single = runner.run(None, [*SMALL[:-1], "optimizer.lr=0.1", f"seed={number}", "record.plots=false"])
+        # Under vmap float32 sums may be added in another order: the promise is 1e-4.
+        assert single.summary["parameters"]["weight"][0] == pytest.approx(summary["parameters"]["weight"][0], rel=1e-4)
     assert 0 <= manifest("s")["audit"]["largest_difference"] <= 1e-4
     assert len(manifest("s")["audit"]["members"]) == 2
     assert (directory / "plots" / "optimizer.lr.png").is_file()
 
 
-def test_trials_are_split_where_memory_ends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_programs_are_split_if_memory_is_short(capsys: pytest.CaptureFixture[str]) -> None:
     directory, results = runner.multirun(None, [*SMALL, "seeds=6", "sweep.memory_gib=1e-5", "run_dir=s"])
     lanes = [json.loads((directory / str(n) / "run.json").read_text())["lanes"] for n in range(6)]
     assert 1 < max(lanes) < 6
     assert all(member.state == "finished" for member in results.members)
 
 
-def test_what_must_be_trained_alone_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_trials_that_cannot_be_vmapped_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     runner.multirun(None, [*SMALL, "model=mlp", "model.dropout=0.5", "seeds=2", "run_dir=s"])
-    told = capsys.readouterr().out
-    assert "trial 0 and others like it are trained alone: dropout draws from one stream" in told
+    out = capsys.readouterr().out
+    assert "trial 0 and others like it are trained one by one: dropout draws from one stream" in out
     assert states("s") == ["finished", "finished"]

@@ -1,4 +1,4 @@
-"""Sweeps, whole: which trials there are, which of them are trained side by side, what is left behind and what is said."""
+"""Whole sweeps: their trials, which of them are vmapped, the files they leave, and what is printed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def states(directory: Path | str = "sweep") -> list[str]:
 
 
 def configs(*keys: str) -> list[tuple[Any, ...]]:
-    """What the members of a sweep were trained with, at some dotted keys."""
+    """Return the values of some dotted keys, as each member was trained with."""
 
     def at(config: Any, key: str) -> Any:
         for name in key.split("."):
@@ -54,36 +54,34 @@ def configs(*keys: str) -> list[tuple[Any, ...]]:
     return [tuple(at(read(f"sweep/{n}/config.yaml"), key) for key in keys) for n in numbers]
 
 
-def wide() -> list[int]:
-    """For every member how many were trained side by side with it, itself included."""
+def lanes() -> list[int]:
+    """Return for every member the number of trials in its program, itself included."""
     return [read(f"sweep/{number}/run.json")["lanes"] for number in range(len(values()))]
 
 
-# -------------------------------------------------------------------------------------------------- what it leaves behind
+# ------------------------------------------------------------------------------------------------------- the directory
 
 
-def test_the_directory_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*LINREG, "optimizer.lr=1e-5,1e-4", "seeds=2"]
-    directory, results = runner.multirun(None, words)
+def test_the_files_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [*LINREG, "optimizer.lr=1e-5,1e-4", "seeds=2"]
+    directory, results = runner.multirun(None, overrides)
     assert directory.parent == Path("runs/linreg")
     assert re.fullmatch(r"sweep_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[0-9a-f]{6}", directory.name)
     assert {path.name for path in directory.iterdir()} == {"0", "1", "2", "3", "sweep.json", "results.csv", "plots"}
     assert {path.name for path in (directory / "plots").iterdir()} == {"optimizer.lr.png"}
     assert [(member.number, member.values) for member in results.members] == list(enumerate(values(directory)))
-    said = capsys.readouterr().out
-    assert said.startswith(
-        "trials 0-3: 4 side by side, as one program\n         4 finished, 0 left\nlinreg: 4 trials\n"
-    )
-    assert said.endswith(f"sweep    {directory}\nlook     tensorboard --logdir {directory}\n")
+    out = capsys.readouterr().out
+    assert out.startswith("trials 0-3: 4 vmapped, as one program\n         4 finished, 0 left\nlinreg: 4 trials\n")
+    assert out.endswith(f"sweep    {directory}\nlook     tensorboard --logdir {directory}\n")
 
 
-def test_the_manifest_tells_what_was_asked_and_what_became_of_it() -> None:
+def test_the_manifest_has_the_request_and_the_end_of_every_trial() -> None:
     assert cli.main(["-m", *LINREG, "optimizer.lr=1e-5,1e30", "seeds=2", "run_dir=sweep"]) == 1
     manifest = read("sweep/sweep.json")
-    told = {
+    request = {
         key: value for key, value in manifest.items() if key not in ("started", "ended", "members", "task", "fixed")
     }
-    assert told == {
+    assert request == {
         "status": "failed", "resumed": 0, "name": "linreg", "config_dir": None, "hydra": [], "metric": None, "directions": None,
         "command": ["python", "-m", "runner", "-m", *LINREG, "optimizer.lr=1e-5,1e30", "seeds=2", "run_dir=sweep"],
         "words": [*LINREG, "optimizer.lr=1e-5,1e30", "seeds=2", "run_dir=sweep"], "swept": ["optimizer.lr", "seed"],
@@ -105,38 +103,38 @@ def test_the_same_command_again_is_another_sweep() -> None:
         assert one["parameters_sha256"] == other["parameters_sha256"]
 
 
-def test_members_draw_plots_when_they_are_told_to() -> None:
+def test_trials_draw_plots_if_requested() -> None:
     runner.multirun(None, [*LINREG, "seeds=2", "record.plots=true", "run_dir=sweep"])
     assert {path.name for path in Path("sweep/1/plots").iterdir()} == {"fit.png", "loss.png", "residuals.png"}
 
 
-# ------------------------------------------------------------------------------------------------- which trials there are
+# ---------------------------------------------------------------------------------------------------------- the trials
 
 
-def test_seeds_need_no_m() -> None:
+def test_seeds_start_a_sweep_without_m() -> None:
     assert cli.main([*LINREG, "seed=4", "seeds=3", "run_dir=sweep"]) == 0
     assert values() == [{"seed": 4}, {"seed": 5}, {"seed": 6}]
     assert configs("seed", "seeds") == [(4, None), (5, None), (6, None)]
 
 
-def test_the_last_key_is_the_fastest_and_the_last_word_counts(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["optimizer.lr=9,10", "data.noise=1,2", "optimizer.lr=1e-5,1e-4"]
-    assert cli.main(["-m", *LINREG, *words, "run_dir=sweep"]) == 0
+def test_the_last_key_varies_fastest_and_the_last_override_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["optimizer.lr=9,10", "data.noise=1,2", "optimizer.lr=1e-5,1e-4"]
+    assert cli.main(["-m", *LINREG, *overrides, "run_dir=sweep"]) == 0
     assert configs("data.noise", "optimizer.lr") == [(1, 1e-5), (1, 1e-4), (2, 1e-5), (2, 1e-4)]
     assert values()[0] == {"data.noise": 1, "optimizer.lr": 1e-5}
     assert "note: `optimizer.lr` is given twice; the last one counts: 1e-5,1e-4\n" in capsys.readouterr().out
 
 
-def test_what_an_experiment_keeps_is_told_where_it_is_of_all_trials(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_notice_is_printed_if_it_concerns_all_trials(capsys: pytest.CaptureFixture[str]) -> None:
     note = "note: kept from the experiment: `optimizer.lr`=0.0001 (adam: 0.001)\n"
-    for word, told in (("optimizer=adam", True), ("optimizer=adam,adamw", False)):
-        assert cli.main(["-m", *LINREG, word, "seeds=2"]) == 0
-        assert (note in capsys.readouterr().out) is told
+    for override, printed in (("optimizer=adam", True), ("optimizer=adam,adamw", False)):
+        assert cli.main(["-m", *LINREG, override, "seeds=2"]) == 0
+        assert (note in capsys.readouterr().out) is printed
 
 
 @pytest.mark.parametrize("launcher", ["vmap", "basic"])
 @pytest.mark.parametrize(
-    ("words", "keys", "expected"),
+    ("overrides", "keys", "expected"),
     [
         (["+experiment=linreg", "optimizer=adam,adamw", "optimizer.eps=1e-6"], ["optimizer.name", "optimizer.eps"], [("adam", 1e-6), ("adamw", 1e-6)]),
         (["+experiment=curve_fit", "model.start.w=0.5,1"], ["model.start"], [({"w": 0.5},), ({"w": 1.0},)]),
@@ -150,29 +148,29 @@ def test_what_an_experiment_keeps_is_told_where_it_is_of_all_trials(capsys: pyte
         (["+experiment=curve_fit", "model.expression='w*x','w*x + sin(x)'"], ["model.expression"], [("w*x",), ("w*x + sin(x)",)]),
         (["+experiment=linreg", "optimizer=glob(ad*)"], ["optimizer.name"], [("adam",), ("adamw",)]),
     ],
-    ids=lambda given: " ".join(given[1:]) if isinstance(given[0], str) else "",
+    ids=lambda value: " ".join(value[1:]) if isinstance(value[0], str) else "",
 )  # fmt: skip
-def test_trials_are_what_was_asked_for(
-    words: Sequence[str], keys: Sequence[str], expected: Sequence[Any], launcher: str
+def test_trials_have_the_requested_values(
+    overrides: Sequence[str], keys: Sequence[str], expected: Sequence[Any], launcher: str
 ) -> None:
-    steps = [] if any(word.startswith("train.epochs") for word in words) else ["train.steps=3"]
-    assert cli.main(["-m", f"hydra/launcher={launcher}", "device=cpu", *steps, *words, "run_dir=sweep"]) == 0
+    steps = [] if any(override.startswith("train.epochs") for override in overrides) else ["train.steps=3"]
+    assert cli.main(["-m", f"hydra/launcher={launcher}", "device=cpu", *steps, *overrides, "run_dir=sweep"]) == 0
     assert configs(*keys) == list(expected)
 
 
-def test_what_an_experiment_derives_follows_the_swept_value() -> None:
-    """Composed once for all trials it would be that of the first."""
+def test_a_derived_value_follows_the_swept_value() -> None:
+    """If it were composed once for all trials, all would have the value of the first."""
     Path("own/experiment").mkdir(parents=True)
     text = "# @package _global_\n# Mine.\ndefaults:\n  - override /data: line\nname: mine\ndata: {noise: '${optimizer.lr}', rows: 30}\n"
     Path("own/experiment/mine.yaml").write_text(text)
-    words = ["--config-dir", "own", "+experiment=mine", *QUICK, "optimizer.lr=1e-6,2e-6", "run_dir=sweep"]
-    assert cli.main(["-m", *words]) == 0
+    overrides = ["--config-dir", "own", "+experiment=mine", *QUICK, "optimizer.lr=1e-6,2e-6", "run_dir=sweep"]
+    assert cli.main(["-m", *overrides]) == 0
     assert configs("data.noise", "optimizer.lr") == [(1e-6, 1e-6), (2e-6, 2e-6)]
 
 
-def test_a_shuffled_sweep_has_the_same_trials_when_it_goes_on() -> None:
-    words = [*LINREG, "optimizer.lr=shuffle(1e-6,2e-6,3e-6,4e-6,5e-6,1e30)", "run_dir=sweep"]
-    assert cli.main(["-m", *words]) == 1
+def test_a_resumed_shuffled_sweep_has_the_same_trials() -> None:
+    overrides = [*LINREG, "optimizer.lr=shuffle(1e-6,2e-6,3e-6,4e-6,5e-6,1e30)", "run_dir=sweep"]
+    assert cli.main(["-m", *overrides]) == 1
     order = values()
     assert sorted(v["optimizer.lr"] for v in order) == [1e-6, 2e-6, 3e-6, 4e-6, 5e-6, 1e30]
     assert order != sorted(order, key=lambda v: float(v["optimizer.lr"]))
@@ -180,10 +178,10 @@ def test_a_shuffled_sweep_has_the_same_trials_when_it_goes_on() -> None:
     assert values() == order
 
 
-@pytest.mark.parametrize("words", [[], ["hydra/launcher=basic"], ["hydra/sweeper=basic"]], ids=" ".join)
-def test_a_trial_whose_data_is_missing_fails_alone(words: Sequence[str]) -> None:
+@pytest.mark.parametrize("plugins", [[], ["hydra/launcher=basic"], ["hydra/sweeper=basic"]], ids=" ".join)
+def test_only_the_trial_with_missing_data_fails(plugins: Sequence[str]) -> None:
     Path("there.csv").write_text("x,y\n" + "".join(f"{k},{2 * k}\n" for k in range(9)))
-    given = [
+    overrides = [
         "data=csv",
         "data.target=y",
         "data.path=there.csv,missing.csv",
@@ -191,7 +189,7 @@ def test_a_trial_whose_data_is_missing_fails_alone(words: Sequence[str]) -> None
         "optimizer.lr=1e-4",
         "run_dir=sweep",
     ]
-    assert cli.main(["-m", *words, *QUICK, *given]) == 1
+    assert cli.main(["-m", *plugins, *QUICK, *overrides]) == 1
     assert states() == ["finished", "failed"]
     assert not Path("sweep/1").exists()
     assert "'missing.csv' does not exist" in read("sweep/sweep.json")["members"][1]["reason"]
@@ -200,11 +198,11 @@ def test_a_trial_whose_data_is_missing_fails_alone(words: Sequence[str]) -> None
     assert states() == ["finished", "finished"]
 
 
-# ------------------------------------------------------------------------------------------------- what is side by side
+# ------------------------------------------------------------------------------------------------------ what is vmapped
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("overrides", "expected"),
     [
         (["model=mlp", "model.widths=[4],[8]", "seeds=2"], [2, 2, 2, 2]),
         (["dtype=float32,float64", "seeds=3"], [3] * 6),
@@ -216,17 +214,17 @@ def test_a_trial_whose_data_is_missing_fails_alone(words: Sequence[str]) -> None
         (["data.rows=100,50", "seeds=2"], [2] * 4),
         (["deterministic=true,false", "seeds=2"], [2] * 4),
     ],
-    ids=lambda given: given[0] if isinstance(given[0], str) else "",
+    ids=lambda value: value[0] if isinstance(value[0], str) else "",
 )
-def test_what_changes_the_program_separates_groups(
-    words: Sequence[str], expected: Sequence[int], monkeypatch: pytest.MonkeyPatch
+def test_keys_that_change_the_program_separate_groups(
+    overrides: Sequence[str], expected: Sequence[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # deterministic sets it
-    runner.multirun(None, [*LINREG, *words, "run_dir=sweep"])
-    assert wide() == list(expected)
+    runner.multirun(None, [*LINREG, *overrides, "run_dir=sweep"])
+    assert lanes() == list(expected)
 
 
-def test_trials_of_other_threads_have_these() -> None:
+def test_each_trial_has_its_number_of_threads() -> None:
     runner.multirun(
         None, ["+experiment=linreg", "device=cpu", "train.steps=5", "device.threads=1,2", "seeds=2", "run_dir=sweep"]
     )
@@ -235,7 +233,7 @@ def test_trials_of_other_threads_have_these() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("overrides", "reason"),
     [
         (["model=linear", "optimizer=lbfgs", "update=optimizer", "optimizer.lr=0.1,1"], "lbfgs searches along a line of its own"),
         (["model=mlp", "model.widths=[4]", "model.dropout=0.5", "seeds=2"], "dropout draws from one stream"),
@@ -243,20 +241,20 @@ def test_trials_of_other_threads_have_these() -> None:
         (["strategy.reduction=exact", "seeds=2"], "strategy.reduction=exact promises bits"),
         (["checkpoint.async_save=true", "seeds=2"], "checkpoint.async_save works for one run at a time"),
     ],
-    ids=lambda given: given[0] if isinstance(given, list) else "",
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )  # fmt: skip
-def test_what_cannot_be_batched_is_trained_alone_to_the_bit(
-    words: Sequence[str], reason: str, capsys: pytest.CaptureFixture[str]
+def test_trials_that_cannot_be_vmapped_equal_single_runs_bit_for_bit(
+    overrides: Sequence[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runner.multirun(None, [*LINREG, "data.standardize=true", *words, "run_dir=sweep"])
-    assert f"trial 0 and others like it are trained alone: {reason}\n" in capsys.readouterr().out
-    assert wide() == [1, 1]
+    runner.multirun(None, [*LINREG, "data.standardize=true", *overrides, "run_dir=sweep"])
+    assert f"trial 0 and others like it are trained one by one: {reason}\n" in capsys.readouterr().out
+    assert lanes() == [1, 1]
     for number, member in enumerate(read("sweep/sweep.json")["members"]):
         solo = runner.run(None, member["overrides"])
         assert solo.summary["parameters_sha256"] == read(f"sweep/{number}/summary.json")["parameters_sha256"]
 
 
-def test_a_model_that_vmap_refuses_is_trained_alone(
+def test_a_model_that_vmap_refuses_is_trained_one_by_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = BatchObjective.gradient
@@ -269,13 +267,13 @@ def test_a_model_that_vmap_refuses_is_trained_alone(
     monkeypatch.setattr(BatchObjective, "gradient", refusing)
     runner.multirun(None, [*LINREG, "seeds=2", "run_dir=sweep"])
     assert (
-        "are trained alone: vmap refuses its model (vmap: it is not possible to call .item())"
+        "are trained one by one: vmap refuses its model (vmap: it is not possible to call .item())"
         in capsys.readouterr().out
     )
-    assert (states(), wide()) == (["finished"] * 2, [1, 1])
+    assert (states(), lanes()) == (["finished"] * 2, [1, 1])
 
 
-def test_a_mistake_of_ours_is_not_taken_for_a_failed_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_not_taken_for_a_failed_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: BatchObjective, step: int) -> BatchObjective:
         raise KeyError("a mistake")
 
@@ -291,8 +289,10 @@ def test_a_mistake_of_ours_is_not_taken_for_a_failed_trial(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float64", 1e-12), ("float32", 1e-4)])
-def test_the_audit_measures_what_is_promised(dtype: str, most: float, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
+def test_the_audit_is_within_the_promised_difference(
+    dtype: str, most: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [
         "model=mlp",
         "model.widths=[8]",
         "train.steps=200",
@@ -300,14 +300,16 @@ def test_the_audit_measures_what_is_promised(dtype: str, most: float, capsys: py
         "optimizer=adam",
         "optimizer.lr=1e-3,1e-2",
     ]
-    words += ["data.standardize=true", "seeds=4", f"dtype={dtype}", "sweep.audit=3", "run_dir=sweep"]
-    runner.multirun(None, ["+experiment=linreg", "device=cpu", "device.threads=1", *words])
+    overrides += ["data.standardize=true", "seeds=4", f"dtype={dtype}", "sweep.audit=3", "run_dir=sweep"]
+    runner.multirun(None, ["+experiment=linreg", "device=cpu", "device.threads=1", *overrides])
     found = read("sweep/sweep.json")["audit"]
     assert len(set(found["members"])) == 3
     assert set(found["members"]) <= set(range(8))
     assert 0 < found["largest_difference"] <= most
     numbers = ", ".join(map(str, found["members"]))
-    expected = f"audit    trials {numbers} trained again alone: largest difference {found['largest_difference']:.2g}\n"
+    expected = (
+        f"audit    trials {numbers} repeated one at a time: largest difference {found['largest_difference']:.2g}\n"
+    )
     assert expected in capsys.readouterr().out
     assert not [path for path in Path().iterdir() if path.name != "sweep"]
 
@@ -315,27 +317,27 @@ def test_the_audit_measures_what_is_promised(dtype: str, most: float, capsys: py
 # -------------------------------------------------------------------------------------------------------------- a search
 
 
-def test_a_search_that_is_stopped_asks_for_the_same_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_search_has_the_same_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("optuna")
-    words = [
+    overrides = [
         "hydra/sweeper=optuna",
         "hydra.sweeper.n_trials=9",
         "hydra.sweeper.n_jobs=3",
         "hydra.sweeper.metric=test/rmse",
     ]
-    words += [*LINREG, "optimizer.lr=tag(log, interval(1e-6, 1e-4))", "data.noise=choice(1,2)"]
-    assert cli.main(["-m", *words, "run_dir=whole"]) == 0
+    overrides += [*LINREG, "optimizer.lr=tag(log, interval(1e-6, 1e-4))", "data.noise=choice(1,2)"]
+    assert cli.main(["-m", *overrides, "run_dir=whole"]) == 0
     real, times = BatchObjective.at, []
 
     def at(self: BatchObjective, step: int) -> BatchObjective:
         times.append(step)
-        if times.count(4) == 2:  # of the second generation
+        if times.count(4) == 2:  # in the second generation
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(BatchObjective, "at", at)
-        assert cli.main(["-m", *words, "run_dir=sweep"]) == 130
+        assert cli.main(["-m", *overrides, "run_dir=sweep"]) == 130
     assert states() == ["finished"] * 3 + ["interrupted"] * 3
     before = [Path(f"sweep/{n}/run.json").read_bytes() for n in range(3)]
     assert cli.main(["-m", "resume=sweep"]) == 0
@@ -357,7 +359,7 @@ def test_errors_are_raised_and_not_printed(capsys: pytest.CaptureFixture[str]) -
     assert not list(Path().iterdir())
 
 
-def test_python_starts_no_processes() -> None:
+def test_multirun_starts_no_processes() -> None:
     with pytest.raises(
         runner.ConfigError, match=r"`launch.processes` and `launch.nodes` start processes from the command line"
     ):
@@ -365,7 +367,7 @@ def test_python_starts_no_processes() -> None:
     assert not list(Path().iterdir())
 
 
-def test_the_callers_random_numbers_are_its_own() -> None:
+def test_the_random_state_of_the_caller_is_kept() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)

@@ -1,4 +1,4 @@
-"""Sweeps that are stopped, killed, refused or damaged: nothing is lost, nothing is run twice, nothing is left behind."""
+"""Sweeps that are stopped, killed, refused or damaged: nothing is lost, run twice, or left behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runner import cli
 from runner.runs import checkpoint
 from runner.runs.directory import lock, unlock
 from runner.runs.sinks.jsonl import read_rows
-from runner.sweep.vmap_launcher import _Report
+from runner.sweep.reporter import ManifestReporter
 from runner.training.recorder import RunRecorder
 
 QUICK = ["device=cpu", "device.threads=1"]
@@ -29,7 +29,7 @@ SIX = ["+experiment=linreg", *QUICK, "optimizer.lr=1e-5,1e-4", "seeds=3", "train
 """Six trials of one program."""
 
 TWO_PROGRAMS = ["+experiment=linreg", *QUICK, "train.steps=20,40", "seeds=2", "record.every_steps=7"]
-"""Trials 0 and 1 end at step 20, then 2 and 3 begin."""
+"""Trials 0 and 1 end at step 20; then 2 and 3 start."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +42,9 @@ def read(path: Path | str) -> Any:
     return json.loads(Path(path).read_text())
 
 
-def sweep(*words: str) -> int:
-    """The exit code of `python -m runner -m`."""
-    return cli.main(["-m", *words])
+def sweep(*arguments: str) -> int:
+    """Return the exit code of `python -m runner -m`."""
+    return cli.main(["-m", *arguments])
 
 
 def states(directory: str = "sweep") -> list[str]:
@@ -56,7 +56,7 @@ def records(directory: str = "sweep") -> dict[str, bytes]:
 
 
 def answers(directory: str) -> dict[str, tuple[str, list[dict[str, Any]]]]:
-    """Of every trial the parameters, by their hash, and the rows."""
+    """Return for every trial the hash of its parameters, and its rows."""
     return {
         path.parent.name: (
             read(path)["parameters_sha256"],
@@ -69,19 +69,19 @@ def answers(directory: str) -> dict[str, tuple[str, list[dict[str, Any]]]]:
     }
 
 
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, *words: str, number: int = signal.SIGINT) -> None:
-    """Run a sweep that gets a signal while it is at a step."""
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, *arguments: str, number: int = signal.SIGINT) -> None:
+    """Run a sweep that gets a signal at a step."""
     with monkeypatch.context() as patch:
         fired = faults.at_step(patch, step, lambda: os.kill(os.getpid(), number))
-        assert sweep(*words, "run_dir=sweep") == 128 + number
+        assert sweep(*arguments, "run_dir=sweep") == 128 + number
     assert fired == [step]
 
 
-def killed(words: Sequence[str], arm: Callable[[pytest.MonkeyPatch], object]) -> None:
-    """Run a sweep in a process that is killed, where `arm` says."""
+def killed(arguments: Sequence[str], arm: Callable[[pytest.MonkeyPatch], object]) -> None:
+    """Run a sweep in a process that is killed at the point that `arm` sets."""
     with pytest.MonkeyPatch.context() as patch:
         arm(patch)
-        status = faults.in_child(lambda: sweep(*words, "run_dir=sweep"))
+        status = faults.in_child(lambda: sweep(*arguments, "run_dir=sweep"))
     assert os.WIFSIGNALED(status)
     assert os.WTERMSIG(status) == signal.SIGKILL
 
@@ -94,14 +94,14 @@ def die(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_every_lane_and_all_of_them_go_on(
+def test_a_signal_saves_every_trial_and_all_are_resumed(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sweep(*SIX, "run_dir=whole") == 0
     stop_at(17, monkeypatch, *SIX, number=number)
-    said = capsys.readouterr()
-    assert said.err == f"stopped after step 17; the state is saved ({signal.Signals(number).name})\n"
-    assert "go on with: python -m runner -m resume=sweep\n" in said.out
+    printed = capsys.readouterr()
+    assert printed.err == f"stopped after step 17; the state is saved ({signal.Signals(number).name})\n"
+    assert "resume with: python -m runner -m resume=sweep\n" in printed.out
     manifest = read("sweep/sweep.json")
     assert (manifest["status"], states()) == ("interrupted", ["interrupted"] * 6)
     for lane in range(6):
@@ -115,7 +115,7 @@ def test_a_signal_saves_every_lane_and_all_of_them_go_on(
     assert (states(), read("sweep/sweep.json")["resumed"]) == (["finished"] * 6, 1)
 
 
-def test_what_was_finished_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_trials_are_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep(*TWO_PROGRAMS, "run_dir=whole") == 0
     stop_at(30, monkeypatch, *TWO_PROGRAMS)
     assert states() == ["finished", "finished", "interrupted", "interrupted"]
@@ -125,10 +125,10 @@ def test_what_was_finished_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> 
     after = records()
     assert [before[lane] == after[lane] for lane in "0123"] == [True, True, False, False]
     assert sweep("resume=sweep") == 0
-    assert records() == after, "a sweep that is done has nothing left to do"
+    assert records() == after, "a finished sweep has nothing left to do"
 
 
-def test_trials_that_were_not_reached_begin_when_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_that_had_not_started_start_on_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep(*TWO_PROGRAMS, "run_dir=whole") == 0
     stop_at(10, monkeypatch, *TWO_PROGRAMS)
     assert states() == ["interrupted", "interrupted", "waiting", "waiting"]
@@ -137,7 +137,7 @@ def test_trials_that_were_not_reached_begin_when_it_goes_on(monkeypatch: pytest.
     assert answers("sweep") == answers("whole")
 
 
-def test_stopped_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_is_stopped_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep(*SIX, "run_dir=whole") == 0
     stop_at(5, monkeypatch, *SIX)
     for step in (6, 14, 39):
@@ -148,11 +148,11 @@ def test_stopped_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answers("sweep") == answers("whole")
 
 
-def test_a_signal_ends_hydra_s_own_launcher_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes what a trial raises for the trial's failure, and would go on with the next."""
-    words = [*TWO_PROGRAMS, "hydra/launcher=basic"]
-    assert sweep(*words, "run_dir=whole") == 0
-    stop_at(30, monkeypatch, *words)
+def test_a_signal_ends_the_launcher_of_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes an exception for a failed trial, and would start the next one."""
+    arguments = [*TWO_PROGRAMS, "hydra/launcher=basic"]
+    assert sweep(*arguments, "run_dir=whole") == 0
+    stop_at(30, monkeypatch, *arguments)
     assert states() == ["finished", "finished", "interrupted", "waiting"]
     before = records()
     assert sweep("resume=sweep") == 0
@@ -160,23 +160,19 @@ def test_a_signal_ends_hydra_s_own_launcher_as_well(monkeypatch: pytest.MonkeyPa
     assert [before[lane] == records()[lane] for lane in "01"] == [True, True]
 
 
-def test_a_signal_before_anything_is_trained(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_signal_before_any_trial_starts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("runner.sweep.vmap_launcher.plan", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr("runner.sweep.launcher.plan", lambda *_: signal.raise_signal(signal.SIGINT))
         assert sweep(*SIX, "run_dir=sweep") == 130
-    said = capsys.readouterr()
-    assert said.err == "stopped; what was saved is kept (SIGINT)\n"
-    assert "go on with: python -m runner -m resume=sweep\n" in said.out
+    printed = capsys.readouterr()
+    assert printed.err == "stopped; what was saved is kept (SIGINT)\n"
+    assert "resume with: python -m runner -m resume=sweep\n" in printed.out
     assert sweep("resume=sweep") == 0
     assert states() == ["finished"] * 6
 
 
-def test_sigterm_ends_a_launcher_of_another_make(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Between trials, or while their processes work, nobody else catches it."""
+def test_sigterm_ends_other_launchers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Between trials, or while their processes work, only the sweep handles it."""
     launcher = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
     with monkeypatch.context() as patch:
         patch.setattr(launcher, "launch", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
@@ -186,18 +182,18 @@ def test_sigterm_ends_a_launcher_of_another_make(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_process_answers_a_signal_with_its_code(number: int, code: int) -> None:
-    """The real thing: another process, a real signal once it trains."""
-    words = ["+experiment=linreg", *QUICK, "train.steps=100000000", "seeds=4", "run_dir=sweep"]
-    command = [sys.executable, "-u", "-m", "runner", "-m", *words]
+def test_the_process_ends_with_the_code_of_the_signal(number: int, code: int) -> None:
+    """Another process gets a real signal once it trains."""
+    arguments = ["+experiment=linreg", *QUICK, "train.steps=100000000", "seeds=4", "run_dir=sweep"]
+    command = [sys.executable, "-u", "-m", "runner", "-m", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    while "side by side" not in process.stdout.readline():
+    while "vmapped" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(number)
     out, err = process.communicate()
     assert process.returncode == code
-    assert "go on with: python -m runner -m resume=sweep" in out
+    assert "resume with: python -m runner -m resume=sweep" in out
     assert "the state is saved" in err
     assert states() == ["interrupted"] * 4
 
@@ -206,11 +202,11 @@ def test_the_process_answers_a_signal_with_its_code(number: int, code: int) -> N
 
 
 @pytest.mark.parametrize("every", ["null", "10"])
-def test_killed_without_a_word(every: str) -> None:
-    """At most the steps since the last checkpoint are lost; without one all trials begin again."""
-    words = [*SIX, f"checkpoint.every_steps={every}"]
-    assert sweep(*words, "run_dir=whole") == 0
-    killed(words, lambda patch: faults.at_step(patch, 25, die))
+def test_killed_during_training(every: str) -> None:
+    """At most the steps since the last checkpoint are lost. Without a checkpoint all trials start again."""
+    arguments = [*SIX, f"checkpoint.every_steps={every}"]
+    assert sweep(*arguments, "run_dir=whole") == 0
+    killed(arguments, lambda patch: faults.at_step(patch, 25, die))
     assert read("sweep/sweep.json")["status"] == "running"
     steps = {loaded.step if (loaded := checkpoint.load(p)) else 0 for p in Path("sweep").glob("*/checkpoints")}
     assert steps <= {0 if every == "null" else 20}
@@ -218,30 +214,30 @@ def test_killed_without_a_word(every: str) -> None:
     assert answers("sweep") == answers("whole")
 
 
-def test_killed_before_anything_was_trained() -> None:
+def test_killed_before_any_trial_starts() -> None:
     assert sweep(*SIX, "run_dir=whole") == 0
-    killed(SIX, lambda patch: patch.setattr(_Report, "began", die))
+    killed(SIX, lambda patch: patch.setattr(ManifestReporter, "began", die))
     assert states() == ["waiting"] * 6
     assert sweep("resume=sweep") == 0
     assert answers("sweep") == answers("whole")
 
 
-def test_killed_between_the_files_of_a_group_and_the_manifest() -> None:
-    killed(SIX, lambda patch: patch.setattr(_Report, "ended", die))
+def test_killed_between_the_files_of_a_program_and_the_manifest() -> None:
+    killed(SIX, lambda patch: patch.setattr(ManifestReporter, "ended", die))
     assert states() == ["running"] * 6
     before = records()
     assert sweep("resume=sweep") == 0
     assert states() == ["finished"] * 6
-    assert records() == before, "run again, though its files were there"
+    assert records() == before, "run again, though its files exist"
 
 
-def test_killed_when_some_of_a_group_had_their_files() -> None:
+def test_killed_when_some_trials_of_a_program_have_their_files() -> None:
     assert sweep(*SIX, "run_dir=whole") == 0
     finish, finished = RunRecorder.finish, []
 
-    def third_time(self: RunRecorder, *given: Any) -> Any:
+    def third_time(self: RunRecorder, *arguments: Any) -> Any:
         finished.append(self)
-        return die() if len(finished) == 3 else finish(self, *given)
+        return die() if len(finished) == 3 else finish(self, *arguments)
 
     killed(SIX, lambda patch: patch.setattr(RunRecorder, "finish", third_time))
     before = records()
@@ -252,7 +248,7 @@ def test_killed_when_some_of_a_group_had_their_files() -> None:
     assert len(untouched) == 2
 
 
-def test_a_full_disk_ends_the_group_and_is_told() -> None:
+def test_a_full_disk_ends_the_sweep_with_an_error() -> None:
     import resource
 
     def full() -> None:
@@ -278,11 +274,11 @@ def test_a_full_disk_ends_the_group_and_is_told() -> None:
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep of six trials that has a checkpoint of step 10 and one of step 17."""
+    """Make a sweep of six trials with checkpoints of steps 10 and 17."""
     stop_at(17, monkeypatch, *SIX, "checkpoint.every_steps=10", "checkpoint.keep=null")
 
 
-def test_a_damaged_checkpoint_costs_its_own_trial_some_steps(
+def test_a_damaged_checkpoint_costs_only_its_trial_some_steps(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sweep(*SIX, "checkpoint.every_steps=10", "run_dir=whole") == 0
@@ -293,7 +289,7 @@ def test_a_damaged_checkpoint_costs_its_own_trial_some_steps(
     assert "the checkpoint `sweep/3/checkpoints/step_17` is not used: " in Path("sweep/3/run.log").read_text()
 
 
-def test_a_trial_without_an_intact_checkpoint_fails_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_without_an_intact_checkpoint_fails_and_the_others_finish(monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(monkeypatch)
     for path in Path("sweep/3/checkpoints").glob("step_*/state.pt"):
         path.write_bytes(b"damaged")
@@ -306,7 +302,7 @@ def test_a_trial_without_an_intact_checkpoint_fails_and_the_others_go_on(monkeyp
     assert states() == ["finished"] * 6
 
 
-def test_a_member_whose_directory_is_gone_is_run_again() -> None:
+def test_a_trial_whose_results_are_lost_is_run_again() -> None:
     assert sweep(*SIX, "run_dir=sweep") == 0
     whole, before = answers("sweep"), records()
     shutil.rmtree("sweep/2")
@@ -317,7 +313,7 @@ def test_a_member_whose_directory_is_gone_is_run_again() -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"members": 3}', '{"members": [{}]}'])
-def test_a_manifest_that_cannot_be_read_is_told(content: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_manifest_is_refused(content: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("sweep").mkdir()
     Path("sweep/sweep.json").write_text(content)
     assert sweep("resume=sweep") == 2
@@ -332,7 +328,7 @@ def test_a_manifest_that_cannot_be_read_is_told(content: str, capsys: pytest.Cap
 
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
-    """What is refused leaves everything as it was, an older run of the same name too."""
+    """Check that a refused sweep leaves everything as it was, also an older run of the same name."""
     Path("runs/linreg/older").mkdir(parents=True)
     Path("runs/linreg/older/note").write_text("mine")
     before = tree()
@@ -349,7 +345,7 @@ RATES = [f"{1 + i}e-6" for i in range(256)]
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(
-    ("words", "sentences"),
+    ("arguments", "messages"),
     [
         (["optimizer.lrr=1,2"], ["`optimizer.lrr` is not a key; did you mean `optimizer.lr`?"]),
         (["optimiser=sgd,adam"], ["`optimiser` is not a key; did you mean `optimizer`?"]),
@@ -358,15 +354,15 @@ RATES = [f"{1 + i}e-6" for i in range(256)]
         ([f"optimizer.lr={','.join(RATES)}", "data.noise=1,-2"], ["trial 1 and 255 more: `data.noise` must be a finite number of at least 0, but is -2"]),
         (["optimizer.lr=-1,-2", "data.noise=-3"], ["`data.noise` must be a finite number of at least 0, but is -3", "`optimizer.lr` must be a finite number of at least 0 and of at most 1e+38, but is -1"]),
         (["train.steps=10,0", "seed=range(0,2000)"], ["trial 2000 and 1999 more: `train.steps` must be an integer of at least 1 or null, but is 0"]),
-        (["seed=range(0,5)", "optimizer.lr=1,2,3", "sweep.max_trials=14"], ["`sweep.max_trials` must be at least the number of trials, but is 14 where these values make 5 x 3 = 15; give fewer values, or sweep.max_trials=15"]),
-        (["seeds=1000000000000"], ["`sweep.max_trials` must be at least the number of trials, but is 10,000 where these values make 1,000,000,000,000; give fewer values, or sweep.max_trials=1000000000000"]),
+        (["seed=range(0,5)", "optimizer.lr=1,2,3", "sweep.max_trials=14"], ["`sweep.max_trials` must be at least the number of trials (5 x 3 = 15), got 14; give fewer values, or sweep.max_trials=15"]),
+        (["seeds=1000000000000"], ["`sweep.max_trials` must be at least the number of trials (1,000,000,000,000), got 10,000; give fewer values, or sweep.max_trials=1000000000000"]),
         (["seed=1,2", "seeds=4"], ["`seeds` is short for a range of `seed`, which is swept as well; leave one of them out"]),
-        (["seeds=2,3"], ["`seeds` must be one value for the whole sweep, but is 2,3; write seeds=VALUE"]),
-        (["run_dir=a,b"], ["`run_dir` must be one value for the whole sweep, but is a,b; put a text with commas in quotes, for the shell and for itself: \"run_dir='a,b'\""]),
-        (["seeds=0"], ["`seeds` must be an integer of at least 1, but is 0; write seeds=8"]),
-        (["optimizer.lr=interval(0,1)"], ["`optimizer.lr` must be a list of values for a grid, but is interval(0,1); write optimizer.lr=1,2,3 or range(…), or search with hydra/sweeper=optuna"]),
-        (["seed=range(5,1)", "data.noise=shuffle(range(1.0,inf))"], ["`seed` must have values that can be counted, but is range(5,1); mend its ends", "`data.noise` must have values that can be counted, but is shuffle(range(1.0,inf)); mend its ends"]),
-        (["hydra.sweep.dir=x", "seeds=2"], ["`hydra.sweep.dir` does nothing, since a sweep has its own place and records; run_dir=… moves it, --config-dir adds groups"]),
+        (["seeds=2,3"], ["`seeds` must be one value for the whole sweep, got 2,3; write seeds=VALUE"]),
+        (["run_dir=a,b"], ["`run_dir` must be one value for the whole sweep, got a,b; put a text with commas in quotes, for the shell and for itself: \"run_dir='a,b'\""]),
+        (["seeds=0"], ["`seeds` must be an integer of at least 1, got 0; write seeds=8"]),
+        (["optimizer.lr=interval(0,1)"], ["`optimizer.lr` must be a list of values for a grid, got interval(0,1); write optimizer.lr=1,2,3 or range(…), or search with hydra/sweeper=optuna"]),
+        (["seed=range(5,1)", "data.noise=shuffle(range(1.0,inf))"], ["`seed` must have values that can be counted, got range(5,1); correct its ends", "`data.noise` must have values that can be counted, got shuffle(range(1.0,inf)); correct its ends"]),
+        (["hydra.sweep.dir=x", "seeds=2"], ["`hydra.sweep.dir` has no effect in a sweep; use run_dir=… for the directory, or --config-dir to add groups"]),
         (["hydra/launcher=vmap,basic", "seeds=2"], ["the sweep cannot be composed: Sweeping over Hydra's configuration is not supported"]),
         (["hydra/launcher=nope", "seeds=2"], ["the sweep cannot be composed: In 'hydra/config': Could not find 'hydra/launcher/nope'"]),
         (["strategy=fsdp", "seeds=2"], ["trial 0: `strategy`=fsdp must have at least 2 processes to split the model between, but has 1"]),
@@ -374,50 +370,50 @@ RATES = [f"{1 + i}e-6" for i in range(256)]
         (["hydra/launcher=basic", "optimizer.lr=1,-1"], ["trial 1: `optimizer.lr` must be"]),
         (["hydra/launcher=basic", "hydra/sweeper=basic", "optimizer.lr=1,-1"], ["trial 1: `optimizer.lr` must be"]),
         (["hydra/launcher=pool", "device.visible=[0]", "seeds=2"], ["`device.visible` must be left to hydra/launcher=pool"]),
-        (["run_dir=/proc/sweep", "seeds=2"], ["`run_dir` must be a directory that can be made for the sweep, empty or new, but /proc/sweep is not: No such file or directory; give another one"]),
-        (["run_dir=runs/linreg", "seeds=2"], ["`run_dir` must be a directory that can be made for the sweep, empty or new, but runs/linreg is not: it is there and not empty; give another one"]),
-        (["run_dir=runs/linreg/older/note/sweep", "seeds=2"], ["`run_dir` must be a directory that can be made for the sweep, empty or new, but runs/linreg/older/note/sweep is not: File exists; give another one"]),
-        (["resume=runs/linreg/older"], ["`resume` must be a sweep directory with -m, but 'runs/linreg/older' has no sweep.json; give the folder of a sweep, or leave out -m to go on with one run"]),
+        (["run_dir=/proc/sweep", "seeds=2"], ["`run_dir` must be a new or empty directory for the sweep, got /proc/sweep: No such file or directory; give another one"]),
+        (["run_dir=runs/linreg", "seeds=2"], ["`run_dir` must be a new or empty directory for the sweep, got runs/linreg: it exists and is not empty; give another one"]),
+        (["run_dir=runs/linreg/older/note/sweep", "seeds=2"], ["`run_dir` must be a new or empty directory for the sweep, got runs/linreg/older/note/sweep: File exists; give another one"]),
+        (["resume=runs/linreg/older"], ["`resume` must be a sweep directory with -m, got 'runs/linreg/older' without sweep.json; give the directory of a sweep, or leave out -m to resume one run"]),
         (["rerun", "runs/linreg/older", "seeds=2"], ["`rerun` does one run again, but `-m` asks for a sweep; leave one of them out"]),
     ],
-    ids=lambda given: given[0][:40],
+    ids=lambda value: value[0][:40],
 )  # fmt: skip
-def test_what_cannot_be_run_is_refused_whole(
-    words: Sequence[str], sentences: Sequence[str], capsys: pytest.CaptureFixture[str]
+def test_a_sweep_that_cannot_be_run_is_refused(
+    arguments: Sequence[str], messages: Sequence[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alone = words[0].startswith(("resume", "rerun"))
-    given = words if alone else ["+experiment=linreg", *QUICK, "train.steps=3", *words]
-    assert sweep(*given) == 2
+    if not arguments[0].startswith(("resume", "rerun")):
+        arguments = ["+experiment=linreg", *QUICK, "train.steps=3", *arguments]
+    assert sweep(*arguments) == 2
     errors = [
         line.removeprefix("error: ") for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")
     ]
-    assert len(errors) == len(sentences), errors
-    for error, sentence in zip(errors, sentences, strict=True):
-        assert error.startswith(sentence)
+    assert len(errors) == len(messages), errors
+    for error, message in zip(errors, messages, strict=True):
+        assert error.startswith(message)
 
 
 @pytest.mark.parametrize("name", ["linreg", "never_before"])
-def test_no_folder_is_left_that_was_not_there(name: str) -> None:
+def test_no_new_directory_is_left(name: str) -> None:
     assert sweep("+experiment=linreg", *QUICK, f"name={name}", "optimizer.lr=1,-1") == 2
     assert not list(Path().iterdir())
 
 
-def test_a_taken_directory_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_in_use_is_not_changed(capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(*SIX, "run_dir=sweep") == 0
     runner.run("linreg", [*QUICK, "train.steps=3", "record.plots=false", "run_dir=run"])
     before = tree()
     for directory in ("sweep", "run", "sweep/3"):
         capsys.readouterr()
         assert sweep(*SIX, f"run_dir={directory}") == 2
-        assert f"empty or new, but {directory} is not: it is there and not empty" in capsys.readouterr().err
+        assert f"for the sweep, got {directory}: it exists and is not empty" in capsys.readouterr().err
     assert tree() == before
 
 
-# --------------------------------------------------------------------------------------------------- refused to go on
+# --------------------------------------------------------------------------------------------------- resume refused
 
 
-def test_one_sweep_is_not_run_twice_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one, a process of its own, comes while the first one trains."""
+def test_one_sweep_is_not_run_by_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process starts while the first one trains."""
     codes = []
 
     def second() -> None:
@@ -429,7 +425,7 @@ def test_one_sweep_is_not_run_twice_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert (states(), read("sweep/sweep.json")["resumed"]) == (["finished"] * 6, 0)
 
 
-def test_who_writes_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_in_use_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(*SIX, "run_dir=sweep") == 0
     held = lock(Path("sweep"))
     try:
@@ -440,14 +436,14 @@ def test_who_writes_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == expected
 
 
-def test_a_run_and_a_sweep_are_not_taken_for_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_and_a_sweep_are_not_confused(capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(*SIX, "run_dir=sweep") == 0
     before = tree()
     capsys.readouterr()
     assert sweep("resume=sweep/3") == 2
     assert capsys.readouterr().err == (
-        "error: `resume` must be a sweep directory with -m, but 'sweep/3' has no sweep.json; give the folder of a sweep, "
-        "or leave out -m to go on with one run\n"
+        "error: `resume` must be a sweep directory with -m, got 'sweep/3' without sweep.json; give the directory of a sweep, "
+        "or leave out -m to resume one run\n"
     )
     assert cli.main(["resume=sweep"]) == 2
     assert capsys.readouterr().err == (
@@ -457,22 +453,22 @@ def test_a_run_and_a_sweep_are_not_taken_for_each_other(capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    "word", ["seed=3", "optimizer.lr=1,2", "train.steps=80", "seeds=5", "run_dir=other", "hydra/sweeper=optuna"]
+    "argument", ["seed=3", "optimizer.lr=1,2", "train.steps=80", "seeds=5", "run_dir=other", "hydra/sweeper=optuna"]
 )
-def test_trials_cannot_be_changed_when_a_sweep_goes_on(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trials_cannot_be_changed_on_resume(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep("+experiment=linreg", *QUICK, "seeds=2", "train.steps=3", "run_dir=sweep") == 0
     before = tree()
     capsys.readouterr()
-    assert sweep("resume=sweep", word) == 2
-    name = word.partition("=")[0]
+    assert sweep("resume=sweep", argument) == 2
+    name = argument.partition("=")[0]
     assert capsys.readouterr().err == (
-        f"error: `{name}` cannot be changed when a sweep is resumed, since its trials would be others; leave it out, "
+        f"error: `{name}` cannot be changed when a sweep is resumed: the trials would change; leave it out, "
         "or start a new sweep\n"
     )
     assert tree() == before
 
 
-def test_files_of_conf_that_changed_meanwhile_are_found(
+def test_a_changed_configuration_file_is_found_on_resume(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = Path("own/experiment/mine.yaml")
@@ -481,15 +477,15 @@ def test_files_of_conf_that_changed_meanwhile_are_found(
         "# @package _global_\n# Mine.\ndefaults:\n  - override /data: line\nname: mine\ndata: {noise: 1.0, rows: 30}\n"
     )
     file.write_text(text)
-    words = ["--config-dir", "own", "+experiment=mine", *QUICK, "seeds=3", "train.steps=30", "optimizer.lr=1e-5"]
-    stop_at(17, monkeypatch, *words)
+    arguments = ["--config-dir", "own", "+experiment=mine", *QUICK, "seeds=3", "train.steps=30", "optimizer.lr=1e-5"]
+    stop_at(17, monkeypatch, *arguments)
     file.write_text(text.replace("noise: 1.0", "noise: 2.0"))
     before = tree()
     capsys.readouterr()
     assert sweep("resume=sweep") == 2
     errors = capsys.readouterr().err.splitlines()
     assert errors[0] == (
-        "error: trial 0 of sweep must be what it was, but its configuration is another one now; "
+        "error: trial 0 of sweep must have the same configuration as before, but it has changed; "
         "restore the files of conf/, or start a new sweep"
     )
     assert len(errors) == 3
@@ -499,11 +495,11 @@ def test_files_of_conf_that_changed_meanwhile_are_found(
     assert states() == ["finished"] * 3
 
 
-def test_a_change_of_how_trials_are_run_is_taken(
+def test_the_way_trials_run_may_change_on_resume(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop_at(17, monkeypatch, *SIX)
     assert sweep("resume=sweep", "sweep.audit=1", "sweep.memory_gib=1e-6") == 0
     assert {read(f"sweep/{lane}/run.json")["lanes"] for lane in range(6)} == {1}
     assert read("sweep/sweep.json")["audit"]["largest_difference"] <= 1e-4
-    assert "trained again alone: largest difference" in capsys.readouterr().out
+    assert "repeated one at a time: largest difference" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from runner.config.constraints import misplaced
 from runner.config.hydra_adapter import opened
 from runner.config.schema import Config
 from runner.sweep import search_space
-from runner.sweep.arguments import Words, sort
+from runner.sweep.arguments import SweepArguments, classify
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -53,10 +53,10 @@ def commands(page: Path) -> list[str]:
 PAGES = [ROOT / "README.md", DOCS / "scaling.md", DOCS / "sweeps.md", DOCS / "known_answers.md"]
 
 
-def asked(command: str) -> Words:
+def asked(command: str) -> SweepArguments:
     """The words of a command, whether it starts one run or a sweep, by what they are for."""
     words = shlex.split(command, comments=True)
-    return sort([word for word in words[words.index("runner") + 1 :] if word != "-m"], None)
+    return classify([word for word in words[words.index("runner") + 1 :] if word != "-m"], None)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -83,8 +83,8 @@ def test_the_launchers_and_sweepers_of_the_pages_can_be_composed_and_their_space
             assert search_space.read(words.task)[1] == []
 
 
-def test_the_page_of_sweeps_lists_the_keys_that_trials_side_by_side_may_differ_in() -> None:
-    section = (DOCS / "sweeps.md").read_text(encoding="utf-8").partition("## Side by side")[2].partition("\n## ")[0]
+def test_the_page_of_sweeps_lists_the_keys_that_may_differ_in_a_program() -> None:
+    section = (DOCS / "sweeps.md").read_text(encoding="utf-8").partition("## Vmapped trials")[2].partition("\n## ")[0]
     listed = {name for row in section.splitlines() if row.startswith("|") for name in re.findall(r"`([\w.]+)`", row)}
     lanes = {name for name in validation.paths(Config) if validation.is_lane(Config, name)}
     assert listed == {*lanes, "model.start"}

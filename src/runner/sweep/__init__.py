@@ -1,1 +1,1 @@
-"""Sweeps: many trials of one experiment, their directories, and what they come to together."""
+"""Sweeps: many trials of one experiment, their directories, and their results compared."""

@@ -1,4 +1,4 @@
-"""The words after `-m`, sorted: what is for Hydra, what is for the sweep itself, and what the trials are made of."""
+"""Arguments of a sweep, classified: those for Hydra, those for the sweep itself, and those that make up the trials."""
 
 from __future__ import annotations
 
@@ -16,96 +16,96 @@ from runner.errors import ConfigError
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import RangeSweep
 
-OF_HYDRA = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.")
-OF_SWEEP = ("run_dir", "resume", "seeds")
-REPLACED_ON_RESUME = ("sweep.", "hydra.launcher.")
-"""What may be given when a sweep goes on: how its trials are run, not which there are."""
+HYDRA_PREFIXES = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.")
+SWEEP_KEYS = ("run_dir", "resume", "seeds")
+ALLOWED_ON_RESUME = ("sweep.", "hydra.launcher.")
+"""Prefixes of keys that may change when a sweep is resumed: they decide how the trials are run, not which trials there are."""
 
 
 @dataclass
-class Words:
-    """`task` words make the trials: `fixed` ones are the same in all of them, `swept` keys are not."""
+class SweepArguments:
+    """The arguments by purpose. `task` makes up the trials: `fixed` is the same in all of them, `swept` keys vary."""
 
     hydra: list[str] = field(default_factory=list)
     task: list[str] = field(default_factory=list)
     fixed: list[str] = field(default_factory=list)
     swept: list[str] = field(default_factory=list)
     sample: list[str] = field(default_factory=list)
-    """The words of one trial, with the first value of every key."""
+    """Overrides of one trial: the first value of every key."""
     notices: list[str] = field(default_factory=list)
-    """What the user should hear about them."""
+    """Notes on the arguments for the user."""
     run_dir: str | None = None
     resume: str | None = None
     seeds: int | None = None
 
     def drop(self, name: str) -> bool:
-        """Take out what was given for a key; whether there was anything."""
+        """Remove the overrides of a key. Return whether there were any."""
         count = len(self.task)
-        for own in (self.task, self.fixed, self.sample):
-            own[:] = [word for word in own if key_of(word) != name]
+        for overrides in (self.task, self.fixed, self.sample):
+            overrides[:] = [override for override in overrides if key_of(override) != name]
         self.swept[:] = [key for key in self.swept if key != name]
         return len(self.task) < count
 
 
-def sort(words: Sequence[str], config_dir: str | None) -> Words:
-    """The words by what they are for. Raises `ConfigError` with every word that cannot be read."""
-    groups, plan, sorted_ = options(config_dir), Plan(), Words()
+def classify(arguments: Sequence[str], config_dir: str | None) -> SweepArguments:
+    """Sort the arguments by purpose. Raises `ConfigError` with the problems of all arguments that cannot be read."""
+    groups, plan, result = options(config_dir), Plan(), SweepArguments()
     known = [*validation.paths(Config), *groups]
-    for word in words:
-        name = key_of(word)
-        if name.startswith(OF_HYDRA):
-            sorted_.hydra.append(word)
+    for argument in arguments:
+        name = key_of(argument)
+        if name.startswith(HYDRA_PREFIXES):
+            result.hydra.append(argument)
         elif name.startswith(("hydra.", "hydra/")):
             plan.problems.append(
-                f"`{name}` does nothing, since a sweep has its own place and records; run_dir=… moves it, --config-dir adds groups"
+                f"`{name}` has no effect in a sweep; use run_dir=… for the directory, or --config-dir to add groups"
             )
-        elif (override := parse(word, known, groups, plan)) is None:
+        elif (override := parse(argument, known, groups, plan)) is None:
             continue
-        elif name in OF_SWEEP:
-            plan.problems += _take_own(sorted_, name, override)
+        elif name in SWEEP_KEYS:
+            plan.problems += _set_sweep_key(result, name, override)
         else:
             try:
-                _take(sorted_, name, override, groups)
+                _add(result, name, override, groups)
             except ConfigError as error:
                 plan.problems += error.problems
     if plan.problems:
         raise ConfigError(plan.problems)
-    return sorted_
+    return result
 
 
-def _take_own(words: Words, name: str, override: Any) -> list[str]:
-    """A word for the sweep as a whole; gives what is wrong with it."""
+def _set_sweep_key(arguments: SweepArguments, name: str, override: Any) -> list[str]:
+    """Store the value of a key of the sweep as a whole. Return the problems with it."""
     text = (override.input_line or "").partition("=")[2]
     if override.is_sweep_override():
-        return [f"`{name}` must be one value for the whole sweep, but is {text}; {in_quotes(name, text)}"]
+        return [f"`{name}` must be one value for the whole sweep, got {text}; {in_quotes(name, text)}"]
     value = override.value()
-    setattr(words, name, value if value is None or name == "seeds" or isinstance(value, str) else text)
+    setattr(arguments, name, value if value is None or name == "seeds" or isinstance(value, str) else text)
     return []
 
 
-def _take(words: Words, name: str, override: Any, groups: Mapping[str, Mapping[str, str]]) -> None:
-    # As it was read: a formula that Hydra takes for a call of a function is in quotes there.
-    word = f"{_plus(name, groups)}{(override.input_line or '').lstrip('+')}"
-    if words.drop(name):
-        words.notices.append(f"`{name}` is given twice; the last one counts: {word.partition('=')[2]}")
-    words.task.append(word)
+def _add(arguments: SweepArguments, name: str, override: Any, groups: Mapping[str, Mapping[str, str]]) -> None:
+    # The parsed line, not the argument as typed: a formula that Hydra would take for a function call is quoted in it.
+    text = f"{_prefix(name, groups)}{(override.input_line or '').lstrip('+')}"
+    if arguments.drop(name):
+        arguments.notices.append(f"`{name}` is given twice; the last one counts: {text.partition('=')[2]}")
+    arguments.task.append(text)
     if override.is_sweep_override():
-        words.swept.append(name)
-        words.sample.append(f"{name}={_first(override, groups)}")
+        arguments.swept.append(name)
+        arguments.sample.append(f"{name}={_first(override, groups)}")
     else:
-        words.fixed.append(word)
-        words.sample.append(word)
+        arguments.fixed.append(text)
+        arguments.sample.append(text)
 
 
-def _plus(name: str, groups: Mapping[str, Mapping[str, str]]) -> str:
-    """What Hydra wants before a key that is not in its configuration, or may be there or not."""
+def _prefix(name: str, groups: Mapping[str, Mapping[str, str]]) -> str:
+    """Prefix with which Hydra accepts a key that is missing from its configuration, or may be missing."""
     if name in groups:
         return "" if name in validation.hints(Config) else "+"
     return "++" if validation.is_mapping(Config, name.rpartition(".")[0]) else ""
 
 
 def _first(override: Any, groups: Mapping[str, Mapping[str, str]]) -> str:
-    """The first of the values that a word gives, as text."""
+    """Return the first value of an override as text."""
     from hydra.core.override_parser.types import Glob, IntervalSweep, RangeSweep
     from hydra.errors import HydraException
 
@@ -113,59 +113,60 @@ def _first(override: Any, groups: Mapping[str, Mapping[str, str]]) -> str:
     if isinstance(value, IntervalSweep):
         return str(value.start)
     if isinstance(value, Glob):
-        found = value.filter(list(groups.get(override.key_or_group, ())))
-        if not found:
+        matches = value.filter(list(groups.get(override.key_or_group, ())))
+        if not matches:
             raise ConfigError(
-                f"`{override.key_or_group}` must match an option, but {override.input_line} matches none; see --help"
+                f"`{override.key_or_group}` must match an option, got {override.input_line}, which matches none; see --help"
             )
-        return str(found[0])
+        return str(matches[0])
     try:
         if isinstance(value, RangeSweep):
             return str(next(iter(_finite(value).range())))
         return str(next(override.sweep_string_iterator()))
-    except (StopIteration, ValueError, HydraException):  # steps of 0
+    except (StopIteration, ValueError, HydraException):  # empty, endless, or with a step of 0
         raise ConfigError(
-            f"`{override.key_or_group}` must have values that can be counted, but is "
-            f"{(override.input_line or '').partition('=')[2]}; mend its ends"
+            f"`{override.key_or_group}` must have values that can be counted, got "
+            f"{(override.input_line or '').partition('=')[2]}; correct its ends"
         ) from None
 
 
 def _finite(values: RangeSweep) -> RangeSweep:
-    """The range itself. Raises `ValueError` where it has no end."""
+    """Return the range unchanged. Raises `ValueError` if an end is not finite."""
     if not all(math.isfinite(end) for end in (values.start or 0, values.stop or 0)):
         raise ValueError
     return values
 
 
-def with_seeds(words: Words, seed: int) -> None:
-    """`seeds=N` is short for N values of the seed, from that of the experiment on. Raises `ConfigError`."""
-    if words.seeds is None:
+def expand_seeds(arguments: SweepArguments, seed: int) -> None:
+    """Replace `seeds=N` by a range of N values of `seed` that starts at the given one. Raises `ConfigError`."""
+    if arguments.seeds is None:
         return
-    if not isinstance(words.seeds, int) or isinstance(words.seeds, bool) or words.seeds < 1:
+    if not isinstance(arguments.seeds, int) or isinstance(arguments.seeds, bool) or arguments.seeds < 1:
         raise ConfigError(
-            f"`seeds` must be an integer of at least 1, but is {validation.shown(words.seeds)}; write seeds=8"
+            f"`seeds` must be an integer of at least 1, got {validation.shown(arguments.seeds)}; write seeds=8"
         )
-    if "seed" in words.swept:
+    if "seed" in arguments.swept:
         raise ConfigError("`seeds` is short for a range of `seed`, which is swept as well; leave one of them out")
-    words.drop("seed")
-    words.task.append(f"seed=range({seed},{seed + words.seeds})")
-    words.swept.append("seed")
-    words.sample.append(f"seed={seed}")
+    arguments.drop("seed")
+    arguments.task.append(f"seed=range({seed},{seed + arguments.seeds})")
+    arguments.swept.append("seed")
+    arguments.sample.append(f"seed={seed}")
 
 
-def without_pictures(words: Words) -> None:
-    """Trials draw no plots of their own unless they are told to: a picture costs more than a small trial."""
-    if not any(word.lstrip("+").startswith("record.plots") for word in words.task):
-        for own in (words.task, words.fixed, words.sample):
-            own.append("record.plots=false")
+def disable_plots(arguments: SweepArguments) -> None:
+    """Turn off the plots of the trials unless `record.plots` is given."""
+    # A plot takes longer than a small trial.
+    if not any(override.lstrip("+").startswith("record.plots") for override in arguments.task):
+        for overrides in (arguments.task, arguments.fixed, arguments.sample):
+            overrides.append("record.plots=false")
 
 
-def refuse_beside_resume(words: Sequence[str]) -> None:
-    """Only the way in which trials are run may change when a sweep goes on. Raises `ConfigError`."""
+def check_resume_overrides(arguments: Sequence[str]) -> None:
+    """Refuse overrides that would change the trials of a resumed sweep. Raises `ConfigError`."""
     problems = [
-        f"`{name}` cannot be changed when a sweep is resumed, since its trials would be others; leave it out, or start a new sweep"
-        for word in words
-        if (name := key_of(word)) != "resume" and not name.startswith(REPLACED_ON_RESUME)
+        f"`{name}` cannot be changed when a sweep is resumed: the trials would change; leave it out, or start a new sweep"
+        for argument in arguments
+        if (name := key_of(argument)) != "resume" and not name.startswith(ALLOWED_ON_RESUME)
     ]
     if problems:
         raise ConfigError(problems)

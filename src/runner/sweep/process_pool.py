@@ -1,4 +1,4 @@
-"""Trials that are too large to batch: a process each, on a slot of a device. A slot that is free takes the next trial."""
+"""`hydra/launcher=pool`: one process per trial, on a slot of a device. A free slot takes the next trial."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 PATH = "hydra.launcher"
 TICK_SECONDS = 0.1
-"""How often it is asked whether a signal came, or an earlier process has ended."""
+"""Time between two checks for a signal, or for the end of an earlier process."""
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Where trials run. The values stand in `conf/hydra/launcher/pool.yaml`."""
+class PoolOptions:
+    """The keys of `hydra.launcher`. Their values are in `conf/hydra/launcher/pool.yaml`."""
 
     devices: tuple[int | str, ...] | None = key(
         "ordinals or UUIDs of the GPUs that trials run on; null is all that are visible, else the CPU", at_least=0
@@ -46,32 +46,32 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """One trial: its number in the sweep, its words, and its run directory."""
+    """One trial: its number in the sweep, its overrides, and its run directory."""
 
     number: int
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     directory: Path
 
     @property
     def command(self) -> list[str]:
-        """The words that run it: in a new directory, or on in the one that it has already."""
-        place = as_text(str(self.directory))
-        return [f"resume={place}"] if (self.directory / "run.json").exists() else [*self.words, f"run_dir={place}"]
+        """Arguments that run the trial in a new directory, or resume it in the one that it has."""
+        path = as_text(str(self.directory))
+        return [f"resume={path}"] if (self.directory / "run.json").exists() else [*self.overrides, f"run_dir={path}"]
 
     @property
     def in_use(self) -> bool:
-        """Whether a process works on it still: one that a sweep which was killed has left behind."""
+        """Whether a process still runs the trial: a sweep that was killed leaves such processes behind."""
         try:
             unlock(lock(self.directory))
         except CheckpointError:
             return True
         except OSError:
-            return False  # it is not there yet
+            return False  # the directory does not exist yet
         return False
 
     @property
     def metrics(self) -> dict[str, float] | None:
-        """What it came to; None where it has not finished."""
+        """Final metrics; None if the trial has not finished."""
         try:
             record = json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
             summary = json.loads((self.directory / "summary.json").read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: with its final metrics, or for a reason."""
+    """End of a trial: its state, with its final metrics or the reason why it did not finish."""
 
     number: int
     state: Literal["finished", "failed", "interrupted"]
@@ -92,12 +92,12 @@ class Outcome:
 
 
 def slots(
-    options: Options, environ: Mapping[str, str], build: TorchBuild, visible: int, cores: int
+    options: PoolOptions, environ: Mapping[str, str], build: TorchBuild, visible: int, cores: int
 ) -> list[dict[str, str]]:
-    """The environment of every slot, one trial each at a time; neighbours are on different devices.
+    """Return the environment variables of every slot. Consecutive slots are on different devices.
 
-    `visible` is the number of GPUs that torch finds under the mask in force. Raises `ConfigError` with all that is wrong
-    with `devices`.
+    `visible` is the number of GPUs that torch finds under the mask in force. Raises `ConfigError` if `devices` cannot be
+    used.
     """
     problem = _unusable(options.devices, build, visible)
     if problem is not None:
@@ -106,47 +106,47 @@ def slots(
     entries = (shell[0].entries if shell else tuple(map(str, range(visible))))[:visible]
     masked = [_masked(environ, entry, build) for entry in entries] or [dict(environ)]
     threads = str(max(cores // (len(masked) * options.per_device), 1))
-    return [{THREADS[0]: threads, **one} for _ in range(options.per_device) for one in masked]
+    return [{THREADS[0]: threads, **device} for _ in range(options.per_device) for device in masked]
 
 
 def _unusable(devices: Sequence[int | str] | None, build: TorchBuild, visible: int) -> str | None:
-    """What is wrong with the GPUs that are named."""
+    """Return the problem with the requested GPUs, or None."""
     if devices is None:
         return None
     mask, name = config_mask(devices), f"`{PATH}.devices`"
-    given = f"[{', '.join(map(str, devices))}]"
+    value = f"[{', '.join(map(str, devices))}]"
     if build.kind not in ("cuda", "rocm"):
-        return f"{name} must be null without a GPU, but is {given}, and {build.description}; set per_device instead"
+        return f"{name} must be null without a GPU, got {value}, and {build.description}; set per_device instead"
     if mask.fault or not mask.entries:
-        return (
-            f"{name} must name GPUs, each once, all by ordinal or all by UUID, but is {given}; correct it, or give null"
-        )
+        return f"{name} must name GPUs, each once, all by ordinal or all by UUID, got {value}; correct it, or give null"
     if visible < len(mask.entries):
-        return f"{name} must name GPUs that are here, but torch finds {visible} of {given}; correct it, or give null"
+        return f"{name} must name GPUs of this machine, got {value}, of which torch finds {visible}; correct it, or give null"
     return None
 
 
 def _masked(environ: Mapping[str, str], entry: str, build: TorchBuild) -> dict[str, str]:
-    """One GPU alone, by one variable: two that disagree would be told of by every trial."""
+    """Return the environment with one GPU visible."""
+    # Only one variable is set: every trial would warn of two that disagree.
     rest = {name: value for name, value in environ.items() if name not in (CUDA, HIP)}
     return rest | {variable(bool(build.hip)): entry}
 
 
 def visible_gpus(devices: Sequence[int | str] | None, environ: Mapping[str, str], build: TorchBuild) -> int:
-    """How many GPUs torch finds under the mask: asked of a process of its own, since this one must not import torch."""
+    """Return the number of GPUs that torch finds under the mask."""
     if build.kind not in ("cuda", "rocm"):
         return 0
     mask = {} if devices is None else {variable(bool(build.hip)): config_mask(devices).value}
+    # In a separate process: this one must not import torch.
     command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
-    answer = subprocess.run(command, env={**environ, **mask}, capture_output=True, text=True, check=False).stdout
-    return int(answer) if answer.strip().isdecimal() else 0
+    output = subprocess.run(command, env={**environ, **mask}, capture_output=True, text=True, check=False).stdout
+    return int(output) if output.strip().isdecimal() else 0
 
 
 class Pool:
-    """The slots, and the processes that are on them."""
+    """The slots, and the processes that run on them."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self._given = options
+        self._options = options
         self.config_dir: str | None = None
         self.slots: list[dict[str, str]] = []
         self._lock = threading.Lock()
@@ -154,11 +154,11 @@ class Pool:
         self._stopping = threading.Event()
 
     def check(self, jobs: Sequence[Sequence[str]]) -> None:
-        """Find the slots. Raises `ConfigError` where there cannot be any, or a trial would leave its own."""
-        options, problems = validation.build(Options, self._given, PATH)
-        if any(word.lstrip("+").startswith("device.visible=") for words in jobs for word in words):
+        """Find the slots. Raises `ConfigError` if an option is wrong, or if a trial chooses its own GPU."""
+        options, problems = validation.build(PoolOptions, self._options, PATH)
+        if any(override.lstrip("+").startswith("device.visible=") for overrides in jobs for override in overrides):
             problems.append(
-                "`device.visible` must be left to hydra/launcher=pool, which gives every trial its GPU, but is given; "
+                "`device.visible` must be left to hydra/launcher=pool, which gives every trial its GPU, got a value; "
                 f"name the GPUs with {PATH}.devices"
             )
         if options is None or problems:
@@ -176,16 +176,16 @@ class Pool:
         directory: Path,
         ended: Callable[[Outcome], None] | None = None,
     ) -> list[JobReturn]:
-        """What the trials `first`, `first + 1`, … come to, in the order of the jobs, as Hydra's launchers answer.
+        """Run the trials `first`, `first + 1`, … and return their results in the order of the jobs, as Hydra's launchers do.
 
-        `ended` is told each outcome as it comes. A trial that has finished already is not run again, and one that has
-        begun goes on. Raises `ConfigError` before anything is started, and `Interrupted` when a signal came and every
-        trial has saved.
+        `ended` is called with each outcome as it comes. A trial that has finished is not run again, and one that was
+        started is resumed. Raises `ConfigError` before any trial starts, and `Interrupted` after a signal, when every
+        trial has saved its state.
         """
         self.check(jobs)
-        numbered = [Job(number, tuple(words), directory / str(number)) for number, words in enumerate(jobs, first)]
+        numbered = [Job(number, tuple(job), directory / str(number)) for number, job in enumerate(jobs, first)]
         outcomes = self._run(numbered, ended)
-        return [_returned(job, outcomes[job.number]) for job in numbered]
+        return [_job_return(job, outcomes[job.number]) for job in numbered]
 
     def _run(self, jobs: Sequence[Job], ended: Callable[[Outcome], None] | None) -> dict[int, Outcome]:
         free: SimpleQueue[dict[str, str]] = SimpleQueue()
@@ -193,7 +193,7 @@ class Pool:
             free.put(slot)
         outcomes: dict[int, Outcome] = {}
         self._stopping.clear()
-        with StopRequest() as stop, ThreadPoolExecutor(len(self.slots)) as threads, self._ending(stop):
+        with StopRequest() as stop, ThreadPoolExecutor(len(self.slots)) as threads, self._stop_on_error(stop):
             pending: set[Future[Outcome | None]] = {threads.submit(self._on_slot, job, free) for job in jobs}
             while pending:
                 done, pending = wait(pending, TICK_SECONDS, FIRST_COMPLETED)
@@ -204,13 +204,15 @@ class Pool:
                 if stop.signal_number is not None and not self._stopping.is_set():
                     self._signal(stop.signal_number)
         if stop.signal_number is not None:
-            over = sum(outcome.state != "interrupted" for outcome in outcomes.values())
-            raise Interrupted(stop.signal_number, f"stopped after {over} of {len(jobs)} trials; the others are saved")
+            ended_count = sum(outcome.state != "interrupted" for outcome in outcomes.values())
+            raise Interrupted(
+                stop.signal_number, f"stopped after {ended_count} of {len(jobs)} trials; the others are saved"
+            )
         return outcomes
 
     @contextmanager
-    def _ending(self, stop: StopRequest) -> Iterator[None]:
-        """Whatever happens here, no trial goes on alone; a second signal is a second one for the trials as well."""
+    def _stop_on_error(self, stop: StopRequest) -> Iterator[None]:
+        """Stop all trials when an exception leaves the context. A second signal is passed on to them as well."""
         try:
             yield
         except BaseException:
@@ -218,73 +220,73 @@ class Pool:
             raise
 
     def _signal(self, number: int) -> None:
-        """Tell every trial to stop, and start no other one."""
+        """Send a signal to every running trial, and start no other one."""
         with self._lock:
             self._stopping.set()
             for process in self._running:
                 process.send_signal(number)
 
     def _on_slot(self, job: Job, free: SimpleQueue[dict[str, str]]) -> Outcome | None:
-        """The trial's outcome; None where it was not started. There are as many slots as threads, so that one is free."""
-        slot = free.get()
+        """Run a trial on a free slot. Return its outcome, or None if it was not started."""
+        slot = free.get()  # never waits: there are as many slots as threads
         try:
             while job.in_use and not self._stopping.wait(TICK_SECONDS):
                 pass
             metrics = job.metrics
-            return self._process(job, slot) if metrics is None else Outcome(job.number, "finished", metrics)
+            return self._run_process(job, slot) if metrics is None else Outcome(job.number, "finished", metrics)
         finally:
             free.put(slot)
 
-    def _process(self, job: Job, environment: dict[str, str]) -> Outcome | None:
-        where = [] if self.config_dir is None else ["--config-dir", self.config_dir]
+    def _run_process(self, job: Job, environment: dict[str, str]) -> Outcome | None:
+        config_dir = [] if self.config_dir is None else ["--config-dir", self.config_dir]
         with self._lock:
             if self._stopping.is_set():
                 return None
-            # A session of its own: the terminal's Ctrl-C comes once, by way of this process.
+            # In its own session the process gets the terminal's Ctrl-C once, from this process.
             process = subprocess.Popen(
-                [sys.executable, "-m", "runner", *where, *job.command],
+                [sys.executable, "-m", "runner", *config_dir, *job.command],
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # it has a run.log
+                stdout=subprocess.DEVNULL,  # the trial has a run.log
                 stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
                 start_new_session=True,
             )
             self._running.add(process)
-        _, said = process.communicate()
+        _, errors = process.communicate()
         with self._lock:
             self._running.discard(process)
-        return self._outcome(job, process.returncode, said)
+        return self._outcome(job, process.returncode, errors)
 
-    def _outcome(self, job: Job, code: int, said: str) -> Outcome:
+    def _outcome(self, job: Job, code: int, errors: str) -> Outcome:
         if code == 0:
             return Outcome(job.number, "finished", job.metrics or {})
         if code in _STOPPED or (self._stopping.is_set() and -code in (signal.SIGINT, signal.SIGTERM)):
             return Outcome(job.number, "interrupted", reason="stopped by a signal")
-        return Outcome(job.number, "failed", reason=_reason(job, code, said))
+        return Outcome(job.number, "failed", reason=_reason(job, code, errors))
 
 
-def _reason(job: Job, code: int, said: str) -> str:
-    """Why a trial failed, in its own words; what are not words for the user goes to a file."""
-    told = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
+def _reason(job: Job, code: int, errors: str) -> str:
+    """Return why a trial failed, from its exit code and its standard error. A traceback is written to stderr.log."""
+    messages = [line.removeprefix("error: ") for line in errors.splitlines() if line.startswith("error: ")]
     if code < 0:
         usual = ", as the kernel does when memory is short" if -code == signal.SIGKILL else ""
         return f"its process was killed by {signal.Signals(-code).name}{usual}"
-    if told:
-        return "; ".join(told)
+    if messages:
+        return "; ".join(messages)
     if (job.directory / "run.json").exists():
-        (job.directory / "stderr.log").write_text(said, encoding="utf-8")
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return lines[-1] if lines else f"its process ended with exit code {code} and without a word"
+        (job.directory / "stderr.log").write_text(errors, encoding="utf-8")
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    return lines[-1] if lines else f"its process ended with exit code {code} and no message"
 
 
-def _returned(job: Job, outcome: Outcome) -> JobReturn:
+def _job_return(job: Job, outcome: Outcome) -> JobReturn:
     from hydra.core.utils import JobReturn, JobStatus
 
     finished = outcome.state == "finished"
     return JobReturn(
-        overrides=job.words,
+        overrides=job.overrides,
         working_dir=str(job.directory),
         status=JobStatus.COMPLETED if finished else JobStatus.FAILED,
         _return_value=dict(outcome.metrics) if finished else RunFailed(outcome.reason),

@@ -1,4 +1,4 @@
-"""What the trials of a sweep came to: one row a member, and one a setting with the spread over its seeds."""
+"""Results of a sweep: one row per trial, and one per setting with the spread over its seeds."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SEEDS = ("seed", "data.seed")
-"""Keys that tell the repetitions of one setting apart."""
+"""Keys in which the repetitions of one setting differ."""
 
 UNREADABLE = "unreadable"
-"""State of a member that finished, but whose summary is gone or damaged."""
+"""State of a member that finished, but whose summary is missing or damaged."""
 
 SHOWN_SETTINGS = 20
-"""Most settings in the table."""
+"""Largest number of settings in the table."""
 
 SHOWN_ROWS = 60
-"""Most rows of the table: where all metrics of the settings take more, only the one they are compared by is shown."""
+"""Largest number of rows of the table. If all metrics need more, only the one that compares the settings is shown."""
 
 _MAIN = ("valid/rmse", "test/rmse", "train/rmse")
 _KNOWN = [f"{part}/{metric}" for part in ("train", "valid", "test") for metric in ("loss", "rmse", "mae", "r2")]
@@ -38,9 +38,9 @@ _NOT_FINITE = {text: float(text) for text in ("nan", "inf", "-inf")}
 
 @dataclass(frozen=True)
 class Member:
-    """One trial. Only one that finished has steps, metrics, seconds of training and the SHA-256 of its parameters.
+    """One trial. Only a finished one has steps, metrics, seconds of training and the SHA-256 of its parameters.
 
-    `state` is that of `sweep.json`, or "unreadable"; `reason` is a sentence where it did not end well.
+    `state` is the state in `sweep.json`, or "unreadable". `reason` says why the trial did not finish.
     """
 
     number: int
@@ -54,12 +54,13 @@ class Member:
 
     @property
     def failed(self) -> bool:
+        """Whether the trial failed, or finished and has no readable summary."""
         return self.state in ("failed", UNREADABLE)
 
 
 @dataclass(frozen=True)
 class Results:
-    """All trials in the order of their numbers. `metric` compares them; "" while none has finished."""
+    """All trials in the order of their numbers. `metric` is the one that compares them; "" if none has finished."""
 
     name: str
     swept: Sequence[str]
@@ -69,17 +70,17 @@ class Results:
 
     @property
     def varied(self) -> list[str]:
-        """The swept keys that make a setting: all but the seeds."""
+        """Swept keys that make up a setting: all but the seeds."""
         return [key for key in self.swept if key not in SEEDS]
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics that members have: train, valid, test, and of each loss, rmse, mae, r2."""
+        """Names of the metrics of the members, ordered by train, valid, test, and in each by loss, rmse, mae, r2."""
         return _metrics(self.members)
 
     @property
     def counts(self) -> str:
-        """Such as "512 trials, 3 failed"."""
+        """Text such as "512 trials, 3 failed"."""
         states = Counter(member.state for member in self.members if member.state != "finished")
         trials = f"{len(self.members):,} {'trial' if len(self.members) == 1 else 'trials'}"
         return ", ".join([trials, *(f"{count:,} {state}" for state, count in states.items())])
@@ -87,35 +88,36 @@ class Results:
 
 @dataclass(frozen=True)
 class Setting:
-    """Members that differ in nothing but their seeds."""
+    """Members that differ in their seeds only."""
 
     values: Mapping[str, Any]
     members: Sequence[Member]
 
     @property
     def finished(self) -> dict[tuple[Any, ...], Member]:
-        """Seeds → the member that finished with them; the first, should a sweep have run the same twice."""
+        """Seeds → the finished member that has them; the first one if a sweep has several."""
         finished = [member for member in self.members if member.state == "finished"]
         return {tuple(member.values.get(key) for key in SEEDS): member for member in reversed(finished)}
 
     @property
     def failed(self) -> int:
+        """Number of members that failed."""
         return sum(member.failed for member in self.members)
 
     def estimate(self, metric: str) -> Estimate:
-        """The metric's mean over the seeds that finished."""
+        """Return the mean of a metric over the seeds that finished, with its 95 % interval."""
         return estimate([m.metrics[metric] for m in self.finished.values() if metric in m.metrics])
 
     def minus(self, other: Setting, metric: str) -> Estimate:
-        """The mean difference of a metric to another setting, seed by seed, over the seeds that finished in both.
+        """Return the mean difference of a metric to another setting, paired by seed, over the seeds that finished in both.
 
-        What a seed does to both settings drops out. The interval is that of one comparison: it makes no allowance for
+        Pairing removes the effect of a seed on both settings. The interval is for one comparison: it does not allow for
         the other setting having been chosen as the best of many.
         """
         others = other.finished
-        pairs = [(mine.metrics, others[seeds].metrics) for seeds, mine in self.finished.items() if seeds in others]
+        pairs = [(member.metrics, others[seeds].metrics) for seeds, member in self.finished.items() if seeds in others]
         return estimate(
-            [mine[metric] - theirs[metric] for mine, theirs in pairs if metric in mine and metric in theirs]
+            [first[metric] - second[metric] for first, second in pairs if metric in first and metric in second]
         )
 
 
@@ -123,21 +125,22 @@ class Setting:
 
 
 def collect(sweep_dir: Path) -> Results:
-    """The results of a sweep, whether it has ended or not, from `sweep.json` and the summaries of its members.
+    """Collect the results of a sweep, finished or not, from `sweep.json` and the summaries of its members.
 
-    Members are compared by the metric of the search, else by the rmse of the first of valid, test and train that there
-    is. Raises `CheckpointError` when `sweep.json` cannot be read; a member's summary that cannot be is its own matter.
+    Members are compared by the metric of the search, else by the first of valid/rmse, test/rmse and train/rmse that
+    exists. Raises `CheckpointError` if `sweep.json` cannot be read. A member whose summary cannot be read gets the state
+    "unreadable".
     """
     path = sweep_dir / "sweep.json"
     try:
         sweep = json.loads(path.read_text(encoding="utf-8"))
         members = sorted((_member(sweep_dir, entry) for entry in sweep["members"]), key=lambda member: member.number)
-        metric, larger_is_better = _compared(sweep, _metrics(members))
+        metric, larger_is_better = _comparison(sweep, _metrics(members))
         return Results(str(sweep["name"]), [*map(str, sweep["swept"])], members, metric, larger_is_better)
     except (OSError, ValueError) as error:
         problem = f"cannot be read ({error})"
     except (KeyError, TypeError, AttributeError):
-        problem = "lacks what the record of a sweep has"
+        problem = "lacks required entries"
     raise CheckpointError(f"{path} must be the record of a sweep, but {problem}; restore it")
 
 
@@ -145,16 +148,16 @@ def _member(sweep_dir: Path, entry: Mapping[str, Any]) -> Member:
     values = {key: _number(value) for key, value in entry["values"].items()}
     member = Member(int(entry["number"]), values, str(entry["state"]), entry.get("reason"))
     return (
-        _summarised(member, sweep_dir / str(member.number) / "summary.json") if member.state == "finished" else member
+        _with_summary(member, sweep_dir / str(member.number) / "summary.json") if member.state == "finished" else member
     )
 
 
 def _number(value: Any) -> Any:
-    """A number that JSON lacks stands there as a text."""
+    """Return the value, with the texts nan, inf and -inf, which JSON has no numbers for, as floats."""
     return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 
-def _summarised(member: Member, path: Path) -> Member:
+def _with_summary(member: Member, path: Path) -> Member:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         return replace(
@@ -167,7 +170,7 @@ def _summarised(member: Member, path: Path) -> Member:
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError, AttributeError):
-        problem = "is not one"
+        problem = "is not valid"
     return replace(member, state=UNREADABLE, reason=f"{path} must be the summary of a run, but {problem}; restore it")
 
 
@@ -176,23 +179,23 @@ def _metrics(members: Iterable[Member]) -> list[str]:
     return [name for name in _KNOWN if name in names] + sorted(names.difference(_KNOWN))
 
 
-def _compared(sweep: Mapping[str, Any], names: Sequence[str]) -> tuple[str, bool]:
-    """The metric that members are compared by, and whether larger is better."""
-    given, directions = sweep.get("metric"), sweep.get("directions")
-    given = given[0] if isinstance(given, list) else given  # of several objectives the first
-    metric = given or next((name for name in (*_MAIN, *names) if name in names), "")
-    if given and directions:
+def _comparison(sweep: Mapping[str, Any], names: Sequence[str]) -> tuple[str, bool]:
+    """Return the metric that compares members, and whether larger is better."""
+    searched, directions = sweep.get("metric"), sweep.get("directions")
+    searched = searched[0] if isinstance(searched, list) else searched  # the first of several objectives
+    metric = searched or next((name for name in (*_MAIN, *names) if name in names), "")
+    if searched and directions:
         return metric, directions[0] == "maximize"
     return metric, metric.endswith("/r2")
 
 
-# ----------------------------------------------------------------------------------------------------------- one a member
+# --------------------------------------------------------------------------------------------------- one row per member
 
 
 def write_csv(results: Results, path: Path) -> None:
-    """One row a member in the order of their numbers; numbers read back as they were, nan and inf under these names.
+    """Write one row per member, in the order of their numbers. Floats read back equal; nan and inf are written so.
 
-    A cell is empty where a member has nothing to put there. Raises OSError; the old file is then as it was.
+    A cell without a value is empty. Raises OSError and keeps the previous file.
     """
     metrics, text = results.metrics, io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
@@ -206,34 +209,34 @@ def write_csv(results: Results, path: Path) -> None:
 
 
 def as_text(value: Any) -> str:
-    """A swept value as one writes it on the command line: 0.001, true, null, [8, 8], mlp."""
+    """Return a swept value as on the command line: 0.001, true, null, [8, 8], mlp."""
     if isinstance(value, str):
         return value
     return repr(value) if isinstance(value, float) else json.dumps(value)
 
 
-# ---------------------------------------------------------------------------------------------------------- one a setting
+# -------------------------------------------------------------------------------------------------- one row per setting
 
 
 def settings(results: Results) -> list[Setting]:
-    """The members grouped by every swept key but the seeds: the best mean first, those without one last.
+    """Group the members by every swept key but the seeds. The best mean comes first, settings without a mean last.
 
-    A mean is over the seeds that finished: where some failed, `minus` compares with less favour.
+    A mean is over the seeds that finished. If some failed, `minus` is the fairer comparison: it uses the common seeds.
     """
     groups: dict[str, list[Member]] = {}
     for member in results.members:
         groups.setdefault(json.dumps([member.values.get(key) for key in results.varied]), []).append(member)
-    found = [Setting({key: group[0].values.get(key) for key in results.varied}, group) for group in groups.values()]
+    unranked = [Setting({key: group[0].values.get(key) for key in results.varied}, group) for group in groups.values()]
 
     def rank(setting: Setting) -> tuple[bool, float]:
         mean = setting.estimate(results.metric).mean
         return (True, 0.0) if math.isnan(mean) else (False, -mean if results.larger_is_better else mean)
 
-    return sorted(found, key=rank)
+    return sorted(unranked, key=rank)
 
 
 def table(results: Results) -> Table:
-    """The settings, the best first: how many seeds finished and failed, each metric, and its difference to the best."""
+    """Return the table of settings, best first: seeds finished and failed, each metric, and its difference to the best."""
     from rich.table import Table
     from rich.text import Text
 
@@ -241,28 +244,28 @@ def table(results: Results) -> Table:
     shown = ranked[:SHOWN_SETTINGS]
     metrics = results.metrics if len(shown) * len(results.metrics) <= SHOWN_ROWS else [results.metric]
     remarks = "\n".join(_remarks(results, ranked))
-    plain: Any = {"title_justify": "left", "title_style": "", "caption_justify": "left", "caption_style": ""}
-    made = Table(title=Text(f"{results.name}: {results.counts}"), caption=Text(remarks) if remarks else None, **plain)
-    made.box, made.pad_edge = None, False
+    style: Any = {"title_justify": "left", "title_style": "", "caption_justify": "left", "caption_style": ""}
+    result = Table(title=Text(f"{results.name}: {results.counts}"), caption=Text(remarks) if remarks else None, **style)
+    result.box, result.pad_edge = None, False
     for key in results.varied:
-        made.add_column(Text(key))
-    compared = ["minus best ± 95 %", "pairs"] if len(ranked) > 1 else []
-    for heading in ("n", "failed", "metric", "mean ± 95 % interval", "sd", *compared):
-        made.add_column(heading, justify="left" if heading == "metric" else "right")
+        result.add_column(Text(key))
+    comparison = ["minus best ± 95 %", "pairs"] if len(ranked) > 1 else []
+    for heading in ("n", "failed", "metric", "mean ± 95 % interval", "sd", *comparison):
+        result.add_column(heading, justify="left" if heading == "metric" else "right")
     for setting in shown:
         for row in _rows(setting, ranked[0], metrics or [""], results.metric):
-            made.add_row(*map(Text, row[: len(made.columns)]))
-    return made
+            result.add_row(*map(Text, row[: len(result.columns)]))
+    return result
 
 
 def _rows(setting: Setting, best: Setting, metrics: Sequence[str], main: str) -> Iterable[list[str]]:
-    """A row for each metric; what the setting is stands in the first one."""
+    """Yield a row for each metric. Only the first one names the setting."""
     first = [*map(_short, setting.values.values()), f"{len(setting.finished):,}", f"{setting.failed:,}"]
     for metric in metrics:
-        found = setting.estimate(metric)
+        mean = setting.estimate(metric)
         difference = setting.minus(best, metric) if metric == main and setting is not best else Estimate(0, math.nan)
         pairs = f"{difference.count:,}" if difference.count else ""
-        yield [*first, metric, _spread(found, ".6g"), _known(found.deviation), _spread(difference, "+.4g"), pairs]
+        yield [*first, metric, _spread(mean, ".6g"), _known(mean.deviation), _spread(difference, "+.4g"), pairs]
         first = [""] * len(first)
 
 
@@ -270,10 +273,10 @@ def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else as_text(value)
 
 
-def _spread(found: Estimate, form: str) -> str:
-    """Such as "0.25 ± 0.013"; without an interval only the mean, and nothing of no values."""
-    half = found.high - found.mean
-    return (format(found.mean, form) if found.count else "") + ("" if math.isnan(half) else f" ± {half:.2g}")
+def _spread(result: Estimate, form: str) -> str:
+    """Return text such as "0.25 ± 0.013": only the mean if there is no interval, and "" if there are no values."""
+    half = result.high - result.mean
+    return (format(result.mean, form) if result.count else "") + ("" if math.isnan(half) else f" ± {half:.2g}")
 
 
 def _known(number: float) -> str:
@@ -281,7 +284,7 @@ def _known(number: float) -> str:
 
 
 def _remarks(results: Results, ranked: Sequence[Setting]) -> list[str]:
-    """What the rows do not say themselves."""
+    """Return the lines below the table: settings left out, settings with one seed, and reasons of failures."""
     lines = []
     if len(ranked) > SHOWN_SETTINGS:
         lines.append(f"… and {len(ranked) - SHOWN_SETTINGS:,} more in results.csv")

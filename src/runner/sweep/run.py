@@ -1,4 +1,4 @@
-"""`python -m runner -m …`: from the words of a sweep to its directory, through Hydra's own sweepers and launchers."""
+"""`python -m runner -m …`: from the arguments of a sweep to its directory, through Hydra's sweepers and launchers."""
 
 from __future__ import annotations
 
@@ -17,81 +17,86 @@ from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import opened, reason_of, search_path
 from runner.config.overrides import quoted
 from runner.config.schema import Config
-from runner.errors import ConfigError, InputError, Interrupted, RunFailed, RunnerError
+from runner.errors import CheckpointError, ConfigError, InputError, Interrupted, RunFailed, RunnerError
 from runner.runs.atomic import explain_os_error, write_atomic
 from runner.runs.directory import lock, now, unlock
 from runner.runs.sinks.reporter import Reporter
-from runner.sweep import arguments as words_
-from runner.sweep.manifest import FILE, Manifest, place
+from runner.sweep.arguments import SweepArguments, check_resume_overrides, classify, disable_plots, expand_seeds
+from runner.sweep.manifest import FILE, Manifest, sweep_directory
 from runner.sweep.task import Task
-from runner.sweep.vmap_launcher import kept
+from runner.sweep.vmap_launcher import with_manifest
 
 if TYPE_CHECKING:
     from runner.sweep.results import Results
 
 
-def spread(words: Sequence[str], config_dir: str | None) -> Config | None:
-    """The configuration whose `launch.processes` a sweep asks for; None where it is trained in this process."""
-    asked = words_.sort(words, config_dir)
-    if asked.resume is not None:
-        asked = words_.sort(Manifest.read(Path(str(asked.resume))).values["task"], config_dir)
-    if not any(word.startswith("launch.") for word in asked.fixed):
+def launch_config(arguments: Sequence[str], config_dir: str | None) -> Config | None:
+    """Return the configuration with which a sweep starts its processes, or None if it runs in this process."""
+    parsed = classify(arguments, config_dir)
+    if parsed.resume is not None:
+        parsed = classify(Manifest.read(Path(str(parsed.resume))).values["task"], config_dir)
+    if not any(override.startswith("launch.") for override in parsed.fixed):
         return None
-    config = compose(asked.sample, config_dir).config
+    config = compose(parsed.sample, config_dir).config
     return config if needs_launch(config) else None
 
 
-def sweep(words: Sequence[str], config_dir: str | None, command: Sequence[str]) -> Manifest:
-    """Run a sweep to its end, or go on with one; gives its manifest, whose members tell how each trial ended.
+def sweep(arguments: Sequence[str], config_dir: str | None, command: Sequence[str]) -> Manifest:
+    """Run or resume a sweep, and return its manifest, whose members have the end of each trial.
 
-    Raises `InputError` before anything is started, and `Interrupted` when a signal stopped it.
+    Raises `InputError` before any trial starts, and `Interrupted` after a signal.
     """
-    asked = words_.sort(words, config_dir)
-    if asked.resume is not None:
-        words_.refuse_beside_resume(words)
-        directory = Path(str(asked.resume))
+    parsed = classify(arguments, config_dir)
+    if parsed.resume is not None:
+        check_resume_overrides(arguments)
+        directory = Path(str(parsed.resume))
         with _locked(directory):
             manifest = Manifest.read(directory)
-            return _gone_on(manifest, asked, words)
-    composed = compose(asked.sample, config_dir)
+            return _resume(manifest, parsed)
+    composed = compose(parsed.sample, config_dir)
     config = composed.config
-    _warn(asked, composed)
-    words_.with_seeds(asked, config.seed)
-    words_.without_pictures(asked)
-    directory = place(config.name, asked.run_dir)
+    _print_notices(parsed, composed)
+    expand_seeds(parsed, config.seed)
+    disable_plots(parsed)
+    directory = sweep_directory(config.name, parsed.run_dir)
     values = {
         "name": config.name,
         "command": list(command),
         "config_dir": config_dir,
-        "words": list(words),
-        "task": asked.task,
-        "hydra": asked.hydra,
-        "fixed": asked.fixed,
-        "swept": asked.swept,
+        "words": list(arguments),
+        "task": parsed.task,
+        "hydra": parsed.hydra,
+        "fixed": parsed.fixed,
+        "swept": parsed.swept,
         "metric": None,
         "directions": None,
     }
-    absent = [parent for parent in directory.parents if not parent.exists()]
+    missing = [parent for parent in directory.parents if not parent.exists()]
     try:
         manifest = Manifest.create(directory, values)
         with _locked(directory):
-            return _refused_whole(manifest, config)
+            return _run_or_remove(manifest, config)
     except InputError:
-        for parent in absent:
-            with suppress(OSError):  # another run is in it already
+        for parent in missing:
+            with suppress(OSError):  # another run has been made in it meanwhile
                 parent.rmdir()
         raise
 
 
-def _warn(asked: words_.Words, composed: Composed) -> None:
-    """What the user should hear of all trials, as of one run; what holds for the first value of a swept key is not of all."""
-    of_all = [n for n in composed.notices if not any(f"`{key}`" in n or f"`{key}." in n for key in asked.swept)]
-    for notice in [*asked.notices, *of_all]:
+def _print_notices(arguments: SweepArguments, composed: Composed) -> None:
+    """Print the notices on the arguments, and those of the sample trial that concern all trials."""
+    # A notice on a swept key holds for its first value only.
+    common = [
+        notice
+        for notice in composed.notices
+        if not any(f"`{k}`" in notice or f"`{k}." in notice for k in arguments.swept)
+    ]
+    for notice in [*arguments.notices, *common]:
         Reporter().warn(notice)
 
 
-def _refused_whole(manifest: Manifest, config: Config) -> Manifest:
-    """Run a new sweep; one that is refused before any trial has begun leaves nothing behind."""
+def _run_or_remove(manifest: Manifest, config: Config) -> Manifest:
+    """Run a new sweep. If it is refused before a trial has started, remove its directory."""
     try:
         return _run(manifest, config)
     except InputError:
@@ -100,21 +105,21 @@ def _refused_whole(manifest: Manifest, config: Config) -> Manifest:
         raise
 
 
-def _gone_on(manifest: Manifest, asked: words_.Words, words: Sequence[str]) -> Manifest:
-    """The same sweep again, where it stopped; where that is refused, all is as it was."""
+def _resume(manifest: Manifest, arguments: SweepArguments) -> Manifest:
+    """Continue a sweep where it stopped. If that is refused, restore its manifest."""
     path, config_dir = manifest.directory / FILE, manifest.values["config_dir"]
     before = path.read_bytes()
-    manifest.settle()
-    manifest.reconsider()
+    manifest.update_from_records()
+    manifest.rerun_lost()
     states = manifest.states()
     manifest.values.update(status="running", ended=None, resumed=manifest.values["resumed"] + 1)
-    for own, new in ((manifest.values["hydra"], asked.hydra), (manifest.values["task"], asked.task)):
-        keys = {word.partition("=")[0] for word in new}
-        own[:] = [word for word in own if word.partition("=")[0] not in keys] + list(new)
-    manifest.values["fixed"] += [word for word in asked.fixed if word not in manifest.values["fixed"]]
+    for saved, new in ((manifest.values["hydra"], arguments.hydra), (manifest.values["task"], arguments.task)):
+        keys = {override.partition("=")[0] for override in new}
+        saved[:] = [override for override in saved if override.partition("=")[0] not in keys] + list(new)
+    manifest.values["fixed"] += [override for override in arguments.fixed if override not in manifest.values["fixed"]]
     manifest.save()
     try:
-        return _run(manifest, compose(words_.sort(manifest.values["task"], config_dir).sample, config_dir).config)
+        return _run(manifest, compose(classify(manifest.values["task"], config_dir).sample, config_dir).config)
     except InputError:
         if Manifest.read(manifest.directory).states() == states:
             write_atomic(path, before)
@@ -122,47 +127,45 @@ def _gone_on(manifest: Manifest, asked: words_.Words, words: Sequence[str]) -> M
 
 
 def _run(manifest: Manifest, config: Config) -> Manifest:
-    """Let Hydra's sweeper make the trials and its launcher run them. `config` is that of one of them."""
+    """Let Hydra's sweeper make the trials and its launcher run them. `config` is that of one trial."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    directory, found, status = manifest.directory, None, "failed"
+    directory, result, status = manifest.directory, None, "failed"
     try:
         with opened() as hydra:
-            found = _swept(hydra, manifest, config.sweep.max_trials)
+            result = _sweep_with_hydra(hydra, manifest, config.sweep.max_trials)
         status = "finished"
     except (Interrupted, KeyboardInterrupt) as stop:
         status = "interrupted"
-        raise _stopped(stop, directory) from None
+        raise _interrupted(stop, directory) from None
     except RunnerError as error:
-        if not _is_told(directory, error):
+        if not _is_failed_trial(directory, error):
             raise
         status = "finished"
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"the sweep cannot be composed: {reason_of(error)}") from None
     except OSError as error:
-        raise _unwritten(error, directory) from error
+        raise _write_error(error, directory) from error
     finally:
-        manifest = _ended(directory, status)
-    if isinstance(found, dict):
-        manifest.values.update({k: v for k, v in found.items() if k in ("metric", "directions")})
+        manifest = _finish(directory, status)
+    if isinstance(result, dict):
+        manifest.values.update({k: v for k, v in result.items() if k in ("metric", "directions")})
         manifest.save()
     return manifest
 
 
-def _swept(hydra: Any, manifest: Manifest, max_trials: int) -> Any:
-    """What Hydra's sweeper gives, its launcher keeping the manifest.
-
-    As Hydra itself does it, but that the words of the trials are for the trials: `optimizer=adam,adamw optimizer.eps=1e-6` fits
-    each of them, and not the configuration without any.
-    """
+def _sweep_with_hydra(hydra: Any, manifest: Manifest, max_trials: int) -> Any:
+    """Return the result of Hydra's sweeper, with a launcher that keeps the manifest."""
     from hydra._internal.callbacks import Callbacks
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext, RunMode
 
     values, directory = manifest.values, manifest.directory
-    words = [f"hydra.sweep.dir={quoted(str(directory))}", *search_path(values["config_dir"]), *values["hydra"]]
-    composed = hydra.compose_config("sweep", [*words, f"sweep.max_trials={max_trials}"], RunMode.MULTIRUN)
+    settings = [f"hydra.sweep.dir={quoted(str(directory))}", *search_path(values["config_dir"]), *values["hydra"]]
+    composed = hydra.compose_config("sweep", [*settings, f"sweep.max_trials={max_trials}"], RunMode.MULTIRUN)
+    # Unlike Hydra itself, compose the overrides of the trials in the trials alone. `optimizer=adam,adamw optimizer.eps=1e-6`
+    # fits each of them, but not the configuration of the sweep, which has neither optimizer.
     composed.hydra.overrides.task = list(values["task"])
     callbacks = Callbacks(composed)
     callbacks.on_multirun_start(config=composed, config_name="sweep")
@@ -172,27 +175,30 @@ def _swept(hydra: Any, manifest: Manifest, max_trials: int) -> Any:
         task_function=Task(values["config_dir"], tuple(values["command"]), os.getcwd()),
     )
     if getattr(sweeper, "launcher", None) is not None:
-        sweeper.launcher = kept(sweeper.launcher, directory)
-    found = sweeper.sweep(arguments=list(values["task"]))
+        sweeper.launcher = with_manifest(sweeper.launcher, directory)
+    result = sweeper.sweep(arguments=list(values["task"]))
     callbacks.on_multirun_end(config=composed, config_name="sweep")
-    return found
+    return result
 
 
-def _stopped(stop: Interrupted | KeyboardInterrupt, directory: Path) -> Interrupted:
-    """The end of a sweep that a signal stopped, and how it goes on."""
+def _interrupted(stop: Interrupted | KeyboardInterrupt, directory: Path) -> Interrupted:
+    """Print how to resume the sweep, and return the error that ends it."""
     with suppress(OSError):
-        Reporter().say(f"go on with: python -m runner -m resume={directory}")
+        Reporter().say(f"resume with: python -m runner -m resume={directory}")
     error = stop if isinstance(stop, Interrupted) else stop.__cause__
     return error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT, "stopped; what was saved is kept")
 
 
-def _is_told(directory: Path, error: RunnerError) -> bool:
-    """Whether it is how a trial failed: when all have run, Hydra's own sweeper raises what it finds among the results."""
+def _is_failed_trial(directory: Path, error: RunnerError) -> bool:
+    """Whether the error is that of a failed trial: Hydra's own sweeper raises it when all trials have run."""
     return any(m["reason"] == str(error) for m in Manifest.read(directory).members.values() if m["state"] == "failed")
 
 
-def tell(manifest: Manifest) -> Results:
-    """What the trials came to together: results.csv, a table, and a picture for each swept key."""
+def report_results(manifest: Manifest) -> Results:
+    """Write results.csv and a plot for each swept key, print the table of settings, and return the results.
+
+    Raises `CheckpointError` if the manifest cannot be read, and `RunFailed` if a file cannot be written.
+    """
     from runner.sweep.results import collect, table, write_csv
 
     console, directory = Reporter(), manifest.directory
@@ -207,56 +213,58 @@ def tell(manifest: Manifest) -> Results:
         for name, png in figures.items():
             write_atomic(directory / "plots" / f"{name}.png", png)
     except OSError as error:
-        raise _unwritten(error, directory) from error
+        raise _write_error(error, directory) from error
     console.say(table(results))
     console.say(f"sweep    {directory}")
     console.say(f"look     tensorboard --logdir {directory}")
     return results
 
 
-def check_some(manifest: Manifest) -> None:
-    """Train the trials again that `sweep.audit` asks for, and tell how far they are from what they were side by side."""
+def audit_trials(manifest: Manifest) -> None:
+    """Repeat `sweep.audit` trials one at a time, and report the largest difference to their results in the sweep."""
     from runner.sweep.audit import audit
 
     config_dir = manifest.values["config_dir"]
-    if not any(word.startswith("sweep.") for word in manifest.values["task"]):  # conf/ asks for none
+    if not any(
+        override.startswith("sweep.") for override in manifest.values["task"]
+    ):  # the default in conf/ is no audit
         return
-    count = compose(words_.sort(manifest.values["task"], config_dir).sample, config_dir).config.sweep.audit
+    count = compose(classify(manifest.values["task"], config_dir).sample, config_dir).config.sweep.audit
     if count and launched(os.environ):
-        again = f"python -m runner -m resume={manifest.directory} sweep.audit={count}"
-        Reporter().warn(f"`sweep.audit` trains on one process: {again}")
+        command = f"python -m runner -m resume={manifest.directory} sweep.audit={count}"
+        Reporter().warn(f"`sweep.audit` trains on one process: {command}")
         return
-    found = audit(manifest, count)
-    if found is None:
+    result = audit(manifest, count)
+    if result is None:
         return
-    numbers = ", ".join(map(str, found.members))
-    Reporter().say(f"audit    trials {numbers} trained again alone: largest difference {found.largest_difference:.2g}")
-    manifest.values["audit"] = {"members": list(found.members), "largest_difference": found.largest_difference}
+    numbers = ", ".join(map(str, result.members))
+    Reporter().say(
+        f"audit    trials {numbers} repeated one at a time: largest difference {result.largest_difference:.2g}"
+    )
+    manifest.values["audit"] = {"members": list(result.members), "largest_difference": result.largest_difference}
     manifest.save()
 
 
-def _ended(directory: Path, status: str) -> Manifest:
+def _finish(directory: Path, status: str) -> Manifest:
     manifest = Manifest.read(directory)
-    manifest.settle()
+    manifest.update_from_records()
     failed = any(member["state"] == "failed" for member in manifest.members.values())
     manifest.values.update(status="failed" if failed and status == "finished" else status, ended=now())
-    with suppress(OSError):  # told already: a disk that does not take this has not taken the trials
+    with suppress(OSError):  # already reported: a disk that refuses this has refused the trials' files
         manifest.save()
     return manifest
 
 
-def _unwritten(error: OSError, directory: Path) -> RunFailed:
+def _write_error(error: OSError, directory: Path) -> RunFailed:
     return RunFailed(explain_os_error(error, Path(error.filename or directory)))
 
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Nobody else runs this sweep meanwhile. Raises `CheckpointError` where somebody does."""
+    """Keep other processes from running this sweep. Raises `CheckpointError` if one runs it already."""
     if not directory.is_dir():
-        from runner.errors import CheckpointError
-
         raise CheckpointError(
-            f"`resume` must be a sweep directory, but {str(directory)!r} is not a directory; mend the path"
+            f"`resume` must be a sweep directory, got {str(directory)!r}, which is not a directory; correct the path"
         )
     descriptor = lock(directory)
     try:

@@ -1,4 +1,4 @@
-"""One trial as a function of its configuration, which is what launchers of another make call, here or in a process of theirs."""
+"""One trial as a function of its configuration: Hydra's own launchers call it, in this process or in one of theirs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Task:
-    """Called by Hydra with the trial's configuration, of which its words count; gives the final metrics."""
+    """Hydra's task function. It uses the overrides of the configuration that Hydra composed, and returns the final metrics."""
 
     config_dir: str | None
     command: tuple[str, ...]
-    folder: str
-    """Where the sweep was started: a process that a launcher keeps for the next sweep is where the last one was."""
+    working_dir: str
+    """Directory in which the sweep was started."""
 
     def __call__(self, config: Any) -> dict[str, float]:
+        """Run the trial in its directory, or resume it. Raises `KeyboardInterrupt` after a signal."""
         from hydra.core.hydra_config import HydraConfig
 
         from runner.config.compose import compose
@@ -26,18 +27,19 @@ class Task:
         from runner.errors import Interrupted
         from runner.training.run import execute
 
-        os.chdir(self.folder)
+        # A process that a launcher keeps for the next sweep is in the directory of the previous one.
+        os.chdir(self.working_dir)
         hydra = HydraConfig.get()
         directory = Path(hydra.sweep.dir) / str(hydra.job.num)
-        words = [*hydra.overrides.task, f"run_dir={quoted(str(directory))}"]
+        overrides = [*hydra.overrides.task, f"run_dir={quoted(str(directory))}"]
         if (directory / "run.json").is_file():
-            words = [f"resume={quoted(str(directory))}"]
-        elif directory.is_dir():  # Hydra has made it
+            overrides = [f"resume={quoted(str(directory))}"]
+        elif directory.is_dir():  # made by Hydra
             shutil.rmtree(directory)
         try:
-            run = execute(lambda earlier: compose(words, self.config_dir), self.command, quiet=True)
+            run = execute(lambda earlier: compose(overrides, self.config_dir), self.command, quiet=True)
         except Interrupted as stop:
-            # Any Exception is a failed trial for Hydra's launchers, which would go on with the next one.
+            # Hydra's launchers take any Exception for a failed trial, and would start the next one.
             raise KeyboardInterrupt from stop
         metrics: dict[str, float] = run.summary["metrics"]
         return metrics

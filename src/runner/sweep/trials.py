@@ -1,91 +1,106 @@
-"""From the words of many trials to their checked configurations: composed once for all that differ in numbers only.
+"""From the overrides of many trials to their checked configurations."""
 
-Hydra takes a tenth of a second to compose one. Trials that choose the same options and give the same keys differ in values
-alone: these are set on a typed copy, by the same checks.
-"""
+# Hydra takes a tenth of a second to compose one configuration. Trials that choose the same options and give the same keys differ
+# in values alone: they are composed once, and the values are set on a typed copy, by the same checks.
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from runner.config import constraints, validation
 from runner.config.compose import compose
 from runner.config.overrides import key_of, values_of
-from runner.config.schema import Config, config_hash
+from runner.config.schema import Config, config_hash, program
 from runner.errors import ConfigError, InputError
 from runner.sweep.manifest import Manifest
 
-MOST_PROBLEMS = 20
-"""Problems that are told; a wide sweep may have thousands of the same kind."""
+MAX_PROBLEMS = 20
+"""Most problems that are reported: a wide sweep may have thousands of the same kind."""
 
-MOST_TRIES = 3
-"""Trials of the same options and keys that are composed in vain, before the others are held to be like them."""
+MAX_REFUSALS = 3
+"""Number of trials with the same options and keys that must fail to compose before the others are taken to fail as well."""
 
 Shape: TypeAlias = tuple[str, ...]
-"""Words with the numbers left out in which trials of one program may differ."""
+"""Overrides without the numbers that may differ between trials of one program."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep: its number, the words that it was asked for with, its configuration, and what is its own of that.
+    """One run of a sweep: its number, its overrides, its configuration, and its swept values.
 
-    `values` are those of the words that not every trial has: key, or group → value.
+    `values` maps key or group to value, for the overrides that differ between trials.
     """
 
     number: int
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     config: Config
     values: Mapping[str, Any]
 
-    def going_on(self) -> Config:
-        """The configuration that goes on where an earlier attempt stopped, where there was one."""
+    def resumed_config(self) -> Config:
+        """Return the configuration that resumes the trial's run if there is one, else the configuration of a new run."""
         directory = self.config.run_dir or ""
         return replace(self.config, resume=directory) if (Path(directory) / "run.json").is_file() else self.config
 
-    def member(self) -> dict[str, Any]:
-        """Its entry in the manifest."""
+    def manifest_entry(self) -> dict[str, Any]:
+        """Return the trial's entry in the manifest."""
         return {
             "number": self.number,
             "values": dict(self.values),
-            "overrides": list(self.words),
+            "overrides": list(self.overrides),
             "asked_hash": config_hash(self.config),
         }
 
 
-def plan(jobs: Sequence[Sequence[str]], first: int, manifest: Manifest) -> list[Trial]:
-    """The trials of these words, numbered from `first`, each in its own directory below that of the sweep.
+def by_program(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Group the trials by program: those of one group differ in numbers only."""
+    return group_by(trials, lambda trial: program(trial.config))
 
-    Raises `ConfigError` with what is wrong with any of them, before anything is started.
+
+def group_by(items: Iterable[Item], key: Callable[[Item], Any]) -> list[list[Item]]:
+    """Group the items by a hashable key. Groups and items stay in the order of the input."""
+    groups: dict[Any, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
+
+
+def plan(jobs: Sequence[Sequence[str]], first: int, manifest: Manifest) -> list[Trial]:
+    """Compose the trials of these overrides, numbered from `first`, each with its own directory below that of the sweep.
+
+    Raises `ConfigError` with the problems of all trials.
     """
     composer, fixed = _Composer(manifest.values["config_dir"]), manifest.fixed_keys
     trials, problems = [], dict[str, list[int]]()
-    for number, words in enumerate(jobs, start=first):
+    for number, overrides in enumerate(jobs, start=first):
         try:
-            config = composer.config(tuple(words))
+            config = composer.config(tuple(overrides))
         except InputError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(number)
             continue
-        own = replace(config, run_dir=str(manifest.member_directory(number)), resume=None, seeds=None)
-        values = dict(_value(word) for word in words if key_of(word) not in fixed)
-        trials.append(Trial(number, tuple(words), own, values))
+        config = replace(config, run_dir=str(manifest.member_directory(number)), resume=None, seeds=None)
+        values = dict(_value(override) for override in overrides if key_of(override) not in fixed)
+        trials.append(Trial(number, tuple(overrides), config, values))
     if problems:
-        raise ConfigError(_told(problems, len(jobs)))
+        raise ConfigError(_numbered(problems, len(jobs)))
     return trials
 
 
-def _told(problems: dict[str, list[int]], count: int) -> list[str]:
-    said = [
+def _numbered(problems: dict[str, list[int]], count: int) -> list[str]:
+    """Prefix every problem with the first trial that has it, unless all `count` trials have it."""
+    lines = [
         problem if len(numbers) == count else f"trial {numbers[0]}{_others(len(numbers) - 1)}: {problem}"
         for problem, numbers in problems.items()
     ]
-    more = len(said) - MOST_PROBLEMS
-    return said if more <= 0 else [*said[:MOST_PROBLEMS], f"and {more} more problems like these"]
+    more = len(lines) - MAX_PROBLEMS
+    return lines if more <= 0 else [*lines[:MAX_PROBLEMS], f"and {more} more problems like these"]
 
 
 def _others(count: int) -> str:
@@ -94,54 +109,55 @@ def _others(count: int) -> str:
 
 @dataclass(frozen=True)
 class _Composer:
-    """Composes once for all trials that choose the same options and give the same keys."""
+    """Composes one configuration for all trials that choose the same options and give the same keys."""
 
     config_dir: str | None
     composed: dict[Shape, Config] = field(default_factory=dict)
     refused: dict[Shape, list[InputError]] = field(default_factory=dict)
 
-    def config(self, words: tuple[str, ...]) -> Config:
-        """The configuration of one trial. Raises `ConfigError`."""
-        numbers = [number for word in words if (number := _number(word)) is not None]
-        shape = tuple(word if _number(word) is None else f"{key_of(word)}=" for word in words)
+    def config(self, overrides: tuple[str, ...]) -> Config:
+        """Return the configuration of one trial. Raises `ConfigError`."""
+        numbers = [number for override in overrides if (number := _number(override)) is not None]
+        shape = tuple(override if _number(override) is None else f"{key_of(override)}=" for override in overrides)
         if shape not in self.composed or len({name for name, _ in numbers}) < len(numbers):
-            return self._whole(words, shape)
+            return self._compose(overrides, shape)
         config, problems = self.composed[shape], list[str]()
         for name, value in numbers:
-            config, found = validation.replaced(config, name, value)
-            problems += found
+            config, new = validation.replaced(config, name, value)
+            problems += new
         problems = problems or constraints.problems(config)
         if problems:
             raise ConfigError(problems)
         return config
 
-    def _whole(self, words: tuple[str, ...], shape: Shape) -> Config:
+    def _compose(self, overrides: tuple[str, ...], shape: Shape) -> Config:
         refused = self.refused.setdefault(shape, [])
-        if len(refused) >= MOST_TRIES:
+        if len(refused) >= MAX_REFUSALS:
             raise refused[-1]
         try:
-            whole = compose(words, self.config_dir)
+            composed = compose(overrides, self.config_dir)
         except InputError as error:
             refused.append(error)
             raise
-        if not whole.refers:  # a value that follows another must follow it in every trial
-            self.composed[shape] = whole.config
-        return whole.config
+        if not composed.refers:  # a value that refers to another one must follow it in every trial
+            self.composed[shape] = composed.config
+        return composed.config
 
 
 @lru_cache(maxsize=100_000)
-def _number(word: str) -> tuple[str, Any] | None:
-    """Key and value of a word that gives a number which may differ between trials of one program; None for any other."""
-    return _value(word) if validation.is_lane(Config, key_of(word)) else None
+def _number(override: str) -> tuple[str, Any] | None:
+    """Return key and value if the value may differ between the trials of one program, else None."""
+    return _value(override) if validation.is_lane(Config, key_of(override)) else None
 
 
 @lru_cache(maxsize=100_000)
-def _value(word: str) -> tuple[str, Any]:
-    """Key, or group, and value of a word; a plain number without Hydra's parser, which takes a millisecond."""
-    key, _, text = word.partition("=")
+def _value(override: str) -> tuple[str, Any]:
+    """Return key, or group, and value of an override."""
+    # Plain numbers are read here: Hydra's parser takes a millisecond.
+    key, _, text = override.partition("=")
     if re.fullmatch(r"[-+]?(0|[1-9][0-9]*)", text):
         return key.lstrip("+"), int(text)
     if re.fullmatch(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]+([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)", text):
         return key.lstrip("+"), float(text)
-    ((name, value),) = values_of([word]).items()
+    ((name, value),) = values_of([override]).items()
     return name, value

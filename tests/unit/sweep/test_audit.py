@@ -1,4 +1,4 @@
-"""Trials trained once more alone: which, and how far apart they are."""
+"""The audit of a sweep: which trials are repeated, and how large the difference is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runner.runs import checkpoint
 from runner.sweep.audit import audit
 from runner.sweep.manifest import Manifest
 
-WORDS = ["+experiment=linreg", "device=cpu", "device.threads=1", "train.steps=9", "dtype=float64"]
+OVERRIDES = ["+experiment=linreg", "device=cpu", "device.threads=1", "train.steps=9", "dtype=float64"]
 
 
 @pytest.fixture(autouse=True)
@@ -20,11 +20,11 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def swept(*words: str) -> Manifest:
-    return Manifest.read(runner.multirun(None, [*WORDS, *words, "run_dir=sweep"])[0])
+def swept(*overrides: str) -> Manifest:
+    return Manifest.read(runner.multirun(None, [*OVERRIDES, *overrides, "run_dir=sweep"])[0])
 
 
-def test_trials_side_by_side_are_what_they_are_alone() -> None:
+def test_vmapped_trials_equal_single_runs() -> None:
     manifest = swept("optimizer.lr=1e-5,1e-4", "seeds=2")
     found = audit(manifest, 9)
     assert found is not None
@@ -32,8 +32,8 @@ def test_trials_side_by_side_are_what_they_are_alone() -> None:
     assert found.largest_difference <= 1e-12
 
 
-def test_one_number_that_is_off_is_found() -> None:
-    """The largest difference over the largest magnitude of its tensor, of the one trial that it is in."""
+def test_one_wrong_number_is_found() -> None:
+    """Its difference is relative to the largest magnitude of its tensor."""
     manifest = swept("seeds=3")
     folder = Path("sweep/1/checkpoints")
     loaded = checkpoint.load(folder)
@@ -46,7 +46,7 @@ def test_one_number_that_is_off_is_found() -> None:
     assert found.largest_difference == pytest.approx(1e-3, rel=1e-6)
 
 
-def test_the_draw_is_that_of_the_directory_and_of_finished_trials() -> None:
+def test_finished_trials_are_drawn_by_the_name_of_the_directory() -> None:
     manifest = swept("optimizer.lr=1e-5,1e30", "seeds=6")
     first, again = audit(manifest, 3), audit(manifest, 3)
     assert first is not None
@@ -56,7 +56,7 @@ def test_the_draw_is_that_of_the_directory_and_of_finished_trials() -> None:
     assert set(first.members) < set(range(6))  # the others have diverged
 
 
-def test_nothing_is_trained_where_nothing_can_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_trained_if_nothing_can_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = swept("optimizer.lr=1e30", "seeds=2")
     monkeypatch.setattr("runner.training.run.execute", None)
     assert audit(manifest, 3) is None

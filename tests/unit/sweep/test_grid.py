@@ -1,4 +1,4 @@
-"""Every combination of the values that are given, each once and in order."""
+"""The grid sweeper: every combination of the given values, each once and in order."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from runner.errors import ConfigError
 from runner.sweep.grid import jobs
 
 
-def grid(words: Sequence[str], max_trials: int = 100) -> list[list[str]]:
-    return jobs(words, None, max_trials)
+def grid(arguments: Sequence[str], max_trials: int = 100) -> list[list[str]]:
+    return jobs(arguments, None, max_trials)
 
 
-def test_the_last_key_is_the_fastest() -> None:
+def test_the_last_key_varies_fastest() -> None:
     assert grid(["+experiment=linreg", "seed=1,2", "train.steps=9", "dtype=float32,float64,bfloat16"]) == [
         ["+experiment=linreg", f"seed={seed}", "train.steps=9", f"dtype={dtype}"]
         for seed in (1, 2)
@@ -27,13 +27,13 @@ def test_the_last_key_is_the_fastest() -> None:
     ]
 
 
-def test_without_a_list_there_is_one_trial() -> None:
+def test_single_values_make_one_trial() -> None:
     assert grid(["seed=1"]) == [["seed=1"]]
     assert grid([]) == [[]]
 
 
 @pytest.mark.parametrize(
-    ("word", "values"),
+    ("argument", "values"),
     [
         ("seed=range(0,4)", [0, 1, 2, 3]),
         ("seed=range(9,0,-3)", [9, 6, 3]),
@@ -48,18 +48,18 @@ def test_without_a_list_there_is_one_trial() -> None:
         ("++model.start.w=1,2", [1, 2]),
     ],
 )
-def test_the_values_that_there_are(word: str, values: list[Any]) -> None:
-    assert [next(iter(values_of(job).values())) for job in grid([word])] == values
+def test_the_values_of_an_argument(argument: str, values: list[Any]) -> None:
+    assert [next(iter(values_of(job).values())) for job in grid([argument])] == values
 
 
 @given(st.lists(st.text(min_size=1, max_size=20), min_size=2, max_size=4, unique=True))
-def test_any_text_comes_through(texts: list[str]) -> None:
-    """Commas, quotes, brackets, backslashes: what is in quotes is one value."""
+def test_any_text_is_kept(texts: list[str]) -> None:
+    """Quoted text is one value, whatever commas, quotes, brackets or backslashes it has."""
     found = grid([f"data.path={','.join(map(quoted, texts))}", "seed=1,2"])
     assert [values_of(job) for job in found] == [{"data.path": text, "seed": seed} for text in texts for seed in (1, 2)]
 
 
-def test_a_shuffle_is_the_same_whenever_it_is_asked_and_leaves_the_caller_s_numbers() -> None:
+def test_a_shuffle_is_reproducible_and_keeps_the_state_of_random() -> None:
     random.seed(5)
     state = random.getstate()
     first = grid(["seed=shuffle(range(0,20))"])
@@ -70,24 +70,28 @@ def test_a_shuffle_is_the_same_whenever_it_is_asked_and_leaves_the_caller_s_numb
 
 
 @pytest.mark.parametrize(
-    ("words", "made"),
+    ("arguments", "count", "advice"),
     [
-        (["seed=range(0,11)"], "11; give fewer values, or sweep.max_trials=11"),
-        (["seed=range(0,4)", "train.steps=1", "dtype=a,b,c"], "4 x 3 = 12; give fewer values, or sweep.max_trials=12"),
-        (["seed=range(0,1000000000000)"], "1,000,000,000,000; give fewer values, or sweep.max_trials=1000000000000"),
-        (["data.noise=range(0.5,3,0.1)"], "25; give fewer values, or sweep.max_trials=25"),
+        (["seed=range(0,11)"], "11", "give fewer values, or sweep.max_trials=11"),
+        (
+            ["seed=range(0,4)", "train.steps=1", "dtype=a,b,c"],
+            "4 x 3 = 12",
+            "give fewer values, or sweep.max_trials=12",
+        ),
+        (["seed=range(0,1000000000000)"], "1,000,000,000,000", "give fewer values, or sweep.max_trials=1000000000000"),
+        (["data.noise=range(0.5,3,0.1)"], "25", "give fewer values, or sweep.max_trials=25"),
     ],
 )
-def test_too_many_are_refused_before_they_are_made(words: list[str], made: str) -> None:
+def test_too_many_trials_are_refused_before_they_are_made(arguments: list[str], count: str, advice: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        grid(words, 10)
+        grid(arguments, 10)
     assert caught.value.problems == (
-        f"`sweep.max_trials` must be at least the number of trials, but is 10 where these values make {made}",
+        f"`sweep.max_trials` must be at least the number of trials ({count}), got 10; {advice}",
     )
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["seed=range(0,5)", "dtype=a,b"],
         ["data.noise=range(0.1,1.1,0.1)"],
@@ -95,19 +99,19 @@ def test_too_many_are_refused_before_they_are_made(words: list[str], made: str) 
         ["seed=range(3,9,7)"],
     ],
 )
-def test_as_many_as_are_allowed_are_made(words: list[str]) -> None:
-    count = len(grid(words, 1000))
-    assert len(grid(words, count)) == count
+def test_the_largest_allowed_number_of_trials_is_made(arguments: list[str]) -> None:
+    count = len(grid(arguments, 1000))
+    assert len(grid(arguments, count)) == count
     with pytest.raises(ConfigError, match=f"sweep.max_trials={count}$"):
-        grid(words, count - 1)
+        grid(arguments, count - 1)
 
 
-def test_what_has_no_list_of_values_is_for_a_search() -> None:
+def test_an_interval_is_refused_with_a_hint_at_the_search() -> None:
     with pytest.raises(ConfigError) as caught:
         grid(["optimizer.lr=interval(0,1)", "++model.start.w=tag(log, interval(1,2))", "seed=1,2"])
     assert caught.value.problems == (
-        "`optimizer.lr` must be a list of values for a grid, but is interval(0,1); write optimizer.lr=1,2,3 or range(…), "
+        "`optimizer.lr` must be a list of values for a grid, got interval(0,1); write optimizer.lr=1,2,3 or range(…), "
         "or search with hydra/sweeper=optuna",
-        "`model.start.w` must be a list of values for a grid, but is tag(log, interval(1,2)); write ++model.start.w=1,2,3 or range(…), "
+        "`model.start.w` must be a list of values for a grid, got tag(log, interval(1,2)); write ++model.start.w=1,2,3 or range(…), "
         "or search with hydra/sweeper=optuna",
     )

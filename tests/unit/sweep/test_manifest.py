@@ -1,4 +1,4 @@
-"""The record of a sweep: written whole, read with care, and settled from what its members' own records say."""
+"""The manifest of a sweep: written atomically, checked when read, and updated from the records of its trials."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from runner.errors import CheckpointError, ConfigError
-from runner.sweep.manifest import Manifest, place
+from runner.sweep.manifest import Manifest, sweep_directory
 
 VALUES: dict[str, Any] = {"name": "line", "config_dir": None, "fixed": ["+experiment=linreg"], "swept": ["seed"]}
 
@@ -23,12 +23,12 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 def member(number: int, **changes: Any) -> dict[str, Any]:
-    own = {"number": number, "values": {"seed": number}, "overrides": ["+experiment=linreg", f"seed={number}"]}
-    return {**own, "asked_hash": f"hash {number}", **changes}
+    entry = {"number": number, "values": {"seed": number}, "overrides": ["+experiment=linreg", f"seed={number}"]}
+    return {**entry, "asked_hash": f"hash {number}", **changes}
 
 
-def enlisted(manifest: Manifest, states: Sequence[str]) -> Manifest:
-    manifest.enlist(member(number) for number in range(len(states)))
+def with_states(manifest: Manifest, states: Sequence[str]) -> Manifest:
+    manifest.add(member(number) for number in range(len(states)))
     for number, state in enumerate(states):
         manifest.mark([number], state)
     manifest.save()
@@ -36,7 +36,7 @@ def enlisted(manifest: Manifest, states: Sequence[str]) -> Manifest:
 
 
 def run(manifest: Manifest, number: int, record: Mapping[str, Any] | None, summary: Any = None) -> None:
-    """What a trial's process has left behind."""
+    """Write the files that a trial's process leaves."""
     directory = manifest.member_directory(number)
     directory.mkdir()
     if record is not None:
@@ -49,10 +49,10 @@ def states(manifest: Manifest) -> list[str]:
     return [manifest.members[number]["state"] for number in sorted(manifest.members)]
 
 
-# Its place.
+# The sweep directory.
 
 
-def test_a_new_sweep_has_its_manifest_inside(tmp_path: Path) -> None:
+def test_a_new_sweep_directory_has_a_manifest(tmp_path: Path) -> None:
     manifest = Manifest.create(tmp_path / "some" / "where", VALUES)
     found = json.loads((tmp_path / "some/where/sweep.json").read_text())
     assert found == manifest.values
@@ -60,41 +60,39 @@ def test_a_new_sweep_has_its_manifest_inside(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "some").iterdir()] == ["where"]
 
 
-def test_an_empty_directory_may_be_there(tmp_path: Path) -> None:
+def test_an_empty_directory_is_used(tmp_path: Path) -> None:
     Manifest.create(tmp_path, VALUES)
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("full", "it is there and not empty"), ("full/file", "Not a directory"), ("a\0b", "null byte"), ("a" * 300, "File name too long")],
+    [("full", "it exists and is not empty"), ("full/file", "Not a directory"), ("a\0b", "null byte"), ("a" * 300, "File name too long")],
 )  # fmt: skip
-def test_a_place_that_cannot_be_is_refused(name: str, reason: str, tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_made_is_refused(name: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("mine")
     with pytest.raises(ConfigError) as caught:
         Manifest.create(tmp_path / name, VALUES)
     (problem,) = caught.value.problems
-    assert problem.startswith(
-        f"`run_dir` must be a directory that can be made for the sweep, empty or new, but {tmp_path / name} is not: "
-    )
+    assert problem.startswith(f"`run_dir` must be a new or empty directory for the sweep, got {tmp_path / name}: ")
     assert reason in problem
     assert problem.endswith("; give another one")
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == [Path("full"), Path("full/file")]
 
 
-def test_a_sweep_without_a_run_dir_has_a_place_that_no_other_has() -> None:
-    assert place("line", "some/where") == Path("some/where")
-    found = {place("line", None) for _ in range(20)}
+def test_a_sweep_without_a_run_dir_gets_a_unique_directory() -> None:
+    assert sweep_directory("line", "some/where") == Path("some/where")
+    found = {sweep_directory("line", None) for _ in range(20)}
     assert len(found) == 20
     assert all(re.fullmatch(r"runs/line/sweep_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[0-9a-f]{6}", str(path)) for path in found)
 
 
-# Written and read.
+# Writing and reading.
 
 
-def test_what_is_saved_is_read_again(manifest: Manifest) -> None:
-    manifest.enlist([member(2), member(0, values={"seed": 0, "optimizer.lr": math.inf}), member(1)])
+def test_a_saved_manifest_is_read_back(manifest: Manifest) -> None:
+    manifest.add([member(2), member(0, values={"seed": 0, "optimizer.lr": math.inf}), member(1)])
     manifest.mark([1], "failed", "it diverged")
     manifest.save()
     found = Manifest.read(manifest.directory)
@@ -105,23 +103,23 @@ def test_what_is_saved_is_read_again(manifest: Manifest) -> None:
     assert found.fixed_keys == {"experiment"}
 
 
-def test_a_save_that_fails_leaves_the_old_one(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_keeps_the_previous_manifest(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (manifest.directory / "sweep.json").read_bytes()
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    manifest.enlist([member(0)])
+    manifest.add([member(0)])
     with pytest.raises(OSError, match="No space left"):
         manifest.save()
     assert (manifest.directory / "sweep.json").read_bytes() == before
     assert [path.name for path in manifest.directory.iterdir()] == ["sweep.json"]
 
 
-def test_a_directory_without_a_manifest_is_no_sweep(tmp_path: Path) -> None:
+def test_a_directory_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"has no sweep\.json; give the folder of a sweep, or leave out -m to go on with one run$"
+        CheckpointError, match=r"without sweep\.json; give the directory of a sweep, or leave out -m to resume one run$"
     ):
         Manifest.read(tmp_path)
 
@@ -129,7 +127,7 @@ def test_a_directory_without_a_manifest_is_no_sweep(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["", "[]", "3", '{"members": null}', '{"name": 1}', '{"members": [{"values": {}}]}']
 )
-def test_a_manifest_that_is_none_is_told(content: str, tmp_path: Path) -> None:
+def test_an_invalid_manifest_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(
         CheckpointError, match=r"sweep\.json must be the manifest of a sweep, but cannot be read .*; restore it$"
@@ -137,31 +135,31 @@ def test_a_manifest_that_is_none_is_told(content: str, tmp_path: Path) -> None:
         Manifest.read(tmp_path)
 
 
-# Which trials there are.
+# The trials.
 
 
-def test_trials_that_are_known_stay_as_they_are(manifest: Manifest) -> None:
-    enlisted(manifest, ["finished", "failed"])
-    manifest.enlist(member(number) for number in range(3))
+def test_known_trials_keep_their_state(manifest: Manifest) -> None:
+    with_states(manifest, ["finished", "failed"])
+    manifest.add(member(number) for number in range(3))
     assert states(manifest) == ["finished", "failed", "waiting"]
 
 
-def test_trials_that_are_others_now_are_refused(manifest: Manifest) -> None:
-    enlisted(manifest, ["finished", "waiting"])
+def test_a_known_trial_with_another_configuration_is_refused(manifest: Manifest) -> None:
+    with_states(manifest, ["finished", "waiting"])
     with pytest.raises(CheckpointError) as caught:
-        manifest.enlist([member(0, asked_hash="another"), member(1), member(2)])
+        manifest.add([member(0, asked_hash="another"), member(1), member(2)])
     assert caught.value.problems == (
-        f"trial 0 of {manifest.directory} must be what it was, but its configuration is another one now; "
+        f"trial 0 of {manifest.directory} must have the same configuration as before, but it has changed; "
         "restore the files of conf/, or start a new sweep",
     )
 
 
-def test_what_is_done_is_not_run_again(manifest: Manifest) -> None:
-    enlisted(manifest, ["finished", "pruned", "failed", "interrupted", "running", "waiting"])
+def test_finished_and_pruned_trials_are_done(manifest: Manifest) -> None:
+    with_states(manifest, ["finished", "pruned", "failed", "interrupted", "running", "waiting"])
     assert [manifest.done(number) for number in range(7)] == [True, True, False, False, False, False, False]
 
 
-# What their own records say.
+# The records of the trials.
 
 
 @pytest.mark.parametrize(
@@ -180,53 +178,53 @@ def test_what_is_done_is_not_run_again(manifest: Manifest) -> None:
         ("finished", {"status": "running"}, None, "finished"),
     ],
 )
-def test_a_state_that_nobody_reported_is_that_of_the_record(
+def test_an_unreported_state_is_taken_from_the_record(
     state: str, record: Any, summary: Any, expected: str, manifest: Manifest
 ) -> None:
-    enlisted(manifest, [state])
+    with_states(manifest, [state])
     run(manifest, 0, record, summary)
-    manifest.settle()
+    manifest.update_from_records()
     assert states(manifest) == [expected]
     if state in ("running", "waiting"):
         assert manifest.members[0]["reason"] == (record or {}).get("reason")
 
 
-def test_a_trial_that_was_to_begin_and_has_no_directory_waits(manifest: Manifest) -> None:
-    enlisted(manifest, ["running"])
-    manifest.settle()
+def test_a_trial_without_a_directory_is_waiting(manifest: Manifest) -> None:
+    with_states(manifest, ["running"])
+    manifest.update_from_records()
     assert states(manifest) == ["waiting"]
 
 
-def test_the_hash_of_what_ran_is_that_of_its_record(manifest: Manifest) -> None:
-    enlisted(manifest, ["finished", "running", "waiting"])
+def test_the_config_hash_is_taken_from_the_record(manifest: Manifest) -> None:
+    with_states(manifest, ["finished", "running", "waiting"])
     for number in (0, 1):
         run(manifest, number, {"status": "finished", "config_hash": f"ran {number}"}, {"metrics": {}})
-    manifest.settle()
+    manifest.update_from_records()
     assert [manifest.members[number]["config_hash"] for number in range(3)] == ["ran 0", "ran 1", None]
 
 
-def test_a_trial_that_only_its_record_tells_of_becomes_a_member(manifest: Manifest) -> None:
-    """A sweeper of another make that hides its launcher: nobody has enlisted its trials."""
-    words = ["+experiment=linreg", "seed=4", "optimizer.betas=[0.5,0.9]", "run_dir='a, b/3'"]
-    run(manifest, 3, {"status": "finished", "overrides": words, "config_hash": "ran"}, {"metrics": {}})
+def test_a_trial_with_only_a_record_becomes_a_member(manifest: Manifest) -> None:
+    """A sweeper that hides its launcher does not add its trials to the manifest."""
+    overrides = ["+experiment=linreg", "seed=4", "optimizer.betas=[0.5,0.9]", "run_dir='a, b/3'"]
+    run(manifest, 3, {"status": "finished", "overrides": overrides, "config_hash": "ran"}, {"metrics": {}})
     run(manifest, 5, None)
     (manifest.directory / "plots").mkdir()
-    manifest.settle()
+    manifest.update_from_records()
     assert manifest.members == {
         3: {
-            "number": 3, "values": {"seed": 4, "optimizer.betas": [0.5, 0.9]}, "overrides": words[:-1], "asked_hash": None,
+            "number": 3, "values": {"seed": 4, "optimizer.betas": [0.5, 0.9]}, "overrides": overrides[:-1], "asked_hash": None,
             "config_hash": "ran", "state": "finished", "reason": None,
         }
     }  # fmt: skip
-    manifest.enlist([member(3)])
+    manifest.add([member(3)])
     assert states(manifest) == ["finished"]
 
 
-def test_results_that_are_gone_are_to_be_made_again(manifest: Manifest) -> None:
-    enlisted(manifest, ["finished", "finished", "pruned", "failed"])
+def test_trials_whose_results_are_lost_are_run_again(manifest: Manifest) -> None:
+    with_states(manifest, ["finished", "finished", "pruned", "failed"])
     run(manifest, 0, {"status": "finished"}, {"metrics": {"train/loss": 1.0}})
     run(manifest, 1, {"status": "finished"})
-    manifest.reconsider()
+    manifest.rerun_lost()
     assert states(manifest) == ["finished", "waiting", "pruned", "failed"]
     assert manifest.summary(0) == {"metrics": {"train/loss": 1.0}}
     assert manifest.summary(1) == manifest.summary(7) == {}

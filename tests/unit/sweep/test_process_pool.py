@@ -1,4 +1,4 @@
-"""One process a trial: which environment it is given, in what order trials run, and what becomes of them."""
+"""The pool launcher: the environment of each process, the order of the trials, and their outcomes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from runner.compute.devices import TorchBuild
 from runner.config.hydra_adapter import CONF
 from runner.errors import ConfigError, Interrupted, RunFailed
 from runner.runs.directory import lock, unlock
-from runner.sweep.process_pool import Options, Outcome, Pool, slots, visible_gpus
+from runner.sweep.process_pool import Outcome, Pool, PoolOptions, slots, visible_gpus
 
 CUDA = TorchBuild("2.13.0+cu130", cuda="13.0", hip=None)
 ROCM = TorchBuild("2.13.0+rocm7.1", cuda=None, hip="7.1")
@@ -33,21 +33,21 @@ LINREG = ["+experiment=linreg", "train.steps=20", "record.plots=false"]
 
 
 def options(**changes: Any) -> dict[str, Any]:
-    """What stands in conf, with changes."""
+    """Return the options in conf, with changes."""
     values = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(CONF / "hydra/launcher/pool.yaml")))
     del values["_target_"]
     return values | changes
 
 
 def test_every_option_has_a_value_and_a_meaning() -> None:
-    assert set(options()) == {field.name for field in dataclasses.fields(Options)}
+    assert set(options()) == {field.name for field in dataclasses.fields(PoolOptions)}
 
 
 # The slots.
 
 
 def plan(build: TorchBuild, visible: int, environ: dict[str, str], **changes: Any) -> list[dict[str, str]]:
-    return slots(Options(**options(**changes)), environ, build, visible, cores=8)
+    return slots(PoolOptions(**options(**changes)), environ, build, visible, cores=8)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def plan(build: TorchBuild, visible: int, environ: dict[str, str], **changes: An
             {"ROCR_VISIBLE_DEVICES": "4,6", "HIP_VISIBLE_DEVICES": "0"},
             {"ROCR_VISIBLE_DEVICES": "4,6", "HIP_VISIBLE_DEVICES": "1"},
         ]),
-        # Without a GPU there is one device, the CPU, and no mask is touched.
+        # Without a GPU there is one device, the CPU, and no mask is changed.
         (CUDA, 0, {"CUDA_VISIBLE_DEVICES": "-1"}, None, [{"CUDA_VISIBLE_DEVICES": "-1"}]),
         (CPU, 0, {}, None, [{}]),
         (CPU, 0, {"CUDA_VISIBLE_DEVICES": "0,1"}, None, [{"CUDA_VISIBLE_DEVICES": "0,1"}]),
@@ -80,7 +80,7 @@ def test_each_slot_sees_one_gpu(
     assert found == [{"HOME": "/home/me", "OMP_NUM_THREADS": threads, **mask} for mask in masks]
 
 
-def test_several_trials_a_device_begin_on_different_devices() -> None:
+def test_consecutive_slots_are_on_different_devices() -> None:
     found = plan(CUDA, 2, {}, per_device=2)
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in found] == ["0", "1", "0", "1"]
 
@@ -90,81 +90,81 @@ def test_the_slots_share_the_cores(per_device: int, threads: str) -> None:
     assert plan(CPU, 0, {}, per_device=per_device) == [{"OMP_NUM_THREADS": threads}] * per_device
 
 
-def test_the_user_s_own_threads_stay() -> None:
+def test_the_threads_of_the_user_are_kept() -> None:
     assert plan(CPU, 0, {"OMP_NUM_THREADS": "3"}, per_device=2) == [{"OMP_NUM_THREADS": "3"}] * 2
 
 
 @pytest.mark.parametrize(
     ("build", "visible", "devices", "problem"),
     [
-        (CPU, 0, (0, 1), "must be null without a GPU, but is [0, 1], and torch 2.13.0+cpu is a CPU-only build; set per_device instead"),
-        (CUDA, 4, (), "must name GPUs, each once, all by ordinal or all by UUID, but is []; correct it, or give null"),
-        (CUDA, 4, (1, 1), "must name GPUs, each once, all by ordinal or all by UUID, but is [1, 1]; correct it, or give null"),
-        (CUDA, 4, (1, "GPU-8f"), "must name GPUs, each once, all by ordinal or all by UUID, but is [1, GPU-8f]; correct it, or give null"),
-        (CUDA, 1, (0, 7), "must name GPUs that are here, but torch finds 1 of [0, 7]; correct it, or give null"),
+        (CPU, 0, (0, 1), "must be null without a GPU, got [0, 1], and torch 2.13.0+cpu is a CPU-only build; set per_device instead"),
+        (CUDA, 4, (), "must name GPUs, each once, all by ordinal or all by UUID, got []; correct it, or give null"),
+        (CUDA, 4, (1, 1), "must name GPUs, each once, all by ordinal or all by UUID, got [1, 1]; correct it, or give null"),
+        (CUDA, 4, (1, "GPU-8f"), "must name GPUs, each once, all by ordinal or all by UUID, got [1, GPU-8f]; correct it, or give null"),
+        (CUDA, 1, (0, 7), "must name GPUs of this machine, got [0, 7], of which torch finds 1; correct it, or give null"),
     ],
 )  # fmt: skip
-def test_gpus_that_cannot_be_used(build: TorchBuild, visible: int, devices: Any, problem: str) -> None:
+def test_unusable_gpus_are_refused(build: TorchBuild, visible: int, devices: Any, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         plan(build, visible, {}, devices=devices)
     assert caught.value.problems == (f"`hydra.launcher.devices` {problem}",)
 
 
-def test_options_and_trials_that_cannot_be(tmp_path: Path) -> None:
+def test_bad_options_and_a_chosen_gpu_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Pool(options(per_device=0, devices=[-1])).launch([["a=1", "device.visible=[0]"]], 0, tmp_path)
     assert caught.value.problems == (
         "`hydra.launcher.devices` must be a list, each an integer of at least 0 or a text or null, but is [-1]",
         "`hydra.launcher.per_device` must be an integer of at least 1 and of at most 1024, but is 0",
-        "`device.visible` must be left to hydra/launcher=pool, which gives every trial its GPU, but is given; "
+        "`device.visible` must be left to hydra/launcher=pool, which gives every trial its GPU, got a value; "
         "name the GPUs with hydra.launcher.devices",
     )
     assert not list(tmp_path.iterdir())
 
 
-# The queue, with children that do what their words say and note what they were given.
+# The queue, with children that follow their arguments and log them.
 
 CHILD = """\
 #!{python} -S
 import json, os, signal, sys, time
-words = dict(word.partition("=")[::2] for word in sys.argv if "=" in word)
-place = words.get("run_dir", words.get("resume")).strip("'")
+given = dict(argument.partition("=")[::2] for argument in sys.argv if "=" in argument)
+place = given.get("run_dir", given.get("resume")).strip("'")
 number = place.rpartition("/")[2]
 with open({log!r}, "a") as log:
     log.write(json.dumps([int(number), sys.argv[1:], os.environ.get("SLOT"), os.getpgrp()]) + "\\n")
 caught = []
 def catch(signal_number, frame):
     caught.append(signal_number)
-    if words.get("again") and len(caught) == 1:
+    if given.get("again") and len(caught) == 1:
         os.kill(os.getppid(), signal.SIGINT)
 for signal_number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signal_number, catch)
-if "open" in words:
-    open(words["open"], "w").close()
-if "read" in words:
-    open(words["read"]).close()
-if "kill" in words:
-    os.kill(os.getpid(), int(words["kill"]))
-while len(caught) < int(words.get("signals", 0)):
+if "open" in given:
+    open(given["open"], "w").close()
+if "read" in given:
+    open(given["read"]).close()
+if "kill" in given:
+    os.kill(os.getpid(), int(given["kill"]))
+while len(caught) < int(given.get("signals", 0)):
     signal.pause()
 if caught:
-    time.sleep(float(words.get("linger", 0)))
+    time.sleep(float(given.get("linger", 0)))
     with open({log!r} + number, "w") as log:
         json.dump(caught, log)
     sys.exit(128 + caught[0])
-sys.stderr.write(words.get("say", "").replace("|", "\\n"))
-if "exit" not in words or "begun" in words:
+sys.stderr.write(given.get("say", "").replace("|", "\\n"))
+if "exit" not in given or "begun" in given:
     os.makedirs(place, exist_ok=True)
     with open(place + "/summary.json", "w") as file:
         json.dump({{"metrics": {{"train/loss": float(number), "valid/rmse": "nan"}}}}, file)
     with open(place + "/run.json", "w") as file:
-        json.dump({{"status": "failed" if "exit" in words else "finished"}}, file)
-sys.exit(int(words.get("exit", 0)))
+        json.dump({{"status": "failed" if "exit" in given else "finished"}}, file)
+sys.exit(int(given.get("exit", 0)))
 """
 
 
 class Children:
-    """A pool whose interpreter is a script, and what its children noted."""
+    """A pool whose interpreter is a script, and the log of its children."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log, self.sweep = folder / "log", folder / "sweep"
@@ -190,13 +190,13 @@ class Children:
 
     @property
     def notes(self) -> dict[int, list[Any]]:
-        """Number → arguments and slot of every child, in the order in which they began."""
+        """Number → arguments, slot and process group of every child, in the order in which they started."""
         lines = [json.loads(line) for line in self.log.read_text().splitlines()]
         assert len({number for number, *_ in lines}) == len(lines), "run twice"
-        return {number: given for number, *given in lines}
+        return {number: note for number, *note in lines}
 
     def caught(self, number: int) -> list[int]:
-        """The signals that a child got."""
+        """Return the signals that a child received."""
         return cast("list[int]", json.loads(Path(f"{self.log}{number}").read_text()))
 
 
@@ -222,7 +222,7 @@ def test_results_come_in_the_order_of_the_jobs(children: Children) -> None:
 
 
 def test_a_free_slot_takes_the_next_trial(children: Children) -> None:
-    """Trial 0 ends only after trial 4 has begun: in batches of two it never would."""
+    """Trial 0 ends only after trial 4 has started: in batches of two it never would."""
     meeting = children.fifo("meeting")
     returns = children.launch([[f"read={meeting}"], ["a=1"], ["a=2"], ["a=3"], [f"open={meeting}"]])
     assert all(returned.status is JobStatus.COMPLETED for returned in returns)
@@ -230,7 +230,7 @@ def test_a_free_slot_takes_the_next_trial(children: Children) -> None:
     assert {on[1], on[2], on[3], on[4]} == {"0", "1"} - {on[0]}
 
 
-def test_a_trial_that_has_finished_is_not_run_again_and_one_that_has_begun_goes_on(children: Children) -> None:
+def test_a_finished_trial_is_not_run_again_and_a_started_one_is_resumed(children: Children) -> None:
     children.launch([["a=0"], ["exit=1", "begun=1"], ["exit=2"]])
     children.log.unlink()
     returns = children.launch([["a=0"], ["a=1"], ["a=2"]])
@@ -240,8 +240,8 @@ def test_a_trial_that_has_finished_is_not_run_again_and_one_that_has_begun_goes_
     assert [returned.return_value["train/loss"] for returned in returns] == [0.0, 1.0, 2.0]
 
 
-def test_a_trial_that_a_killed_sweep_left_running_is_waited_for(children: Children) -> None:
-    """Trial 1 is held until trial 0 has ended; by then its files say that it has finished."""
+def test_the_launcher_waits_for_a_trial_that_a_killed_sweep_left_running(children: Children) -> None:
+    """Trial 1 is locked until trial 0 has ended; by then its files say that it has finished."""
     directory = children.sweep / "1"
     directory.mkdir()
     held = lock(directory)
@@ -260,18 +260,20 @@ def test_a_trial_that_a_killed_sweep_left_running_is_waited_for(children: Childr
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("arguments", "reason"),
     [
         (["exit=1", "say=note: hm|error: training diverged at step 7|"], "training diverged at step 7"),
         (["exit=2", "say=error: `a` is not a key|error: `b` is not a key|"], "`a` is not a key; `b` is not a key"),
         (["exit=1", "say=Traceback|  File|KeyError: 'x'|"], "KeyError: 'x'"),
-        (["exit=3"], "its process ended with exit code 3 and without a word"),
+        (["exit=3"], "its process ended with exit code 3 and no message"),
         ([f"kill={signal.SIGKILL:d}"], "its process was killed by SIGKILL, as the kernel does when memory is short"),
         ([f"kill={signal.SIGSEGV:d}"], "its process was killed by SIGSEGV"),
     ],
 )
-def test_why_a_trial_failed_while_the_others_go_on(words: list[str], reason: str, children: Children) -> None:
-    failed, other = children.launch([words, ["a=1"]])
+def test_the_reason_of_a_failed_trial_while_the_others_continue(
+    arguments: list[str], reason: str, children: Children
+) -> None:
+    failed, other = children.launch([arguments, ["a=1"]])
     assert other.return_value["train/loss"] == 1.0
     assert failed.status is JobStatus.FAILED
     with pytest.raises(RunFailed) as caught:
@@ -281,14 +283,14 @@ def test_why_a_trial_failed_while_the_others_go_on(words: list[str], reason: str
     assert not (children.sweep / "0").exists()
 
 
-def test_a_traceback_is_kept_beside_the_run(children: Children) -> None:
+def test_a_traceback_is_kept_in_the_run_directory(children: Children) -> None:
     children.launch([["exit=1", "begun=1", "say=Traceback|KeyError: 'x'|"]])
     assert (children.sweep / "0/stderr.log").read_text() == "Traceback\nKeyError: 'x'\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_every_trial_once_and_starts_no_other(number: int, children: Children) -> None:
-    """It is sent when trial 1 has ended, and that is after trial 0 has begun to wait for it."""
+def test_a_signal_reaches_every_trial_once_and_no_other_starts(number: int, children: Children) -> None:
+    """It is sent when trial 1 has ended, which is after trial 0 has started to wait for it."""
     meeting = children.fifo("meeting")
     pool = children.pool(2)
 
@@ -302,14 +304,14 @@ def test_a_signal_reaches_every_trial_once_and_starts_no_other(number: int, chil
         pool.launch(jobs, 0, children.sweep, ended)
     assert caught.value.exit_code == 128 + number
     assert str(caught.value).startswith("stopped after 1 of 5 trials; the others are saved")
-    # It lingers for three ticks, in which no second one comes, nor the terminal's own.
+    # Trial 0 runs for three more ticks, in which it gets no second signal, nor the terminal's own.
     assert children.caught(0) == [number]
     assert children.notes[0][2] != os.getpgrp()
     assert [outcome.state for outcome in children.ended] == ["finished", *["interrupted"] * (len(children.ended) - 1)]
     assert not {3, 4} & set(children.notes)
 
 
-def test_a_second_signal_is_passed_on_as_well(children: Children) -> None:
+def test_a_second_signal_is_passed_on(children: Children) -> None:
     meeting = children.fifo("meeting")
 
     def ended(outcome: Outcome) -> None:
@@ -322,7 +324,7 @@ def test_a_second_signal_is_passed_on_as_well(children: Children) -> None:
     assert children.caught(0) == [signal.SIGINT, signal.SIGINT]
 
 
-def test_whatever_happens_here_no_trial_goes_on_alone(children: Children) -> None:
+def test_an_exception_in_the_launcher_stops_all_trials(children: Children) -> None:
     meeting = children.fifo("meeting")
 
     def ended(outcome: Outcome) -> None:
@@ -333,7 +335,7 @@ def test_whatever_happens_here_no_trial_goes_on_alone(children: Children) -> Non
     assert children.caught(0) == [signal.SIGTERM]
 
 
-def test_the_user_s_own_groups_reach_the_trials(children: Children) -> None:
+def test_groups_of_the_user_reach_the_trials(children: Children) -> None:
     launcher = Plugins.instance().instantiate_launcher(
         cast("HydraContext", None), cast("Any", None), hydra_config(children.sweep, searchpath=["file://my conf"])
     )
@@ -342,7 +344,7 @@ def test_the_user_s_own_groups_reach_the_trials(children: Children) -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "devices", "said", "expected"),
+    ("build", "devices", "script", "expected"),
     [
         (CUDA, None, "echo 4", 4),
         (CUDA, (1, 2), 'echo "$CUDA_VISIBLE_DEVICES" | tr -d ,', 12),
@@ -351,28 +353,28 @@ def test_the_user_s_own_groups_reach_the_trials(children: Children) -> None:
         (CPU, None, "echo 4", 0),
     ],
 )
-def test_gpus_are_counted_by_a_process_of_its_own(
-    build: TorchBuild, devices: Any, said: str, expected: int, children: Children
+def test_gpus_are_counted_in_a_separate_process(
+    build: TorchBuild, devices: Any, script: str, expected: int, children: Children
 ) -> None:
-    children.script.write_text(f"#!/bin/sh\n{said}\n")
+    children.script.write_text(f"#!/bin/sh\n{script}\n")
     assert visible_gpus(devices, os.environ, build) == expected
 
 
-# Real trials, by way of Hydra's plugins.
+# Real trials, through Hydra's plugins.
 
 
 def hydra_config(directory: Path, searchpath: Sequence[str] = ()) -> DictConfig:
     launcher = OmegaConf.load(CONF / "hydra/launcher/pool.yaml")
     launcher.per_device = 2
-    own = {"launcher": launcher, "sweep": {"dir": str(directory)}, "searchpath": list(searchpath)}
-    return OmegaConf.create({"hydra": own})
+    hydra = {"launcher": launcher, "sweep": {"dir": str(directory)}, "searchpath": list(searchpath)}
+    return OmegaConf.create({"hydra": hydra})
 
 
 def record(directory: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads((directory / "run.json").read_text()))
 
 
-def test_trials_of_the_runner(tmp_path: Path) -> None:
+def test_real_trials(tmp_path: Path) -> None:
     sweep = tmp_path / "a,b 'c'"
     sweep.mkdir()
     launcher = Plugins.instance().instantiate_launcher(
@@ -396,9 +398,14 @@ def test_trials_of_the_runner(tmp_path: Path) -> None:
 
 def test_a_search_over_real_trials(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sweep = tmp_path / "sweep"
-    words = ["hydra/sweeper=optuna", "hydra/launcher=pool", "hydra.sweeper.n_trials=2", "hydra.launcher.per_device=2"]
+    arguments = [
+        "hydra/sweeper=optuna",
+        "hydra/launcher=pool",
+        "hydra.sweeper.n_trials=2",
+        "hydra.launcher.per_device=2",
+    ]
     lr = "optimizer.lr=tag(log, interval(1e-7,1e-4))"
-    assert main(["-m", *LINREG, lr, *words, f"run_dir={sweep}"]) == 0, capfd.readouterr().err
+    assert main(["-m", *LINREG, lr, *arguments, f"run_dir={sweep}"]) == 0, capfd.readouterr().err
     manifest = json.loads((sweep / "sweep.json").read_text())
     assert [member["state"] for member in manifest["members"]] == ["finished"] * 2
     assert (manifest["metric"], manifest["directions"]) == ("train/rmse", ["minimize"])

@@ -1,4 +1,4 @@
-"""The results of a sweep: collected from its directory, one row a member, one a setting."""
+"""The results of a sweep: collected from its directory, one row per member, and one per setting."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def summary(metrics: Mapping[str, float], **others: Any) -> dict[str, Any]:
 
 
 def write(path: Path, entries: Sequence[Mapping[str, Any]], summaries: Mapping[int, Any], **record: Any) -> Path:
-    """A sweep directory as the launcher leaves it."""
+    """Write a sweep directory as the launcher leaves it."""
     full = {"name": "linreg", "status": "finished", "swept": ["optimizer.lr", "seed"], "metric": None}
     write_json(path / "sweep.json", full | {"directions": None, "members": entries} | record)
     for item in entries:
@@ -45,7 +45,7 @@ def write(path: Path, entries: Sequence[Mapping[str, Any]], summaries: Mapping[i
 
 
 def results(rows: Sequence[tuple[Any, ...]], swept: Sequence[str] = ("optimizer.lr", "seed"), **named: Any) -> Results:
-    """Members from rows of their swept values with the metric, or the state of those that have none, at the end."""
+    """Make results from rows of swept values, with the metric, or the state of an unfinished member, at the end."""
     members = []
     for number, (*values, last) in enumerate(rows):
         at = dict(zip(swept, values, strict=True))
@@ -58,16 +58,16 @@ def results(rows: Sequence[tuple[Any, ...]], swept: Sequence[str] = ("optimizer.
     return Results(swept=swept, members=members, **given)
 
 
-def shown(of: Results) -> list[str]:
+def shown(results: Results) -> list[str]:
     text = io.StringIO()
-    Console(width=160, file=text).print(table(of))
+    Console(width=160, file=text).print(table(results))
     return [re.sub(r" {2,}", "  ", line.strip()) for line in text.getvalue().splitlines()]
 
 
-# -------------------------------------------------------------------------------------------------------------- collecting
+# ----------------------------------------------------------------------------------------------------------- collecting
 
 
-def test_a_sweep_is_collected_in_the_order_of_its_numbers(tmp_path: Path) -> None:
+def test_members_are_collected_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     entries = [
         entry(10, {"optimizer.lr": 0.1, "seed": 1}, "failed", "the loss became nan at step 7"),
         entry(2, {"optimizer.lr": 0.01, "seed": 1}),
@@ -87,7 +87,7 @@ def test_a_sweep_is_collected_in_the_order_of_its_numbers(tmp_path: Path) -> Non
     assert found.counts == "5 trials, 1 pruned, 1 waiting, 1 failed"
 
 
-def test_numbers_that_json_lacks_are_numbers_again(tmp_path: Path) -> None:
+def test_non_finite_numbers_are_floats_again(tmp_path: Path) -> None:
     metrics = {"train/loss": INF, "train/rmse": NAN, "train/r2": -INF}
     entries = [entry(0, {"train.clip_norm": INF, "model": "nano"})]
     (member,) = collect(write(tmp_path, entries, {0: summary(metrics)}, swept=["train.clip_norm", "model"])).members
@@ -107,7 +107,7 @@ def test_only_a_finished_member_has_results(tmp_path: Path) -> None:
     assert (found.metric, found.metrics) == ("", [])
 
 
-def test_a_summary_that_is_gone_or_damaged_is_told_and_the_others_are_read(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_summary_is_reported_and_the_others_are_read(tmp_path: Path) -> None:
     broken: dict[int, Any] = {
         1: [],
         2: summary({}) | {"metrics": 3},
@@ -127,7 +127,8 @@ def test_a_summary_that_is_gone_or_damaged_is_told_and_the_others_are_read(tmp_p
         f"{path} must be the summary of a run, but cannot be read (No such file or directory); restore it"
     )
     assert (
-        found[7].reason == f"{tmp_path / '7' / 'summary.json'} must be the summary of a run, but is not one; restore it"
+        found[7].reason
+        == f"{tmp_path / '7' / 'summary.json'} must be the summary of a run, but is not valid; restore it"
     )
 
 
@@ -137,12 +138,12 @@ def test_a_summary_that_is_gone_or_damaged_is_told_and_the_others_are_read(tmp_p
         (None, "cannot be read ([Errno 2] No such file or directory"),
         (b"{", "cannot be read (Expecting property name"),
         (b"\xff", "cannot be read ('utf-8' codec"),
-        (b"[]", "lacks what the record of a sweep has"),
-        (b'{"name": "linreg", "swept": []}', "lacks what the record of a sweep has"),
-        (b'{"name": "linreg", "swept": [], "members": [{"number": 0}]}', "lacks what the record of a sweep has"),
+        (b"[]", "lacks required entries"),
+        (b'{"name": "linreg", "swept": []}', "lacks required entries"),
+        (b'{"name": "linreg", "swept": [], "members": [{"number": 0}]}', "lacks required entries"),
     ],
 )
-def test_a_directory_without_a_record_is_no_sweep(content: bytes | None, problem: str, tmp_path: Path) -> None:
+def test_a_directory_without_a_readable_record_is_refused(content: bytes | None, problem: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "sweep.json").write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
@@ -165,17 +166,17 @@ def test_a_directory_without_a_record_is_no_sweep(content: bytes | None, problem
         (["a"], {"metric": ["test/mae", "test/r2"], "directions": ["minimize", "maximize"]}, ("test/mae", False)),
     ],
 )
-def test_members_are_compared_by_the_metric_of_the_search_else_by_rmse(
+def test_the_metric_of_the_search_or_rmse_compares_members(
     names: list[str], record: dict[str, Any], expected: tuple[str, bool], tmp_path: Path
 ) -> None:
     found = collect(write(tmp_path, [entry(0, {})], {0: summary(dict.fromkeys(names, 1.0))}, swept=[], **record))
     assert (found.metric, found.larger_is_better) == expected
 
 
-# --------------------------------------------------------------------------------------------------------- one row a member
+# --------------------------------------------------------------------------------------------------- one row per member
 
 
-def test_the_csv_has_a_row_a_member_and_reads_back_equal(tmp_path: Path) -> None:
+def test_the_csv_has_a_row_per_member_and_reads_back_equal(tmp_path: Path) -> None:
     metrics = {"test/r2": -INF, "valid/mae": 0.1 + 0.2, "train/rmse": 5e-324, "train/loss": NAN, "other": 1e300}
     given = results(
         [(1 / 3, 0, metrics), (1e-05, 12, {"train/loss": 2.0, "test/r2": INF}), (0.1, 1, "failed"), (0.1, 2, "waiting")]
@@ -208,7 +209,7 @@ def test_the_csv_has_a_row_a_member_and_reads_back_equal(tmp_path: Path) -> None
     assert (rows[0]["steps"], rows[0]["seconds"], rows[0]["parameters_sha256"]) == ("10", "0.5", SHA)
 
 
-def test_swept_values_stand_in_the_csv_as_one_writes_them(tmp_path: Path) -> None:
+def test_swept_values_are_written_as_on_the_command_line(tmp_path: Path) -> None:
     values = {"model.widths": [8, 8], "train.batch_size": None, "data.standardize": True, "model": 'a "b", ü'}
     given = Results("x", [*values, "absent"], [Member(0, values, "waiting")], "", False)
     write_csv(given, tmp_path / "results.csv")
@@ -217,7 +218,7 @@ def test_swept_values_stand_in_the_csv_as_one_writes_them(tmp_path: Path) -> Non
     assert row == ["0", "waiting", "[8, 8]", "null", "true", 'a "b", ü', "", "", "", ""]
 
 
-def test_the_csv_is_replaced_whole(tmp_path: Path) -> None:
+def test_the_csv_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     write_csv(results([(0.1, 0, 1.0), (0.1, 1, 2.0)]), path)
     write_csv(results([(0.1, 0, 1.0)]), path)
@@ -227,10 +228,10 @@ def test_the_csv_is_replaced_whole(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
 
 
-# -------------------------------------------------------------------------------------------------------- one row a setting
+# -------------------------------------------------------------------------------------------------- one row per setting
 
 
-def test_settings_are_everything_but_the_seeds_and_the_best_is_first() -> None:
+def test_settings_ignore_the_seeds_and_the_best_is_first() -> None:
     rows = [
         (0.1, 0, 0, 3.0),
         (0.2, 0, 0, 1.0),
@@ -248,7 +249,7 @@ def test_settings_are_everything_but_the_seeds_and_the_best_is_first() -> None:
     assert found[0].estimate("train/rmse").count == 0
 
 
-def test_the_best_is_the_largest_where_larger_is_better() -> None:
+def test_the_largest_is_first_if_larger_is_better() -> None:
     rows = [(0.1, 0, 0.5), (0.2, 0, 0.9), (0.3, 0, -INF), (0.4, 0, NAN)]
     found = settings(results(rows, larger_is_better=True))
     assert [setting.values["optimizer.lr"] for setting in found] == [0.2, 0.1, 0.3, 0.4]
@@ -262,7 +263,7 @@ def test_values_of_every_kind_make_settings() -> None:
     ]
 
 
-def test_seeds_alone_are_one_setting() -> None:
+def test_seeds_without_other_keys_are_one_setting() -> None:
     (found,) = settings(results([(seed, float(seed)) for seed in range(5)], ["seed"]))
     assert (found.values, found.estimate("valid/rmse").mean) == ({}, 2.0)
 
@@ -286,7 +287,7 @@ def test_settings_are_compared_seed_by_seed() -> None:
     assert found.mean == sum(ours) / 4 - sum(theirs) / 4
     assert (found.low, found.high) == pytest.approx(
         (interval.low, interval.high), rel=1e-11
-    )  # what the quantile is held to
+    )  # the accuracy of the quantile
 
 
 def test_settings_without_a_common_seed_are_not_compared() -> None:
@@ -295,10 +296,10 @@ def test_settings_without_a_common_seed_are_not_compared() -> None:
     assert one.minus(one, "b").count == 0
 
 
-# ---------------------------------------------------------------------------------------------------------------- the table
+# ------------------------------------------------------------------------------------------------------------ the table
 
 
-def test_the_table_has_every_metric_of_a_few_settings() -> None:
+def test_a_small_table_has_every_metric() -> None:
     rows = [
         (0.01, 0, {"train/rmse": 1.0, "valid/rmse": 2.0}),
         (0.01, 1, {"train/rmse": 2.0, "valid/rmse": 4.0}),
@@ -320,7 +321,7 @@ def test_the_table_has_every_metric_of_a_few_settings() -> None:
     ]
 
 
-def test_a_table_of_many_settings_has_the_metric_that_compares_them_and_ends() -> None:
+def test_a_large_table_has_one_metric_and_is_cut() -> None:
     metrics = {f"{part}/{name}": 1.0 for part in ("train", "test") for name in ("loss", "rmse")}
     rows = [(lr, seed, metrics | {"valid/rmse": float(lr)}) for lr in range(23, 0, -1) for seed in range(2)]
     lines = shown(results(rows))
@@ -329,7 +330,7 @@ def test_a_table_of_many_settings_has_the_metric_that_compares_them_and_ends() -
     assert lines[21:] == ["20  2  0  valid/rmse  20 ± 0  0  +19 ± 0  2", "… and 3 more in results.csv"]
 
 
-def test_a_table_of_seeds_compares_nothing() -> None:
+def test_a_table_of_one_setting_has_no_comparison() -> None:
     assert shown(results([(seed, float(seed)) for seed in range(3)], ["seed"])) == [
         "linreg: 3 trials",
         "n  failed  metric  mean ± 95 % interval  sd",
@@ -337,7 +338,7 @@ def test_a_table_of_seeds_compares_nothing() -> None:
     ]
 
 
-def test_a_table_without_results_says_what_failed() -> None:
+def test_a_table_without_results_has_the_failures() -> None:
     members = [Member(4, {"seed": 0}, "unreadable", "4/summary.json is gone"), Member(5, {"seed": 1}, "pruned")]
     assert shown(Results("linreg", ["seed"], members, "", False)) == [
         "linreg: 2 trials, 1 unreadable, 1 pruned",
@@ -347,14 +348,14 @@ def test_a_table_without_results_says_what_failed() -> None:
     ]
 
 
-def test_names_are_no_markup_in_the_table() -> None:
+def test_names_are_not_read_as_markup() -> None:
     lines = shown(results([("[red]", 0, 1.0), ("[8, 8]", 0, 2.0)], ["model.[bold]", "seed"], name="[blink]"))
     assert lines[0] == "[blink]: 2 trials"
     assert lines[1].startswith("model.[bold]  ")
     assert [line.partition("  ")[0] for line in lines[2:4]] == ["[red]", "[8, 8]"]
 
 
-def test_reading_results_loads_neither_torch_nor_pictures() -> None:
+def test_reading_results_imports_neither_torch_nor_matplotlib() -> None:
     script = """
 import sys
 import runner.sweep.results

@@ -10,7 +10,7 @@ from runner.commands.diverge.runs import RecordedRun, read_run
 from runner.commands.verify.rerun import repeat_run
 from runner.commands.verify.verdict import Verdict, print_line
 from runner.errors import CheckpointError, ConfigError
-from runner.sweep.audit import difference, drawn
+from runner.sweep.audit import difference, draw_finished
 from runner.sweep.manifest import FILE, Manifest
 
 BOUNDS = {"float64": 5e-14, "float32": 1.5e-5}
@@ -58,7 +58,7 @@ def _drawn_members(directory: Path, count: int) -> list[RecordedRun]:
             f"`SWEEP` must be a sweep directory, got {str(directory)!r}, which has no {FILE}; correct the path"
         )
     manifest = Manifest.read(directory)
-    members = [read_run(str(manifest.member_directory(number)), "SWEEP") for number in drawn(manifest, count)]
+    members = [read_run(str(manifest.member_directory(number)), "SWEEP") for number in draw_finished(manifest, count)]
     if not members:
         raise CheckpointError(
             f"`SWEEP` must have finished members, got {directory}, which has none; resume the sweep first"

@@ -1,0 +1,128 @@
+"""Batches of trials: data and models are built, and the trials of one program are grouped as far as memory allows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.compute.gc_pause import gc_paused
+from runner.config.schema import Config, plain
+from runner.errors import ConfigError, RunnerError
+from runner.runs.sinks.reporter import Reporter
+from runner.sweep.reporter import SweepReporter, TrialResult
+from runner.sweep.trials import Trial, group_by
+from runner.training.environment import environment
+from runner.training.recorder import CHECKPOINTS, Opened, RunRecorder
+
+if TYPE_CHECKING:
+    from runner.compute.devices import DeviceChoice
+    from runner.data.dataset import Dataset
+    from runner.training.build import Inputs
+
+
+@dataclass
+class PreparedTrial:
+    """A trial whose data and model are built."""
+
+    trial: Trial
+    config: Config
+    prepared: Inputs
+    model: Any
+    records: RunRecorder
+    step: int
+    """Updates that an earlier attempt has saved."""
+    opened: Opened | None = None
+
+
+class TrialBatches:
+    """Builds trials on one device, and groups those that can be vmapped.
+
+    `command` is recorded in each run. `memory_bytes` returns how much memory a batch may take.
+    """
+
+    def __init__(
+        self, choice: DeviceChoice, command: Sequence[str], reporter: SweepReporter, memory_bytes: Callable[[], float]
+    ) -> None:
+        self._choice, self._command, self._reporter, self._memory_bytes = choice, command, reporter, memory_bytes
+        self._surroundings = cache(environment)
+        self._datasets: dict[str, Dataset] = {}
+
+    def check(self, trials: Sequence[Trial]) -> None:
+        """Check that the trials fit the device. Raises `ConfigError` with every problem and its first trial."""
+        from runner.training import build
+
+        problems: dict[str, int] = {}
+        for trial in trials:
+            for problem in build.misfits(trial.config, self._choice, 1):
+                problems.setdefault(problem, trial.number)
+        if problems:
+            raise ConfigError(f"trial {number}: {problem}" for problem, number in problems.items())
+
+    def split(self, trials: Sequence[Trial]) -> Iterator[tuple[list[PreparedTrial], str | None]]:
+        """Build the trials of one program, and yield them in batches that fit in memory.
+
+        A trial that cannot be vmapped is a batch of its own, with the reason. Trials that cannot be built are reported as
+        failed and left out.
+        """
+        from runner.training import vmapped
+
+        waiting = list(trials)
+        while waiting:
+            first = self._prepare(waiting[0])
+            if first is None:
+                waiting.pop(0)
+                continue
+            reason = vmapped.not_vmappable_because(first.config, first.prepared)
+            if reason is not None or len(trials) == 1:
+                waiting.pop(0)
+                yield [first], reason
+                continue
+            most = max(1, int(self._memory_bytes() // vmapped.bytes_per_lane(first.config, first.prepared)))
+            chosen, waiting = waiting[1:most], waiting[most:]
+            batch = [first, *(prepared for trial in chosen if (prepared := self._prepare(trial)) is not None)]
+            for group in group_by(batch, lambda item: (vmapped.shapes(item.prepared), item.step)):
+                yield group, None
+        self._datasets.clear()
+
+    def _prepare(self, trial: Trial) -> PreparedTrial | None:
+        """Build data and model of a trial. Return None, and report its failure, if that is not possible."""
+        from runner.runs import checkpoint
+        from runner.training import build
+
+        config = trial.resumed_config()
+        records = RunRecorder(
+            config, trial.overrides, self._command, Reporter(quiet=True), self._surroundings, trial.values, held=True
+        )
+        try:
+            with gc_paused():
+                resolved = build.resolve(config, self._choice, 1)
+                prepared, _ = build.prepare(resolved, self._choice, 1, self._data)
+            loaded = None if config.resume is None else checkpoint.load(Path(config.resume) / CHECKPOINTS)
+        except RunnerError as error:
+            self._reporter.ended({trial.number: TrialResult("failed", {}, error)})
+            return None
+        records.config = resolved
+        return PreparedTrial(trial, resolved, prepared, prepared.model, records, 0 if loaded is None else loaded.step)
+
+    def _data(self, config: Any, seed: int, dtype: Any, device: Any) -> Dataset:
+        """Return the data of a trial. Trials with the same data share one copy."""
+        from runner.data import dataset
+
+        key = json.dumps([plain(config), seed if config.seed is None else config.seed])
+        if key not in self._datasets:
+            self._datasets[key] = dataset.build(config, seed, dtype, device)
+        return self._datasets[key]
+
+
+def free_bytes(kind: str) -> float:
+    """Return half of the free memory of the device, or of the host for a CPU, in bytes."""
+    import torch
+
+    if kind in ("cuda", "rocm"):
+        return torch.cuda.mem_get_info()[0] / 2
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
