@@ -36,6 +36,7 @@ format: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/api.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead.py

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hydra.types import RunMode
 
+import runner
 from runner.cli import VERBS
 from runner.config import validation
 from runner.config.compose import compose
@@ -28,6 +29,13 @@ def test_the_page_of_keys_is_up_to_date() -> None:
     """Mend with `make docs`."""
     page = runpy.run_path(str(DOCS / "generate.py"))["page"]()
     assert (DOCS / "config.md").read_text(encoding="utf-8") == page
+
+
+def test_the_page_of_the_api_is_up_to_date_and_lists_what_is_exported() -> None:
+    """Mend with `make docs`."""
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    assert page == runpy.run_path(str(DOCS / "api.py"))["page"]()
+    assert sorted(re.findall(r"^(?:### |\| )`runner\.(\w+)`", page, re.MULTILINE)) == sorted(runner.__all__)
 
 
 def test_the_page_of_exactness_has_the_text_of_its_program_and_keeps_its_promises() -> None:
