@@ -87,10 +87,10 @@ def test_the_doctor_where_torch_cannot_be_imported(tmp_path: Path, monkeypatch: 
 # ------------------------------------------------------------------------------------------------------------ explain
 
 
-def test_explain_prints_what_the_readme_shows_imports_nothing_large_and_leaves_nothing() -> None:
+def test_explain_prints_what_the_guide_shows_imports_nothing_large_and_leaves_nothing() -> None:
     code, out, err = answer("explain", "+experiment=linreg", "optimizer.lr=0.1", "optimizer.lr")
     assert (code, err) == (0, "")
-    assert f"```\n{out}```\n" in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"```\n{out}```\n" in (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
     assert "\noptimizer.lr = 0.1  command line: optimizer.lr=0.1\n" in out
     assert list(Path().iterdir()) == []
 
