@@ -19,7 +19,7 @@ run: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
-# For the edit loop: no processes are started, no experiment is trained to its end.
+# For the edit loop: unit and contract tests.
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit tests/contracts -n 2 --dist loadfile --no-loadscope-reorder
 
