@@ -31,10 +31,9 @@ CHOICES: dict[str, Any] = {
     "formula of one column": c.Formula(name="formula", expression="a*x + type", start={}, init="normal"),
 }
 
+# Models that are not listed above, with the values of their YAML files.
 for name, kind in c.ModelConfig.choices.items():
-    if not any(
-        isinstance(choice, kind) for choice in CHOICES.values()
-    ):  # a newer model, with the values of its YAML file
+    if not any(isinstance(choice, kind) for choice in CHOICES.values()):
         CHOICES[name] = compose([f"model={name}"]).config.model
 
 
