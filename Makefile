@@ -1,5 +1,6 @@
-# Two commands: `make run` and `make test`. Each sets up .venv first, once.
+# Two commands: `make run` and `make test`. Each sets up in .venv what it needs, once.
 #   make run TORCH_INDEX=https://download.pytorch.org/whl/rocm7.1    another build of torch (cpu, cu126, rocm7.1, ...)
+#   make run PYTHON=python3.12                                       another interpreter, for a new .venv
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,56 +10,73 @@ TORCH_INDEX ?=
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 PIP := $(BIN)/pip install --quiet
 
-.PHONY: run test check format docs bench bench-sweep exactness scaling wheel clean
+.PHONY: run test test-fast check format docs bench bench-sweep exactness scaling wheel clean
 
-run: $(VENV)/.ready
+run: $(VENV)/.run
 	$(BIN)/python -m runner +experiment=linreg
 
-test: $(VENV)/.ready
+# Everything: what .ci/run calls.
+test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
-check: $(VENV)/.ready
+# For the edit loop: unit and contract tests.
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/unit tests/contracts -n 2 --dist loadfile --no-loadscope-reorder
+
+check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 
-format: $(VENV)/.ready
+format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.ready
+docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/api.py
 
-bench: $(VENV)/.ready
+bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead.py
 
-bench-sweep: $(VENV)/.ready
+bench-sweep: $(VENV)/.dev
 	$(BIN)/python benchmarks/sweep.py
 
-exactness: $(VENV)/.ready
+exactness: $(VENV)/.dev
 	$(BIN)/python docs/exactness.py
 
-scaling: $(VENV)/.ready
+scaling: $(VENV)/.dev
 	$(BIN)/python benchmarks/scaling.py
 
-wheel: $(VENV)/.ready
+wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
 	rm -rf $(VENV) dist
 
 # With an NVIDIA GPU pip's own choice is the CUDA build; without one the CPU build, from wherever pip looks or from torch's index.
-$(VENV)/.ready: pyproject.toml constraints-cpu.txt
-	$(PYTHON) -m venv $(VENV)
+# Later installs must keep that build: the constraint names it.
 ifneq ($(TORCH_INDEX),)
-	$(PIP) torch --index-url $(TORCH_INDEX)
-	$(PIP) -e '.[dev]'
+TORCH := $(PIP) torch --index-url $(TORCH_INDEX)
+KEPT :=
 else ifneq ($(filter-out 0,$(GPU)),)
-	$(PIP) -e '.[dev]'
+TORCH := $(PIP) torch
+KEPT :=
 else
-	$(PIP) -c constraints-cpu.txt torch 2>/dev/null || $(PIP) -c constraints-cpu.txt torch --index-url $(CPU_INDEX)
-	$(PIP) -c constraints-cpu.txt -e '.[dev]'
+KEPT := -c constraints-cpu.txt
+TORCH := $(PIP) $(KEPT) torch 2>/dev/null || $(PIP) $(KEPT) torch --index-url $(CPU_INDEX)
 endif
+
+# What a run needs.
+$(VENV)/.run: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(TORCH)
+	$(PIP) $(KEPT) -e .
+	touch $@
+
+# What tests and checks need besides.
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) $(KEPT) -e '.[dev]'
 	touch $@

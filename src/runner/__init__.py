@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from runner.sweep.results import Results
     from runner.training.run import Run
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -37,6 +39,7 @@ __all__ = [
     "Interrupted",
     "RunFailed",
     "RunnerError",
+    "__version__",
     "multirun",
     "run",
 ]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from runner import __version__
 from runner.commands.arguments import Parser
 from runner.compute.gc_pause import gc_paused
 from runner.compute.processes import launched
@@ -144,9 +145,7 @@ def _show(given: argparse.Namespace, overrides: list[str]) -> int:
     if given.help:
         sys.stdout.write(help_text(given.config_dir))
     elif given.version:
-        from importlib.metadata import version
-
-        sys.stdout.write(f"runner {version('runner')}\n")
+        sys.stdout.write(f"runner {__version__}\n")
     else:
         from omegaconf import OmegaConf
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from runner.compute.rng import stream
 from runner.config import schema as c
+from runner.config.compose import compose
 from runner.models.base import Model
 from runner.models.base import build as build_model
 
@@ -28,6 +29,11 @@ CHOICES: dict[str, Any] = {
     "formula": c.Formula(name="formula", expression="a*exp(-b*x) + c*z", start={"b": 0.5}, init="uniform"),
     "formula of one column": c.Formula(name="formula", expression="a*x + type", start={}, init="normal"),
 }
+
+# Models that are not listed above, with the values of their YAML files.
+for name, kind in c.ModelConfig.choices.items():
+    if not any(isinstance(choice, kind) for choice in CHOICES.values()):
+        CHOICES[name] = compose([f"model={name}"]).config.model
 
 
 @pytest.fixture(params=CHOICES)

@@ -8,12 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 
+import runner
 from runner import cli
 from runner.config.compose import check, compose
 from runner.config.hydra_adapter import options
@@ -101,7 +101,7 @@ def test_a_folder_that_is_none_is_refused_by_help_too(folder: str, capsys: pytes
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert out(capsys, "--version") == f"runner {version('runner')}\n"
+    assert out(capsys, "--version") == f"runner {runner.__version__}\n"
 
 
 # ------------------------------------------------------------------------------------------- the configuration is shown
@@ -237,6 +237,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) 
 
 HEAVY = """
 import os, sys
+import runner
 from runner import cli
 
 codes = [cli.main(words) for words in (
@@ -259,6 +260,7 @@ def test_no_help_and_no_refusal_imports_torch() -> None:
 
 SLOW = """
 import os, sys
+import runner
 from runner import cli
 
 alone = ["device=cpu", "device.threads=1", "record.plots=false", "train.steps=4"]

@@ -87,10 +87,10 @@ def test_doctor_without_a_working_torch(tmp_path: Path, monkeypatch: pytest.Monk
 # ------------------------------------------------------------------------------------------------------------ explain
 
 
-def test_explain_prints_what_the_readme_shows_and_leaves_nothing() -> None:
+def test_explain_prints_what_the_guide_shows_and_leaves_nothing() -> None:
     code, out, err = run_cli("explain", "+experiment=linreg", "optimizer.lr=0.1", "optimizer.lr")
     assert (code, err) == (0, "")
-    assert f"```\n{out}```\n" in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"```\n{out}```\n" in (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
     assert "\noptimizer.lr = 0.1  command line: optimizer.lr=0.1\n" in out
     assert list(Path().iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""The wheel is whole: installed alone, in an empty directory, it runs; its `conf/` came along."""
+"""The wheel is complete: it runs in an empty directory, with `conf/`, the types and the licence in it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import runner
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,7 +19,9 @@ def test_the_wheel_runs_in_an_empty_directory(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("runner-*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert {f"runner/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")} <= inside
-    assert "runner/data/diabetes.csv" in inside
+    assert {"runner/data/diabetes.csv", "runner/py.typed"} <= inside
+    metadata = f"runner-{runner.__version__}.dist-info"
+    assert {f"{metadata}/METADATA", f"{metadata}/licenses/LICENSE"} <= inside
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()
     install = [

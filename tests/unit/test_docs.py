@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hydra.types import RunMode
 
+import runner
+from runner import cli
 from runner.cli import VERBS
 from runner.config import validation
 from runner.config.compose import compose
@@ -28,6 +30,13 @@ def test_the_page_of_keys_is_up_to_date() -> None:
     """Mend with `make docs`."""
     page = runpy.run_path(str(DOCS / "generate.py"))["page"]()
     assert (DOCS / "config.md").read_text(encoding="utf-8") == page
+
+
+def test_the_page_of_the_api_is_up_to_date_and_lists_what_is_exported() -> None:
+    """Mend with `make docs`."""
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    assert page == runpy.run_path(str(DOCS / "api.py"))["page"]()
+    assert sorted(re.findall(r"^(?:### |\| )`runner\.(\w+)`", page, re.MULTILINE)) == sorted(runner.__all__)
 
 
 def test_the_page_of_exactness_has_the_text_of_its_program_and_keeps_its_promises() -> None:
@@ -50,7 +59,7 @@ def commands(page: Path) -> list[str]:
     return [line for line in starts if not re.search(rf"resume=|rerun|\$|-m runner ({'|'.join(VERBS)})\b", line)]
 
 
-PAGES = [ROOT / "README.md", DOCS / "scaling.md", DOCS / "sweeps.md", DOCS / "known_answers.md"]
+PAGES = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("guide", "scaling", "sweeps", "known_answers"))]
 
 
 def asked(command: str) -> SweepArguments:
@@ -68,6 +77,27 @@ def test_the_commands_of_a_page_can_be_run(page: Path) -> None:
         started = re.search(r"--nproc-per-node (\d+)", command)
         size = int(started[1]) if started else config.launch.processes * config.launch.nodes
         assert misplaced(config, size) == [], command
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name
+)
+def test_the_links_of_a_page_lead_to_files_and_headings(page: Path) -> None:
+    for target, _, heading in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", page.read_text(encoding="utf-8")):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles], heading
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_refusals_of_a_page_are_those_of_the_program(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, refusal in re.findall(
+        r"^\$ python -m runner (.*)\n((?:error: .*\n)+)", page.read_text(encoding="utf-8"), re.MULTILINE
+    ):
+        assert cli.main(shlex.split(command)) == 2
+        assert capsys.readouterr().err == refusal
 
 
 def test_the_launchers_and_sweepers_of_the_pages_can_be_composed_and_their_spaces_read() -> None:
