@@ -84,7 +84,7 @@ class Study:
 
     @property
     def metric(self) -> list[str] | None:
-        """Names of the metrics that the study optimizes; None before the first trial has ended."""
+        """Names of the metrics that the study optimizes; None until they are known."""
         names = self._study.user_attrs.get("metric")
         return names if names is None else list(names)
 
