@@ -63,16 +63,16 @@ class ManifestReporter:
         from runner.runs.sinks.reporter import Reporter
 
         self._manifest = manifest
-        self._console = Reporter()
+        self._reporter = Reporter()
         self.errors: dict[int, BaseException] = {}
 
     def say(self, text: str) -> None:
-        """Print a line on the console."""
-        self._console.say(text)
+        """Print a line on the terminal."""
+        self._reporter.say(text)
 
     def warn(self, text: str) -> None:
-        """Print a warning on the console."""
-        self._console.warn(text)
+        """Print a warning on the terminal."""
+        self._reporter.warn(text)
 
     def began(self, numbers: Sequence[int]) -> None:
         """Mark the trials as running in the manifest. Raises OSError."""

@@ -201,7 +201,7 @@ def report_results(manifest: Manifest) -> Results:
     """
     from runner.sweep.results import collect, table, write_csv
 
-    console, directory = Reporter(), manifest.directory
+    reporter, directory = Reporter(), manifest.directory
     results = collect(directory)
     with gc_paused():
         from runner.sweep.plots import draw
@@ -214,9 +214,9 @@ def report_results(manifest: Manifest) -> Results:
             write_atomic(directory / "plots" / f"{name}.png", png)
     except OSError as error:
         raise _write_error(error, directory) from error
-    console.say(table(results))
-    console.say(f"sweep    {directory}")
-    console.say(f"look     tensorboard --logdir {directory}")
+    reporter.say(table(results))
+    reporter.say(f"sweep    {directory}")
+    reporter.say(f"look     tensorboard --logdir {directory}")
     return results
 
 

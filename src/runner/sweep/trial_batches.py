@@ -49,7 +49,7 @@ class TrialBatches:
         self, choice: DeviceChoice, command: Sequence[str], reporter: SweepReporter, memory_bytes: Callable[[], float]
     ) -> None:
         self._choice, self._command, self._reporter, self._memory_bytes = choice, command, reporter, memory_bytes
-        self._surroundings = cache(environment)
+        self._environment = cache(environment)
         self._datasets: dict[str, Dataset] = {}
 
     def check(self, trials: Sequence[Trial]) -> None:
@@ -96,7 +96,7 @@ class TrialBatches:
 
         config = trial.resumed_config()
         records = RunRecorder(
-            config, trial.overrides, self._command, Reporter(quiet=True), self._surroundings, trial.values, held=True
+            config, trial.overrides, self._command, Reporter(quiet=True), self._environment, trial.values, held=True
         )
         try:
             with gc_paused():

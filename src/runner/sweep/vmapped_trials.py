@@ -151,7 +151,7 @@ class _BatchRecords:
             )
             state = info.run_state([*item.records.sinks, progress], saver, item.records.hashes)
             if trials.watch is not None:
-                state.should_prune = _cut(trials.watch, item.trial.number, info.watched)
+                state.should_prune = _should_prune(trials.watch, item.trial.number, info.watched)
             if opened.loaded is not None:
                 state.load_decisions(opened.loaded.state)
                 state.saved_step = opened.loaded.step
@@ -219,15 +219,15 @@ class _Progress:
         """Do nothing: lines are printed at once."""
 
 
-def _cut(watch: Watch, number: int, watched: str) -> Callable[[Mapping[str, Any]], bool]:
+def _should_prune(watch: Watch, number: int, watched: str) -> Callable[[Mapping[str, Any]], bool]:
     """Return the function that passes rows with watched metrics of trial `number` to `watch`."""
 
-    def cut(row: Mapping[str, Any]) -> bool:
+    def should_prune(row: Mapping[str, Any]) -> bool:
         return any(name.startswith(f"{watched}/") and name != "train/loss" for name in row) and watch(
             number, row["step"], {name: value for name, value in row.items() if "/" in name}
         )
 
-    return cut
+    return should_prune
 
 
 def _numbers(batch: Sequence[PreparedTrial]) -> str:
