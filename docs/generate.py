@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runner.config import validation
+from runner.config import introspection, validation
 from runner.config.hydra_adapter import CONF, options
 from runner.config.schema import Config
 
@@ -31,8 +31,8 @@ def page() -> str:
     values = _read(CONF / "config.yaml")
     groups = options()
     lines = [INTRODUCTION, "## The run", "", *_table(Config, values, "")]
-    for group, hint in validation.hints(Config).items():
-        variants = validation.variants(hint)
+    for group, hint in introspection.hints(Config).items():
+        variants = introspection.variants(hint)
         if not variants:
             continue
         lines += ["", f"## `{group}`"]
@@ -44,7 +44,7 @@ def page() -> str:
 def _variant(group: str, kind: Any, choices: dict[str, str]) -> list[str]:
     names = [
         name
-        for name, found in validation.variants(validation.hints(Config)[group]).items()
+        for name, found in introspection.variants(introspection.hints(Config)[group]).items()
         if found is kind and name in choices
     ]
     meaning = " ".join((inspect.getdoc(kind) or "").split())
@@ -63,12 +63,12 @@ def _table(kind: Any, values: dict[str, Any], prefix: str) -> list[str]:
 
 def _rows(kind: Any, values: dict[str, Any], prefix: str) -> list[str]:
     rows = []
-    for name, hint in validation.hints(kind).items():
-        nested = validation.variants(hint)
+    for name, hint in introspection.hints(kind).items():
+        nested = introspection.variants(hint)
         if nested and prefix:
             rows += _rows(nested[""], values.get(name, {}), f"{prefix}{name}.")
         elif not nested and not (prefix and name == "name"):
-            key = validation.keys(kind)[name]
+            key = introspection.keys(kind)[name]
             unit = f" [{key.unit}]" if key.unit else ""
             rows.append(
                 f"| `{prefix}{name}` | `{_shown(values.get(name))}` | {validation.requirement(hint, key)} | {key.meaning}{unit} |"

@@ -77,7 +77,7 @@ BAD = {
     "single": (2, [*SMALL, "strategy=single"], "`strategy` must be ddp, fsdp, tensor or pipeline on 2 processes, but is single, which is one process; use strategy=auto, or start one process"),
     "fsdp": (1, [*SMALL, "strategy=fsdp"], "`strategy`=fsdp must have at least 2 processes to split the model between, but has 1; start more with launch.processes=2 or torchrun --nproc-per-node 2, or use strategy=single"),
     "file": (2, [*SMALL, "data=csv", "data.path=nowhere.csv", "data.target=y"], NO_FILE.removeprefix("error: ")),
-    "key": (2, [*SMALL, "model.depth=3"], "`model.depth` is not a key; see docs/config.md for the keys there are"),
+    "key": (2, [*SMALL, "model.depth=3"], "`model.depth` is not a key; see docs/config.md for the list of keys"),
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from runner.compute.devices import probe
-from runner.config import validation
+from runner.config import introspection, versions
 
 FOLDER = Path(__file__).parents[1] / "fixtures"
 NAMES = ("killed", "finished", "sweep_half", "fsdp", "optuna")
@@ -74,9 +74,9 @@ def config_files() -> list[Path]:
 
 def keys(kind: type, prefix: str = "") -> Iterator[str]:
     """Every dotted key of a schema, with the variant of a group where it has one: `model[mlp].widths`."""
-    for name, hint in validation.hints(kind).items():
+    for name, hint in introspection.hints(kind).items():
         yield prefix + name
-        for option, variant in validation.variants(hint).items():
+        for option, variant in introspection.variants(hint).items():
             yield from keys(variant, _below(prefix, name, option))
 
 
@@ -85,12 +85,12 @@ def unnamed(kind: type, known: Collection[str], prefix: str = "") -> Iterator[st
 
     Those of a variant that is new itself need not: no older run has it.
     """
-    for name, hint in validation.hints(kind).items():
+    for name, hint in introspection.hints(kind).items():
         if prefix + name not in known:
-            if name not in validation.completed(kind, {}):
+            if name not in versions.completed(kind, {}):
                 yield prefix + name
             continue
-        for option, variant in validation.variants(hint).items():
+        for option, variant in introspection.variants(hint).items():
             below = _below(prefix, name, option)
             if any(key.startswith(below) for key in known):
                 yield from unnamed(variant, known, below)

@@ -157,7 +157,7 @@ def test_explain_a_run_that_is_done_again(tmp_path: Path, capsys: pytest.Capture
             [
                 "`optimzer` is not a key; did you mean `optimizer`?",
                 "`optimizer.lrr` is not a key; did you mean `optimizer.lr`?",
-                "`train.steps` must be an integer of at least 1 or null, but is the text 'many'",
+                "`train.steps` must be an integer of at least 1 or null, got 'many'",
             ],
         ),
         (

@@ -17,9 +17,9 @@ import yaml
 from runner import cli
 from runner.commands.explain import explain
 from runner.config.compose import check
+from runner.config.parts import key
 from runner.config.resume import saved_values
 from runner.config.schema import Config, config_hash
-from runner.config.validation import key
 from runner.runs.checkpoint_manifest import manifest_of, measured
 
 NEWER = (
@@ -198,7 +198,7 @@ def test_a_key_that_is_as_old_as_runs_are_is_missed(
     run = older.copied("finished", tmp_path)
     made_older(run, [path])
     assert cli.main([f"resume={run}"]) == 2
-    assert f"is not as a run wrote it: `{path}` is missing; it must be " in capsys.readouterr().err
+    assert f"is not a valid configuration: `{path}` is missing; it must be " in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------- the guard

@@ -175,9 +175,9 @@ def test_what_would_be_another_experiment_is_refused() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "key"),
     [
-        ("dropout: 0.2", "dropout: 0.3", "`model.dropout` must be 0.2 as in step_30, but is 0.3"),
-        ("seed: 0", "seed: 1", "`seed` must be 0 as in step_30, but is 1"),
-        ("dtype: float32", "dtype: float64", "`dtype` must be float32 as in step_30, but is float64"),
+        ("dropout: 0.2", "dropout: 0.3", "`model.dropout` must be 0.2 as in step_30, got 0.3"),
+        ("seed: 0", "seed: 1", "`seed` must be 0 as in step_30, got 1"),
+        ("dtype: float32", "dtype: float64", "`dtype` must be float32 as in step_30, got float64"),
         ("- 8", "- 9", "`model.widths` must be [8] as in step_30, but is [9]"),
     ],
 )

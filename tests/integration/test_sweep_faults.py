@@ -353,11 +353,11 @@ RATES = [f"{1 + i}e-6" for i in range(256)]
     [
         (["optimizer.lrr=1,2"], ["`optimizer.lrr` is not a key; did you mean `optimizer.lr`?"]),
         (["optimiser=sgd,adam"], ["`optimiser` is not a key; did you mean `optimizer`?"]),
-        (["optimizer=sgd,adamm"], ["trial 1: `optimizer` must be one of adam, adamw, lbfgs, lm, lstsq, momentum, sgd, but is the text 'adamm'; did you mean adam?"]),
-        ([f"optimizer.lr={','.join([*RATES[:158], '-1', *RATES[159:]])}", "seed=0,1"], ["trial 316 and 1 more: `optimizer.lr` must be a finite number of at least 0 and of at most 1e+38, but is -1"]),
-        ([f"optimizer.lr={','.join(RATES)}", "data.noise=1,-2"], ["trial 1 and 255 more: `data.noise` must be a finite number of at least 0, but is -2"]),
-        (["optimizer.lr=-1,-2", "data.noise=-3"], ["`data.noise` must be a finite number of at least 0, but is -3", "`optimizer.lr` must be a finite number of at least 0 and of at most 1e+38, but is -1"]),
-        (["train.steps=10,0", "seed=range(0,2000)"], ["trial 2000 and 1999 more: `train.steps` must be an integer of at least 1 or null, but is 0"]),
+        (["optimizer=sgd,adamm"], ["trial 1: `optimizer` must be one of adam, adamw, lbfgs, lm, lstsq, momentum, sgd, got 'adamm'; did you mean adam?"]),
+        ([f"optimizer.lr={','.join([*RATES[:158], '-1', *RATES[159:]])}", "seed=0,1"], ["trial 316 and 1 more: `optimizer.lr` must be a finite number from 0 to 1e+38, got -1"]),
+        ([f"optimizer.lr={','.join(RATES)}", "data.noise=1,-2"], ["trial 1 and 255 more: `data.noise` must be a finite number of at least 0, got -2"]),
+        (["optimizer.lr=-1,-2", "data.noise=-3"], ["`data.noise` must be a finite number of at least 0, got -3", "`optimizer.lr` must be a finite number from 0 to 1e+38, got -1"]),
+        (["train.steps=10,0", "seed=range(0,2000)"], ["trial 2000 and 1999 more: `train.steps` must be an integer of at least 1 or null, got 0"]),
         (["seed=range(0,5)", "optimizer.lr=1,2,3", "sweep.max_trials=14"], ["`sweep.max_trials` must be at least the number of trials, but is 14 where these values make 5 x 3 = 15; give fewer values, or sweep.max_trials=15"]),
         (["seeds=1000000000000"], ["`sweep.max_trials` must be at least the number of trials, but is 10,000 where these values make 1,000,000,000,000; give fewer values, or sweep.max_trials=1000000000000"]),
         (["seed=1,2", "seeds=4"], ["`seeds` is short for a range of `seed`, which is swept as well; leave one of them out"]),
@@ -451,7 +451,7 @@ def test_a_run_and_a_sweep_are_not_taken_for_each_other(capsys: pytest.CaptureFi
     )
     assert cli.main(["resume=sweep"]) == 2
     assert capsys.readouterr().err == (
-        "error: `resume` must be a run directory, but 'sweep' is that of a sweep; add -m to go on with it\n"
+        "error: `resume` must be a run directory, got 'sweep', which is a sweep directory; add -m to resume the sweep\n"
     )
     assert tree() == before
 

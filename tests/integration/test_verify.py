@@ -231,7 +231,7 @@ def test_a_member_that_is_off_is_noticed(swept: Path, tmp_path: Path, capsys: py
     [
         ([], ["`verify` must be followed by one of rerun, resume, world-size, sweep, but is by ''; see --help"]),
         (["twice"], ["`verify` must be followed by one of rerun, resume, world-size, sweep, but is by 'twice'; see --help"]),
-        (["rerun", "nowhere"], ["`RUN` must be a run directory, but 'nowhere' is not a directory; mend the path"]),
+        (["rerun", "nowhere"], ["`RUN` must be a run directory, got 'nowhere', which is not a directory; correct the path"]),
         (["sweep", "nowhere"], ["`SWEEP` must be a sweep directory, but 'nowhere' has no sweep.json; mend the path"]),
         (["sweep", "nowhere", "--members=0"], ["`--members` must be at least 1, but is 0; give another number"]),
         (["resume", *LINE, "--times=0"], ["`--times` must be at least 1, but is 0; give another number"]),
@@ -245,8 +245,8 @@ def test_a_member_that_is_off_is_noticed(swept: Path, tmp_path: Path, capsys: py
         (
             ["resume", *LINE, "train.steps=many", "optimizer.lr=-1"],
             [
-                "`optimizer.lr` must be a finite number of at least 0 and of at most 1e+38, but is -1",
-                "`train.steps` must be an integer of at least 1 or null, but is the text 'many'",
+                "`optimizer.lr` must be a finite number from 0 to 1e+38, got -1",
+                "`train.steps` must be an integer of at least 1 or null, got 'many'",
             ],
         ),
         (

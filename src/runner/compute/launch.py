@@ -31,7 +31,7 @@ def launch(config: Config, words: Sequence[str], module: str = "runner") -> int:
     and `Interrupted` for a signal that comes before they are started.
     """
     size = config.launch.processes * config.launch.nodes
-    problems = constraints.misplaced(config, size)
+    problems = constraints.world_size_problems(config, size)
     if problems:
         raise ConfigError(problems)
     with StopRequest() as stop:  # a KeyboardInterrupt in the midst of the import of torch is lost now and then

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runner.config import validation
+from runner.config import introspection, validation
 from runner.config.hydra_adapter import options
 from runner.config.overrides import Plan, in_quotes, key_of, parse
 from runner.config.schema import Config
@@ -50,7 +50,7 @@ class Words:
 def sort(words: Sequence[str], config_dir: str | None) -> Words:
     """The words by what they are for. Raises `ConfigError` with every word that cannot be read."""
     groups, plan, sorted_ = options(config_dir), Plan(), Words()
-    known = [*validation.paths(Config), *groups]
+    known = [*introspection.paths(Config), *groups]
     for word in words:
         name = key_of(word)
         if name.startswith(OF_HYDRA):
@@ -100,8 +100,8 @@ def _take(words: Words, name: str, override: Any, groups: Mapping[str, Mapping[s
 def _plus(name: str, groups: Mapping[str, Mapping[str, str]]) -> str:
     """What Hydra wants before a key that is not in its configuration, or may be there or not."""
     if name in groups:
-        return "" if name in validation.hints(Config) else "+"
-    return "++" if validation.is_mapping(Config, name.rpartition(".")[0]) else ""
+        return "" if name in introspection.hints(Config) else "+"
+    return "++" if introspection.is_mapping(Config, name.rpartition(".")[0]) else ""
 
 
 def _first(override: Any, groups: Mapping[str, Mapping[str, str]]) -> str:

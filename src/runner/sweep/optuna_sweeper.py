@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from runner.config import validation
+from runner.config.parts import key
 from runner.config.schema import Metric
-from runner.config.validation import key
 from runner.errors import ConfigError
 from runner.sweep.search_space import Space, read
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from runner.config import constraints, validation
+from runner.config import constraints, introspection, validation
 from runner.config.compose import compose
 from runner.config.overrides import key_of, values_of
 from runner.config.schema import Config, config_hash
@@ -124,7 +124,7 @@ class _Composer:
         except InputError as error:
             refused.append(error)
             raise
-        if not whole.refers:  # a value that follows another must follow it in every trial
+        if not whole.has_references:  # a value that follows another must follow it in every trial
             self.composed[shape] = whole.config
         return whole.config
 
@@ -132,7 +132,7 @@ class _Composer:
 @lru_cache(maxsize=100_000)
 def _number(word: str) -> tuple[str, Any] | None:
     """Key and value of a word that gives a number which may differ between trials of one program; None for any other."""
-    return _value(word) if validation.is_lane(Config, key_of(word)) else None
+    return _value(word) if introspection.is_lane(Config, key_of(word)) else None
 
 
 @lru_cache(maxsize=100_000)

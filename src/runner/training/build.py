@@ -57,7 +57,7 @@ def resolve(asked: c.Config, choice: DeviceChoice, size: int) -> c.Config:
 def misfits(asked: c.Config, choice: DeviceChoice, size: int) -> list[str]:
     """What does not fit the device or the number of processes."""
     resolved = _chosen(asked, choice, size)
-    return constraints.problems(resolved) + constraints.misplaced(resolved, size)
+    return constraints.problems(resolved) + constraints.world_size_problems(resolved, size)
 
 
 def _chosen(asked: c.Config, choice: DeviceChoice, size: int) -> c.Config:

@@ -267,8 +267,8 @@ def test_several_processes_are_told_to_be_started_again(told: Told) -> None:
 def test_what_is_no_run_directory_is_refused_both_at_once(told: Told) -> None:
     Path("empty").mkdir()
     assert told(2, "nowhere", "empty") == [
-        "error: `A` must be a run directory, but 'nowhere' is not a directory; mend the path",
-        "error: `B` must be a run directory, but 'empty' has no config.yaml; give the folder of one run",
+        "error: `A` must be a run directory, got 'nowhere', which is not a directory; correct the path",
+        "error: `B` must be a run directory, got 'empty', which has no config.yaml; give the directory of one run",
     ]
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from runner.commands.explain import Value, explain, shown, text
 from runner.commands.explain.sources import Setting
-from runner.config import overrides, validation
+from runner.config import introspection, overrides
 from runner.config.compose import compose
 from runner.config.hydra_adapter import CONF, options
 from runner.config.schema import Config, plain
@@ -116,7 +116,7 @@ def test_every_value_is_the_one_that_is_composed_and_stands_where_it_is_said_to(
         typed = any(name == found.key or found.key.startswith(f"{name}.") for name in given if "." in name)
         assert (last.line is None) == (typed or found.key in given or found.key in also_set(given))
     for group, settings in explanation.choices.items():
-        if group in validation.hints(Config) and group not in ("launch", "train", "checkpoint", "record", "sweep"):
+        if group in introspection.hints(Config) and group not in ("launch", "train", "checkpoint", "record", "sweep"):
             assert settings[-1].value == getattr(composed.config, group).name
 
 
@@ -218,7 +218,7 @@ def test_meaning_and_unit_are_those_of_the_schema() -> None:
     found = value("schedule.every_steps", "schedule=step")
     assert (found.meaning, found.unit) == ("steps between two reductions", "steps")
     assert value("model.start.a", "model=formula", "model.start={a: 1}").meaning == (
-        "start value of each parameter; those not named are drawn by init"
+        "initial value of each parameter; the others are drawn as init says"
     )
 
 
@@ -383,7 +383,7 @@ def test_a_run_that_is_not_there() -> None:
     with pytest.raises(CheckpointError) as refused:
         explain(["resume=nowhere"])
     assert refused.value.problems == (
-        "`resume` must be a run directory, but 'nowhere' is not a directory; mend the path",
+        "`resume` must be a run directory, got 'nowhere', which is not a directory; correct the path",
     )
 
 
@@ -415,9 +415,9 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         "`optimzer` is not a key; did you mean `optimizer`?",
         "`data.niose` is not a key; did you mean `data.noise`?",
         "`linreg` is not a key; did you mean +experiment=linreg?",
-        "`???` is not a key; see docs/config.md for the keys there are",
+        "`???` is not a key; see docs/config.md for the list of keys",
         "`optimizer.lrr` is not a key; did you mean `optimizer.lr`?",
-        "`seed` must be an integer of at least 0 and of at most 4294967295, but is the text 'x'",
+        "`seed` must be an integer from 0 to 4294967295, got 'x'",
     )
 
 
@@ -445,18 +445,18 @@ def test_the_page_for_people() -> None:
     found = explain(["+experiment=linreg", "model=mlp", "data.noise=1"], only=["data.noise", "device.name", "name"])
     assert text(found) == (
         "name = linreg       conf/experiment/linreg.yaml:8\n"
-        "    experiment's name, the folder of its runs\n"
+        "    name of the experiment and of the folder of its runs\n"
         f"    before: run, {ours('name:')}\n"
         "\n"
         f"device=auto         {ours('- device:')}\n"
         "device.name = auto  conf/device/auto.yaml:6\n"
-        "    kind of device; auto takes an accelerator when there is one\n"
+        "    kind of device; auto uses an accelerator if one is available\n"
         "    at the start of the run: an accelerator where torch finds one, else cpu; `python -m runner doctor` says which\n"
         "\n"
         "data=line           conf/experiment/linreg.yaml:4\n"
         f"    before: line, {ours('- data:')}\n"
         "data.noise = 1.0    command line: data.noise=1\n"
-        "    scale of what is added to the target [target's]\n"
+        "    scale of the noise added to the target [target units]\n"
         "    before: 10.0, conf/experiment/linreg.yaml:16\n"
         "    before: 10.0, conf/data/line.yaml:13\n"
         "warning: `model.init` of the experiment left out: mlp has no such key\n"

@@ -8,7 +8,7 @@ import pytest
 
 from runner.commands.parity.cells import AXES, Asked, Cell, ask, every, missing, obstacles
 from runner.compute.devices import Hardware, TorchBuild
-from runner.config import validation
+from runner.config import introspection
 from runner.config.schema import Config, Device
 from runner.errors import ConfigError
 
@@ -40,8 +40,8 @@ def test_the_axes_are_those_of_the_schema() -> None:
     assert tuple(axes) == AXES
     assert axes["device"] == ("cpu", "cuda", "rocm", "mps", "xpu")
     assert axes["strategy"] == ("single", "dp", "ddp", "fsdp", "tensor", "pipeline")
-    assert axes["dtype"] == get_args(validation.hints(Config)["dtype"])
-    assert axes["optimizer"] == tuple(validation.variants(validation.hints(Config)["optimizer"]))
+    assert axes["dtype"] == get_args(introspection.hints(Config)["dtype"])
+    assert axes["optimizer"] == tuple(introspection.variants(introspection.hints(Config)["optimizer"]))
 
 
 def test_a_word_for_an_axis_restricts_it() -> None:
@@ -99,7 +99,7 @@ def test_an_optimizer_that_the_words_do_not_fit_is_refused_alone() -> None:
             ["update=by_hand", "seed=many"],
             [
                 "`update` must be among manual, optimizer, but is by_hand; leave it out for all",
-                "`seed` must be an integer of at least 0 and of at most 4294967295, but is the text 'many'",
+                "`seed` must be an integer from 0 to 4294967295, got 'many'",
             ],
         ),
     ],

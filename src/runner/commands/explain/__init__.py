@@ -14,11 +14,11 @@ from typing import Any
 
 from runner.commands.arguments import Parser
 from runner.commands.explain.sources import GROUPS, Setting, choices, history, merge, settings
-from runner.config import overrides, validation
+from runner.config import introspection, overrides, validation
 from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import options
+from runner.config.parts import Key
 from runner.config.schema import Config
-from runner.config.validation import Key
 from runner.errors import ConfigError, InputError
 
 USAGE = """\
@@ -150,13 +150,13 @@ def _within(key: str, name: str) -> bool:
 
 def _strangers(only: Sequence[str], config_dir: str | None) -> list[str]:
     """A sentence for each name that no configuration has."""
-    known, found = list(validation.paths(Config)), options(config_dir)
+    known, found = list(introspection.paths(Config)), options(config_dir)
     return [
         f"`{name}` is not a key; did you mean +experiment={name}?"
         if name in found.get("experiment", {})
         else validation.unknown(name, known)
         for name in only
-        if name not in known and not validation.is_mapping(Config, name.rpartition(".")[0])
+        if name not in known and not introspection.is_mapping(Config, name.rpartition(".")[0])
     ]
 
 
@@ -192,7 +192,7 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Key]]:
 
 def _fields(config: Any) -> dict[str, Key | None]:
     """Field → meaning, or None for a group, in the schema's order."""
-    own = validation.keys(type(config))
+    own = introspection.keys(type(config))
     return {field.name: own.get(field.name) for field in dataclasses.fields(config)}
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.config import overrides, validation
+from runner.config import introspection, overrides, validation, versions
 from runner.config.compose import Composed
-from runner.config.hydra_adapter import CONF, chosen_words, opened
+from runner.config.hydra_adapter import CONF, group_arguments, hydra_session
 from runner.config.overrides import Plan
 from runner.config.schema import Config
 
-GROUPS = tuple(group for group, hint in validation.hints(Config).items() if validation.variants(hint))
+GROUPS = tuple(group for group, hint in introspection.hints(Config).items() if introspection.variants(hint))
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def merge(plan: Plan, config_dir: str | None) -> Merged:
     """Hydra's own decision about which files are merged, in which order, and which of their choices count."""
     from hydra.types import RunMode
 
-    with opened() as hydra:
-        found = hydra.config_loader.compute_defaults_list("config", chosen_words(plan, config_dir), RunMode.RUN)
+    with hydra_session() as hydra:
+        found = hydra.config_loader.compute_defaults_list("config", group_arguments(plan, config_dir), RunMode.RUN)
     # Ours before the user's, as in the search path.
     roots = [(CONF, "conf")] + ([(Path(config_dir), config_dir.rstrip("/"))] if config_dir else [])
     files = []
@@ -98,7 +98,7 @@ def _newer(file: Path) -> list[Setting]:
 
     values: Any = OmegaConf.to_container(OmegaConf.load(file))
     there = dict(_flat(values))
-    whole = _flat(validation.completed(Config, values))
+    whole = _flat(versions.completed(Config, values))
     return [Setting(key, value, str(file), 0) for key, value in whole if key not in there]
 
 

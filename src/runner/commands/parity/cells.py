@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from runner.compute.devices import Hardware, choose
 from runner.compute.processes.group import BACKENDS
-from runner.config import validation
+from runner.config import introspection
 from runner.config.compose import compose
 from runner.config.hydra_adapter import options
 from runner.config.overrides import Plan, key_of, parse
@@ -100,9 +100,9 @@ class Asked:
 def every() -> dict[str, tuple[str, ...]]:
     """All values of each axis, as the schema has them."""
     fields = {"device": (Device, "name"), "dtype": (Config, "dtype"), "update": (Config, "update")}
-    found = {axis: get_args(validation.hints(kind)[name]) for axis, (kind, name) in fields.items()}
-    found["strategy"] = get_args(validation.hints(Strategy)["name"])
-    found["optimizer"] = tuple(validation.variants(validation.hints(Config)["optimizer"]))
+    found = {axis: get_args(introspection.hints(kind)[name]) for axis, (kind, name) in fields.items()}
+    found["strategy"] = get_args(introspection.hints(Strategy)["name"])
+    found["optimizer"] = tuple(introspection.variants(introspection.hints(Config)["optimizer"]))
     return {axis: tuple(value for value in found[axis] if value != "auto") for axis in AXES}
 
 
@@ -137,7 +137,7 @@ def _sorted(words: Sequence[str], config_dir: str | None) -> tuple[dict[str, tup
     """The values of the axes, the words that are for none of them, and what is to be said of the words."""
     axes, others, plan = dict[str, tuple[str, ...]](), [], Plan()
     groups, whole = options(config_dir), every()
-    known = [*validation.paths(Config), *groups]
+    known = [*introspection.paths(Config), *groups]
     for word in words:
         name = key_of(word)
         if name in OWN:

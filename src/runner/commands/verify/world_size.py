@@ -20,7 +20,7 @@ def world_size(words: Sequence[str], folder: Path) -> Verdict:
     given, asked = experiment(parser, words, ["launch.processes", "launch.nodes", "launch.rdzv_endpoint"])
     sizes = _sizes(given.sizes)
     asked = asked.with_added("strategy.reduction=exact", "record.plots=false")
-    problems = [problem for size in sizes for problem in constraints.misplaced(asked.config, size)]
+    problems = [problem for size in sizes for problem in constraints.world_size_problems(asked.config, size)]
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     found = {}
