@@ -74,7 +74,7 @@ def test_help_lists_experiments_and_groups_with_descriptions(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("relative", [True, False])
-def test_help_lists_the_flagsof_a_user(relative: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_options_of_a_user(relative: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = user_folder(tmp_path / "of mine")
     text = out(capsys, "--help", "--config-dir", "of mine" if relative else str(folder))
     for line in ("  linreg +A straight line", "  trial +My own question\\.$", "  plain +$", "  tiny +Two units\\.$", "study$", "  fast +In a hurry\\.$"):  # fmt: skip
@@ -131,7 +131,7 @@ def test_the_plus_of_an_experiment_is_optional(capsys: pytest.CaptureFixture[str
     assert others == [first, first]
 
 
-def test_the_order_of_flagsand_overrides_does_not_matter(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_order_of_options_and_overrides_does_not_matter(capsys: pytest.CaptureFixture[str]) -> None:
     assert out(capsys, "--cfg", "job", "seed=3") == out(capsys, "seed=3", "--cfg", "job")
 
 
@@ -147,7 +147,7 @@ def test_the_order_of_flagsand_overrides_does_not_matter(capsys: pytest.CaptureF
         (["-m", "rerun", "runs"], "`rerun` must not be given with -m, because it repeats one run; remove one of them"),
     ],
 )  # fmt: skip
-def test_invalid_flagsare_refused(arguments: list[str], beginning: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_are_refused(arguments: list[str], beginning: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = err(capsys, *arguments)
     assert text.startswith(f"error: {beginning}")
     assert text.count("\n") == 1

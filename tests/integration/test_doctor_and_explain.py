@@ -116,7 +116,7 @@ def test_explain_as_json(capsys: pytest.CaptureFixture[str]) -> None:
                     {"value": 1000, "file": "conf/train/default.yaml", "line": 2},
                     {"value": 2000, "file": "conf/experiment/linreg.yaml", "line": 25},
                 ],
-                "meaning": "parameter updates; null where epochs are given",
+                "meaning": "number of parameter updates; null if epochs is set",
                 "unit": "steps",
                 "at_start": None,
             }
@@ -130,7 +130,7 @@ def test_explain_with_a_folder_of_the_users(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\n# My own.\nseed: 4\n")
     assert cli.main(["explain", "--config-dir", "mine", "+experiment=own", "seed"]) == 0
     assert capsys.readouterr().out == (
-        "seed = 4  mine/experiment/own.yaml:3\n    moves every random stream\n"
+        "seed = 4  mine/experiment/own.yaml:3\n    seed of every random stream\n"
         f"    before: 0, conf/config.yaml:{ours('seed:')}\n"
     )
 
@@ -141,7 +141,7 @@ def test_explain_a_run_that_is_done_again(tmp_path: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert cli.main(["explain", "rerun", "first", "seed=4", "seed"]) == 0
     assert capsys.readouterr().out == (
-        f"seed = 4  command line: seed=4\n    moves every random stream\n    before: 0, first/config.yaml:{line}\n"
+        f"seed = 4  command line: seed=4\n    seed of every random stream\n    before: 0, first/config.yaml:{line}\n"
     )
 
 
@@ -162,7 +162,7 @@ def test_explain_a_run_that_is_done_again(tmp_path: Path, capsys: pytest.Capture
         ),
         (
             ["explain", "--jsn"],
-            ["`--jsn` is not an option; values are given as key=value, such as jsn=…"],
+            ["`--jsn` is not an option; write values as key=value, such as jsn=…"],
         ),
         (
             ["explain", "rerun"],

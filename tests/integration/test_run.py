@@ -515,7 +515,7 @@ def test_what_an_experiment_keeps_is_told(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("overrides", ["seed=3", [3]])
 def test_overrides_are_a_list_of_texts(overrides: Any) -> None:
-    with pytest.raises(runner.ConfigError, match="`overrides` must be a list of texts such as"):
+    with pytest.raises(runner.ConfigError, match="`overrides` must be a list of strings such as"):
         runner.run("linreg", overrides)
 
 
@@ -609,6 +609,6 @@ def test_exact_on_one_process_pins_the_threads(monkeypatch: pytest.MonkeyPatch) 
 
 def test_python_starts_no_processes() -> None:
     with pytest.raises(
-        runner.ConfigError, match=r"`launch.processes` and `launch.nodes` start processes from the command line"
+        runner.ConfigError, match=r"`launch.processes` and `launch.nodes` must be 1 in a call from Python"
     ):
         runner.run("linreg", ["launch.processes=2"])
