@@ -61,6 +61,7 @@ def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir
     arguments = _arguments(experiment, overrides)
 
     def compose_run(earlier: str | None) -> Composed:
+        """Compose the run, or the resumption of an earlier attempt."""
         composed = compose(arguments if earlier is None else [f"resume={earlier}"], config_dir)
         if wanted(composed.config) and not launched(os.environ):
             raise ConfigError(_STARTS_NONE)

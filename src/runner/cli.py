@@ -148,7 +148,7 @@ def _read(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def _show(options: argparse.Namespace, overrides: list[str]) -> int:
     """Print the help, the version or the configuration. Return exit code 0."""
     if options.help:
-        sys.stdout.write(help_text(options.config_dir))
+        sys.stdout.write(_help_text(options.config_dir))
     elif options.version:
         from importlib.metadata import version
 
@@ -165,6 +165,7 @@ def _run(options: argparse.Namespace, overrides: list[str], arguments: list[str]
     """Run once: in this process, in processes that it starts, or as one of the processes of a launcher."""
 
     def compose_run(earlier: str | None) -> Composed:
+        """Compose the run, or the resumption of an earlier attempt."""
         with gc_paused():
             if earlier is not None:
                 return compose([f"resume={earlier}"], options.config_dir)
@@ -211,7 +212,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
     return 0 if manifest.values["status"] == "finished" else 1
 
 
-def help_text(config_dir: str | None = None) -> str:
+def _help_text(config_dir: str | None = None) -> str:
     """Return the usage, then the experiments and groups with a description of each option."""
     groups = available_options(config_dir)
     lines = [USAGE, "experiments"]

@@ -75,15 +75,17 @@ def test_the_commands_of_a_page_can_be_run(page: Path) -> None:
 
 def test_the_launchers_sweepers_and_search_spaces_of_the_pages_are_valid() -> None:
     absent = [name for name in ("submitit", "ray") if find_spec(f"hydra_plugins.hydra_{name}_launcher") is None]
-    sweeps = [words for page in PAGES for command in commands(page) if (words := sorted_arguments(command)).hydra]
+    sweeps = [
+        arguments for page in PAGES for command in commands(page) if (arguments := sorted_arguments(command)).hydra
+    ]
     assert len(sweeps) >= 10
-    for words in sweeps:
-        if any(name in word for name in absent for word in words.hydra):
+    for arguments in sweeps:
+        if any(name in argument for name in absent for argument in arguments.hydra):
             continue
         with hydra_session() as hydra:
-            hydra.compose_config("sweep", words.hydra, RunMode.MULTIRUN)
-        if "hydra/sweeper=optuna" in words.hydra:
-            assert search_space.read(words.task)[1] == []
+            hydra.compose_config("sweep", arguments.hydra, RunMode.MULTIRUN)
+        if "hydra/sweeper=optuna" in arguments.hydra:
+            assert search_space.read(arguments.task)[1] == []
 
 
 def test_the_page_of_sweeps_lists_the_keys_in_which_vmapped_trials_may_differ() -> None:

@@ -13,7 +13,7 @@ from runner.config import schema as c
 
 
 @dataclass(frozen=True)
-class Forbidden:
+class _Forbidden:
     """A combination that is refused: its condition, and the message with requirement, reason and remedy."""
 
     when: Callable[[c.Config], bool]
@@ -59,154 +59,154 @@ def _warmup_too_long(config: c.Config) -> bool:
 
 
 FORBIDDEN = (
-    Forbidden(
+    _Forbidden(
         lambda k: k.dtype == "float64" and k.device.name == "mps",
         "`dtype` must not be float64 with `device`=mps, which does not support it; use dtype=float32 or device=cpu",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: k.dtype == "float16" and k.device.name == "cpu",
         "`dtype` must not be float16 with `device`=cpu: adam's eps underflows to 0 and some operations are not implemented; "
         "use dtype=bfloat16, or dtype=float32 with amp=float16",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _eps_is_zero(k) and k.device.name != "cpu",
         "`optimizer.eps` must be at least 6e-8 with `dtype`=float16, got {k.optimizer.eps}, which underflows to 0; "
         "use optimizer.eps=1e-4 or dtype=bfloat16",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: k.amp != "off" and k.dtype != "float32",
         "`amp` must be off unless `dtype` is float32, because autocast changes float32 operations only; use amp=off or dtype=float32",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: k.optimizer.rule is None and not _least_squares(k) and k.update == "manual",
         "`update` must be optimizer with `optimizer`={k.optimizer.name}, which has no manual update rule; use update=optimizer",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _repeats(k) and k.amp == "float16",
         "`amp` must not be float16 with `optimizer`={k.optimizer.name}, which evaluates the loss several times in a "
         "step: the gradient scaler cannot skip a part of a step; use amp=off or amp=bfloat16",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _repeats(k) and k.train.clip_norm is not None,
         "`train.clip_norm` must be null with `optimizer`={k.optimizer.name}, which needs the exact gradient of the loss; "
         "use train.clip_norm=null",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _least_squares(k) and not k.loss.squares,
         "`loss` must be mse with `optimizer`={k.optimizer.name}, which minimizes the sum of squares; use loss=mse or optimizer=adam",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _least_squares(k) and k.train.batch_size is not None,
         "`train.batch_size` must be null with `optimizer`={k.optimizer.name}, which needs all rows at once; use train.batch_size=null",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _least_squares(k) and k.train.accumulate > 1,
         "`train.accumulate` must be 1 with `optimizer`={k.optimizer.name}, which already reads the rows in pieces; use train.accumulate=1",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _least_squares(k) and k.train.clip_norm is not None,
         "`train.clip_norm` must be null with `optimizer`={k.optimizer.name}, which chooses its own step length; use train.clip_norm=null",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _least_squares(k) and not k.schedule.constant,
         "`schedule` must be constant with `optimizer`={k.optimizer.name}, which has no learning rate; use schedule=constant",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _least_squares(k) and (k.dtype not in ("float64", "float32") or k.amp != "off"),
         "`dtype` must be float64 or float32, and `amp` off, with `optimizer`={k.optimizer.name}, which needs their precision; "
         "use dtype=float64 and amp=off",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _least_squares(k) and k.model.draws,
         "`model`={k.model.name} must not use dropout with `optimizer`={k.optimizer.name}, whose residuals must not change "
         "between evaluations; use model.dropout=0 or another model",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _sharded(k) and _least_squares(k),
         "`strategy` must be single, dp or ddp with `optimizer`={k.optimizer.name}, whose steps need all parameters on each "
         "process; use strategy=ddp",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: k.model.keeps_units and k.data.standardize,
         "`data.standardize` must be false with `model`={k.model.name}, whose parameters are in the units of the data; "
         "use data.standardize=false",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: (k.train.steps is None) == (k.train.epochs is None),
         "`train.steps` and `train.epochs` must be one number and one null; set exactly one of them",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: k.train.early_stopping.patience is not None and k.train.eval_every_steps is None,
         "`train.eval_every_steps` must be an integer with `train.early_stopping.patience`, which counts evaluations; "
         "set train.eval_every_steps",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: k.train.batch_size is not None and k.train.accumulate > k.train.batch_size,
         "`train.accumulate` must be at most `train.batch_size`={k.train.batch_size}, got {k.train.accumulate}; use a smaller number",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _invalid_fraction(k.data.split.test),
         "`data.split.test` must be an integer number of rows or a fraction below 1, got {k.data.split.test}; "
         "write a number of rows without a decimal point",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _invalid_fraction(k.data.split.valid),
         "`data.split.valid` must be an integer number of rows or a fraction below 1, got {k.data.split.valid}; "
         "write a number of rows without a decimal point",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: k.strategy.chunks & (k.strategy.chunks - 1) != 0,
         "`strategy.chunks` must be a power of two, got {k.strategy.chunks}, because gradients are added in a binary tree; use 8 or 16",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _exact(k) and k.strategy.name not in ("auto", "single", "ddp"),
         "`strategy.reduction` must be fast unless `strategy` is single or ddp, because the other strategies add in an order "
         "that depends on the number of processes; use strategy=ddp or strategy.reduction=fast",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _exact(k) and k.train.compile,
         "`train.compile` must be false with `strategy.reduction`=exact, because code compiled for the chunks of one process "
         "may round differently from that of another; use train.compile=false",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: k.strategy.tensor_parallel > 1 and k.strategy.name == "ddp",
         "`strategy.tensor_parallel` must be 1 with `strategy`=ddp: torch's DistributedDataParallel silently loses parameters "
         "of split layers; use strategy=fsdp",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: k.strategy.tensor_parallel > 1 and k.strategy.name not in ("ddp", "fsdp"),
         "`strategy.tensor_parallel` must be 1 unless `strategy` is fsdp, got {k.strategy.tensor_parallel}; use strategy=fsdp, "
         "or strategy=tensor to split layers only",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _sharded(k) and not k.model.divisible,
         "`strategy` must be single, dp or ddp with `model`={k.model.name}, whose parameters are single numbers and cannot be "
         "sharded; use strategy=ddp",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _sharded(k) and _repeats(k),
         "`strategy` must be single, dp or ddp with `optimizer`={k.optimizer.name}, which needs the whole gradient on each "
         "process; use strategy=ddp",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: _sharded(k) and k.amp == "float16",
         "`amp` must not be float16 with `strategy`=fsdp, tensor or pipeline: the gradient scaler of one process does not see an "
         "overflow on another; use amp=bfloat16 or amp=off",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: k.strategy.name in ("tensor", "pipeline") and k.train.compile,
         "`train.compile` must be false with `strategy`=tensor or pipeline, which run the layers themselves; use train.compile=false",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: k.strategy.name == "pipeline" and (k.train.accumulate > 1 or k.amp != "off"),
         "`train.accumulate` must be 1 and `amp` off with `strategy`=pipeline, which splits batches into micro-batches itself "
         "and sends activations of one dtype; use strategy=ddp",
     ),
-    Forbidden(
+    _Forbidden(
         lambda k: k.launch.nodes > 1 and k.launch.rdzv_endpoint is None,
         "`launch.rdzv_endpoint` must be host:port with `launch.nodes`={k.launch.nodes}; give one of the hosts and a free port",
     ),
-    Forbidden(
+    _Forbidden(
         _warmup_too_long,
         "`schedule.warmup_steps` must be below `train.steps`={k.train.steps}, or the learning rate never decreases; use a smaller number",
     ),

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple, NoReturn
 
 from runner.errors import ExpressionError
 
-Step = Callable[[list[Any], Mapping[str, Any]], None]
+_Step = Callable[[list[Any], Mapping[str, Any]], None]
 """Operation on a stack of values. The mapping has the values of the names."""
-Operand = float | None
+_Operand = float | None
 """Parsed operand: a constant, or None if the steps leave its value on top of the stack."""
 
-MAX_CHARACTERS = 1_000
-MAX_NESTING = 100
+_MAX_CHARACTERS = 1_000
+_MAX_NESTING = 100
 """Greatest depth of parentheses, calls, signs and exponents inside each other. Sums and products are not nested."""
 
 _TOKEN = re.compile(
@@ -51,7 +51,7 @@ class Expression:
 
     text: str
     names: tuple[str, ...]
-    _steps: tuple[Step, ...] = field(repr=False, compare=False)
+    _steps: tuple[_Step, ...] = field(repr=False, compare=False)
 
     def __call__(self, values: Mapping[str, Any]) -> Any:
         """Return the value of the formula. Each name has a tensor (they broadcast) or a float; other names are ignored.
@@ -72,8 +72,8 @@ class Expression:
 
 def parse(text: str) -> Expression:
     """Parse a formula. Raises `ExpressionError` with the column, counted from 1, if it is invalid."""
-    if len(text) > MAX_CHARACTERS:
-        _refuse(text, MAX_CHARACTERS + 1, f"it must have at most {MAX_CHARACTERS:,} characters, got {len(text):,}")
+    if len(text) > _MAX_CHARACTERS:
+        _refuse(text, _MAX_CHARACTERS + 1, f"it must have at most {_MAX_CHARACTERS:,} characters, got {len(text):,}")
     if not text.strip(" \t"):
         _refuse(text, 1, "it is empty; write one such as a*x + b")
     parser = _Parser(text)
@@ -166,7 +166,7 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
         self.names: dict[str, None] = {}  # keeps the order of first appearance
-        self.steps: list[Step] = []
+        self.steps: list[_Step] = []
         self.tokens = _tokens(text)
         self.position = 0
         self.depth = 0
@@ -194,7 +194,7 @@ class _Parser:
         """Raise `ExpressionError` at a token."""
         _refuse(self.text, place.column, reason)
 
-    def formula(self, lowest: int) -> Operand:
+    def formula(self, lowest: int) -> _Operand:
         """Parse operands joined by operators whose precedence is at least `lowest`."""
         left = self.operand()
         while self.next.text in _PRECEDENCE and _PRECEDENCE[self.next.text][0] >= lowest:
@@ -204,7 +204,7 @@ class _Parser:
             left = self.binary(operator_, left, right)
         return left
 
-    def operand(self) -> Operand:
+    def operand(self) -> _Operand:
         """Parse a number, a name, a call, a group in parentheses, or a signed operand."""
         token = self.take()
         if token.kind == "number":
@@ -219,7 +219,7 @@ class _Parser:
         operand = self.nested(token, _SIGN)
         return operand if token.text == "+" else self.unary(token, operator.neg, operand)
 
-    def name(self, token: _Token) -> Operand:
+    def name(self, token: _Token) -> _Operand:
         """Parse a call of a function, the constant pi, or a free name."""
         called = self.next.text == "("
         if token.text in _FUNCTIONS:
@@ -236,7 +236,7 @@ class _Parser:
         self.steps.append(lambda stack, values: stack.append(values[token.text]))
         return None
 
-    def parentheses(self, owner: _Token, opening: _Token) -> Operand:
+    def parentheses(self, owner: _Token, opening: _Token) -> _Operand:
         """Parse the rest of parentheses: the argument of function `owner`, or a group if both tokens are the same."""
         if self.next.text == ")" and owner is not opening:
             self.refuse(self.next, f"`{owner.text}` takes exactly one argument, got none")
@@ -257,16 +257,16 @@ class _Parser:
             self.refuse(token, "`)` has no opening parenthesis")
         self.refuse(token, f"expected an operator such as `*` before `{token.text}`")
 
-    def nested(self, place: _Token, lowest: int) -> Operand:
-        """Parse a formula one level deeper. Raises `ExpressionError` beyond `MAX_NESTING`."""
+    def nested(self, place: _Token, lowest: int) -> _Operand:
+        """Parse a formula one level deeper. Raises `ExpressionError` beyond `_MAX_NESTING`."""
         self.depth += 1
-        if self.depth > MAX_NESTING:
-            self.refuse(place, f"it is nested more than {MAX_NESTING} deep")
+        if self.depth > _MAX_NESTING:
+            self.refuse(place, f"it is nested more than {_MAX_NESTING} deep")
         operand = self.formula(lowest)
         self.depth -= 1
         return operand
 
-    def unary(self, place: _Token, compute: Callable[[Any], Any], operand: Operand) -> Operand:
+    def unary(self, place: _Token, compute: Callable[[Any], Any], operand: _Operand) -> _Operand:
         """Apply a function of one operand: fold a constant, or add a step."""
         if operand is not None:
             return self.constant(place, compute, operand)
@@ -277,7 +277,7 @@ class _Parser:
         self.steps.append(step)
         return None
 
-    def binary(self, place: _Token, left: Operand, right: Operand) -> Operand:
+    def binary(self, place: _Token, left: _Operand, right: _Operand) -> _Operand:
         """Apply an operator: fold constants, or add a step."""
         # A constant operand stays a float, so that torch computes `tensor ** 2.0` and not a power of two tensors.
         compute = _OPERATORS[place.text]

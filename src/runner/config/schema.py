@@ -1,6 +1,6 @@
 """Schema of the configuration: the type, bounds, unit and meaning of every key. The values are in `conf/`.
 
-A meaning is a phrase that `explain` and docs/config.md print beside the value.
+A meaning is a phrase that `explain` and docs/config.md print with the value.
 """
 
 from __future__ import annotations
@@ -728,11 +728,11 @@ def config_hash(config: Config) -> str:
 
 def hashed(values: dict[str, Any]) -> dict[str, Any]:
     """Return those plain values of a configuration that the answer depends on."""
-    return without(values, unhashed_keys())
+    return without(values, _unhashed_keys())
 
 
 @cache
-def unhashed_keys() -> tuple[str, ...]:
+def _unhashed_keys() -> tuple[str, ...]:
     """Return the keys that change only where a run is computed or how it is recorded."""
     return keys_where(Config, lambda k: k.changes != "answer")
 
