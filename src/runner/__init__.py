@@ -46,54 +46,56 @@ __all__ = [
 
 
 _STARTS_NONE = (
-    "`launch.processes` and `launch.nodes` start processes from the command line, but this is a call from Python; "
-    "leave them out, or run the script itself with torchrun"
+    "`launch.processes` and `launch.nodes` must be 1 in a call from Python, which starts no processes; "
+    "remove them, or run the script itself with torchrun"
 )
 
 
 def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir: str | None = None) -> Run:
-    """Do one run in this process: `runner.run("linreg", ["optimizer.lr=1e-3"])`, as often as you like.
+    """Run one experiment in this process: `runner.run("linreg", ["optimizer.lr=1e-3"])`. It may be called repeatedly.
 
-    Gives the run's directory, summary and rows. Raises the errors above instead of exiting.
+    Return the directory, summary and rows of the run. Raises the errors above instead of exiting.
     """
     from runner.compute.launch import needs_launch
     from runner.compute.processes import launched
     from runner.config.compose import compose
     from runner.training.run import execute
 
-    words = _words(experiment, overrides)
+    arguments = _arguments(experiment, overrides)
 
-    def ask(earlier: str | None) -> Composed:
-        composed = compose(words if earlier is None else [f"resume={earlier}"], config_dir)
+    def compose_run(earlier: str | None) -> Composed:
+        """Compose the run, or the resumption of an earlier attempt."""
+        composed = compose(arguments if earlier is None else [f"resume={earlier}"], config_dir)
         if needs_launch(composed.config) and not launched(os.environ):
             raise ConfigError(_STARTS_NONE)
         return composed
 
-    return execute(ask, [sys.argv[0] or "python", *words])
+    return execute(compose_run, [sys.argv[0] or "python", *arguments])
 
 
 def multirun(
     experiment: str | None = None, overrides: Sequence[str] = (), config_dir: str | None = None
 ) -> tuple[Path, Results]:
-    """Do a sweep: `runner.multirun("linreg", ["optimizer.lr=1e-5,1e-4", "seeds=8"])`, as `python -m runner -m` does.
+    """Run a sweep, as `python -m runner -m` does: `runner.multirun("linreg", ["optimizer.lr=1e-5,1e-4", "seeds=8"])`.
 
-    Gives the sweep's directory and its results; a trial that failed is among them. Raises the errors above.
+    Return the directory of the sweep and its results, which include failed trials. Raises the errors above.
     """
     from runner.compute.processes import launched
     from runner.sweep.run import audit_trials, launch_config, report_results, sweep
 
-    words = _words(experiment, overrides)
-    if not launched(os.environ) and launch_config(words, config_dir) is not None:
+    arguments = _arguments(experiment, overrides)
+    if not launched(os.environ) and launch_config(arguments, config_dir) is not None:
         raise ConfigError(_STARTS_NONE)
-    manifest = sweep(words, config_dir, [sys.argv[0] or "python", *words])
+    manifest = sweep(arguments, config_dir, [sys.argv[0] or "python", *arguments])
     results = report_results(manifest)
     audit_trials(manifest)
     return manifest.directory, results
 
 
-def _words(experiment: str | None, overrides: Sequence[str]) -> list[str]:
-    if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
+def _arguments(experiment: str | None, overrides: Sequence[str]) -> list[str]:
+    """Return the command-line arguments of a call. Raises `ConfigError` if `overrides` is not a list of strings."""
+    if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
         raise ConfigError(
-            f'`overrides` must be a list of texts such as ["seed=3"], but is {overrides!r}; put it in a list'
+            f'`overrides` must be a list of strings such as ["seed=3"], got {overrides!r}; put it in a list'
         )
     return ([f"+experiment={experiment}"] if experiment is not None else []) + list(overrides)

@@ -1,4 +1,4 @@
-"""`python -m runner`."""
+"""Entry point of `python -m runner`."""
 
 import sys
 

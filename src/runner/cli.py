@@ -1,4 +1,7 @@
-"""The command line: `python -m runner [verb] [options] key=value …`. torch is imported by a run, never by help or a config error."""
+"""Command line: `python -m runner [verb] [options] key=value …`.
+
+torch is imported only for a run, not for help or a refused configuration.
+"""
 
 from __future__ import annotations
 
@@ -14,52 +17,52 @@ from runner.commands.arguments import Parser
 from runner.compute.gc_pause import gc_paused
 from runner.compute.processes import launched
 from runner.config.compose import Composed, compose
-from runner.config.hydra_adapter import options
+from runner.config.hydra_adapter import options as available_options
 from runner.config.schema import plain
 from runner.errors import ConfigError, InputError, Interrupted, RemoteRankError, RunnerError
 from runner.runs.sinks.reporter import print_errors
 
 USAGE = """\
 python -m runner +experiment=NAME [key=value …]     one run
-python -m runner resume=RUN_DIR [key=value …]       go on where a run stopped
-python -m runner rerun RUN_DIR [key=value …]        the same again, in a new run directory
+python -m runner resume=RUN_DIR [key=value …]       resume a run
+python -m runner rerun RUN_DIR [key=value …]        repeat a run in a new directory
 python -m runner -m … key=a,b,c key='range(0,8)'    a sweep over every combination; seeds=8 for eight seeds
-python -m runner -m resume=SWEEP_DIR                what is missing of a sweep, or failed
+python -m runner -m resume=SWEEP_DIR                resume a sweep: run its missing and failed trials
 
-python -m runner explain +experiment=NAME …         every value: where it was set, what it means; nothing is run
-python -m runner doctor                             what this machine can do, what it cannot, and how to mend it
-python -m runner parity +experiment=NAME …          the same experiment in every way there is, held against a reference
-python -m runner verify rerun|resume|world-size|sweep …     does a run give the same bits again?
-python -m runner diverge A B                        the first step and the first tensor in which two runs differ
+python -m runner explain +experiment=NAME …         show each value, where it was set and what it means; nothing is run
+python -m runner doctor                             what this machine can run, what it cannot, and how to fix it
+python -m runner parity +experiment=NAME …          run an experiment in every supported way and compare with a reference
+python -m runner verify rerun|resume|world-size|sweep …     check that a run gives the same bits again
+python -m runner diverge A B                        find the first step and the first tensor in which two runs differ
 
 options
-  --help after a verb  its own options
-  --config-dir DIR     your own groups and experiments, beside those below
-  --cfg job            show the configuration, with references resolved, and stop
+  VERB --help          the options of a verb
+  --config-dir DIR     your own groups and experiments, in addition to those below
+  --cfg job            show the configuration with references resolved and exit
   --help, --version
 """
 
 VERBS = ("parity", "verify", "diverge", "doctor", "explain")
-"""Each is a module of its own name."""
+"""Verbs. Each is a module of `runner.commands` with this name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; gives the exit code (0 finished, 1 failed, 2 cannot be run, 130 and 143 stopped)."""
+    """Run the command line. Return the exit code: 0 finished, 1 failed, 2 refused, 130 or 143 stopped by a signal."""
     if arguments is not None or not launched(os.environ):
-        return _answered(sys.argv[1:] if arguments is None else list(arguments))
-    code = _answered(sys.argv[1:])
+        return _exit_code(sys.argv[1:] if arguments is None else list(arguments))
+    code = _exit_code(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not by way of Python's own end: in torch 2.13 the threads of gloo now and then abort a process that has done its work.
+    # Skip Python's shutdown: in torch 2.13 gloo's threads sometimes abort a process that has finished its work.
     os._exit(code)
 
 
-def _answered(words: list[str]) -> int:
-    """The exit code, with what went wrong told on the error stream."""
+def _exit_code(arguments: list[str]) -> int:
+    """Run the arguments and report errors on stderr. Return the exit code."""
     try:
-        return _command(words)
+        return _command(arguments)
     except RemoteRankError as error:
-        return error.exit_code  # the process that it happened on has told
+        return error.exit_code  # the process in which it occurred has reported it
     except InputError as error:
         print_errors([_one_line(problem) for problem in error.problems], error.rank)
         return error.exit_code
@@ -90,110 +93,117 @@ def _parser() -> Parser:
     return parser
 
 
-def _command(words: list[str]) -> int:
-    if words[:1] and words[0] in VERBS:
-        return _verb(words[0], words[1:])
+def _command(arguments: list[str]) -> int:
+    """Run a verb, show something, or start a run or a sweep. Return the exit code."""
+    if arguments[:1] and arguments[0] in VERBS:
+        return _verb(arguments[0], arguments[1:])
     try:
-        given, overrides = _read(words)
+        options, overrides = _read(arguments)
     except ConfigError:
-        if _speaks():
+        if _is_rank_zero():
             raise
         return ConfigError.exit_code
-    if given.help or given.version or given.cfg:
-        return _show(given, overrides) if _speaks() else 0
-    if given.multirun or any(word.lstrip("+").startswith("seeds=") for word in overrides):
-        return _sweep(given, overrides, words)
-    return _run(given, overrides, words)
+    if options.help or options.version or options.cfg:
+        return _show(options, overrides) if _is_rank_zero() else 0
+    if options.multirun or any(override.lstrip("+").startswith("seeds=") for override in overrides):
+        return _sweep(options, overrides, arguments)
+    return _run(options, overrides, arguments)
 
 
-def _verb(verb: str, words: list[str]) -> int:
-    """A verb whose module does it all: `usage` says how, `command` does it and gives the exit code."""
-    if not _speaks():
+def _verb(verb: str, arguments: list[str]) -> int:
+    """Run the `command` of a verb's module, or print its `USAGE`. Return the exit code."""
+    if not _is_rank_zero():
         return 0
     if launched(os.environ):
-        raise ConfigError(f"`{verb}` starts the processes that it needs, but was started by a launcher; start it alone")
+        raise ConfigError(
+            f"`{verb}` must be started without a launcher, because it starts its own processes; start it with python"
+        )
     module = importlib.import_module(f"runner.commands.{verb}")
-    if {"--help", "-h"} & set(words):
+    if {"--help", "-h"} & set(arguments):
         sys.stdout.write(module.USAGE)
         return 0
-    code: int = module.command(words)
+    code: int = module.command(arguments)
     return code
 
 
-def _speaks() -> bool:
-    """Whether this process answers for all that a launcher started."""
+def _is_rank_zero() -> bool:
+    """Return whether this process reports for all processes that a launcher started."""
     return os.environ.get("RANK", "0") == "0" or not launched(os.environ)
 
 
-def _read(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Options and overrides; `given.base` is the run to do again. Raises `ConfigError`."""
-    given, rest = _parser().parse_known_intermixed_args(words)
-    overrides = given.overrides + rest
-    given.help = given.help or not words
-    if given.resolve and not given.cfg:
-        raise ConfigError("`--resolve` goes with --cfg, which shows the configuration, but stands alone; add --cfg job")
-    given.base = None
+def _read(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options and the overrides. `options.base` is the run to repeat, or None. Raises `ConfigError`."""
+    options, rest = _parser().parse_known_intermixed_args(arguments)
+    overrides = options.overrides + rest
+    options.help = options.help or not arguments
+    if options.resolve and not options.cfg:
+        raise ConfigError("`--resolve` must be used with --cfg; add --cfg job")
+    options.base = None
     if overrides[:1] == ["rerun"]:
         if len(overrides) < 2:
-            raise ConfigError("`rerun` must be followed by a run directory, but nothing follows; write rerun RUN_DIR")
-        _, given.base, *overrides = overrides
-    return given, overrides
+            raise ConfigError("`rerun` must be followed by a run directory, got nothing; write rerun RUN_DIR")
+        _, options.base, *overrides = overrides
+    return options, overrides
 
 
-def _show(given: argparse.Namespace, overrides: list[str]) -> int:
-    """What is asked for without a run."""
-    if given.help:
-        sys.stdout.write(help_text(given.config_dir))
-    elif given.version:
+def _show(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Print the help, the version or the configuration. Return exit code 0."""
+    if options.help:
+        sys.stdout.write(_help_text(options.config_dir))
+    elif options.version:
         sys.stdout.write(f"runner {__version__}\n")
     else:
         from omegaconf import OmegaConf
 
-        values: Any = OmegaConf.create(plain(compose(overrides, given.config_dir, given.base).config))
+        values: Any = OmegaConf.create(plain(compose(overrides, options.config_dir, options.base).config))
         sys.stdout.write(OmegaConf.to_yaml(values))
     return 0
 
 
-def _run(given: argparse.Namespace, overrides: list[str], words: list[str]) -> int:
-    """One run: in this process, in processes that it starts, or as one of those that a launcher started."""
+def _run(options: argparse.Namespace, overrides: list[str], arguments: list[str]) -> int:
+    """Run once: in this process, in processes that it starts, or as one of the processes of a launcher."""
 
-    def ask(earlier: str | None) -> Composed:
+    def compose_run(earlier: str | None) -> Composed:
+        """Compose the run, or the resumption of an earlier attempt."""
         with gc_paused():
             if earlier is not None:
-                return compose([f"resume={earlier}"], given.config_dir)
-            return compose(overrides, given.config_dir, given.base)
+                return compose([f"resume={earlier}"], options.config_dir)
+            return compose(overrides, options.config_dir, options.base)
 
     from runner.compute.launch import launch, needs_launch
     from runner.training.run import execute
 
-    command = ["python", "-m", "runner", *words]
+    command = ["python", "-m", "runner", *arguments]
     if launched(os.environ):
-        execute(ask, command)
+        execute(compose_run, command)
         return 0
-    composed = ask(None)
+    composed = compose_run(None)
     if needs_launch(composed.config):
-        return launch(composed.config, words)
+        return launch(composed.config, arguments)
     execute(lambda earlier: composed, command)
     return 0
 
 
-def _sweep(given: argparse.Namespace, overrides: list[str], words: list[str]) -> int:
-    """A sweep, in this process, in processes that it starts, or as one of those that a launcher started; 1 when a trial failed."""
+def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[str]) -> int:
+    """Run a sweep: in this process, in processes that it starts, or as one of the processes of a launcher.
+
+    Return exit code 1 if a trial failed.
+    """
     from runner.compute.launch import launch
     from runner.sweep.distributed import follow, release_followers
     from runner.sweep.run import audit_trials, launch_config, report_results, sweep
 
-    if given.base is not None:
-        raise ConfigError("`rerun` does one run again, but `-m` asks for a sweep; leave one of them out")
+    if options.base is not None:
+        raise ConfigError("`rerun` must not be given with -m, because it repeats one run; remove one of them")
     if not launched(os.environ):
-        wide = launch_config(overrides, given.config_dir)
+        wide = launch_config(overrides, options.config_dir)
         if wide is not None:
-            return launch(wide, words)
-    elif not _speaks():
+            return launch(wide, arguments)
+    elif not _is_rank_zero():
         follow()
-        return 0  # a launcher would end rank 0, which still has to say what was wrong
+        return 0  # after another exit code, the launcher would end rank 0 before it has reported the error
     try:
-        manifest = sweep(overrides, given.config_dir, ["python", "-m", "runner", *words])
+        manifest = sweep(overrides, options.config_dir, ["python", "-m", "runner", *arguments])
         report_results(manifest)
     finally:
         release_followers()
@@ -201,15 +211,15 @@ def _sweep(given: argparse.Namespace, overrides: list[str], words: list[str]) ->
     return 0 if manifest.values["status"] == "finished" else 1
 
 
-def help_text(config_dir: str | None = None) -> str:
-    """Usage, then the experiments and the groups with a sentence each."""
-    groups = options(config_dir)
+def _help_text(config_dir: str | None = None) -> str:
+    """Return the usage, then the experiments and groups with a description of each option."""
+    groups = available_options(config_dir)
     lines = [USAGE, "experiments"]
-    lines += _listed(groups.pop("experiment", {}))
+    lines += _option_lines(groups.pop("experiment", {}))
     for group, choices in groups.items():
-        lines += ["", group, *_listed(choices)]
-    return "\n".join([*lines, "", "Every key with its meaning: docs/config.md", ""])
+        lines += ["", group, *_option_lines(choices)]
+    return "\n".join([*lines, "", "All keys and their meanings: docs/config.md", ""])
 
 
-def _listed(choices: dict[str, str]) -> list[str]:
-    return [f"  {name:<16} {sentence}" for name, sentence in choices.items()]
+def _option_lines(choices: dict[str, str]) -> list[str]:
+    return [f"  {name:<16} {description}" for name, description in choices.items()]

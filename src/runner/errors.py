@@ -1,19 +1,19 @@
-"""What can go wrong, as the user meets it. The exit code belongs to the kind of error.
+"""Errors that a user meets. Each kind of error has its exit code.
 
 RunnerError
-├── InputError            2   the user's input cannot be run; nothing was started
+├── InputError            2   input of the user that cannot be run; nothing was started
 │   ├── ConfigError           a key or a value of the configuration
-│   ├── DeviceError           a device, a mask or a torch build
-│   ├── DataError             a data file or a split of it
+│   ├── DeviceError           a device, a mask or a build of torch
+│   ├── DataError             a data file or its split
 │   ├── ExpressionError       a formula
-│   └── CheckpointError       a run directory or a checkpoint in it
-├── RunFailed             1   the run started and cannot go on
-│   ├── Diverged              its loss or its parameters are no longer finite
+│   └── CheckpointError       a run directory or a checkpoint
+├── RunFailed             1   a run that started and cannot continue
+│   ├── Diverged              the loss or a parameter is no longer finite
 │   └── ProcessLost           another process of the run no longer takes part
-├── Interrupted     130/143   stopped by a signal, after saving
-│   └── ForcedStop            by a second one, at once
-├── Pruned                    a trial of a sweep that is not worth its time
-└── RemoteRankError           another process of the run failed, and said why
+├── Interrupted     130/143   a signal; the state was saved
+│   └── ForcedStop            a second signal; nothing more was saved
+├── Pruned                    a trial of a sweep that was ended early
+└── RemoteRankError           an error that another process of the run has reported
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from collections.abc import Iterable
 
 
 class RunnerError(Exception):
-    """Base of every error that is meant for the user's eyes. `exit_code` is what the process answers.
+    """Base of every error that is reported to the user.
 
-    `rank` is the process it happened on, where that says more than the error itself.
+    `exit_code` is the exit code of the process. `rank` is the process in which the error occurred, if that matters.
     """
 
     exit_code = 1
@@ -33,7 +33,7 @@ class RunnerError(Exception):
 
 
 class InputError(RunnerError):
-    """Input that cannot be run. `problems` has one sentence for each thing that is wrong."""
+    """Input that cannot be run. `problems` has one sentence for each problem."""
 
     exit_code = 2
 
@@ -47,15 +47,15 @@ class ConfigError(InputError):
 
 
 class DeviceError(InputError):
-    """The device that was asked for is not there."""
+    """The requested device is not available."""
 
 
 class DataError(InputError):
-    """The data cannot be read, or not split as asked."""
+    """The data cannot be read, or not split as requested."""
 
 
 class ExpressionError(InputError):
-    """A formula is not one that the runner reads."""
+    """A formula does not follow the grammar."""
 
 
 class CheckpointError(InputError):
@@ -63,7 +63,7 @@ class CheckpointError(InputError):
 
 
 class RunFailed(RunnerError):
-    """The run started, and ended without an answer."""
+    """The run started and ended without a result."""
 
 
 class Diverged(RunFailed):
@@ -71,11 +71,11 @@ class Diverged(RunFailed):
 
 
 class ProcessLost(RunFailed):
-    """A process of the run was killed, hangs, cannot be reached or cannot write; the text names it."""
+    """A process of the run was killed, hangs, cannot be reached or cannot write. The message names it."""
 
 
 class Interrupted(RunnerError):
-    """A signal stopped the run; its state was saved first."""
+    """A signal stopped the run. Its state was saved first."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         self.exit_code = 128 + signal_number
@@ -83,15 +83,15 @@ class Interrupted(RunnerError):
 
 
 class ForcedStop(Interrupted):
-    """A second signal: nothing more was saved, and the other processes of the run do not know."""
+    """A second signal stopped the run. Nothing more was saved, and the other processes were not informed."""
 
 
 class Pruned(RunnerError):
-    """A trial of a sweep was ended early, since others are better; its state was saved."""
+    """A trial of a sweep was ended early because others are better. Its state was saved."""
 
 
 class RemoteRankError(RunnerError):
-    """The run ended on another process, which told the user; this one ends with the same exit code and is silent."""
+    """Another process of the run failed and reported why. This process ends silently with the same exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         self.exit_code = exit_code

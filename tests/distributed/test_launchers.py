@@ -70,12 +70,12 @@ def test_an_input_error_is_reported_once_by_all_processes_of_a_launcher(tmp_path
 # ----------------------------------------------------------------------------------------- input errors, reported once
 
 BAD = {
-    "chunks": (3, [*EXACT], "`strategy.chunks` must be divisible by the number of processes, 3, with `strategy.reduction`=exact, but is 4; start 1, 2, 4, … processes, or set strategy.reduction=fast"),
+    "chunks": (3, [*EXACT], "`strategy.chunks` must be divisible by the number of processes, 3, with `strategy.reduction`=exact, got 4; start 1, 2, 4, … processes, or use strategy.reduction=fast"),
     "rows": (3, [*SMALL, "data.rows=2"], "the number of processes must not be above the number of training rows, 2, got 3; start fewer processes"),
-    "single": (2, [*SMALL, "strategy=single"], "`strategy` must be ddp, fsdp, tensor or pipeline on 2 processes, but is single, which is one process; use strategy=auto, or start one process"),
-    "fsdp": (1, [*SMALL, "strategy=fsdp"], "`strategy`=fsdp must have at least 2 processes to split the model between, but has 1; start more with launch.processes=2 or torchrun --nproc-per-node 2, or use strategy=single"),
+    "single": (2, [*SMALL, "strategy=single"], "`strategy` must be ddp, fsdp, tensor or pipeline on 2 processes, got single, which is one process; use strategy=auto, or start one process"),
+    "fsdp": (1, [*SMALL, "strategy=fsdp"], "`strategy`=fsdp must have at least 2 processes to shard the model over, got 1; start more with launch.processes=2 or torchrun --nproc-per-node 2, or use strategy=single"),
     "file": (2, [*SMALL, "data=csv", "data.path=nowhere.csv", "data.target=y"], NO_FILE.removeprefix("error: ")),
-    "key": (2, [*SMALL, "model.depth=3"], "`model.depth` is not a key; see docs/config.md for the keys there are"),
+    "key": (2, [*SMALL, "model.depth=3"], "`model.depth` is not a key; see docs/config.md for the list of keys"),
 }  # fmt: skip
 
 

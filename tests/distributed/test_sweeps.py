@@ -72,7 +72,7 @@ def test_an_explicit_strategy_trains_each_trial_on_all_processes() -> None:
 def test_an_invalid_trial_is_reported_once_and_nothing_is_left() -> None:
     outcomes = run_command(2, ["-m", *TRIALS, "train.clip_norm=1,-1", "run_dir=two"])
     assert [outcome.code for outcome in outcomes] == [2, 0], outcomes
-    message = "`train.clip_norm` must be a finite number above 0 or null, but is -1"
+    message = "`train.clip_norm` must be a finite number above 0 or null, got -1"
     assert [line.partition(": ")[2] for line in errors(outcomes[0].printed)] == [f"trial 1 and 8 more: {message}"]
     assert errors(outcomes[1].printed) == []
     assert not Path("two").exists()

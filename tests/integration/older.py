@@ -1,4 +1,4 @@
-"""The runs of tests/fixtures, made by an older version: copies of them, what they must end with, and where that holds to the bit."""
+"""Runs of an older version in tests/fixtures: copies of them, their expected results, and where those hold to the bit."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import Any
 import torch
 
 from runner.compute.devices import probe
-from runner.config import validation
+from runner.config import introspection, versions
 
 FOLDER = Path(__file__).parents[1] / "fixtures"
 NAMES = ("killed", "finished", "sweep_half", "fsdp", "optuna")
 
-# Another processor, or another torch, may add in another order: what float32 rounds differently grows over some twenty
-# steps of a small network to a few units in the seventh digit of a metric. A hundred times that is still no other answer.
+# Another processor or another torch may add in another order. Over some twenty steps of a small network, the float32
+# rounding errors grow to a few units in the seventh digit of a metric. A hundred times that is still the same result.
 FLOAT32 = 1e-4
 
 
 def copied(name: str, folder: Path) -> Path:
-    """A copy of one of the runs in `folder`, its links links; relative to it, as the runs were made."""
+    """Copy one of the runs to `folder` with its symbolic links. Return the path relative to `folder`."""
     shutil.copytree(FOLDER / name, folder / name, symlinks=True)
     return Path(name)
 
 
 def expected() -> dict[str, Any]:
-    """What the runs must end with, and the machine where they did."""
+    """Return the expected results of the runs, and the machine on which they were computed."""
     found: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text())
     return found
 
 
 def machine() -> dict[str, str]:
-    """What bits depend on besides the run's own configuration."""
+    """Return what the bits depend on in addition to the configuration of a run."""
     return {
         "torch": str(torch.__version__),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -44,53 +44,53 @@ def machine() -> dict[str, str]:
     }
 
 
-def here() -> bool:
-    """Whether bits must be those of the machine where the runs were made."""
+def is_same_machine() -> bool:
+    """Return whether results must equal those of the original machine to the bit."""
     return bool(machine() == expected()["machine"])
 
 
 def end(run: Path) -> dict[str, Any]:
-    """What a run that has finished came to."""
+    """Return the result of a finished run."""
     summary = json.loads((run / "summary.json").read_text())
     return {key: summary[key] for key in ("steps", "parameters_sha256", "metrics")}
 
 
-def agrees(run: Path, told: dict[str, Any]) -> None:
-    """The run ends as it did when the fixtures were made: to the bit on such a machine, closely on another one."""
-    found = end(run)
-    if here():
-        assert found == told
+def check_end(run: Path, expected_end: dict[str, Any]) -> None:
+    """Assert that a run has the expected result: to the bit on an equal machine, within a tolerance on another one."""
+    result = end(run)
+    if is_same_machine():
+        assert result == expected_end
         return
-    assert found["steps"] == told["steps"]
-    assert found["metrics"].keys() == told["metrics"].keys()
-    for name, value in told["metrics"].items():
-        assert abs(found["metrics"][name] - value) <= FLOAT32 * max(abs(value), 1e-3), name
+    assert result["steps"] == expected_end["steps"]
+    assert result["metrics"].keys() == expected_end["metrics"].keys()
+    for name, value in expected_end["metrics"].items():
+        assert abs(result["metrics"][name] - value) <= FLOAT32 * max(abs(value), 1e-3), name
 
 
 def config_files() -> list[Path]:
-    """Every configuration that the runs have saved."""
+    """Return every config.yaml of the runs."""
     return sorted(FOLDER.glob("**/config.yaml"))
 
 
 def keys(kind: type, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a schema, with the variant of a group where it has one: `model[mlp].widths`."""
-    for name, hint in validation.hints(kind).items():
+    """Yield every dotted key of a schema, with the variant of a group if it has several: `model[mlp].widths`."""
+    for name, hint in introspection.hints(kind).items():
         yield prefix + name
-        for option, variant in validation.variants(hint).items():
+        for option, variant in introspection.variants(hint).items():
             yield from keys(variant, _below(prefix, name, option))
 
 
 def unnamed(kind: type, known: Collection[str], prefix: str = "") -> Iterator[str]:
-    """Keys and groups that are not among the known ones and do not name what they were before they existed.
+    """Yield the keys and groups that are neither known nor name their value from before they existed.
 
-    Those of a variant that is new itself need not: no older run has it.
+    Keys of a new variant are left out, because no older run has that variant.
     """
-    for name, hint in validation.hints(kind).items():
+    for name, hint in introspection.hints(kind).items():
         if prefix + name not in known:
-            if name not in validation.completed(kind, {}):
+            if name not in versions.completed(kind, {}):
                 yield prefix + name
             continue
-        for option, variant in validation.variants(hint).items():
+        for option, variant in introspection.variants(hint).items():
             below = _below(prefix, name, option)
             if any(key.startswith(below) for key in known):
                 yield from unnamed(variant, known, below)
@@ -101,5 +101,5 @@ def _below(prefix: str, name: str, option: str) -> str:
 
 
 def known() -> list[str]:
-    """The keys that there were when the first of the runs were made."""
+    """Return the keys that existed when the first of the runs were made."""
     return (FOLDER / "keys.txt").read_text().split()

@@ -1,7 +1,7 @@
-"""Input that cannot be run: one line a problem on the error stream, exit code 2, no traceback, and nothing left behind.
+"""Invalid input: one line on stderr for each problem, exit code 2, no traceback, and no new file.
 
-The numbers are those of the list of bad inputs that the runner was built against. Values alone are in tests/unit/test_schema.py, pairs
-of values in test_combinations.py, files of a user's own in test_compose.py, tables in data/test_tables.py: here is the whole way.
+The numbers B01, B02, … identify kinds of bad input. These tests cover the whole path from the command line. The unit tests in
+tests/unit/config cover single values, combinations and a user's files, and those in tests/unit/data cover tables.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import pytest
 from runner.cli import main
 
 QUICK = ["device=cpu", "record.plots=false", "train.steps=2"]
-SEED = "`seed` must be an integer of at least 0 and of at most 4294967295, but is"
-NAME = "`name` must be a text that matches [A-Za-z0-9][A-Za-z0-9._-]{0,99}, but is"
-RATE = "`optimizer.lr` must be a finite number of at least 0 and of at most 1e+38, but is"
-STEPS = "`train.steps` must be an integer of at least 1 or null, but is"
-DTYPE = "`dtype` must be one of float64, float32, bfloat16, float16, but is"
-DEVICE = "`device` must be one of auto, cpu, cuda, mps, rocm, xpu, but is"
-OPTIMIZER = "`optimizer` must be one of adam, adamw, lbfgs, lm, lstsq, momentum, sgd, but is"
-START = "`model.start` must be names with a finite number each, but is"
-VISIBLE = "`device.visible` must be a list, each an integer of at least 0 or a text or null, but is"
-WIDTHS = "`model.widths` must be a list, each an integer of at least 1, but is"
+SEED = "`seed` must be an integer from 0 to 4294967295, got"
+NAME = "`name` must be a string that matches [A-Za-z0-9][A-Za-z0-9._-]{0,99}, got"
+RATE = "`optimizer.lr` must be a finite number from 0 to 1e+38, got"
+STEPS = "`train.steps` must be an integer of at least 1 or null, got"
+DTYPE = "`dtype` must be one of float64, float32, bfloat16, float16, got"
+DEVICE = "`device` must be one of auto, cpu, cuda, mps, rocm, xpu, got"
+OPTIMIZER = "`optimizer` must be one of adam, adamw, lbfgs, lm, lstsq, momentum, sgd, got"
+START = "`model.start` must be a mapping from names to finite numbers, got"
+VISIBLE = "`device.visible` must be a list, each item an integer of at least 0 or a string, or null, got"
+WIDTHS = "`model.widths` must be a list, each item an integer of at least 1, got"
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +38,15 @@ def errors(capsys: pytest.CaptureFixture[str]) -> Errors:
 
 
 class Errors:
-    """What the error stream says of a command that is refused."""
+    """Messages on stderr of a refused command."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys
 
-    def of(self, *words: str) -> list[str]:
-        """The sentences; the command ended with 2, and the working directory is as it was."""
+    def of(self, *arguments: str) -> list[str]:
+        """Return the messages. The command must end with exit code 2 and leave the working directory unchanged."""
         before = contents()
-        assert main(words) == 2
+        assert main(arguments) == 2
         lines = self.capsys.readouterr().err.splitlines()
         assert lines
         assert [line for line in lines if not line.startswith("error: ")] == []
@@ -58,7 +58,7 @@ def contents() -> list[Path]:
     return sorted(Path().rglob("*"))
 
 
-# --------------------------------------------------------------------------------------------- words, keys and options
+# ----------------------------------------------------------------------------------------- arguments, keys and options
 
 TABLE: dict[str, tuple[list[str], list[str]]] = {
     "B01-B02 keys that do not exist": (
@@ -72,14 +72,14 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
             "`steps` is not a key; did you mean `train.steps`?",
             "`batchsize` is not a key; did you mean `train.batch_size`?",
             "`optimzer` is not a key; did you mean `optimizer`?",
-            "`xyzzy` is not a key; see docs/config.md for the keys there are",
+            "`xyzzy` is not a key; see docs/config.md for the list of keys",
             "`model.with` is not a key; did you mean `model.widths`?",
             "`=3` must have the form key=value, but has no key; see --help",
-            "`.` is not a key; see docs/config.md for the keys there are",
+            "`.` is not a key; see docs/config.md for the list of keys",
             "`train.steps.x` is not a key; did you mean `train.steps`?",
         ],
     ),
-    "B09 words that are no key=value": (
+    "B09 arguments without key=value": (
         ["lr:3", "train.steps:10", "foo", "linreg", "", "~optimizer.lr", "optimizer.lr=1,2", "train.steps=range(1,3)", "model=mlp,linear", "data.path=a,b.csv", "optimizer@model=adam", "hydra.run.dir=x", "hydra/launcher=x", "a\nb=3"],
         [
             "`lr:3` must have the form key=value, but has no `=`; write lr=3",
@@ -87,31 +87,31 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
             "`foo` must have the form key=value, but has no `=`; see --help",
             "`linreg` must have the form key=value, but has no `=`; did you mean +experiment=linreg?",
             "`` must have the form key=value, but has no `=`; see --help",
-            "`~optimizer.lr` deletes a key, but every key must have a value; give it one",
-            "`optimizer.lr` must be one value, but is 1,2; write optimizer.lr=VALUE, or add -m for a sweep",
-            "`train.steps` must be one value, but is range(1,3); write train.steps=VALUE, or add -m for a sweep",
-            "`model` must be one value, but is mlp,linear; write model=VALUE, or add -m for a sweep",
-            "`data.path` must be one value, but is a,b.csv; put a text with commas in quotes, for the shell and for itself: \"data.path='a,b.csv'\"",
-            "`optimizer@model` moves a group, but every group has one place; write optimizer=…",
-            "`hydra.run.dir` does nothing, since Hydra only composes here; run_dir=… moves a run, --config-dir adds groups",
-            "`hydra/launcher` does nothing, since Hydra only composes here; run_dir=… moves a run, --config-dir adds groups",
-            "`a\\nb` is not a key; see docs/config.md for the keys there are",
+            "`~optimizer.lr` deletes a key, but every key must have a value; set a value instead",
+            "`optimizer.lr` must be one value, got 1,2; write optimizer.lr=VALUE, or add -m for a sweep",
+            "`train.steps` must be one value, got range(1,3); write train.steps=VALUE, or add -m for a sweep",
+            "`model` must be one value, got mlp,linear; write model=VALUE, or add -m for a sweep",
+            "`data.path` must be one value, got a,b.csv; put a string with commas in two pairs of quotes, one for the shell: \"data.path='a,b.csv'\"",
+            "`optimizer@model` moves a group, but groups cannot be moved; write optimizer=…",
+            "`hydra.run.dir` has no effect, because Hydra only composes the configuration; use run_dir=… to place a run, --config-dir to add groups",
+            "`hydra/launcher` has no effect, because Hydra only composes the configuration; use run_dir=… to place a run, --config-dir to add groups",
+            "`a\\nb` is not a key; see docs/config.md for the list of keys",
         ],
     ),
-    "B09 options that are none": (
+    "B09 unknown options": (
         ["--lr=3", "--seed", "-x", "-", "--config-name=x"],
         [
-            "`--lr=3` is not an option; values are given as key=value, such as lr=3",
-            "`--seed` is not an option; values are given as key=value, such as seed=…",
-            "`-x` is not an option; values are given as key=value, such as x=…",
-            "`-` is not an option; values are given as key=value, such as seed=…",
-            "`--config-name=x` is not an option; values are given as key=value, such as config-name=x",
+            "`--lr=3` is not an option; write values as key=value, such as lr=3",
+            "`--seed` is not an option; write values as key=value, such as seed=…",
+            "`-x` is not an option; write values as key=value, such as x=…",
+            "`-` is not an option; write values as key=value, such as seed=…",
+            "`--config-name=x` is not an option; write values as key=value, such as config-name=x",
         ],
     ),
-    "B09 braces that the shell has cut": (
+    "B09 braces split by the shell": (
         ["model=formula", "model.start={a:", "0.5,", "b:", "0.1}"],
         [
-            '`model.start` has a value that cannot be read, {a:; put the whole word in quotes for the shell: "model.start={a: …"',
+            '`model.start` has a value that cannot be read, {a:; put the whole argument in quotes for the shell: "model.start={a: …"',
             "`0.5,` must have the form key=value, but has no `=`; see --help",
             "`b:` must have the form key=value, but has no `=`; write b=",
             "`0.1}` must have the form key=value, but has no `=`; see --help",
@@ -120,123 +120,123 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
     "B12, B16 options of a group": (
         ["+experiment=linrge", "model=nope", "optimizer=SDG", "loss=mes", "strategy=dpp", "schedule=null", "data=[csv]", "train={steps: 3}", "record=", "device=meta"],
         [
-            "`experiment` must be one of curve_fit, diabetes, linreg, mlp, but is the text 'linrge'; did you mean linreg?",
-            "`model` must be one of formula, linear, mlp, polynomial, but is the text 'nope'",
-            f"{OPTIMIZER} the text 'SDG'; did you mean sgd?",
-            "`loss` must be one of huber, mae, mse, but is the text 'mes'; did you mean mse?",
-            "`strategy` must be one of auto, ddp, dp, fsdp, pipeline, single, tensor, but is the text 'dpp'; did you mean dp?",
-            "`schedule` must be one of constant, cosine, step, warmup_cosine, but is null",
-            "`data` must be one of csv, curve, diabetes, line, parquet, but is ['csv']",
-            "`train` must be one of default, but is {'steps': 3}; give its keys one by one: train.KEY=…",
-            "`record` must be one of default, but is the text ''",
-            f"{DEVICE} the text 'meta'",
+            "`experiment` must be one of curve_fit, diabetes, linreg, mlp, got 'linrge'; did you mean linreg?",
+            "`model` must be one of formula, linear, mlp, polynomial, got 'nope'",
+            f"{OPTIMIZER} 'SDG'; did you mean sgd?",
+            "`loss` must be one of huber, mae, mse, got 'mes'; did you mean mse?",
+            "`strategy` must be one of auto, ddp, dp, fsdp, pipeline, single, tensor, got 'dpp'; did you mean dp?",
+            "`schedule` must be one of constant, cosine, step, warmup_cosine, got null",
+            "`data` must be one of csv, curve, diabetes, line, parquet, got ['csv']",
+            "`train` must be one of default, got {'steps': 3}; set its keys one by one: train.KEY=…",
+            "`record` must be one of default, got ''",
+            f"{DEVICE} 'meta'",
         ],
     ),
-    "B12 an experiment that is empty": (["+experiment="], ["`experiment` must be one of curve_fit, diabetes, linreg, mlp, but is the text ''"]),
-    "B16 an optimizer that is empty": (["optimizer="], [f"{OPTIMIZER} the text ''"]),
-    "groups that are given a value": (
+    "B12 an empty experiment": (["+experiment="], ["`experiment` must be one of curve_fit, diabetes, linreg, mlp, got ''"]),
+    "B16 an empty optimizer": (["optimizer="], [f"{OPTIMIZER} ''"]),
+    "a value for a group": (
         ["train.early_stopping=3", "train.early_stopping={patience: 3}", "optimizer.name=adam", "device.name=cpu"],
         [
-            "`train.early_stopping` is a group of keys, but is given 3; give them one by one: train.early_stopping.KEY=…",
-            "`train.early_stopping` is a group of keys, but is given {patience: 3}; give them one by one: train.early_stopping.KEY=…",
-            "`optimizer.name` is not given by itself, since other keys go with it; write optimizer=adam",
-            "`device.name` is not given by itself, since other keys go with it; write device=cpu",
+            "`train.early_stopping` is a group of keys, got 3; set its keys one by one: train.early_stopping.KEY=…",
+            "`train.early_stopping` is a group of keys, got {patience: 3}; set its keys one by one: train.early_stopping.KEY=…",
+            "`optimizer.name` cannot be set by itself, because other keys depend on it; write optimizer=adam",
+            "`device.name` cannot be set by itself, because other keys depend on it; write device=cpu",
         ],
     ),
-    "B17 an option of another optimizer": (["optimizer=adam", "optimizer.momentum=0.9"], ["`optimizer.momentum` is not a key of adam, which has lr, betas, eps, weight_decay; take it out"]),
-    "B18 an update by hand that there is not": (["update=manual", "optimizer=lbfgs"], ["`update` must be optimizer with `optimizer`=lbfgs, whose line search asks for the loss again within a step; use update=optimizer"]),
-    "steps and epochs": (["train.steps=3", "train.epochs=3"], ["`train.steps` and `train.epochs` are both given; one replaces the other: leave one out"]),
-    "section 5, code in a configuration": (
+    "B17 a key of another optimizer": (["optimizer=adam", "optimizer.momentum=0.9"], ["`optimizer.momentum` is not a key of adam, which has lr, betas, eps, weight_decay; remove it"]),
+    "B18 a manual update without a rule": (["update=manual", "optimizer=lbfgs"], ["`update` must be optimizer with `optimizer`=lbfgs, which has no manual update rule; use update=optimizer"]),
+    "steps and epochs": (["train.steps=3", "train.epochs=3"], ["`train.steps` and `train.epochs` must not both be given, since one replaces the other; remove one"]),
+    "code in a configuration": (
         ["_target_=os.system", "+model._target_=os.system", "++optimizer._args_=[ls]", "data._target_.x=os.system"],
         [
             "`_target_` is not a key; did you mean `data.target`?",
             "`model._target_` is not a key; did you mean `data.target`?",
-            "`optimizer._args_` is not a key; see docs/config.md for the keys there are",
+            "`optimizer._args_` is not a key; see docs/config.md for the list of keys",
             "`data._target_.x` is not a key; did you mean `data.target`?",
         ],
     ),
-    "section 5, code in a mapping": (["model=formula", "model.start._target_=os.system"], [f"{START} {{'_target_': 'os.system'}}"]),
+    "code in a mapping": (["model=formula", "model.start._target_=os.system"], [f"{START} {{'_target_': 'os.system'}}"]),
     # ------------------------------------------------------------------------------------------------------------ values
     "B03-B07 numbers": (
         ["train.steps=abc", "optimizer.lr=-0.1", "train.batch_size=0", "train.accumulate=0", "train.clip_norm=-1", "checkpoint.every_steps=0", "checkpoint.keep=-1", "record.every_steps=1.5", "device.threads=0", "optimizer.weight_decay=-1", "data.rows=0", "data.noise=nan", "data.split.test=-0.1", "seed=null"],
         [
-            "`device.threads` must be an integer of at least 1 and of at most 1024 or null, but is 0",
-            "`data.split.test` must be an integer of at least 0 or a finite number of at least 0, but is -0.1",
-            "`data.rows` must be an integer of at least 1, but is 0",
-            "`data.noise` must be a finite number of at least 0, but is nan",
+            "`device.threads` must be an integer from 1 to 1024 or null, got 0",
+            "`data.split.test` must be an integer of at least 0 or a finite number of at least 0, got -0.1",
+            "`data.rows` must be an integer of at least 1, got 0",
+            "`data.noise` must be a finite number of at least 0, got nan",
             f"{RATE} -0.1",
-            "`optimizer.weight_decay` must be a finite number of at least 0 and of at most 1e+38, but is -1",
-            f"{STEPS} the text 'abc'",
-            "`train.batch_size` must be an integer of at least 1 or null, but is 0",
-            "`train.accumulate` must be an integer of at least 1, but is 0",
-            "`train.clip_norm` must be a finite number above 0 or null, but is -1",
-            "`checkpoint.every_steps` must be an integer of at least 1 or null, but is 0",
-            "`checkpoint.keep` must be an integer of at least 1 or null, but is -1",
-            "`record.every_steps` must be an integer of at least 1, but is 1.5",
+            "`optimizer.weight_decay` must be a finite number from 0 to 1e+38, got -1",
+            f"{STEPS} 'abc'",
+            "`train.batch_size` must be an integer of at least 1 or null, got 0",
+            "`train.accumulate` must be an integer of at least 1, got 0",
+            "`train.clip_norm` must be a finite number above 0 or null, got -1",
+            "`checkpoint.every_steps` must be an integer of at least 1 or null, got 0",
+            "`checkpoint.keep` must be an integer of at least 1 or null, got -1",
+            "`record.every_steps` must be an integer of at least 1, got 1.5",
             f"{SEED} null",
         ],
     ),
-    "B04-B07 what Hydra's grammar makes of words": (
+    "B04-B07 values that Hydra's grammar changes": (
         ["optimizer.lr=True", "seed=0x10", "train.steps=10.5", "train.batch_size=", "train.clip_norm=inf", "data.noise=1e400", "data.slope=[1]", "checkpoint.keep={a: 1}", "data.rows='3'", "record.plots=yes", "train.accumulate=null"],
         [
             f"{RATE} true",
-            f"{SEED} the text '0x10'",
+            f"{SEED} '0x10'",
             f"{STEPS} 10.5",
-            "`train.batch_size` must be an integer of at least 1 or null, but is the text ''",
-            "`train.clip_norm` must be a finite number above 0 or null, but is inf",
-            "`data.noise` must be a finite number of at least 0, but is inf",
-            "`data.slope` must be a finite number, but is [1]",
-            "`checkpoint.keep` must be an integer of at least 1 or null, but is {'a': 1}",
-            "`data.rows` must be an integer of at least 1, but is the text '3'",
-            "`record.plots` must be true or false, but is the text 'yes'",
-            "`train.accumulate` must be an integer of at least 1, but is null",
+            "`train.batch_size` must be an integer of at least 1 or null, got ''",
+            "`train.clip_norm` must be a finite number above 0 or null, got inf",
+            "`data.noise` must be a finite number of at least 0, got inf",
+            "`data.slope` must be a finite number, got [1]",
+            "`checkpoint.keep` must be an integer of at least 1 or null, got {'a': 1}",
+            "`data.rows` must be an integer of at least 1, got '3'",
+            "`record.plots` must be true or false, got 'yes'",
+            "`train.accumulate` must be an integer of at least 1, got null",
         ],
     ),
     "B07 beyond float32": (["optimizer.lr=1e300"], [f"{RATE} 1e+300"]),
-    "B20 seeds": (["seed=-1", "data.seed=4294967296"], [f"{SEED} -1", "`data.seed` must be an integer of at least 0 and of at most 4294967295 or null, but is 4294967296"]),
+    "B20 seeds": (["seed=-1", "data.seed=4294967296"], [f"{SEED} -1", "`data.seed` must be an integer from 0 to 4294967295 or null, got 4294967296"]),
     "B20 a huge seed": (["seed=18446744073709551616", f"optimizer.lr={'9' * 400}"], [f"{SEED} an integer of more than 64 bits", f"{RATE} an integer of more than 64 bits"]),
-    "B20 a seed that Python does not read": ([f"seed={'9' * 5000}"], [f"`seed` has a value that cannot be read, {'9' * 117}…; write seed=VALUE"]),
-    "B10 missing": (["data=csv"], ["`data.path` must be a text, but is missing; give it with data.path=…", "`data.target` must be a text, but is missing; give it with data.target=…"]),
-    "B11 references": (["name=${nope}", "run_dir=${oc.env:NOPE_}"], ["`name` cannot be resolved: Interpolation key 'nope' not found; mend the reference, or give a value", "`run_dir` cannot be resolved: \"Environment variable 'NOPE_' not found\"; mend the reference, or give a value"]),
-    "B11 a reference that is not closed": (["name=${"], ["`name` cannot be set to the text '${': no viable alternative at input '${'; mend the value"]),
-    "B11 a resolver that is not there": (["name=${os.system:ls}"], ["`name` cannot be resolved: Unsupported interpolation type os.system; mend the reference, or give a value"]),
-    "B19 betas": (["optimizer=adam", "optimizer.betas=[1.5,0.9]", "optimizer.eps=nan"], ["`optimizer.betas` must be a list of 2, each a finite number of at least 0 and below 1, but is [1.5, 0.9]", "`optimizer.eps` must be a finite number above 0, but is nan"]),
-    "B21": (["dtype=float16", "device=cpu"], ["`dtype` must not be float16 with `device`=cpu: adam's eps is 0 in half precision and some operations do not exist there; use dtype=bfloat16, or dtype=float32 with amp=float16"]),
-    **{f"B22 {word}": ([f"dtype={word}", "device=cpu"], [f"{DTYPE} the text '{word}'{hint}"]) for word, hint in {"int64": "; did you mean float64?", "complex64": "", "double": "", "float": "; did you mean float64?"}.items()},
-    **{f"B27 {word!r}": ([f"device={word}"], [f"{DEVICE} the text '{word}'{hint}"]) for word, hint in {"cuda:7": "; did you mean cuda?", "CUDA": "; did you mean cuda?", "gpu": "; did you mean auto?", "hip": "; did you mean rocm?", "": "", "cpu:3": "; did you mean cpu?"}.items()},
+    "B20 a seed that Python cannot parse": ([f"seed={'9' * 5000}"], [f"`seed` has a value that cannot be read, {'9' * 117}…; write seed=VALUE"]),
+    "B10 missing values": (["data=csv"], ["`data.path` is missing; give a string with data.path=…", "`data.target` is missing; give a string with data.target=…"]),
+    "B11 references": (["name=${nope}", "run_dir=${oc.env:NOPE_}"], ["`name` cannot be resolved: Interpolation key 'nope' not found; correct the reference, or give a value", "`run_dir` cannot be resolved: \"Environment variable 'NOPE_' not found\"; correct the reference, or give a value"]),
+    "B11 an unclosed reference": (["name=${"], ["`name` cannot be set to '${': no viable alternative at input '${'; correct the value"]),
+    "B11 an unknown resolver": (["name=${os.system:ls}"], ["`name` cannot be resolved: Unsupported interpolation type os.system; correct the reference, or give a value"]),
+    "B19 betas": (["optimizer=adam", "optimizer.betas=[1.5,0.9]", "optimizer.eps=nan"], ["`optimizer.betas` must be a list of 2 items, each a finite number of at least 0 and below 1, got [1.5, 0.9]", "`optimizer.eps` must be a finite number above 0, got nan"]),
+    "B21": (["dtype=float16", "device=cpu"], ["`dtype` must not be float16 with `device`=cpu: adam's eps underflows to 0 and some operations are not implemented; use dtype=bfloat16, or dtype=float32 with amp=float16"]),
+    **{f"B22 {word}": ([f"dtype={word}", "device=cpu"], [f"{DTYPE} '{word}'{hint}"]) for word, hint in {"int64": "; did you mean float64?", "complex64": "", "double": "", "float": "; did you mean float64?"}.items()},
+    **{f"B27 {word!r}": ([f"device={word}"], [f"{DEVICE} '{word}'{hint}"]) for word, hint in {"cuda:7": "; did you mean cuda?", "CUDA": "; did you mean cuda?", "gpu": "; did you mean auto?", "hip": "; did you mean rocm?", "": "", "cpu:3": "; did you mean cpu?"}.items()},
     "B29 ordinals": (["device.visible=[-1]"], [f"{VISIBLE} [-1]"]),
     "B29 an ordinal without brackets": (["device.visible=0"], [f"{VISIBLE} 0; write device.visible=[0]"]),
-    "B50 widths": (["model=mlp", "model.widths=[0]", "model.dropout=1.5", "model.activation=relux"], [f"{WIDTHS} [0]", "`model.activation` must be one of relu, tanh, gelu, silu, sigmoid, but is the text 'relux'; did you mean relu?", "`model.dropout` must be a finite number of at least 0 and below 1, but is 1.5"]),
+    "B50 widths": (["model=mlp", "model.widths=[0]", "model.dropout=1.5", "model.activation=relux"], [f"{WIDTHS} [0]", "`model.activation` must be one of relu, tanh, gelu, silu, sigmoid, got 'relux'; did you mean relu?", "`model.dropout` must be a finite number of at least 0 and below 1, got 1.5"]),
     "B50 a width without brackets": (["model=mlp", "model.widths=64"], [f"{WIDTHS} 64; write model.widths=[64]"]),
     "B51 start values": (["model=formula", "model.start={a: x}"], [f"{START} {{'a': 'x'}}"]),
-    "B51 start values in YAML's words": (["model=formula", "model.start={a: .nan}"], [f"{START} {{'a': '.nan'}}"]),
-    "B51 a start value of nothing": (["model=formula", "model.start={q: 1}"], ["`model.start.q` must name a parameter of `model.expression`, but 'a*x + b' has a, x, b; take it out or mend its name"]),
+    "B51 a start value of nan": (["model=formula", "model.start={a: .nan}"], [f"{START} {{'a': '.nan'}}"]),
+    "B51 a start value of an unknown parameter": (["model=formula", "model.start={q: 1}"], ["`model.start.q` must name a parameter of `model.expression`='a*x + b', which has a, x, b; remove it or correct its name"]),
     **{
-        f"B52 {name[:9]!r}": ([f"name={name}"], [f"{NAME} the text {name!r}" if len(name) < 300 else f"{NAME} the text '{name[:116]}…"])
+        f"B52 {name[:9]!r}": ([f"name={name}"], [f"{NAME} {name!r}" if len(name) < 300 else f"{NAME} '{name[:116]}…"])
         for name in ("../../x", "", "a\0b", "a\nb", "x" * 300, "~", "ä")
     },
-    "B58 schedules": (["schedule=step", "schedule.every_steps=0", "schedule.factor=-1"], ["`schedule.every_steps` must be an integer of at least 1, but is 0", "`schedule.factor` must be a finite number above 0 and of at most 1, but is -1"]),
-    "B54 resume": (["resume=nope"], ["`resume` must be a run directory, but 'nope' is not a directory; mend the path"]),
-    "B54 rerun": (["rerun", "nope"], ["`rerun` must be a run directory, but 'nope' is not a directory; mend the path"]),
-    "B54 rerun nothing": (["rerun"], ["`rerun` must be followed by a run directory, but nothing follows; write rerun RUN_DIR"]),
+    "B58 schedules": (["schedule=step", "schedule.every_steps=0", "schedule.factor=-1"], ["`schedule.every_steps` must be an integer of at least 1, got 0", "`schedule.factor` must be a finite number above 0 and at most 1, got -1"]),
+    "B54 resume": (["resume=nope"], ["`resume` must be a run directory, got 'nope', which is not a directory; correct the path"]),
+    "B54 rerun": (["rerun", "nope"], ["`rerun` must be a run directory, got 'nope', which is not a directory; correct the path"]),
+    "B54 rerun without a directory": (["rerun"], ["`rerun` must be followed by a run directory, got nothing; write rerun RUN_DIR"]),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "sentences"), TABLE.values(), ids=TABLE.keys())
-def test_what_is_refused_before_torch_is_asked(words: list[str], sentences: list[str], errors: Errors) -> None:
-    assert sorted(errors.of(*words)) == sorted(sentences)
+@pytest.mark.parametrize(("arguments", "messages"), TABLE.values(), ids=TABLE.keys())
+def test_invalid_configurations_are_refused(arguments: list[str], messages: list[str], errors: Errors) -> None:
+    assert sorted(errors.of(*arguments)) == sorted(messages)
 
 
-def test_no_sentence_advises_to_add_a_key() -> None:
-    sentences = [sentence for _, found in TABLE.values() for sentence in found]
-    assert [s for s in sentences if re.search(r"\+(?!experiment=)[a-z]", s)] == []
+def test_no_message_advises_to_add_a_key() -> None:
+    messages = [message for _, messages in TABLE.values() for message in messages]
+    assert [m for m in messages if re.search(r"\+(?!experiment=)[a-z]", m)] == []
 
 
-# ---------------------------------------------------------------------------------------------- what is accepted instead
+# -------------------------------------------------------------------------------------------------------- accepted inputs
 
 
 @pytest.mark.parametrize(
-    ("words", "notice"),
+    ("arguments", "notice"),
     [
         (["optimizer.lr=0"], "`optimizer.lr` is 0, so the parameters will not change"),
         (["seed=1", "seed=2", "optimizer.lr=1e-4"], "`seed` is given twice; the last one counts: 2"),
@@ -250,15 +250,15 @@ def test_no_sentence_advises_to_add_a_key() -> None:
         ),
     ],
 )
-def test_what_is_run_and_perhaps_noticed(
-    words: list[str], notice: str | None, capsys: pytest.CaptureFixture[str]
+def test_unusual_inputs_are_run_with_a_notice(
+    arguments: list[str], notice: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {word.partition("=")[0] for word in words}
-    quick = [word for word in QUICK if word.partition("=")[0] not in given]
-    assert main([*words, *quick]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    assert [line for line in told.out.splitlines() if line.startswith("note: ")] == ([f"note: {notice}"] if notice else [])  # fmt: skip
+    keys = {argument.partition("=")[0] for argument in arguments}
+    quick = [argument for argument in QUICK if argument.partition("=")[0] not in keys]
+    assert main([*arguments, *quick]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert [line for line in printed.out.splitlines() if line.startswith("note: ")] == ([f"note: {notice}"] if notice else [])  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ data files
@@ -268,7 +268,7 @@ TEN = "x,y\n" + "".join(f"{i},{2 * i}\n" for i in range(10))
 
 
 @pytest.mark.parametrize(
-    ("text", "words", "sentence"),
+    ("text", "arguments", "beginning"),
     [
         (None, [], "`data.path` must be a readable file, but 'rows.csv' does not exist; give a path relative to the working directory"),
         ("", [], "`data.path` must have a header and rows, but 'rows.csv' is empty; use another file"),
@@ -283,31 +283,31 @@ TEN = "x,y\n" + "".join(f"{i},{2 * i}\n" for i in range(10))
         (TEN, ["data.log_target=true"], "`data.log_target` needs a target above 0, got 0 for 'y' in row 1 (1 such rows); "),
     ],
 )  # fmt: skip
-def test_a_table_that_cannot_be_trained_on(text: str | None, words: list[str], sentence: str, errors: Errors) -> None:
-    """B41-B48 through the command line."""
+def test_an_unusable_table_is_refused(text: str | None, arguments: list[str], beginning: str, errors: Errors) -> None:
+    """B41-B48 from the command line."""
     if text is not None:
         Path("rows.csv").write_text(text, encoding="utf-8")
-    (problem,) = errors.of(*CSV, *words, *QUICK)
-    assert problem.startswith(sentence)
+    (problem,) = errors.of(*CSV, *arguments, *QUICK)
+    assert problem.startswith(beginning)
 
 
 @pytest.mark.parametrize("name", ["a=b,c.csv", "größe it's.csv", "(1) 100%.csv"])
-def test_a_file_may_have_any_name(name: str, errors: Errors) -> None:
+def test_a_data_file_may_have_any_name(name: str, errors: Errors) -> None:
     (problem,) = errors.of("data=csv", f"data.path={name}", "data.target=y", *QUICK)
     assert problem.startswith(f"`data.path` must be a readable file, but {name!r} does not exist; ")
 
 
-def test_rows_outside_the_domain(errors: Errors) -> None:
+def test_rows_outside_of_the_domain_are_refused(errors: Errors) -> None:
     """B51."""
     (problem,) = errors.of("data=curve", "data.expression=log(x)", *QUICK)
     assert problem.startswith("`data.expression` must be finite on the whole range, but 'log(x)' is not at x=0; ")
 
 
-# ------------------------------------------------------------------------------------------------ where a run is written
+# ---------------------------------------------------------------------------------------------------- run directories
 
 
 @pytest.mark.parametrize("run_dir", ["file", "file/below", "full"])
-def test_a_run_directory_that_cannot_be_made(run_dir: str, errors: Errors) -> None:
+def test_a_run_directory_that_cannot_be_created_is_refused(run_dir: str, errors: Errors) -> None:
     Path("file").write_text("")
     Path("full").mkdir()
     Path("full/kept").write_text("")
@@ -315,15 +315,15 @@ def test_a_run_directory_that_cannot_be_made(run_dir: str, errors: Errors) -> No
     assert problem.startswith(f"`run_dir` must be an empty or a new directory, got {run_dir}: ")
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no folder that root cannot write to")
-def test_a_run_directory_where_nothing_can_be_written(errors: Errors) -> None:
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder is read-only for root")
+def test_a_run_directory_that_is_not_writable_is_refused(errors: Errors) -> None:
     parent = "/proc/self"
     (problem,) = errors.of(f"run_dir={parent}/run", *QUICK)
     assert problem.startswith(f"`run_dir` must be an empty or a new directory, got {parent}/run: ")
 
 
-def test_a_run_directory_that_holds_a_run(errors: Errors) -> None:
-    """B53, and what else cannot be done with a run that is there."""
+def test_a_run_directory_with_a_run_is_refused(errors: Errors) -> None:
+    """B53, and other invalid uses of an existing run."""
     assert main(["run_dir=run", *QUICK]) == 0
     errors.capsys.readouterr()
     assert errors.of("run_dir=run", *QUICK) == ["`run_dir` must be a new directory, but run holds a run; use another one, or resume it with resume=run"]  # fmt: skip
@@ -338,8 +338,8 @@ def test_a_run_directory_that_holds_a_run(errors: Errors) -> None:
 
 
 @pytest.mark.parametrize("device", ["cuda", "rocm", "xpu"])
-def test_a_device_that_is_not_there(device: str, errors: Errors) -> None:
-    """B23-B25; which part is missing depends on the build and on the machine."""
+def test_an_unavailable_device_is_refused(device: str, errors: Errors) -> None:
+    """B23-B25. The missing part depends on the build of torch and on the machine."""
     from runner.compute.devices import installed_build
 
     if installed_build().kind == device:
@@ -349,16 +349,14 @@ def test_a_device_that_is_not_there(device: str, errors: Errors) -> None:
     assert problem.endswith("or set device=cpu")
 
 
-def test_a_mask_that_hides_every_gpu(errors: Errors, monkeypatch: pytest.MonkeyPatch) -> None:
-    """B28. On a build for GPUs the mask itself is named (tests/unit/test_devices.py)."""
+def test_a_mask_that_hides_every_gpu_is_refused(errors: Errors, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B28. A GPU build of torch names the mask itself (tests/unit/compute/test_devices.py)."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     (problem,) = errors.of("device=cuda", "train.steps=2")
     assert problem.startswith("`device=cuda` needs ")
 
 
-def test_a_mask_that_is_misspelt_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_misspelled_mask_gets_a_notice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """B30."""
     monkeypatch.setenv("CUDA_VISBLE_DEVICES", "0")
     assert main(QUICK) == 0
@@ -366,7 +364,7 @@ def test_a_mask_that_is_misspelt_is_noticed(
 
 
 @pytest.mark.parametrize("value", ["abc", "0", "-1", "", "1.5"])
-def test_threads_that_openmp_cannot_read(value: str, errors: Errors, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_openmp_threads_are_refused(value: str, errors: Errors, monkeypatch: pytest.MonkeyPatch) -> None:
     """B61."""
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert errors.of(*QUICK) == [

@@ -1,4 +1,4 @@
-"""The command line: help, the configuration that is shown, the verbs, exit codes, and what is not imported for them."""
+"""Command line: help, the printed configuration, verbs, exit codes, and the modules that are not imported."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 
-import runner
 from runner import cli
 from runner.config.compose import check, compose
 from runner.config.hydra_adapter import options
@@ -29,23 +29,24 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def out(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a command says that ends well and complains about nothing."""
-    assert cli.main(words) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    return told.out
+def out(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return the output of a command that succeeds and prints nothing on stderr."""
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return printed.out
 
 
-def err(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert cli.main(words) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    return told.err
+def err(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return the stderr of a command that is refused and prints nothing else."""
+    assert cli.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return printed.err
 
 
-def mine(folder: Path) -> Path:
-    """A user's own folder: an experiment, an option and a group."""
+def user_folder(folder: Path) -> Path:
+    """Write a user's configuration folder with an experiment, an option and a group."""
     for name, text in {
         "experiment/trial": "# @package _global_\n# My own question.\nname: trial\ntrain:\n  steps: 2\n",
         "experiment/plain": "# @package _global_\nname: plain\n",
@@ -61,96 +62,94 @@ def mine(folder: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------------------- help
 
 
-def test_help_lists_experiments_and_groups_with_a_sentence_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_experiments_and_groups_with_descriptions(capsys: pytest.CaptureFixture[str]) -> None:
     text = out(capsys, "--help")
     assert text == out(capsys, "-h") == out(capsys) == out(capsys, "--help", "lrr=3")
     assert text.startswith("python -m runner +experiment=NAME [key=value …]")
     for group, choices in options().items():
         assert re.search(rf"^{group}s?$", text, re.MULTILINE), group
-        for name, sentence in choices.items():
-            assert re.search(rf"^  {name} +{re.escape(sentence)}$", text, re.MULTILINE), name
+        for name, description in choices.items():
+            assert re.search(rf"^  {name} +{re.escape(description)}$", text, re.MULTILINE), name
     assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize("relative", [True, False])
-def test_help_lists_what_a_user_brings(relative: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = mine(tmp_path / "of mine")
+def test_help_lists_the_options_of_a_user(relative: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = user_folder(tmp_path / "of mine")
     text = out(capsys, "--help", "--config-dir", "of mine" if relative else str(folder))
     for line in ("  linreg +A straight line", "  trial +My own question\\.$", "  plain +$", "  tiny +Two units\\.$", "study$", "  fast +In a hurry\\.$"):  # fmt: skip
         assert re.search(f"^{line}", text, re.MULTILINE), line
     assert "_base" not in text
 
 
-def test_a_users_folder_is_found_from_anywhere(
+def test_a_users_folder_is_found_from_any_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = mine(tmp_path / "mine")
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    words = ("experiment=trial", "model=tiny", "study=fast", "--cfg", "job")
-    shown = yaml.safe_load(out(capsys, "--config-dir", str(folder), *words))
-    assert shown == yaml.safe_load(out(capsys, "--config-dir=../mine", *words))
+    folder = user_folder(tmp_path / "mine")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    arguments = ("experiment=trial", "model=tiny", "study=fast", "--cfg", "job")
+    shown = yaml.safe_load(out(capsys, "--config-dir", str(folder), *arguments))
+    assert shown == yaml.safe_load(out(capsys, "--config-dir=../mine", *arguments))
     assert (shown["name"], shown["model"]["widths"], shown["train"]["steps"]) == ("trial", [2], 1)
 
 
 @pytest.mark.parametrize("folder", ["nope", ""])
-def test_a_folder_that_is_none_is_refused_by_help_too(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_refuses_a_config_dir_that_is_not_a_folder(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert err(capsys, "--help", "--config-dir", folder) == (
-        f"error: `--config-dir` must be a folder of configuration groups, but {folder!r} is none; mend the path\n"
+        f"error: `--config-dir` must be a folder of configuration groups, got {folder!r}; correct the path\n"
     )
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert out(capsys, "--version") == f"runner {runner.__version__}\n"
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert out(capsys, "--version") == f"runner {version('runner')}\n"
 
 
-# ------------------------------------------------------------------------------------------- the configuration is shown
+# ------------------------------------------------------------------------------------------- printed configuration
 
 
-@pytest.mark.parametrize("words", [["--cfg", "job"], ["--cfg=job", "--resolve"], ["-c", "job"]])
-def test_the_configuration_that_is_shown_is_the_one_that_is_run(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = ["+experiment=curve_fit", "model.start={w: 1e-3}", "name=off", "run_dir=${oc.env:OMP_NUM_THREADS}/x", "amp=off"]  # fmt: skip
-    shown = out(capsys, *given, *words)
-    config = compose(given).config
+@pytest.mark.parametrize("flags", [["--cfg", "job"], ["--cfg=job", "--resolve"], ["-c", "job"]])
+def test_the_printed_configuration_is_that_of_the_run(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["+experiment=curve_fit", "model.start={w: 1e-3}", "name=off", "run_dir=${oc.env:OMP_NUM_THREADS}/x", "amp=off"]  # fmt: skip
+    shown = out(capsys, *overrides, *flags)
+    config = compose(overrides).config
     assert yaml.safe_load(shown) == plain(config)
     assert check(yaml.safe_load(shown)) == config
     assert (config.name, config.run_dir) == ("off", "1/x")
     assert list(Path().iterdir()) == []
 
 
-def test_a_text_that_looks_like_something_else_stays_one(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["data=csv", "data.path=007", "data.target=on", "data.features=['1','null','a: b']", "name=1e3"]
-    config = check(yaml.safe_load(out(capsys, *words, "--cfg", "job")))
-    assert config == compose(words).config
+def test_a_string_that_looks_like_another_type_stays_a_string(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["data=csv", "data.path=007", "data.target=on", "data.features=['1','null','a: b']", "name=1e3"]
+    config = check(yaml.safe_load(out(capsys, *overrides, "--cfg", "job")))
+    assert config == compose(overrides).config
     assert plain(config)["data"]["features"] == ["1", "null", "a: b"]
 
 
-def test_the_plus_of_an_experiment_does_not_matter(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plus_of_an_experiment_is_optional(capsys: pytest.CaptureFixture[str]) -> None:
     first, *others = [out(capsys, f"{plus}experiment=linreg", "--cfg", "job") for plus in ("", "+", "++")]
     assert others == [first, first]
 
 
-def test_options_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_order_of_options_and_overrides_does_not_matter(capsys: pytest.CaptureFixture[str]) -> None:
     assert out(capsys, "--cfg", "job", "seed=3") == out(capsys, "seed=3", "--cfg", "job")
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "beginning"),
     [
         (["--cfg", "all"], "the options cannot be read: argument --cfg/-c: invalid choice: 'all'"),
         (["--cfg"], "the options cannot be read: argument --cfg/-c: expected one argument; see --help"),
         (["--config-dir"], "the options cannot be read: argument --config-dir/-cd: expected one argument; see --help"),
         (["-cn", "nope"], "the options cannot be read: argument --cfg/-c: invalid choice: 'n'"),
         (["--help=3"], "the options cannot be read: argument --help/-h: ignored explicit argument '3'; see --help"),
-        (["--resolve"], "`--resolve` goes with --cfg, which shows the configuration, but stands alone; add --cfg job"),
-        (["-m", "rerun", "runs"], "`rerun` does one run again, but `-m` asks for a sweep; leave one of them out"),
+        (["--resolve"], "`--resolve` must be used with --cfg; add --cfg job"),
+        (["-m", "rerun", "runs"], "`rerun` must not be given with -m, because it repeats one run; remove one of them"),
     ],
 )  # fmt: skip
-def test_options_that_are_not_read(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = err(capsys, *words)
-    assert text.startswith(f"error: {sentence}")
+def test_invalid_options_are_refused(arguments: list[str], beginning: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = err(capsys, *arguments)
+    assert text.startswith(f"error: {beginning}")
     assert text.count("\n") == 1
 
 
@@ -162,7 +161,7 @@ def record(run: str) -> dict[str, object]:
     return found
 
 
-def test_a_run_and_the_same_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_and_its_repetition_are_equal(capsys: pytest.CaptureFixture[str]) -> None:
     out(capsys, "+experiment=linreg", "seed=3", "run_dir=first", *QUICK)
     out(capsys, "rerun", "first", "run_dir=second")
     out(capsys, "rerun", "first", "run_dir=third", "seed=4")
@@ -177,16 +176,18 @@ def test_a_run_and_the_same_again(capsys: pytest.CaptureFixture[str]) -> None:
     assert record(str(fourth))["config_hash"] == record("first")["config_hash"]
 
 
-def test_what_is_shown_of_a_run_that_is_done_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_configuration_of_a_repeated_run(capsys: pytest.CaptureFixture[str]) -> None:
     out(capsys, "+experiment=linreg", "run_dir=first", *QUICK)
     shown = yaml.safe_load(out(capsys, "--cfg", "job", "rerun", "first", "seed=4"))
     first = yaml.safe_load(Path("first/config.yaml").read_text())
-    # single and ddp differ in the number of processes alone, so that is decided anew.
+    # single and ddp differ only in the number of processes, so the strategy is resolved again.
     assert shown == first | {"seed": 4, "run_dir": None, "strategy": first["strategy"] | {"name": "auto"}}
 
 
-def test_a_run_of_ones_own_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mine(tmp_path / "mine")
+def test_a_run_with_options_of_the_user_is_repeated_without_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user_folder(tmp_path / "mine")
     out(capsys, "--config-dir", "mine", "experiment=trial", "model=tiny", "run_dir=run", *QUICK)
     assert yaml.safe_load(Path("run/config.yaml").read_text())["model"]["widths"] == [2]
     shutil.rmtree("mine")
@@ -197,8 +198,8 @@ def test_a_run_of_ones_own_group(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_failed_run_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["+experiment=linreg", "optimizer.lr=1e30", "run_dir=run", "device=cpu", "record.plots=false"]
-    assert cli.main(words) == 1
+    arguments = ["+experiment=linreg", "optimizer.lr=1e30", "run_dir=run", "device=cpu", "record.plots=false"]
+    assert cli.main(arguments) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: training diverged at step ")
     assert record("run")["status"] == "failed"
@@ -213,7 +214,7 @@ def test_a_failed_run_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
         (KeyboardInterrupt(), 130, "stopped before training began; nothing was written"),
     ],
 )
-def test_an_error_has_its_code(
+def test_an_error_has_its_exit_code(
     error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
@@ -224,7 +225,7 @@ def test_an_error_has_its_code(
     assert capsys.readouterr().err == f"{line}\n"
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
@@ -233,14 +234,13 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) 
         cli.main(["seed=3"])
 
 
-# ------------------------------------------------------------------------------------------------------ what is imported
+# -------------------------------------------------------------------------------------------------------------- imports
 
 HEAVY = """
 import os, sys
-import runner
 from runner import cli
 
-codes = [cli.main(words) for words in (
+codes = [cli.main(arguments) for arguments in (
     ["--help"], ["--version"], ["--help", "--config-dir", "."], ["+experiment=linreg", "--cfg", "job", "--resolve"],
     ["+experiment=curve_fit", "lrr=3", "seed=-1", "model=nope"], ["data=csv"], ["optimizer=lbfgs", "update=manual"],
     ["model=formula", "model.expression=open(x)"], ["resume=nope"], ["rerun", "nope"], ["-m", "seeed=1,2"],
@@ -250,7 +250,7 @@ os.write(2, f"{codes} {heavy} {os.listdir()}".encode())
 """
 
 
-def test_no_help_and_no_refusal_imports_torch() -> None:
+def test_help_and_refusals_do_not_import_torch() -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     done = subprocess.run([sys.executable, "-c", HEAVY], capture_output=True, text=True, env=environ, check=False)
     assert done.returncode == 0, done.stderr
@@ -260,18 +260,17 @@ def test_no_help_and_no_refusal_imports_torch() -> None:
 
 SLOW = """
 import os, sys
-import runner
 from runner import cli
 
-alone = ["device=cpu", "device.threads=1", "record.plots=false", "train.steps=4"]
-codes = [cli.main([*words, *alone]) for words in (["+experiment=linreg"], ["+experiment=curve_fit", "optimizer=lm"])]
+quick = ["device=cpu", "device.threads=1", "record.plots=false", "train.steps=4"]
+codes = [cli.main([*arguments, *quick]) for arguments in (["+experiment=linreg"], ["+experiment=curve_fit", "optimizer=lm"])]
 slow = sorted(set(sys.modules) & {"sympy", "torch._dynamo", "torch.distributed.tensor", "matplotlib", "scipy", "pandas", "optuna"})
 os.write(2, f"{codes} {slow}".encode())
 """
 
 
-def test_a_run_imports_nothing_that_it_can_do_without(tmp_path: Path) -> None:
-    """Each of them takes as long as a small run: torch's own broadcast_shapes alone brings sympy, and half a second."""
+def test_a_run_does_not_import_slow_modules_that_it_does_not_need(tmp_path: Path) -> None:
+    """Each of these imports takes as long as a small run. For example, torch's broadcast_shapes imports sympy in 0.5 s."""
     done = subprocess.run([sys.executable, "-c", SLOW], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stderr.splitlines()[-1] == "[0, 0] []"
 
@@ -298,16 +297,18 @@ os.write(2, f"{before()} {after()} {gc.isenabled()} {frozen > 100_000} {frozen >
 
 
 @pytest.mark.parametrize(
-    ("words", "frozen"), [([], "True True"), (["torch"], "False False")], ids=["ours", "the caller's"]
+    ("arguments", "frozen"), [([], "True True"), (["torch"], "False False")], ids=["runner", "caller"]
 )
-def test_what_a_run_imports_is_not_looked_through_for_garbage(words: list[str], frozen: str, tmp_path: Path) -> None:
-    """All other garbage goes, and a caller who has imported torch keeps things as they are."""
-    command = [sys.executable, "-c", COLLECTED, *words]
+def test_modules_imported_by_a_run_are_excluded_from_garbage_collection(
+    arguments: list[str], frozen: str, tmp_path: Path
+) -> None:
+    """Other garbage is collected. Nothing is changed if the caller has imported torch before."""
+    command = [sys.executable, "-c", COLLECTED, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stderr.splitlines()[-1] == f"None None True {frozen}"
 
 
-def test_the_module_gives_its_code_to_the_shell() -> None:
+def test_the_module_returns_its_exit_code_to_the_shell() -> None:
     done = subprocess.run([sys.executable, "-m", "runner", "lrr=3"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: `lrr` is not a key; did you mean `optimizer.lr`?\n"

@@ -116,7 +116,7 @@ def test_explain_as_json(capsys: pytest.CaptureFixture[str]) -> None:
                     {"value": 1000, "file": "conf/train/default.yaml", "line": 2},
                     {"value": 2000, "file": "conf/experiment/linreg.yaml", "line": 25},
                 ],
-                "meaning": "parameter updates; null where epochs are given",
+                "meaning": "number of parameter updates; null if epochs is set",
                 "unit": "steps",
                 "at_start": None,
             }
@@ -130,7 +130,7 @@ def test_explain_with_a_config_dir(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\n# My own.\nseed: 4\n")
     assert cli.main(["explain", "--config-dir", "mine", "+experiment=own", "seed"]) == 0
     assert capsys.readouterr().out == (
-        "seed = 4  mine/experiment/own.yaml:3\n    moves every random stream\n"
+        "seed = 4  mine/experiment/own.yaml:3\n    seed of every random stream\n"
         f"    before: 0, conf/config.yaml:{line_number('seed:')}\n"
     )
 
@@ -141,7 +141,7 @@ def test_explain_a_rerun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     capsys.readouterr()
     assert cli.main(["explain", "rerun", "first", "seed=4", "seed"]) == 0
     assert capsys.readouterr().out == (
-        f"seed = 4  command line: seed=4\n    moves every random stream\n    before: 0, first/config.yaml:{line}\n"
+        f"seed = 4  command line: seed=4\n    seed of every random stream\n    before: 0, first/config.yaml:{line}\n"
     )
 
 
@@ -157,12 +157,12 @@ def test_explain_a_rerun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
             [
                 "`optimzer` is not a key; did you mean `optimizer`?",
                 "`optimizer.lrr` is not a key; did you mean `optimizer.lr`?",
-                "`train.steps` must be an integer of at least 1 or null, but is the text 'many'",
+                "`train.steps` must be an integer of at least 1 or null, got 'many'",
             ],
         ),
         (
             ["explain", "--jsn"],
-            ["`--jsn` is not an option; values are given as key=value, such as jsn=…"],
+            ["`--jsn` is not an option; write values as key=value, such as jsn=…"],
         ),
         (
             ["explain", "rerun"],

@@ -1,4 +1,4 @@
-"""Runs that an older version left behind: gone on with, done again, verified and compared, with the answers of that day."""
+"""Runs of an older version are resumed, repeated, verified and compared with their original results."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import yaml
 from runner import cli
 from runner.commands.explain.explanation import explain
 from runner.config.compose import check
+from runner.config.parts import key
 from runner.config.resume import saved_values
 from runner.config.schema import Config, config_hash
-from runner.config.validation import key
 from runner.runs.checkpoint_manifest import manifest_of, size_and_hash
 
 NEWER = (
@@ -27,7 +27,7 @@ NEWER = (
     "launch.max_restarts", "launch.timeout_seconds", "launch", "checkpoint.async_save", "record.hash_every_steps",
     "sweep.max_trials", "sweep.audit", "sweep.memory_gib", "sweep", "seeds",
 )  # fmt: skip
-"""Keys and groups that did not exist from the beginning."""
+"""Keys and groups that were added after the first version."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,20 +40,20 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("file", older.config_files(), ids=lambda file: str(file.parent.relative_to(older.FOLDER)))
-def test_its_hash_is_the_one_that_it_was_recorded_with(file: Path) -> None:
+def test_the_hash_of_a_configuration_is_the_recorded_one(file: Path) -> None:
     recorded = json.loads(file.with_name("run.json").read_text())["config_hash"]
     assert config_hash(check(saved_values(str(file.parent), "resume"))) == recorded
 
 
-def test_a_killed_run_goes_on(tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
     run = older.copied("killed", tmp_path)
     assert cli.main([f"resume={run}"]) == 0
     record = json.loads((run / "run.json").read_text())
     assert (record["status"], record["resumed"]) == ("finished", 1)
-    older.agrees(run, older.expected()["ends"]["killed"])
+    older.check_end(run, older.expected()["ends"]["killed"])
 
 
-def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = older.copied("finished", tmp_path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert cli.main([f"resume={run}"]) == 0
@@ -61,7 +61,7 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, capsys: pytest.Ca
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-def test_a_finished_run_goes_further(tmp_path: Path) -> None:
+def test_a_finished_run_is_resumed_with_more_steps(tmp_path: Path) -> None:
     run = older.copied("finished", tmp_path)
     assert cli.main([f"resume={run}", "train.steps=25"]) == 0
     lines = [json.loads(line) for line in (run / "hashes.jsonl").read_text().splitlines()]
@@ -69,82 +69,82 @@ def test_a_finished_run_goes_further(tmp_path: Path) -> None:
     assert older.end(run)["steps"] == 25
 
 
-def test_a_finished_run_done_again_ends_as_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repeated_finished_run_has_the_same_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = older.copied("finished", tmp_path)
     assert cli.main(["rerun", str(run), "run_dir=again"]) == 0
-    told = older.expected()["ends"]["finished"]
-    assert older.end(run) == told
-    older.agrees(Path("again"), told)
+    expected = older.expected()["ends"]["finished"]
+    assert older.end(run) == expected
+    older.check_end(Path("again"), expected)
     capsys.readouterr()
     code = cli.main(["diverge", str(run), "again"])
     out = capsys.readouterr().out
     assert "hashes.jsonl" in out
-    if older.here():
+    if older.is_same_machine():
         assert code == 0, out
 
 
-def test_a_killed_run_is_compared_as_far_as_it_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_run_is_compared_up_to_its_last_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = older.copied("killed", tmp_path)
     assert cli.main(["rerun", str(run), "run_dir=again"]) == 0
-    older.agrees(Path("again"), older.expected()["ends"]["killed"])
+    older.check_end(Path("again"), older.expected()["ends"]["killed"])
     capsys.readouterr()
     code = cli.main(["diverge", str(run), "again"])
     out = capsys.readouterr().out
     assert out.startswith("A  killed  running, step 16\n")
-    if older.here():
+    if older.is_same_machine():
         assert code == 0, out
 
 
-def test_it_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = older.copied("finished", tmp_path)
     code = cli.main(["verify", "rerun", str(run)])
     out = capsys.readouterr().out
     assert f"recorded {older.expected()['ends']['finished']['parameters_sha256'][:16]}…  finished" in out
-    if older.here():
+    if older.is_same_machine():
         assert code == 0, out
 
 
 @pytest.mark.parametrize("name", ["sweep_half", "optuna"])
-def test_a_sweep_goes_on(name: str, tmp_path: Path) -> None:
-    sweep, told = older.copied(name, tmp_path), older.expected()["ends"][name]
+def test_a_sweep_is_resumed(name: str, tmp_path: Path) -> None:
+    sweep, expected = older.copied(name, tmp_path), older.expected()["ends"][name]
     done = {number: (sweep / number / "summary.json").read_bytes() for number in ("0", "1")}
     assert cli.main(["-m", f"resume={sweep}"]) == 0
     manifest = json.loads((sweep / "sweep.json").read_text())
     assert (manifest["status"], manifest["resumed"]) == ("finished", 1)
     assert [member["state"] for member in manifest["members"]] == ["finished"] * 4
     assert done == {number: (sweep / number / "summary.json").read_bytes() for number in done}
-    for number, end in told.items():
-        older.agrees(sweep / number, end)
+    for number, end in expected.items():
+        older.check_end(sweep / number, end)
 
 
-def test_trials_of_it_are_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trials_of_a_sweep_are_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = older.copied("sweep_half", tmp_path)
     code = cli.main(["verify", "sweep", str(sweep), "--members", "1"])
     out = capsys.readouterr().out
-    assert "vmapped with 1 " in out
-    if older.here():
+    assert "side by side with 1 " in out
+    if older.is_same_machine():
         assert code == 0, out
 
 
-# ------------------------------------------------------------------------------------------------ keys that came later
+# ---------------------------------------------------------------------------------------------------------- newer keys
 
 
-def without(values: dict[str, Any], path: str) -> None:
+def remove(values: dict[str, Any], path: str) -> None:
     *groups, name = path.split(".")
     for group in groups:
         values = values.get(group, {})
     values.pop(name, None)
 
 
-def made_older(run: Path, paths: Iterable[str]) -> None:
-    """A run as one from the time before these keys: config.yaml, and the configuration in each checkpoint."""
+def remove_keys(run: Path, paths: Iterable[str]) -> None:
+    """Remove keys from a run as if it were older: from config.yaml and from the configuration in each checkpoint."""
     file = run / "config.yaml"
     values = yaml.safe_load(file.read_text())
     states = [(saved, torch.load(saved, weights_only=True)) for saved in run.glob("checkpoints/step_*/state.pt")]
     assert states
     for path in paths:
-        for found in [values, *(state["config"] for _, state in states)]:
-            without(found, path)
+        for config in [values, *(state["config"] for _, state in states)]:
+            remove(config, path)
     file.write_text(yaml.safe_dump(values, sort_keys=False))
     for saved, state in states:
         torch.save(state, saved)
@@ -153,10 +153,10 @@ def made_older(run: Path, paths: Iterable[str]) -> None:
 
 
 @pytest.mark.parametrize("path", NEWER)
-def test_a_run_from_the_time_before_a_key(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_older_than_a_key_is_resumed(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = older.copied("finished", tmp_path)
     recorded = json.loads((run / "run.json").read_text())["config_hash"]
-    made_older(run, [path])
+    remove_keys(run, [path])
     assert config_hash(check(saved_values(str(run), "resume"))) == recorded
     assert cli.main([f"resume={run}"]) == 0
     assert "there is nothing left to do" in capsys.readouterr().out
@@ -164,67 +164,67 @@ def test_a_run_from_the_time_before_a_key(path: str, tmp_path: Path, capsys: pyt
     assert first.assignments[0].place == f"{run / 'config.yaml'} is older than this key"
 
 
-def test_a_killed_run_from_the_beginning_goes_on(tmp_path: Path) -> None:
+def test_a_killed_run_older_than_all_newer_keys_is_resumed(tmp_path: Path) -> None:
     run = older.copied("killed", tmp_path)
     recorded = json.loads((run / "run.json").read_text())["config_hash"]
-    made_older(run, NEWER)
+    remove_keys(run, NEWER)
     assert cli.main([f"resume={run}"]) == 0
-    older.agrees(run, older.expected()["ends"]["killed"])
+    older.check_end(run, older.expected()["ends"]["killed"])
     assert json.loads((run / "run.json").read_text())["config_hash"] == recorded
     assert yaml.safe_load((run / "config.yaml").read_text()).keys() >= {"launch", "sweep", "seeds"}
 
 
-def test_a_finished_run_from_the_beginning_is_done_again(tmp_path: Path) -> None:
+def test_a_finished_run_older_than_all_newer_keys_is_repeated(tmp_path: Path) -> None:
     run = older.copied("finished", tmp_path)
-    made_older(run, NEWER)
+    remove_keys(run, NEWER)
     assert cli.main(["rerun", str(run), "run_dir=again"]) == 0
-    older.agrees(Path("again"), older.expected()["ends"]["finished"])
-    assert cli.main(["diverge", str(run), "again"]) == 0 or not older.here()
+    older.check_end(Path("again"), older.expected()["ends"]["finished"])
+    assert cli.main(["diverge", str(run), "again"]) == 0 or not older.is_same_machine()
 
 
-def test_a_sweep_whose_trials_are_from_the_beginning_goes_on(tmp_path: Path) -> None:
+def test_a_sweep_older_than_all_newer_keys_is_resumed(tmp_path: Path) -> None:
     sweep = older.copied("sweep_half", tmp_path)
     for number in range(4):
-        made_older(sweep / str(number), NEWER)
+        remove_keys(sweep / str(number), NEWER)
     assert cli.main(["-m", f"resume={sweep}"]) == 0
     for number, end in older.expected()["ends"]["sweep_half"].items():
-        older.agrees(sweep / number, end)
+        older.check_end(sweep / number, end)
 
 
 @pytest.mark.parametrize("path", ["optimizer.lr", "train.compile", "train.early_stopping", "strategy", "checkpoint"])
-def test_a_key_that_is_as_old_as_runs_are_is_missed(
+def test_a_missing_key_of_the_first_version_is_refused(
     path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = older.copied("finished", tmp_path)
-    made_older(run, [path])
+    remove_keys(run, [path])
     assert cli.main([f"resume={run}"]) == 2
-    assert f"is not as a run wrote it: `{path}` is missing; it must be " in capsys.readouterr().err
+    assert f"is not a valid configuration: `{path}` is missing; it must be " in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------- the guard
 
 
-def test_every_key_that_is_newer_than_these_runs_names_what_it_was_before() -> None:
+def test_every_key_newer_than_these_runs_names_its_value_from_before() -> None:
     missing = list(older.unnamed(Config, older.known()))
     assert not missing, (
-        f"{', '.join(missing)}: a key that older runs do not have must name the value that they had, as "
-        "key(…, before=VALUE) in src/runner/config.py"
+        f"{', '.join(missing)}: a key that older runs do not have must name the value that they had: "
+        "key(…, before=VALUE) in src/runner/config/schema.py"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    share: float = key("share", before=1.0)
+    share: float = key("fraction", before=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nameless:
-    share: float = key("share")
+    share: float = key("fraction")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tomorrow(Config):
-    """A later schema, two of whose four new keys say nothing of the past."""
+    """A later schema. Two of its four new keys do not name their value from before."""
 
     named: int = key("number", before=3)
     nameless: int = key("number")
@@ -232,7 +232,7 @@ class Tomorrow(Config):
     without_names: Nameless
 
 
-def test_the_guard_finds_a_key_and_a_group_that_name_nothing() -> None:
+def test_the_guard_finds_keys_and_groups_without_a_value_from_before() -> None:
     assert list(older.unnamed(Tomorrow, older.known())) == ["nameless", "without_names"]
     assert "train.compile" in older.known()
     assert "strategy[fsdp].chunks" in older.known()

@@ -168,18 +168,18 @@ def test_overrides_that_would_be_another_experiment_are_refused() -> None:
     with pytest.raises(runner.ConfigError) as refused:
         runner.run(None, ["resume=done", "optimizer.lr=0.5", "model=linear", "train.steps=40"])
     assert [problem.split(" when ")[0] for problem in refused.value.problems] == [
-        "`model` cannot be changed",
-        "`optimizer.lr` cannot be changed",
+        "`model` must not change",
+        "`optimizer.lr` must not change",
     ]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "key"),
     [
-        ("dropout: 0.2", "dropout: 0.3", "`model.dropout` must be 0.2 as in step_30, but is 0.3"),
-        ("seed: 0", "seed: 1", "`seed` must be 0 as in step_30, but is 1"),
-        ("dtype: float32", "dtype: float64", "`dtype` must be float32 as in step_30, but is float64"),
-        ("- 8", "- 9", "`model.widths` must be [8] as in step_30, but is [9]"),
+        ("dropout: 0.2", "dropout: 0.3", "`model.dropout` must be 0.2 as in step_30, got 0.3"),
+        ("seed: 0", "seed: 1", "`seed` must be 0 as in step_30, got 1"),
+        ("dtype: float32", "dtype: float64", "`dtype` must be float32 as in step_30, got float64"),
+        ("- 8", "- 9", "`model.widths` must be [8] as in step_30, got [9]"),
     ],
 )
 def test_a_checkpoint_of_another_experiment_is_refused(old: str, new: str, key: str) -> None:
@@ -243,9 +243,9 @@ def test_a_directory_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("prepare", "text"),
     [
-        (lambda: None, "`resume` must be a run directory, but 'gone' is not a directory"),
-        (lambda: Path("gone").mkdir(), "'gone' has no config.yaml"),
-        (lambda: Path("gone").write_text(""), "'gone' is not a directory"),
+        (lambda: None, "`resume` must be a run directory, got 'gone', which is not a directory"),
+        (lambda: Path("gone").mkdir(), "got 'gone', which has no config.yaml"),
+        (lambda: Path("gone").write_text(""), "got 'gone', which is not a directory"),
     ],
 )
 def test_a_missing_run_cannot_be_resumed(prepare: Any, text: str) -> None:

@@ -516,7 +516,7 @@ def test_values_kept_from_the_experiment_are_reported(capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("overrides", ["seed=3", [3]])
 def test_overrides_are_a_list_of_texts(overrides: Any) -> None:
-    with pytest.raises(runner.ConfigError, match="`overrides` must be a list of texts such as"):
+    with pytest.raises(runner.ConfigError, match="`overrides` must be a list of strings such as"):
         runner.run("linreg", overrides)
 
 
@@ -610,6 +610,6 @@ def test_an_exact_run_uses_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_python_function_starts_no_processes() -> None:
     with pytest.raises(
-        runner.ConfigError, match=r"`launch.processes` and `launch.nodes` start processes from the command line"
+        runner.ConfigError, match=r"`launch.processes` and `launch.nodes` must be 1 in a call from Python"
     ):
         runner.run("linreg", ["launch.processes=2"])

@@ -361,7 +361,7 @@ def test_errors_are_raised_and_not_printed(capsys: pytest.CaptureFixture[str]) -
 
 def test_multirun_starts_no_processes() -> None:
     with pytest.raises(
-        runner.ConfigError, match=r"`launch.processes` and `launch.nodes` start processes from the command line"
+        runner.ConfigError, match=r"`launch.processes` and `launch.nodes` must be 1 in a call from Python"
     ):
         runner.multirun("linreg", [*QUICK, "launch.processes=2", "seeds=2"])
     assert not list(Path().iterdir())

@@ -349,23 +349,23 @@ RATES = [f"{1 + i}e-6" for i in range(256)]
     [
         (["optimizer.lrr=1,2"], ["`optimizer.lrr` is not a key; did you mean `optimizer.lr`?"]),
         (["optimiser=sgd,adam"], ["`optimiser` is not a key; did you mean `optimizer`?"]),
-        (["optimizer=sgd,adamm"], ["trial 1: `optimizer` must be one of adam, adamw, lbfgs, lm, lstsq, momentum, sgd, but is the text 'adamm'; did you mean adam?"]),
-        ([f"optimizer.lr={','.join([*RATES[:158], '-1', *RATES[159:]])}", "seed=0,1"], ["trial 316 and 1 more: `optimizer.lr` must be a finite number of at least 0 and of at most 1e+38, but is -1"]),
-        ([f"optimizer.lr={','.join(RATES)}", "data.noise=1,-2"], ["trial 1 and 255 more: `data.noise` must be a finite number of at least 0, but is -2"]),
-        (["optimizer.lr=-1,-2", "data.noise=-3"], ["`data.noise` must be a finite number of at least 0, but is -3", "`optimizer.lr` must be a finite number of at least 0 and of at most 1e+38, but is -1"]),
-        (["train.steps=10,0", "seed=range(0,2000)"], ["trial 2000 and 1999 more: `train.steps` must be an integer of at least 1 or null, but is 0"]),
+        (["optimizer=sgd,adamm"], ["trial 1: `optimizer` must be one of adam, adamw, lbfgs, lm, lstsq, momentum, sgd, got 'adamm'; did you mean adam?"]),
+        ([f"optimizer.lr={','.join([*RATES[:158], '-1', *RATES[159:]])}", "seed=0,1"], ["trial 316 and 1 more: `optimizer.lr` must be a finite number from 0 to 1e+38, got -1"]),
+        ([f"optimizer.lr={','.join(RATES)}", "data.noise=1,-2"], ["trial 1 and 255 more: `data.noise` must be a finite number of at least 0, got -2"]),
+        (["optimizer.lr=-1,-2", "data.noise=-3"], ["`data.noise` must be a finite number of at least 0, got -3", "`optimizer.lr` must be a finite number from 0 to 1e+38, got -1"]),
+        (["train.steps=10,0", "seed=range(0,2000)"], ["trial 2000 and 1999 more: `train.steps` must be an integer of at least 1 or null, got 0"]),
         (["seed=range(0,5)", "optimizer.lr=1,2,3", "sweep.max_trials=14"], ["`sweep.max_trials` must be at least the number of trials (5 x 3 = 15), got 14; give fewer values, or sweep.max_trials=15"]),
         (["seeds=1000000000000"], ["`sweep.max_trials` must be at least the number of trials (1,000,000,000,000), got 10,000; give fewer values, or sweep.max_trials=1000000000000"]),
         (["seed=1,2", "seeds=4"], ["`seeds` is short for a range of `seed`, which is swept as well; leave one of them out"]),
         (["seeds=2,3"], ["`seeds` must be one value for the whole sweep, got 2,3; write seeds=VALUE"]),
-        (["run_dir=a,b"], ["`run_dir` must be one value for the whole sweep, got a,b; put a text with commas in quotes, for the shell and for itself: \"run_dir='a,b'\""]),
+        (["run_dir=a,b"], ["`run_dir` must be one value for the whole sweep, got a,b; put a string with commas in two pairs of quotes, one for the shell: \"run_dir='a,b'\""]),
         (["seeds=0"], ["`seeds` must be an integer of at least 1, got 0; write seeds=8"]),
         (["optimizer.lr=interval(0,1)"], ["`optimizer.lr` must be a list of values for a grid, got interval(0,1); write optimizer.lr=1,2,3 or range(…), or search with hydra/sweeper=optuna"]),
         (["seed=range(5,1)", "data.noise=shuffle(range(1.0,inf))"], ["`seed` must have values that can be counted, got range(5,1); correct its ends", "`data.noise` must have values that can be counted, got shuffle(range(1.0,inf)); correct its ends"]),
         (["hydra.sweep.dir=x", "seeds=2"], ["`hydra.sweep.dir` has no effect in a sweep; use run_dir=… for the directory, or --config-dir to add groups"]),
         (["hydra/launcher=vmap,basic", "seeds=2"], ["the sweep cannot be composed: Sweeping over Hydra's configuration is not supported"]),
         (["hydra/launcher=nope", "seeds=2"], ["the sweep cannot be composed: In 'hydra/config': Could not find 'hydra/launcher/nope'"]),
-        (["strategy=fsdp", "seeds=2"], ["trial 0: `strategy`=fsdp must have at least 2 processes to split the model between, but has 1"]),
+        (["strategy=fsdp", "seeds=2"], ["trial 0: `strategy`=fsdp must have at least 2 processes to shard the model over, got 1"]),
         (["dtype=float16", "device=cpu", "seeds=2"], ["`dtype` must not be float16 with `device`=cpu"]),
         (["hydra/launcher=basic", "optimizer.lr=1,-1"], ["trial 1: `optimizer.lr` must be"]),
         (["hydra/launcher=basic", "hydra/sweeper=basic", "optimizer.lr=1,-1"], ["trial 1: `optimizer.lr` must be"]),
@@ -374,7 +374,7 @@ RATES = [f"{1 + i}e-6" for i in range(256)]
         (["run_dir=runs/linreg", "seeds=2"], ["`run_dir` must be a new or empty directory for the sweep, got runs/linreg: it exists and is not empty; give another one"]),
         (["run_dir=runs/linreg/older/note/sweep", "seeds=2"], ["`run_dir` must be a new or empty directory for the sweep, got runs/linreg/older/note/sweep: File exists; give another one"]),
         (["resume=runs/linreg/older"], ["`resume` must be a sweep directory with -m, got 'runs/linreg/older' without sweep.json; give the directory of a sweep, or leave out -m to resume one run"]),
-        (["rerun", "runs/linreg/older", "seeds=2"], ["`rerun` does one run again, but `-m` asks for a sweep; leave one of them out"]),
+        (["rerun", "runs/linreg/older", "seeds=2"], ["`rerun` must not be given with -m, because it repeats one run; remove one of them"]),
     ],
     ids=lambda value: value[0][:40],
 )  # fmt: skip
@@ -447,7 +447,7 @@ def test_a_run_and_a_sweep_are_not_confused(capsys: pytest.CaptureFixture[str]) 
     )
     assert cli.main(["resume=sweep"]) == 2
     assert capsys.readouterr().err == (
-        "error: `resume` must be a run directory, but 'sweep' is that of a sweep; add -m to go on with it\n"
+        "error: `resume` must be a run directory, got 'sweep', which is a sweep directory; add -m to resume the sweep\n"
     )
     assert tree() == before
 

@@ -241,7 +241,7 @@ def test_a_changed_member_is_reported(swept: Path, tmp_path: Path, capsys: pytes
     [
         ([], ["`verify` must be followed by one of rerun, resume, world-size, sweep, got ''; see --help"]),
         (["twice"], ["`verify` must be followed by one of rerun, resume, world-size, sweep, got 'twice'; see --help"]),
-        (["rerun", "nowhere"], ["`RUN` must be a run directory, but 'nowhere' is not a directory; mend the path"]),
+        (["rerun", "nowhere"], ["`RUN` must be a run directory, got 'nowhere', which is not a directory; correct the path"]),
         (["sweep", "nowhere"], ["`SWEEP` must be a sweep directory, got 'nowhere', which has no sweep.json; correct the path"]),
         (["sweep", "nowhere", "--members=0"], ["`--members` must be at least 1, got 0; use a larger number"]),
         (["resume", *LINE, "--times=0"], ["`--times` must be at least 1, got 0; use a larger number"]),
@@ -255,8 +255,8 @@ def test_a_changed_member_is_reported(swept: Path, tmp_path: Path, capsys: pytes
         (
             ["resume", *LINE, "train.steps=many", "optimizer.lr=-1"],
             [
-                "`optimizer.lr` must be a finite number of at least 0 and of at most 1e+38, but is -1",
-                "`train.steps` must be an integer of at least 1 or null, but is the text 'many'",
+                "`optimizer.lr` must be a finite number from 0 to 1e+38, got -1",
+                "`train.steps` must be an integer of at least 1 or null, got 'many'",
             ],
         ),
         (

@@ -1,4 +1,4 @@
-"""The pages say what the program does: keys are those of the schema, commands compose, measured tables belong to their text."""
+"""Documentation pages: keys match the schema, commands compose, and measured tables belong to their text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hydra.types import RunMode
 import runner
 from runner import cli
 from runner.cli import VERBS
-from runner.config import validation
+from runner.config import introspection
 from runner.config.compose import compose
-from runner.config.constraints import misplaced
-from runner.config.hydra_adapter import opened
+from runner.config.constraints import world_size_problems
+from runner.config.hydra_adapter import hydra_session
 from runner.config.schema import Config
 from runner.sweep import search_space
 from runner.sweep.arguments import SweepArguments, classify
@@ -27,7 +27,7 @@ DOCS = ROOT / "docs"
 
 
 def test_the_page_of_keys_is_up_to_date() -> None:
-    """Mend with `make docs`."""
+    """Fix with `make docs`."""
     page = runpy.run_path(str(DOCS / "generate.py"))["page"]()
     assert (DOCS / "config.md").read_text(encoding="utf-8") == page
 
@@ -52,7 +52,10 @@ def test_the_page_of_exactness_has_the_text_of_its_program_and_keeps_its_promise
 
 
 def commands(page: Path) -> list[str]:
-    """The commands of a page's blocks that start a new run; those of verbs, those that need a run, or a shell's variables, are left out."""
+    """Return the commands in a page's code blocks that start a new run or sweep.
+
+    Verbs, commands that need an existing run, and commands with shell variables are left out.
+    """
     blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     starts = [line for line in lines if re.match(r"(python|torchrun .*) -m runner .*=", line)]
@@ -62,7 +65,7 @@ def commands(page: Path) -> list[str]:
 PAGES = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("guide", "scaling", "sweeps", "known_answers"))]
 
 
-def asked(command: str) -> SweepArguments:
+def sorted_arguments(command: str) -> SweepArguments:
     """The words of a command, whether it starts one run or a sweep, by what they are for."""
     words = shlex.split(command, comments=True)
     return classify([word for word in words[words.index("runner") + 1 :] if word != "-m"], None)
@@ -73,10 +76,10 @@ def test_the_commands_of_a_page_can_be_run(page: Path) -> None:
     found = commands(page)
     assert len(found) >= 5
     for command in found:
-        config = compose(asked(command).sample, None).config
+        config = compose(sorted_arguments(command).sample, None).config
         started = re.search(r"--nproc-per-node (\d+)", command)
         size = int(started[1]) if started else config.launch.processes * config.launch.nodes
-        assert misplaced(config, size) == [], command
+        assert world_size_problems(config, size) == [], command
 
 
 @pytest.mark.parametrize(
@@ -102,19 +105,21 @@ def test_the_refusals_of_a_page_are_those_of_the_program(page: Path, capsys: pyt
 
 def test_the_launchers_and_sweepers_of_the_pages_can_be_composed_and_their_spaces_read() -> None:
     absent = [name for name in ("submitit", "ray") if find_spec(f"hydra_plugins.hydra_{name}_launcher") is None]
-    sweeps = [words for page in PAGES for command in commands(page) if (words := asked(command)).hydra]
+    sweeps = [
+        arguments for page in PAGES for command in commands(page) if (arguments := sorted_arguments(command)).hydra
+    ]
     assert len(sweeps) >= 10
-    for words in sweeps:
-        if any(name in word for name in absent for word in words.hydra):
+    for arguments in sweeps:
+        if any(name in argument for name in absent for argument in arguments.hydra):
             continue
-        with opened() as hydra:
-            hydra.compose_config("sweep", words.hydra, RunMode.MULTIRUN)
-        if "hydra/sweeper=optuna" in words.hydra:
-            assert search_space.read(words.task)[1] == []
+        with hydra_session() as hydra:
+            hydra.compose_config("sweep", arguments.hydra, RunMode.MULTIRUN)
+        if "hydra/sweeper=optuna" in arguments.hydra:
+            assert search_space.read(arguments.task)[1] == []
 
 
 def test_the_page_of_sweeps_lists_the_keys_that_may_differ_in_a_program() -> None:
     section = (DOCS / "sweeps.md").read_text(encoding="utf-8").partition("## Vmapped trials")[2].partition("\n## ")[0]
     listed = {name for row in section.splitlines() if row.startswith("|") for name in re.findall(r"`([\w.]+)`", row)}
-    lanes = {name for name in validation.paths(Config) if validation.is_lane(Config, name)}
+    lanes = {name for name in introspection.paths(Config) if introspection.is_lane(Config, name)}
     assert listed == {*lanes, "model.start"}

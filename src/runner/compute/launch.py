@@ -31,7 +31,7 @@ def launch(config: Config, arguments: Sequence[str], module: str = "runner") -> 
     connect, and `Interrupted` for a signal before the processes are started.
     """
     size = config.launch.processes * config.launch.nodes
-    problems = constraints.misplaced(config, size)
+    problems = constraints.world_size_problems(config, size)
     if problems:
         raise ConfigError(problems)
     with StopRequest() as stop:  # a KeyboardInterrupt during the import of torch is sometimes lost

@@ -1,1 +1,1 @@
-"""From YAML and the command line to one checked, frozen configuration. Nothing here imports torch."""
+"""Configuration: from YAML and the command line to one checked, frozen `Config`. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""From the words of the command line to a checked `Config`: Hydra composes, the schema judges. Nothing here imports torch."""
+"""Compose a checked `Config` from the arguments of the command line: Hydra merges the files, the schema checks the values."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runner.config import constraints, overrides, validation
-from runner.config.hydra_adapter import chosen, options, resolved, set_value, text_of
+from runner.config import constraints, introspection, overrides, validation
+from runner.config.hydra_adapter import composed_groups, option_text, options, resolved_values, set_key
 from runner.config.overrides import Plan
 from runner.config.resume import base_values
 from runner.config.schema import Config
@@ -19,21 +19,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Composed:
-    """A checked configuration, how it was asked for, and what the user should hear about it."""
+    """A checked configuration, the arguments that it was composed from, and notices for the user."""
 
     config: Config
     overrides: tuple[str, ...]
     notices: tuple[str, ...] = ()
-    refers: bool = False
-    """Whether a value was written as a reference to another, ${…}, so that it may change with that one."""
+    has_references: bool = False
+    """Whether a value is a reference to another one, ${…}, and so may change with it."""
 
 
-def compose(words: Sequence[str], config_dir: str | None = None, base: str | None = None) -> Composed:
-    """The checked configuration of the words on the command line; on top of that of the run `base`, or of `resume=DIR`.
+def compose(arguments: Sequence[str], config_dir: str | None = None, base: str | None = None) -> Composed:
+    """Return the checked configuration of command-line arguments.
 
-    Raises `ConfigError` with every problem there is, and `CheckpointError` where there is no such run.
+    With `base`, a run directory, or with the argument `resume=DIR`, they override the configuration of that run. Raises
+    `ConfigError` with all problems, and `CheckpointError` if there is no such run.
     """
-    plan = overrides.read(words, options(config_dir))
+    plan = overrides.read(arguments, options(config_dir))
     try:
         config = _config(plan, config_dir, base)
     except InputError as error:
@@ -43,11 +44,11 @@ def compose(words: Sequence[str], config_dir: str | None = None, base: str | Non
     if config is None or plan.problems:
         raise ConfigError(plan.problems)
     notices = [*plan.notices, *constraints.notices(config)]
-    return Composed(config, tuple(words), tuple(notices), plan.refers)
+    return Composed(config, tuple(arguments), tuple(notices), plan.has_references)
 
 
 def check(values: Mapping[str, Any]) -> Config:
-    """The typed configuration of plain values; raises `ConfigError` with all that is wrong."""
+    """Return the configuration of plain values. Raises `ConfigError` with all problems."""
     config, problems = validation.build(Config, values)
     problems = constraints.problems(config) if config is not None else problems
     if config is None or problems:
@@ -56,96 +57,104 @@ def check(values: Mapping[str, Any]) -> Config:
 
 
 def _config(plan: Plan, config_dir: str | None, base: str | None) -> Config | None:
-    """The configuration, or None where it cannot be told for what is wrong with the plan already."""
+    """Return the checked configuration, or None if the plan has problems. Further problems are added to the plan."""
     saved = base_values(plan, base)
-    if "experiment" in plan.undecided:
+    if "experiment" in plan.unresolved:
         return None
     composed = _composed(plan, config_dir, saved)
-    plan.refers = "${" in str(composed)
-    values = resolved(composed, plan)
+    plan.has_references = "${" in str(composed)
+    values = resolved_values(composed, plan)
     if saved is None:
-        _drop_leftovers(values, plan)
-        _tell_kept(values, plan, config_dir)
+        _drop_foreign_keys(values, plan)
+        _notice_kept_values(values, plan, config_dir)
     if not plan.problems:
         return check(values)
-    plan.problems += _problems_besides(values, plan)
+    plan.problems += _further_problems(values, plan)
     return None
 
 
-def _problems_besides(values: dict[str, Any], plan: Plan) -> list[str]:
-    """What else is wrong: nothing about groups whose option is not known, nor again about a key that was named."""
+def _further_problems(values: dict[str, Any], plan: Plan) -> list[str]:
+    """Return the problems of values whose key is in no problem yet and whose group's option is known."""
     named = {problem.split("`")[1] for problem in plan.problems if "`" in problem}
     _, problems = validation.build(Config, values)
     return [
         problem
         for problem in problems
-        if (key := problem.split("`")[1]) not in named and key.partition(".")[0] not in plan.undecided
+        if (key := problem.split("`")[1]) not in named and key.partition(".")[0] not in plan.unresolved
     ]
 
 
 def _composed(plan: Plan, config_dir: str | None, saved: Mapping[str, Any] | None) -> DictConfig:
-    """The options that were chosen, or a run's own values; on top of them the values that were given."""
+    """Return the chosen options, or the saved values of a run, with the values of the plan applied."""
     from omegaconf import OmegaConf
 
     if saved is None:
-        config = chosen(plan, config_dir)
+        config = composed_groups(plan, config_dir)
     else:
         config = OmegaConf.create(dict(saved))
-        groups = plan.groups.keys() & validation.hints(Config).keys()
-        fresh = chosen(plan, config_dir) if groups else {}
+        groups = plan.groups.keys() & introspection.hints(Config).keys()
+        fresh = composed_groups(plan, config_dir) if groups else {}
         for group in groups:
             OmegaConf.update(config, group, fresh[group], merge=False)
     for name, value in plan.values.items():
-        reason = set_value(config, name, value)
+        reason = set_key(config, name, value)
         if reason is not None:
-            plan.problems.append(f"`{name}` cannot be set to {validation.shown(value)}: {reason}; mend the value")
+            plan.problems.append(f"`{name}` cannot be set to {validation.shown(value)}: {reason}; correct the value")
     return config
 
 
-def _tell_kept(values: Mapping[str, Any], plan: Plan, config_dir: str | None) -> None:
-    """Name what an experiment sets over the option that is typed beside it: `optimizer=adam` with the lr of another."""
+def _notice_kept_values(values: Mapping[str, Any], plan: Plan, config_dir: str | None) -> None:
+    """Add a notice of the values that an experiment sets in a group whose option is on the command line.
+
+    An example is the experiment's learning rate after `optimizer=adam`.
+    """
     from omegaconf import OmegaConf
 
     texts = [
-        text_of(group, choice, config_dir)
+        option_text(group, choice, config_dir)
         for group, choice in plan.groups.items()
-        if group not in validation.hints(Config)
+        if group not in introspection.hints(Config)
     ]
-    # Only what such a file names can have been set by it; composing once more takes a tenth of a second.
-    typed = {
+    # Only groups named in such a file can have been set by it. Skipping the others saves a second composition (0.1 s).
+    named = {
         group
-        for group in plan.groups.keys() & validation.hints(Config).keys()
-        if any(f"\n{group}:" in t for t in texts)
+        for group in plan.groups.keys() & introspection.hints(Config).keys()
+        if any(f"\n{group}:" in text for text in texts)
     }
-    if not typed:
+    if not named:
         return
-    alone = OmegaConf.to_container(chosen(Plan({group: plan.groups[group] for group in typed}), config_dir))
-    assert isinstance(alone, dict)
+    defaults = OmegaConf.to_container(composed_groups(Plan({group: plan.groups[group] for group in named}), config_dir))
+    assert isinstance(defaults, dict)
     kept = [
-        f"`{group}.{name}`={values[group][name]} ({plan.groups[group]}: {own})"
-        for group in sorted(typed)
-        for name, own in alone[group].items()
-        if values[group].get(name, own) != own and not any(n.startswith(f"{group}.{name}") for n in plan.values)
+        f"`{group}.{name}`={values[group][name]} ({plan.groups[group]}: {default})"
+        for group in sorted(named)
+        for name, default in defaults[group].items()
+        if values[group].get(name, default) != default
+        and not any(key.startswith(f"{group}.{name}") for key in plan.values)
     ]
     if kept:
         plan.notices.append(f"kept from the experiment: {', '.join(kept)}")
 
 
-def _drop_leftovers(values: dict[str, Any], plan: Plan) -> None:
-    """Take away what an experiment sets for another option of a group than the one on the command line.
+def _drop_foreign_keys(values: dict[str, Any], plan: Plan) -> None:
+    """Drop the keys that an experiment sets for another option of a group than the one on the command line.
 
-    `+experiment=linreg model=mlp` must run, though `model.init` there is for a linear model only.
+    For example, `+experiment=linreg model=mlp` must run although the experiment sets `model.init`, which mlp does not have.
     """
-    known = set(validation.paths(Config))
-    for group in plan.groups.keys() & validation.hints(Config).keys():
-        given = values[group]
-        if not isinstance(given, dict):
+    known = set(introspection.paths(Config))
+    for group in plan.groups.keys() & introspection.hints(Config).keys():
+        present = values[group]
+        if not isinstance(present, dict):
             continue
-        chosen = validation.variants(validation.hints(Config)[group]).get(str(given.get("name")))
-        own = validation.hints(chosen) if chosen is not None else given
-        left = [n for n in given if n not in own and f"{group}.{n}" in known and f"{group}.{n}" not in plan.values]
-        for name in left:
-            del given[name]
-        if left:
-            names = ", ".join(f"`{group}.{name}`" for name in left)
-            plan.notices.append(f"{names} of the experiment left out: {given['name']} has no such key")
+        variant = introspection.variants(introspection.hints(Config)[group]).get(str(present.get("name")))
+        fields = introspection.hints(variant) if variant is not None else present
+        dropped = [
+            name
+            for name in present
+            if name not in fields and f"{group}.{name}" in known and f"{group}.{name}" not in plan.values
+        ]
+        for name in dropped:
+            del present[name]
+        if dropped:
+            names = ", ".join(f"`{group}.{name}`" for name in dropped)
+            plan.notices.append(f"{names} of the experiment left out: {present['name']} has no such key")

@@ -1,4 +1,4 @@
-"""Hydra, as far as it is used here: the groups there are, and what comes of the options that were chosen."""
+"""Compose the configuration with Hydra: list the available groups and merge the chosen options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.config import validation
+from runner.config import introspection, validation
 from runner.config.overrides import Plan
 from runner.config.schema import Config
 from runner.errors import ConfigError
@@ -17,32 +17,33 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-HERE = Path(__file__).parents[1]
-CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
-"""In a wheel the values lie in the package, in a checkout at its top."""
+_PACKAGE = Path(__file__).parents[1]
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"
+"""Folder of the values. It is in the package of an installed wheel, and at the top of a checkout."""
 
-GLOBAL = "# @package _global_"
-"""The first line of a file whose keys are those of the whole configuration, as every experiment's are."""
+_GLOBAL = "# @package _global_"
+"""First line of a file whose keys belong to the whole configuration, as those of every experiment do."""
 
 
 def options(config_dir: str | None = None) -> dict[str, dict[str, str]]:
-    """Group → option → its sentence (the first comment of its file), ours and the user's.
+    """Return group → option → its description, for the built-in options and those in the user's `config_dir`.
 
-    Raises `ConfigError` when `config_dir` is not a folder.
+    The description is the first comment of the option's file. Raises `ConfigError` if `config_dir` is not a folder.
     """
     if config_dir is not None and not (config_dir and Path(config_dir).is_dir()):
         raise ConfigError(
-            f"`--config-dir` must be a folder of configuration groups, but {config_dir!r} is none; mend the path"
+            f"`--config-dir` must be a folder of configuration groups, got {config_dir!r}; correct the path"
         )
     found: dict[str, dict[str, str]] = {}
     for root in [CONF] + ([Path(config_dir)] if config_dir else []):
         for file in sorted(root.glob("*/*.yaml")):
             if not file.stem.startswith("_"):
-                found.setdefault(file.parent.name, {}).setdefault(file.stem, _sentence(file))
+                found.setdefault(file.parent.name, {}).setdefault(file.stem, _description(file))
     return found
 
 
-def _sentence(file: Path) -> str:
+def _description(file: Path) -> str:
+    """Return the first comment of a file; empty if there is none or the file cannot be read."""
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -51,31 +52,31 @@ def _sentence(file: Path) -> str:
     return next((text for text in comments if not text.startswith("@package")), "")
 
 
-def chosen(plan: Plan, config_dir: str | None) -> DictConfig:
-    """What Hydra makes of the chosen options. Raises `ConfigError` where a file cannot be read or does not fit."""
+def composed_groups(plan: Plan, config_dir: str | None) -> DictConfig:
+    """Return the composition of the chosen options. Raises `ConfigError` if a file cannot be read or merged."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     if config_dir is not None:
-        _refuse_unfit(plan, Path(config_dir))
+        _check_files(plan, Path(config_dir))
     try:
-        with opened():
-            return hydra.compose("config", chosen_words(plan, config_dir))
+        with hydra_session():
+            return hydra.compose("config", group_arguments(plan, config_dir))
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"the configuration cannot be read: {reason_of(error)}") from None
 
 
-def chosen_words(plan: Plan, config_dir: str | None) -> list[str]:
-    """The words by which Hydra takes the options that were chosen."""
-    groups = validation.hints(Config)
-    words = [f"{'' if group in groups else '+'}{group}={choice}" for group, choice in plan.groups.items()]
-    return [*words, *search_path(config_dir)]
+def group_arguments(plan: Plan, config_dir: str | None) -> list[str]:
+    """Return the arguments that make Hydra use the chosen options."""
+    groups = introspection.hints(Config)
+    arguments = [f"{'' if group in groups else '+'}{group}={choice}" for group, choice in plan.groups.items()]
+    return [*arguments, *search_path(config_dir)]
 
 
 def search_path(config_dir: str | None) -> list[str]:
-    """The word by which Hydra finds the user's groups."""
+    """Return the argument that makes Hydra search the user's folder; none without a folder."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     if config_dir is None:
@@ -85,8 +86,8 @@ def search_path(config_dir: str | None) -> list[str]:
 
 
 @contextmanager
-def opened() -> Iterator[Any]:
-    """Hydra over our configuration; another one that is in use is put back afterwards."""
+def hydra_session() -> Iterator[Any]:
+    """Initialize Hydra with the built-in configuration. A Hydra that was initialized before is restored on exit."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
@@ -97,41 +98,43 @@ def opened() -> Iterator[Any]:
         with hydra.initialize_config_dir(str(CONF), job_name="runner", **base):
             yield GlobalHydra.instance().hydra
     finally:
-        # Asked for again: leaving its context, Hydra puts another instance in place.
+        # The singleton must be fetched again: on leaving its context, Hydra replaces the instance.
         GlobalHydra.instance().clear()
         if outer is not None:
             GlobalHydra.instance().initialize(outer)
 
 
-def _refuse_unfit(plan: Plan, config_dir: Path) -> None:
-    """Files of the user's that Hydra would pass over or misplace without a word. Raises `ConfigError`."""
+def _check_files(plan: Plan, config_dir: Path) -> None:
+    """Check the user's files that Hydra would silently ignore or misplace. Raises `ConfigError`."""
     files = {group: config_dir / group / f"{choice}.yaml" for group, choice in plan.groups.items()}
-    problems = [_unfit(group, file) for group, file in files.items() if file.is_file()]
+    problems = [_file_problem(group, file) for group, file in files.items() if file.is_file()]
     if any(problems):
         raise ConfigError(problem for problem in problems if problem)
 
 
-def _unfit(group: str, file: Path) -> str | None:
+def _file_problem(group: str, file: Path) -> str | None:
     if (CONF / group / file.name).exists():
-        return f"{file} is hidden by the built-in `{group}`={file.stem}; give your file another name"
+        return f"{file} is hidden by the built-in `{group}`={file.stem}; rename your file"
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        return f"{file} must be a text in UTF-8, but cannot be read ({error}); save it as UTF-8"
-    if group not in validation.hints(Config) and not any(line.startswith(GLOBAL) for line in lines):
-        return f"{file} must say that its keys are those of the whole configuration; write `{GLOBAL}` as its first line"
+        return f"{file} must be a UTF-8 text file, but cannot be read ({error}); save it as UTF-8"
+    if group not in introspection.hints(Config) and not any(line.startswith(_GLOBAL) for line in lines):
+        return (
+            f"{file} must declare that its keys belong to the whole configuration; write `{_GLOBAL}` as its first line"
+        )
     return None
 
 
-def text_of(group: str, choice: str, config_dir: str | None) -> str:
-    """The text of an option's file; empty where there is none."""
+def option_text(group: str, choice: str, config_dir: str | None) -> str:
+    """Return the text of an option's file; empty if there is no such file."""
     roots = [CONF, *([Path(config_dir)] if config_dir else [])]
     files = [root / group / f"{choice}.yaml" for root in roots]
     return next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
 
 
-def set_value(config: DictConfig, name: str, value: Any) -> str | None:
-    """Put a value in its place, whatever stands there; gives the reason where that cannot be."""
+def set_key(config: DictConfig, name: str, value: Any) -> str | None:
+    """Set a dotted key to a value, replacing what is there. Return the reason if that is impossible."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -142,15 +145,18 @@ def set_value(config: DictConfig, name: str, value: Any) -> str | None:
     return None
 
 
-def resolved(config: DictConfig, plan: Plan) -> dict[str, Any]:
-    """Plain values; a reference that leads nowhere becomes a problem of the plan, and its key one without a value."""
+def resolved_values(config: DictConfig, plan: Plan) -> dict[str, Any]:
+    """Return the plain values with references resolved.
+
+    A reference that cannot be resolved is added to the problems of the plan, and its key is set to `MISSING`.
+    """
     from omegaconf import OmegaConf
 
     while (error := _unresolved(config)) is not None:
         name, reason = str(error.full_key), reason_of(error)
         if name == "None" or OmegaConf.is_missing(config, name):
             raise ConfigError(f"the configuration cannot be resolved: {reason}")
-        plan.problems.append(f"`{name}` cannot be resolved: {reason}; mend the reference, or give a value")
+        plan.problems.append(f"`{name}` cannot be resolved: {reason}; correct the reference, or give a value")
         OmegaConf.update(config, name, validation.MISSING, merge=False)
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
@@ -169,7 +175,7 @@ def _unresolved(config: DictConfig) -> OmegaConfBaseException | None:
 
 
 def reason_of(error: Exception) -> str:
-    """What a library says, without its trailing details, on one line."""
+    """Return the message of a library's error on one line, without its trailing details."""
     text = " ".join((str(error) or str(error.__cause__)).split())
     for details in (" Config search path:", " full_key:"):
         text = text.partition(details)[0]

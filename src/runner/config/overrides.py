@@ -1,7 +1,7 @@
-"""The words of the command line, sorted: which option a group takes, and which value a key. Nothing is composed here.
+"""Read the arguments of the command line: which option each group gets, and which value each key gets.
 
-Hydra stops at the first key that it does not know and advises to add it with `+`. So every key is held against the
-schema first: what is wrong is found here, all of it at once.
+Nothing is composed here. Hydra stops at the first key that it does not know and advises to add it with `+`. Therefore every
+key is checked against the schema first, and all problems are found at once.
 """
 
 from __future__ import annotations
@@ -11,195 +11,196 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runner.config import validation
+from runner.config import introspection, validation
 from runner.config.schema import Config
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 Groups = Mapping[str, Mapping[str, str]]
-"""Group → option → its sentence."""
+"""Group → option → its one-line description."""
 
-MEANT = {"gpu": "auto", "hip": "rocm"}
-"""What people call a device that has another name here."""
+_DEVICE_ALIASES = {"gpu": "auto", "hip": "rocm"}
+"""Common names of devices → their option."""
 
 
 @dataclass
 class Plan:
-    """What was asked for, what is wrong with it, and what the user should hear about it.
-
-    `undecided` are the groups whose option does not exist, so that their keys cannot be judged. `refers` says, once it is
-    composed, whether a value is a reference to another.
-    """
+    """Requested options and values, with the problems and notices about them."""
 
     groups: dict[str, str] = field(default_factory=dict)
+    """Group → option."""
     values: dict[str, Any] = field(default_factory=dict)
+    """Dotted key → plain value, in the order in which they apply."""
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
-    undecided: set[str] = field(default_factory=set)
-    refers: bool = False
+    unresolved: set[str] = field(default_factory=set)
+    """Groups whose requested option does not exist. Their keys cannot be checked."""
+    has_references: bool = False
+    """Whether a value is a reference to another one, ${…}. It is known after composition."""
 
     @property
     def names(self) -> list[str]:
-        """Every group and key that was given."""
+        """Every group and key that was set."""
         return [*self.groups, *self.values]
 
 
-def read(words: Sequence[str], groups: Groups) -> Plan:
-    """The plan of `key=value` words; the groups and their options are those of `groups`."""
+def read(arguments: Sequence[str], groups: Groups) -> Plan:
+    """Return the plan of `key=value` arguments. Its `problems` list everything that is wrong with them."""
     plan = Plan()
-    known = list(validation.paths(Config))
-    for word in words:
-        override = parse(word, [*known, *groups], groups, plan)
+    known = list(introspection.paths(Config))
+    for argument in arguments:
+        override = parse(argument, [*known, *groups], groups, plan)
         if override is not None:
-            _sort(override, groups, known, plan)
-    _one_length(plan)
+            _add(override, groups, known, plan)
+    _replace_length(plan)
     return plan
 
 
 def quoted(text: str) -> str:
-    """A text as a value of Hydra's grammar, whatever is in it."""
+    """Return any text as a quoted string of Hydra's grammar."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     value: str = QuotedString(text, Quote.single).with_quotes()
     return value
 
 
-def key_of(word: str) -> str:
-    """The key, or group, that a word gives a value."""
-    return word.partition("=")[0].lstrip("+")
+def key_of(argument: str) -> str:
+    """Return the key or group that an argument sets."""
+    return argument.partition("=")[0].lstrip("+")
 
 
-def values_of(words: Sequence[str]) -> dict[str, Any]:
-    """Key, or group, → value of words that are known to be right."""
-    found: dict[str, Any] = {}
-    for word in words:
-        override = parse(word, [], {}, Plan())
+def values_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the value of each key or group of arguments that are known to be valid."""
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        override = parse(argument, [], {}, Plan())
         if override is not None:
             value = override.value()
-            found[override.key_or_group] = {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
-    return found
+            values[override.key_or_group] = {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
+    return values
 
 
-def _one_length(plan: Plan) -> None:
-    """`train.steps` and `train.epochs`: the one that is typed replaces the other."""
+def _replace_length(plan: Plan) -> None:
+    """Set `train.epochs` to null if `train.steps` is given, and the other way round."""
     typed = [name for name in ("train.steps", "train.epochs") if plan.values.get(name) is not None]
     if len(typed) == 2:
-        plan.problems.append("`train.steps` and `train.epochs` are both given; one replaces the other: leave one out")
+        plan.problems.append(
+            "`train.steps` and `train.epochs` must not both be given, since one replaces the other; remove one"
+        )
     if typed:
         plan.values["train.epochs" if typed[0] == "train.steps" else "train.steps"] = None
 
 
-def parse(word: str, known: Sequence[str], groups: Groups, plan: Plan) -> Override | None:
-    """One word as Hydra reads it; None, with the problem in the plan, where it cannot be read."""
+def parse(argument: str, known: Sequence[str], groups: Groups, plan: Plan) -> Override | None:
+    """Return one argument as parsed by Hydra. If it cannot be parsed, add the problem to the plan and return None."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    name, _, text = word.partition("=")
-    problem = _malformed(word, groups)
+    name, _, text = argument.partition("=")
+    problem = _malformed(argument, groups)
     if problem is None:
         try:
-            return OverridesParser.create().parse_override(word)
+            return OverridesParser.create().parse_override(argument)
         except (HydraException, ValueError):  # ValueError: an integer of thousands of digits
             problem = _unreadable(name.lstrip("+"), text, known)
-        # A reference within a reference is beyond Hydra's grammar, not beyond OmegaConf's.
-        if _is_text(name.lstrip("+")) or (text.startswith("${") and name.lstrip("+") in known):
+        # Hydra's grammar has no nested references, but OmegaConf resolves them.
+        if _is_string(name.lstrip("+")) or (text.startswith("${") and name.lstrip("+") in known):
             return OverridesParser.create().parse_override(f"{name}={quoted(text)}")
     plan.problems.append(problem)
     return None
 
 
-def _malformed(word: str, groups: Groups) -> str | None:
-    """The sentence for a word that is no key=value at all."""
-    if word.startswith("-"):
-        example = word.lstrip("-") or "seed"
-        return (
-            f"`{word}` is not an option; values are given as key=value, such as {example}{'' if '=' in word else '=…'}"
-        )
-    if word.startswith("~"):
-        return f"`{word}` deletes a key, but every key must have a value; give it one"
-    name, equals, _ = word.partition("=")
+def _malformed(argument: str, groups: Groups) -> str | None:
+    """Return the message for an argument that does not have the form key=value, or None if it has."""
+    if argument.startswith("-"):
+        example = argument.lstrip("-") or "seed"
+        return f"`{argument}` is not an option; write values as key=value, such as {example}{'' if '=' in argument else '=…'}"
+    if argument.startswith("~"):
+        return f"`{argument}` deletes a key, but every key must have a value; set a value instead"
+    name, equals, _ = argument.partition("=")
     if equals and name.strip("+"):
         return None
-    key, colon, value = word.partition(":")
+    key, colon, value = argument.partition(":")
     hint = f"write {key}={value}" if colon else "see --help"
-    if word in groups.get("experiment", {}):
-        hint = f"did you mean +experiment={word}?"
-    return f"`{word}` must have the form key=value, but has no {'key' if equals else '`=`'}; {hint}"
+    if argument in groups.get("experiment", {}):
+        hint = f"did you mean +experiment={argument}?"
+    return f"`{argument}` must have the form key=value, but has no {'key' if equals else '`=`'}; {hint}"
 
 
 def _unreadable(name: str, text: str, known: Sequence[str]) -> str:
-    """The sentence for a word that Hydra's grammar does not read."""
+    """Return the message for an argument that Hydra's grammar does not accept."""
     if name not in known:
         return validation.unknown(name, known)
     return f"`{name}` has a value that cannot be read, {validation.cut(text)}; {in_quotes(name, text)}"
 
 
 def in_quotes(name: str, text: str) -> str:
-    """What to write instead of a value that cannot be read, or is read as several."""
+    """Return the remedy for a value that cannot be read, or that is read as several values."""
     if text.startswith(("{", "[")):
-        return f'put the whole word in quotes for the shell: "{name}={text} …"'
-    if _is_text(name):
-        return f"put a text with commas in quotes, for the shell and for itself: \"{name}='{text}'\""
+        return f'put the whole argument in quotes for the shell: "{name}={text} …"'
+    if _is_string(name):
+        return f"put a string with commas in two pairs of quotes, one for the shell: \"{name}='{text}'\""
     return f"write {name}=VALUE"
 
 
 def _or_sweep(name: str) -> str:
-    return "" if _is_text(name) else ", or add -m for a sweep"
+    return "" if _is_string(name) else ", or add -m for a sweep"
 
 
-def _is_text(name: str) -> bool:
-    return any(str in validation.alternatives(hint) for hint in validation.field_types(Config, name))
+def _is_string(name: str) -> bool:
+    return any(str in introspection.alternatives(hint) for hint in introspection.field_types(Config, name))
 
 
-def _sort(override: Override, groups: Groups, known: Sequence[str], plan: Plan) -> None:
+def _add(override: Override, groups: Groups, known: Sequence[str], plan: Plan) -> None:
+    """Add an override to the plan: its option, its value, or the problem with it."""
     name, text = override.key_or_group, (override.input_line or "").partition("=")[2]
     parent, _, last = name.rpartition(".")
     if override.package is not None:
-        plan.problems.append(
-            f"`{name}@{override.package}` moves a group, but every group has one place; write {name}=…"
-        )
+        plan.problems.append(f"`{name}@{override.package}` moves a group, but groups cannot be moved; write {name}=…")
     elif override.is_sweep_override():
         plan.problems.append(
-            f"`{name}` must be one value, but is {validation.cut(text)}; {in_quotes(name, text)}{_or_sweep(name)}"
+            f"`{name}` must be one value, got {validation.cut(text)}; {in_quotes(name, text)}{_or_sweep(name)}"
         )
     elif name in groups:
-        _choose(name, override.value(), groups[name], plan)
+        _set_option(name, override.value(), groups[name], plan)
     elif name.startswith(("hydra.", "hydra/")):
         plan.problems.append(
-            f"`{name}` does nothing, since Hydra only composes here; run_dir=… moves a run, --config-dir adds groups"
+            f"`{name}` has no effect, because Hydra only composes the configuration; use run_dir=… to place a run, --config-dir to add groups"
         )
-    elif name in known and validation.is_group(Config, name):
-        plan.problems.append(f"`{name}` is a group of keys, but is given {text}; give them one by one: {name}.KEY=…")
+    elif name in known and introspection.is_group(Config, name):
+        plan.problems.append(f"`{name}` is a group of keys, got {text}; set its keys one by one: {name}.KEY=…")
     elif last == "name" and parent in groups:
-        plan.problems.append(f"`{name}` is not given by itself, since other keys go with it; write {parent}={text}")
-    elif name in known or validation.is_mapping(Config, parent):
-        _set(name, override.value(), text, plan)
+        plan.problems.append(
+            f"`{name}` cannot be set by itself, because other keys depend on it; write {parent}={text}"
+        )
+    elif name in known or introspection.is_mapping(Config, parent):
+        _set_value(name, override.value(), text, plan)
     else:
         plan.problems.append(validation.unknown(name, [*known, *groups]))
 
 
-def _set(name: str, value: Any, text: str, plan: Plan) -> None:
+def _set_value(name: str, value: Any, text: str, plan: Plan) -> None:
     if name in plan.values:
         del plan.values[name]
         plan.notices.append(f"`{name}` is given twice; the last one counts: {text}")
     if isinstance(value, dict):
         value = {str(k): v for k, v in value.items()}
-    # What Hydra's grammar takes for a number is still a text where a text must be: a column 2024, a folder 007.
-    plan.values[name] = text if isinstance(value, (bool, int, float)) and _is_text(name) else value
+    # A string key keeps the text that Hydra's grammar reads as a number, such as a column 2024 or a folder 007.
+    plan.values[name] = text if isinstance(value, (bool, int, float)) and _is_string(name) else value
 
 
-def _choose(group: str, choice: Any, options: Mapping[str, str], plan: Plan) -> None:
+def _set_option(group: str, choice: Any, options: Mapping[str, str], plan: Plan) -> None:
     if group in plan.groups:
         plan.notices.append(f"`{group}` is given twice; the last one counts: {choice}")
     if isinstance(choice, str) and choice in options:
         plan.groups[group] = choice
         return
-    plan.undecided.add(group)
+    plan.unresolved.add(group)
     typed = choice.lower() if isinstance(choice, str) else ""
     near = difflib.get_close_matches(typed, list(options), n=1, cutoff=0.6)
-    meant = MEANT.get(typed) if group == "device" else None
-    hint = f"; did you mean {meant or near[0]}?" if meant or near else ""
+    alias = _DEVICE_ALIASES.get(typed) if group == "device" else None
+    hint = f"; did you mean {alias or near[0]}?" if alias or near else ""
     if isinstance(choice, dict):
-        hint = f"; give its keys one by one: {group}.KEY=…"
-    plan.problems.append(f"`{group}` must be one of {', '.join(options)}, but is {validation.shown(choice)}{hint}")
+        hint = f"; set its keys one by one: {group}.KEY=…"
+    plan.problems.append(f"`{group}` must be one of {', '.join(options)}, got {validation.shown(choice)}{hint}")

@@ -1,4 +1,4 @@
-"""Runs that are continued or repeated: the configuration that they saved, and what may differ from it."""
+"""Configuration of a resumed or repeated run: read the saved values, and check what may differ from them."""
 
 from __future__ import annotations
 
@@ -6,105 +6,112 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.config import validation
+from runner.config import introspection, validation, versions
 from runner.config.overrides import Plan
 from runner.config.schema import Config, free_keys, plain, resumable_keys
-from runner.config.validation import is_within
 from runner.errors import CheckpointError
 
 
 def base_values(plan: Plan, base: str | None) -> dict[str, Any] | None:
-    """The values of the run that is gone on from or done again, or None for a new one."""
+    """Return the saved values of the run to repeat (`base`) or to resume (`resume` in the plan); None for a new run.
+
+    Problems and notices are added to the plan. Raises `CheckpointError` if there is no such run.
+    """
     resumed = plan.values.get("resume")
     if base is not None:
         plan.problems += [
-            f"`{group}` cannot be given with rerun, which starts from the run's own configuration; leave it out"
+            f"`{group}` must not be given with rerun, which uses the configuration of the run; remove it"
             for group in plan.groups
-            if group not in validation.hints(Config)
+            if group not in introspection.hints(Config)
         ]
         if resumed is not None:
-            plan.problems.append("`resume` cannot be given with rerun, which makes a new run; leave one of them out")
-        return _replaceable(saved_values(base, "rerun")) | {"run_dir": None, "resume": None}
+            plan.problems.append("`resume` must not be given with rerun, which creates a new run; remove one of them")
+        return _any_world_size(saved_values(base, "rerun")) | {"run_dir": None, "resume": None}
     if resumed is None:
         return None
-    plan.problems += _other_answer(plan)
-    saved = _replaceable(saved_values(str(resumed), "resume"))
-    plan.notices += _broken_promises(saved, plan)
+    plan.problems += _fixed_key_problems(plan)
+    saved = _any_world_size(saved_values(str(resumed), "resume"))
+    plan.notices += _changed_bits_notices(saved, plan)
     return saved
 
 
-def _replaceable(saved: dict[str, Any]) -> dict[str, Any]:
-    """A run's values for any number of processes: single and ddp differ in that alone, and `auto` decides anew."""
+def _any_world_size(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's values for any number of processes: single and ddp become auto."""
     if saved["strategy"]["name"] in ("single", "ddp"):
         saved["strategy"]["name"] = "auto"
     return saved
 
 
-def _other_answer(plan: Plan) -> list[str]:
+def _fixed_key_problems(plan: Plan) -> list[str]:
+    """Return a problem for each key that must not change when a run is resumed."""
     allowed = ", ".join(name for name in resumable_keys() if name != "resume")
     return [
-        f"`{name}` cannot be changed when a run is resumed, since the answer would be that of another experiment; "
-        f"only {allowed} can: leave it out, or start a new run"
+        f"`{name}` must not change when a run is resumed, because it would change the experiment (only {allowed} may); "
+        "remove it, or start a new run"
         for name in plan.names
-        if not is_within(name, resumable_keys())
+        if not introspection.is_within(name, resumable_keys())
     ]
 
 
-def _broken_promises(saved: Mapping[str, Any], plan: Plan) -> list[str]:
+def _changed_bits_notices(saved: Mapping[str, Any], plan: Plan) -> list[str]:
+    """Return notices about overrides after which the result differs from that of an uninterrupted run."""
     notices = []
     schedule = saved.get("schedule")
     if "train.steps" in plan.values and isinstance(schedule, dict) and "cosine" in str(schedule.get("name")):
         notices.append(
-            "a new number of steps changes the cosine schedule, so the steps before were taken with other learning rates"
+            "a new number of steps changes the cosine schedule: previous steps used different learning rates"
         )
     if any(name in ("strategy.reduction", "strategy.chunks") for name in plan.names):
         notices.append(
-            "another reduction or number of chunks adds in another order: the bits will differ from those of a run never stopped"
+            "another reduction or number of chunks adds in another order: the bits will differ from an uninterrupted run"
         )
     if any(name == "device" or name.startswith("device.") for name in plan.names):
         notices.append(
-            "another device or thread count may round differently: the bits may differ from those of a run never stopped"
+            "another device or thread count may round differently: the bits may differ from an uninterrupted run"
         )
     return notices
 
 
-def saved_values(run: str, word: str) -> dict[str, Any]:
-    """The values in a run's `config.yaml`, those of newer keys as they were before these existed.
+def saved_values(run: str, source: str) -> dict[str, Any]:
+    """Return the values in a run's `config.yaml`, completed with the keys that are newer than the run.
 
-    Raises `CheckpointError`, naming `word`, where there is none to read.
+    `source` is the argument that named the run, such as `resume`. Raises `CheckpointError`, with `source` in the message,
+    if there is no configuration or it cannot be used.
     """
     from omegaconf import OmegaConf
 
     path = Path(run)
     if not run or not path.is_dir():
-        raise CheckpointError(f"`{word}` must be a run directory, but {run!r} is not a directory; mend the path")
-    if word == "resume" and (path / "sweep.json").is_file():
         raise CheckpointError(
-            f"`resume` must be a run directory, but {run!r} is that of a sweep; add -m to go on with it"
+            f"`{source}` must be a run directory, got {run!r}, which is not a directory; correct the path"
+        )
+    if source == "resume" and (path / "sweep.json").is_file():
+        raise CheckpointError(
+            f"`resume` must be a run directory, got {run!r}, which is a sweep directory; add -m to resume the sweep"
         )
     if not (path / "config.yaml").is_file():
         raise CheckpointError(
-            f"`{word}` must be a run directory, but {run!r} has no config.yaml; give the folder of one run"
+            f"`{source}` must be a run directory, got {run!r}, which has no config.yaml; give the directory of one run"
         )
     try:
         values = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"), resolve=True)
     except Exception as error:
         raise CheckpointError(f"{path / 'config.yaml'} cannot be read: {' '.join(str(error).split())}") from None
-    config, problems = validation.build(Config, validation.completed(Config, values))
+    config, problems = validation.build(Config, versions.completed(Config, values))
     if config is None:
-        raise CheckpointError(f"{path / 'config.yaml'} is not as a run wrote it: {problem}" for problem in problems)
+        raise CheckpointError(f"{path / 'config.yaml'} is not a valid configuration: {problem}" for problem in problems)
     return plain(config)
 
 
 def refuse_other(state: Mapping[str, Any], config: Config, data_sha256: str, path: Path) -> None:
-    """A checkpoint of another experiment must not be continued. Raises `CheckpointError` with every key that differs."""
-    saved, present = _leaves(validation.completed(type(config), state["config"]), ""), _leaves(plain(config), "")
+    """Check that a checkpoint belongs to this configuration and data. Raises `CheckpointError` with every difference."""
+    saved, present = _leaves(versions.completed(type(config), state["config"]), ""), _leaves(plain(config), "")
     problems = []
     for key in sorted(saved.keys() | present.keys()):
         name = key.removeprefix(".")
-        if saved.get(key) != present.get(key) and not is_within(name, free_keys()):
+        if saved.get(key) != present.get(key) and not introspection.is_within(name, free_keys()):
             problems.append(
-                f"`{name}` must be {saved.get(key)} as in {path.name}, but is {present.get(key)} in config.yaml; restore config.yaml"
+                f"`{name}` must be {saved.get(key)} as in {path.name}, got {present.get(key)} in config.yaml; restore config.yaml"
             )
     if state["data_sha256"] != data_sha256:
         problems.append(
@@ -115,12 +122,13 @@ def refuse_other(state: Mapping[str, Any], config: Config, data_sha256: str, pat
 
 
 def _leaves(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """Return the values other than None by dotted key, each of which begins with a dot."""
+    result: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= _leaves(value, f"{prefix}.{name}")
+            result |= _leaves(value, f"{prefix}.{name}")
         elif isinstance(value, (bool, int, float, str)):
-            found[f"{prefix}.{name}"] = value
+            result[f"{prefix}.{name}"] = value
         elif value is not None:
-            found[f"{prefix}.{name}"] = str(value)
-    return found
+            result[f"{prefix}.{name}"] = str(value)
+    return result

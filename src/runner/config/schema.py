@@ -1,6 +1,6 @@
-"""The typed schema: for every key its type, bounds, unit and one sentence of meaning. The values stand in `conf/`.
+"""Schema of the configuration: the type, bounds, unit and meaning of every key. The values are in `conf/`.
 
-Nothing here imports torch: a configuration is checked, shown and hashed without it.
+A meaning is a phrase that `explain` and docs/config.md print with the value.
 """
 
 from __future__ import annotations
@@ -15,99 +15,114 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from runner.config.expression import parse
-from runner.config.validation import Part, group, key, keys_where, without, without_lanes, without_newer
+from runner.config.introspection import keys_where, without, without_lanes
+from runner.config.parts import Part, group, key
+from runner.config.versions import without_newer
 from runner.errors import ExpressionError
 
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 Metric = Literal["loss", "rmse", "mae", "r2"]
 Init = Literal["kaiming", "uniform", "normal", "zeros"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Where tensors live and how that hardware computes."""
+    """Device of the tensors and its settings."""
 
     name: Literal["auto", "cpu", "cuda", "rocm", "mps", "xpu"] = key(
-        "kind of device; auto takes an accelerator when there is one"
+        "kind of device; auto uses an accelerator if one is available"
     )
     visible: tuple[int | str, ...] | None = key(
-        "ordinals or UUIDs of the GPUs this run may see; null leaves the shell's mask", at_least=0, changes="placement"
+        "ordinals or UUIDs of the GPUs that the run may use; null keeps the mask of the environment",
+        at_least=0,
+        changes="placement",
     )
     threads: int | None = key(
-        "CPU threads inside one operation; null leaves torch's own number", unit="threads", at_least=1, at_most=1024
+        "CPU threads of one operation; null keeps torch's default", unit="threads", at_least=1, at_most=1024
     )
     matmul_precision: Literal["highest", "high", "medium"] = key(
-        "float32 matrix products: highest is true float32, high and medium allow TF32 or bfloat16"
+        "precision of float32 matrix products; highest is full float32, high and medium allow TF32 or bfloat16"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Which rows are held out, and how they are picked."""
+    """Split of the rows into training, validation and test rows."""
 
-    test: int | float = key("test rows: an integer is rows, a number below 1 a fraction", unit="rows", at_least=0)
+    test: int | float = key(
+        "test rows; an integer is a number of rows, a float below 1 a fraction of all rows", unit="rows", at_least=0
+    )
     valid: int | float = key(
-        "validation rows: an integer is rows, a number below 1 a fraction", unit="rows", at_least=0
+        "validation rows; an integer is a number of rows, a float below 1 a fraction of all rows",
+        unit="rows",
+        at_least=0,
     )
     order: Literal["sequential", "random"] = key(
-        "sequential keeps the rows' order and takes train, valid, test; random draws from the data stream"
+        "order before the split into train, valid and test; sequential keeps the order of the rows, random shuffles them"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Part):
-    """Rows to learn from: where they come from, how they are split and scaled.
+    """Data source: the rows, their split and their scaling.
 
     A builder takes (config, seed) and returns a `runner.data.tables.Table`.
     """
 
-    name: str = key("kind of data")
+    name: str = key("kind of data source")
     seed: int | None = key(
-        "seed of data and split alone; null takes the run's seed", at_least=0, at_most=2**32 - 1, lane=True
+        "seed of data and split only; null uses the seed of the run", at_least=0, at_most=2**32 - 1, lane=True
     )
-    log_target: bool = key("fit log(target); rmse and mae stay in the target's own units")
-    standardize: bool = key("features and target to mean 0 and deviation 1, fitted on the training rows")
+    log_target: bool = key("whether to fit log(target); rmse and mae stay in the units of the target")
+    standardize: bool = key(
+        "whether to scale features and target to mean 0 and standard deviation 1, computed on the training rows"
+    )
     split: Split
 
     @property
     def noise_deviation(self) -> float | None:
-        """Standard deviation of the noise around the true function; None where that is not known."""
+        """Standard deviation of the noise around the true function, or None if it is not known."""
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Synthetic(DataConfig):
-    rows: int = key("rows that are made", unit="rows", at_least=1)
+    rows: int = key("number of rows to generate", unit="rows", at_least=1)
     start: float = key("smallest feature value", lane=True)
     stop: float = key("largest feature value", lane=True)
-    noise: float = key("scale of what is added to the target", unit="target's", at_least=0, lane=True)
-    noise_distribution: Literal["normal", "uniform"] = key("noise·N(0, 1) or noise·U(0, 1)")
+    noise: float = key("scale of the noise added to the target", unit="target units", at_least=0, lane=True)
+    noise_distribution: Literal["normal", "uniform"] = key(
+        "distribution of the noise; normal is noise·N(0, 1), uniform is noise·U(0, 1)"
+    )
 
     @property
     def noise_deviation(self) -> float:
+        """Standard deviation of the noise, which for U(0, 1) is 1/√12 of its scale."""
         return self.noise / (math.sqrt(12) if self.noise_distribution == "uniform" else 1)
 
     def problems(self) -> Iterator[str]:
+        """Yield the problem of an empty feature range."""
         if not self.start < self.stop:
-            yield "`data.start` must be below `data.stop`, the other end of the feature's range; swap them"
+            yield f"`data.start` must be below `data.stop`={self.stop}, got {self.start}; use a smaller data.start"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line(_Synthetic, name="line", builder="runner.data.synthetic:line"):
-    """Rows of y = slope·x + intercept + noise; one feature is evenly spaced, more are drawn evenly from the range."""
+    """Rows of y = slope·x + intercept + noise. One feature is evenly spaced; several are drawn uniformly from the range."""
 
-    features: int = key("number of features; the slope is the same for each", at_least=1)
+    features: int = key("number of features; all have the same slope", at_least=1)
     slope: float = key("true slope", lane=True)
     intercept: float = key("true intercept", lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve(_Synthetic, name="curve", builder="runner.data.synthetic:curve"):
-    """Rows of y = expression + noise; one variable is evenly spaced, more are drawn evenly from the range."""
+    """Rows of y = expression + noise. One feature is evenly spaced; several are drawn uniformly from the range."""
 
     expression: str = key("formula of the target; its names are the features")
 
     def problems(self) -> Iterator[str]:
+        """Yield the problems of the range and of the expression."""
         yield from super().problems()
         try:
             names = parse(self.expression).names
@@ -115,19 +130,19 @@ class Curve(_Synthetic, name="curve", builder="runner.data.synthetic:curve"):
             yield f"`data.expression`: {error}"
             return
         if not names:
-            yield "`data.expression` must have at least one name, the feature; write for example sin(x)"
+            yield "`data.expression` must have at least one name, the feature, but has none; write for example sin(x)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Table(DataConfig):
-    path: str = key("file, from the working directory")
+    path: str = key("path of the file, relative to the working directory")
     target: str = key("column to predict")
-    features: tuple[str, ...] | None = key("columns to predict from; null takes all but the target")
+    features: tuple[str, ...] | None = key("columns to predict from; null uses all except the target")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Csv(_Table, name="csv", builder="runner.data.tables:from_csv"):
-    """A comma-separated file with a header line and numbers below it."""
+    """A comma-separated file: a header line and rows of numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,24 +152,24 @@ class Parquet(_Table, name="parquet", builder="runner.data.tables:from_parquet")
 
 @dataclass(frozen=True, kw_only=True)
 class Diabetes(DataConfig, name="diabetes", builder="runner.data.tables:from_diabetes"):
-    """442 patients, ten measurements, disease progression a year later (Efron et al., 2004); ships with the package."""
+    """442 patients with ten measurements and disease progression a year later (Efron et al., 2004); part of the package."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Part):
-    """A function with parameters to learn.
+    """Model: a function with parameters to learn.
 
     A builder takes (config, feature_names, generator) and returns a `runner.models.base.Model` in float64 on the CPU.
     """
 
     identifiable: ClassVar[bool] = True
-    """Whether other parameters make other predictions, as those of a network do not."""
+    """Whether different parameters always give different predictions. For a network they do not."""
     keeps_units: ClassVar[bool] = False
-    """Whether its parameters are in the units of the file, so that the data must not be standardized."""
+    """Whether the parameters are in the units of the data, which then must not be standardized."""
     divisible: ClassVar[bool] = True
-    """Whether its parameters are tensors that processes can split between them."""
+    """Whether the parameters are tensors that can be sharded over processes."""
     records_parameters: ClassVar[bool] = False
-    """Whether every row of metrics has its parameters."""
+    """Whether every row of metrics includes the parameters."""
 
     name: str = key("kind of model")
 
@@ -169,45 +184,49 @@ class Linear(ModelConfig, name="linear", builder="runner.models.linear:linear"):
     """y = weight·x + bias."""
 
     bias: bool = key("whether there is a constant term")
-    init: Init = key("start values: kaiming is torch's own, uniform U(0, 1), normal N(0, 1)")
+    init: Init = key("initial parameters; kaiming is torch's default, uniform is U(0, 1), normal is N(0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Polynomial(ModelConfig, name="polynomial", builder="runner.models.linear:polynomial"):
-    """Linear in the powers 1 … degree of every feature."""
+    """A linear model of the powers 1 … degree of every feature."""
 
     degree: int = key("highest power", at_least=1, at_most=50)
-    init: Init = key("start values: kaiming is torch's own, uniform U(0, 1), normal N(0, 1)")
+    init: Init = key("initial parameters; kaiming is torch's default, uniform is U(0, 1), normal is N(0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp(ModelConfig, name="mlp", builder="runner.models.mlp:build"):
-    """Fully connected layers with an activation after each but the last."""
+    """Fully connected layers with an activation after each layer except the last."""
 
     identifiable = False
 
-    widths: tuple[int, ...] = key("units of the hidden layers", at_least=1)
-    activation: Literal["relu", "tanh", "gelu", "silu", "sigmoid"] = key("what follows each hidden layer")
-    dropout: float = key("share of units dropped in training", at_least=0, below=1)
+    widths: tuple[int, ...] = key("number of units in each hidden layer", at_least=1)
+    activation: Literal["relu", "tanh", "gelu", "silu", "sigmoid"] = key("activation function after each hidden layer")
+    dropout: float = key("probability that a hidden unit is set to 0 in training", at_least=0, below=1)
 
     @property
     def draws(self) -> bool:
+        """Whether there is dropout."""
         return self.dropout > 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"):
-    """Any function of the data columns; every other name in it is a parameter."""
+    """A formula of the data columns. Every other name in it is a parameter."""
 
     keeps_units = True
     divisible = False
     records_parameters = True
 
-    expression: str = key("the function, such as a*exp(-b*x) + c")
-    start: dict[str, float] = key("start value of each parameter; those not named are drawn by init", lane=True)
-    init: Literal["uniform", "normal", "zeros"] = key("start values of the others: U(0, 1), N(0, 1) or 0")
+    expression: str = key("formula of the prediction, such as a*exp(-b*x) + c")
+    start: dict[str, float] = key("initial value of each parameter; the others are drawn as init says", lane=True)
+    init: Literal["uniform", "normal", "zeros"] = key(
+        "initial values of the other parameters; uniform is U(0, 1), normal is N(0, 1)"
+    )
 
     def problems(self) -> Iterator[str]:
+        """Yield the problems of the expression and of initial values that name no parameter."""
         try:
             names = parse(self.expression).names
         except ExpressionError as error:
@@ -215,21 +234,21 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
             return
         for name in sorted(set(self.start) - set(names)):
             yield (
-                f"`model.start.{name}` must name a parameter of `model.expression`, but {self.expression!r} has "
-                f"{', '.join(names) or 'no names'}; take it out or mend its name"
+                f"`model.start.{name}` must name a parameter of `model.expression`={self.expression!r}, "
+                f"which has {', '.join(names) or 'no names'}; remove it or correct its name"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig(Part):
-    """Mean over the rows of what an error costs.
+    """Loss: the mean over the rows of a function of the error.
 
-    A builder takes (config) and returns (prediction, target, reduction) → the cost of each row (0) or their mean (1), as
-    the losses of `torch.ops.aten` do.
+    A builder takes (config) and returns a function (prediction, target, reduction) that returns the loss of each row for
+    reduction 0 and their mean for reduction 1, as the losses of `torch.ops.aten` do.
     """
 
     squares: ClassVar[bool] = False
-    """Whether it is the mean of squared errors, for which much is known in closed form."""
+    """Whether the loss is the mean of squared errors, for which many results have a closed form."""
 
     name: str = key("kind of loss")
 
@@ -248,27 +267,30 @@ class Mae(LossConfig, name="mae", builder="runner.models.losses:mae"):
 
 @dataclass(frozen=True, kw_only=True)
 class Huber(LossConfig, name="huber", builder="runner.models.losses:huber"):
-    """Squared near zero, absolute beyond delta (Huber, 1964)."""
+    """Squared error up to delta, linear beyond it (Huber, 1964)."""
 
-    delta: float = key("error at which the square becomes a line", unit="target's", above=0)
+    delta: float = key(
+        "absolute error at which the loss changes from quadratic to linear", unit="target units", above=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Part):
-    """How parameters are changed to make the loss smaller.
+    """Optimizer: a method that changes the parameters to reduce the loss.
 
-    A builder takes (config, parameters by name) and returns a `runner.optim.base.Optimizer`; that of a method of least
-    squares also takes the configurations of all lanes. An update that can be written out by hand names its `rule` as well,
-    which takes (configurations of all lanes, numbers) and returns a `runner.optim.rules.Rule`.
+    A builder takes (config, parameters by name) and returns a `runner.optim.base.Optimizer`. The builder of a
+    least-squares method also takes the configurations of all lanes. An optimizer that supports update=manual names its
+    `rule`, which takes (configurations of all lanes, numbers) and returns a `runner.optim.rules.Rule`.
     """
 
     rule: ClassVar[str | None] = None
+    """Module and function of the manual update rule, or None if there is none."""
     least_squares: ClassVar[bool] = False
-    """Whether it asks for residuals of all rows and finds its own steps."""
+    """Whether the method uses the residuals of all rows and chooses its own steps."""
     linear_only: ClassVar[bool] = False
-    """Whether it solves problems that are linear in their parameters, and no others."""
+    """Whether the method requires a model that is linear in its parameters."""
     evaluates_repeatedly: ClassVar[bool] = False
-    """Whether a step asks for the loss more than once, along a line of its own."""
+    """Whether one step evaluates the loss more than once, as a line search does."""
 
     name: str = key("kind of optimizer")
 
@@ -280,16 +302,16 @@ class OptimizerConfig(Part):
 
         @property
         def lr(self) -> float | None:
-            """Learning rate before the schedule; None for a method that finds its own steps."""
+            """Learning rate before the schedule, or None for a method that chooses its own steps."""
 
     @property
     def l2_penalty(self) -> float | None:
-        """Weight of the l2 penalty that it adds to the loss; None where it shrinks parameters in another way."""
+        """Weight of the l2 penalty in the loss, or None if the method shrinks parameters in another way."""
         return float(getattr(self, "weight_decay", 0.0))
 
     @property
     def descent_momentum(self) -> float | None:
-        """Momentum of gradient descent, 0 without; None for other methods."""
+        """Momentum of gradient descent (0 without momentum), or None for other methods."""
         return None
 
 
@@ -302,10 +324,16 @@ class _Optimizer(OptimizerConfig):
 class Sgd(_Optimizer, name="sgd", builder="runner.optim.torch_optim:sgd", rule="runner.optim.rules:sgd"):
     """Gradient descent: p ← p − lr·g."""
 
-    weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38, lane=True)
+    weight_decay: float = key(
+        "weight of the l2 penalty; adds weight_decay·p to the gradient of a parameter p",
+        at_least=0,
+        at_most=1e38,
+        lane=True,
+    )
 
     @property
     def descent_momentum(self) -> float:
+        """Momentum of 0."""
         return 0.0
 
 
@@ -313,79 +341,103 @@ class Sgd(_Optimizer, name="sgd", builder="runner.optim.torch_optim:sgd", rule="
 class Momentum(
     _Optimizer, name="momentum", builder="runner.optim.torch_optim:momentum", rule="runner.optim.rules:momentum"
 ):
-    """Gradient descent along a decaying sum of gradients (Polyak, 1964), as torch.optim.SGD defines it."""
+    """Gradient descent with momentum (Polyak, 1964), as torch.optim.SGD defines it."""
 
-    momentum: float = key("share of the last direction that is kept", at_least=0, below=1, lane=True)
-    weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38, lane=True)
+    momentum: float = key("factor of the previous direction in the next one", at_least=0, below=1, lane=True)
+    weight_decay: float = key(
+        "weight of the l2 penalty; adds weight_decay·p to the gradient of a parameter p",
+        at_least=0,
+        at_most=1e38,
+        lane=True,
+    )
 
     @property
     def descent_momentum(self) -> float:
+        """Momentum as configured."""
         return self.momentum
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(_Optimizer, name="adam", builder="runner.optim.torch_optim:adam", rule="runner.optim.rules:adam"):
-    """Adaptive moments (Kingma and Ba, 2015)."""
+    """Adam (Kingma and Ba, 2015)."""
 
-    betas: tuple[float, float] = key("decay of the first and of the second moment", at_least=0, below=1, lane=True)
-    eps: float = key("added to the root of the second moment", above=0, lane=True)
-    weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38, lane=True)
+    betas: tuple[float, float] = key(
+        "decay rates of the first and of the second moment", at_least=0, below=1, lane=True
+    )
+    eps: float = key("term added to the root of the second moment", above=0, lane=True)
+    weight_decay: float = key(
+        "weight of the l2 penalty; adds weight_decay·p to the gradient of a parameter p",
+        at_least=0,
+        at_most=1e38,
+        lane=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(_Optimizer, name="adamw", builder="runner.optim.torch_optim:adamw", rule="runner.optim.rules:adamw"):
-    """Adam with weight decay apart from the gradient (Loshchilov and Hutter, 2019)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
-    betas: tuple[float, float] = key("decay of the first and of the second moment", at_least=0, below=1, lane=True)
-    eps: float = key("added to the root of the second moment", above=0, lane=True)
+    betas: tuple[float, float] = key(
+        "decay rates of the first and of the second moment", at_least=0, below=1, lane=True
+    )
+    eps: float = key("term added to the root of the second moment", above=0, lane=True)
     weight_decay: float = key(
-        "share of the parameter taken off each step, times lr", at_least=0, at_most=1e38, lane=True
+        "decoupled weight decay; each step subtracts lr·weight_decay·p from a parameter p",
+        at_least=0,
+        at_most=1e38,
+        lane=True,
     )
 
     @property
     def l2_penalty(self) -> float | None:
+        """None with decoupled weight decay, which is no penalty in the loss; otherwise 0."""
         return None if self.weight_decay else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lbfgs(_Optimizer, name="lbfgs", builder="runner.optim.torch_optim:lbfgs"):
-    """Limited-memory BFGS with a closure (Liu and Nocedal, 1989); update=optimizer only."""
+    """Limited-memory BFGS (Liu and Nocedal, 1989) of torch.optim; update=optimizer only."""
 
     evaluates_repeatedly = True
 
-    max_iter: int = key("iterations inside one step", at_least=1)
-    history_size: int = key("pairs of vectors that are remembered", at_least=1)
-    tolerance_grad: float = key("a largest gradient entry below this ends the step", at_least=0)
-    tolerance_change: float = key("a change of loss or parameters below this ends the step", at_least=0)
-    line_search: Literal["strong_wolfe"] | None = key("how far to go along a direction; null takes lr")
+    max_iter: int = key("most iterations of one step", at_least=1)
+    history_size: int = key("number of previous updates that approximate the Hessian", at_least=1)
+    tolerance_grad: float = key("a step ends if the largest gradient entry is at most this", at_least=0)
+    tolerance_change: float = key("a step ends if the loss or the parameters change by less than this", at_least=0)
+    line_search: Literal["strong_wolfe"] | None = key("line search along each direction; null uses steps of length lr")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Solver(OptimizerConfig):
-    """An optimizer that finds out by itself how far to go."""
+    """A least-squares method, which chooses its own steps."""
 
     least_squares = True
 
     @property
     def lr(self) -> None:
-        """It has no learning rate."""
+        """None: the method has no learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lstsq(_Solver, name="lstsq", builder="runner.optim.least_squares:lstsq"):
-    """The least-squares solution, outright: for mse and models that are linear in their parameters."""
+    """The least-squares solution in one step, for loss=mse and models that are linear in their parameters."""
 
     linear_only = True
 
-    weight_decay: float = key("l2 penalty added to the gradient", at_least=0, at_most=1e38, lane=True)
+    weight_decay: float = key(
+        "weight of the l2 penalty; adds weight_decay·p to the gradient of a parameter p",
+        at_least=0,
+        at_most=1e38,
+        lane=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lm(_Solver, name="lm", builder="runner.optim.least_squares:lm"):
-    """Levenberg–Marquardt (Marquardt, 1963; Moré, 1978): damped Gauss–Newton steps, for mse, formulas and small models."""
+    """Levenberg–Marquardt (Marquardt, 1963; Moré, 1978): damped Gauss–Newton steps for loss=mse, formulas and small models."""
 
     radius: float = key(
-        "longest first step, in multiples of the start values, each weighed by its effect on the predictions",
+        "longest first step relative to the initial parameters, each weighted by its effect on the predictions",
         above=0,
         at_most=1e38,
         lane=True,
@@ -394,77 +446,78 @@ class Lm(_Solver, name="lm", builder="runner.optim.least_squares:lm"):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Part):
-    """Learning rate of every step.
+    """Learning-rate schedule.
 
-    A builder takes (config, lr, steps) and returns step (from 1) → learning rate.
+    A builder takes (config, lr, steps) and returns a function from the step (counted from 1) to its learning rate.
     """
 
     constant: ClassVar[bool] = False
-    """Whether it is the same learning rate at every step."""
+    """Whether the learning rate is the same at every step."""
 
     name: str = key("kind of schedule")
 
     @property
     def least_steps(self) -> int:
-        """Fewest steps of a run that it fits."""
+        """Smallest number of steps of a run with this schedule."""
         return 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(ScheduleConfig, name="constant", builder="runner.optim.schedules:constant"):
-    """The learning rate as given."""
+    """The same learning rate at every step."""
 
     constant = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step(ScheduleConfig, name="step", builder="runner.optim.schedules:step"):
-    """Multiplied by factor every so many steps."""
+    """The learning rate is multiplied by factor at regular intervals."""
 
     every_steps: int = key("steps between two reductions", unit="steps", at_least=1, lane=True)
-    factor: float = key("what the learning rate is multiplied by", above=0, at_most=1, lane=True)
+    factor: float = key("factor of each reduction of the learning rate", above=0, at_most=1, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(ScheduleConfig, name="cosine", builder="runner.optim.schedules:cosine"):
     """Half a cosine from lr down to final_factor·lr at the last step (Loshchilov and Hutter, 2017)."""
 
-    final_factor: float = key("share of lr at the last step", at_least=0, at_most=1, lane=True)
+    final_factor: float = key("learning rate of the last step divided by lr", at_least=0, at_most=1, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupCosine(ScheduleConfig, name="warmup_cosine", builder="runner.optim.schedules:warmup_cosine"):
-    """A straight rise to lr, then half a cosine down to final_factor·lr."""
+    """A linear warmup to lr, then half a cosine down to final_factor·lr."""
 
-    warmup_steps: int = key("steps of the rise", unit="steps", at_least=1, lane=True)
-    final_factor: float = key("share of lr at the last step", at_least=0, at_most=1, lane=True)
+    warmup_steps: int = key("steps of the linear warmup", unit="steps", at_least=1, lane=True)
+    final_factor: float = key("learning rate of the last step divided by lr", at_least=0, at_most=1, lane=True)
 
     @property
     def least_steps(self) -> int:
+        """One step more than the warmup."""
         return self.warmup_steps + 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """How the work of one run is placed."""
+    """Strategy by which one run is distributed over devices and processes."""
 
     name: Literal["auto", "single", "dp", "ddp", "fsdp", "tensor", "pipeline"] = key(
-        "auto is single on one process and ddp on more"
+        "strategy; auto is single on one process and ddp on several"
     )
     reduction: Literal["fast", "exact"] = key(
-        "exact adds gradients in a fixed order, so that the bits do not depend on the number of processes",
+        "order in which gradients are added; exact makes it independent of the number of processes, to the bit",
         before="fast",
         hashed=True,
     )
     chunks: int = key(
-        "parts of every batch with reduction=exact, a power of two that the number of processes divides",
+        "chunks of every batch with reduction=exact; a power of two and a multiple of the number of processes",
         at_least=1,
         at_most=4096,
         before=8,
         hashed=True,
     )
     tensor_parallel: int = key(
-        "processes that split each layer between them, with fsdp; the others split the rows",
+        "with strategy=fsdp, number of processes that split each layer; rows are split over groups of that many processes",
         at_least=1,
         before=1,
         hashed=True,
@@ -473,73 +526,84 @@ class Strategy:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """Which processes compute the run, where `python -m runner` starts them; under torchrun they are there already."""
+    """Processes that `python -m runner` starts for one run. Under torchrun they exist already."""
 
-    processes: int = key("processes on this host; 1 starts none", at_least=1, before=1)
-    nodes: int = key("hosts, on each of which the same command is typed", at_least=1, before=1)
+    processes: int = key("processes on each host; 1 starts none", at_least=1, before=1)
+    nodes: int = key("number of hosts; the same command must be run on each", at_least=1, before=1)
     rdzv_endpoint: str | None = key(
-        "host:port where the hosts meet, on one of them; null on a single host",
+        "host:port of the rendezvous, on one of the hosts; null on a single host",
         pattern=r"[^:\s]+:[0-9]{1,5}",
         before=None,
     )
-    max_restarts: int = key("how often all processes are started again after one of them failed", at_least=0, before=0)
+    max_restarts: int = key(
+        "number of times that all processes are restarted after one of them failed", at_least=0, before=0
+    )
     timeout_seconds: float = key(
-        "longest time that a process waits for another one", unit="seconds", above=0, at_most=1e6, before=600.0
+        "longest time that a process waits for another process", unit="seconds", above=0, at_most=1e6, before=600.0
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopping:
-    """Ends training when a metric no longer improves; on validation rows, or training rows where there are none."""
+    """Early stopping by a metric on the validation rows, or on the training rows if there are no validation rows."""
 
-    metric: Metric = key("what is watched at every evaluation")
+    metric: Metric = key("metric to compare at every evaluation")
     patience: int | None = key(
-        "evaluations without improvement before the end; null never ends early", at_least=1, lane=True
+        "evaluations without improvement after which training stops; null does not stop early", at_least=1, lane=True
     )
-    min_delta: float = key("least change that counts as an improvement", at_least=0, lane=True)
+    min_delta: float = key("smallest change that counts as an improvement", at_least=0, lane=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How long and in what portions the model is trained."""
+    """Length of training, batches, gradient clipping and evaluation."""
 
-    steps: int | None = key("parameter updates; null where epochs are given", unit="steps", at_least=1, resumable=True)
+    steps: int | None = key(
+        "number of parameter updates; null if epochs is set", unit="steps", at_least=1, resumable=True
+    )
     epochs: int | None = key(
-        "passes over the training rows; null where steps are given", unit="epochs", at_least=1, resumable=True
+        "number of passes over the training rows; null if steps is set", unit="epochs", at_least=1, resumable=True
     )
     batch_size: int | None = key(
-        "rows of one update, all processes together; null is all rows", unit="rows", at_least=1
+        "rows of one update on all processes together; null uses all rows", unit="rows", at_least=1
     )
-    accumulate: int = key("parts in which a batch is computed; its gradient stays that of the whole batch", at_least=1)
-    clip_norm: float | None = key("largest norm of all gradients together; null does not clip", above=0, lane=True)
-    check_gradients: bool = key("look for nan and inf in the gradients at every step, before the update")
+    accumulate: int = key(
+        "parts into which a batch is split for gradient accumulation; the gradient is that of the whole batch",
+        at_least=1,
+    )
+    clip_norm: float | None = key(
+        "largest norm of the gradient of all parameters; null does not clip", above=0, lane=True
+    )
+    check_gradients: bool = key("whether to check the gradients for nan and inf at every step, before the update")
     eval_every_steps: int | None = key(
-        "steps between evaluations of the validation rows; null only at the end", unit="steps", at_least=1
+        "steps between evaluations on the validation rows; null evaluates only at the end", unit="steps", at_least=1
     )
-    compile: bool = key("forward pass through torch.compile")
+    compile: bool = key("whether to compile the forward pass with torch.compile")
     early_stopping: EarlyStopping
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """When the state is saved and how much of it is kept."""
+    """Checkpoints: when they are saved and how many are kept."""
 
     every_steps: int | None = key(
-        "steps between checkpoints; null only at the end and on a signal", unit="steps", at_least=1
+        "steps between checkpoints; null saves only at the end and on a signal", unit="steps", at_least=1
     )
-    keep: int | None = key("newest checkpoints that are kept, the best one besides; null keeps all", at_least=1)
+    keep: int | None = key(
+        "number of newest checkpoints to keep, in addition to the best one; null keeps all", at_least=1
+    )
     metric: Metric = key(
-        "what the best checkpoint is best in; on validation rows, or training rows where there are none"
+        "metric of the best checkpoint, on the validation rows, or on the training rows if there are no validation rows"
     )
-    async_save: bool = key("write checkpoints beside the training, which goes on meanwhile", before=False)
+    async_save: bool = key("whether to write checkpoints in the background while training continues", before=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SinkConfig(Part):
-    """A place that rows of metrics are written to.
+    """Sink: a destination of the rows of metrics.
 
-    A builder takes (config, run directory, held) and returns a `runner.runs.sinks.base.Sink`. With `held` its files are open
-    only while they are written to, since the runs of a sweep are too many to keep all of them open.
+    A builder takes (config, run directory, held) and returns a `runner.runs.sinks.base.Sink`. With `held`, its files are
+    open only during a write, because a sweep has too many runs to keep all files open.
     """
 
     name: str = key("kind of sink")
@@ -547,26 +611,28 @@ class SinkConfig(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class JsonLines(SinkConfig, name="jsonl", builder="runner.runs.sinks.jsonl:build"):
-    """`metrics.jsonl`, a line of strict JSON a row."""
+    """`metrics.jsonl` with one line of strict JSON for each row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorBoard(SinkConfig, name="tensorboard", builder="runner.runs.sinks.tensorboard:build"):
-    """Event files for the dashboard."""
+    """TensorBoard event files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is written down on the way."""
+    """Metrics, plots and hashes that a run writes."""
 
-    every_steps: int = key("steps between rows of metrics.jsonl, TensorBoard and the console", unit="steps", at_least=1)
+    every_steps: int = key(
+        "steps between rows of metrics in metrics.jsonl, TensorBoard and the console", unit="steps", at_least=1
+    )
     sinks: tuple[str, ...] = key(
-        "where rows of metrics are written to besides the console: jsonl, always, and tensorboard",
+        "sinks of the rows of metrics in addition to the console; jsonl is required, tensorboard is optional",
         before=["jsonl", "tensorboard"],
     )
-    plots: bool = key("draw plots/*.png at the end")
+    plots: bool = key("whether to write plots/*.png at the end")
     hash_every_steps: int | None = key(
-        "steps between lines of hashes.jsonl, from step 0 on, by which `diverge` tells where two runs part; null writes none",
+        "steps between lines of hashes.jsonl, from step 0 on; `diverge` compares them to find where two runs differ; null writes none",
         unit="steps",
         at_least=1,
         before=None,
@@ -575,14 +641,14 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """How the trials of `-m` are run."""
+    """Limits and checks of a sweep (`-m`)."""
 
-    max_trials: int = key("most trials of one sweep: a grid that would make more is refused", at_least=1, before=10_000)
+    max_trials: int = key("largest number of trials; a grid of more trials is refused", at_least=1, before=10_000)
     audit: int = key(
-        "trials, drawn at random, that are trained again alone at the end and compared", at_least=0, before=0
+        "number of random trials that are trained again by themselves at the end and compared", at_least=0, before=0
     )
     memory_gib: float | None = key(
-        "memory that trials side by side may take; null takes half of what the device has free",
+        "memory that vmapped trials may use; null is half of the free memory of the device",
         unit="GiB",
         above=0,
         before=None,
@@ -591,27 +657,29 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One experiment, whole."""
+    """The whole configuration of one run."""
 
-    name: str = key("experiment's name, the folder of its runs", pattern=NAME, changes="recording")
-    seed: int = key("moves every random stream", at_least=0, at_most=2**32 - 1, lane=True)
-    dtype: Literal["float64", "float32", "bfloat16", "float16"] = key("type of parameters and data")
+    name: str = key("name of the experiment and of the folder of its runs", pattern=_NAME, changes="recording")
+    seed: int = key("seed of every random stream", at_least=0, at_most=2**32 - 1, lane=True)
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] = key("dtype of parameters and data")
     amp: Literal["off", "bfloat16", "float16"] = key(
-        "mixed precision of the forward pass; float16 with a gradient scaler"
+        "mixed precision of the forward pass; float16 uses a gradient scaler"
     )
-    update: Literal["manual", "optimizer"] = key("updates written out by hand, or done by torch.optim")
-    deterministic: bool = key("only operations that give the same bits twice")
+    update: Literal["manual", "optimizer"] = key(
+        "implementation of the update; manual is written out in this package, optimizer is torch.optim"
+    )
+    deterministic: bool = key("whether to use only deterministic operations")
     seeds: int | None = key(
-        "a sweep over this many seeds, from `seed` on; null is one run",
+        "number of seeds of a sweep, counted from `seed`; null is one run",
         at_least=1,
         changes="recording",
         per_run=True,
         before=None,
     )
     run_dir: str | None = key(
-        "directory of this run, or sweep; null makes runs/<name>/<stamp>", changes="recording", per_run=True
+        "directory of the run or sweep; null is a new directory runs/<name>/<stamp>", changes="recording", per_run=True
     )
-    resume: str | None = key("run directory to go on in", changes="recording", resumable=True, per_run=True)
+    resume: str | None = key("directory of the run to resume", changes="recording", resumable=True, per_run=True)
     device: Device = group(resumable=True)
     data: DataConfig
     model: ModelConfig
@@ -627,13 +695,13 @@ class Config:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A config as what YAML and JSON hold: dicts, lists, numbers, texts."""
+    """Return a configuration as plain values for YAML and JSON: dicts, lists, numbers and strings."""
     values: dict[str, Any] = _plain(config)
     return values
 
 
 def _plain(value: Any) -> Any:
-    """Not dataclasses.asdict, which copies every number deeply: ten times as slow, and a sweep asks for it thousands of times."""
+    # dataclasses.asdict copies every value deeply and takes ten times as long. A sweep calls this thousands of times.
     if isinstance(value, (str, int, float)) or value is None:
         return value
     if isinstance(value, dict):
@@ -650,39 +718,42 @@ def _names(kind: Any) -> list[str]:
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 over every key that the answer depends on, but for newer ones that still have the value of before."""
+    """Return the SHA-256 of every key that the answer depends on.
+
+    Newer keys that still equal their value from before they existed are left out, so that old hashes stay valid.
+    """
     values = without_newer(type(config), hashed(plain(config)))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def hashed(values: dict[str, Any]) -> dict[str, Any]:
-    """Those of a configuration's plain values that the answer depends on."""
-    return without(values, unhashed_keys())
+    """Return those plain values of a configuration that the answer depends on."""
+    return without(values, _unhashed_keys())
 
 
 @cache
-def unhashed_keys() -> tuple[str, ...]:
-    """Keys that change where a run is computed and how it is recorded, not its answer."""
-    return keys_where(Config, lambda key: key.changes != "answer")
+def _unhashed_keys() -> tuple[str, ...]:
+    """Return the keys that change only where a run is computed or how it is recorded."""
+    return keys_where(Config, lambda k: k.changes != "answer")
 
 
 @cache
 def resumable_keys() -> tuple[str, ...]:
-    """Keys that may be overridden when a run is resumed; any other would make it another experiment."""
-    return keys_where(Config, lambda key: key.resumable)
+    """Return the keys that may be overridden when a run is resumed. Any other would change the experiment."""
+    return keys_where(Config, lambda k: k.resumable)
 
 
 @cache
 def free_keys() -> tuple[str, ...]:
-    """Keys that may differ between a checkpoint and the configuration that resumes it."""
-    return keys_where(Config, lambda key: key.resumable or key.changes != "answer")
+    """Return the keys that may differ between a checkpoint and the configuration that resumes it."""
+    return keys_where(Config, lambda k: k.resumable or k.changes != "answer")
 
 
 @cache
 def _per_run_keys() -> tuple[str, ...]:
-    return keys_where(Config, lambda key: key.per_run)
+    return keys_where(Config, lambda k: k.per_run)
 
 
 def program(config: Config) -> str:
-    """What trials must have in common to be vmapped: the same text for the same program."""
+    """Return a text that is the same for all trials of one vmapped program."""
     return json.dumps(without(without_lanes(config), _per_run_keys()), sort_keys=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runner.config import validation
+from runner.config import introspection, validation
 from runner.config.hydra_adapter import options
 from runner.config.overrides import Plan, in_quotes, key_of, parse
 from runner.config.schema import Config
@@ -50,7 +50,7 @@ class SweepArguments:
 def classify(arguments: Sequence[str], config_dir: str | None) -> SweepArguments:
     """Sort the arguments by purpose. Raises `ConfigError` with the problems of all arguments that cannot be read."""
     groups, plan, result = options(config_dir), Plan(), SweepArguments()
-    known = [*validation.paths(Config), *groups]
+    known = [*introspection.paths(Config), *groups]
     for argument in arguments:
         name = key_of(argument)
         if name.startswith(HYDRA_PREFIXES):
@@ -100,8 +100,8 @@ def _add(arguments: SweepArguments, name: str, override: Any, groups: Mapping[st
 def _prefix(name: str, groups: Mapping[str, Mapping[str, str]]) -> str:
     """Prefix with which Hydra accepts a key that is missing from its configuration, or may be missing."""
     if name in groups:
-        return "" if name in validation.hints(Config) else "+"
-    return "++" if validation.is_mapping(Config, name.rpartition(".")[0]) else ""
+        return "" if name in introspection.hints(Config) else "+"
+    return "++" if introspection.is_mapping(Config, name.rpartition(".")[0]) else ""
 
 
 def _first(override: Any, groups: Mapping[str, Mapping[str, str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from runner.config.validation import key
+from runner.config.parts import key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from runner.compute.devices import THREADS, TorchBuild, installed_build
 from runner.compute.signals import StopRequest
 from runner.compute.visible_devices import CUDA, HIP, ROCR, config_mask, in_force, variable
 from runner.config import validation
-from runner.config.validation import key
+from runner.config.parts import key
 from runner.errors import CheckpointError, ConfigError, Interrupted, RunFailed
 from runner.runs.directory import lock, unlock
 from runner.sweep.search_space import as_text

@@ -14,7 +14,7 @@ from runner.compute.gc_pause import gc_paused
 from runner.compute.launch import needs_launch
 from runner.compute.processes import launched
 from runner.config.compose import Composed, compose
-from runner.config.hydra_adapter import opened, reason_of, search_path
+from runner.config.hydra_adapter import hydra_session, reason_of, search_path
 from runner.config.overrides import quoted
 from runner.config.schema import Config
 from runner.errors import CheckpointError, ConfigError, InputError, Interrupted, RunFailed, RunnerError
@@ -133,7 +133,7 @@ def _run(manifest: Manifest, config: Config) -> Manifest:
 
     directory, result, status = manifest.directory, None, "failed"
     try:
-        with opened() as hydra:
+        with hydra_session() as hydra:
             result = _sweep_with_hydra(hydra, manifest, config.sweep.max_trials)
         status = "finished"
     except (Interrupted, KeyboardInterrupt) as stop:

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from runner.config import validation
+from runner.config import introspection, validation
 from runner.config.overrides import quoted
 from runner.config.schema import Config
 
@@ -254,9 +254,9 @@ def _interval(override: Override, sweep: IntervalSweep, log: bool) -> Interval |
 
 def _kinds(key: str) -> set[type]:
     """Return which of int and float the key takes; empty for a key that the schema does not have."""
-    if validation.is_mapping(Config, key.rpartition(".")[0]):
+    if introspection.is_mapping(Config, key.rpartition(".")[0]):
         return {float}
-    return {kind for hint in validation.field_types(Config, key) for kind in validation.alternatives(hint)} & {
+    return {kind for hint in introspection.field_types(Config, key) for kind in introspection.alternatives(hint)} & {
         int,
         float,
     }

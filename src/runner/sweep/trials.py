@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from runner.config import constraints, validation
+from runner.config import constraints, introspection, validation
 from runner.config.compose import compose
 from runner.config.overrides import key_of, values_of
 from runner.config.schema import Config, config_hash, program
@@ -139,7 +139,7 @@ class _Composer:
         except InputError as error:
             refused.append(error)
             raise
-        if not composed.refers:  # a value that refers to another one must follow it in every trial
+        if not composed.has_references:  # a value that refers to another one must follow it in every trial
             self.composed[shape] = composed.config
         return composed.config
 
@@ -147,7 +147,7 @@ class _Composer:
 @lru_cache(maxsize=100_000)
 def _number(override: str) -> tuple[str, Any] | None:
     """Return key and value if the value may differ between the trials of one program, else None."""
-    return _value(override) if validation.is_lane(Config, key_of(override)) else None
+    return _value(override) if introspection.is_lane(Config, key_of(override)) else None
 
 
 @lru_cache(maxsize=100_000)

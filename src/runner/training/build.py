@@ -59,7 +59,7 @@ def resolve(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:
 def misfits(config: c.Config, choice: DeviceChoice, size: int) -> list[str]:
     """Return the problems of a configuration with the chosen device and the number of processes."""
     resolved = _resolved(config, choice, size)
-    return constraints.problems(resolved) + constraints.misplaced(resolved, size)
+    return constraints.problems(resolved) + constraints.world_size_problems(resolved, size)
 
 
 def _resolved(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:

@@ -266,8 +266,8 @@ def test_the_rerun_command_starts_the_same_number_of_processes(diverge: Diverge)
 def test_both_paths_that_are_no_run_directory_are_refused_at_once(diverge: Diverge) -> None:
     Path("empty").mkdir()
     assert diverge(2, "nowhere", "empty") == [
-        "error: `A` must be a run directory, but 'nowhere' is not a directory; mend the path",
-        "error: `B` must be a run directory, but 'empty' has no config.yaml; give the folder of one run",
+        "error: `A` must be a run directory, got 'nowhere', which is not a directory; correct the path",
+        "error: `B` must be a run directory, got 'empty', which has no config.yaml; give the directory of one run",
     ]
 
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from runner.commands.explain.explanation import Value, as_yaml, explain
 from runner.commands.explain.output import text
 from runner.commands.explain.sources import Assignment
-from runner.config import overrides, validation
+from runner.config import introspection, overrides
 from runner.config.compose import compose
 from runner.config.hydra_adapter import CONF, options
 from runner.config.schema import Config, plain
@@ -117,7 +117,7 @@ def test_every_value_is_the_composed_one_and_is_written_at_its_place(
         overridden = any(name == result.key or result.key.startswith(f"{name}.") for name in given if "." in name)
         assert (last.line is None) == (overridden or result.key in given or result.key in also_set(given))
     for group, assigned in explanation.choices.items():
-        if group in validation.hints(Config) and group not in ("launch", "train", "checkpoint", "record", "sweep"):
+        if group in introspection.hints(Config) and group not in ("launch", "train", "checkpoint", "record", "sweep"):
             assert assigned[-1].value == getattr(composed.config, group).name
 
 
@@ -219,7 +219,7 @@ def test_meaning_and_unit_are_those_of_the_schema() -> None:
     result = value("schedule.every_steps", "schedule=step")
     assert (result.meaning, result.unit) == ("steps between two reductions", "steps")
     assert value("model.start.a", "model=formula", "model.start={a: 1}").meaning == (
-        "start value of each parameter; those not named are drawn by init"
+        "initial value of each parameter; the others are drawn as init says"
     )
 
 
@@ -386,7 +386,7 @@ def test_a_missing_run() -> None:
     with pytest.raises(CheckpointError) as refused:
         explain(["resume=nowhere"])
     assert refused.value.problems == (
-        "`resume` must be a run directory, but 'nowhere' is not a directory; mend the path",
+        "`resume` must be a run directory, got 'nowhere', which is not a directory; correct the path",
     )
 
 
@@ -418,9 +418,9 @@ def test_all_problems_are_reported_at_once() -> None:
         "`optimzer` is not a key; did you mean `optimizer`?",
         "`data.niose` is not a key; did you mean `data.noise`?",
         "`linreg` is not a key; did you mean +experiment=linreg?",
-        "`???` is not a key; see docs/config.md for the keys there are",
+        "`???` is not a key; see docs/config.md for the list of keys",
         "`optimizer.lrr` is not a key; did you mean `optimizer.lr`?",
-        "`seed` must be an integer of at least 0 and of at most 4294967295, but is the text 'x'",
+        "`seed` must be an integer from 0 to 4294967295, got 'x'",
     )
 
 
@@ -459,7 +459,7 @@ def test_explanation_as_text() -> None:
         "data=line           conf/experiment/linreg.yaml:4\n"
         f"    before: line, {place_of('- data:')}\n"
         "data.noise = 1.0    command line: data.noise=1\n"
-        "    scale of what is added to the target [target's]\n"
+        "    scale of the noise added to the target [target units]\n"
         "    before: 10.0, conf/experiment/linreg.yaml:16\n"
         "    before: 10.0, conf/data/line.yaml:13\n"
         "warning: `model.init` of the experiment left out: mlp has no such key\n"

@@ -16,7 +16,7 @@ from runner.commands.parity.cells import (
     why_unavailable,
 )
 from runner.compute.devices import Hardware, TorchBuild
-from runner.config import validation
+from runner.config import introspection
 from runner.config.schema import Config, Device
 from runner.errors import ConfigError
 
@@ -48,8 +48,8 @@ def test_the_axes_are_those_of_the_schema() -> None:
     assert tuple(axes) == AXES
     assert axes["device"] == ("cpu", "cuda", "rocm", "mps", "xpu")
     assert axes["strategy"] == ("single", "dp", "ddp", "fsdp", "tensor", "pipeline")
-    assert axes["dtype"] == get_args(validation.hints(Config)["dtype"])
-    assert axes["optimizer"] == tuple(validation.variants(validation.hints(Config)["optimizer"]))
+    assert axes["dtype"] == get_args(introspection.hints(Config)["dtype"])
+    assert axes["optimizer"] == tuple(introspection.variants(introspection.hints(Config)["optimizer"]))
 
 
 def test_an_override_restricts_an_axis() -> None:

@@ -1,4 +1,4 @@
-"""From words to a configuration: options, experiments, a user's own folder, and runs that are gone on from."""
+"""From arguments to a configuration: options, experiments, a user's folder, and resumed or repeated runs."""
 
 from __future__ import annotations
 
@@ -32,39 +32,39 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     return file
 
 
-def config(*words: str, config_dir: str | None = None) -> Config:
-    return compose(words, config_dir).config
+def config(*arguments: str, config_dir: str | None = None) -> Config:
+    return compose(arguments, config_dir).config
 
 
-def problems(*words: str, config_dir: str | None = None, base: str | None = None) -> tuple[str, ...]:
+def problems(*arguments: str, config_dir: str | None = None, base: str | None = None) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as refused:
-        compose(words, config_dir, base)
+        compose(arguments, config_dir, base)
     return refused.value.problems
 
 
 # ------------------------------------------------------------------------------------------- options and experiments
 
 
-def test_the_words_are_kept() -> None:
+def test_the_arguments_are_kept() -> None:
     assert compose(["experiment=linreg", "seed=3"]).overrides == ("experiment=linreg", "seed=3")
 
 
-def test_the_plus_of_an_experiment_does_not_matter() -> None:
+def test_the_plus_of_an_experiment_is_optional() -> None:
     assert config("experiment=linreg") == config("+experiment=linreg") == config("++experiment=linreg")
 
 
-def test_the_command_line_wins_over_the_experiment() -> None:
+def test_the_command_line_overrides_the_experiment() -> None:
     found = config("optimizer.lr=0.5", "+experiment=linreg", "train.epochs=3")
     assert (found.optimizer.lr, found.train.steps, found.train.epochs) == (0.5, None, 3)
 
 
-def test_an_option_wins_over_the_experiment_which_leaves_out_what_does_not_fit() -> None:
+def test_an_option_overrides_the_experiment_and_drops_keys_that_it_does_not_have() -> None:
     composed = compose(["+experiment=linreg", "model=mlp"])
     assert composed.config.model == config("model=mlp").model
     assert composed.notices == ("`model.init` of the experiment left out: mlp has no such key",)
 
 
-def test_another_source_of_data_keeps_what_both_have() -> None:
+def test_another_data_source_keeps_the_keys_that_both_have() -> None:
     composed = compose(["+experiment=linreg", "data=csv", "data.path=x.csv", "data.target=y"])
     assert isinstance(composed.config.data, c.Csv)
     assert composed.config.data.split == c.Split(test=10, valid=0, order="sequential")
@@ -76,29 +76,29 @@ def test_another_source_of_data_keeps_what_both_have() -> None:
     )
 
 
-def test_what_is_typed_is_not_left_out() -> None:
+def test_a_key_on_the_command_line_is_not_dropped() -> None:
     assert problems("+experiment=linreg", "model=mlp", "model.init=normal") == (
-        "`model.init` is not a key of mlp, which has widths, activation, dropout; take it out",
+        "`model.init` is not a key of mlp, which has widths, activation, dropout; remove it",
     )
 
 
 @pytest.mark.parametrize("experiment", options()["experiment"])
 @pytest.mark.parametrize("model", options()["model"])
-def test_every_experiment_takes_every_model_and_other_data(experiment: str, model: str) -> None:
+def test_every_experiment_composes_with_every_model_and_other_data(experiment: str, model: str) -> None:
     data = "line" if experiment in ("mlp", "diabetes") else "diabetes"
     found = config(f"+experiment={experiment}", f"model={model}", f"data={data}", "data.standardize=false")
     assert (found.model.name, found.data.name) == (model, data)
 
 
-def test_an_optimizer_takes_the_place_of_the_experiments() -> None:
+def test_an_optimizer_replaces_that_of_the_experiment() -> None:
     composed = compose(["+experiment=curve_fit", "optimizer=adam", "update=optimizer"])
     assert isinstance(composed.config.optimizer, c.Adam)
     assert composed.notices == ("kept from the experiment: `optimizer.lr`=0.01 (adam: 0.001)",)
 
 
-def test_start_values_replace_and_do_not_merge() -> None:
-    def start(*words: str) -> dict[str, float]:
-        model = config("+experiment=curve_fit", "model.expression=w*x + b", *words).model
+def test_start_values_are_replaced_and_not_merged() -> None:
+    def start(*arguments: str) -> dict[str, float]:
+        model = config("+experiment=curve_fit", "model.expression=w*x + b", *arguments).model
         assert isinstance(model, c.Formula)
         return model.start
 
@@ -114,12 +114,12 @@ def test_references_are_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.optimizer.lr, found.name) == (0.25, "run_7")
 
 
-def test_what_is_shown_composes_to_the_same() -> None:
+def test_a_dumped_configuration_is_read_back() -> None:
     found = config("+experiment=mlp", "model.widths=[3]", "device=cpu")
     assert check(yaml.safe_load(yaml.safe_dump(plain(found)))) == found
 
 
-def test_composing_leaves_hydra_as_it_was() -> None:
+def test_composition_restores_the_state_of_hydra() -> None:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -132,10 +132,10 @@ def test_composing_leaves_hydra_as_it_was() -> None:
     assert not GlobalHydra.instance().is_initialized()
 
 
-# ------------------------------------------------------------------------------------------------- all that is wrong
+# ------------------------------------------------------------------------------------------------------- all problems
 
 
-def test_wrong_words_keys_options_and_values_are_told_together() -> None:
+def test_wrong_arguments_keys_options_and_values_are_reported_together() -> None:
     assert [p.split("`")[1] for p in problems("lrr=3", "seed=-1", "train.steps=abc", "foo", "model=nope")] == [
         "lrr",
         "foo",
@@ -145,26 +145,26 @@ def test_wrong_words_keys_options_and_values_are_told_together() -> None:
     ]
 
 
-def test_the_keys_of_an_unknown_option_are_not_judged() -> None:
+def test_the_keys_of_an_unknown_option_are_not_checked() -> None:
     assert len(problems("model=nope", "model.widths=[0]", "model.bias=3")) == 1
     assert len(problems("+experiment=nope", "model.widths=[0]")) == 1
 
 
-def test_references_that_lead_nowhere_are_told_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresolved_references_are_reported_with_the_other_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOPE", raising=False)
-    words = ["name=${nope}", "optimizer.lr=${oc.env:NOPE}", "dtype=${dtype}", "seed=-1", "data=csv", "data.features=[a,${nope}]"]  # fmt: skip
-    assert set(problems(*words)) == {
-        "`name` cannot be resolved: Interpolation key 'nope' not found; mend the reference, or give a value",
-        "`dtype` cannot be resolved: Recursive interpolation detected; mend the reference, or give a value",
-        "`data.features[1]` cannot be resolved: Interpolation key 'nope' not found; mend the reference, or give a value",
-        "`optimizer.lr` cannot be resolved: \"Environment variable 'NOPE' not found\"; mend the reference, or give a value",
-        "`seed` must be an integer of at least 0 and of at most 4294967295, but is -1",
-        "`data.path` must be a text, but is missing; give it with data.path=…",
-        "`data.target` must be a text, but is missing; give it with data.target=…",
+    arguments = ["name=${nope}", "optimizer.lr=${oc.env:NOPE}", "dtype=${dtype}", "seed=-1", "data=csv", "data.features=[a,${nope}]"]  # fmt: skip
+    assert set(problems(*arguments)) == {
+        "`name` cannot be resolved: Interpolation key 'nope' not found; correct the reference, or give a value",
+        "`dtype` cannot be resolved: Recursive interpolation detected; correct the reference, or give a value",
+        "`data.features[1]` cannot be resolved: Interpolation key 'nope' not found; correct the reference, or give a value",
+        "`optimizer.lr` cannot be resolved: \"Environment variable 'NOPE' not found\"; correct the reference, or give a value",
+        "`seed` must be an integer from 0 to 4294967295, got -1",
+        "`data.path` is missing; give a string with data.path=…",
+        "`data.target` is missing; give a string with data.target=…",
     }
 
 
-# ------------------------------------------------------------------------------------------------ a folder of one's own
+# -------------------------------------------------------------------------------------------------------- user folder
 
 
 def test_a_users_experiment_and_option(write: Write) -> None:
@@ -175,42 +175,42 @@ def test_a_users_experiment_and_option(write: Write) -> None:
     assert options("mine")["experiment"] == options()["experiment"] | {"mine": "Mine."}
 
 
-def test_a_users_option_may_stand_on_ours(write: Write) -> None:
+def test_a_users_option_may_extend_a_built_in_one(write: Write) -> None:
     write("data/short", "# Short.\ndefaults: [line, _self_]\nrows: 3\n")
     data = config("data=short", config_dir="mine").data
     assert isinstance(data, c.Line)
     assert data.rows == 3
 
 
-def test_a_users_own_group(write: Write) -> None:
+def test_a_group_of_the_user(write: Write) -> None:
     write("study/fast", "# @package _global_\n# Fast.\ntrain:\n  steps: 3\n")
     assert config("study=fast", config_dir="mine").train.steps == 3
     assert config("+experiment=linreg", "+study=fast", config_dir="mine").train.steps == 3
 
 
 @pytest.mark.parametrize("folder", ["with space", "größe's", "a=b,c", "100%", "#1"])
-def test_the_folder_may_have_any_name(folder: str, tmp_path: Path, write: Write) -> None:
+def test_the_users_folder_may_have_any_name(folder: str, tmp_path: Path, write: Write) -> None:
     write("experiment/mine", "# @package _global_\nname: mine\n").parent.parent.rename(tmp_path / folder)
     assert config("experiment=mine", config_dir=folder).name == "mine"
 
 
-def test_a_file_with_the_name_of_ours_is_not_passed_over(write: Write) -> None:
+def test_a_file_hidden_by_a_built_in_option_is_refused(write: Write) -> None:
     write("experiment/linreg", "# @package _global_\n# Mine.\nseed: 5\n")
     assert options("mine") == options()
     assert problems("+experiment=linreg", config_dir="mine") == (
-        "mine/experiment/linreg.yaml is hidden by the built-in `experiment`=linreg; give your file another name",
+        "mine/experiment/linreg.yaml is hidden by the built-in `experiment`=linreg; rename your file",
     )
     assert config("+experiment=mlp", config_dir="mine").name == "mlp"
 
 
 GLOBAL = "# @package _global_\n"
 MISPLACED = (
-    "{file} must say that its keys are those of the whole configuration; write `# @package _global_` as its first line"
+    "{file} must declare that its keys belong to the whole configuration; write `# @package _global_` as its first line"
 )
 
 
 @pytest.mark.parametrize(
-    ("text", "sentences"),
+    ("text", "excerpts"),
     [
         ("", [MISPLACED]),
         ("seed: 3\n", [MISPLACED]),
@@ -229,50 +229,49 @@ MISPLACED = (
         (GLOBAL + "hydra:\n  searchpath: [file:///]\n", ["Overriding hydra.searchpath is only supported from the primary config"]),
     ],
 )  # fmt: skip
-def test_a_file_that_cannot_be_read(text: str, sentences: list[str], write: Write, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_refused(text: str, excerpts: list[str], write: Write, tmp_path: Path) -> None:
     path = write("experiment/bad", text)
     (problem,) = problems("+experiment=bad", config_dir="mine")
-    for sentence in sentences:
-        assert sentence.format(path=path, file="mine/experiment/bad.yaml") in problem
+    for excerpt in excerpts:
+        assert excerpt.format(path=path, file="mine/experiment/bad.yaml") in problem
     assert "\n" not in problem
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_list_where_keys_must_stand(write: Write) -> None:
+def test_a_list_in_place_of_keys_is_refused(write: Write) -> None:
     write("model/bad", "- a\n")
     assert problems("model=bad", config_dir="mine") == (
-        "`model` must be a group of keys, but is ['a']; write its keys below it",
+        "`model` must be a group of keys, got ['a']; write its keys below it",
     )
 
 
-def test_bytes_that_are_no_text(write: Write) -> None:
+def test_a_file_that_is_not_utf8_is_refused(write: Write) -> None:
     write("experiment/bad", "").write_bytes(b"\xff\xfe# x")
     (problem,) = problems("+experiment=bad", config_dir="mine")
-    assert problem.startswith("mine/experiment/bad.yaml must be a text in UTF-8, but cannot be read ('utf-8' codec")
+    assert problem.startswith("mine/experiment/bad.yaml must be a UTF-8 text file, but cannot be read ('utf-8' codec")
     assert options("mine")["experiment"]["bad"] == ""
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "messages"),
     [
-        ("name: no\ndtype: 010\n", ["`name` must be a text that matches [A-Za-z0-9][A-Za-z0-9._-]{0,99}, but is false; YAML reads yes, no, on and off as true and false: put it in quotes", "`dtype` must be one of float64, float32, bfloat16, float16, but is 8"]),
-        ("name: 12:30:45\n", ["`name` must be a text that matches [A-Za-z0-9][A-Za-z0-9._-]{0,99}, but is 45045; put it in quotes"]),
-        ("train:\n", ["`train` must be a group of keys, but is null; write its keys below it"]),
-        ("train: 3\n", ["`train` must be a group of keys, but is 3; write its keys below it"]),
-        ("model: mlp\n", ["`model` must be a group of keys, but is the text 'mlp'; write its keys below it"]),
-        ("model: {name: [1]}\n", ["`model.name` must be one of linear, polynomial, mlp, formula, but is [1]"]),
-        ("data: ${model}\n", ["`data.name` must be one of line, curve, csv, parquet, diabetes, but is the text 'linear'; did you mean line?"]),
-        ("train: {epochs: 3}\n", ["`train.steps` and `train.epochs` must be one number and one null; set the other to null"]),
-        ("optimizer: {lrr: 1, lr: -1}\nstray: 2\n1: 3\n", ["`stray` is not a key; did you mean `strategy`?", "`1` is not a key; see docs/config.md for the keys there are", "`optimizer.lrr` is not a key; did you mean `optimizer.lr`?", "`optimizer.lr` must be a finite number of at least 0 and of at most 1e+38, but is -1"]),
+        ("name: no\ndtype: 010\n", ["`name` must be a string that matches [A-Za-z0-9][A-Za-z0-9._-]{0,99}, got false; put it in quotes, because YAML reads yes, no, on and off as booleans", "`dtype` must be one of float64, float32, bfloat16, float16, got 8"]),
+        ("name: 12:30:45\n", ["`name` must be a string that matches [A-Za-z0-9][A-Za-z0-9._-]{0,99}, got 45045; put it in quotes"]),
+        ("train:\n", ["`train` must be a group of keys, got null; write its keys below it"]),
+        ("train: 3\n", ["`train` must be a group of keys, got 3; write its keys below it"]),
+        ("model: mlp\n", ["`model` must be a group of keys, got 'mlp'; write its keys below it"]),
+        ("model: {name: [1]}\n", ["`model.name` must be one of linear, polynomial, mlp, formula, got [1]"]),
+        ("data: ${model}\n", ["`data.name` must be one of line, curve, csv, parquet, diabetes, got 'linear'; did you mean line?"]),
+        ("train: {epochs: 3}\n", ["`train.steps` and `train.epochs` must be one number and one null; set exactly one of them"]),
+        ("optimizer: {lrr: 1, lr: -1}\nstray: 2\n1: 3\n", ["`stray` is not a key; did you mean `strategy`?", "`1` is not a key; see docs/config.md for the list of keys", "`optimizer.lrr` is not a key; did you mean `optimizer.lr`?", "`optimizer.lr` must be a finite number from 0 to 1e+38, got -1"]),
     ],
 )  # fmt: skip
-def test_a_file_with_wrong_keys_and_values(text: str, found: list[str], write: Write) -> None:
+def test_wrong_keys_and_values_in_a_file_are_refused(text: str, messages: list[str], write: Write) -> None:
     write("experiment/bad", GLOBAL + text)
-    assert list(problems("+experiment=bad", config_dir="mine")) == found
+    assert list(problems("+experiment=bad", config_dir="mine")) == messages
 
 
-def test_targets_are_keys_that_do_not_exist(write: Write, tmp_path: Path) -> None:
-    """Nothing in a configuration names code: wherever it is put, it is refused and not run."""
+def test_code_in_a_configuration_is_refused_and_not_run(write: Write, tmp_path: Path) -> None:
     code = f"_target_: os.system\n_args_: ['touch {tmp_path / 'marker'}']\n"
     nested = "".join(f"  {line}\n" for line in code.splitlines())
     write("experiment/bad", f"{GLOBAL}{code}model:\n{nested}optimizer:\n{nested}callbacks:\n{nested}")
@@ -288,53 +287,53 @@ def test_targets_are_keys_that_do_not_exist(write: Write, tmp_path: Path) -> Non
         "optimizer._args_",
     ]
     assert problems("model=bad", config_dir="mine") == (
-        "`model.name` must be one of linear, polynomial, mlp, formula, but is missing",
+        "`model.name` is missing; it must be one of linear, polynomial, mlp, formula",
     )
     assert [p.split("`")[1] for p in problems("data=bad", config_dir="mine")] == ["data._target_", "data._args_", "data._partial_"]  # fmt: skip
     assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("folder", ["nope", "", "a\0b", "mine/experiment/mine.yaml"])
-def test_a_folder_that_is_none(folder: str, write: Write) -> None:
+def test_a_config_dir_that_is_not_a_folder_is_refused(folder: str, write: Write) -> None:
     write("experiment/mine", GLOBAL)
     assert problems("seed=3", config_dir=folder) == (
-        f"`--config-dir` must be a folder of configuration groups, but {folder!r} is none; mend the path",
+        f"`--config-dir` must be a folder of configuration groups, got {folder!r}; correct the path",
     )
 
 
-# ----------------------------------------------------------------------------------------------- on top of another run
+# ------------------------------------------------------------------------------------------------- resumed and repeated
 
 
 @pytest.fixture
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder with the configuration of a run in it."""
+    """Return a run directory with a saved configuration."""
     monkeypatch.chdir(tmp_path)
-    words = ["+experiment=mlp", "optimizer.betas=[0.8,0.9]", "schedule=cosine", "run_dir=somewhere"]
+    arguments = ["+experiment=mlp", "optimizer.betas=[0.8,0.9]", "schedule=cosine", "run_dir=somewhere"]
     Path("run").mkdir()
-    Path("run/config.yaml").write_text(yaml.safe_dump(plain(config(*words))), encoding="utf-8")
+    Path("run/config.yaml").write_text(yaml.safe_dump(plain(config(*arguments))), encoding="utf-8")
     return "run"
 
 
-def test_a_run_goes_on_with_its_own_values(saved: str) -> None:
+def test_a_resumed_run_uses_its_own_values(saved: str) -> None:
     composed = compose([f"resume={saved}", "train.steps=7", "record.every_steps=3", "device=cpu"])
     expected = config("+experiment=mlp", "optimizer.betas=[0.8,0.9]", "schedule=cosine", "run_dir=somewhere", "train.steps=7", "record.every_steps=3", "device=cpu", "resume=null")  # fmt: skip
     assert plain(composed.config) == plain(expected) | {"resume": "run"}
     assert composed.notices == (
-        "a new number of steps changes the cosine schedule, so the steps before were taken with other learning rates",
-        "another device or thread count may round differently: the bits may differ from those of a run never stopped",
+        "a new number of steps changes the cosine schedule: previous steps used different learning rates",
+        "another device or thread count may round differently: the bits may differ from an uninterrupted run",
     )
 
 
-def test_a_run_that_goes_on_keeps_its_answer(saved: str) -> None:
+def test_keys_that_change_the_answer_are_refused_on_resume(saved: str) -> None:
     found = problems(f"resume={saved}", "seed=3", "model=linear", "lrr=3", "train.steps=abc")
     assert [problem.split("`")[1] for problem in found] == ["lrr", "model", "seed", "train.steps"]
     assert found[1] == (
-        "`model` cannot be changed when a run is resumed, since the answer would be that of another experiment; only "
-        "train.steps, train.epochs, device, strategy, launch, record, checkpoint can: leave it out, or start a new run"
+        "`model` must not change when a run is resumed, because it would change the experiment (only "
+        "device, strategy, launch, train.steps, train.epochs, checkpoint, record may); remove it, or start a new run"
     )
 
 
-def test_a_run_is_done_again(saved: str) -> None:
+def test_a_repeated_run_uses_its_own_values(saved: str) -> None:
     composed = compose(["optimizer.eps=1e-6", "model=linear", "name=again_${seed}"], base=saved)
     expected = config("+experiment=mlp", "optimizer.betas=[0.8,0.9]", "schedule=cosine", "optimizer.eps=1e-6", "model=linear", "name=again_0")  # fmt: skip
     assert composed.config == expected
@@ -342,49 +341,49 @@ def test_a_run_is_done_again(saved: str) -> None:
     assert compose(["run_dir=new"], base=saved).config.run_dir == "new"
 
 
-def test_what_cannot_be_given_with_a_run_that_is_done_again(saved: str) -> None:
+def test_an_experiment_and_resume_are_refused_with_rerun(saved: str) -> None:
     assert problems("+experiment=linreg", f"resume={saved}", base=saved) == (
-        "`experiment` cannot be given with rerun, which starts from the run's own configuration; leave it out",
-        "`resume` cannot be given with rerun, which makes a new run; leave one of them out",
+        "`experiment` must not be given with rerun, which uses the configuration of the run; remove it",
+        "`resume` must not be given with rerun, which creates a new run; remove one of them",
     )
 
 
-@pytest.mark.parametrize("word", ["resume", "rerun"])
-def test_a_run_that_is_none(word: str, tmp_path: Path) -> None:
-    for path, sentence in [
-        ("", f"`{word}` must be a run directory, but '' is not a directory; mend the path"),
-        ("nope", f"`{word}` must be a run directory, but 'nope' is not a directory; mend the path"),
+@pytest.mark.parametrize("source", ["resume", "rerun"])
+def test_a_folder_that_is_not_a_run_is_refused(source: str, tmp_path: Path) -> None:
+    for path, message in [
+        ("", f"`{source}` must be a run directory, got '', which is not a directory; correct the path"),
+        ("nope", f"`{source}` must be a run directory, got 'nope', which is not a directory; correct the path"),
         (
             str(tmp_path),
-            f"`{word}` must be a run directory, but {str(tmp_path)!r} has no config.yaml; give the folder of one run",
+            f"`{source}` must be a run directory, got {str(tmp_path)!r}, which has no config.yaml; give the directory of one run",
         ),
     ]:
         with pytest.raises(CheckpointError) as refused:
-            compose([f"resume={path}"] if word == "resume" else [], base=path if word == "rerun" else None)
-        assert refused.value.problems == (sentence,)
+            compose([f"resume={path}"] if source == "resume" else [], base=path if source == "rerun" else None)
+        assert refused.value.problems == (message,)
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "beginning"),
     [
-        ("", "run/config.yaml is not as a run wrote it: `name` is missing"),
-        ("- 1\n", "run/config.yaml is not as a run wrote it: the configuration must be a group of keys, but is [1]"),
+        ("", "run/config.yaml is not a valid configuration: `name` is missing"),
+        ("- 1\n", "run/config.yaml is not a valid configuration: the configuration must be a group of keys, got [1]"),
         ("seed: 1\nseed: 2\n", "run/config.yaml cannot be read: while constructing a mapping"),
         ("a: !!python/object/apply:os.system [touch marker]\n", "run/config.yaml cannot be read: could not determine"),
         ("name: ${nope}\n", "run/config.yaml cannot be read: Interpolation key 'nope' not found"),
         ("\xff", "run/config.yaml "),
     ],
 )
-def test_a_saved_configuration_that_was_spoilt(text: str, sentence: str, saved: str) -> None:
+def test_a_damaged_saved_configuration_is_refused(text: str, beginning: str, saved: str) -> None:
     Path(saved, "config.yaml").write_bytes(text.encode("latin-1"))
-    for words, base in ([f"resume={saved}", "train.steps=3"], None), (["train.steps=3"], saved):
+    for arguments, base in ([f"resume={saved}", "train.steps=3"], None), (["train.steps=3"], saved):
         with pytest.raises(CheckpointError) as refused:
-            compose(words, base=base)
-        assert refused.value.problems[0].startswith(sentence)
+            compose(arguments, base=base)
+        assert refused.value.problems[0].startswith(beginning)
     assert not Path("marker").exists()
 
 
-def test_every_fault_of_a_saved_configuration_is_told(saved: str) -> None:
+def test_every_problem_of_a_saved_configuration_is_reported(saved: str) -> None:
     values = yaml.safe_load(Path(saved, "config.yaml").read_text())
     values["optimizer"] |= {"lr": -1, "_target_": "os.system"}
     Path(saved, "config.yaml").write_text(yaml.safe_dump(values))

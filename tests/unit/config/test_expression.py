@@ -1,4 +1,4 @@
-"""Formulas: what is read agrees with Python and with torch; everything else is refused, at its place, at once."""
+"""Formulas: valid ones agree with Python and torch; all others are refused promptly with the column."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FUNCTIONS = ("abs", "acos", "asin", "atan", "cos", "cosh", "exp", "log", "sin", 
 LISTED = ", ".join(FUNCTIONS)
 IN_MATH = {name: getattr(math, name, abs) for name in FUNCTIONS}
 IN_TORCH = {name: torch_or_math(name) for name in FUNCTIONS}
-# Every run draws the same examples, and the time of one example is not judged: the machine may be busy.
+# Every run uses the same examples. There is no time limit for an example because the machine may be busy.
 fixed = settings(derandomize=True, deadline=None, max_examples=400)
 
 
@@ -46,7 +46,7 @@ def column(text: str) -> int:
     return int(refusal(text).split("is refused at column ")[1].split(":")[0])
 
 
-# ---- what is read
+# ---- valid formulas
 
 
 CONSTANTS = {
@@ -57,7 +57,7 @@ CONSTANTS = {
 
 
 @pytest.mark.parametrize(("text", "value"), CONSTANTS.items())
-def test_constants_fold_to_python_floats_with_pythons_precedence(text: str, value: float) -> None:
+def test_constants_are_folded_to_floats_with_the_precedence_of_python(text: str, value: float) -> None:
     formula = parse(text)
     result = formula({})
     assert type(result) is float
@@ -65,20 +65,20 @@ def test_constants_fold_to_python_floats_with_pythons_precedence(text: str, valu
     assert formula.names == ()
 
 
-def test_names_in_order_of_first_appearance_without_functions_and_pi() -> None:
+def test_names_are_in_order_of_first_appearance_without_functions_and_pi() -> None:
     formula = parse("b*exp(-a*x) + pi*b + _c1*a + exp2")
     assert formula.names == ("b", "a", "x", "_c1", "exp2")
     assert formula.text == "b*exp(-a*x) + pi*b + _c1*a + exp2"
 
 
-def test_values_are_given_by_name_and_further_ones_are_ignored() -> None:
+def test_values_are_passed_by_name_and_others_are_ignored() -> None:
     formula = parse("(a - b)/c")
     assert formula({"c": 4.0, "b": 2.0, "a": 10.0, "pi": 0.0}) == 2.0
     with pytest.raises(KeyError, match="b"):
         formula({"a": 1.0, "c": 1.0})
 
 
-def test_an_expression_is_a_value() -> None:
+def test_an_expression_can_be_compared_copied_and_pickled() -> None:
     formula = parse("a*x**2")
     assert formula == parse("a*x**2") != parse("a*x**3")
     for twin in (copy.deepcopy(formula), pickle.loads(pickle.dumps(formula))):
@@ -90,7 +90,7 @@ def test_an_expression_is_a_value() -> None:
 
 
 @pytest.mark.parametrize("text", ["log(a)", "a**0.5", "sqrt(a)"])
-def test_floats_outside_of_a_domain_raise_and_never_turn_complex(text: str) -> None:
+def test_floats_outside_of_a_domain_raise_and_never_become_complex(text: str) -> None:
     with pytest.raises(ValueError, match=r"domain|nonnegative|positive"):
         parse(text)({"a": -1.0})
 
@@ -100,7 +100,7 @@ def test_floats_outside_of_a_domain_raise_and_never_turn_complex(text: str) -> N
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_functions_of_a_tensor_are_torchs_own(name: str, dtype: torch.dtype) -> None:
+def test_functions_of_a_tensor_equal_those_of_torch(name: str, dtype: torch.dtype) -> None:
     x = torch.linspace(0.05, 0.95, 7, dtype=dtype)
     result = parse(f"{name}(x)")({"x": x})
     assert torch.equal(result, getattr(torch, name)(x))
@@ -108,14 +108,14 @@ def test_functions_of_a_tensor_are_torchs_own(name: str, dtype: torch.dtype) -> 
     assert parse(f"{name}(x)")({"x": 0.25}) == IN_MATH[name](0.25)
 
 
-def test_tensors_broadcast_and_arithmetic_is_torchs_own() -> None:
+def test_tensors_broadcast_and_arithmetic_equals_that_of_torch() -> None:
     a, x = torch.tensor([[0.5], [-2.0]]), torch.tensor([0.5, 1.5, 2.5])
     result = parse("2*a*x - x/a + 3**x - 1/x + (-a)")({"a": a, "x": x})
     assert torch.equal(result, 2 * a * x - x / a + 3**x - 1 / x + (-a))
 
 
 class Echo:
-    """A value that answers an operation with the other operand, so that a test sees what reached it."""
+    """A value whose operations return the other operand, so that a test sees what it received."""
 
     def __pow__(self, exponent: object) -> object:
         return exponent
@@ -125,28 +125,30 @@ class Echo:
 
 
 @pytest.mark.parametrize("text", ["x**2", "x**(1 + 1)", "x**-(-2)", "2*x", "1 * 2 * x", "sqrt(4)*x", "2**3**0*x"])
-def test_constants_are_folded_and_reach_a_tensor_as_floats(text: str) -> None:
+def test_a_tensor_receives_folded_constants_as_floats(text: str) -> None:
     other = parse(text)({"x": Echo()})
     assert (type(other), other) == (float, 2.0)
 
 
-def test_gradients_agree_with_the_derivative_on_paper() -> None:
+def test_gradients_equal_the_analytic_derivatives() -> None:
     x = torch.linspace(0.1, 3.0, 50, dtype=torch.float64)
     a, b, c = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (1.5, 0.7, 2.0))
     value = parse("a*exp(-b*x)*sin(2*pi*x/c) + c**2/x")({"a": a, "b": b, "c": c, "x": x})
     gradients = torch.autograd.grad(value.sum(), (a, b, c))
     decay, angle = torch.exp(-0.7 * x), torch.pi * x
-    paper = (
+    analytic = (
         (decay * torch.sin(angle)).sum(),
         (-x * 1.5 * decay * torch.sin(angle)).sum(),
         (-1.5 * decay * torch.cos(angle) * angle / 2.0 + 4.0 / x).sum(),
     )
-    # Sums of 50 terms below 50 each, every term within some ten roundings of 1.1e-16.
-    torch.testing.assert_close(torch.stack(gradients), torch.stack(paper), rtol=0, atol=1e-12)
+    # Sums of 50 terms below 50 each; each term has about ten rounding errors of 1.1e-16.
+    torch.testing.assert_close(torch.stack(gradients), torch.stack(analytic), rtol=0, atol=1e-12)
 
 
 def test_formulas_run_under_vmap_and_torch_compile() -> None:
-    formula = parse("a*exp(-b*x) + x**2" + "+ sin(x)*b" * 60)  # so long that nested calls would exceed dynamo's limit
+    formula = parse(
+        "a*exp(-b*x) + x**2" + "+ sin(x)*b" * 60
+    )  # long enough that nested calls would exceed the limit of dynamo
     x = torch.linspace(0.0, 1.0, 5, dtype=torch.float64)
     a, b = torch.rand(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -155,7 +157,7 @@ def test_formulas_run_under_vmap_and_torch_compile() -> None:
         return total
 
     lanes = torch.func.vmap(torch.func.grad(loss))(a, b)
-    # Exact up to the order in which torch adds five numbers of about 1.
+    # Equal up to the order in which torch adds five numbers of about 1.
     torch.testing.assert_close(lanes, torch.exp(-b[:, None] * x).sum(1), rtol=1e-14, atol=0)
     compiled = torch.compile(loss, backend="eager", fullgraph=True)
     assert torch.equal(compiled(a[0], b[0]), loss(a[0], b[0]))
@@ -169,7 +171,7 @@ def numbers() -> st.SearchStrategy[str]:
 
 
 def grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    """Longer texts out of shorter ones, mostly without parentheses, so that precedence decides."""
+    """Combine texts to longer ones, mostly without parentheses, so that precedence matters."""
     gap = st.sampled_from(["", "", " ", "\t"])
     return st.one_of(
         st.tuples(inner, gap, st.sampled_from(["+", "-", "*", "/", "**"]), gap, inner).map("".join),
@@ -182,7 +184,7 @@ formulas = st.recursive(st.one_of(numbers(), st.sampled_from(["x", "y"])), grown
 
 
 def in_python(text: str, values: Mapping[str, Any], functions: Mapping[str, Any]) -> Any:
-    """Python's own value of a text that this test made. Its literals are floats, so that no large integer comes up."""
+    """Return Python's value of a generated text. Its literals are floats, so that no large integer occurs."""
     return eval(text.strip(), {"__builtins__": {}}, {"pi": math.pi, **functions, **values})
 
 
@@ -201,11 +203,11 @@ def test_random_formulas_agree_with_python_and_torch(text: str, x: float, y: flo
     try:
         formula = parse(text)
     except ExpressionError as error:
-        assert " constant" in str(error)  # noqa: PT017 (well formed as it is, only a constant in it can be wrong)
+        assert " constant" in str(error)  # noqa: PT017 (the text is well formed, so only a constant can be refused)
         return
     assert set(formula.names) == python_names(text) & {"x", "y"}
     expected = finite_in_python(text, floats)
-    # The absolute value of a complex power is real in Python; here the power is refused before.
+    # In Python the absolute value of a complex power is real. Here the power is refused first.
     if expected is not None and not ("abs" in text and "**" in text):
         assert formula(floats) == expected
     if formula.names:
@@ -214,30 +216,29 @@ def test_random_formulas_agree_with_python_and_torch(text: str, x: float, y: flo
         torch.testing.assert_close(result, in_python(text, doubles, IN_TORCH), rtol=0, atol=0, equal_nan=True)
 
 
-# ---- what is refused
+# ---- refused formulas
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "reason"),
     [
-        ("a*x + foo(x)", f"column 7: `foo` is not a function; there are {LISTED}; a product is written with `*`"),
-        ("arcsin(x)", f"column 1: `arcsin` is not a function; there are {LISTED}; did you mean `asin`?"),
-        ("a(x + 1)", f"column 1: `a` is not a function; there are {LISTED}; a product is written with `*`"),
+        ("a*x + foo(x)", f"column 7: `foo` is not one of the functions {LISTED}; write a product with `*`"),
+        ("arcsin(x)", f"column 1: `arcsin` is not one of the functions {LISTED}; did you mean `asin`?"),
+        ("a(x + 1)", f"column 1: `a` is not one of the functions {LISTED}; write a product with `*`"),
         ("x*exp", "column 3: `exp` is a function and needs an argument, as in exp(x)"),
-        ("exp()", "column 5: `exp` takes exactly one argument, but has none"),
-        ("exp(x, a)", "column 6: `,` has no place in a formula; a function takes exactly one argument"),
-        ("exp(x,)", "column 6: `,` has no place in a formula; a function takes exactly one argument"),
-        ("y = a*x", "column 3: '=' is not part of a formula; write the right-hand side alone"),
-        ("a*x^2", "column 4: '^' is not part of a formula; a power is written `**`"),
-        ("a +\nb", "column 4: '\\n' is not part of a formula; write it on one line"),
-        ("2x", "column 1: `2x` is not a decimal number; numbers look like 12, 0.5 or 1e-3, and a product is "
-        "written with `*`"),
-        ("a b", "column 3: an operator such as `*` must stand before `b`"),
-        ("(a)(b)", "column 4: an operator such as `*` must stand before `(`"),
-        ("a + * b", "column 5: a number, a name or `(` must stand here, not `*`"),
-        ("a +", "column 4: a number, a name or `(` must stand here, but the formula ends"),
+        ("exp()", "column 5: `exp` takes exactly one argument, got none"),
+        ("exp(x, a)", "column 6: `,` is not allowed; a function takes exactly one argument"),
+        ("exp(x,)", "column 6: `,` is not allowed; a function takes exactly one argument"),
+        ("y = a*x", "column 3: '=' is not allowed; write only the right-hand side"),
+        ("a*x^2", "column 4: '^' is not allowed; write a power with `**`"),
+        ("a +\nb", "column 4: '\\n' is not allowed; write it on one line"),
+        ("2x", "column 1: `2x` is not a decimal number; write numbers like 12, 0.5 or 1e-3, and products with `*`"),
+        ("a b", "column 3: expected an operator such as `*` before `b`"),
+        ("(a)(b)", "column 4: expected an operator such as `*` before `(`"),
+        ("a + * b", "column 5: expected a number, a name or `(`, got `*`"),
+        ("a +", "column 4: expected a number, a name or `(`, but the formula ends"),
         ("a*(b + 1", "column 3: the parenthesis is not closed"),
-        ("a*b) + 1", "column 4: `)` closes nothing"),
+        ("a*b) + 1", "column 4: `)` has no opening parenthesis"),
         ("", "column 1: it is empty; write one such as a*x + b"),
         (" \t", "column 1: it is empty; write one such as a*x + b"),
         ("__a*x", "column 1: `__a` begins with two underscores; choose another name"),
@@ -249,11 +250,11 @@ def test_random_formulas_agree_with_python_and_torch(text: str, x: float, y: flo
         ("0**-1", "column 2: `**` of the constants 0 and -1 is not a finite real number"),
         ("1e308*10*x", "column 6: `*` of the constants 1e+308 and 10 is not a finite real number"),
         ("exp(1000)", "column 1: `exp` of the constant 1000 is not a finite real number"),
-        ("x*1e999", "column 3: the number is too large for float64; numbers go up to 1.797e308"),
+        ("x*1e999", "column 3: the number is too large for float64; use at most 1.797e308"),
     ],
 )  # fmt: skip
-def test_refusals_name_the_place_the_reason_and_the_remedy(text: str, why: str) -> None:
-    assert refusal(text) == f"the formula {text!r} is refused at {why}"
+def test_a_refusal_has_the_column_and_the_reason(text: str, reason: str) -> None:
+    assert refusal(text) == f"the formula {text!r} is refused at {reason}"
 
 
 REFUSED_AT: dict[int, list[str]] = {  # column → texts
@@ -266,7 +267,7 @@ REFUSED_AT: dict[int, list[str]] = {  # column → texts
     2: ["x.__class__", "x.real", "x[0]", "()", "f'{x}'", "b'x'", "x; y", "aé", "x\u00a0+ 1", "x\x00", "x\r\n"],
     3: [
         *["().__class__", "(x, y)", "x if x else y", "x and y", "x < y", "x == y", "x != y", "x*None", "2*1.5j"],
-        *["x % 2", "x @ y", "x | y", "x # y", "x \\", "x*²", "x \u2212 1"],  # U+2212 is the minus sign of typography
+        *["x % 2", "x @ y", "x | y", "x # y", "x \\", "x*²", "x \u2212 1"],  # U+2212 is the typographic minus sign
     ],
     4: ["(x := 2)", "x // 2"],
     5: ["exp(lambda: x)", "sin(*x)", "sin(**x)", "exp(exp)", "x + 0x1F"],
@@ -277,7 +278,7 @@ REFUSED_AT: dict[int, list[str]] = {  # column → texts
 
 
 @pytest.mark.parametrize(("place", "text"), [(place, text) for place, texts in REFUSED_AT.items() for text in texts])
-def test_everything_else_is_refused_at_its_place(place: int, text: str) -> None:
+def test_other_texts_are_refused_with_the_column(place: int, text: str) -> None:
     assert column(text) == place
 
 
@@ -298,18 +299,18 @@ def test_everything_else_is_refused_at_its_place(place: int, text: str) -> None:
         ("9" * 10_000_000, 1001),
     ],
 )
-def test_hostile_sizes_are_refused_promptly(text: str, place: int) -> None:
+def test_extreme_sizes_are_refused_promptly(text: str, place: int) -> None:
     started = time.perf_counter()
     message = refusal(text)
-    assert time.perf_counter() - started < 1.0  # a thousand times what it takes; the machine may be busy
+    assert time.perf_counter() - started < 1.0  # a thousand times the usual time, because the machine may be busy
     assert f"at column {place}: " in message
     assert len(message) < 400
 
 
-def test_sizes_up_to_the_limits_are_read() -> None:
+def test_sizes_up_to_the_limits_are_accepted() -> None:
     for nested in ("(" * 100 + "x" + ")" * 100, "-" * 100 + "x", "x" + "**x" * 100):
         assert parse(nested)({"x": 1.0}) == 1.0
-    assert parse("+".join(["-(-x)"] * 150))({"x": 1.0}) == 150.0  # one beside the other is not nested
+    assert parse("+".join(["-(-x)"] * 150))({"x": 1.0}) == 150.0  # a sum is not nested
     deepest = "x+1*sin(" * 100 + "x" + ")" * 100
     assert len(deepest) <= 1000
     assert parse(deepest).names == ("x",)
@@ -317,7 +318,7 @@ def test_sizes_up_to_the_limits_are_read() -> None:
     assert parse("x" + " " * 999).names == ("x",)
 
 
-def test_a_long_formula_is_shown_around_the_place() -> None:
+def test_a_long_formula_is_shortened_around_the_column() -> None:
     text = "+".join(f"a{i}" for i in range(100)) + "+$+" + "+".join(f"b{i}" for i in range(100))
     message = refusal(text)
     assert "a99+$+b0+" in message
@@ -360,14 +361,14 @@ garbage = st.one_of(
 @example("9" * 5000)
 @example("(" * 200 + ")" * 200)
 @example("[" * 999)
-def test_any_text_is_a_formula_or_an_expression_error(text: str) -> None:
+def test_any_text_is_a_formula_or_raises_an_expression_error(text: str) -> None:
     started = time.perf_counter()
     try:
         formula = parse(text)
     except ExpressionError as error:
-        (sentence,) = error.problems
-        assert sentence.startswith("the formula ")
-        assert sentence.isprintable()
+        (message,) = error.problems
+        assert message.startswith("the formula ")
+        assert message.isprintable()
         assert 1 <= column(text) <= len(text) + 1
     else:
         assert set(formula.names) <= python_names(text)

@@ -1,4 +1,4 @@
-"""Words of the command line: what they are sorted into, before anything is composed."""
+"""Arguments of the command line: the plan that they give before anything is composed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from runner.config.overrides import Plan, read
 GROUPS = options()
 
 
-def plan(*words: str) -> Plan:
-    return read(words, GROUPS)
+def plan(*arguments: str) -> Plan:
+    return read(arguments, GROUPS)
 
 
-def test_options_and_values_are_told_apart() -> None:
+def test_options_and_values_are_separated() -> None:
     found = plan("experiment=linreg", "model=mlp", "optimizer.lr=1e-3", "seed=3", "model.widths=[8,8]")
     assert found == Plan(
         groups={"experiment": "linreg", "model": "mlp"},
@@ -25,14 +25,14 @@ def test_options_and_values_are_told_apart() -> None:
     assert found.names == ["experiment", "model", "optimizer.lr", "seed", "model.widths"]
 
 
-@pytest.mark.parametrize("word", ["experiment=linreg", "+experiment=linreg", "++experiment=linreg"])
-def test_a_plus_does_not_matter(word: str) -> None:
-    assert plan(word) == Plan(groups={"experiment": "linreg"})
+@pytest.mark.parametrize("argument", ["experiment=linreg", "+experiment=linreg", "++experiment=linreg"])
+def test_a_plus_is_optional(argument: str) -> None:
+    assert plan(argument) == Plan(groups={"experiment": "linreg"})
     assert plan("++seed=3").values == plan("+seed=3").values == {"seed": 3}
 
 
 @pytest.mark.parametrize(
-    ("word", "text"),
+    ("argument", "text"),
     [
         ("data.path=my file.csv", "my file.csv"),
         ("data.path='my file.csv'", "my file.csv"),
@@ -56,14 +56,14 @@ def test_a_plus_does_not_matter(word: str) -> None:
         ("run_dir=${oc.env:HOME}/x", "${oc.env:HOME}/x"),
     ],
 )
-def test_a_text_is_taken_as_it_is_typed(word: str, text: str) -> None:
-    found = plan(word)
+def test_a_string_key_keeps_the_text_as_typed(argument: str, text: str) -> None:
+    found = plan(argument)
     assert found.problems == []
     assert list(found.values.values()) == [text]
 
 
 @pytest.mark.parametrize(
-    ("word", "value"),
+    ("argument", "value"),
     [
         ("run_dir=null", None),
         ("optimizer.lr=1e3", 1000.0),
@@ -78,8 +78,8 @@ def test_a_text_is_taken_as_it_is_typed(word: str, text: str) -> None:
         ("optimizer.lr=", ""),
     ],
 )
-def test_other_values_are_read_as_yaml(word: str, value: Any) -> None:
-    found = plan(word)
+def test_other_values_are_parsed(argument: str, value: Any) -> None:
+    found = plan(argument)
     assert found.problems == []
     assert list(found.values.values()) == [value]
 
@@ -90,11 +90,11 @@ def test_steps_and_epochs_replace_each_other() -> None:
     assert plan("train.epochs=3", "train.steps=null").values == {"train.epochs": 3, "train.steps": None}
     assert plan("train.epochs=null").values == {"train.epochs": None}
     assert plan("train.steps=3", "train.epochs=3").problems == [
-        "`train.steps` and `train.epochs` are both given; one replaces the other: leave one out"
+        "`train.steps` and `train.epochs` must not both be given, since one replaces the other; remove one"
     ]
 
 
-def test_what_is_given_twice_is_noticed_and_the_last_counts() -> None:
+def test_a_repeated_key_gets_a_notice_and_the_last_value_counts() -> None:
     found = plan("seed=1", "model=mlp", "seed=2", "model=linear", "model.start.a=1", "model.start.a=2")
     assert found.values == {"seed": 2, "model.start.a": 2}
     assert found.groups == {"model": "linear"}
@@ -105,27 +105,35 @@ def test_what_is_given_twice_is_noticed_and_the_last_counts() -> None:
     ]
 
 
-def test_a_value_given_again_comes_last() -> None:
+def test_a_repeated_value_moves_to_the_end() -> None:
     assert list(plan("model.start={a: 1}", "model.start.a=2", "model.start={}").values) == [
         "model.start.a",
         "model.start",
     ]
 
 
-def test_a_group_without_an_option_is_undecided() -> None:
+def test_a_group_with_an_unknown_option_is_unresolved() -> None:
     found = plan("model=nope", "seed=3")
-    assert found.undecided == {"model"}
+    assert found.unresolved == {"model"}
     assert found.groups == {}
     assert found.values == {"seed": 3}
 
 
-def test_no_advice_is_to_add_a_key() -> None:
-    words = ["lrr=3", "+lrr=3", "++optimizer.lrr=3", "nope.nope=1", "hydra.nope=3", "hydra/launcher=x", "optimzer=adam"]
-    found = plan(*words)
-    assert len(found.problems) == len(words)
+def test_no_message_advises_to_add_a_key() -> None:
+    arguments = [
+        "lrr=3",
+        "+lrr=3",
+        "++optimizer.lrr=3",
+        "nope.nope=1",
+        "hydra.nope=3",
+        "hydra/launcher=x",
+        "optimzer=adam",
+    ]
+    found = plan(*arguments)
+    assert len(found.problems) == len(arguments)
     assert not any("+" in problem for problem in found.problems)
 
 
-def test_every_word_is_judged() -> None:
-    words = ["--lr=3", "foo", "=3", "lrr=1", "model=nope", "~seed", "seed=1,2", "optimizer.lr=a=b", "a@b=c", "train.early_stopping=3"]  # fmt: skip
-    assert len(plan(*words).problems) == len(words)
+def test_every_argument_is_checked() -> None:
+    arguments = ["--lr=3", "foo", "=3", "lrr=1", "model=nope", "~seed", "seed=1,2", "optimizer.lr=a=b", "a@b=c", "train.early_stopping=3"]  # fmt: skip
+    assert len(plan(*arguments).problems) == len(arguments)

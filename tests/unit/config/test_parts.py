@@ -1,4 +1,4 @@
-"""Parts of an experiment, bound to their builders: what is forgotten fails loudly, and nothing falls through to another part."""
+"""Parts and their builders: a missing builder fails with an error, and no part is replaced by another one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from runner.config import introspection
 from runner.config import schema as c
-from runner.config import validation
 from runner.config.compose import check, compose
+from runner.config.parts import Part, key
 from runner.config.schema import plain
-from runner.config.validation import Part, key
 from runner.data.dataset import build as build_data
 from runner.errors import ConfigError
 from runner.models.base import Model
@@ -27,7 +27,7 @@ HERE = __name__
 
 
 @pytest.fixture(autouse=True)
-def _no_part_stays() -> Iterator[None]:
+def _remove_new_parts() -> Iterator[None]:
     before = {group: dict(group.choices) for group in GROUPS}
     yield
     for group, choices in before.items():
@@ -57,7 +57,7 @@ def parameters() -> dict[str, torch.Tensor]:
     return {"w": torch.nn.Parameter(torch.ones(2))}
 
 
-def test_every_part_names_a_builder_that_is_there() -> None:
+def test_every_builder_exists() -> None:
     import pkgutil
 
     for group in GROUPS:
@@ -66,7 +66,7 @@ def test_every_part_names_a_builder_that_is_there() -> None:
             assert getattr(part, "rule", None) is None or callable(pkgutil.resolve_name(part.rule)), name
 
 
-def test_a_part_without_a_builder_is_refused_where_it_is_defined() -> None:
+def test_a_part_without_a_builder_is_refused_in_its_definition() -> None:
     with pytest.raises(TypeError, match="Web must have both a name and a builder, or neither"):
 
         @dataclass(frozen=True, kw_only=True)
@@ -74,15 +74,15 @@ def test_a_part_without_a_builder_is_refused_where_it_is_defined() -> None:
             """Rows of a page."""
 
 
-def test_two_parts_of_one_name_are_refused() -> None:
-    with pytest.raises(TypeError, match="Again must have a name of its own, but 'mlp' is Mlp"):
+def test_two_parts_with_one_name_are_refused() -> None:
+    with pytest.raises(TypeError, match="Again must have a unique name, got 'mlp' of Mlp"):
 
         @dataclass(frozen=True, kw_only=True)
         class Again(c.ModelConfig, name="mlp", builder="runner.models.mlp:build"):
             """Another network."""
 
 
-def test_a_data_source_whose_builder_is_forgotten_is_no_other_data_source() -> None:
+def test_a_data_source_with_a_missing_builder_is_not_replaced() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Web(c.DataConfig, name="web", builder=f"{HERE}:forgotten"):
         """Rows of a page."""
@@ -95,7 +95,7 @@ def test_a_data_source_whose_builder_is_forgotten_is_no_other_data_source() -> N
         build_data(config.data, 0, torch.float32, torch.device("cpu"))
 
 
-def test_an_update_rule_that_is_forgotten_is_no_other_rule() -> None:
+def test_a_missing_update_rule_is_not_replaced() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Lion(c.Adam, name="lion", builder=f"{HERE}:lion", rule=f"{HERE}:forgotten"):
         """Signs of momentum."""
@@ -106,19 +106,19 @@ def test_an_update_rule_that_is_forgotten_is_no_other_rule() -> None:
     assert isinstance(build_optimizer(config, "optimizer", parameters()), TorchOptimizer)
 
 
-def test_an_optimizer_without_a_rule_is_not_written_out_by_hand() -> None:
+def test_an_optimizer_without_a_rule_is_refused_for_manual_updates() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Lion(c.Adam, name="lion", builder=f"{HERE}:lion"):
         """Signs of momentum."""
 
     values = plain(compose(["+experiment=linreg", "optimizer=adam"]).config)
     values["optimizer"] = {**values["optimizer"], "name": "lion"}
-    with pytest.raises(ConfigError, match="`update` must be optimizer with"):
+    with pytest.raises(ConfigError, match="`update` must be optimizer with `optimizer`=lion"):
         check(values)
     assert isinstance(check({**values, "update": "optimizer"}).optimizer, Lion)
 
 
-def test_a_model_with_dropout_that_does_not_say_so_is_refused() -> None:
+def test_a_model_with_undeclared_dropout_is_refused() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Dropped(c.ModelConfig, name="dropped", builder=f"{HERE}:dropped"):
         """A line, half the time."""
@@ -127,14 +127,14 @@ def test_a_model_with_dropout_that_does_not_say_so_is_refused() -> None:
         build_model(Dropped(name="dropped"), ["x"], torch.Generator())
 
 
-def test_what_is_asked_of_a_model_with_dropout_is_asked_by_property() -> None:
-    """Least squares are refused for any model that draws random numbers, whatever its class."""
+def test_constraints_use_the_properties_of_a_model() -> None:
+    """Least squares are refused for every model that draws random numbers, whatever its class."""
 
     @dataclass(frozen=True, kw_only=True)
     class Dropped(c.ModelConfig, name="dropped", builder=f"{HERE}:dropped"):
         """A line, half the time."""
 
-        rate: float = key("share of units dropped")
+        rate: float = key("probability of dropout")
 
         @property
         def draws(self) -> bool:
@@ -142,26 +142,26 @@ def test_what_is_asked_of_a_model_with_dropout_is_asked_by_property() -> None:
 
     config = compose(["+experiment=linreg", "optimizer=lm", "dtype=float64"]).config
     values = plain(replace(config, model=Dropped(name="dropped", rate=0.5)))
-    with pytest.raises(ConfigError, match=r"`model.dropout` must be 0"):
+    with pytest.raises(ConfigError, match=r"`model`=dropped must not use dropout with `optimizer`=lm"):
         check(values)
 
 
-def test_a_new_part_is_a_choice_of_its_group_at_once() -> None:
+def test_a_new_part_is_a_choice_of_its_group() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Cauchy(c.LossConfig, name="cauchy", builder=f"{HERE}:lion"):
         """Logarithm of squared errors."""
 
-        scale: float = key("error at which it bends", above=0)
+        scale: float = key("scale of the error", above=0)
 
-    assert validation.variants(c.LossConfig)["cauchy"] is Cauchy
-    assert "loss.scale" in set(validation.paths(c.Config))
+    assert introspection.variants(c.LossConfig)["cauchy"] is Cauchy
+    assert "loss.scale" in set(introspection.paths(c.Config))
     values = plain(compose(["+experiment=linreg"]).config)
     assert isinstance(check({**values, "loss": {"name": "cauchy", "scale": 1}}).loss, Cauchy)
     with pytest.raises(ConfigError, match=r"`loss.scale` must be a finite number above 0"):
         check({**values, "loss": {"name": "cauchy", "scale": 0}})
 
 
-def test_fields_that_parts_share_are_no_part() -> None:
+def test_a_class_of_shared_fields_is_not_a_choice() -> None:
     @dataclass(frozen=True, kw_only=True)
     class _Shared(c.LossConfig):
         """Fields of several losses."""

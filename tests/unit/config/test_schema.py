@@ -1,4 +1,4 @@
-"""Values and meanings: what stands in `conf/` is what `runner.config.schema` knows, both ways."""
+"""Values and meanings: `conf/` and `runner.config.schema` have the same keys."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from runner.config import validation
+from runner.config import introspection, parts, validation, versions
 from runner.config.compose import compose
 from runner.config.hydra_adapter import CONF, options
 from runner.config.resume import refuse_other
 from runner.config.schema import Config, config_hash, hashed, plain
 from runner.errors import CheckpointError
 
-GROUPS = {name: hint for name, hint in validation.hints(Config).items() if validation.variants(hint)}
+GROUPS = {name: hint for name, hint in introspection.hints(Config).items() if introspection.variants(hint)}
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_"))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A file with the files of its defaults list that lie beside it."""
+    """Return the values of a file and of the files in its defaults list that are in the same folder."""
     values: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
-    beside = [name for name in values.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
+    defaults = [name for name in values.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
     found: dict[str, Any] = {}
-    for name in beside:
+    for name in defaults:
         found |= load(path.with_name(f"{name}.yaml"))
     return found | values
 
@@ -37,66 +37,65 @@ def keys(kind: type) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}
 
 
-def described(kind: type) -> Iterator[type]:
-    """A dataclass and all that it holds."""
+def dataclasses_in(kind: type) -> Iterator[type]:
+    """Yield a dataclass and all dataclasses in it."""
     yield kind
-    for hint in validation.hints(kind).values():
-        for variant in validation.variants(hint).values():
-            yield from described(variant)
+    for hint in introspection.hints(kind).values():
+        for variant in introspection.variants(hint).values():
+            yield from dataclasses_in(variant)
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("experiment/")])
 def test_an_option_has_the_keys_of_its_dataclass(file: str) -> None:
     group, values = file.partition("/")[0], load(CONF / file)
-    variants = validation.variants(GROUPS[group])
+    variants = introspection.variants(GROUPS[group])
     kind = variants[values["name"]] if "name" in values else variants[""]
     assert set(values) == keys(kind)
-    for name, hint in validation.hints(kind).items():
-        for nested in validation.variants(hint).values():
+    for name, hint in introspection.hints(kind).items():
+        for nested in introspection.variants(hint).values():
             assert set(values[name]) == keys(nested)
 
 
 def test_every_dataclass_has_an_option() -> None:
     for group, hint in GROUPS.items():
         names = {load(CONF / file).get("name", "") for file in FILES if file.startswith(f"{group}/")}
-        assert names == set(validation.variants(hint)), group
+        assert names == set(introspection.variants(hint)), group
 
 
-def test_an_option_is_called_by_its_name() -> None:
+def test_an_option_has_the_name_of_its_file() -> None:
     for file in FILES:
         name = load(CONF / file).get("name")
         assert name in (None, Path(file).stem), file
 
 
-def test_the_first_file_has_the_rest_of_the_keys() -> None:
+def test_the_main_file_has_the_keys_that_are_in_no_group() -> None:
     values = yaml.safe_load((CONF / "config.yaml").read_text())
     groups = [next(iter(entry)) for entry in values.pop("defaults") if entry != "_self_"]
     assert set(groups) == set(GROUPS)
     assert set(values) == keys(Config) - set(GROUPS)
 
 
-def test_a_value_stands_in_one_file() -> None:
-    """A dataclass gives none, and every key of it has a sentence."""
-    for kind in described(Config):
+def test_the_schema_has_no_values_and_every_key_has_a_meaning() -> None:
+    for kind in dataclasses_in(Config):
         for field in dataclasses.fields(kind):
             assert field.default is dataclasses.MISSING, field.name
             assert field.default_factory is dataclasses.MISSING, field.name
-            if not validation.variants(validation.hints(kind)[field.name]):
-                assert validation.keys(kind)[field.name].meaning, field.name
+            if not introspection.variants(introspection.hints(kind)[field.name]):
+                assert introspection.keys(kind)[field.name].meaning, field.name
         assert kind.__doc__
         assert not kind.__doc__.startswith(f"{kind.__name__}(")
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_an_option_begins_with_a_sentence(file: str) -> None:
+def test_an_option_has_a_description(file: str) -> None:
     group, _, name = file.removesuffix(".yaml").partition("/")
-    sentence = options()[group][name]
-    assert sentence.endswith(".")
-    assert len(sentence) > len("Mine.")
+    description = options()[group][name]
+    assert description.endswith(".")
+    assert len(description) > len("Mine.")
 
 
 @pytest.mark.parametrize("name", options()["experiment"])
-def test_an_experiment_composes_and_bears_its_name(name: str) -> None:
+def test_an_experiment_composes_and_has_the_name_of_its_file(name: str) -> None:
     composed = compose([f"+experiment={name}"])
     assert composed.config.name == name
     assert composed.notices == ()
@@ -106,30 +105,30 @@ LINREG = compose(["+experiment=linreg"]).config
 
 
 @pytest.mark.parametrize(
-    "word",
+    "argument",
     ["name=other", "run_dir=there", "device.visible=[0]", "record.every_steps=7", "record.plots=false", "checkpoint.every_steps=3", "checkpoint.keep=null", "checkpoint.metric=r2", "launch.processes=4", "launch.timeout_seconds=5"],
 )  # fmt: skip
-def test_what_the_hash_leaves_out(word: str) -> None:
-    other = compose(["+experiment=linreg", word]).config
+def test_the_hash_ignores_placement_and_recording(argument: str) -> None:
+    other = compose(["+experiment=linreg", argument]).config
     assert other != LINREG
     assert config_hash(other) == config_hash(LINREG)
 
 
-def test_the_hash_leaves_out_what_is_resumed() -> None:
+def test_the_hash_ignores_resume() -> None:
     assert config_hash(dataclasses.replace(LINREG, resume="runs/x")) == config_hash(LINREG)
 
 
 HASHED = [
     name
-    for name in validation.paths(Config)
-    if not validation.is_group(Config, name)
+    for name in introspection.paths(Config)
+    if not introspection.is_group(Config, name)
     and name.partition(".")[0] not in ("record", "checkpoint", "launch", "sweep", "seeds")
     and name not in ("name", "run_dir", "resume", "device.visible")
 ]
 
 
 def changed(config: Any, path: str) -> Any:
-    """The configuration with one value exchanged for another; None where this one has no such key."""
+    """Return a configuration with one value changed, or None if it has no such key."""
     first, _, rest = path.partition(".")
     if not hasattr(config, first):
         return None
@@ -138,8 +137,8 @@ def changed(config: Any, path: str) -> Any:
 
 
 @cache
-def composed(*words: str) -> Config:
-    return compose(words).config
+def composed(*arguments: str) -> Config:
+    return compose(arguments).config
 
 
 def with_every_option_of(group: str) -> Iterator[Config]:
@@ -149,18 +148,18 @@ def with_every_option_of(group: str) -> Iterator[Config]:
 
 
 @pytest.mark.parametrize("path", HASHED)
-def test_the_hash_changes_with_everything_else(path: str) -> None:
+def test_the_hash_depends_on_every_other_key(path: str) -> None:
     config = next(c for c in with_every_option_of(path.partition(".")[0]) if changed(c, path) is not None)
     assert config_hash(changed(config, path)) != config_hash(config)
 
 
-def test_the_hash_is_that_of_the_values() -> None:
+def test_the_hash_depends_on_values_and_not_on_their_notation() -> None:
     assert config_hash(compose(["+experiment=linreg", "optimizer.lr=0.0001"]).config) == config_hash(LINREG)
     assert config_hash(compose(["+experiment=linreg", "optimizer.lr=1e-4"]).config) == config_hash(LINREG)
     assert len(config_hash(LINREG)) == 64
 
 
-def test_plain_values_build_the_same_configuration() -> None:
+def test_plain_values_give_the_same_configuration() -> None:
     values = plain(LINREG)
     assert yaml.safe_load(yaml.safe_dump(values)) == values
     built, problems = validation.build(Config, values)
@@ -172,16 +171,14 @@ def test_plain_values_build_the_same_configuration() -> None:
     "name",
     ["../../x", "/etc/x", "a/b", "a\\b", "", ".", "..", "a\0b", "a\n", "a\nb", "x" * 101, "~", "-rf", "a b", "ä", ".hidden", "a=b", "${x}"],
 )  # fmt: skip
-def test_a_name_is_a_folder_of_its_own(name: str) -> None:
+def test_a_name_that_is_no_safe_folder_name_is_refused(name: str) -> None:
     built, problems = validation.build(Config, plain(LINREG) | {"name": name})
     assert built is None
-    assert problems[0].startswith(
-        "`name` must be a text that matches [A-Za-z0-9][A-Za-z0-9._-]{0,99}, but is the text "
-    )
+    assert problems[0].startswith("`name` must be a string that matches [A-Za-z0-9][A-Za-z0-9._-]{0,99}, got ")
 
 
 @pytest.mark.parametrize("name", ["a", "x" * 100, "run_2.b-3", "CON", "0"])
-def test_names_that_are_fine(name: str) -> None:
+def test_safe_folder_names_are_accepted(name: str) -> None:
     assert validation.build(Config, plain(LINREG) | {"name": name})[1] == []
 
 
@@ -190,15 +187,15 @@ def test_names_that_are_fine(name: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shade:
-    depth: int = validation.key("how dark", before=0)
-    colour: str = validation.key("of what", before="grey")
+    depth: int = parts.key("depth", before=0)
+    colour: str = parts.key("colour", before="grey")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Later(Config):
-    """The configuration of a later version."""
+    """Configuration of a later version."""
 
-    ema: float | None = validation.key("share of the mean that is kept", before=None)
+    ema: float | None = parts.key("decay of the moving average", before=None)
     shade: Shade
 
 
@@ -208,44 +205,44 @@ def later(**values: Any) -> Later:
     return Later(**{**fields, "ema": None, "shade": Shade(depth=0, colour="grey"), **values})
 
 
-def test_a_newer_key_is_not_in_the_hash_while_it_has_the_value_of_before() -> None:
+def test_a_newer_key_with_its_value_from_before_is_not_in_the_hash() -> None:
     today = config_hash(compose(["+experiment=linreg"]).config)
     assert config_hash(later()) == today
     others = [later(ema=0.9), later(ema=0.0), later(shade=Shade(depth=1, colour="grey"))]
     assert len({today, *map(config_hash, others)}) == 4
 
 
-def test_a_checkpoint_without_a_newer_key_is_taken_for_one_with_the_value_of_before() -> None:
+def test_a_checkpoint_without_a_newer_key_has_the_value_from_before() -> None:
     state = {"config": plain(compose(["+experiment=linreg"]).config), "data_sha256": "1"}
     refuse_other(state, later(), "1", Path("step_3"))
     with pytest.raises(CheckpointError) as refused:
         refuse_other(state, later(ema=0.9, shade=Shade(depth=2, colour="grey")), "1", Path("step_3"))
     assert [problem.split("; ")[0] for problem in refused.value.problems] == [
-        "`ema` must be None as in step_3, but is 0.9 in config.yaml",
-        "`shade.depth` must be 0 as in step_3, but is 2 in config.yaml",
+        "`ema` must be None as in step_3, got 0.9 in config.yaml",
+        "`shade.depth` must be 0 as in step_3, got 2 in config.yaml",
     ]
 
 
-def test_keys_that_were_in_the_hash_before_this_rule_stay_in_it() -> None:
+def test_older_keys_stay_in_the_hash() -> None:
     values = hashed(plain(compose(["+experiment=linreg"]).config))
-    assert validation.without_newer(Config, values) == values
+    assert versions.without_newer(Config, values) == values
     assert {"reduction", "chunks", "tensor_parallel"} <= values["strategy"].keys()
 
 
-def test_what_a_key_was_before_is_what_conf_gives_it() -> None:
-    """Else a sweep that goes on, which composes its trials again, would hold them for others."""
+def test_the_value_from_before_is_the_value_in_conf() -> None:
+    """Otherwise a resumed sweep, which composes its trials again, would take them for different trials."""
     whole = plain(compose([]).config)
 
     def below(kind: type, values: dict[str, Any]) -> None:
-        for name, own in validation.keys(kind).items():
-            if own.before is not validation.ALWAYS:
+        for name, own in introspection.keys(kind).items():
+            if own.before is not parts.ALWAYS:
                 assert values[name] == own.before
-        for name, hint in validation.hints(kind).items():
-            for variant in validation.variants(hint).values():
+        for name, hint in introspection.hints(kind).items():
+            for variant in introspection.variants(hint).values():
                 if isinstance(values.get(name), dict) and values[name].keys() == keys(variant):
                     below(variant, values[name])
 
     below(Config, whole)
-    assert validation.completed(Config, {"strategy": {}}) == {
+    assert versions.completed(Config, {"strategy": {}}) == {
         "strategy": {}, "seeds": None, **{group: whole[group] for group in ("launch", "sweep")},
     }  # fmt: skip

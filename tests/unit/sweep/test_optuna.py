@@ -449,9 +449,9 @@ def refusal(directory: Path, overrides: Sequence[str] = XY, launcher: Fake | Non
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"n_trials": 0}, "`hydra.sweeper.n_trials` must be an integer of at least 1, but is 0"),
-        ({"sampler": "tpee"}, "`hydra.sweeper.sampler` must be one of tpe, gp, cmaes, qmc, nsgaii, random, grid or null, but is the text 'tpee'; did you mean tpe?"),
-        ({"pruner": "medium"}, "`hydra.sweeper.pruner` must be one of none, median, sha, hyperband, but is the text 'medium'; did you mean median?"),
+        ({"n_trials": 0}, "`hydra.sweeper.n_trials` must be an integer of at least 1, got 0"),
+        ({"sampler": "tpee"}, "`hydra.sweeper.sampler` must be one of tpe, gp, cmaes, qmc, nsgaii, random, grid or null, got 'tpee'; did you mean tpe?"),
+        ({"pruner": "medium"}, "`hydra.sweeper.pruner` must be one of none, median, sha, hyperband, got 'medium'; did you mean median?"),
         ({"metric": "valid/rsme"}, "`hydra.sweeper.metric` must be one of train/loss, train/rmse, train/mae, train/r2, valid/loss, valid/rmse, valid/mae, valid/r2, test/loss, test/rmse, test/mae, test/r2, got valid/rsme; did you mean valid/rmse?"),
         ({"metric": ["valid/rmse", "valid/r2"], "direction": "minimize"}, "`hydra.sweeper.direction` must be one for each metric, got 1 for 2; give as many, or null"),
         ({"sampler": "grid"}, "`x` must have values that can be counted for sampler=grid, got an interval; write x=range(START,STOP,step=…) or choice(…)"),

@@ -114,8 +114,8 @@ def test_bad_options_and_a_chosen_gpu_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Pool(options(per_device=0, devices=[-1])).launch([["a=1", "device.visible=[0]"]], 0, tmp_path)
     assert caught.value.problems == (
-        "`hydra.launcher.devices` must be a list, each an integer of at least 0 or a text or null, but is [-1]",
-        "`hydra.launcher.per_device` must be an integer of at least 1 and of at most 1024, but is 0",
+        "`hydra.launcher.devices` must be a list, each item an integer of at least 0 or a string, or null, got [-1]",
+        "`hydra.launcher.per_device` must be an integer from 1 to 1024, got 0",
         "`device.visible` must be left to hydra/launcher=pool, which gives every trial its GPU, got a value; "
         "name the GPUs with hydra.launcher.devices",
     )

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.commands.explain.sources import GROUPS, Assignment, assignments, choices, history, merge_files
-from runner.config import overrides, validation
+from runner.config import introspection, overrides, validation
 from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import options
+from runner.config.parts import Key
 from runner.config.schema import Config
-from runner.config.validation import Key
 from runner.errors import ConfigError, InputError
 
 
@@ -132,13 +132,13 @@ def _is_within(key: str, name: str) -> bool:
 
 def _unknown_names(only: Sequence[str], config_dir: str | None) -> list[str]:
     """Return one sentence for each name that no configuration has."""
-    keys, groups = list(validation.paths(Config)), options(config_dir)
+    keys, groups = list(introspection.paths(Config)), options(config_dir)
     return [
         f"`{name}` is not a key; did you mean +experiment={name}?"
         if name in groups.get("experiment", {})
         else validation.unknown(name, keys)
         for name in only
-        if name not in keys and not validation.is_mapping(Config, name.rpartition(".")[0])
+        if name not in keys and not introspection.is_mapping(Config, name.rpartition(".")[0])
     ]
 
 
@@ -175,7 +175,7 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Key]]:
 
 def _fields(config: Any) -> dict[str, Key | None]:
     """Return field -> meaning in the order of the schema; None stands for a group."""
-    meanings = validation.keys(type(config))
+    meanings = introspection.keys(type(config))
     return {field.name: meanings.get(field.name) for field in dataclasses.fields(config)}
 
 

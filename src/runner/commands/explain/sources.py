@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.config import overrides, validation
+from runner.config import introspection, overrides, validation, versions
 from runner.config.compose import Composed
-from runner.config.hydra_adapter import CONF, chosen_words, opened
+from runner.config.hydra_adapter import CONF, group_arguments, hydra_session
 from runner.config.overrides import Plan
 from runner.config.schema import Config
 
-GROUPS = tuple(group for group, hint in validation.hints(Config).items() if validation.variants(hint))
+GROUPS = tuple(group for group, hint in introspection.hints(Config).items() if introspection.variants(hint))
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,10 @@ def merge_files(plan: Plan, config_dir: str | None) -> MergedFiles:
     """Return the files that Hydra merges, and which of them override the option of a group."""
     from hydra.types import RunMode
 
-    with opened() as hydra:
-        defaults_list = hydra.config_loader.compute_defaults_list("config", chosen_words(plan, config_dir), RunMode.RUN)
+    with hydra_session() as hydra:
+        defaults_list = hydra.config_loader.compute_defaults_list(
+            "config", group_arguments(plan, config_dir), RunMode.RUN
+        )
     # The package's own files come before the user's, as in the search path.
     roots = [(CONF, "conf")] + ([(Path(config_dir), config_dir.rstrip("/"))] if config_dir else [])
     files = []
@@ -105,7 +107,7 @@ def _newer_keys(file: Path) -> list[Assignment]:
 
     values: Any = OmegaConf.to_container(OmegaConf.load(file))
     written = dict(_flat(values))
-    completed = _flat(validation.completed(Config, values))
+    completed = _flat(versions.completed(Config, values))
     return [Assignment(key, value, str(file), 0) for key, value in completed if key not in written]
 
 

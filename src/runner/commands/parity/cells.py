@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from runner.compute.devices import Hardware, choose
 from runner.compute.processes.group import BACKENDS
-from runner.config import validation
+from runner.config import introspection
 from runner.config.compose import compose
 from runner.config.hydra_adapter import options
 from runner.config.overrides import Plan, key_of, parse
@@ -105,9 +105,9 @@ class ParityRequest:
 def axis_values() -> dict[str, tuple[str, ...]]:
     """Return all values of each axis, as the schema lists them."""
     fields = {"device": (Device, "name"), "dtype": (Config, "dtype"), "update": (Config, "update")}
-    values = {axis: get_args(validation.hints(kind)[name]) for axis, (kind, name) in fields.items()}
-    values["strategy"] = get_args(validation.hints(Strategy)["name"])
-    values["optimizer"] = tuple(validation.variants(validation.hints(Config)["optimizer"]))
+    values = {axis: get_args(introspection.hints(kind)[name]) for axis, (kind, name) in fields.items()}
+    values["strategy"] = get_args(introspection.hints(Strategy)["name"])
+    values["optimizer"] = tuple(introspection.variants(introspection.hints(Config)["optimizer"]))
     return {axis: tuple(value for value in values[axis] if value != "auto") for axis in AXES}
 
 
@@ -142,7 +142,7 @@ def _split_axes(overrides: Sequence[str], config_dir: str | None) -> tuple[dict[
     """Return the values of the axes, the overrides that are not for an axis, and a plan with problems and notices."""
     axes, others, plan = dict[str, tuple[str, ...]](), [], Plan()
     groups, allowed = options(config_dir), axis_values()
-    known = [*validation.paths(Config), *groups]
+    known = [*introspection.paths(Config), *groups]
     for argument in overrides:
         name = key_of(argument)
         if name in REFUSED_KEYS:

@@ -20,7 +20,7 @@ def world_size(arguments: Sequence[str], folder: Path) -> Verdict:
     parsed, request = read_request(parser, arguments, ["launch.processes", "launch.nodes", "launch.rdzv_endpoint"])
     sizes = _sizes(parsed.sizes)
     request = request.with_added("strategy.reduction=exact", "record.plots=false")
-    problems = [problem for size in sizes for problem in constraints.misplaced(request.config, size)]
+    problems = [problem for size in sizes for problem in constraints.world_size_problems(request.config, size)]
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     hashes = {}
