@@ -34,7 +34,7 @@ def test_trial_317_of_512_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     rates[317] = "-3"
     assert cli.main(["-m", *SMALL[:-1], f"optimizer.lr={','.join(rates)}"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert line.startswith("error: trial 317: `optimizer.lr` must be a finite number of at least 0")
+    assert line.startswith("error: trial 317: `optimizer.lr` must be a finite number from 0 to 1e+38, got -3")
 
 
 def test_results_seeds_and_audit() -> None:

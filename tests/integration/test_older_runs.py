@@ -121,7 +121,7 @@ def test_trials_of_a_sweep_are_verified(tmp_path: Path, capsys: pytest.CaptureFi
     sweep = older.copied("sweep_half", tmp_path)
     code = cli.main(["verify", "sweep", str(sweep), "--members", "1"])
     out = capsys.readouterr().out
-    assert "side by side with 1 " in out
+    assert "vmapped with 1 " in out
     if older.is_same_machine():
         assert code == 0, out
 

@@ -222,7 +222,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     data[len(data) // 2] ^= 1
     state.write_bytes(data)
     runner.run(None, [f"resume={run}"])
-    assert "step_17` is not used: state.pt does not have the SHA-256" in capsys.readouterr().out
+    assert "step_17` is not used: state.pt does not match its SHA-256" in capsys.readouterr().out
     assert_same(whole.directory, run)
 
 

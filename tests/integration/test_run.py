@@ -489,8 +489,8 @@ def test_data_or_a_model_too_large_for_memory_is_refused(overrides: str, capsys:
 @pytest.mark.parametrize(
     ("run_dir", "text"),
     [
-        (".", "must name a new directory, but is '.'"),
-        ("/", "must name a new directory, but is '/'"),
+        (".", "must name a new directory, got '.'"),
+        ("/", "must name a new directory, got '/'"),
         ("a" * 300, "File name too long"),
         ("a\0b", "null byte"),
     ],

@@ -448,12 +448,12 @@ def test_explanation_as_text() -> None:
     result = explain(["+experiment=linreg", "model=mlp", "data.noise=1"], only=["data.noise", "device.name", "name"])
     assert text(result) == (
         "name = linreg       conf/experiment/linreg.yaml:8\n"
-        "    experiment's name, the folder of its runs\n"
+        "    name of the experiment and of the folder of its runs\n"
         f"    before: run, {place_of('name:')}\n"
         "\n"
         f"device=auto         {place_of('- device:')}\n"
         "device.name = auto  conf/device/auto.yaml:6\n"
-        "    kind of device; auto takes an accelerator when there is one\n"
+        "    kind of device; auto uses an accelerator if one is available\n"
         "    at the start of the run: an accelerator if torch finds one, else cpu; `python -m runner doctor` shows which\n"
         "\n"
         "data=line           conf/experiment/linreg.yaml:4\n"

@@ -107,7 +107,7 @@ def test_only_an_optimizer_without_an_overridden_key_is_refused() -> None:
             ["update=by_hand", "seed=many"],
             [
                 "`update` must be among manual, optimizer, got by_hand; leave it out for all",
-                "`seed` must be an integer of at least 0 and of at most 4294967295, but is the text 'many'",
+                "`seed` must be an integer from 0 to 4294967295, got 'many'",
             ],
         ),
     ],
