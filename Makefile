@@ -19,9 +19,9 @@ run: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
-# For the edit loop: unit and contract tests.
+# For the edit loop: unit and contract tests, the longest files first.
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/unit tests/contracts -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/contracts tests/unit -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
