@@ -9,23 +9,7 @@ import pytest
 
 from runner.config import validation, versions
 from runner.config.parts import key
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cat:
-    name: Literal["cat"] = key("kind")
-    lives: int = key("lives", at_least=1, at_most=9)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dog:
-    name: Literal["dog"] = key("kind")
-    tricks: dict[str, float] = key("how well it knows each")  # noqa: RUF009
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bowl:
-    size: float = key("size", above=0, below=10)
+from unit.config.pets import Bowl, Cat, Dog
 
 
 @dataclass(frozen=True, kw_only=True)
