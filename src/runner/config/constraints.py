@@ -53,7 +53,7 @@ def _exact(config: c.Config) -> bool:
     return config.strategy.reduction == "exact"
 
 
-def _warmup_too_long(config: c.Config) -> bool:
+def _too_few_steps(config: c.Config) -> bool:
     steps = config.train.steps
     return steps is not None and steps < config.schedule.least_steps
 
@@ -207,8 +207,9 @@ FORBIDDEN = (
         "`launch.rdzv_endpoint` must be host:port with `launch.nodes`={k.launch.nodes}; give one of the hosts and a free port",
     ),
     _Forbidden(
-        _warmup_too_long,
-        "`schedule.warmup_steps` must be below `train.steps`={k.train.steps}, or the learning rate never decreases; use a smaller number",
+        _too_few_steps,
+        "`train.steps` must be at least {k.schedule.least_steps} with `schedule`={k.schedule.name}, got {k.train.steps}; "
+        "use more steps, or a shorter warm-up",
     ),
 )
 

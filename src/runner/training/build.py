@@ -197,6 +197,7 @@ def length(resolved: c.Config, batches: Batches) -> int:
     steps = train.steps if train.steps is not None else (train.epochs or 0) * batches.per_epoch
     if steps < schedule.least_steps:
         raise ConfigError(
-            f"`schedule.warmup_steps` must be below the {steps} steps of this run, got {schedule.least_steps - 1}; make it smaller"
+            f"`train.epochs` must make at least {schedule.least_steps} steps with `schedule`={schedule.name}, got {steps}; "
+            "use more epochs, or a shorter warm-up"
         )
     return steps

@@ -30,7 +30,7 @@ REFUSED = {
     "data.split.valid=1.5": "`data.split.valid` must be an integer number of rows or a fraction below 1",
     "data.start=5 data.stop=5": "`data.start` must be below `data.stop`",
     "data=curve data.start=5 data.stop=4": "`data.start` must be below `data.stop`",
-    "schedule=warmup_cosine schedule.warmup_steps=30 train.steps=30": "`schedule.warmup_steps` must be below `train.steps`",
+    "schedule=warmup_cosine schedule.warmup_steps=30 train.steps=30": "`train.steps` must be at least 31 with `schedule`=warmup_cosine, got 30",
     "strategy.chunks=12": "`strategy.chunks` must be a power of two",
     "strategy=fsdp strategy.reduction=exact": "`strategy.reduction` must be fast unless `strategy` is single or ddp",
     "strategy=dp strategy.reduction=exact": "`strategy.reduction` must be fast unless `strategy` is single or ddp",
