@@ -251,6 +251,19 @@ def test_deterministic_sets_the_workspace_of_cublas(monkeypatch: pytest.MonkeyPa
 # ------------------------------------------------------------------------------------------- console and TensorBoard
 
 
+def test_without_the_tensorboard_sink_a_run_is_the_same_and_leaves_no_events(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    both = runner.run("linreg", [*QUICK, "train.steps=20"])
+    assert "tensorboard --logdir" in capsys.readouterr().out
+    rows_only = runner.run("linreg", [*QUICK, "train.steps=20", "record.sinks=[jsonl]"])
+    assert "tensorboard" not in capsys.readouterr().out
+    assert list(both.directory.glob("events.*")) != []
+    assert list(rows_only.directory.glob("events.*")) == []
+    assert rows_only.summary["parameters_sha256"] == both.summary["parameters_sha256"]
+    assert record(rows_only.directory)["config_hash"] == record(both.directory)["config_hash"]
+
+
 def test_tensorboard_has_final_metrics_and_hyperparameters() -> None:
     run = runner.run("linreg", ["device=cpu", "device.threads=1", "train.steps=400"])
     events = EventAccumulator(str(run.directory))

@@ -74,6 +74,18 @@ def test_a_forbidden_combination_is_refused_with_a_remedy(arguments: str, beginn
     assert any(verb in problem for verb in ("use ", "set ", "write ", "give ", "remove it", "consists of"))
 
 
+def test_sinks_that_do_not_fit_are_refused() -> None:
+    expected = {
+        "[jsonl,tensorbord]": "`record.sinks` must be a list of jsonl, tensorboard, got tensorbord; did you mean tensorboard?",
+        "[jsonl,x]": "`record.sinks` must be a list of jsonl, tensorboard, got x; remove it",
+        "[jsonl,jsonl]": "`record.sinks` must not repeat a sink, got [jsonl, jsonl]; remove one",
+        "[tensorboard]": "`record.sinks` must include jsonl, which resume and comparisons read, got [tensorboard]; add it",
+    }
+    assert {sinks: problems(f"record.sinks={sinks}") for sinks in expected} == {
+        sinks: (problem,) for sinks, problem in expected.items()
+    }
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
