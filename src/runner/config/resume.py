@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.config import introspection, validation, versions
 from runner.config.overrides import Plan
-from runner.config.schema import Config, free_keys, plain, resumable_keys
+from runner.config.schema import Config, ScheduleConfig, free_keys, plain, resumable_keys
 from runner.errors import CheckpointError
 
 
@@ -56,10 +56,12 @@ def _fixed_key_problems(plan: Plan) -> list[str]:
 def _changed_bits_notices(saved: Mapping[str, Any], plan: Plan) -> list[str]:
     """Return notices about overrides after which the result differs from that of an uninterrupted run."""
     notices = []
-    schedule = saved.get("schedule")
-    if "train.steps" in plan.values and isinstance(schedule, dict) and "cosine" in str(schedule.get("name")):
+    schedule = str(saved["schedule"]["name"])
+    if ScheduleConfig.choices[schedule].spans_run and (
+        plan.values.get("train.steps") or plan.values.get("train.epochs")
+    ):
         notices.append(
-            "a new number of steps changes the cosine schedule: previous steps used different learning rates"
+            f"a new number of steps changes the {schedule} schedule: previous steps used different learning rates"
         )
     if any(name in ("strategy.reduction", "strategy.chunks") for name in plan.names):
         notices.append(

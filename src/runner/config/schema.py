@@ -451,6 +451,8 @@ class ScheduleConfig(Part):
     A builder takes (config, lr, steps) and returns a function from the step (counted from 1) to its learning rate.
     """
 
+    spans_run: ClassVar[bool] = True
+    """Whether its learning rates depend on the number of steps of the run."""
     constant: ClassVar[bool] = False
     """Whether the learning rate is the same at every step."""
 
@@ -466,12 +468,15 @@ class ScheduleConfig(Part):
 class Constant(ScheduleConfig, name="constant", builder="runner.optim.schedules:constant"):
     """The same learning rate at every step."""
 
+    spans_run = False
     constant = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step(ScheduleConfig, name="step", builder="runner.optim.schedules:step"):
     """The learning rate is multiplied by factor at regular intervals."""
+
+    spans_run = False
 
     every_steps: int = key("steps between two reductions", unit="steps", at_least=1, lane=True)
     factor: float = key("factor of each reduction of the learning rate", above=0, at_most=1, lane=True)

@@ -16,7 +16,7 @@ from runner.commands.parity.runs import ParityRun, read_result, run_here, run_in
 from runner.commands.parity.table import Entry, ParityTable, judge
 from runner.compute.devices import DeviceChoice, Hardware, probe, set_up_device
 from runner.compute.processes import SingleProcess
-from runner.config.schema import Config, Constant, Step
+from runner.config.schema import Config
 from runner.errors import ConfigError, DeviceError, InputError
 from runner.training import build
 from runner.training.experiment import Experiment
@@ -151,8 +151,8 @@ def _plans(
             plans[cell] = reasons
             continue
         limits = bound(run.config, reference.config, steps, roundings[cell.optimizer])
-        # Other schedules depend on the total number of steps, so their runs cannot be shortened.
-        if isinstance(run.config.schedule, (Constant, Step)):
+        # A schedule that spans the run would change if the run were shortened.
+        if not run.config.schedule.spans_run:
             run = _run(run.config, limits.steps, run.folder)
         plans[cell] = Planned(run, reference, limits)
     return plans
