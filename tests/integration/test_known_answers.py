@@ -213,7 +213,17 @@ def test_a_formula_that_is_not_finite_at_its_start_fails(capsys: pytest.CaptureF
     assert cli.main(overrides) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: training diverged at step 1: the loss became nan, no loss since step 0 was finite;")
-    assert error.endswith("Start from other values, or standardize the data with data.standardize=true\n")
+    assert error.endswith("are restored. Start from other values\n")  # a formula refuses data.standardize=true
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_standardizing_is_advised_where_it_is_allowed_and_not_done(
+    standardize: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*QUICK, "data=line", "optimizer.lr=1e20", f"data.standardize={str(standardize).lower()}"]) == 1
+    error = capsys.readouterr().err
+    assert "Make optimizer.lr smaller" in error
+    assert error.endswith(", or standardize the data with data.standardize=true\n") != standardize
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,8 @@ class RunState:
     sinks: Sequence[Writer]
     saver: Saver
     hashes: Hashes | None = None
+    may_standardize: bool = False
+    """Whether data.standardize=true is a change that the configuration allows, so that it can be advised."""
     should_prune: Callable[[Mapping[str, Any]], bool] = lambda row: False
     """Row → whether the run is pruned after it."""
     step: int = 0
@@ -157,19 +159,19 @@ class RunState:
         self.step = divergence.step
         self.failure = Diverged(
             f"training diverged at step {divergence.step}: {event}{rate}, {finite}; "
-            f"the parameters of step {restored} are restored. {_advice(nonfinite_rows, lr)}"
+            f"the parameters of step {restored} are restored. {self._advice(nonfinite_rows, lr)}"
         )
         # The curves show the loss that ended the run.
         self.write({"step": divergence.step, "epoch": epoch, "train/loss": loss, **self.lr_column(divergence.step)})
 
-
-def _advice(rows: Sequence[int], lr: float | None) -> str:
-    """Name rows without a finite prediction if there are any; else advise another learning rate or other start values."""
-    change = "start from other values" if lr is None else "make optimizer.lr smaller"
-    if not rows:
-        return f"{change.capitalize()}, or standardize the data with data.standardize=true"
-    numbers = ", ".join(str(row + 1) for row in rows[:5])
-    return (
-        f"{len(rows)} rows of its batch have no finite prediction, such as row {numbers} of the data: "
-        f"remove them, fix the model, or {change}"
-    )
+    def _advice(self, rows: Sequence[int], lr: float | None) -> str:
+        """Name rows without a finite prediction if there are any; else advise another learning rate or other start values."""
+        change = "start from other values" if lr is None else "make optimizer.lr smaller"
+        if not rows:
+            other = ", or standardize the data with data.standardize=true" if self.may_standardize else ""
+            return change.capitalize() + other
+        numbers = ", ".join(str(row + 1) for row in rows[:5])
+        return (
+            f"{len(rows)} rows of its batch have no finite prediction, such as row {numbers} of the data: "
+            f"remove them, fix the model, or {change}"
+        )
