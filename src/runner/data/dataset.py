@@ -98,5 +98,5 @@ def _require_positive(target: Tensor, name: str) -> None:
 def _require_finite(features: Tensor, target: Tensor, dtype: torch.dtype) -> None:
     if not (bool(features.isfinite().all()) and bool(target.isfinite().all())):
         raise DataError(
-            f"`dtype` must represent every number of the data, but some overflow {dtype}; use dtype=float64 or data.standardize=true"
+            f"`dtype` must represent every number of the data, but some overflow {dtype}; use dtype=float64"
         )
