@@ -32,7 +32,7 @@ class Key:
     per_run: bool = False
     """Whether vmapped trials may differ in this value in any way because their program does not depend on it."""
     changes: Literal["answer", "placement", "recording"] = "answer"
-    """What the key changes: the answer of a run, where the run is computed, or what is recorded of it."""
+    """Effect of the key: on the answer of a run, on the place where it is computed, or only on its records."""
     resumable: bool = False
     """Whether the key may be overridden when a run is resumed."""
     before: Any = ALWAYS

@@ -39,7 +39,7 @@ class Evidence:
     first: int | None = None
     """First step that differs, or None."""
     description: str = ""
-    """What differs at the first step that differs."""
+    """Description of the difference at the first step that differs."""
     parameters: bool = True
     """Whether equal records mean equal parameters."""
 

@@ -25,12 +25,12 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Torch:
-    """What torch reports in the environment that a run would have."""
+    """Report of torch, in the environment that a run would have."""
 
     hardware: Hardware
     threads: int
     backends: tuple[str, ...]
-    """Those of gloo, nccl, mpi and xccl that the build has."""
+    """Names of the backends in the build, of gloo, nccl, mpi and xccl."""
     gpus: tuple[Gpu, ...] = ()
     numpy_fault: str | None = None
     """Error of converting a tensor to a numpy array, or None."""
