@@ -53,11 +53,13 @@ LAST_STEP = 6
 """The fourth batch of 8 rows is step 5: it is captured, after three eager ones."""
 
 
-VIEWS = (torch.ops.prim.device, aten.select, aten.unbind, aten.view, aten.alias, aten.detach)
+GLANCES = (torch.ops.prim.device, aten.select, aten.unbind, aten.view, aten.alias, aten.detach)
 """Operations of `Tensor.tolist` between its reads."""
 
+NO_SHAPES = (aten._fused_sgd_, aten._fused_adam_, aten._fused_adamw_)
+"""Operations in place whose shapes torch does not compute."""
 
-FUSED = (aten._fused_sgd_, aten._fused_adam_, aten._fused_adamw_)
+INDEXING = (aten.index, aten.index_put_, aten.index_select)
 
 
 class Waits(Exception):
@@ -73,36 +75,36 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.in_step = self.in_graph = self.in_evaluation = self.read_in_evaluation = False
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        packet, tensors = operation.overloadpacket, [a for a in args if isinstance(a, Tensor)]
-        on_device = any(tensor.device.type == DEVICE.type for tensor in tensors)
-        if packet is aten._local_scalar_dense and isinstance(args[0], FakeTensor):
-            return self._read(operation, lambda: _number(args[0].dtype)) if on_device else _number(args[0].dtype)
-        target = torch.device(kwargs.get("device") or (tensors[0].device if tensors else "cpu")).type
-        to_host = packet is aten._to_copy and target == "cpu"
-        if on_device and to_host:
-            return self._read(operation, lambda: torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype))
+        kwargs, packet = kwargs or {}, operation.overloadpacket
+        devices = {value.device.type for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
+        on_device = DEVICE.type in devices
+        answer = _answer(packet, args, kwargs)
+        if answer is not None:
+            return self._read(operation, answer) if on_device else answer()
+        if packet in NO_SHAPES:
+            return self._refuse_mixed(operation, devices)
+        if on_device:
+            self._check_use(operation, args)
+        elif _target(packet, args, kwargs) == DEVICE.type and (self.in_graph or not kwargs.get("non_blocking")):
+            self._refuse_in_step(operation)
+        return operation(*self._faked(args), **kwargs)
+
+    def _check_use(self, operation: Any, args: Any) -> None:
+        """Refuse an operation on tensors of the device that also needs the host, or that is computed too late."""
+        packet = operation.overloadpacket
         if packet is aten.copy_ and args[0].device.type != args[1].device.type:
             self._refuse_in_step(operation)
-        to_device = packet is aten._to_copy and not on_device and target == DEVICE.type
-        if to_device and (self.in_graph or not kwargs.get("non_blocking")):
-            self._refuse_in_step(operation)
-        if packet in (aten.is_pinned, aten._pin_memory, aten.pin_memory):
-            return False if packet is aten.is_pinned else args[0]
-        if packet is aten.equal:
-            return self._read(operation, lambda: False) if on_device else False
-        if packet in (aten.index, aten.index_put_, aten.index_select) and on_device:
-            flat = [i for a in args[1:] for i in (a if isinstance(a, (list, tuple)) else [a]) if isinstance(i, Tensor)]
-            if any(i.device.type == "cpu" for i in flat):
-                raise Waits(f"{operation} with an index on the host")
-        if packet in FUSED:  # torch has no shapes of them
-            kinds = {leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-            if kinds != {DEVICE.type}:
-                raise Waits(f"{operation} with tensors on {', '.join(sorted(kinds))}")
-            return None
-        if self.read_in_evaluation and on_device and packet not in VIEWS:
+        if packet in INDEXING and any(
+            index.device.type == "cpu" for index in tree_leaves(args[1:]) if isinstance(index, Tensor)
+        ):
+            raise Waits(f"{operation} with an index on the host")
+        if self.read_in_evaluation and packet not in GLANCES:
             raise Waits(f"{operation} after a read of the same evaluation")
-        return operation(*self._faked(args), **kwargs)
+
+    @staticmethod
+    def _refuse_mixed(operation: Any, devices: set[str]) -> None:
+        if devices != {DEVICE.type}:
+            raise Waits(f"{operation} with tensors on {', '.join(sorted(devices))}")
 
     def _read(self, operation: Any, answer: Callable[[], Any]) -> Any:
         self._refuse_in_step(operation)
@@ -134,6 +136,31 @@ class Constants(TorchFunctionMode):
         if function is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == DEVICE.type:
             return torch.tensor(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
         return function(*args, **kwargs)
+
+
+def _target(packet: Any, args: Any, kwargs: Any) -> str:
+    """Return the kind of device to which an operation copies its argument; empty for other operations."""
+    if packet is not aten._to_copy:
+        return ""
+    return torch.device(kwargs.get("device") or args[0].device).type
+
+
+def _answer(packet: Any, args: Any, kwargs: Any) -> Callable[[], Any] | None:
+    """Return a function that answers an operation which reads numbers, with made-up ones; None for other operations."""
+    if packet is aten._local_scalar_dense and isinstance(args[0], FakeTensor):
+        return lambda: _number(args[0].dtype)
+    if packet is aten.equal:
+        return lambda: False
+    if packet in (aten.is_pinned, aten._pin_memory):
+        return lambda: False if packet is aten.is_pinned else args[0]
+    if (
+        args
+        and isinstance(args[0], Tensor)
+        and args[0].device.type == DEVICE.type
+        and _target(packet, args, kwargs) == "cpu"
+    ):
+        return lambda: torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+    return None
 
 
 def _number(dtype: torch.dtype) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(300)  # the script takes half a minute on an idle core
+
 FOUND = {
     "item": "aten._local_scalar_dense.default within a step",
     "branch": "aten._local_scalar_dense.default within a step",
@@ -50,7 +52,6 @@ def reports() -> dict[str, dict[str, Any]]:
     return {line.pop("case"): line for line in lines}
 
 
-@pytest.mark.timeout(300)
 def test_no_step_waits(reports: dict[str, dict[str, Any]]) -> None:
     cases = {name: report for name, report in reports.items() if not name.startswith("fault")}
     eager = {"eager", *(f"{rule} optimizer float64" for rule in ("sgd", "momentum", "adam", "adamw"))}
