@@ -97,7 +97,7 @@ def _machine(parts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def _part(name: str, part: Mapping[str, Any]) -> Iterator[str]:
     found = problems(part)
-    yield f"**{len(found)} problems.**" if found else "**No problems.**"
+    yield f"**Problems: {len(found) or 'none'}.**"
     if part["unfinished"]:
         yield from ("", f"The part was cut off: {part['unfinished']}.")
     yield from _tests(part["records"]) if name == "tests" else _figures(part["records"])

@@ -176,6 +176,7 @@ class Child:
         finally:
             _stop(process)
             echo.join(timeout=5)
+            self._drop_cut_line()
         return f"{reason}; its last lines:\n{''.join(last_lines)}"
 
     def _watch(self, process: subprocess.Popen[str], ends: float, found: Callable[[], None]) -> str:
@@ -197,15 +198,21 @@ class Child:
     def note(self, kind: str, name: str, **values: Any) -> None:
         """Append a line for the child, which cannot do it itself any more."""
         with self.file.open("a", encoding="utf-8") as file:
-            # The child may have been killed in the middle of a line.
-            file.write("\n" + json.dumps({"kind": kind, "name": name, **values}) + "\n")
+            file.write(json.dumps({"kind": kind, "name": name, **values}) + "\n")
+
+    def _drop_cut_line(self) -> None:
+        """Remove a last line that a kill has cut off: the child reads the file when it is started again."""
+        content = self.file.read_bytes() if self.file.exists() else b""
+        if content and not content.endswith(b"\n"):
+            self.file.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
 def _echo(stream: Any, last_lines: deque[str]) -> None:
-    for line in stream:
-        last_lines.append(line)
-        sys.stdout.write(line)
-        sys.stdout.flush()
+    with stream:
+        for line in stream:
+            last_lines.append(line)
+            sys.stdout.write(line)
+            sys.stdout.flush()
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

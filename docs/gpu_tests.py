@@ -110,7 +110,8 @@ def main(arguments: Sequence[str]) -> int:
     file, folder = arguments
     journal = Journal(Path(file))
     settings = ["addopts=", "filterwarnings=default", f"timeout={SECONDS}"]
-    chosen = ["-v", "--tb=short", "-p", "no:cacheprovider", *(word for text in settings for word in ("-o", text))]
+    chosen = ["-v", "--tb=short", "--continue-on-collection-errors", "-p", "no:cacheprovider"]
+    chosen += [word for text in settings for word in ("-o", text)]
     code = pytest.main([*chosen, folder], plugins=[journal])
     return CONTINUE if journal.unusable else int(code)
 
