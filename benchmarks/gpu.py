@@ -428,6 +428,10 @@ class Trials:
     overrides: tuple[str, ...]
 
 
+Measure = Callable[[Bench, Trials, int], Iterator[Figure]]
+"""A way to compare a sweep of so many trials with single runs."""
+
+
 def kinds(sizes: Sizes) -> tuple[Trials, ...]:
     """Return the kinds of trials that are swept."""
     steps = f"train.steps={sizes.trial_steps}"
