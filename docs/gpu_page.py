@@ -42,8 +42,8 @@ same on a CPU, with tiny sizes: its figures mean nothing.
 | part | what it does |
 | --- | --- |
 | `tests` | `tests/gpu`: the promises about devices, each a test |
-| `bench` | `benchmarks/gpu.py bench`: steps, start-up and memory of a run, against a loop by hand in the same process |
-| `sweep` | `benchmarks/gpu.py sweep`: vmapped sweeps, against the same trials one by one |
+| `bench` | `python -m benchmarks.gpu bench`: steps, start-up and memory of a run, against a loop by hand in the same process |
+| `sweep` | `python -m benchmarks.gpu sweep`: vmapped sweeps, against the same trials one by one |
 
 The page then has the GPU, its driver and all versions; the number of tests that passed, each failure with its traceback, and each
 reason for a skip; every figure with its bar; and what was not run, and why. Bars: with a CUDA graph, a step of `linreg` and of the

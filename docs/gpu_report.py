@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import zipfile
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -272,8 +273,7 @@ def part_command(name: str, file: Path, seconds: float, rehearse: bool) -> tuple
     small = ["--device", "cpu", "--quick"] if rehearse else []
     # The margin is for the start of the process, and for a last case that takes longer than expected.
     limit = max(seconds - 20, 1.0)
-    script = str(ROOT / "benchmarks" / "gpu.py")
-    return (sys.executable, script, name, "--seconds", f"{limit:.0f}", "--out", str(file), *small)
+    return (sys.executable, "-m", "benchmarks.gpu", name, "--seconds", f"{limit:.0f}", "--out", str(file), *small)
 
 
 def run_part(child: Child, ends: float, part: dict[str, Any], save: Callable[[], None]) -> None:
@@ -284,11 +284,14 @@ def run_part(child: Child, ends: float, part: dict[str, Any], save: Callable[[],
     def keep() -> None:
         part.update(records=records(child.file), seconds=round(time.monotonic() - began))
 
-    def found() -> None:
+    def found(*, now: bool = False) -> None:
         nonlocal saved
-        if time.monotonic() - saved > SAVE_SECONDS:
+        if now or time.monotonic() - saved > SAVE_SECONDS:
             keep()
-            save()
+            try:
+                save()
+            except Exception:  # such as a full disk: the child must go on
+                traceback.print_exc()
             saved = time.monotonic()
 
     try:
@@ -296,24 +299,32 @@ def run_part(child: Child, ends: float, part: dict[str, Any], save: Callable[[],
     except Exception as error:  # the next part must run
         part["unfinished"] = f"{type(error).__name__}: {error}"
     finally:
-        keep()
-        save()
+        found(now=True)
 
 
-def run_parts(chosen: Sequence[str], report: Report, facts: Mapping[str, Any], started: Mapping[str, Any]) -> list[str]:
-    """Run the chosen parts within the time, and return what was no success. `started` has the options and the environment."""
-    options, environ = started["options"], started["environment"]
-    begins, seconds = time.monotonic(), options.minutes * 60
-    weight, found = 0.0, []
+@dataclass(frozen=True)
+class Plan:
+    """What is run: the parts, when they must have ended (`time.monotonic`), their environment, and the command for the page."""
+
+    parts: Sequence[str]
+    ends: float
+    environment: Mapping[str, str]
+    command: str
+    rehearse: bool = False
+
+
+def run_parts(plan: Plan, report: Report, facts: Mapping[str, Any]) -> list[str]:
+    """Run the parts one after another, and return what was no success."""
+    begins, weight, found = time.monotonic(), 0.0, []
     with tempfile.TemporaryDirectory() as folder:
-        for name in chosen:
+        for name in plan.parts:
             weight += WEIGHTS[name]
-            ends = begins + seconds * weight / sum(WEIGHTS[part] for part in chosen)
+            ends = begins + (plan.ends - begins) * weight / sum(WEIGHTS[part] for part in plan.parts)
             file = Path(folder) / f"{name}.jsonl"
-            command = part_command(name, file, ends - time.monotonic(), options.rehearse)
-            child = Child(command, environ, file, STALL_SECONDS[name])
+            command = part_command(name, file, ends - time.monotonic(), plan.rehearse)
+            child = Child(command, plan.environment, file, STALL_SECONDS[name])
             part: dict[str, Any] = {
-                "began": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": started["command"],
+                "began": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": plan.command,
                 "facts": dict(facts), "seconds": 0, "records": [], "unfinished": None,
             }  # fmt: skip
             report.parts[name] = part
@@ -349,6 +360,7 @@ def shown_command(chosen: argparse.Namespace) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Run the chosen parts, print what was no success, and return the exit code."""
     chosen = options(arguments)
+    ends = time.monotonic() + chosen.minutes * 60
     try:
         missing = missing_modules()
         if missing:
@@ -370,8 +382,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     report = Report(*files)
     signal.signal(signal.SIGTERM, _exit_in_order)
-    started = {"options": chosen, "environment": environ, "command": shown_command(chosen)}
-    found = run_parts([chosen.part] if chosen.part else list(WEIGHTS), report, facts, started)
+    parts = [chosen.part] if chosen.part else list(WEIGHTS)
+    plan = Plan(parts, ends, environ, shown_command(chosen), chosen.rehearse)
+    found = run_parts(plan, report, facts)
     print("\n".join(["", *found, f"{len(found)} problems; see {files[1].name} and {files[0].name}"]), flush=True)
     return 1 if found else 0
 

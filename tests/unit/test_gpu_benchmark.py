@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import gpu
-from benchmarks.gpu import QUICK, Bar, Bench, Case, Figure, Journal, Sizes, linreg, network, run_cases
+from benchmarks import figures as f
+from benchmarks import gpu, gpu_sweep
+from benchmarks import gpu_training as training
+from benchmarks.figures import QUICK, Bar, Bench, Case, Figure, Journal, Sizes, run_cases
+from benchmarks.gpu_training import linreg, network
 
 from runner.data.batches import EpochBatches
 
@@ -90,8 +93,8 @@ def test_a_new_process_goes_on_after_the_cases_that_were_begun(tmp_path: Path) -
 def test_a_device_that_computes_no_longer_asks_for_a_new_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "usable", lambda device: False)
-    monkeypatch.setattr(gpu, "training_cases", lambda bench: iter([Case("b", broken), good("c")]))
+    monkeypatch.setattr(f, "usable", lambda device: False)
+    monkeypatch.setitem(gpu.CASES, "bench", lambda bench: iter([Case("b", broken), good("c")]))
     file = tmp_path / "lines"
     assert gpu.main(["bench", "--device", "cpu", "--quick", "--out", str(file)]) == 3
     assert lines(file)[-1] == ("failure", "b")
@@ -100,8 +103,8 @@ def test_a_device_that_computes_no_longer_asks_for_a_new_process(
 
 
 def test_the_device_is_asked_whether_it_computes() -> None:
-    assert gpu.usable(torch.device("cpu"))
-    assert not gpu.usable(torch.device("meta"))
+    assert f.usable(torch.device("cpu"))
+    assert not f.usable(torch.device("meta"))
 
 
 def test_a_round_is_measured_even_when_the_time_is_over() -> None:
@@ -113,7 +116,7 @@ def test_a_round_is_measured_even_when_the_time_is_over() -> None:
 
 
 def test_the_cases_of_training_start_with_captured_steps_and_have_names_of_their_own() -> None:
-    names = [case.name for case in gpu.training_cases(GPU)]
+    names = [case.name for case in training.training_cases(GPU)]
     assert len(names) == len(set(names)) == 2 * 2 * 4 + 2 * 3 + 2
     assert all("CUDA graph" in name for name in names[:8])
     assert all("eager" in name for name in names[8:16])
@@ -122,20 +125,20 @@ def test_the_cases_of_training_start_with_captured_steps_and_have_names_of_their
 
 
 def test_on_a_cpu_nothing_is_captured_and_no_memory_counted() -> None:
-    names = [case.name for case in gpu.training_cases(CPU)]
+    names = [case.name for case in training.training_cases(CPU)]
     assert not any("CUDA graph" in name or name == "memory" for name in names)
     assert CPU.overrides("true") == ["device=cpu", "device.threads=1"]
 
 
 def test_the_cases_of_sweeps_start_with_the_training_of_1024_trials() -> None:
-    cases = list(gpu.sweep_cases(GPU))
+    cases = list(gpu_sweep.sweep_cases(GPU))
     assert cases[0].name == "linreg, 1,024 trials, training alone"
     assert len({case.name for case in cases}) == len(cases) == 12
     assert cases[-1].seconds > cases[0].seconds
 
 
 @pytest.mark.parametrize("problem", [linreg(Sizes()), network(Sizes(), 64, 256, 3_000)], ids=lambda p: p.name)
-def test_the_rows_between_two_steps_are_counted_as_the_runner_does(problem: gpu.Problem) -> None:
+def test_the_rows_between_two_steps_are_counted_as_the_runner_does(problem: training.Problem) -> None:
     batch = None if problem.batch == problem.rows else problem.batch
     batches = EpochBatches(problem.rows, batch, 0, torch.device("cpu"))
     for first, last in ((1, 100), (101, 200), (190, 400)):
@@ -144,7 +147,7 @@ def test_the_rows_between_two_steps_are_counted_as_the_runner_does(problem: gpu.
 
 def test_the_loop_by_hand_takes_every_row_once_an_epoch() -> None:
     problem = network(QUICK, 8, 64, 4)
-    loop = gpu.HandLoop(CPU, problem, "adam")
+    loop = training.HandLoop(CPU, problem, "adam")
     loop._y = torch.arange(float(problem.rows)).unsqueeze(1)
     batches = [loop._batch()[1] for _ in range(-(-problem.rows // problem.batch))]
     assert torch.cat(batches).flatten().sort().values.tolist() == list(range(problem.rows))
@@ -159,32 +162,32 @@ def by_name(figures: Iterator[Figure]) -> dict[str, Figure]:
 
 @pytest.mark.parametrize(("optimizer", "update"), [("sgd", "manual"), ("adam", "optimizer")])
 def test_a_small_training_is_compared_with_a_loop_by_hand(optimizer: str, update: str) -> None:
-    figures = by_name(gpu.small_steps(CPU, linreg(QUICK), optimizer, update, captured=False))
+    figures = by_name(training.small_steps(CPU, linreg(QUICK), optimizer, update, captured=False))
     name = f"linreg, {optimizer}, update={update}, eager"
     assert list(figures) == [f"{name}: a step", f"{name}: all 20 steps"]
     assert all(math.isfinite(figure.value) and figure.value > 0 for figure in figures.values())
     assert figures[f"{name}: a step"].bar is None
 
 
-@pytest.mark.parametrize("precision", gpu.PRECISIONS)
+@pytest.mark.parametrize("precision", training.PRECISIONS)
 def test_a_wide_network_is_compared_with_the_same_settings_by_hand(precision: str) -> None:
     before = torch.get_float32_matmul_precision()
-    (figure,) = gpu.wide_steps(CPU, network(QUICK, 8, 64, 20), precision, "auto")
+    (figure,) = training.wide_steps(CPU, network(QUICK, 8, 64, 20), precision, "auto")
     torch.set_float32_matmul_precision(before)
     assert figure.value > 0
     assert str(figure.bar) == "at most 1.05"
 
 
 def test_start_up_has_the_copy_of_the_data() -> None:
-    figures = by_name(gpu.start_up(CPU, network(QUICK, 8, 64, 20)))
+    figures = by_name(training.start_up(CPU, network(QUICK, 8, 64, 20)))
     process, run, copy = figures.values()
     assert 0 < run.value < process.value
     assert copy.unit == "ms"
 
 
-@pytest.mark.parametrize("measure", [gpu.training_alone, gpu.with_files])
-def test_a_sweep_is_compared_with_its_trials_one_by_one(measure: gpu.Measure) -> None:
-    for kind in gpu.kinds(QUICK):
+@pytest.mark.parametrize("measure", [gpu_sweep.training_alone, gpu_sweep.with_files])
+def test_a_sweep_is_compared_with_its_trials_one_by_one(measure: gpu_sweep.Measure) -> None:
+    for kind in gpu_sweep.kinds(QUICK):
         (figure,) = measure(CPU, kind, 2)
         assert figure.name.startswith(f"{kind.name}, 2 trials: ")
         assert figure.value > 0
@@ -192,6 +195,6 @@ def test_a_sweep_is_compared_with_its_trials_one_by_one(measure: gpu.Measure) ->
 
 
 def test_trials_that_fail_are_no_figure() -> None:
-    kind = gpu.Trials("diverges", (*gpu.kinds(QUICK)[0].overrides, "optimizer.lr=1e30"))
+    kind = gpu_sweep.Trials("diverges", (*gpu_sweep.kinds(QUICK)[0].overrides, "optimizer.lr=1e30"))
     with pytest.raises(RuntimeError, match="trials failed"):
-        list(gpu.training_alone(CPU, kind, 2))
+        list(gpu_sweep.training_alone(CPU, kind, 2))

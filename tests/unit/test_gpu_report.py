@@ -89,9 +89,9 @@ def test_each_part_is_a_command_of_this_python() -> None:
     tests = gpu_report.part_command("tests", Path("lines"), 300, rehearse=False)
     assert tests == (sys.executable, str(ROOT / "docs/gpu_tests.py"), "lines", "tests/gpu")
     bench = gpu_report.part_command("bench", Path("lines"), 120, rehearse=False)
-    assert bench[1:] == (str(ROOT / "benchmarks/gpu.py"), "bench", "--seconds", "100", "--out", "lines")
+    assert bench[1:] == ("-m", "benchmarks.gpu", "bench", "--seconds", "100", "--out", "lines")
     rehearsed = gpu_report.part_command("sweep", Path("lines"), 5, rehearse=True)
-    assert rehearsed[2:] == ("sweep", "--seconds", "1", "--out", "lines", "--device", "cpu", "--quick")
+    assert rehearsed[3:] == ("sweep", "--seconds", "1", "--out", "lines", "--device", "cpu", "--quick")
 
 
 def test_without_a_gpu_one_sentence_is_printed_and_nothing_runs(
@@ -267,8 +267,8 @@ def run_parts(folder: Path, kinds: dict[str, str], monkeypatch: pytest.MonkeyPat
         gpu_report, "part_command", lambda name, file, *_: (sys.executable, "-c", CHILD, str(file), kinds[name])
     )
     report = Report(folder / "gpu_report.json", folder / "gpu.md")
-    started = {"options": gpu_report.options([]), "environment": {}, "command": "make gpu"}
-    return report, gpu_report.run_parts(list(kinds), report, FACTS, started)
+    plan = gpu_report.Plan(list(kinds), time.monotonic() + 60, {}, "make gpu")
+    return report, gpu_report.run_parts(plan, report, FACTS)
 
 
 def test_all_parts_run_and_the_report_is_complete_when_one_is_broken(
@@ -313,6 +313,20 @@ def test_a_fault_of_the_report_itself_does_not_stop_the_next_part(
     report, found = run_parts(tmp_path, {"tests": "good", "bench": "good"}, monkeypatch)
     assert found == [f"{part}: cut off: OSError: the disk is full" for part in ("tests", "bench")]
     assert list(report.parts) == ["tests", "bench"]
+
+
+def test_a_report_that_cannot_be_written_does_not_stop_what_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Report, "save", fail)
+    monkeypatch.setattr(gpu_report, "SAVE_SECONDS", 0.0)
+    report, found = run_parts(tmp_path, {"tests": "good", "bench": "good"}, monkeypatch)
+    assert found == []
+    assert all(len(part["records"]) == 8 for part in report.parts.values())
+    assert "the disk is full" in capsys.readouterr().err
 
 
 def test_a_sigterm_in_the_middle_loses_nothing(tmp_path: Path) -> None:
