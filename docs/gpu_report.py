@@ -240,11 +240,10 @@ def follow(child: Child, ends: float, found: Callable[[], None]) -> str | None:
             return None
         summary = reason.partition("; its last lines:")[0]
         running = _running(lines)
-        over = time.monotonic() > ends
+        if time.monotonic() > ends:
+            return "its time was over" + (f" while {running} ran" if running is not None else "")
         if running is not None:
             child.note("failure", running, detail=f"The process was cut off here: {reason}")
-        if over:
-            return "its time was over"
         if len(_begun(child.file)) == len(begun):
             if running is None:
                 child.note("failure", "process", detail=f"The process began nothing: {reason}")

@@ -209,8 +209,9 @@ def test_a_child_that_hangs_is_stopped_and_goes_on(tmp_path: Path) -> None:
 def test_a_child_is_stopped_when_the_time_is_over(tmp_path: Path) -> None:
     hanging = child(tmp_path, "hangs")
     # The child starts within the half second after which the time is looked at, or it has begun nothing.
-    assert follow(hanging, time.monotonic() - 1, lambda: None) == "its time was over"
-    assert ("test", "c") not in outcomes(hanging.file)
+    reason = follow(hanging, time.monotonic() - 1, lambda: None)
+    assert reason in ("its time was over", "its time was over while b ran")
+    assert [kind for kind, _ in outcomes(hanging.file)] in ([], ["test"])
 
 
 def test_a_child_that_begins_nothing_is_not_started_for_ever(tmp_path: Path) -> None:
