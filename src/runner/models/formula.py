@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from runner.config import schema as c
 from runner.config.expression import Expression, parse
 from runner.errors import DataError
 from runner.models.base import Model
+from runner.models.derivatives import Derivatives, Formula
 from runner.models.init import init_tensor
 
 DRAWS = 8
@@ -21,6 +23,9 @@ DRAWS = 8
 class FormulaModel(Model):
     """Evaluate an expression on columns [rows, 1] and parameters [], one scalar each."""
 
+    expression: Expression
+    derivatives: Derivatives
+
     def __init__(self, expression: Expression, feature_names: Sequence[str], start: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.expression = expression
@@ -28,6 +33,8 @@ class FormulaModel(Model):
         for name, value in start.items():
             # Not register_parameter: it refuses the names of module attributes, and `type` is a fine parameter name.
             self._parameters[name] = torch.nn.Parameter(value)
+        # An attribute of a module could not share the name of a parameter.
+        object.__setattr__(self, "derivatives", Derivatives(expression, list(start)))
 
     def train(self, mode: bool = True) -> FormulaModel:
         """Set training or evaluation mode and return the module."""
@@ -37,22 +44,37 @@ class FormulaModel(Model):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return predictions [rows, 1] for features [rows, columns]."""
-        values = {name: features[..., i : i + 1] for name, i in self.columns.items()}
-        prediction: Tensor = self.expression({**values, **self._parameters})
+        values = self._values(self._parameters, features)
+        prediction: Tensor
+        if torch.is_grad_enabled():
+            derivatives = self.derivatives
+            if features.requires_grad:
+                derivatives = Derivatives(self.expression, self.expression.names)
+            prediction, *_ = Formula.apply(derivatives, *values)  # type: ignore[no-untyped-call]
+        else:
+            prediction = self.expression(dict(zip(self.expression.names, values, strict=True)))
         return prediction
 
+    def _values(self, parameters: Mapping[str, Any], features: Tensor) -> list[Tensor]:
+        """Return the values of all names of the expression: columns [rows, 1] and parameters."""
+        columns = self.columns
+        return [
+            features[..., columns[name] : columns[name] + 1] if name in columns else parameters[name]
+            for name in self.expression.names
+        ]
+
     def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """Return the Jacobian of `Model.jacobian` by a single backward pass, in which every row has its own parameters."""
+        """Return the Jacobian of `Model.jacobian`."""
         names = list(self._parameters)
         lanes = np.broadcast_shapes(parameters[names[0]].shape, features.shape[:-2])
-        with torch.enable_grad():
-            expanded = {
-                name: parameters[name].detach()[..., None, None].expand(*lanes, features.shape[-2], 1).requires_grad_()
-                for name in names
-            }
-            values = {name: features[..., i : i + 1] for name, i in self.columns.items()}
-            prediction = self.expression({**values, **expanded})
-            return torch.cat(torch.autograd.grad(prediction.sum(), [expanded[name] for name in names]), -1)
+        broadcast = {name: parameters[name].detach()[..., None, None] for name in names}
+        values = self._values(broadcast, features)
+        with torch.no_grad():
+            every = self.expression.values(dict(zip(self.expression.names, values, strict=True)))
+            slopes = self.derivatives.at(every)
+            shape = (*lanes, features.shape[-2], 1)
+            columns = [s.expand(shape) if isinstance(s, Tensor) else features.new_full(shape, s) for s in slopes]
+            return torch.cat(columns, -1)
 
     def is_linear(self, features: Tensor) -> bool:
         """Return whether the derivatives are bitwise equal for random parameters of both signs and many magnitudes."""
