@@ -53,9 +53,37 @@ def _exact(config: c.Config) -> bool:
     return config.strategy.reduction == "exact"
 
 
+def _changing_rate_in_float64(config: c.Config) -> bool:
+    return config.update == "optimizer" and config.dtype == "float64" and not config.schedule.constant
+
+
 def _too_few_steps(config: c.Config) -> bool:
     steps = config.train.steps
     return steps is not None and steps < config.schedule.least_steps
+
+
+EAGER: tuple[tuple[Callable[[c.Config], bool], str], ...] = (
+    (lambda k: k.device.name not in ("auto", "cuda", "rocm"), "`device`={k.device.name} has no CUDA graphs"),
+    (lambda k: k.strategy.name not in ("auto", "single"), "`strategy`={k.strategy.name} uses several devices"),
+    (_exact, "`strategy.reduction`=exact adds the gradients of its chunks in an order of its own"),
+    (lambda k: k.optimizer.rule is None, "`optimizer`={k.optimizer.name} makes decisions on the host in every step"),
+    (lambda k: k.amp == "float16", "`amp`=float16 decides on the host in every step whether the gradients overflowed"),
+    (lambda k: k.train.compile, "`train.compile`=true makes kernels of its own"),
+)
+"""Why a training step cannot be captured as a CUDA graph: conditions, and format strings in which `k` is the configuration."""
+
+
+def eager_because(config: c.Config, lanes: int = 1) -> str | None:
+    """Return why the steps of a resolved configuration are eager, as a clause; None if they are CUDA graphs.
+
+    `lanes` is the number of runs in the program.
+    """
+    if config.train.cuda_graph is False:
+        return "`train.cuda_graph` is false"
+    reason = next((text.format(k=config) for when, text in EAGER if when(config)), None)
+    if reason is None and lanes == 1 and _changing_rate_in_float64(config):
+        reason = "torch's fused optimizers take a learning rate that changes in float32 only, and `dtype` is float64"
+    return reason
 
 
 FORBIDDEN = (
@@ -218,7 +246,8 @@ def problems(config: c.Config) -> list[str]:
     """Return the messages of all forbidden combinations that hold, and the problems of the parts themselves."""
     messages = [rule.message(config) for rule in FORBIDDEN if rule.when(config)]
     parts = (config.data, config.model, config.loss, config.optimizer, config.schedule)
-    return [*messages, *(problem for part in parts for problem in part.problems()), *_sink_problems(config)]
+    more = (*_sink_problems(config), *_graph_problems(config))
+    return [*messages, *(problem for part in parts for problem in part.problems()), *more]
 
 
 def world_size_problems(config: c.Config, size: int) -> list[str]:
@@ -251,6 +280,12 @@ def notices(config: c.Config) -> list[str]:
     if config.optimizer.lr == 0:
         return ["`optimizer.lr` is 0, so the parameters will not change"]
     return []
+
+
+def _graph_problems(config: c.Config) -> Iterator[str]:
+    reason = eager_because(config) if config.train.cuda_graph is True else None
+    if reason is not None:
+        yield f"`train.cuda_graph` must be auto or false because {reason}, got true; use train.cuda_graph=auto"
 
 
 def _sink_problems(config: c.Config) -> Iterator[str]:

@@ -190,7 +190,8 @@ def _phrase(option: Any, meaning: Key) -> str:
     """Return one member of a union as text."""
     origin, bounds = get_origin(option), meaning.bounds()
     if origin is Literal:
-        return "one of " + ", ".join(get_args(option))
+        choices = get_args(option)
+        return ("one of " if len(choices) > 1 else "") + ", ".join(choices)
     if origin is tuple:
         items = [a for a in get_args(option) if a is not Ellipsis]
         count = "" if get_args(option)[-1] is Ellipsis else f" of {len(items)} items"

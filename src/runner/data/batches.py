@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from runner.compute.rng import stream
+from runner.compute.transfer import upload
 
 
 class EpochBatches:
@@ -33,7 +34,7 @@ class EpochBatches:
             return slice(None)
         epoch = self.epoch(step)
         if epoch != self._epoch:
-            self._order = torch.split(self.order(epoch).to(self._device), self.largest)
+            self._order = torch.split(upload(self.order(epoch), self._device), self.largest)
             self._epoch = epoch
         return self._order[(step - 1) % self.per_epoch]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runner.compute.transfer import upload
 from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset, ResidentRows
 from runner.data.scaling import Scaling
@@ -91,7 +92,7 @@ class StackedBatches:
         epoch = self._first.epoch(step)
         if epoch != self._epoch:
             orders = torch.stack([batches.order(epoch) for batches in self._drawn])[self._lanes]
-            self._orders = torch.split(orders.to(self._device), self._first.largest, dim=1)
+            self._orders = torch.split(upload(orders, self._device), self._first.largest, dim=1)
             self._epoch = epoch
         return self._orders[(step - 1) % self._first.per_epoch]
 

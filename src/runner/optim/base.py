@@ -8,9 +8,11 @@ each other's runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 State = dict[str, dict[str, Any]]
@@ -57,11 +59,13 @@ class Optimizer(Protocol):
 
     settled: Sequence[int]
     """Lanes that converged in the last step; empty for methods that cannot tell."""
+    rate_type: torch.dtype | None
+    """Dtype of a learning rate that is a tensor on the device; None if the learning rate must be a number."""
 
     def step(self, objective: Objective, lr: Any) -> Tensor:
         """Update the parameters in place with learning rate `lr`; return this process's share of the loss [] before it.
 
-        For vmapped runs `lr` is a tensor [lanes, 1] and the loss is [lanes].
+        `lr` is a number, or a tensor [] on the device. For vmapped runs it is a tensor [lanes, 1] and the loss is [lanes].
         """
 
     def state_dict(self) -> State:
@@ -69,6 +73,14 @@ class Optimizer(Protocol):
 
     def load_state_dict(self, state: State) -> None:
         """Restore a saved state, from any device."""
+
+
+@runtime_checkable
+class Capturable(Optimizer, Protocol):
+    """An optimizer whose step can be captured as a CUDA graph, because it decides nothing on the host."""
+
+    def capturing(self) -> AbstractContextManager[None]:
+        """Return the context in which a step is captured. Then and later, steps update the state's tensors in place."""
 
 
 class Differentiable(Protocol):

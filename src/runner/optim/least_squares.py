@@ -41,6 +41,7 @@ class _LeastSquares:
         self._lanes = lanes or 1
         self._ended = [False] * self._lanes
         self.settled: Sequence[int] = ()
+        self.rate_type: torch.dtype | None = None
 
     def _rows(self) -> Tensor:
         """Return a copy of the parameters, [lanes, n]."""

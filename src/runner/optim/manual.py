@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,14 +28,16 @@ class Manual:
         with torch.no_grad():
             self._parameters = [local(parameter) for parameter in self._wholes]
         self._slots = rule.init(self._parameters)
+        self.rate_type: torch.dtype | None = scalar_type(self._parameters[0])
+        self._in_place = False
         self._lr_value: Any = None
         self._lr: Any = None
 
     def step(self, objective: Objective, lr: Any) -> Tensor:
         """Update the parameters in place by the rule; return this process's share of the loss [] or [lanes] before it."""
         if lr is not self._lr_value:
-            like = self._parameters[0]
-            self._lr_value, self._lr = lr, torch.as_tensor(lr, dtype=scalar_type(like), device=like.device)
+            device = self._parameters[0].device
+            self._lr_value, self._lr = lr, torch.as_tensor(lr, dtype=self.rate_type, device=device)
         loss, gradients = objective.gradient()
         if gradients is None:
             return loss
@@ -42,11 +45,22 @@ class Manual:
             if self._sharded:  # rules are elementwise, so each process updates only its own shard
                 self._parameters = [local(parameter) for parameter in self._wholes]
                 gradients = [local(gradient) for gradient in gradients]
-            updated, self._slots = self._rule.step(self._parameters, gradients, self._slots, self._lr)
+            updated, slots = self._rule.step(self._parameters, gradients, self._slots, self._lr)
             torch._foreach_copy_(self._parameters, updated)
+            if self._in_place:
+                for slot, tensors in slots.items():
+                    torch._foreach_copy_(self._slots[slot], tensors)
+            else:
+                self._slots = slots
         for parameter in self._wholes:
             parameter.grad = None
         return loss
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Update the slots in place from now on: graphs read and write the present ones."""
+        self._in_place = True
+        yield
 
     def state_dict(self) -> State:
         """Return the rule's slots by parameter name; sharded like the parameters."""

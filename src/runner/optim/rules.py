@@ -106,7 +106,7 @@ class AdamRule:
     def init(self, params: Sequence[Tensor]) -> Slots:
         """Return a step count of 0 and two moments of zeros for each parameter."""
         return {
-            "step": [torch.zeros((), dtype=torch.float32) for _ in params],
+            "step": [torch.zeros((), dtype=torch.float32, device=p.device) for p in params],
             "exp_avg": [torch.zeros_like(p) for p in params],
             "exp_avg_sq": [torch.zeros_like(p) for p in params],
         }
@@ -121,7 +121,8 @@ class AdamRule:
         else:
             grads = _with_l2(params, grads, self.weight_decay)
         count = state["step"][0] + 1
-        taken = float(count)  # the count is on the CPU, so reading it does not wait for the device
+        # On the CPU a power with a number is rounded differently from one with a tensor, and torch.optim uses numbers.
+        taken = count if count.device.type != "cpu" else float(count)
         rate = -lr / (1 - self.beta1**taken)
         root = (1 - self.beta2**taken).sqrt()
         first = [torch.lerp(m, g, (1 - self.beta1).to(m.dtype)) for m, g in zip(state["exp_avg"], grads, strict=True)]

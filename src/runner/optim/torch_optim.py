@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from runner.compute.dtensor import scattered
+from runner.compute.dtensor import is_sharded, scattered
 from runner.config import schema as c
 from runner.optim.base import Objective, Optimizer, State
 
@@ -21,9 +22,12 @@ Parameters = Mapping[str, Tensor]
 
 
 def sgd(config: c.Sgd | c.Momentum, parameters: Parameters, momentum: float = 0.0) -> Optimizer:
-    """Return `torch.optim.SGD`."""
+    """Return `torch.optim.SGD`, fused on CUDA and ROCm, where only that takes a learning rate on the device."""
     tensors = list(parameters.values())
-    optimizer = torch.optim.SGD(tensors, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
+    fused = tensors[0].device.type == "cuda" and not is_sharded(tensors[0])  # torch does not shard it
+    optimizer = torch.optim.SGD(
+        tensors, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay, fused=fused or None
+    )
     return TorchOptimizer(optimizer, parameters)
 
 
@@ -93,16 +97,31 @@ class TorchOptimizer:
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> None:
         self._optimizer = optimizer
         self._names = list(parameters)
-        self._lr: float | None = None
+        self._lr: float | Tensor | None = None
+        group, like = optimizer.param_groups[0], next(iter(parameters.values()))
+        # Torch's fused kernels read a learning rate from the device as float32, which is too coarse for float64.
+        on_device = group["fused"] and like.device.type == "cuda" and like.dtype != torch.float64
+        self.rate_type: torch.dtype | None = torch.float32 if on_device else None
 
-    def step(self, objective: Objective, lr: float) -> Tensor:
+    def step(self, objective: Objective, lr: float | Tensor) -> Tensor:
         """Update the parameters in place unless the step is skipped; return this process's share of the loss [] before it."""
-        if lr != self._lr:
+        if lr is not self._lr:
             self._lr = self._optimizer.param_groups[0]["lr"] = lr
         loss, gradients = objective.gradient()
         if gradients is not None:
             self._optimizer.step()
         return loss
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Declare the step capturable. Fused steps always are, but torch checks the declaration."""
+        group = self._optimizer.param_groups[0]
+        declared = group.get("capturable", False)
+        group["capturable"] = True
+        try:
+            yield
+        finally:
+            group["capturable"] = declared
 
     def state_dict(self) -> State:
         """Return torch's state by parameter name."""
@@ -123,6 +142,7 @@ class TorchLbfgs:
     """
 
     settled: Sequence[int] = ()
+    rate_type: torch.dtype | None = None
 
     def __init__(self, config: c.Lbfgs, parameters: Mapping[str, Tensor]) -> None:
         self._config, self._names, self._parameters = config, list(parameters), list(parameters.values())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from runner.compute import precision, strategies
 from runner.compute.devices import DeviceChoice
+from runner.compute.graphs import CudaGraphs
 from runner.compute.precision import Scaler
 from runner.compute.processes import World
 from runner.compute.rng import dropout_seeder
@@ -25,12 +26,14 @@ from runner.errors import ConfigError
 from runner.models import losses
 from runner.models.base import Model, start_model
 from runner.optim import schedules
+from runner.optim.base import Optimizer
 from runner.optim.build import build as build_optimizer
 from runner.optim.optimum import find_optimum
 from runner.runs.hashes import parameters_sha256
 from runner.training.experiment import Experiment, RunInfo
 from runner.training.metrics import Evaluation
 from runner.training.objective import BatchObjective
+from runner.training.step import EagerStep, GraphedStep, Step
 
 
 @dataclass(frozen=True)
@@ -115,24 +118,30 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
     batches = EpochBatches(len(rows), resolved.train.batch_size, resolved.seed, device)
     scaler = precision.scaler(resolved.amp, device)
     info = run_info(resolved, prepared, strategy=strategy.name, batches=batches, size=world.size)
+    optimizer = build_optimizer(resolved.optimizer, resolved.update, strategy.parameters(model))
+    minimized = objective(
+        resolved,
+        model,
+        forward=forward,
+        strategy=strategy,
+        loss=loss,
+        rows=rows,
+        batches=batches,
+        scaler=scaler,
+        clip_norm=resolved.train.clip_norm,
+    )
+    schedule: Callable[[int], float | Tensor | None] = info.schedule
+    if device.type != "cpu" and not resolved.schedule.constant and optimizer.rate_type is not None:
+        schedule = schedules.DeviceRates([info.schedule], optimizer.rate_type, device)
     return Experiment(
         info=info,
         model=model,
         strategy=strategy,
-        optimizer=build_optimizer(resolved.optimizer, resolved.update, strategy.parameters(model)),
-        objective=objective(
-            resolved,
-            model,
-            forward=forward,
-            strategy=strategy,
-            loss=loss,
-            rows=rows,
-            batches=batches,
-            scaler=scaler,
-            clip_norm=resolved.train.clip_norm,
-        ),
+        optimizer=optimizer,
+        objective=minimized,
         evaluation=Evaluation(model, placed, loss, autocast, dataset.scaling.undo, dataset.parts, strategy),
-        schedule=info.schedule,
+        schedule=schedule,
+        step=training_step(resolved, minimized, optimizer, schedule),
         batches=batches,
         scaler=scaler,
         optimum=optimum,
@@ -177,6 +186,17 @@ def objective(
         predict=lambda features: strategy.predict(model, widened(), features),
         jacobian=lambda features: model.jacobian(widened(), features),
     )
+
+
+def training_step(
+    config: c.Config, minimized: BatchObjective, optimizer: Optimizer, schedule: Callable[[int], Any], lanes: int = 1
+) -> Step:
+    """Return the function that takes a training step of a run, or of `lanes` vmapped runs."""
+    eager = EagerStep(minimized, optimizer, schedule)
+    if constraints.eager_because(config, lanes) is not None:
+        return eager
+    graphs = CudaGraphs(minimized.rows.target.device)
+    return GraphedStep(eager, graphs, required=config.train.cuda_graph is True)
 
 
 def run_info(

@@ -28,6 +28,7 @@ from runner.training.loop import Loop
 from runner.training.metrics import LARGER_IS_BETTER, Best, Evaluation
 from runner.training.objective import BatchObjective
 from runner.training.run_state import Calendar, RunState
+from runner.training.step import Step
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ class Experiment:
     optimizer: Optimizer
     objective: BatchObjective
     evaluation: Evaluation
-    schedule: Callable[[int], float | None]
+    schedule: Callable[[int], float | Tensor | None]
+    step: Step
     batches: EpochBatches
     scaler: Scaler
     optimum: Optimum | None
@@ -151,6 +153,7 @@ class Experiment:
         self.strategy.load(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.step.reset()
 
     def lane_state(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
         """Return the whole state: there is one lane."""

@@ -25,6 +25,7 @@ from runner.optim.base import Optimizer
 from runner.training.metrics import Evaluation
 from runner.training.objective import BatchObjective
 from runner.training.run_state import Calendar, Divergence, RunState
+from runner.training.step import Step
 
 MIN_ACTIVE_SHARE = 0.75
 """Share of lanes in training below which the ended lanes are removed from the program."""
@@ -54,8 +55,8 @@ class Program(Protocol):
         """Metrics of a part of the data, one dictionary per lane."""
 
     @property
-    def schedule(self) -> Callable[[int], Any]:
-        """Step → learning rate as the optimizer takes it: a number, or a tensor [lanes, 1]; None for a solver."""
+    def step(self) -> Step:
+        """Takes a training step of all lanes."""
 
     def capture(self) -> dict[str, Any]:
         """Return everything the next step depends on. The tensors are the live ones: copy them before the next step."""
@@ -140,15 +141,12 @@ class Loop:
 
     def _advance(self, until: int) -> None:
         """Take training steps to step `until`, to a signal or to convergence. Losses stay on the device."""
-        step, unread, program, requested = self.step, self._unread_losses, self.program, self.stop.requested
-        objective, optimizer_step, schedule = program.objective, program.optimizer.step, program.schedule
+        step, unread, requested = self.step, self._unread_losses, self.stop.requested
+        take_step, optimizer = self.program.step, self.program.optimizer
         while step < until and requested(step) is None:
             step += 1
-            loss = optimizer_step(objective.at(step), schedule(step))
-            unread.append(loss)
-            if objective.norm is not None:
-                unread[-1] = torch.stack((loss, objective.norm.reshape(loss.shape).to(loss.dtype)))
-            if program.optimizer.settled:
+            unread.append(take_step(step))
+            if optimizer.settled:
                 break
         self.step = step
 
@@ -319,7 +317,7 @@ class Loop:
             if not waiting:
                 break
             before = copy_state(replay.capture())
-            replay.optimizer.step(replay.objective.at(step + 1), replay.schedule(step + 1))
+            replay.step(step + 1)
             finite = replay.finite_lanes()
             # The parameters of these lanes broke before their loss or norm showed it.
             broken = {i: lane for i, lane in waiting.items() if not finite[i]}

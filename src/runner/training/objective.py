@@ -55,7 +55,10 @@ class BatchObjective:
     def at(self, step: int) -> BatchObjective:
         """Select the rows and random numbers of a step, from 1, and return this objective."""
         self.step = step
-        chosen, count = self.batches.at(step), self.batches.size(step)
+        return self.on(self.batches.at(step), self.batches.size(step))
+
+    def on(self, chosen: Tensor | slice, count: int) -> BatchObjective:
+        """Select a batch of `count` rows by their numbers [n] or [lanes, n], or all rows by a slice; return this objective."""
         if isinstance(chosen, Tensor):
             self._parts = [self._part(chosen, portion, count) for portion in self._cut(count)]
         elif not self._parts:  # all rows: the same parts at every step

@@ -10,6 +10,7 @@ import torch
 
 from runner.compute.devices import DeviceChoice
 from runner.compute.gc_pause import gc_paused
+from runner.config.constraints import eager_because
 from runner.config.schema import Config
 from runner.optim.optimum import noise_floor, observed_rate
 from runner.runs import hashes
@@ -45,6 +46,9 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
     rate = "" if lr is None else f" {update}, lr {lr:g} ({config.schedule.name})"
     yield f"update   {config.optimizer.name}{rate}"
     yield f"training {info.steps:,} steps of {info.batch_size:,} rows" + (f", from step {step}" if step else "")
+    if choice.kind in ("cuda", "rocm"):
+        reason = eager_because(config, info.lanes)
+        yield "steps    " + ("as CUDA graphs" if reason is None else f"eager: {reason}")
 
 
 def _reduction(config: Config) -> str:

@@ -26,13 +26,15 @@ from runner.optim.base import Optimizer
 from runner.optim.build import build_lanes
 from runner.optim.optimum import Optimum, find_optimum, progress_columns, summarize
 from runner.optim.qr import PIECE_ROWS
+from runner.optim.schedules import DeviceRates
 from runner.optim.standard_errors import Fit, Inference, infer
-from runner.training.build import Inputs, objective, run_info
+from runner.training.build import Inputs, objective, run_info, training_step
 from runner.training.experiment import Outcome, RunInfo, batch_size, warnings
 from runner.training.loop import Loop
 from runner.training.metrics import Evaluation
 from runner.training.objective import BatchObjective
 from runner.training.run_state import RunState
+from runner.training.step import Step
 
 
 def not_vmappable_because(config: c.Config, prepared: Inputs) -> str | None:
@@ -104,6 +106,7 @@ class VmappedExperiment:
     objective: BatchObjective
     evaluation: Evaluation
     schedule: Callable[[int], Tensor | None]
+    step: Step
     batches: StackedBatches
     optimum: Optimum | None
 
@@ -144,6 +147,7 @@ class VmappedExperiment:
             for slot, values in slots.items()
         }
         self.optimizer.load_state_dict({STACK: rows})
+        self.step.reset()
 
     def lane_state(self, state: Mapping[str, Any], lane: int) -> dict[str, Any]:
         """Return copies of one lane's slice of every tensor; all lanes share the optimizer's step."""
@@ -295,25 +299,28 @@ def _built(
     forward = strategy.place(template, loss)
     seeds = [info.config.seed for info in infos]
     batches = StackedBatches(rows["train"].target.shape[-2], config.train.batch_size, seeds, device)
-
+    optimizer = build_lanes([info.config.optimizer for info in infos], strategy.parameters(template))
+    schedule = _schedule(infos, strategy.stack)
+    minimized = objective(
+        config,
+        template,
+        forward=forward,
+        strategy=strategy,
+        loss=loss,
+        rows=rows["train"],
+        batches=batches,
+        scaler=SumOverLanes(),
+        clip_norm=_clip_norm(infos, strategy.stack),
+    )
     return VmappedExperiment(
         infos=infos,
         template=template,
         strategy=strategy,
-        optimizer=build_lanes([info.config.optimizer for info in infos], strategy.parameters(template)),
-        objective=objective(
-            config,
-            template,
-            forward=forward,
-            strategy=strategy,
-            loss=loss,
-            rows=rows["train"],
-            batches=batches,
-            scaler=SumOverLanes(),
-            clip_norm=_clip_norm(infos, strategy.stack),
-        ),
+        optimizer=optimizer,
+        objective=minimized,
         evaluation=Evaluation(template, forward, loss, autocast, scaling.undo, rows, strategy),
-        schedule=_schedule(infos, strategy.stack),
+        schedule=schedule,
+        step=training_step(config, minimized, optimizer, schedule, lanes=len(infos)),
         batches=batches,
         optimum=optimum(rows["train"]),
     )
@@ -339,10 +346,7 @@ def _schedule(infos: Sequence[RunInfo], like: Tensor) -> Callable[[int], Tensor 
     distinct = {key: info.schedule for key, info in zip(keys, infos, strict=True)}
     index = {key: i for i, key in enumerate(distinct)}
     lanes = torch.tensor([index[key] for key in keys])
-
-    def rates(step: int) -> Tensor:
-        return _column(like, [schedule(step) for schedule in distinct.values()])[lanes]
-
+    rates = DeviceRates(list(distinct.values()), scalar_type(like), like.device, lanes)
     if all(info.config.schedule.constant for info in infos):
         constant = rates(1)
         return lambda step: constant

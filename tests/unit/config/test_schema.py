@@ -123,7 +123,7 @@ HASHED = [
     for name in introspection.paths(Config)
     if not introspection.is_group(Config, name)
     and name.partition(".")[0] not in ("record", "checkpoint", "launch", "sweep", "seeds")
-    and name not in ("name", "run_dir", "resume", "device.visible")
+    and name not in ("name", "run_dir", "resume", "device.visible", "train.cuda_graph")
 ]
 
 
