@@ -30,7 +30,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let warnings of drivers and of torch's prototypes be shown, not fail a test: time on a GPU is short."""
+    """Let warnings of drivers and of torch's prototypes be shown, not fail a test: time on a GPU is short.
+
+    A step that should be captured and is not is an error.
+    """
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.filterwarnings("default"))
+            item.add_marker(pytest.mark.filterwarnings("default", "error:the run is slower than it could be"))

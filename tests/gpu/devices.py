@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import runner
 from runner.compute.devices import DeviceChoice, set_up_device
@@ -85,12 +84,6 @@ def lanes(common: Sequence[str], differing: Sequence[Sequence[str]]) -> VmappedE
         infos.append(vmapped.run_info_of_lane(config, prepared, len(differing)))
         models.append(prepared.model)
     return vmapped.build(infos, models)
-
-
-def step(program: Experiment | VmappedExperiment, number: int) -> Tensor:
-    """Take a training step, from 1, and return its loss [] or [lanes]."""
-    loss = program.optimizer.step(program.objective.at(number), program.schedule(number))
-    return loss.clone()  # a captured step writes every loss to the same place
 
 
 @contextmanager

@@ -87,6 +87,13 @@ def test_a_finished_run_that_is_resumed_has_nothing_left_to_do() -> None:
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="strategy=dp would use all GPUs of this machine")
+def test_dp_on_one_gpu_is_single_and_says_so() -> None:
+    run = train("run", "+experiment=linreg", "train.steps=3", "strategy=dp")
+    assert read_json(run / "run.json")["strategy"] == "single"
+    assert "`strategy`=dp has one device to work on, so the run is single" in (run / "run.log").read_text()
+
+
 def _places() -> Sequence[tuple[str, str]]:
     return ("here", f"device={DEVICE}"), ("there", "device=cpu")
 

@@ -10,17 +10,21 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 
-from gpu.devices import GRAPHS, NETWORK, lanes, needs_device, needs_gpu, no_waiting, parts, step
+from gpu.devices import GRAPHS, NETWORK, lanes, needs_device, needs_gpu, no_waiting, parts
 from runner.training.experiment import Experiment
 from runner.training.vmapped import VmappedExperiment
 
 pytestmark = needs_device
 
-WARM_UP, MEASURED = 18, 18
-"""Six epochs of three batches each: every shape was seen, and epochs begin in the steps that are watched."""
+FIRST, WATCHED, END = 231, 249, 267
+"""Steps from which a program is warmed up and watched, six epochs of three batches each.
 
-LINE = ("data=line", "data.rows=58", "data.features=3", "data.standardize=true", "optimizer.lr=0.01", "train.steps=40")
-BATCHES = (*NETWORK, "train.steps=40")
+By then graphs of both batch sizes are recorded. Epochs begin in the steps that are watched, and new learning rates are copied
+to the GPU at step 257.
+"""
+
+LINE = ("data=line", "data.rows=58", "data.features=3", "data.standardize=true", "optimizer.lr=0.01", "train.steps=300")
+BATCHES = (*NETWORK, "train.steps=300")
 UPDATES = [(name, update) for name in ("sgd", "momentum", "adam", "adamw") for update in ("manual", "optimizer")]
 CASES = {
     **{f"line, {name}, {update}": (*LINE, f"optimizer={name}", f"update={update}") for name, update in UPDATES},
@@ -45,7 +49,7 @@ CASES = {
     "dropout, accumulation, manual": (*BATCHES, "model.dropout=0.2", "train.accumulate=2", "update=manual"),
     "exact": (*BATCHES, "strategy.reduction=exact"),
     "formula, manual": (
-        "data=curve", "model=formula", "model.expression=a*exp(-b*x)", "update=manual", "optimizer=adam", "train.steps=40",
+        "data=curve", "model=formula", "model.expression=a*exp(-b*x)", "update=manual", "optimizer=adam", "train.steps=300",
     ),
     "huber": (*BATCHES, "loss=huber"),
     "deterministic": (*BATCHES, "model.dropout=0.2", "deterministic=true", "update=manual", "optimizer=adamw"),
@@ -89,9 +93,9 @@ def test_no_step_of_vmapped_runs_waits(case: str, graph: str) -> None:
 
 
 def assert_no_waiting(program: Experiment | VmappedExperiment) -> None:
-    losses = [step(program, number) for number in range(1, WARM_UP + 1)]
+    losses = [program.step(number) for number in range(FIRST, WATCHED)]
     with no_waiting():
-        losses += [step(program, number) for number in range(WARM_UP + 1, WARM_UP + MEASURED + 1)]
+        losses += [program.step(number) for number in range(WATCHED, END)]
     assert torch.stack(losses).isfinite().all()
 
 
