@@ -1,14 +1,11 @@
-"""Preparation of the GPU before the first test, and of the folder and the memory for each test."""
+"""Preparation of the environment before CUDA starts, and of the folder and the warnings of each test."""
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from gpu.devices import HAS_GPU, REHEARSAL
 
@@ -19,13 +16,9 @@ if HAS_GPU or REHEARSAL:
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run each test in an empty folder, and give its memory on the GPU back."""
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    yield
-    if HAS_GPU:
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -113,6 +114,13 @@ def test_lanes_have_the_same_bits_captured_or_not(case: str) -> None:
     assert hashes[0] == hashes[1]
 
 
+def diverged_at(reason: str) -> int:
+    """Return the step that the reason of a divergence names."""
+    found = re.match(r"training diverged at step (\d+)", reason)
+    assert found is not None, reason
+    return int(found[1])
+
+
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_a_diverging_lane_leaves_the_others_alone(graph: str) -> None:
     """The program is made smaller without them, and its steps are captured again."""
@@ -130,7 +138,7 @@ def test_a_diverging_lane_leaves_the_others_alone(graph: str) -> None:
     for member in members[3:]:
         with pytest.raises(runner.Diverged) as raised:
             alone(directory, member["number"])
-        assert str(raised.value) == member["reason"]
+        assert diverged_at(str(raised.value)) == diverged_at(member["reason"])
     for number in (0, 2):
         assert difference(alone(directory, number), directory / str(number)) <= BOUNDS["float32"]
 
