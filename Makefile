@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 PIP := $(BIN)/pip install --quiet
 
-.PHONY: run test test-fast check format docs bench bench-sweep exactness scaling wheel clean
+.PHONY: run test test-fast check format docs bench bench-sweep exactness scaling gpu gpu-wheels wheel clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m runner +experiment=linreg
@@ -50,11 +50,22 @@ exactness: $(VENV)/.dev
 scaling: $(VENV)/.dev
 	$(BIN)/python benchmarks/scaling.py
 
+# Everything that is promised about GPUs, on a machine with one: docs/gpu.md. Without .venv it takes what $(PYTHON) has, and wheels/.
+#   make gpu PART=tests|bench|sweep MINUTES=9 INTO=FOLDER
+gpu:
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) docs/gpu_report.py $(PART:%=--part %) $(MINUTES:%=--minutes %) $(INTO:%=--into %)
+
+# Pure-Python packages that a machine with torch often lacks, in the versions of .venv.
+gpu-wheels: $(VENV)/.run
+	rm -rf wheels
+	$(BIN)/pip freeze | grep -iE '^(hydra-core|omegaconf|antlr4-python3-runtime)==' \
+	  | xargs $(BIN)/pip wheel --quiet --no-deps --wheel-dir wheels
+
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) dist build wheels
 
 # With an NVIDIA GPU pip's own choice is the CUDA build; without one the CPU build, from wherever pip looks or from torch's index.
 # Later installs must keep that build: the constraint names it.

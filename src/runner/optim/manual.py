@@ -11,6 +11,7 @@ from torch import Tensor
 
 from runner.compute.dtensor import is_sharded, like, local, scattered
 from runner.compute.precision import scalar_type
+from runner.compute.transfer import upload
 from runner.optim.base import Objective, State
 from runner.optim.rules import Rule
 
@@ -37,7 +38,8 @@ class Manual:
         """Update the parameters in place by the rule; return this process's share of the loss [] or [lanes] before it."""
         if lr is not self._lr_value:
             device = self._parameters[0].device
-            self._lr_value, self._lr = lr, torch.as_tensor(lr, dtype=self.rate_type, device=device)
+            rate = lr if isinstance(lr, Tensor) else upload(torch.tensor(lr, dtype=self.rate_type), device)
+            self._lr_value, self._lr = lr, rate
         loss, gradients = objective.gradient()
         if gradients is None:
             return loss

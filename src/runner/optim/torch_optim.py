@@ -14,8 +14,11 @@ from runner.compute.dtensor import is_sharded, scattered
 from runner.config import schema as c
 from runner.optim.base import Objective, Optimizer, State
 
-FUSED = ("cpu", "cuda")
+FUSED: tuple[str, ...] = ("cpu", "cuda")
 """Devices on which torch's fused Adam was tested; it is the fastest implementation there."""
+
+RATE_ON_DEVICE: tuple[str, ...] = ("cuda",)
+"""Devices whose fused kernels read the learning rate from the device, as float32; "cuda" is ROCm too."""
 
 Parameters = Mapping[str, Tensor]
 """Parameters by name."""
@@ -24,7 +27,7 @@ Parameters = Mapping[str, Tensor]
 def sgd(config: c.Sgd | c.Momentum, parameters: Parameters, momentum: float = 0.0) -> Optimizer:
     """Return `torch.optim.SGD`, fused on CUDA and ROCm, where only that takes a learning rate on the device."""
     tensors = list(parameters.values())
-    fused = tensors[0].device.type == "cuda" and not is_sharded(tensors[0])  # torch does not shard it
+    fused = tensors[0].device.type in RATE_ON_DEVICE and not is_sharded(tensors[0])  # torch does not shard it
     optimizer = torch.optim.SGD(
         tensors, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay, fused=fused or None
     )
@@ -99,8 +102,8 @@ class TorchOptimizer:
         self._names = list(parameters)
         self._lr: float | Tensor | None = None
         group, like = optimizer.param_groups[0], next(iter(parameters.values()))
-        # Torch's fused kernels read a learning rate from the device as float32, which is too coarse for float64.
-        on_device = group["fused"] and like.device.type == "cuda" and like.dtype != torch.float64
+        # float32 is too coarse for parameters in float64.
+        on_device = group["fused"] and like.device.type in RATE_ON_DEVICE and like.dtype != torch.float64
         self.rate_type: torch.dtype | None = torch.float32 if on_device else None
 
     def step(self, objective: Objective, lr: float | Tensor) -> Tensor:

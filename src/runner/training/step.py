@@ -57,7 +57,7 @@ def updated(optimizer: Optimizer, objective: BatchObjective, lr: Any) -> Tensor:
     return torch.stack((loss, objective.norm.reshape(loss.shape).to(loss.dtype)))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Captured:
     """The recorded step of one batch size, with the memory that it reads."""
 
@@ -66,13 +66,16 @@ class _Captured:
     """Row numbers of the batch [n] or [lanes, n], or a slice of all rows."""
     lr: Any
     """Learning rate: a number, or a tensor [] or [lanes, 1]."""
+    loaded_lr: Any
+    """The learning rate that `lr` is a copy of."""
 
     def load(self, chosen: Tensor | slice, lr: Any) -> None:
         """Copy rows and learning rate of the next step to where the recording reads them."""
         if isinstance(self.chosen, Tensor) and isinstance(chosen, Tensor):
             self.chosen.copy_(chosen)
-        if isinstance(self.lr, Tensor):
+        if isinstance(self.lr, Tensor) and lr is not self.loaded_lr:
             self.lr.copy_(lr)
+            self.loaded_lr = lr
 
 
 class GraphedStep:
@@ -119,8 +122,8 @@ class GraphedStep:
             return self._eager(step)
 
     def _record(self, step: int, rows: int) -> None:
-        chosen, lr = self._objective.batches.at(step), self._schedule(step)
-        chosen, lr = (value.clone() if isinstance(value, Tensor) else value for value in (chosen, lr))
+        selected, loaded_lr = self._objective.batches.at(step), self._schedule(step)
+        chosen, lr = (value.clone() if isinstance(value, Tensor) else value for value in (selected, loaded_lr))
         if isinstance(chosen, slice):  # all rows are taken once, not at every replay
             self._unseeded.on(chosen, rows)
         self._objective.draw(step, 0)
@@ -130,7 +133,7 @@ class GraphedStep:
                 return updated(self._optimizer, self._unseeded.on(chosen, rows), lr)
 
         try:
-            self._captured[rows] = _Captured(self._graphs.capture(compute), chosen, lr)
+            self._captured[rows] = _Captured(self._graphs.capture(compute), chosen, lr, loaded_lr)
         except RuntimeError as error:
             self._recordable = False
             reason = f"its training step cannot be captured as a CUDA graph ({' '.join(str(error).split())[:200]})"

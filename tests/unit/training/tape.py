@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_leaves
 READ = torch.ops.aten._local_scalar_dense.default
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records operations while they are computed, and the values that tensors from outside had before."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[tuple[Any, Any, Any, Any]] = []
         self._known: set[int] = set()
         self._before: list[tuple[Tensor, Tensor]] = []
