@@ -19,12 +19,12 @@ import torch
 
 from gpu.devices import DEVICE, HAS_GPU, REHEARSAL, SETTINGS, needs_device, needs_gpu, read_json, sha256, train
 
-pytestmark = needs_device
+pytestmark = [needs_device, pytest.mark.timeout(300)]
 
 one_gpu = pytest.mark.skipif(torch.cuda.device_count() != 1 or REHEARSAL, reason="needs exactly one GPU")
 
 SECONDS = 90.0
-"""Longest time of a process, below the time limit of a test."""
+"""Longest time of a process. On a GPU's machine all run side by side, and a test waits no longer than this."""
 
 MASK = "HIP_VISIBLE_DEVICES" if torch.version.hip else "CUDA_VISIBLE_DEVICES"
 MASKS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
@@ -45,7 +45,14 @@ def commands() -> dict[str, tuple[Mapping[str, str], tuple[str, ...]]]:
     """Return name → variables and arguments of Python, of every process."""
     runner = ("-m", "runner")
     return {
+        # Those of a rehearsal are first, as the others are not waited for before the end.
         "no mask": ({}, (*runner, *RUN, ON_DEVICE, OUT)),
+        "misspelt": ({MASK[:-1]: "0"}, (*runner, *RUN, ON_DEVICE, OUT)),
+        "torchrun": ({}, (*TORCHRUN, "--nproc-per-node=1", *runner, *RUN, ON_DEVICE, OUT)),
+        "torchrun, exact": ({}, (*TORCHRUN, "--nproc-per-node=1", *runner, *RUN, ON_DEVICE, OUT, "strategy.reduction=exact")),
+        "two": ({}, (*runner, *RUN, ON_DEVICE, OUT, "launch.processes=2")),
+        "two, auto": ({}, (*runner, *RUN, AUTO, OUT, "launch.processes=2")),
+        "two, torchrun": ({}, (*TORCHRUN, "--nproc-per-node=2", *runner, *RUN, ON_DEVICE, OUT)),
         "empty": ({MASK: ""}, (*runner, *RUN, AUTO, OUT)),
         "empty, requested": ({MASK: ""}, (*runner, *RUN, ON_DEVICE, OUT)),
         "minus one": ({MASK: "-1"}, (*runner, *RUN, AUTO, OUT)),
@@ -58,18 +65,9 @@ def commands() -> dict[str, tuple[Mapping[str, str], tuple[str, ...]]]:
         "visible beyond": ({}, (*runner, *RUN, AUTO, OUT, "device.visible=[99]")),
         "visible none": ({}, (*runner, *RUN, AUTO, OUT, "device.visible=[]")),
         "visible wins": ({MASK: "-1"}, (*runner, *RUN, ON_DEVICE, OUT, "device.visible=[0]")),
-        "misspelt": ({MASK[:-1]: "0"}, (*runner, *RUN, ON_DEVICE, OUT)),
         "doctor": ({}, (*runner, "doctor")),
         "doctor, hidden": ({MASK: "-1"}, (*runner, "doctor")),
-        "torchrun": ({}, (*TORCHRUN, "--nproc-per-node=1", *runner, *RUN, ON_DEVICE, OUT)),
-        "torchrun, exact": (
-            {},
-            (*TORCHRUN, "--nproc-per-node=1", *runner, *RUN, ON_DEVICE, OUT, "strategy.reduction=exact"),
-        ),
-        "two": ({}, (*runner, *RUN, ON_DEVICE, OUT, "launch.processes=2")),
-        "two, auto": ({}, (*runner, *RUN, AUTO, OUT, "launch.processes=2")),
-        "two, torchrun": ({}, (*TORCHRUN, "--nproc-per-node=2", *runner, *RUN, ON_DEVICE, OUT)),
-    }
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
