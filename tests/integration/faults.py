@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runner.training.objective import BatchObjective
+from runner.training.run_state import RunState
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happen: Callable[[], object]) -> list[int]:
@@ -44,3 +46,18 @@ def only_run(folder: Path) -> Path:
     """The one run directory below a folder of runs."""
     (path,) = [p for p in folder.iterdir() if not p.name.startswith(".")]
     return path
+
+
+def at_row(monkeypatch: pytest.MonkeyPatch, step: int, happen: Callable[[], object]) -> list[int]:
+    """Call `happen` when the row of `step` was written; the list that is given back grows when it fires."""
+    fired: list[int] = []
+    real = RunState.write
+
+    def write(self: RunState, row: Mapping[str, Any]) -> None:
+        real(self, row)
+        if row["step"] == step and not fired:
+            fired.append(step)
+            happen()
+
+    monkeypatch.setattr(RunState, "write", write)
+    return fired

@@ -79,6 +79,8 @@ def vmap_error(program: VmappedExperiment) -> str | None:
     """Return why vmap refuses the model, as the end of a sentence; None if it computes the first gradients."""
     try:
         program.objective.at(1).gradient()
+    except torch.OutOfMemoryError:
+        return "the gradients of all of them do not fit into the memory of the device; a smaller sweep.memory_gib vmaps fewer"
     except RuntimeError as error:
         return f"vmap refuses its model ({' '.join(str(error).split())[:200]})"
     finally:
