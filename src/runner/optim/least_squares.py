@@ -117,23 +117,27 @@ class LevenbergMarquardt(_LeastSquares):
         factor = _with_lanes(linearisation.factor)
         origin = self._rows().to(factor)
         n = origin.shape[1]
+        # Rank and convergence are decided in the scale of the present Jacobian. The trust region keeps the largest scale so
+        # far, in which columns that have become short would look like rounding.
         scale = lengths(factor[:, :, :n])
+        present = model = Linearised.from_triangle(factor[:, :n, :n], factor[:, :n, n], scale)
         if self._slots:
             scale = torch.maximum(scale, self._slots["scale"])
-        model = Linearised.from_triangle(factor[:, :n, :n], factor[:, :n, n], scale)
+            model = Linearised.from_triangle(factor[:, :n, :n], factor[:, :n, n], scale)
+        full = model.step_of(present)
         length, size = (factor[:, :, column].norm(dim=1) for column in (n, n + 1))  # lengths of r and y
-        radius, last_offset = self._trust_region(model, origin)
+        radius, last_offset = self._trust_region(scale * origin, full)
         eps = torch.finfo(self._tensors[0].dtype).eps
         # Relative change of the sum of squares that rounding of the predictions may cause.
         noise = 8 * torch.finfo(factor.dtype).eps * (1 + size / length)
-        offset = model.offset
+        offset = present.offset
         ended = (offset <= SETTLED * length + 4 * eps * size) | (offset > 0.9 * last_offset)
         waiting = ~(ended | torch.tensor(self._ended, device=ended.device))
         taken, last_offset = torch.zeros_like(origin), torch.full_like(length, torch.inf)
         for _ in range(TRIALS):
             if not bool(waiting.any()):
                 break
-            along, damping = model.bounded(radius)
+            along, damping = model.bounded(radius, full)
             step = model.unscaled(along)
             self._write(origin + torch.where(waiting.unsqueeze(1), step, taken))
             gain = _gain(length, objective.squares().reshape(-1).sqrt())
@@ -152,12 +156,15 @@ class LevenbergMarquardt(_LeastSquares):
         self._settle(ended.tolist())
         return linearisation.share
 
-    def _trust_region(self, model: Linearised, origin: Tensor) -> tuple[Tensor, Tensor]:
-        """Return radius and last offset [lanes] after the previous step, or those of a first step."""
+    def _trust_region(self, scaled: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
+        """Return radius and last offset [lanes] after the previous step, or those of a first step.
+
+        `scaled` [lanes, n] are the scaled parameters, `full` [lanes, n] is the Gauss–Newton step.
+        """
         if self._slots:
             return self._slots["radius"][:, 0], self._slots["offset"][:, 0]
-        start, first = (model.scale * origin).norm(dim=1), torch.tensor(self._first).to(origin)
-        radius = torch.minimum(first * torch.where(start > 0, start, 1.0), model.full.norm(dim=1))
+        start, first = scaled.norm(dim=1), torch.tensor(self._first).to(scaled)
+        radius = torch.minimum(first * torch.where(start > 0, start, 1.0), full.norm(dim=1))
         return radius, torch.full_like(radius, torch.inf)
 
     def state_dict(self) -> State:

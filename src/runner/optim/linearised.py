@@ -44,6 +44,11 @@ class Linearised:
         along = (left.mT @ projected.nan_to_num(0.0, 0.0, 0.0).unsqueeze(2)).squeeze(2)
         return Linearised(scale, values, directions, along)
 
+    def step_of(self, other: Linearised) -> Tensor:
+        """Return the Gauss–Newton step [lanes, n] of the same problem in another scale, in the basis of `directions`."""
+        scaled = self.scale * other.unscaled(other.full)
+        return (self.directions @ scaled.unsqueeze(2)).squeeze(2)
+
     @property
     def determined(self) -> Tensor:
         """Mask [lanes, n] of the singular values that differ from zero by more than rounding."""
@@ -62,14 +67,13 @@ class Linearised:
         """Gauss–Newton step [lanes, n] in the basis of `directions`; the shortest one if several are equally good."""
         return torch.where(self.determined, -self.along / self.values, 0.0)
 
-    def bounded(self, radius: Tensor) -> tuple[Tensor, Tensor]:
+    def bounded(self, radius: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
         """Return the best step [lanes, n] no longer than 1.1·`radius` [lanes], and its damping [lanes].
 
-        The step is in the basis of `directions`, its length that of the scaled parameters. The damping follows from the
-        radius by Newton's method on 1/length, safeguarded by bounds: Moré, "The Levenberg–Marquardt Algorithm" (1978),
-        section 5.
+        Steps are in the basis of `directions`, their length is that of the scaled parameters. `full` [lanes, n] is the
+        Gauss–Newton step. The damping follows from the radius by Newton's method on 1/length, safeguarded by bounds:
+        Moré, "The Levenberg–Marquardt Algorithm" (1978), section 5.
         """
-        full = self.full
         free = full.norm(dim=1) <= 1.1 * radius
         lower, upper = torch.zeros_like(radius), (self.values * self.along).norm(dim=1) / radius
         damping, step = 1e-3 * upper, full
