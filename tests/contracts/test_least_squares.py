@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -110,6 +111,42 @@ def test_lstsq_is_the_solution_of_numpy(rows: int) -> None:
         difference(result, expected) < 1e-11
     )  # condition number 1e4 times the rounding of float64, in numpy's solution
     assert steps == 2
+
+
+def test_start_values_leave_no_rounding_in_the_solution() -> None:
+    """A feature of 1e15 and a target of 1e-19: the products of features and start values are 1e34 times the target."""
+    x = torch.linspace(5e14, 1e15, 14, dtype=torch.float64).unsqueeze(1)
+    target = 6.6e-34 * x - 3.4e-19 + 2e-21 * (torch.arange(14) % 3 - 1).double().unsqueeze(1)
+    result, _ = solved(lstsq(), linear(1), x, target)
+    slope, constant = np.polyfit(x[:, 0].numpy() * 1e-15, target[:, 0].numpy() * 1e19, 1)
+    assert difference(result, [slope * 1e-34, constant * 1e-19]) < 1e-12  # condition number 6 in numpy's units
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_lstsq_with_more_columns_than_rows_is_the_shortest_solution(rows: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(rows, 200, generator=generator, dtype=torch.float64)
+    target = torch.randn(rows, 1, generator=generator, dtype=torch.float64)
+    result, steps = solved(lstsq(), linear(200), features, target)
+    expected = np.linalg.lstsq(with_ones(features), target.numpy()[:, 0], rcond=None)[0]
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-14)  # entries of 0.1 and a condition number of 2
+    assert steps == 2
+
+
+def test_the_time_of_lstsq_follows_the_smaller_number_of_rows_and_columns() -> None:
+    """A square matrix of 3,000 columns takes thirty times as long as numpy needs for its 100 rows."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(100, 3000, generator=generator, dtype=torch.float64)
+    target = torch.randn(100, 1, generator=generator, dtype=torch.float64)
+
+    def seconds(work: Callable[[], object]) -> float:
+        began = time.process_time()
+        work()
+        return time.process_time() - began
+
+    ours = min(seconds(lambda: solved(lstsq(), linear(3000), features, target)) for _ in range(3))
+    numpys = min(seconds(lambda: np.linalg.lstsq(with_ones(features), target.numpy()[:, 0])) for _ in range(3))
+    assert ours < 20 * numpys  # two solutions with their Jacobian; measured 4 to 8
 
 
 def test_lstsq_without_a_bias() -> None:

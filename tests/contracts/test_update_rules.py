@@ -46,6 +46,9 @@ class Gradients:
     def residuals(self) -> Linearisation:
         raise AssertionError("an update rule must use gradients only")
 
+    def mean_square(self) -> Tensor:
+        raise AssertionError("an update rule must use gradients only")
+
     def squares(self) -> Tensor:
         raise AssertionError("an update rule must use gradients only")
 

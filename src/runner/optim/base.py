@@ -44,6 +44,9 @@ class Objective(Protocol):
         The gradients are None if the step must be skipped.
         """
 
+    def mean_square(self) -> Tensor:
+        """Return this process's share [] or [lanes] of the mean of the squared residuals, in the widest type."""
+
     def whole(self, share: Tensor) -> Tensor:
         """Return the mean loss [] over all processes, for decisions that must be the same on each of them."""
 

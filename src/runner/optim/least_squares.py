@@ -75,17 +75,20 @@ class LstsqSolver(_LeastSquares):
 
     def step(self, objective: Objective, lr: Any) -> Tensor:
         """Write the solution into the parameters; return this process's share of the loss [] or [lanes] before it."""
+        share = objective.mean_square() if not float(self._count) else None
+        if share is not None:  # from zero: start values far larger than the solution would leave their rounding in it
+            self._write(torch.zeros_like(self._rows()))
         linearisation = objective.residuals()
         rows = self._rows().to(linearisation.factor)
         n = rows.shape[1]
-        factor = _with_lanes(linearisation.factor)[:, :, : n + 1]
+        factor = _with_lanes(linearisation.factor)[:, : linearisation.rows, : n + 1]
         factor = penalised(factor, rows, torch.tensor(self._weight_decay).to(rows), linearisation.rows)
         jacobian = factor[:, :n, :n]
         model = Linearised.from_triangle(jacobian, factor[:, :n, n], lengths(jacobian))
         self._write(model.shortest(rows + model.unscaled(model.full)))
         self._count = self._count + 1
         self._settle([float(self._count) >= SOLVES] * self._lanes)
-        return linearisation.share
+        return linearisation.share if share is None else share
 
     def state_dict(self) -> State:
         """Return the number of steps taken."""

@@ -27,20 +27,20 @@ class Linearised:
     scale: Tensor
     """Divisors [lanes, n] of the columns of J."""
     values: Tensor
-    """Singular values [lanes, n] of the scaled Jacobian, in descending order."""
+    """Singular values [lanes, k] of the scaled Jacobian, in descending order; k is the smaller of its numbers of rows and columns."""
     directions: Tensor
-    """Right singular vectors [lanes, n, n], one per row."""
+    """Right singular vectors [lanes, k, n], one per row."""
     along: Tensor
-    """Component [lanes, n] of the residuals along each left singular vector."""
+    """Component [lanes, k] of the residuals along each left singular vector."""
 
     @staticmethod
     def from_triangle(triangle: Tensor, projected: Tensor, scale: Tensor) -> Linearised:
-        """Return the problem of J = QR, given R [lanes, n, n], Qᵀr [lanes, n] and scale [lanes, n].
+        """Return the problem of J = QR, given R [lanes, rows, n], Qᵀr [lanes, rows] and scale [lanes, n].
 
         Entries that are not finite count as 0.
         """
         scaled = (triangle / scale.unsqueeze(1)).nan_to_num(0.0, 0.0, 0.0)
-        left, values, directions = torch.linalg.svd(scaled)
+        left, values, directions = _decomposed(scaled)
         along = (left.mT @ projected.nan_to_num(0.0, 0.0, 0.0).unsqueeze(2)).squeeze(2)
         return Linearised(scale, values, directions, along)
 
@@ -51,8 +51,8 @@ class Linearised:
 
     @property
     def determined(self) -> Tensor:
-        """Mask [lanes, n] of the singular values that differ from zero by more than rounding."""
-        precision = torch.finfo(self.values.dtype).eps * max(ROUNDING, self.values.shape[1])
+        """Mask [lanes, k] of the singular values that differ from zero by more than rounding."""
+        precision = torch.finfo(self.values.dtype).eps * max(ROUNDING, self.scale.shape[1])
         mask: Tensor = self.values > precision * self.values[:, :1]
         return mask
 
@@ -64,7 +64,7 @@ class Linearised:
 
     @property
     def full(self) -> Tensor:
-        """Gauss–Newton step [lanes, n] in the basis of `directions`; the shortest one if several are equally good."""
+        """Gauss–Newton step [lanes, k] in the basis of `directions`; the shortest one if several are equally good."""
         return torch.where(self.determined, -self.along / self.values, 0.0)
 
     def bounded(self, radius: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,12 +98,27 @@ class Linearised:
 
     def shortest(self, parameters: Tensor) -> Tensor:
         """Return the shortest parameters [lanes, n] that have the same residuals as the given ones."""
-        if bool(self.determined.all()):
+        full_rank, (_, k, n) = bool(self.determined.all()), self.directions.shape
+        if full_rank and k == n:
             return parameters
-        null = torch.where(self.determined.unsqueeze(2), 0.0, self.directions / self.scale.unsqueeze(1))
-        null = torch.nn.functional.normalize(null, dim=2)
-        along: Tensor = torch.linalg.pinv(null.mT) @ parameters.unsqueeze(2)
-        return parameters - (null.mT @ along).squeeze(2)
+        # Their part in the row space of J: what is orthogonal to all its rows changes no residual.
+        rows = torch.where(self.determined.unsqueeze(2), self.directions * self.scale.unsqueeze(1), 0.0)
+        rows = torch.nn.functional.normalize(rows, dim=2)
+        if full_rank:
+            basis: Tensor = torch.linalg.qr(rows.mT).Q
+            return (basis @ (basis.mT @ parameters.unsqueeze(2))).squeeze(2)
+        along: Tensor = torch.linalg.pinv(rows.mT) @ parameters.unsqueeze(2)
+        return (rows.mT @ along).squeeze(2)
+
+
+def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the thin singular value decomposition of matrices [lanes, rows, n]; wide ones are made square by QR first."""
+    if matrix.shape[-2] >= matrix.shape[-1]:
+        left, values, directions = torch.linalg.svd(matrix, full_matrices=False)
+        return left, values, directions
+    basis, lower = torch.linalg.qr(matrix.mT)
+    left, values, directions = torch.linalg.svd(lower.mT)
+    return left, values, directions @ basis.mT
 
 
 def lengths(triangle: Tensor) -> Tensor:

@@ -25,11 +25,10 @@ NUMBERS_AT_ONCE = 2**23
 
 def triangle(matrix: Tensor) -> Tensor:
     """Return R […, n, n] with RᵀR = MᵀM for a matrix M […, rows, n]; missing rows count as zeros."""
-    missing = matrix.shape[-1] - matrix.shape[-2]
-    if missing > 0:
-        matrix = torch.nn.functional.pad(matrix, (0, 0, 0, missing))
     factor: Tensor = torch.linalg.qr(matrix, mode="r").R
-    return factor
+    missing = matrix.shape[-1] - matrix.shape[-2]
+    # Zeros are added to the factor: to factor them would take the time of a square matrix.
+    return torch.nn.functional.pad(factor, (0, 0, 0, missing)) if missing > 0 else factor
 
 
 def qr_of_pieces(pieces: Iterable[Tensor]) -> Tensor:

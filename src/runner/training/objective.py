@@ -109,10 +109,17 @@ class BatchObjective:
         """Return the mean loss [] over all processes from this process's share []. Every process must call it."""
         return self.strategy.total(share.reshape(1))[0]
 
+    def mean_square(self) -> Tensor:
+        """Return this process's share [] or [lanes] of the mean of the squared residuals, in the widest type."""
+        return self.strategy.share(self.squares() / self.batches.size(self.step))
+
     def residuals(self) -> Linearisation:
         """Return residuals and Jacobian of the step's rows over all portions and processes, as a triangular factor."""
-        factor = triangle(self.strategy.concatenate([qr_of_pieces(self._matrices(part)) for part in self._parts]))
-        rows = self.batches.size(self.step)
+        factor = self.strategy.concatenate([qr_of_pieces(self._matrices(part)) for part in self._parts])
+        rows, columns = self.batches.size(self.step), factor.shape[-1]
+        # One factor of fewer rows than columns is done: to factor it again would take the time of a square matrix.
+        if factor.shape[-2] > columns or rows >= columns:
+            factor = triangle(factor)
         loss = factor[..., -2].square().sum(-1) / rows
         return Linearisation(self.strategy.share(loss), factor, rows)
 
