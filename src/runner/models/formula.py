@@ -95,9 +95,16 @@ def build(config: c.Formula, feature_names: Sequence[str], generator: torch.Gene
         for name in config.start
         if name in feature_names
     ]
+    problems += [
+        f"`model.expression` must not use `{name}`, which is both a constant and a column of the data; "
+        f"write the column as `` `{name}` `` in backticks, or rename the column in the file"
+        for name in sorted(expression.constants & set(feature_names))
+        if name not in expression.names
+    ]
     if len(free) == len(expression.names):
         problems.append(
-            f"`model.expression` must use a column of the data ({', '.join(feature_names)}), got {config.expression!r}; correct the names"
+            f"`model.expression` must use a column of the data ({', '.join(feature_names)}), got {config.expression!r}; "
+            "correct the names, and write those with blanks or signs in backticks"
         )
     if not free:
         problems.append(

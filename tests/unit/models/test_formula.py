@@ -122,7 +122,7 @@ def test_a_start_value_for_a_column_is_refused() -> None:
 
 def test_a_formula_without_a_column_is_refused() -> None:
     assert _problems("a*time + b", ("t", "u")) == (
-        "`model.expression` must use a column of the data (t, u), got 'a*time + b'; correct the names",
+        "`model.expression` must use a column of the data (t, u), got 'a*time + b'; correct the names, and write those with blanks or signs in backticks",
     )
 
 
@@ -135,3 +135,23 @@ def test_a_formula_without_a_parameter_is_refused() -> None:
 def test_all_problems_are_reported_at_once() -> None:
     problems = _problems("a*time", ("x",), start={"x": 1.0})
     assert [problem.split(" must ")[0] for problem in problems] == ["`model.start.x`", "`model.expression`"]
+
+
+def test_columns_of_any_name_are_written_in_backticks() -> None:
+    model = _formula("V*`[S] (uM)`/(K + `[S] (uM)`) + `pi`*pi", ("[S] (uM)", "pi"), start={"V": 6.0, "K": 1.0})
+    features = torch.tensor([[2.0, 0.0], [5.0, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(model(features).flatten(), torch.tensor([4.0, 5.0 + torch.pi], dtype=torch.float64))
+
+
+def test_letters_of_every_alphabet_are_letters() -> None:
+    model = _formula("α*时间 + Température", ("时间",), start={"α": 2.0, "Température": 1.0})
+    assert model(torch.tensor([[3.0]], dtype=torch.float64)).tolist() == [[7.0]]
+    assert [name for name, _ in model.named_parameters()] == ["α", "Température"]
+
+
+def test_a_name_that_is_a_constant_and_a_column_is_refused() -> None:
+    assert _problems("a*x + b*pi", ("x", "pi")) == (
+        "`model.expression` must not use `pi`, which is both a constant and a column of the data; "
+        "write the column as `` `pi` `` in backticks, or rename the column in the file",
+    )
+    assert _values(_formula("a*x + b*pi", ("x", "pi2"), start={"a": 1.0, "b": 2.0})) == {"a": 1.0, "b": 2.0}
