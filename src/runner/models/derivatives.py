@@ -9,18 +9,19 @@ because a number is outside of a function's domain stays nan.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from runner.config.expression import Expression, Operation, where
+from runner.config.expression import COMPUTE, Expression, Operand, Operation, where
 
 _Number = Any  # float or Tensor
 
 _LOCAL: dict[str, Callable[..., _Number]] = {
-    "neg": lambda result, a: -1.0,
     "abs": lambda result, a: a.sign(),
     "acos": lambda result, a: -1 / (1 - a * a).sqrt(),
     "asin": lambda result, a: 1 / (1 - a * a).sqrt(),
@@ -43,6 +44,9 @@ _LOCAL: dict[str, Callable[..., _Number]] = {
 }
 """Function of one operand → its derivative, given its result and the operand."""
 
+_NUMBERS = {"neg": (-1.0,), "+": (1.0, 1.0), "-": (1.0, -1.0)}
+"""Operation whose derivatives are numbers → the one by each operand."""
+
 _CONSTANT = frozenset(("sign", "<", "<=", ">", ">=", "==", "!="))
 """Operations whose derivative is 0 wherever it exists."""
 
@@ -52,7 +56,7 @@ _BOUNDED = _CONSTANT | {"acos", "asin", "atan", "cos", "erf", "erfc", "sin", "ta
 _CLOSED = frozenset(("+", "-", "*", "neg", "abs", "max", "min", "where"))
 """Operations whose results are finite for finite operands, up to overflow."""
 
-_FINITE = frozenset(("neg", "abs", "atan", "cos", "erf", "erfc", "sin", "tanh", "+", "-", "max", "min", "where"))
+_FINITE = frozenset(("abs", "atan", "cos", "erf", "erfc", "sin", "tanh", "max", "min", "where"))
 """Operations whose derivatives are finite."""
 
 
@@ -74,15 +78,10 @@ def _smaller(position: int, result: Tensor, *operands: _Number) -> _Number:
 
 
 def _selected(position: int, result: Tensor, condition: Tensor, *others: _Number) -> _Number:
-    if position == 0:
-        return 0.0
     return ((condition != 0) == (position == 1)).to(result.dtype)
 
 
 _LOCAL_OF_SEVERAL: dict[str, Callable[..., _Number]] = {
-    "+": lambda position, result, a, b: 1.0,
-    "-": lambda position, result, a, b: (1.0, -1.0)[position],
-    "*": lambda position, result, a, b: (b, a)[position],
     "/": lambda position, result, a, b: 1 / b if position == 0 else -result / b,
     "**": _power,
     "max": _larger,
@@ -92,8 +91,32 @@ _LOCAL_OF_SEVERAL: dict[str, Callable[..., _Number]] = {
 """Operation on several operands → its derivative by the one at a position, given its result and the operands."""
 
 
-_Tangents = dict[int, tuple[_Number, bool]]
-"""Parameter, as its index among the names → the derivative of a value by it, and whether that may be infinite."""
+def _product_of_infinite_local(tangent: Tensor, local: Tensor) -> Tensor:
+    return torch.where(tangent == 0, tangent, tangent * local)
+
+
+def _product_of_infinite_tangent(tangent: Tensor, local: Tensor) -> Tensor:
+    return torch.where(local == 0, local, tangent * local)
+
+
+def _product_of_infinite(tangent: Tensor, local: Tensor) -> Tensor:
+    return torch.where(tangent == 0, tangent, torch.where(local == 0, local, tangent * local))
+
+
+_PRODUCTS: dict[tuple[bool, bool], Callable[[Any, Any], Any]] = {
+    (False, False): operator.mul,
+    (False, True): _product_of_infinite_local,
+    (True, False): _product_of_infinite_tangent,
+    (True, True): _product_of_infinite,
+}
+"""Whether tangent and local derivative may be infinite → their product, which is 0 where one of them is 0."""
+
+
+class _Slope(NamedTuple):
+    """A derivative: a number, or the slot in which it will be, and whether it may be infinite."""
+
+    at: float | int  # a number is a float, a slot an integer
+    infinite: bool = False
 
 
 class Derivatives:
@@ -101,79 +124,108 @@ class Derivatives:
 
     They are computed from the inside out (forward mode): the terms of an inner derivative are added before an outer one, which
     may be infinite, is multiplied with their sum. At the kink of `sqrt(x**2 - 2*c*x + c**2)` that sum is 0.
+
+    The formula is compiled once into instructions on slots. The first slots hold the values of the names, then constants.
     """
 
     def __init__(self, expression: Expression, parameters: Sequence[str]) -> None:
         self.expression = expression
-        self.parameters = [expression.names.index(name) for name in parameters]
-        """Index of each parameter among the names of the expression."""
+        self._parameters = [expression.names.index(name) for name in parameters]
+        numbers = {o: None for _, operands in expression.operations for o in operands if isinstance(o, float)}
+        self._constants = list(numbers)
+        self._first = len(expression.names) + len(numbers)
+        self._instructions: list[tuple[Callable[..., Any], tuple[int, ...]]] = []
+        self._slots = list(range(len(expression.names)))  # of each value of the expression
         self._finite = [True] * len(expression.names)
-        for symbol, operands in expression.operations:
-            inner = all(self._finite[operand] for operand in operands if isinstance(operand, int))
-            self._finite.append(symbol in _BOUNDED or (symbol in _CLOSED and inner))
+        slopes: list[dict[int, _Slope]] = [{} for _ in expression.names]
+        for index in self._parameters:
+            slopes[index][index] = _Slope(1.0)
+        for operation in expression.operations:
+            slopes.append(self._compile(operation, slopes))
+        assert isinstance(expression.result, int)  # it has names
+        self._result = self._slots[expression.result]
+        whole = slopes[expression.result]
+        self._derivatives = [whole.get(index, _Slope(0.0)).at for index in self._parameters]
+        self.by_parameter = [
+            (index, at if isinstance(at, float) else None)
+            for index, at in zip(self._parameters, self._derivatives, strict=True)
+        ]
+        """Index of each parameter among the names of the expression, and the derivative by it if that is a number."""
 
-    def at(self, values: Sequence[_Number]) -> list[_Number]:
-        """Return the derivative by each parameter, a float or a tensor, from the `Expression.values` there."""
-        tangents: list[_Tangents] = [{} for _ in self.expression.names]
-        for index in self.parameters:
-            tangents[index][index] = 1.0, False
-        for operation in self.expression.operations:
-            tangents.append(self._of_operation(operation, values, tangents))
-        result = self.expression.result
-        whole = tangents[result] if isinstance(result, int) else {}
-        return [whole.get(index, (0.0, False))[0] for index in self.parameters]
+    def evaluate(self, values: Sequence[Tensor]) -> tuple[Tensor, list[float | Tensor]]:
+        """Return the formula's value and its derivative by each parameter, for the values of all its names."""
+        slots: list[Any] = [*values, *self._constants]
+        for compute, arguments in self._instructions:
+            slots.append(compute(*[slots[i] for i in arguments]))
+        return slots[self._result], [slots[at] if isinstance(at, int) else at for at in self._derivatives]
 
-    def _of_operation(
-        self, operation: Operation, values: Sequence[_Number], tangents: Sequence[_Tangents]
-    ) -> _Tangents:
-        """Return the derivatives of the next value, the result of an operation on earlier ones."""
+    def _emit(self, compute: Callable[..., Any], *slots: int) -> int:
+        """Add an instruction, and return the slot of its result."""
+        self._instructions.append((compute, slots))
+        return self._first + len(self._instructions) - 1
+
+    def _slot(self, operand: Operand) -> int:
+        """Return the slot of a value of the expression, or of a constant."""
+        if isinstance(operand, float):
+            return len(self.expression.names) + self._constants.index(operand)
+        return self._slots[operand]
+
+    def _compile(self, operation: Operation, slopes: Sequence[dict[int, _Slope]]) -> dict[int, _Slope]:
+        """Compile the next operation, and return its slope by each parameter that it depends on."""
         symbol, operands = operation
-        found: _Tangents = {}
-        if symbol in _CONSTANT:
-            return found
-        result = values[len(tangents)]
-        numbers = [values[operand] if isinstance(operand, int) else operand for operand in operands]
+        inputs = [self._slot(operand) for operand in operands]
+        result = self._emit(COMPUTE[symbol], *inputs)
+        self._slots.append(result)
+        inner = all(self._finite[operand] for operand in operands if isinstance(operand, int))
+        self._finite.append(symbol in _BOUNDED or (symbol in _CLOSED and inner))
+        found: dict[int, _Slope] = {}
         for position, operand in enumerate(operands):
-            inner = tangents[operand] if isinstance(operand, int) else {}
-            if not inner:
+            if symbol in _CONSTANT or not isinstance(operand, int) or not slopes[operand]:
                 continue
-            local, local_infinite = _local(symbol, position, result, numbers), self._infinite(operation, position)
-            for parameter, (tangent, infinite) in inner.items():
-                term = _product(tangent, local, infinite, local_infinite)
-                infinite = infinite or local_infinite  # noqa: PLW2901
-                if parameter in found:
-                    term, infinite = found[parameter][0] + term, infinite or found[parameter][1]  # noqa: PLW2901
-                found[parameter] = term, infinite
+            local = self._local(operation, position, result, inputs)
+            for parameter, slope in slopes[operand].items():
+                term = self._times(slope, local)
+                found[parameter] = self._plus(found[parameter], term) if parameter in found else term
         return found
 
-    def _infinite(self, operation: Operation, position: int) -> bool:
-        """Return whether the derivative of an operation by the operand at a position may be infinite."""
+    def _local(self, operation: Operation, position: int, result: int, inputs: Sequence[int]) -> _Slope:
+        """Compile the derivative of an operation by its operand at a position."""
         symbol, operands = operation
         if symbol == "*":
             factor = operands[1 - position]
-            return isinstance(factor, int) and not self._finite[factor]
-        return symbol not in _FINITE
+            if isinstance(factor, float):
+                return _Slope(factor)
+            return _Slope(self._slots[factor], not self._finite[factor])
+        if symbol in _NUMBERS:
+            return _Slope(_NUMBERS[symbol][position])
+        if symbol == "where" and position == 0:
+            return _Slope(0.0)
+        if symbol == "/" and position == 0 and isinstance(operands[1], float):
+            return _Slope(1 / operands[1])
+        if symbol in _LOCAL:
+            return _Slope(self._emit(_LOCAL[symbol], result, *inputs), symbol not in _FINITE)
+        return _Slope(self._emit(partial(_LOCAL_OF_SEVERAL[symbol], position), result, *inputs), symbol not in _FINITE)
 
+    def _times(self, slope: _Slope, local: _Slope) -> _Slope:
+        for one, other in ((slope, local), (local, slope)):
+            if isinstance(one.at, float) and one.at in (0.0, 1.0):
+                return other if one.at else one
+        if isinstance(slope.at, float) and isinstance(local.at, float):
+            return _Slope(slope.at * local.at)
+        infinite = slope.infinite, local.infinite
+        numbers = isinstance(slope.at, float) or isinstance(local.at, float)  # neither of them 0
+        product = operator.mul if numbers else _PRODUCTS[infinite]
+        return _Slope(self._emit(product, *map(self._filled, (slope, local))), any(infinite))
 
-def _local(symbol: str, position: int, result: _Number, numbers: Sequence[_Number]) -> _Number:
-    """Return the derivative of an operation by the operand at a position."""
-    if symbol in _LOCAL:
-        return _LOCAL[symbol](result, *numbers)
-    return _LOCAL_OF_SEVERAL[symbol](position, result, *numbers)
+    def _plus(self, one: _Slope, other: _Slope) -> _Slope:
+        if isinstance(one.at, float) and isinstance(other.at, float):
+            return _Slope(one.at + other.at)
+        return _Slope(self._emit(operator.add, *map(self._filled, (one, other))), one.infinite or other.infinite)
 
-
-def _product(tangent: _Number, local: _Number, infinite: bool, local_infinite: bool) -> _Number:
-    """Return tangent·local, which is 0 where one of them is 0, whatever the other is. The flags say which may be infinite."""
-    if isinstance(tangent, float):
-        return 0.0 if tangent == 0 else local if tangent == 1 else tangent * local
-    if isinstance(local, float):
-        return 0.0 if local == 0 else tangent * local
-    product = tangent * local
-    if local_infinite:
-        product = torch.where(tangent == 0, 0.0, product)
-    if infinite:
-        product = torch.where(local == 0, 0.0, product)
-    return product
+    def _filled(self, slope: _Slope) -> int:
+        """Return the slot of a slope. A number gets an instruction that returns it."""
+        number = slope.at
+        return number if isinstance(number, int) else self._emit(lambda: number)
 
 
 class Formula(torch.autograd.Function):
@@ -183,23 +235,19 @@ class Formula(torch.autograd.Function):
 
     @staticmethod
     def forward(derivatives: Derivatives, *values: Tensor) -> tuple[Tensor, ...]:
-        """Return the value, and its derivative by each parameter, for the values of all names of the formula."""
-        expression = derivatives.expression
-        every = expression.values(dict(zip(expression.names, values, strict=True)))
-        assert isinstance(expression.result, int)  # it has names
-        result: Tensor = every[expression.result]
+        """Return the value, and its derivatives that are tensors, for the values of all names of the formula."""
+        result, slopes = derivatives.evaluate(values)
         # A derivative may be one of the arguments, of which autograd saves only views.
-        slopes = (
-            slope.view_as(slope) if isinstance(slope, Tensor) else result.new_full((), slope)
-            for slope in derivatives.at(every)
+        return result, *(
+            slope.view_as(slope) if any(slope is value for value in values) else slope
+            for slope in slopes
+            if isinstance(slope, Tensor)
         )
-        return result, *slopes
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep the derivatives for the backward pass."""
-        ctx.parameters = inputs[0].parameters
-        ctx.shapes = [value.shape for value in inputs[1:]]
+        ctx.derivatives, ctx.shapes = inputs[0], [value.shape for value in inputs[1:]]
         ctx.save_for_backward(*output[1:])
         ctx.mark_non_differentiable(*output[1:])
 
@@ -207,6 +255,9 @@ class Formula(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         """Return the gradient by each parameter, and None for every other argument."""
         result: list[Tensor | None] = [None] * (1 + len(ctx.shapes))
-        for index, slope in zip(ctx.parameters, ctx.saved_tensors, strict=True):
-            result[1 + index] = (gradient * slope).sum_to_size(ctx.shapes[index])
+        tensors = iter(ctx.saved_tensors)
+        for index, number in ctx.derivatives.by_parameter:
+            term = gradient * (next(tensors) if number is None else number) if number != 1.0 else gradient
+            shape = ctx.shapes[index]
+            result[1 + index] = term.sum_to_size(shape) if shape else term.sum()
         return tuple(result)

@@ -70,8 +70,7 @@ class FormulaModel(Model):
         broadcast = {name: parameters[name].detach()[..., None, None] for name in names}
         values = self._values(broadcast, features)
         with torch.no_grad():
-            every = self.expression.values(dict(zip(self.expression.names, values, strict=True)))
-            slopes = self.derivatives.at(every)
+            _, slopes = self.derivatives.evaluate(values)
             shape = (*lanes, features.shape[-2], 1)
             columns = [s.expand(shape) if isinstance(s, Tensor) else features.new_full(shape, s) for s in slopes]
             return torch.cat(columns, -1)
