@@ -191,20 +191,15 @@ class Derivatives:
     def _local(self, operation: Operation, position: int, result: int, inputs: Sequence[int]) -> _Slope:
         """Compile the derivative of an operation by its operand at a position."""
         symbol, operands = operation
+        number = _local_number(operation, position)
+        if number is not None:
+            return _Slope(number)
         if symbol == "*":
             factor = operands[1 - position]
-            if isinstance(factor, float):
-                return _Slope(factor)
+            assert isinstance(factor, int)
             return _Slope(self._slots[factor], not self._finite[factor])
-        if symbol in _NUMBERS:
-            return _Slope(_NUMBERS[symbol][position])
-        if symbol == "where" and position == 0:
-            return _Slope(0.0)
-        if symbol == "/" and position == 0 and isinstance(operands[1], float):
-            return _Slope(1 / operands[1])
-        if symbol in _LOCAL:
-            return _Slope(self._emit(_LOCAL[symbol], result, *inputs), symbol not in _FINITE)
-        return _Slope(self._emit(partial(_LOCAL_OF_SEVERAL[symbol], position), result, *inputs), symbol not in _FINITE)
+        local = _LOCAL[symbol] if symbol in _LOCAL else partial(_LOCAL_OF_SEVERAL[symbol], position)
+        return _Slope(self._emit(local, result, *inputs), symbol not in _FINITE)
 
     def _times(self, slope: _Slope, local: _Slope) -> _Slope:
         for one, other in ((slope, local), (local, slope)):
@@ -226,6 +221,19 @@ class Derivatives:
         """Return the slot of a slope. A number gets an instruction that returns it."""
         number = slope.at
         return number if isinstance(number, int) else self._emit(lambda: number)
+
+
+def _local_number(operation: Operation, position: int) -> float | None:
+    """Return the derivative of an operation by the operand at a position if it is the same everywhere."""
+    symbol, operands = operation
+    if symbol in _NUMBERS:
+        return _NUMBERS[symbol][position]
+    if symbol == "where" and position == 0:
+        return 0.0
+    other = operands[1 - position] if symbol in ("*", "/") else None
+    if isinstance(other, float) and (symbol == "*" or position == 0):
+        return other if symbol == "*" else 1 / other
+    return None
 
 
 class Formula(torch.autograd.Function):
