@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -67,6 +68,31 @@ class PolynomialModel(Model):
     def _expanded(self, features: Tensor) -> Tensor:
         powers: Tensor = self.get_buffer("powers")
         return features.unsqueeze(-1).pow(powers).flatten(-2)
+
+    def fitted(self, scaling: Standardization) -> Mapping[str, Tensor]:
+        """Return `linear.weight` [1, columns·degree] and `linear.bias` [1] in the units of the file, in float64."""
+        own = torch.cat((self.linear.weight.detach().flatten(), self.linear.bias.detach())).cpu().double()
+        fitted = self.unscaling(scaling) @ own
+        return {"linear.weight": fitted[:-1].unsqueeze(0), "linear.bias": fitted[-1:] + scaling.target_mean}
+
+    def unscaling(self, scaling: Standardization) -> Tensor:
+        """Return the matrix for weights and bias, in float64 on the CPU.
+
+        Each power of (x − mean)/scale is expanded by the binomial theorem.
+        """
+        degree, columns = len(self.get_buffer("powers")), len(scaling.feature_mean)
+        matrix = torch.zeros(columns * degree + 1, columns * degree + 1, dtype=torch.float64)
+        matrix[-1, -1] = 1.0
+        for column, (mean, scale) in enumerate(
+            zip(scaling.feature_mean.tolist(), scaling.feature_scale.tolist(), strict=True)
+        ):
+            for power in range(1, degree + 1):
+                place = column * degree + power - 1
+                matrix[-1, place] = (-mean / scale) ** power
+                for lower in range(1, power + 1):
+                    factor = math.comb(power, lower) * (-mean / scale) ** (power - lower) / scale**lower
+                    matrix[column * degree + lower - 1, place] = factor
+        return matrix * scaling.target_scale
 
     def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """Return the powers of the features and a column of ones."""

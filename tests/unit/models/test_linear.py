@@ -134,3 +134,30 @@ def test_a_linear_layer_is_split_by_its_inputs_and_has_no_stages() -> None:
     assert _polynomial(2).tensor_plan() == {"linear": "row"}
     assert not _linear().stages(1)
     assert not _polynomial(2).stages(1)
+
+
+def test_a_polynomial_undoes_the_scaling_of_data() -> None:
+    """Its values in the units of the file are those of the polynomial of scaled features."""
+    model = _polynomial(3, ("a", "b"))
+    features = torch.linspace(90, 110, 12, dtype=torch.float64).reshape(6, 2) + torch.tensor([0.0, 500.0])
+    target = torch.linspace(-3, 8, 6, dtype=torch.float64)
+    scaling = Scaling.fit(features, target, standardize=True, log_target=False)
+    predicted = scaling.undo(model(scaling.features(features))).flatten()
+    fitted = model.fitted(scaling)
+    powers = features.unsqueeze(-1).pow(torch.arange(1, 4)).flatten(-2)
+    in_units = (powers @ fitted["linear.weight"].T + fitted["linear.bias"]).flatten()
+    # The coefficients reach 1e5, and cancel: 600³ times the rounding of float64.
+    torch.testing.assert_close(in_units, predicted, rtol=0, atol=1e-4)
+    unscaling = model.unscaling(scaling)
+    assert unscaling is not None
+    own = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    mapped = unscaling @ own
+    torch.testing.assert_close(mapped[:-1], fitted["linear.weight"].flatten(), rtol=0, atol=0)
+
+
+def test_a_polynomial_of_unscaled_data_reports_its_parameters() -> None:
+    model = _polynomial(2, ("a",))
+    features, target = torch.arange(6.0).double().unsqueeze(1), torch.arange(6.0).double()
+    fitted = model.fitted(Scaling.fit(features, target, standardize=False, log_target=False))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(fitted[name], parameter)
