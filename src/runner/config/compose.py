@@ -85,11 +85,10 @@ def _advised(problem: str, composed: DictConfig) -> str:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    key = problem.split("`")[1]
-    written = composed
+    key = problem.split("`")[1] if "`" in problem else ""
+    text: Any = OmegaConf.to_container(composed, resolve=False)
     for name in key.split("."):
-        written = written._get_node(name) if OmegaConf.is_dict(written) else None  # type: ignore[assignment]
-    text = written._value() if written is not None else None
+        text = text.get(name) if isinstance(text, dict) else None
     decoded = _ENVIRONMENT.sub(r"${oc.decode:\g<0>}", text) if isinstance(text, str) else text
     if decoded == text:
         return problem

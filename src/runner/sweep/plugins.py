@@ -11,11 +11,12 @@ import difflib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.config import introspection, validation
 from runner.config.hydra_adapter import CONF, reason_of
-from runner.config.overrides import key_of
+from runner.config.overrides import key_of, values_of
 from runner.errors import ConfigError
 from runner.sweep.optuna_options import OptunaOptions
 from runner.sweep.process_pool import PoolOptions
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 PREFIXES = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.")
 """Beginnings of the arguments that this module reads."""
+
+STORAGE = "hydra.sweeper.storage"
+"""Setting that names a file outside the sweep directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,17 +217,31 @@ def never_from_files(words: Sequence[str]) -> list[str]:
 
 
 def not_from_files(saved: Sequence[str], typed: Sequence[str]) -> list[str]:
-    """Return a sentence for the saved settings that are never taken from a file and were not typed again, if there are any."""
+    """Return the problems of saved settings: those that are never taken from a file and were not typed again."""
     again = {key_of(word) for word in typed}
+    problems = []
     missing = [word for word in never_from_files(saved) if key_of(word) not in again]
-    if not missing:
-        return []
-    shown = ", ".join(validation.cut(word) for word in missing)
-    keys = ", ".join(f"`{key_of(word)}`" for word in missing)
-    return [
-        f"{keys} must be typed again, because such settings may hold commands and are never taken from a file, "
-        f"which has {shown}; add each of them, with this value or another"
-    ]
+    if missing:
+        keys = ", ".join(f"`{key_of(word)}`" for word in missing)
+        problems.append(
+            f"{keys} must be typed again, because such settings may hold commands and are never taken from a file, "
+            f"which has {', '.join(map(validation.cut, missing))}; add each of them, with this value or another"
+        )
+    journal = values_of([word for word in saved if key_of(word) == STORAGE]).get(STORAGE)
+    if isinstance(journal, str) and ("${" in journal or not _has_content(Path(journal))):
+        problems.append(
+            f"`{STORAGE}` must be the journal in which the search was begun, got {validation.shown(journal)}, "
+            "which has no study; restore it, or start a new sweep"
+        )
+    return problems
+
+
+def _has_content(path: Path) -> bool:
+    """Whether a path is a regular file that is not empty. A file that a stranger names must not be begun."""
+    try:
+        return path.is_file() and path.stat().st_size > 0
+    except (OSError, ValueError):
+        return False
 
 
 def check(composed: DictConfig) -> None:
