@@ -160,13 +160,18 @@ def _setting(kind: str, name: str, override: Override) -> tuple[str, str | None]
     node: Any = keys
     prefix = ""
     for depth, step in enumerate(steps):
+        has = OmegaConf.is_dict(node) and step in list(node)  # not `in node`, which resolves references
         is_mapping = OmegaConf.is_dict(node) and depth > 0 and OmegaConf.get_type(node) is dict
-        if step.startswith("_") or not (is_mapping or (OmegaConf.is_dict(node) and step in node)):
+        if step.startswith("_") or not (has or is_mapping):
             near = difflib.get_close_matches(steps[0], known, n=1) if depth == 0 else []
             hint = f"did you mean `hydra.{kind}.{near[0]}`?" if near else "leave it out"
-            return path, f"`{path}` is not a key of hydra/{kind}={name}, which has {', '.join(known) or 'none'}; {hint}"
+            return (
+                path,
+                f"`{path}` is not a key of hydra/{kind}={name}, which has {', '.join(known) or 'none'}; {hint}",
+            )
         prefix = "++" if is_mapping else prefix  # Hydra adds to a mapping only then
-        node = node[step] if OmegaConf.is_dict(node) and step in node else None
+        leaf = not has or OmegaConf.is_interpolation(node, step) or OmegaConf.is_missing(node, step)
+        node = None if leaf else node[step]
     if special := next(_special_keys(override.value(), path), None):
         return path, f"`{special}` must not be given, because nothing in a configuration is executed; leave it out"
     try:
@@ -255,7 +260,10 @@ def check(composed: DictConfig) -> None:
     assert isinstance(hydra, dict)
     choices, problems = hydra["runtime"]["choices"], list[str]()
     for kind, known in PLUGINS.items():
-        values = OmegaConf.to_container(composed.hydra[kind], resolve=True)  # a reference may resolve to a mapping
+        node = composed.hydra[kind]
+        values = (
+            OmegaConf.to_container(node, resolve=True) if OmegaConf.is_dict(node) else None
+        )  # a reference may give code
         target = values.pop("_target_", None) if isinstance(values, dict) else None
         plugin = known.get(str(choices.get(f"hydra/{kind}")))
         if plugin is None or target != plugin.target:
