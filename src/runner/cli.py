@@ -48,6 +48,8 @@ VERBS = ("parity", "verify", "diverge", "doctor", "explain")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Return the exit code: 0 finished, 1 failed, 2 refused, 130 or 143 stopped by a signal."""
+    if arguments is None:
+        _keep_folder_out_of_children()
     if arguments is not None or not launched(os.environ):
         return _exit_code(sys.argv[1:] if arguments is None else list(arguments))
     code = _exit_code(sys.argv[1:])
@@ -55,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stderr.flush()
     # Skip Python's shutdown: in torch 2.13 gloo's threads sometimes abort a process that has finished its work.
     os._exit(code)
+
+
+def _keep_folder_out_of_children() -> None:
+    """Let no process that is started import from the current folder, unless this one does, as `python -m runner` does."""
+    if sys.path[0] not in ("", os.getcwd()):
+        os.environ["PYTHONSAFEPATH"] = "1"  # since Python 3.11
 
 
 def _exit_code(arguments: list[str]) -> int:
@@ -95,8 +103,9 @@ def _parser() -> Parser:
 
 def _command(arguments: list[str]) -> int:
     """Run a verb, show something, or start a run or a sweep. Return the exit code."""
-    if arguments[:1] and arguments[0] in VERBS:
-        return _verb(arguments[0], arguments[1:])
+    place = _verb_place(arguments)
+    if place is not None:
+        return _verb(arguments[place], arguments[place + 1 :] + arguments[:place])
     try:
         options, overrides = _read(arguments)
     except ConfigError:
@@ -108,6 +117,18 @@ def _command(arguments: list[str]) -> int:
     if options.multirun or any(override.lstrip("+").startswith("seeds=") for override in overrides):
         return _sweep(options, overrides, arguments)
     return _run(options, overrides, arguments)
+
+
+def _verb_place(arguments: list[str]) -> int | None:
+    """Return the index of the verb, which only options and their values may precede, or None."""
+    before = ""
+    for place, argument in enumerate(arguments):
+        if argument in VERBS and before not in ("--config-dir", "-cd", "--cfg", "-c"):
+            return place
+        if not (argument.startswith("-") or before.startswith("-")):
+            return None
+        before = argument
+    return None
 
 
 def _verb(verb: str, arguments: list[str]) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,15 +26,28 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1
 _GLOBAL = "# @package _global_"
 """First line of a file whose keys belong to the whole configuration, as those of every experiment do."""
 
+HYDRA = "hydra"
+"""Key of Hydra's own settings, and folder of its launchers and sweepers. No file of the user may have either."""
+
+_NOT_HYDRA = "Hydra's own settings keep their values; remove it, and choose launcher and sweeper with -m"
+_OF_HYDRA = re.compile(r"""^(?P<key>["']?hydra["']?\s*:)|^\s*-\s*(?P<default>(override\s+)?/?hydra/[\w/]+)""")
+"""Line of a file that sets Hydra's own settings: a block of them, or an option in the defaults list."""
+
 
 def options(config_dir: str | None = None) -> dict[str, dict[str, str]]:
     """Return group → option → its description, for the built-in options and those in the user's `config_dir`.
 
-    The description is the first comment of the option's file. Raises `ConfigError` if `config_dir` is not a folder.
+    The description is the first comment of the option's file. Raises `ConfigError` if `config_dir` is not a folder of
+    such groups.
     """
     if config_dir is not None and not (config_dir and Path(config_dir).is_dir()):
         raise ConfigError(
             f"`--config-dir` must be a folder of configuration groups, got {config_dir!r}; correct the path"
+        )
+    if config_dir and os.path.lexists(Path(config_dir, HYDRA)):
+        raise ConfigError(
+            f"`--config-dir` must be a folder without {HYDRA}/, which would replace parts of Hydra itself, got {config_dir!r}; "
+            "remove it, and choose launcher and sweeper with -m"
         )
     found: dict[str, dict[str, str]] = {}
     for root in [CONF] + ([Path(config_dir)] if config_dir else []):
@@ -56,6 +71,7 @@ def composed_groups(plan: Plan, config_dir: str | None) -> DictConfig:
     """Return the composition of the chosen options. Raises `ConfigError` if a file cannot be read or merged."""
     import hydra
     from hydra.errors import HydraException
+    from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -63,9 +79,41 @@ def composed_groups(plan: Plan, config_dir: str | None) -> DictConfig:
         _check_files(plan, Path(config_dir))
     try:
         with hydra_session():
-            return hydra.compose("config", group_arguments(plan, config_dir))
+            composed = hydra.compose("config", group_arguments(plan, config_dir), return_hydra_config=True)
+            problem = None if config_dir is None else _changed_setting(composed, config_dir)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"the configuration cannot be read: {reason_of(error)}") from None
+    if problem is not None:
+        raise ConfigError(problem)
+    with open_dict(composed):
+        del composed[HYDRA]
+    return composed
+
+
+def _changed_setting(composed: DictConfig, config_dir: str) -> str | None:
+    """Return the problem with a file that changes a setting of Hydra itself, however it does that, or None.
+
+    Launchers of Hydra compose the same files again for every trial, and act on these settings.
+    """
+    import hydra
+
+    before, after = (
+        _settings(config)
+        for config in (hydra.compose("config", search_path(config_dir), return_hydra_config=True), composed)
+    )
+    changed = next((key for key in sorted(before | after) if before.get(key) != after.get(key)), None)
+    if changed is None:
+        return None
+    return f"a file in {config_dir} changes `{HYDRA}.{changed}`, but {_NOT_HYDRA}"
+
+
+def _settings(composed: DictConfig) -> dict[str, Any]:
+    """Return Hydra's own settings without those that record what was composed."""
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(composed[HYDRA], resolve=False)
+    values["job"].pop("override_dirname")
+    return {key: value for key, value in values.items() if key not in ("runtime", "overrides")}
 
 
 def group_arguments(plan: Plan, config_dir: str | None) -> list[str]:
@@ -123,6 +171,10 @@ def _file_problem(group: str, file: Path) -> str | None:
         return (
             f"{file} must declare that its keys belong to the whole configuration; write `{_GLOBAL}` as its first line"
         )
+    for number, line in enumerate(lines, 1):
+        if found := _OF_HYDRA.match(line):
+            what = found["default"] or f"{HYDRA}:"
+            return f"{file} must not have `{what}` (line {number}), because {_NOT_HYDRA}"
     return None
 
 

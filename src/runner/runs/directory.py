@@ -149,12 +149,31 @@ def _process() -> dict[str, Any]:
 
 
 def git() -> dict[str, Any]:
-    """Return the commit of the working directory and whether tracked files were changed; None outside a checkout."""
-    command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
+    """Return the commit of the working directory and whether tracked files were changed; None outside a checkout.
+
+    No program that the repository names is started. Where git would have to start one, `git_dirty` is None.
+    """
+    # A folder from somebody else may be a repository with a configuration of its own. `git status` starts the file system
+    # monitor and the filters that it names, also in submodules, and fetches objects that are missing.
+    code, lines = _git("config", "--show-scope", "--get-regexp", r"^filter\..*\.(clean|process)$")
+    has_filters = code not in (0, 1) or any(line.startswith(("local", "worktree")) for line in lines)
+    if has_filters:
+        code, lines = _git("rev-parse", "--verify", "HEAD")
+        return {"git_commit": lines[0] if code == 0 else None, "git_dirty": None}
+    code, lines = _git("status", "--porcelain=v2", "--branch", "--untracked-files=no", "--ignore-submodules=dirty")
+    if code != 0:
         return {"git_commit": None, "git_dirty": None}
     commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), None)
     commit = None if commit == "(initial)" else commit  # a repository without commits
     return {"git_commit": commit, "git_dirty": any(not line.startswith("#") for line in lines)}
+
+
+def _git(*arguments: str) -> tuple[int, list[str]]:
+    """Return the exit code of git and the lines that it prints. The code is -1 if it cannot be run."""
+    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments]
+    environment = {**os.environ, "GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1"}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return -1, []
+    return done.returncode, done.stdout.splitlines()

@@ -119,6 +119,27 @@ def test_a_dumped_configuration_is_read_back() -> None:
     assert check(yaml.safe_load(yaml.safe_dump(plain(found)))) == found
 
 
+def test_a_number_from_the_environment_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The advice is given where it solves the problem, and only there."""
+    for name, text in {"RATE": "0.25", "WIDTHS": "[8,8]", "WORD": "x"}.items():
+        monkeypatch.setenv(name, text)
+    arguments = ["model=mlp", "optimizer.lr=${oc.env:RATE}", "model.widths=${oc.env:WIDTHS}", "data.noise=${oc.env:WORD}", "train.steps=${oc.env:RATE}"]  # fmt: skip
+    advice = "; an environment variable is a string until it is decoded: write "
+    assert problems(*arguments) == (
+        "`data.noise` must be a finite number of at least 0, got 'x'",
+        "`model.widths` must be a list, each item an integer of at least 1, got '[8,8]'"
+        + advice
+        + "model.widths='${oc.decode:${oc.env:WIDTHS}}'",
+        "`optimizer.lr` must be a finite number from 0 to 1e+38, got '0.25'"
+        + advice
+        + "optimizer.lr='${oc.decode:${oc.env:RATE}}'",
+        "`train.steps` must be an integer of at least 1 or null, got '0.25'",
+    )
+    decoded = config("model=mlp", *(f"{key}=${{oc.decode:${{oc.env:{name}}}}}" for key, name in (("optimizer.lr", "RATE"), ("model.widths", "WIDTHS"))))  # fmt: skip
+    assert isinstance(decoded.model, c.Mlp)
+    assert (decoded.optimizer.lr, decoded.model.widths) == (0.25, (8, 8))
+
+
 def test_composition_restores_the_state_of_hydra() -> None:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -226,7 +247,7 @@ MISPLACED = (
         (GLOBAL + "defaults:\n  - override /optimizer: nope\n", ["Could not find 'optimizer/nope' Available options in 'optimizer': adam adamw lbfgs lm lstsq momentum sgd"]),
         (GLOBAL + "defaults:\n  - /optimizer: adam\n", ["Multiple values for optimizer"]),
         (GLOBAL + "model: [1]\n", ["Cannot merge DictConfig with ListConfig"]),
-        (GLOBAL + "hydra:\n  searchpath: [file:///]\n", ["Overriding hydra.searchpath is only supported from the primary config"]),
+        (GLOBAL + "hydra:\n  searchpath: [file:///]\n", ["{file} must not have `hydra:` (line 2)"]),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_refused(text: str, excerpts: list[str], write: Write, tmp_path: Path) -> None:
