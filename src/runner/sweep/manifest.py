@@ -132,7 +132,8 @@ class Manifest:
         member["config_hash"] = record.get("config_hash")
         if member["state"] in ("waiting", "running"):
             state = STATES.get(str(record.get("status")), "interrupted")
-            state = "interrupted" if state == "finished" and not self.summary(number) else state
+            complete = record.get("ended") is not None and self.summary(number)
+            state = "interrupted" if state == "finished" and not complete else state
             self.mark([number], state, record.get("reason"))
 
     def _entry(self, record: Mapping[str, Any]) -> dict[str, Any]:

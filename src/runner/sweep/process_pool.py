@@ -78,7 +78,7 @@ class Job:
             metrics = {name: float(value) for name, value in summary["metrics"].items()}
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
-        return metrics if record.get("status") == "finished" else None
+        return metrics if record.get("status") == "finished" and record.get("ended") is not None else None
 
 
 @dataclass(frozen=True)

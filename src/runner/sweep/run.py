@@ -25,6 +25,7 @@ from runner.sweep.arguments import SweepArguments, check_resume_overrides, class
 from runner.sweep.manifest import FILE, Manifest, sweep_directory
 from runner.sweep.task import Task
 from runner.sweep.vmap_launcher import with_manifest
+from runner.training.failures import optional
 
 if TYPE_CHECKING:
     from runner.sweep.results import Results
@@ -197,27 +198,29 @@ def _is_failed_trial(directory: Path, error: RunnerError) -> bool:
 def report_results(manifest: Manifest) -> Results:
     """Write results.csv and a plot for each swept key, print the table of settings, and return the results.
 
-    Raises `CheckpointError` if the manifest cannot be read, and `RunFailed` if a file cannot be written.
+    Raises `CheckpointError` if the manifest cannot be read, and `RunFailed` if results.csv cannot be written.
     """
     from runner.sweep.results import collect, table, write_csv
 
     reporter, directory = Reporter(), manifest.directory
     results = collect(directory)
-    with gc_paused():
-        from runner.sweep.plots import draw
-
-        figures = draw(results)
     try:
         write_csv(results, directory / "results.csv")
-        (directory / "plots").mkdir(exist_ok=True)
-        for name, png in figures.items():
-            write_atomic(directory / "plots" / f"{name}.png", png)
     except OSError as error:
         raise _write_error(error, directory) from error
+    optional("plots", lambda: _plot(results, directory / "plots"), directory, reporter.warn)
     reporter.say(table(results))
     reporter.say(f"sweep    {directory}")
     reporter.say(f"look     tensorboard --logdir {directory}")
     return results
+
+
+def _plot(results: Results, folder: Path) -> None:
+    with gc_paused():
+        from runner.runs import plots
+        from runner.sweep.plots import draw
+
+        plots.write(folder, draw(results))
 
 
 def audit_trials(manifest: Manifest) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from runner.config.resume import refuse_other
 from runner.config.schema import Config, SinkConfig, config_hash, plain
-from runner.errors import ConfigError, Interrupted, Pruned, RunnerError
+from runner.errors import ConfigError, Interrupted, Pruned
 from runner.runs.atomic import as_yaml, write_atomic, write_json
 from runner.runs.directory import RunDirectory, now
 from runner.runs.sinks.reporter import Reporter
 from runner.training.environment import environment
-from runner.training.failures import as_failure
+from runner.training.failures import as_failure, as_run_failed, error_of, optional
 
 if TYPE_CHECKING:
     from runner.compute.devices import DeviceChoice
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from runner.runs.sinks.base import Sink
     from runner.training.experiment import RunInfo
     from runner.training.run_state import RunState
+
+T = TypeVar("T")
 
 CHECKPOINTS = "checkpoints"
 """Name of the folder of checkpoints in a run directory."""
@@ -207,7 +211,8 @@ class RunRecorder:
                 f"`train.steps` must be at least {loaded.step}, the step that the run has reached, got {steps}; "
                 "make it larger, or start a new run"
             )
-        if directory.record.get("status") != "finished" or (loaded.step < steps and not early):
+        complete = directory.record.get("status") == "finished" and directory.record.get("ended") is not None
+        if not complete or (loaded.step < steps and not early):
             return None
         try:
             summary: dict[str, Any] = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))
@@ -249,60 +254,81 @@ class RunRecorder:
     # --------------------------------------------------------------------------------------------------------- ending
 
     def finish(self, run: RunState, timing: Mapping[str, float]) -> dict[str, Any]:
-        """Write summary.json and the plots, finish and close the sinks, and print the results."""
+        """Write summary.json and the status, then plots, last events and printed results, whose failure is a warning.
+
+        `ended` is written last: a run without it that is resumed writes all of them again.
+        """
         from runner.training import report
 
         info, path = self._info, self.directory.path
         answers = report.answers(info, run.outcome, path)
         summary = report.summary(info, run, answers, timing)
-        figures = report.plot(info, run.outcome, answers, path) if self.config.record.plots else {}
-        for sink in self.sinks:
-            sink.finish({**summary, "status": "finished"}, figures)
         write_json(path / "summary.json", summary)
-        self.directory.update(status="finished", ended=now())
-        for text in report.explanation(info, run, answers):
+        self.directory.update(status="finished")
+        figures = self._plots(lambda: report.plot(info, run.outcome, answers, path))
+        for sink in self.sinks:
+            end = partial(sink.finish, {**summary, "status": "finished"}, figures)
+            self._optional(f"the end of {type(sink).__name__}", end)
+        self._optional("what is printed", lambda: self._explain(report.explanation(info, run, answers)))
+        for sink in self.sinks:
+            self._optional(f"the end of {type(sink).__name__}", sink.close)
+        self._optional("run.json", lambda: self.directory.update(ended=now()))
+        return summary
+
+    def _plots(self, draw: Callable[[], Mapping[str, bytes]]) -> Mapping[str, bytes]:
+        """Draw the plots that are configured, and write them. Return those that could be drawn."""
+        figures = self._optional("plots", draw) if self.config.record.plots else None
+        if figures:
+            from runner.runs import plots
+
+            self._optional("plots", lambda: plots.write(self.directory.path / "plots", figures))
+        return figures or {}
+
+    def _explain(self, explanation: Iterable[str]) -> None:
+        path = self.directory.path
+        for text in (*explanation, f"run      {path}"):
             self.reporter.say(text)
-        self.reporter.say(f"run      {path}")
         if "tensorboard" in self.config.record.sinks:
             self.reporter.say(f"look     tensorboard --logdir {path.parent}")
-        for sink in self.sinks:
-            sink.close()
-        return summary
+
+    def _optional(self, product: str, make: Callable[[], T]) -> T | None:
+        """Make something that the finished run can do without. If that fails, warn and return None."""
+        return optional(product, make, self.directory.path, self.warn)
 
     def fail(self, error: BaseException) -> BaseException:
         """Write the reason into run.log and run.json. Returns the error as the user should see it."""
         if self._directory is None:  # nothing is written yet
             return as_failure(error, self.config, Path()) or error
-        reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
+        shown, path = as_failure(error, self.config, self.directory.path), self.directory.path
+        if self.directory.record["status"] == "finished":  # stopped in what comes after the result
+            return shown or error
         if isinstance(error, (Interrupted, Pruned)):
-            self._end("interrupted", reason)
+            self._end("interrupted", str(error))
             with contextlib.suppress(OSError):
-                self.reporter.say(f"resume with: python -m runner resume={self.directory.path}")
+                self.reporter.say(f"resume with: python -m runner resume={path}")
             return error
-        self._end("failed", reason)
-        return as_failure(error, self.config, self.directory.path) or error
+        trace = "" if shown is not None else "".join(traceback.format_exception(error))
+        self._end("failed", str(as_run_failed(error, self.config, path)), trace)
+        return shown or error
 
     def mark_failed(self, reason: str) -> None:
-        """Write status and reason into run.json, if the disk takes it."""
-        with contextlib.suppress(OSError):
-            self.directory.update(status="failed", ended=now(), reason=reason)
+        """Write status and reason into run.json, if the run has no result yet and the disk takes it."""
+        if self.directory.record["status"] == "running":
+            with contextlib.suppress(OSError):
+                self.directory.update(status="failed", ended=now(), reason=reason)
 
-    def _end(self, status: str, reason: str) -> None:
-        """Record in every place that the run did not finish, as far as the disk still takes it."""
-        with contextlib.suppress(OSError):
-            self.reporter.fail(reason)
-        with contextlib.suppress(OSError, RunnerError):
-            self.directory.update(status=status, ended=now(), reason=reason)
+    def _end(self, status: str, reason: str, trace: str = "") -> None:
+        """Record in every place that the run did not finish, as far as that is possible. Its first error is reported."""
+        error_of(lambda: self.reporter.fail("\n".join(filter(None, (reason, trace)))))
+        error_of(lambda: self.directory.update(status=status, ended=now(), reason=reason))
         for sink in self.sinks if self._begun else ():
-            with contextlib.suppress(OSError, RunnerError):
-                sink.finish({"status": "failed", "metrics": {}, "steps": 0}, {})
+            error_of(partial(sink.finish, {"status": "failed", "metrics": {}, "steps": 0}, {}))
 
     def close(self) -> None:
         """Close sinks and hashes, and unlock the directory."""
         for journal in (*self.sinks, self.hashes):
-            with contextlib.suppress(OSError):  # a failed write was reported already
-                if journal is not None:
-                    journal.close()
+            if journal is not None:
+                error_of(journal.close)  # a failed write was reported already
         if self._directory is not None:
             self._directory.close()
 
