@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import CheckpointError, ConfigError
-from runner.runs.atomic import write_json
+from runner.runs.atomic import remove_temporary_files, write_json
 
 
 def now() -> str:
@@ -80,7 +80,8 @@ class RunDirectory:
         write_json(self.path / "run.json", self.record)
 
     def resumed(self, **values: Any) -> None:
-        """Record that the run was resumed. Raises OSError."""
+        """Record that the run was resumed, and remove what a kill left behind. Raises OSError."""
+        remove_temporary_files(self.path, self.path / "plots")
         self.record.pop("reason", None)
         self.update(status="running", ended=None, resumed=self.record.get("resumed", 0) + 1, **_process(), **values)
 

@@ -18,7 +18,7 @@ from runner.config.hydra_adapter import hydra_session, reason_of, search_path
 from runner.config.overrides import quoted
 from runner.config.schema import Config
 from runner.errors import CheckpointError, ConfigError, InputError, Interrupted, RunFailed, RunnerError
-from runner.runs.atomic import explain_os_error, write_atomic
+from runner.runs.atomic import explain_os_error, remove_temporary_files, write_atomic
 from runner.runs.directory import lock, now, unlock
 from runner.runs.sinks.reporter import Reporter
 from runner.sweep.arguments import SweepArguments, check_resume_overrides, classify, disable_plots, expand_seeds
@@ -110,6 +110,7 @@ def _resume(manifest: Manifest, arguments: SweepArguments) -> Manifest:
     """Continue a sweep where it stopped. If that is refused, restore its manifest."""
     path, config_dir = manifest.directory / FILE, manifest.values["config_dir"]
     before = path.read_bytes()
+    remove_temporary_files(manifest.directory, manifest.directory / "plots")
     manifest.update_from_records()
     manifest.rerun_lost()
     states = manifest.states()

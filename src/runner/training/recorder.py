@@ -182,7 +182,8 @@ class RunRecorder:
         self._directory = directory
         if opened.summary is None:
             directory.resumed(**self._record())
-            (path / "summary.json").unlink(missing_ok=True)  # it belongs to fewer steps
+            if opened.loaded is None or not self._at_end(opened.loaded):
+                (path / "summary.json").unlink(missing_ok=True)  # it belongs to fewer steps
             write_atomic(path / "config.yaml", _yaml(self.config).encode())
         return opened
 
@@ -205,20 +206,24 @@ class RunRecorder:
 
     def _summary_of(self, directory: RunDirectory, loaded: Loaded) -> dict[str, Any] | None:
         """Return the summary of a finished run; None if steps are left, or if the summary must be written again."""
-        steps, early = self._info.steps, bool(loaded.state["stopped_early"])
-        if loaded.step > steps and not early:
+        steps = self._info.steps
+        if loaded.step > steps and not self._at_end(loaded):
             raise ConfigError(
                 f"`train.steps` must be at least {loaded.step}, the step that the run has reached, got {steps}; "
                 "make it larger, or start a new run"
             )
         complete = directory.record.get("status") == "finished" and directory.record.get("ended") is not None
-        if not complete or (loaded.step < steps and not early):
+        if not complete or not self._at_end(loaded):
             return None
         try:
             summary: dict[str, Any] = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return summary
+
+    def _at_end(self, loaded: Loaded) -> bool:
+        """Return whether a checkpoint is the last one of the run."""
+        return loaded.step == self._info.steps or bool(loaded.state["stopped_early"])
 
     def _record(self) -> dict[str, Any]:
         """Return the entries of run.json that are known before training."""
@@ -241,8 +246,9 @@ class RunRecorder:
         from runner.training import report
 
         info, hyperparameters = self._info, report.hyperparameters(self.config, self.swept)
-        for sink in self.sinks:
+        for sink in (*self._dropped_sinks(), *self.sinks):
             sink.open(first_step)
+        for sink in self.sinks:
             sink.start(plain(self.config), hyperparameters, info.metric_names)
         if self.hashes is not None:
             self.hashes.open(step)  # the parameters that training starts from are hashed again
@@ -250,6 +256,13 @@ class RunRecorder:
         for text in report.introduction(info, self._choice, self.directory.path, step):
             self.reporter.say(text)
         self.reporter.begin(step, info.steps, max(1, (info.steps - step) // self.config.record.every_steps))
+
+    def _dropped_sinks(self) -> list[Sink]:
+        """Return the sinks that this attempt does not write to. An earlier one may have left rows of repeated steps there."""
+        if self.config.resume is None:
+            return []
+        unused = [kind for name, kind in SinkConfig.choices.items() if name not in self.config.record.sinks]
+        return [kind(name=kind.name).build(self.directory.path, True) for kind in unused]
 
     # --------------------------------------------------------------------------------------------------------- ending
 
