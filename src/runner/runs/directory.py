@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,20 @@ class RunDirectory:
         if self._lock is not None:
             unlock(self._lock)
             self._lock = None
+
+
+def record_failure(path: Path, reason: str) -> None:
+    """Record why the processes of a run have ended, if they have not done so themselves and it is still `running`.
+
+    Does nothing if another process uses the directory, or if that is impossible.
+    """
+    with suppress(CheckpointError, OSError):
+        directory = RunDirectory.reopen(path)
+        try:
+            if directory.record.get("status") == "running":
+                directory.update(status="failed", ended=now(), reason=reason)
+        finally:
+            directory.close()
 
 
 def lock(path: Path) -> int:

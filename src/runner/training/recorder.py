@@ -261,8 +261,8 @@ class RunRecorder:
         """Return the sinks that this attempt does not write to. An earlier one may have left rows of repeated steps there."""
         if self.config.resume is None:
             return []
-        unused = [kind for name, kind in SinkConfig.choices.items() if name not in self.config.record.sinks]
-        return [kind(name=kind.name).build(self.directory.path, True) for kind in unused]
+        path, used = self.directory.path, self.config.record.sinks
+        return [kind(name=name).build(path, True) for name, kind in SinkConfig.choices.items() if name not in used]
 
     # --------------------------------------------------------------------------------------------------------- ending
 
