@@ -132,5 +132,14 @@ def _train_together(trial: Trial, command: Sequence[str]) -> TrialResult:
         # A lost process ends the sweep: the others cannot continue. An error on all ranks, such as a divergence, ends the trial.
         failure = as_run_failed(error, trial.config, Path())
         ends_sweep = failure.exit_code >= 128 or isinstance(failure, ProcessLost)
+        _leave_group()
         return TrialResult("interrupted" if ends_sweep else "failed", {}, failure)
     return TrialResult("finished", run.summary.get("metrics", {}))
+
+
+def _leave_group() -> None:
+    """Leave the group of processes that a trial with an error on one of them has not left."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -234,6 +234,8 @@ class Pool:
                 pass
             metrics = job.metrics
             return self._run_process(job, slot) if metrics is None else Outcome(job.number, "finished", metrics)
+        except Exception as error:  # its process cannot be started, for example; the other trials go on
+            return Outcome(job.number, "failed", reason=f"{type(error).__name__}: {error}")
         finally:
             free.put(slot)
 

@@ -209,7 +209,7 @@ def report_results(manifest: Manifest) -> Results:
         write_csv(results, directory / "results.csv")
     except OSError as error:
         raise _write_error(error, directory) from error
-    optional("plots", lambda: _plot(results, directory / "plots"), directory, reporter.warn)
+    optional("plots", lambda: _plot(results, directory / "plots"), directory / "plots", reporter.warn)
     reporter.say(table(results))
     reporter.say(f"sweep    {directory}")
     reporter.say(f"look     tensorboard --logdir {directory}")

@@ -294,7 +294,8 @@ class RunRecorder:
         if figures:
             from runner.runs import plots
 
-            self._optional("plots", lambda: plots.write(self.directory.path / "plots", figures))
+            folder = self.directory.path / "plots"
+            optional("plots", lambda: plots.write(folder, figures), folder, self.warn)
         return figures or {}
 
     def _explain(self, explanation: Iterable[str]) -> None:
