@@ -93,6 +93,11 @@ class RunDirectory:
             self._lock = None
 
 
+def is_complete(record: Mapping[str, Any]) -> bool:
+    """Return whether a run has finished and written everything: `ended` is the last entry that it sets."""
+    return record.get("status") == "finished" and record.get("ended", "") is not None
+
+
 def record_failure(path: Path, reason: str) -> None:
     """Record why the processes of a run have ended, if they have not done so themselves and it is still `running`.
 

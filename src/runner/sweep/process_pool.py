@@ -22,7 +22,7 @@ from runner.compute.visible_devices import CUDA, HIP, ROCR, config_mask, in_forc
 from runner.config import validation
 from runner.config.parts import key
 from runner.errors import CheckpointError, ConfigError, Interrupted, RunFailed
-from runner.runs.directory import lock, record_failure, unlock
+from runner.runs.directory import is_complete, lock, record_failure, unlock
 from runner.sweep.search_space import as_text
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Job:
             metrics = {name: float(value) for name, value in summary["metrics"].items()}
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
-        return metrics if record.get("status") == "finished" and record.get("ended") is not None else None
+        return metrics if is_complete(record) else None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from runner.config.resume import refuse_other
 from runner.config.schema import Config, SinkConfig, config_hash, plain
 from runner.errors import ConfigError, Interrupted, Pruned
 from runner.runs.atomic import as_yaml, write_atomic, write_json
-from runner.runs.directory import RunDirectory, now
+from runner.runs.directory import RunDirectory, is_complete, now
 from runner.runs.sinks.reporter import Reporter
 from runner.training.environment import environment
 from runner.training.failures import as_failure, as_run_failed, error_of, optional
@@ -212,8 +212,7 @@ class RunRecorder:
                 f"`train.steps` must be at least {loaded.step}, the step that the run has reached, got {steps}; "
                 "make it larger, or start a new run"
             )
-        complete = directory.record.get("status") == "finished" and directory.record.get("ended") is not None
-        if not complete or not self._at_end(loaded):
+        if not is_complete(directory.record) or not self._at_end(loaded):
             return None
         try:
             summary: dict[str, Any] = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))
