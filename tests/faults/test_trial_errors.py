@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import runner
+from runner import cli
 from runner.runs.directory import RunDirectory
 from runner.runs.hashes import Hashes
 from runner.runs.saver import Saver
@@ -141,3 +142,39 @@ def test_a_bug_in_the_outcome_of_one_lane_ends_one_trial(monkeypatch: pytest.Mon
     _, results = runner.multirun(None, [*LINREG, "seeds=3", "run_dir=sweep"])
     assert [member.state for member in results.members] == ["finished", "failed", "finished"]
     assert results.members[HIT].reason == "IndexError: too far"
+
+
+# ------------------------------------------------------------------------------------------------ metrics without a value
+
+
+EARLY = ["train.early_stopping.patience=2", "train.eval_every_steps=5", "data.split.valid=1"]
+
+
+@pytest.mark.parametrize("key", ["train.early_stopping.metric", "checkpoint.metric"])
+def test_r2_of_one_row_is_refused_before_training(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*LINREG, *EARLY, f"{key}=r2"]) == 2
+    reason = f"`{key}` must not be r2 with one validation row, because it has no value there; use {key}=rmse"
+    assert capsys.readouterr().err == f"error: {reason}\n"
+    assert not Path("runs").exists()
+    assert cli.main([*LINREG, *EARLY, f"{key}=rmse", "run_dir=run"]) == 0
+
+
+def test_r2_of_equal_targets_is_refused_before_training(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("flat.csv").write_text("x,y\n" + "".join(f"{x},0.1\n" for x in range(9)))
+    arguments = [
+        "data=csv",
+        "data.path=flat.csv",
+        "data.target=y",
+        "device=cpu",
+        "train.steps=5",
+        "checkpoint.metric=r2",
+    ]
+    assert cli.main([*arguments, "data.split.test=2"]) == 2
+    assert "must not be r2 with 7 training rows whose targets are all equal" in capsys.readouterr().err
+
+
+def test_only_the_trials_whose_metric_has_no_value_fail() -> None:
+    swept = [*EARLY[:2], "data.split.valid=1,5", "train.early_stopping.metric=r2"]
+    _, results = runner.multirun(None, [*LINREG, *swept, "run_dir=sweep"])
+    assert [member.state for member in results.members] == ["failed", "finished"]
+    assert "must not be r2 with one validation row" in str(results.members[0].reason)
