@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -218,3 +220,20 @@ def test_a_sweep_killed_at_any_write_of_its_end() -> None:
         assert quietly(["-m", f"resume={directory}"]) == 0
         wrong[number] = differences(left_by_sweep(directory), expected)
     assert {number: names for number, names in wrong.items() if names} == {}
+
+
+def test_the_pool_records_that_a_trial_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel kills its process at a limit of its CPU time."""
+    real = subprocess.Popen
+
+    def limited(command: list[str], **options: Any) -> Any:
+        if any(word.endswith("sweep/1") for word in command):
+            options["preexec_fn"] = lambda: resource.setrlimit(resource.RLIMIT_CPU, (3, 3))
+            command = [*command, "train.steps=100000000"]
+        return real(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", limited)
+    assert cli.main(["-m", *RUN, "seeds=2", "hydra/launcher=pool", "run_dir=sweep"]) == 1
+    record = json.loads(Path("sweep/1/run.json").read_text())
+    assert record["status"] == "failed"
+    assert record["reason"].startswith("its process was killed by SIGKILL")
