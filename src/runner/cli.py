@@ -192,6 +192,7 @@ def _run(options: argparse.Namespace, overrides: list[str], arguments: list[str]
             return compose(overrides, options.config_dir, options.base)
 
     from runner.compute.launch import launch, needs_launch
+    from runner.runs.directory import record_failure
     from runner.training.run import execute
 
     command = ["python", "-m", "runner", *arguments]
@@ -200,7 +201,7 @@ def _run(options: argparse.Namespace, overrides: list[str], arguments: list[str]
         return 0
     composed = compose_run(None)
     if needs_launch(composed.config):
-        return launch(composed.config, arguments)
+        return launch(composed.config, arguments, on_failure=record_failure)
     execute(lambda earlier: composed, command)
     return 0
 
@@ -211,6 +212,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
     Return exit code 1 if a trial failed.
     """
     from runner.compute.launch import launch
+    from runner.runs.directory import record_failure
     from runner.sweep.distributed import follow, release_followers
     from runner.sweep.run import audit_trials, launch_config, report_results, sweep
 
@@ -219,7 +221,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
     if not launched(os.environ):
         wide = launch_config(overrides, options.config_dir)
         if wide is not None:
-            return launch(wide, arguments)
+            return launch(wide, arguments, on_failure=record_failure)
     elif not _is_rank_zero():
         follow()
         return 0  # after another exit code, the launcher would end rank 0 before it has reported the error

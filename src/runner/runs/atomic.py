@@ -78,12 +78,13 @@ class Appended:
             self.sync()
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, temporary_name: str | None = None) -> None:
     """Replace the content of `path` by `data`. Readers see the old content or the new one, never a part.
 
-    Raises OSError. The old file is then unchanged, and no temporary file is left.
+    Raises OSError. The old file is then unchanged, and no temporary file is left; `remove_temporary_files` removes that of a
+    killed process. The name of the temporary file starts with that of the file, or with `temporary_name`.
     """
-    fresh = temporary(path)
+    fresh = temporary(path.with_name(temporary_name or path.name))
     try:
         write_new(fresh, data)
         os.replace(fresh, path)
@@ -163,6 +164,15 @@ def temporary(path: Path) -> Path:
     """Return an unused name in the folder of `path`."""
     # From the system's random numbers: no seeded stream advances.
     return path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+
+
+def remove_temporary_files(*folders: Path) -> None:
+    """Remove the temporary files that a killed process left in these folders, as far as that is possible."""
+    for folder in folders:
+        with suppress(OSError):
+            for file in folder.iterdir():
+                if re.fullmatch(r".+\.tmp-[0-9a-f]{8}", file.name):
+                    file.unlink()
 
 
 def write_new(path: Path, data: bytes) -> None:

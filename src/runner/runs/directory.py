@@ -10,12 +10,13 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from runner.errors import CheckpointError, ConfigError
-from runner.runs.atomic import write_json
+from runner.runs.atomic import remove_temporary_files, write_json
 
 
 def now() -> str:
@@ -80,7 +81,8 @@ class RunDirectory:
         write_json(self.path / "run.json", self.record)
 
     def resumed(self, **values: Any) -> None:
-        """Record that the run was resumed. Raises OSError."""
+        """Record that the run was resumed, and remove what a kill left behind. Raises OSError."""
+        remove_temporary_files(self.path, self.path / "plots")
         self.record.pop("reason", None)
         self.update(status="running", ended=None, resumed=self.record.get("resumed", 0) + 1, **_process(), **values)
 
@@ -89,6 +91,25 @@ class RunDirectory:
         if self._lock is not None:
             unlock(self._lock)
             self._lock = None
+
+
+def is_complete(record: Mapping[str, Any]) -> bool:
+    """Return whether a run has finished and written everything: `ended` is the last entry that it sets."""
+    return record.get("status") == "finished" and record.get("ended", "") is not None
+
+
+def record_failure(path: Path, reason: str) -> None:
+    """Record why the processes of a run have ended, if they have not done so themselves and it is still `running`.
+
+    Does nothing if another process uses the directory, or if that is impossible.
+    """
+    with suppress(CheckpointError, OSError):
+        directory = RunDirectory.reopen(path)
+        try:
+            if directory.record.get("status") == "running":
+                directory.update(status="failed", ended=now(), reason=reason)
+        finally:
+            directory.close()
 
 
 def lock(path: Path) -> int:

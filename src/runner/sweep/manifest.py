@@ -18,7 +18,7 @@ from typing import Any
 from runner.config.overrides import key_of, values_of
 from runner.errors import CheckpointError, ConfigError
 from runner.runs.atomic import write_json
-from runner.runs.directory import now
+from runner.runs.directory import is_complete, now
 
 FILE = "sweep.json"
 
@@ -132,7 +132,8 @@ class Manifest:
         member["config_hash"] = record.get("config_hash")
         if member["state"] in ("waiting", "running"):
             state = STATES.get(str(record.get("status")), "interrupted")
-            state = "interrupted" if state == "finished" and not self.summary(number) else state
+            complete = is_complete(record) and self.summary(number)
+            state = "interrupted" if state == "finished" and not complete else state
             self.mark([number], state, record.get("reason"))
 
     def _entry(self, record: Mapping[str, Any]) -> dict[str, Any]:

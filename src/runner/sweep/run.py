@@ -19,7 +19,7 @@ from runner.config.hydra_adapter import hydra_session, reason_of, search_path
 from runner.config.overrides import quoted
 from runner.config.schema import Config
 from runner.errors import CheckpointError, ConfigError, InputError, Interrupted, RunFailed, RunnerError
-from runner.runs.atomic import explain_os_error, write_atomic
+from runner.runs.atomic import explain_os_error, remove_temporary_files, write_atomic
 from runner.runs.directory import lock, now, unlock
 from runner.runs.sinks.reporter import Reporter
 from runner.sweep import plugins
@@ -34,6 +34,7 @@ from runner.sweep.arguments import (
 from runner.sweep.manifest import FILE, Manifest, sweep_directory
 from runner.sweep.task import Task
 from runner.sweep.vmap_launcher import with_manifest
+from runner.training.failures import optional
 
 if TYPE_CHECKING:
     from runner.sweep.results import Results
@@ -119,6 +120,7 @@ def _resume(manifest: Manifest, arguments: SweepArguments, config_dir: str | Non
     """Continue a sweep where it stopped. If that is refused, restore its manifest."""
     path = manifest.directory / FILE
     before = path.read_bytes()
+    remove_temporary_files(manifest.directory, manifest.directory / "plots")
     manifest.update_from_records()
     manifest.rerun_lost()
     states = manifest.states()
@@ -209,27 +211,29 @@ def _is_failed_trial(directory: Path, error: RunnerError) -> bool:
 def report_results(manifest: Manifest) -> Results:
     """Write results.csv and a plot for each swept key, print the table of settings, and return the results.
 
-    Raises `CheckpointError` if the manifest cannot be read, and `RunFailed` if a file cannot be written.
+    Raises `CheckpointError` if the manifest cannot be read, and `RunFailed` if results.csv cannot be written.
     """
     from runner.sweep.results import collect, table, write_csv
 
     reporter, directory = Reporter(), manifest.directory
     results = collect(directory)
-    with gc_paused():
-        from runner.sweep.plots import draw
-
-        figures = draw(results)
     try:
         write_csv(results, directory / "results.csv")
-        (directory / "plots").mkdir(exist_ok=True)
-        for name, png in figures.items():
-            write_atomic(directory / "plots" / f"{name}.png", png)
     except OSError as error:
         raise _write_error(error, directory) from error
+    optional("plots", lambda: _plot(results, directory / "plots"), directory / "plots", reporter.warn)
     reporter.say(table(results))
     reporter.say(f"sweep    {directory}")
     reporter.say(f"look     tensorboard --logdir {directory}")
     return results
+
+
+def _plot(results: Results, folder: Path) -> None:
+    with gc_paused():
+        from runner.runs import plots
+        from runner.sweep.plots import draw
+
+        plots.write(folder, draw(results))
 
 
 def audit_trials(manifest: Manifest) -> None:

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from runner.compute.gc_pause import gc_paused
 from runner.config.schema import Config, plain
-from runner.errors import ConfigError, RunnerError
+from runner.errors import ConfigError, Interrupted
 from runner.runs.sinks.reporter import Reporter
 from runner.sweep.reporter import SweepReporter, TrialResult
 from runner.sweep.trials import Trial, group_by
 from runner.training.environment import environment
+from runner.training.failures import as_run_failed
 from runner.training.recorder import CHECKPOINTS, Opened, RunRecorder
 
 if TYPE_CHECKING:
     from runner.compute.devices import DeviceChoice
     from runner.data.dataset import Dataset
+    from runner.runs.checkpoint import Loaded
     from runner.training.build import Inputs
 
 
@@ -37,6 +39,11 @@ class PreparedTrial:
     step: int
     """Updates that an earlier attempt has saved."""
     opened: Opened | None = None
+
+    @property
+    def loaded(self) -> Loaded | None:
+        """The checkpoint that the open directory is resumed from."""
+        return None if self.opened is None else self.opened.loaded
 
 
 class TrialBatches:
@@ -103,8 +110,11 @@ class TrialBatches:
                 resolved = build.resolve(config, self._choice, 1)
                 prepared, _ = build.prepare(resolved, self._choice, 1, self._data)
             loaded = None if config.resume is None else checkpoint.load(Path(config.resume) / CHECKPOINTS)
-        except RunnerError as error:
-            self._reporter.ended({trial.number: TrialResult("failed", {}, error)})
+        except Interrupted:
+            raise
+        except Exception as error:
+            failure = as_run_failed(error, config, Path())
+            self._reporter.ended({trial.number: TrialResult("failed", {}, failure)})
             return None
         records.config = resolved
         return PreparedTrial(trial, resolved, prepared, prepared.model, records, 0 if loaded is None else loaded.step)

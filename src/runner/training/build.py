@@ -30,8 +30,8 @@ from runner.optim.base import Optimizer
 from runner.optim.build import build as build_optimizer
 from runner.optim.optimum import find_optimum
 from runner.runs.hashes import parameters_sha256
-from runner.training.experiment import Experiment, RunInfo
-from runner.training.metrics import Evaluation
+from runner.training.experiment import Experiment, RunInfo, watched
+from runner.training.metrics import NEEDS_SPREAD, Evaluation, has_no_spread
 from runner.training.objective import BatchObjective
 from runner.training.step import EagerStep, GraphedStep, Step
 
@@ -94,6 +94,9 @@ def prepare(
             f"`optimizer` must not be {resolved.optimizer.name} for a model that is not linear in its parameters, got {resolved.model.name}; "
             "use optimizer=lm"
         )
+    problems = _metrics_without_value(resolved, dataset)
+    if problems:
+        raise ConfigError(problems)
     equal = {
         "torch's version": str(torch.__version__),
         "`device`": choice.kind,
@@ -101,6 +104,21 @@ def prepare(
         "the start values of the model": parameters_sha256(dict(model.named_parameters())) if size > 1 else "",
     }
     return Inputs(dataset, model, device, sum(parameter.numel() for parameter in model.parameters())), equal
+
+
+def _metrics_without_value(config: c.Config, dataset: Dataset) -> list[str]:
+    """Return the problems with metrics that decide something and that cannot have a value with this data."""
+    part = watched(dataset)
+    rows = dataset.parts[part]
+    chosen = {"checkpoint.metric": config.checkpoint.metric}
+    if config.train.early_stopping.patience is not None:
+        chosen["train.early_stopping.metric"] = config.train.early_stopping.metric
+    keys = [key for key, metric in chosen.items() if metric in NEEDS_SPREAD]
+    if not keys or not has_no_spread(rows, dataset.scaling.undo):
+        return []
+    name = {"train": "training", "valid": "validation"}[part]
+    what = f"one {name} row" if len(rows) == 1 else f"{len(rows):,} {name} rows whose targets are all equal"
+    return [f"`{key}` must not be r2 with {what}, because it has no value there; use {key}=rmse" for key in keys]
 
 
 def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:

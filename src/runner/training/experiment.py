@@ -50,8 +50,8 @@ class RunInfo:
 
     @property
     def watched(self) -> str:
-        """The part of the data that decisions are based on: "valid" where there is one, else "train"."""
-        return "valid" if "valid" in self.dataset.parts else "train"
+        """The part of the data that decisions are based on."""
+        return watched(self.dataset)
 
     @property
     def metric_names(self) -> list[str]:
@@ -82,6 +82,11 @@ class RunInfo:
             hashes=hashes,
             may_standardize=not (self.config.data.standardize or self.config.model.keeps_units),
         )
+
+
+def watched(dataset: Dataset) -> str:
+    """Return the part of the data that decisions are based on: "valid" where there is one, else "train"."""
+    return "valid" if "valid" in dataset.parts else "train"
 
 
 def batch_size(config: c.Config, dataset: Dataset) -> int:

@@ -174,6 +174,7 @@ def test_finished_and_pruned_trials_are_done(manifest: Manifest) -> None:
         ("running", None, None, "waiting"),
         ("waiting", None, None, "waiting"),
         ("failed", {"status": "finished"}, {"metrics": {}}, "failed"),
+        ("running", {"status": "finished", "ended": None}, {"metrics": {}}, "interrupted"),
         ("pruned", {"status": "interrupted"}, None, "pruned"),
         ("finished", {"status": "running"}, None, "finished"),
     ],
