@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import faults
 import pytest
 from hydra.core.plugins import Plugins
 
+import faults
 import runner
 from runner import cli
 from runner.runs import checkpoint
