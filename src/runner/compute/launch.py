@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from runner.compute import sizes
 from runner.compute.signals import StopRequest
 from runner.config import constraints
 from runner.config.schema import Config, config_hash
@@ -31,7 +32,7 @@ def launch(config: Config, arguments: Sequence[str], module: str = "runner") -> 
     connect, and `Interrupted` for a signal before the processes are started.
     """
     size = config.launch.processes * config.launch.nodes
-    problems = constraints.world_size_problems(config, size)
+    problems = constraints.world_size_problems(config, size) + sizes.problems(config, config.launch.processes)
     if problems:
         raise ConfigError(problems)
     with StopRequest() as stop:  # a KeyboardInterrupt during the import of torch is sometimes lost

@@ -148,7 +148,8 @@ class _Terminal:
             def on_broken_pipe(self) -> None:
                 raise BrokenPipeError  # rich would end the process
 
-        self._screen = Screen(highlight=False, soft_wrap=True)
+        # In a notebook, rich would show its tables beside standard output, where the other lines go.
+        self._screen = Screen(highlight=False, soft_wrap=True, force_jupyter=False)
         if not self._screen.is_terminal and "COLUMNS" not in os.environ:
             self._screen.width = WIDTH
         self.live = self._screen.is_terminal and not self._screen.is_dumb_terminal and sys.stdout.isatty()
@@ -241,7 +242,8 @@ def _rendered(table: Any) -> str:
     from rich.console import Console
 
     file = io.StringIO()
-    Console(file=file, width=WIDTH, soft_wrap=True, highlight=False).print(table)
+    # In a notebook, rich would ignore the file.
+    Console(file=file, width=WIDTH, soft_wrap=True, highlight=False, force_jupyter=False).print(table)
     return file.getvalue()
 
 
