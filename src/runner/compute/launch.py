@@ -112,7 +112,7 @@ def _local_address(endpoint: str) -> tuple[str, bool]:
         with socket.socket(family, socket.SOCK_DGRAM) as route:
             route.connect(remote)  # sends nothing
             local = str(route.getsockname()[0])
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: a name that is too long
         raise ConfigError(
             f"`launch.rdzv_endpoint` must be host:port that this host can reach, got {endpoint} ({error}); correct it"
         ) from None

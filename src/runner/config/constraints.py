@@ -204,12 +204,12 @@ FORBIDDEN = (
     _Forbidden(
         lambda k: k.strategy.tensor_parallel > 1 and k.strategy.name == "ddp",
         "`strategy.tensor_parallel` must be 1 with `strategy`=ddp: torch's DistributedDataParallel silently loses parameters "
-        "of split layers; use strategy=fsdp",
+        "of split layers; use strategy.tensor_parallel=1",
     ),
     _Forbidden(
         lambda k: k.strategy.tensor_parallel > 1 and k.strategy.name not in ("ddp", "fsdp"),
-        "`strategy.tensor_parallel` must be 1 unless `strategy` is fsdp, got {k.strategy.tensor_parallel}; use strategy=fsdp, "
-        "or strategy=tensor to split layers only",
+        "`strategy.tensor_parallel` must be 1 unless `strategy` is fsdp, got {k.strategy.tensor_parallel}; "
+        "use strategy.tensor_parallel=1",
     ),
     _Forbidden(
         lambda k: _sharded(k) and not k.model.divisible,

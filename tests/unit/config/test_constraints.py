@@ -177,3 +177,25 @@ def test_a_world_size_that_cannot_compute_a_run_is_refused(arguments: str, size:
 @pytest.mark.parametrize("arguments", ["strategy=auto", "strategy=ddp", "strategy.reduction=exact", "strategy=single"])
 def test_one_process_can_compute_a_run_that_is_not_sharded(arguments: str) -> None:
     assert constraints.world_size_problems(compose(arguments.split()).config, 1) == []
+
+
+def alternatives(message: str) -> list[list[str]]:
+    """Return the overrides that a message advises: "use a=1 and b=2, or c=3" is [[a=1, b=2], [c=3]]."""
+    advice = message.rpartition("; ")[2]
+    found = [re.findall(r"[a-z_.]+=[^\s,…]+", part) for part in re.split(r",? or ", advice)]
+    return [overrides for overrides in found if overrides]
+
+
+ADVISED = [
+    (arguments, overrides)
+    for arguments in REFUSED
+    for problem in problems(arguments)
+    for overrides in alternatives(problem)
+]
+
+
+@pytest.mark.parametrize(("arguments", "advice"), ADVISED, ids=[f"{a} → {' '.join(o)}" for a, o in ADVISED])
+def test_what_a_message_advises_is_accepted(arguments: str, advice: list[str]) -> None:
+    replaced = {override.partition("=")[0] for override in advice}
+    kept = [argument for argument in arguments.split() if argument.partition("=")[0] not in replaced]
+    compose([*kept, *advice])
