@@ -71,7 +71,7 @@ def sweep(arguments: Sequence[str], config_dir: str | None, command: Sequence[st
         "metric": None,
         "directions": None,
     }
-    missing = [parent for parent in directory.parents if not parent.exists()]
+    missing = [parent for parent in directory.parents if not os.path.exists(parent)]
     try:
         manifest = Manifest.create(directory, values)
         with _locked(directory):
