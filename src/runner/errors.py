@@ -26,6 +26,9 @@ _LONG_WORD = re.compile(r"(?<!\S)(\S{200})\S{40,}(\S{60})")
 LONGEST_MESSAGE = 2000
 """Characters of a message at most."""
 
+MOST_PROBLEMS = 100
+"""Problems that are reported one by one. More of them have a common cause."""
+
 
 def shortened(text: str) -> str:
     """Return a message in which every word of 300 or more characters, and the message as a whole, is cut in its middle.
@@ -51,12 +54,16 @@ class RunnerError(Exception):
 
 
 class InputError(RunnerError):
-    """Input that cannot be run. `problems` has one sentence for each problem."""
+    """Input that cannot be run. `problems` has one sentence for each problem, and counts those after the first hundred."""
 
     exit_code = 2
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = tuple(map(shortened, (problems,) if isinstance(problems, str) else problems))
+        found = (problems,) if isinstance(problems, str) else tuple(problems)
+        more = len(found) - MOST_PROBLEMS
+        self.problems = tuple(map(shortened, found[:MOST_PROBLEMS])) + (
+            (f"and {more:,} more problems",) if more > 0 else ()
+        )
         Exception.__init__(self, "\n".join(self.problems))
 
 

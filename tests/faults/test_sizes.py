@@ -62,6 +62,11 @@ def wide(columns: int, cell: str = "1.5") -> None:
     Path("t.csv").write_text(f"y,{names}\n{row}\n{row}\n", encoding="utf-8")
 
 
+def experiment(text: str) -> None:
+    Path("d/experiment").mkdir(parents=True)
+    Path("d/experiment/keys.yaml").write_text(f"# @package _global_\n{text}", encoding="utf-8")
+
+
 CASES: dict[str, tuple[list[str], Callable[[], object] | None, list[str]]] = {
     "features": (
         [f"data.features={HUGE}"],
@@ -97,6 +102,21 @@ CASES: dict[str, tuple[list[str], Callable[[], object] | None, list[str]]] = {
         [*CSV, "model=mlp", "model.widths=[1000000]"],
         lambda: wide(1001),
         ["`model.widths` must fit in memory, got 1,002,000,001 parameters (14.9 GiB, of which "],
+    ),
+    "layers": (
+        ["model=mlp", f"model.widths=[{','.join(['1'] * 10_000)}]"],
+        None,
+        ["`model.widths` must have at most 1000 layers, got 10,000; use fewer and wider ones"],
+    ),
+    "unknown keys of a file": (
+        ["--config-dir", "d", "+experiment=keys"],
+        lambda: experiment("".join(f"key{i}: 1\n" for i in range(10_000))),
+        [*(f"`key{i}` is not a key; see docs/config.md for the list of keys" for i in range(100)), "and 9,900 more problems"],
+    ),
+    "start values of absent parameters": (
+        ["--config-dir", "d", "+experiment=keys", "model=formula"],
+        lambda: experiment("model:\n  start:\n" + "".join(f"    q{i:05}: 1\n" for i in range(10_000))),
+        [*(f"`model.start.q{i:05}` must name a parameter of `model.expression`='a*x + b', which has a, x, b; " for i in range(100)), "and 9,900 more problems"],
     ),
     "data and model": (
         [f"data.features={HUGE}", "model=mlp", f"model.widths=[{HUGE}]"],

@@ -33,3 +33,10 @@ def test_every_error_is_short_and_can_be_sent_to_another_process() -> None:
     assert str(RunFailed(word)) == cut
     assert str(Interrupted(15, word)) == f"{cut} (SIGTERM)"
     assert pickle.loads(pickle.dumps(ConfigError(["a", "b"]))).problems == ("a", "b")
+
+
+def test_problems_after_the_first_hundred_are_counted() -> None:
+    assert ConfigError(str(i) for i in range(100)).problems == tuple(str(i) for i in range(100))
+    assert ConfigError(str(i) for i in range(1101)).problems[99:] == ("99", "and 1,001 more problems")
+    again = pickle.loads(pickle.dumps(ConfigError(["a"] * 102)))
+    assert again.problems == (*["a"] * 100, "and 2 more problems")

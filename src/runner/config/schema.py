@@ -279,6 +279,11 @@ class Mlp(ModelConfig, name="mlp", builder="runner.models.mlp:build"):
         """Whether there is dropout."""
         return self.dropout > 0
 
+    def problems(self) -> Iterator[str]:
+        """Yield the problem of more layers than can be built and trained in a reasonable time."""
+        if len(self.widths) > 1000:
+            yield f"`model.widths` must have at most 1000 layers, got {len(self.widths):,}; use fewer and wider ones"
+
     def parameter_count(self, columns: int) -> int:
         """Return the weights and biases of all layers."""
         return sum((inputs + 1) * outputs for inputs, outputs in pairwise((columns, *self.widths, 1)))
