@@ -16,6 +16,7 @@ from runner import __version__
 from runner.commands.arguments import Parser
 from runner.compute.gc_pause import gc_paused
 from runner.compute.processes import launched
+from runner.compute.processes.exclusive import only_run
 from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import options as available_options
 from runner.config.schema import plain
@@ -105,7 +106,8 @@ def _command(arguments: list[str]) -> int:
     """Run a verb, show something, or start a run or a sweep. Return the exit code."""
     place = _verb_place(arguments)
     if place is not None:
-        return _verb(arguments[place], arguments[place + 1 :] + arguments[:place])
+        with only_run():
+            return _verb(arguments[place], arguments[place + 1 :] + arguments[:place])
     try:
         options, overrides = _read(arguments)
     except ConfigError:
@@ -114,9 +116,9 @@ def _command(arguments: list[str]) -> int:
         return ConfigError.exit_code
     if options.help or options.version or options.cfg:
         return _show(options, overrides) if _is_rank_zero() else 0
-    if options.multirun or any(override.lstrip("+").startswith("seeds=") for override in overrides):
-        return _sweep(options, overrides, arguments)
-    return _run(options, overrides, arguments)
+    is_sweep = options.multirun or any(override.lstrip("+").startswith("seeds=") for override in overrides)
+    with only_run():
+        return (_sweep if is_sweep else _run)(options, overrides, arguments)
 
 
 def _verb_place(arguments: list[str]) -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from runner.compute import sizes
 from runner.compute.processes import notes
 from runner.compute.signals import StopRequest
 from runner.config import constraints
@@ -44,7 +45,7 @@ def launch(
     connect, and `Interrupted` for a signal before the processes are started.
     """
     size = config.launch.processes * config.launch.nodes
-    problems = constraints.world_size_problems(config, size)
+    problems = constraints.world_size_problems(config, size) + sizes.problems(config, config.launch.processes)
     if problems:
         raise ConfigError(problems)
     with StopRequest() as stop:  # a KeyboardInterrupt during the import of torch is sometimes lost
@@ -133,7 +134,7 @@ def _local_address(endpoint: str) -> tuple[str, bool]:
         with socket.socket(family, socket.SOCK_DGRAM) as route:
             route.connect(remote)  # sends nothing
             local = str(route.getsockname()[0])
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: a name that is too long
         raise ConfigError(
             f"`launch.rdzv_endpoint` must be host:port that this host can reach, got {endpoint} ({error}); correct it"
         ) from None

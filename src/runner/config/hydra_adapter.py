@@ -40,7 +40,7 @@ def options(config_dir: str | None = None) -> dict[str, dict[str, str]]:
     The description is the first comment of the option's file. Raises `ConfigError` if `config_dir` is not a folder of
     such groups.
     """
-    if config_dir is not None and not (config_dir and Path(config_dir).is_dir()):
+    if config_dir is not None and not os.path.isdir(config_dir):
         raise ConfigError(
             f"`--config-dir` must be a folder of configuration groups, got {config_dir!r}; correct the path"
         )

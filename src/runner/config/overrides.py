@@ -6,7 +6,9 @@ key is checked against the schema first, and all problems are found at once.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 Groups = Mapping[str, Mapping[str, str]]
 """Group → option → its one-line description."""
+
+_LONG_LIST = re.compile(r"\[([^][(){}'\"\\$,]*,){100,}[^][(){}'\"\\$,]*\]")
+"""A flat list of many items, none of which has a comma in it."""
 
 _DEVICE_ALIASES = {"gpu": "auto", "hip": "rocm"}
 """Common names of devices → their option."""
@@ -101,7 +106,11 @@ def parse(argument: str, known: Sequence[str], groups: Groups, plan: Plan) -> Ov
     problem = _malformed(argument, groups)
     if problem is None:
         try:
-            return OverridesParser.create().parse_override(argument)
+            return (
+                _parse_list(argument)
+                if _LONG_LIST.fullmatch(text)
+                else OverridesParser.create().parse_override(argument)
+            )
         except (HydraException, ValueError):  # ValueError: an integer of thousands of digits
             problem = _unreadable(name.lstrip("+"), text, known)
         # Hydra's grammar has no nested references, but OmegaConf resolves them.
@@ -109,6 +118,18 @@ def parse(argument: str, known: Sequence[str], groups: Groups, plan: Plan) -> Ov
             return OverridesParser.create().parse_override(f"{name}={quoted(text)}")
     plan.problems.append(problem)
     return None
+
+
+def _parse_list(argument: str) -> Override:
+    """Parse a list in pieces: the time of Hydra's parser grows with the square of the number of items."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    name, _, text = argument.partition("=")
+    items = text[1:-1].split(",")
+    pieces = [",".join(items[first : first + 100]) for first in range(0, len(items), 100)]
+    overrides = [OverridesParser.create().parse_override(f"{name}=[{piece}]") for piece in pieces]
+    values = [item for override in overrides for item in override._value]  # type: ignore[union-attr]  # lists
+    return dataclasses.replace(overrides[0], _value=values, input_line=argument)
 
 
 def _malformed(argument: str, groups: Groups) -> str | None:

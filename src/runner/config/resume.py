@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def saved_values(run: str, source: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     path = Path(run)
-    if not run or not path.is_dir():
+    if not os.path.isdir(run):  # Path.is_dir raises an error for a name that is too long
         raise CheckpointError(
             f"`{source}` must be a run directory, got {run!r}, which is not a directory; correct the path"
         )

@@ -294,5 +294,5 @@ def _job_return(job: Job, outcome: Outcome) -> JobReturn:
         overrides=job.overrides,
         working_dir=str(job.directory),
         status=JobStatus.COMPLETED if finished else JobStatus.FAILED,
-        _return_value=dict(outcome.metrics) if finished else RunFailed(outcome.reason),
+        _return_value=dict(outcome.metrics) if finished else RunFailed(outcome.reason or ""),
     )

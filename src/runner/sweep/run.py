@@ -82,7 +82,7 @@ def sweep(arguments: Sequence[str], config_dir: str | None, command: Sequence[st
         "metric": None,
         "directions": None,
     }
-    missing = [parent for parent in directory.parents if not parent.exists()]
+    missing = [parent for parent in directory.parents if not os.path.exists(parent)]
     try:
         manifest = Manifest.create(directory, values)
         with _locked(directory):
@@ -278,7 +278,7 @@ def _write_error(error: OSError, directory: Path) -> RunFailed:
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Keep other processes from running this sweep. Raises `CheckpointError` if one runs it already."""
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # Path.is_dir raises an error for a name that is too long
         raise CheckpointError(
             f"`resume` must be a sweep directory, got {str(directory)!r}, which is not a directory; correct the path"
         )

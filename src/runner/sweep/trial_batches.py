@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.compute import sizes
 from runner.compute.gc_pause import gc_paused
 from runner.config.schema import Config, plain
 from runner.errors import ConfigError, Interrupted
@@ -65,7 +65,7 @@ class TrialBatches:
 
         problems: dict[str, int] = {}
         for trial in trials:
-            for problem in build.misfits(trial.config, self._choice, 1):
+            for problem in [*build.misfits(trial.config, self._choice, 1), *sizes.problems(trial.config)]:
                 problems.setdefault(problem, trial.number)
         if problems:
             raise ConfigError(f"trial {number}: {problem}" for problem, number in problems.items())
@@ -135,4 +135,4 @@ def free_bytes(kind: str) -> float:
 
     if kind in ("cuda", "rocm"):
         return torch.cuda.mem_get_info()[0] / 2
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    return sizes.available_bytes() / 2

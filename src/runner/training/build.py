@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.compute import precision, strategies
+from runner.compute import precision, sizes, strategies
 from runner.compute.devices import DeviceChoice
 from runner.compute.graphs import CudaGraphs
 from runner.compute.precision import Scaler
@@ -88,6 +88,9 @@ def prepare(
         raise ConfigError(
             f"the number of processes must not be above the number of training rows, {rows}, got {size}; start fewer processes"
         )
+    problems = sizes.model_problems(resolved.model, len(dataset.feature_names))
+    if problems:
+        raise ConfigError(problems)
     model = start_model(resolved, dataset.feature_names)
     if resolved.optimizer.linear_only and not model.is_linear(dataset.parts["train"].features.cpu()):
         raise ConfigError(

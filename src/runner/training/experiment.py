@@ -95,9 +95,9 @@ def batch_size(config: c.Config, dataset: Dataset) -> int:
     return len(dataset.parts["train"]) if size is None else size
 
 
-def warnings(infos: Sequence[RunInfo], optimum: Optimum | None) -> list[list[str]]:
-    """Return for each run the warnings about its data, and about its learning rate where the optimum is known."""
-    texts = [list(info.dataset.warnings) for info in infos]
+def warnings(infos: Sequence[RunInfo], objective: BatchObjective, optimum: Optimum | None) -> list[list[str]]:
+    """Return for each run the warnings about its data and batches, and about its learning rate where the optimum is known."""
+    texts = [[*info.dataset.warnings, *objective.warnings] for info in infos]
     if optimum is not None:
         for lines, sentence in zip(texts, stability_warnings([info.config for info in infos], optimum), strict=True):
             if sentence is not None:
@@ -143,7 +143,7 @@ class Experiment:
     @property
     def warnings(self) -> list[list[str]]:
         """Warnings to report before the first step; a list with the list of the one lane."""
-        return warnings([self.info], self.optimum)
+        return warnings([self.info], self.objective, self.optimum)
 
     def capture(self) -> dict[str, Any]:
         """Return the live state of model, optimizer and loss scaler."""

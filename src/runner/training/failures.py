@@ -70,15 +70,16 @@ def _type_and_text(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def explain_out_of_memory() -> Iterator[None]:
+def explain_out_of_memory(config: Config) -> Iterator[None]:
     """Raise `ConfigError` when data or model are too large for memory. For use before a run has started."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         text = " ".join(str(error).split())
         if isinstance(error, MemoryError) or any(word in text for word in ("memory", "overflow", "too large")):
+            keys = dict.fromkeys((*config.data.size_keys, config.model.size_key))
+            reason = f" ({text[:200]})" if text else ""
             raise ConfigError(
-                f"data and model must fit in memory, but do not ({text[:200]}); "
-                "make `data.rows`, `data.features` or `model.widths` smaller"
+                f"data and model must fit in memory, but do not{reason}; make {' or '.join(f'`{key}`' for key in keys)} smaller"
             ) from None
         raise
