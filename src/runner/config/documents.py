@@ -7,7 +7,6 @@ Both are counted before a value is made.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -235,19 +234,25 @@ def _check_scalar(node: Any, name: str, loader: Any) -> None:
     except (ValueError, LookupError):
         fault = f"is not {_NUMBERS[node.tag]} that can be read, {validation.shown(node.value)}; put a text in quotes"
         raise _fault(node, name, fault) from None
-    depth = _reference_depth(node.value)
-    if depth > MAX_REFERENCES:
-        raise _fault(node, name, f"must nest at most {MAX_REFERENCES} references ${{…}}, got {depth}; use fewer")
+    levels = reference_depth(node.value)
+    if levels > MAX_REFERENCES:
+        raise _fault(node, name, f"must nest at most {MAX_REFERENCES} references ${{…}}, got {levels}; use fewer")
 
 
-def _reference_depth(text: str) -> int:
+def reference_depth(text: str) -> int:
     """Return how deep references ${…} are nested in a text."""
-    if "${" not in text:
-        return 0
-    depth = deepest = 0
-    for mark in re.findall(r"\$?\{|\}", text):
-        depth = max(depth - 1, 0) if mark == "}" else depth + 1
-        deepest = max(deepest, depth)
+    return depth(text.replace("${", "\0"), "\0{", "}") if "${" in text else 0
+
+
+def depth(text: str, opening: str, closing: str) -> int:
+    """Return how deep pairs of characters are nested in a text."""
+    level = deepest = 0
+    for character in text:
+        if character in opening:
+            level += 1
+            deepest = max(deepest, level)
+        elif character in closing:
+            level = max(level - 1, 0)
     return deepest
 
 

@@ -337,7 +337,7 @@ def test_an_exception_in_the_launcher_stops_all_trials(children: Children) -> No
 
 def test_groups_of_the_user_reach_the_trials(children: Children) -> None:
     launcher = Plugins.instance().instantiate_launcher(
-        cast("HydraContext", None), cast("Any", None), hydra_config(children.sweep, searchpath=["file://my conf"])
+        cast("HydraContext", None), cast("Any", None), hydra_config(children.sweep, searchpath=["runner://my conf"])
     )
     launcher.launch([["a=1"]], 0)
     assert children.notes[0][0][:4] == ["-m", "runner", "--config-dir", "my conf"]
