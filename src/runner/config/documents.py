@@ -54,6 +54,14 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 def parse_object(text: bytes) -> dict[str, Any]:
     """Return the object that a JSON text describes. Raises ValueError with the reason for any other text."""
+    value = parse_json(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is not an object")
+    return value
+
+
+def parse_json(text: bytes) -> Any:
+    """Return the value that a JSON text describes. Raises ValueError with the reason for any other text."""
     try:
         value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique, parse_int=_integer)
     except RecursionError:
@@ -62,8 +70,6 @@ def parse_object(text: bytes) -> dict[str, Any]:
         raise ValueError("it is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError("it is not an object")
     check_size(value, MAX_BYTES)
     return value
 

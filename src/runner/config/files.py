@@ -69,8 +69,10 @@ def make_folder(path: Path) -> None:
     try:
         os.mkdir(path)
     except FileExistsError:
+        if kind_of(path) == "a link":
+            raise _refused(path, "a link") from None
         if not is_folder(path):
-            raise _refused(path, kind_of(path) or "a file") from None
+            raise
 
 
 def _opened(path: Path, flags: int, follow: bool) -> BinaryIO:

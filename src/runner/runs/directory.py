@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -14,6 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from runner.config.documents import read_json
+from runner.config.files import kind_of
 from runner.errors import CheckpointError, ConfigError
 from runner.runs.atomic import write_json
 
@@ -65,9 +66,13 @@ class RunDirectory:
 
     @staticmethod
     def reopen(path: Path, *, locked: bool = True) -> RunDirectory:
-        """Open the directory of an earlier run. Raises `CheckpointError` if it is in use or has no readable record."""
+        """Open the directory of an earlier run.
+
+        Raises `CheckpointError` if it is in use, has no readable record, or has a link or a special file in it.
+        """
         directory = RunDirectory(path, locked=locked)
         try:
+            refuse_odd_files(path)
             directory.record = read_record(path)
         except BaseException:
             directory.close()
@@ -93,7 +98,7 @@ class RunDirectory:
 
 def lock(path: Path) -> int:
     """Lock a directory; return the descriptor for `unlock`. Raises `CheckpointError` if another process has it."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)  # a FIFO would wait for a writer
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -114,25 +119,26 @@ def unlock(descriptor: int) -> None:
 
 def _refuse_taken(path: Path) -> None:
     """Raise `ConfigError` for a directory that cannot become that of a new run."""
-    if path.resolve() in (Path.cwd(), Path(path.anchor)):
+    if os.path.realpath(path) in (os.getcwd(), os.path.abspath(path.anchor)):
         raise ConfigError(f"`run_dir` must name a new directory, got {str(path)!r}; give it a name")
-    if (path / "run.json").exists():
+    if os.path.lexists(path / "run.json"):
         raise ConfigError(
             f"`run_dir` must be a new directory, but {path} holds a run; use another one, or resume it with resume={path}"
         )
 
 
+def refuse_odd_files(path: Path) -> None:
+    """Raise `CheckpointError` for links and special files in a folder: what a run writes would go wherever they lead."""
+    odd = {name: kind for name in sorted(os.listdir(path)) if (kind := kind_of(path / name)) not in (None, "a folder")}
+    if odd:
+        raise CheckpointError(
+            f"{path / name} must be a regular file or a folder, got {kind}; remove it" for name, kind in odd.items()
+        )
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """Return the content of `run.json`. Raises `CheckpointError` if it cannot be read."""
-    try:
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("it is not an object")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path / 'run.json'} must be the record of a run, but cannot be read ({error}); restore it"
-        ) from None
-    return record
+    return read_json(path / "run.json", "the record of a run")
 
 
 def _holder(path: Path) -> str:

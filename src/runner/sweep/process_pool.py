@@ -22,6 +22,7 @@ from runner.compute.visible_devices import CUDA, HIP, ROCR, config_mask, in_forc
 from runner.config import validation
 from runner.config.parts import key
 from runner.errors import CheckpointError, ConfigError, Interrupted, RunFailed
+from runner.runs.atomic import write_atomic
 from runner.runs.directory import lock, unlock
 from runner.sweep.search_space import as_text
 
@@ -276,7 +277,7 @@ def _reason(job: Job, code: int, errors: str) -> str:
     if messages:
         return "; ".join(messages)
     if (job.directory / "run.json").exists():
-        (job.directory / "stderr.log").write_text(errors, encoding="utf-8")
+        write_atomic(job.directory / "stderr.log", errors.encode(errors="replace"))
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     return lines[-1] if lines else f"its process ended with exit code {code} and no message"
 

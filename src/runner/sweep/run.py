@@ -14,12 +14,13 @@ from runner.compute.gc_pause import gc_paused
 from runner.compute.launch import needs_launch
 from runner.compute.processes import launched
 from runner.config.compose import Composed, compose
+from runner.config.files import make_folder
 from runner.config.hydra_adapter import hydra_session, reason_of, search_path
 from runner.config.overrides import quoted
 from runner.config.schema import Config
 from runner.errors import CheckpointError, ConfigError, InputError, Interrupted, RunFailed, RunnerError
 from runner.runs.atomic import explain_os_error, write_atomic
-from runner.runs.directory import lock, now, unlock
+from runner.runs.directory import lock, now, refuse_odd_files, unlock
 from runner.runs.sinks.reporter import Reporter
 from runner.sweep.arguments import SweepArguments, check_resume_overrides, classify, disable_plots, expand_seeds
 from runner.sweep.manifest import FILE, Manifest, sweep_directory
@@ -51,6 +52,7 @@ def sweep(arguments: Sequence[str], config_dir: str | None, command: Sequence[st
         check_resume_overrides(arguments)
         directory = Path(str(parsed.resume))
         with _locked(directory):
+            refuse_odd_files(directory)
             manifest = Manifest.read(directory)
             return _resume(manifest, parsed)
     composed = compose(parsed.sample, config_dir)
@@ -209,7 +211,7 @@ def report_results(manifest: Manifest) -> Results:
         figures = draw(results)
     try:
         write_csv(results, directory / "results.csv")
-        (directory / "plots").mkdir(exist_ok=True)
+        make_folder(directory / "plots")
         for name, png in figures.items():
             write_atomic(directory / "plots" / f"{name}.png", png)
     except OSError as error:

@@ -11,6 +11,7 @@ import torch
 from runner.compute.devices import DeviceChoice
 from runner.compute.gc_pause import gc_paused
 from runner.config.constraints import eager_because
+from runner.config.files import make_folder
 from runner.config.schema import Config
 from runner.optim.optimum import noise_floor, observed_rate
 from runner.runs import hashes
@@ -178,7 +179,7 @@ def plot(info: RunInfo, outcome: Outcome, answers: Mapping[str, Any], path: Path
     levels = {name: entry["loss"] for name, entry in known.items() if entry and "loss" in entry}
     with gc_paused():
         figures = _draw(info, outcome.evaluation(), path / "metrics.jsonl", levels)
-    (path / "plots").mkdir(exist_ok=True)
+    make_folder(path / "plots")
     for name, png in figures.items():
         write_atomic(path / "plots" / f"{name}.png", png)
     return figures

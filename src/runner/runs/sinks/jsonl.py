@@ -6,13 +6,18 @@ Each line is one object, in the order of the steps. nan and infinity, which JSON
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from runner.config import schema as c
+from runner.config.files import MIB, read_bytes
 from runner.errors import CheckpointError
 from runner.runs.atomic import Appended, strict, write_atomic
+
+MAX_BYTES = 1024 * MIB
+"""Largest file of rows, some ten million of them."""
 
 _NOT_FINITE = {text: float(text) for text in ("nan", "inf", "-inf")}
 _ENCODER = json.JSONEncoder(allow_nan=False)  # made once: it takes longer than encoding a row
@@ -31,8 +36,8 @@ class JsonLines:
 
     def open(self, first_step: int) -> None:
         """Drop rows from `first_step` on, and a line that a kill cut off."""
-        if self._path.exists():
-            content = self._path.read_bytes()
+        if os.path.lexists(self._path):
+            content = read_bytes(self._path, MAX_BYTES)
             kept = b"".join(line + b"\n" for line in content.splitlines() if _step(line) < first_step)
             if kept != content:
                 write_atomic(self._path, kept)
@@ -70,7 +75,7 @@ def _step(line: bytes) -> float:
     """Return the step of a row; infinity for a line that is not a row, such as one that a kill cut off."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return float("inf")
 
 
@@ -83,16 +88,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a `metrics.jsonl`, with "nan", "inf" and "-inf" as numbers.
 
     A last line without its end is left out: a kill cut it off, or it is being written. Raises `CheckpointError` for any
-    other line that is not a row, and `FileNotFoundError`.
+    other line that is not a row, and for anything but a regular file; and `FileNotFoundError`.
     """
-    *whole, _incomplete = path.read_bytes().split(b"\n")
+    try:
+        *whole, _incomplete = read_bytes(path, MAX_BYTES).split(b"\n")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} must be rows of metrics, but cannot be read ({error.strerror}); restore it"
+        ) from None
     return [_row(line, f"line {number} of `{path}`") for number, line in enumerate(whole, start=1)]
 
 
 def _row(line: bytes, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         start = line[:40].decode(errors="replace")
