@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from runner.config import introspection, validation, versions
 from runner.config.files import MIB, read_bytes
 from runner.errors import CheckpointError
 
-T = TypeVar("T")
-
+FORMAT = 1
+"""Newest format of a JSON file or a checkpoint that is read here, and the one that is written."""
 MAX_BYTES = 32 * MIB
 """Largest JSON file that is read whole: its values take some twenty times as much memory."""
 MAX_YAML_BYTES = MIB
@@ -127,19 +127,39 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- schema
 
 
-def checked(kind: Callable[..., T], values: Mapping[str, Any], path: Path, prefix: str = "") -> T:
-    """Return the fields of a dataclass from the values of a file, other values left out.
+def checked(kind: type, values: Mapping[str, Any], path: Path, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a file, of which those of a dataclass were checked. Other values are returned as they are.
 
-    A missing one has the value that it had before it existed. Raises `CheckpointError` with all problems.
+    A missing value is the one that it had before it existed. Raises `CheckpointError` with all problems, and for a file
+    of a newer format.
     """
-    fields: Any = kind
-    names = introspection.hints(fields)
-    known = {name: value for name, value in values.items() if name in names}
-    result: T | None
-    result, problems = validation.build(fields, versions.completed(fields, known), prefix)
-    if result is None:
-        raise CheckpointError(f"{path}: {problem}; restore the file" for problem in problems)
-    return result
+    problems = faults(kind, values, prefix)
+    if problems:
+        raise CheckpointError(f"{path}: {problem}" for problem in problems)
+    completed: dict[str, Any] = versions.completed(kind, values)
+    return completed
+
+
+def faults(kind: type, values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return a sentence for each value that does not fit a dataclass; one alone for a newer format."""
+    version = values.get("format")
+    if type(version) is int and version > FORMAT:
+        return [
+            f"`format` must be at most {FORMAT}, got {version}; it was written by a newer version of runner, use that"
+        ]
+    _, problems = validation.build(kind, _known(kind, versions.completed(kind, values)), prefix)
+    return [problem if ";" in problem else f"{problem}; restore the file" for problem in problems]
+
+
+def _known(kind: Any, values: Any) -> Any:
+    """Return the values of a dataclass's fields, at any depth. Others may have been added by a newer version."""
+    if not isinstance(values, Mapping):
+        return values
+    hints = introspection.hints(kind)
+    nested = {name: introspection.variants(hint).get("") for name, hint in hints.items()}
+    return {
+        name: _known(nested[name], value) if nested[name] else value for name, value in values.items() if name in hints
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------- YAML

@@ -13,10 +13,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from runner.config.documents import read_json
+from runner.config.documents import FORMAT
 from runner.config.files import kind_of
 from runner.errors import CheckpointError, ConfigError
 from runner.runs.atomic import write_json
+from runner.runs.records import read_record
 
 
 def now() -> str:
@@ -46,7 +47,15 @@ class RunDirectory:
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         path = Path(run_dir) if run_dir is not None else Path("runs", name, f"{stamp}_{secrets.token_hex(3)}")
         temporary = path.parent / f".{path.name}.{secrets.token_hex(3)}"
-        full = {"status": "running", "started": now(), "ended": None, "resumed": 0, **_process(), **record}
+        full = {
+            "format": FORMAT,
+            "status": "running",
+            "started": now(),
+            "ended": None,
+            "resumed": 0,
+            **_process(),
+            **record,
+        }
         try:
             _refuse_taken(path)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +96,7 @@ class RunDirectory:
     def resumed(self, **values: Any) -> None:
         """Record that the run was resumed. Raises OSError."""
         self.record.pop("reason", None)
-        self.update(status="running", ended=None, resumed=self.record.get("resumed", 0) + 1, **_process(), **values)
+        self.update(status="running", ended=None, resumed=self.record["resumed"] + 1, **_process(), **values)
 
     def close(self) -> None:
         """Release the lock. A second call does nothing."""
@@ -134,11 +143,6 @@ def refuse_odd_files(path: Path) -> None:
         raise CheckpointError(
             f"{path / name} must be a regular file or a folder, got {kind}; remove it" for name, kind in odd.items()
         )
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Return the content of `run.json`. Raises `CheckpointError` if it cannot be read."""
-    return read_json(path / "run.json", "the record of a run")
 
 
 def _holder(path: Path) -> str:

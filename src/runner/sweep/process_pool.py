@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from runner.config.parts import key
 from runner.errors import CheckpointError, ConfigError, Interrupted, RunFailed
 from runner.runs.atomic import write_atomic
 from runner.runs.directory import lock, unlock
+from runner.runs.records import read_record, read_summary
 from runner.sweep.search_space import as_text
 
 if TYPE_CHECKING:
@@ -74,12 +74,11 @@ class Job:
     def metrics(self) -> dict[str, float] | None:
         """Final metrics; None if the trial has not finished."""
         try:
-            record = json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
-            summary = json.loads((self.directory / "summary.json").read_text(encoding="utf-8"))
-            metrics = {name: float(value) for name, value in summary["metrics"].items()}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            summary = read_summary(self.directory)
+            finished = summary is not None and read_record(self.directory)["status"] == "finished"
+        except CheckpointError:
             return None
-        return metrics if record.get("status") == "finished" else None
+        return summary["metrics"] if summary is not None and finished else None
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,18 @@ from runner.compute.gc_pause import gc_paused
 from runner.compute.launch import needs_launch
 from runner.compute.processes import launched
 from runner.config.compose import Composed, compose
-from runner.config.files import make_folder
+from runner.config.documents import MAX_BYTES
+from runner.config.files import make_folder, read_bytes
 from runner.config.hydra_adapter import hydra_session, reason_of, search_path
 from runner.config.overrides import quoted
 from runner.config.schema import Config
 from runner.errors import CheckpointError, ConfigError, InputError, Interrupted, RunFailed, RunnerError
 from runner.runs.atomic import explain_os_error, write_atomic
 from runner.runs.directory import lock, now, refuse_odd_files, unlock
+from runner.runs.records import SWEEP
 from runner.runs.sinks.reporter import Reporter
 from runner.sweep.arguments import SweepArguments, check_resume_overrides, classify, disable_plots, expand_seeds
-from runner.sweep.manifest import FILE, Manifest, sweep_directory
+from runner.sweep.manifest import Manifest, sweep_directory
 from runner.sweep.task import Task
 from runner.sweep.vmap_launcher import with_manifest
 
@@ -109,8 +111,8 @@ def _run_or_remove(manifest: Manifest, config: Config) -> Manifest:
 
 def _resume(manifest: Manifest, arguments: SweepArguments) -> Manifest:
     """Continue a sweep where it stopped. If that is refused, restore its manifest."""
-    path, config_dir = manifest.directory / FILE, manifest.values["config_dir"]
-    before = path.read_bytes()
+    path, config_dir = manifest.directory / SWEEP, manifest.values["config_dir"]
+    before = read_bytes(path, MAX_BYTES)
     manifest.update_from_records()
     manifest.rerun_lost()
     states = manifest.states()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.config.resume import refuse_other
 from runner.config.schema import Config, SinkConfig, config_hash, plain
-from runner.errors import ConfigError, Interrupted, Pruned, RunnerError
+from runner.errors import CheckpointError, ConfigError, Interrupted, Pruned, RunnerError
 from runner.runs.atomic import as_yaml, write_atomic, write_json
 from runner.runs.directory import RunDirectory, now
+from runner.runs.records import read_summary
 from runner.runs.sinks.reporter import Reporter
 from runner.training.environment import environment
 from runner.training.failures import as_failure
@@ -210,10 +210,9 @@ class RunRecorder:
         if directory.record.get("status") != "finished" or (loaded.step < steps and not early):
             return None
         try:
-            summary: dict[str, Any] = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_summary(directory.path)
+        except CheckpointError:
             return None
-        return summary
 
     def _record(self) -> dict[str, Any]:
         """Return the entries of run.json that are known before training."""

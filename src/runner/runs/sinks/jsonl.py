@@ -106,7 +106,11 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError):
         row = None
+    start = line[:40].decode(errors="replace")
     if not isinstance(row, dict):
-        start = line[:40].decode(errors="replace")
         raise CheckpointError(f"{place} must be a JSON object, got {start!r}; restore the file or delete the line")
+    if type(row.get("step")) is not int or not 0 <= row["step"] < 2**63:
+        raise CheckpointError(
+            f"{place} must have a `step` of at least 0, got {start!r}; restore the file or delete the line"
+        )
     return {name: _NOT_FINITE.get(value, value) if isinstance(value, str) else value for name, value in row.items()}
