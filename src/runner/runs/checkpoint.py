@@ -22,11 +22,11 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -46,6 +46,9 @@ from runner.runs.checkpoint_manifest import (
 )
 
 STATE = "state.pt"
+Fault: TypeAlias = Callable[[Mapping[str, Any]], str | None]
+"""State → what is wrong with it, or None."""
+
 STEP = re.compile(r"step_(0|[1-9][0-9]*)")
 TEMPORARY = re.compile(r"(?:step_(0|[1-9][0-9]*)|last|best)\.tmp-[0-9a-f]{8}")
 
@@ -96,14 +99,15 @@ def publish(fresh: Path, state: dict[str, Any], *, best: bool, keep: int | None)
     return _release(target, best, keep)
 
 
-def load(folder: Path) -> Loaded | None:
+def load(folder: Path, fault: Fault = lambda state: None) -> Loaded | None:
     """Load the checkpoint of `last` if it is intact, else the newest intact one; None if there never was one.
 
-    Raises CheckpointError, with a sentence for each checkpoint, if none of them is intact.
+    `fault` may find something wrong with a state: that checkpoint is not used either. Raises CheckpointError, with a sentence for each checkpoint, if none of them is intact.
     """
     skipped: list[str] = []
     for path in _candidates(folder):
         state = intact(path)
+        state = state if isinstance(state, str) else fault(state) or state
         if not isinstance(state, str):
             return Loaded(_step_of(path.name), state, path, tuple(skipped))
         if STEP.fullmatch(path.name):  # an incomplete temporary is a killed save, not a damaged checkpoint

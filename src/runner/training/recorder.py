@@ -184,14 +184,16 @@ class RunRecorder:
 
     def _load(self, directory: RunDirectory) -> Opened:
         """Load the last checkpoint of a reopened run. Raises `InputError` if the run must not be resumed."""
-        from runner.runs import checkpoint
+        from runner.runs import saved_state
+        from runner.training.saved_model import refuse_misfit
 
-        loaded = checkpoint.load(directory.path / CHECKPOINTS)
+        loaded = saved_state.load(directory.path / CHECKPOINTS)
         if loaded is None:
             return Opened(directory.path)
         for skipped in loaded.skipped:
             self.reporter.warn(skipped)
         refuse_other(loaded.state, self.config, self._info.dataset.sha256, loaded.path)
+        refuse_misfit(loaded.state, self._info, loaded.path)
         summary = self._summary_of(directory, loaded)
         if summary is not None:
             from runner.training import report
