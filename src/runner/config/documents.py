@@ -182,8 +182,8 @@ def check_yaml(text: str) -> None:
     """Raise ValueError for a text that must not be given to a YAML loader. Faults of its syntax are left to the loader."""
     from yaml import YAMLError
 
-    loader = _loader()(text)
     try:
+        loader = _loader()(text)
         node = loader.get_single_node()
     except YAMLError:
         return

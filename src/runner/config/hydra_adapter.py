@@ -14,6 +14,7 @@ from runner.config import introspection, validation
 from runner.config.documents import MAX_YAML_BYTES, read_yaml
 from runner.config.files import read_bytes
 from runner.config.overrides import Plan
+from runner.config.references import resolve_in_order
 from runner.config.schema import Config
 from runner.errors import ConfigError
 
@@ -186,6 +187,7 @@ def resolved_values(config: DictConfig, plan: Plan) -> dict[str, Any]:
     """
     from omegaconf import OmegaConf
 
+    resolve_in_order(config)
     while (error := _unresolved(config)) is not None:
         name, reason = str(error.full_key), reason_of(error)
         if name == "None" or OmegaConf.is_missing(config, name):

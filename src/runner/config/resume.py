@@ -100,7 +100,7 @@ def saved_values(run: str, source: str) -> dict[str, Any]:
         ) from None
     except Exception as error:  # of a dozen types
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-        raise CheckpointError(f"{file} cannot be read: {reason}; restore it") from None
+        raise CheckpointError(f"{file} cannot be read: {reason}{'' if ';' in reason else '; restore it'}") from None
     references = [
         f"{file}: `{name}` must be a value, got a reference {validation.shown(value)}; write the value"
         for name, value in _references(values)

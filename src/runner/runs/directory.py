@@ -19,6 +19,11 @@ from runner.errors import CheckpointError, ConfigError
 from runner.runs.atomic import write_json
 from runner.runs.records import read_record
 
+FILES = {
+    "config.yaml", "run.json", "summary.json", "run.log", "metrics.jsonl", "hashes.jsonl", "sweep.json", "results.csv", "stderr.log",
+}  # fmt: skip
+"""Names of files, which are no folders, of a run or a sweep."""
+
 
 def now() -> str:
     """Return the time in UTC as ISO 8601."""
@@ -138,10 +143,12 @@ def _refuse_taken(path: Path) -> None:
 
 def refuse_odd_files(path: Path) -> None:
     """Raise `CheckpointError` for links and special files in a folder: what a run writes would go wherever they lead."""
-    odd = {name: kind for name in sorted(os.listdir(path)) if (kind := kind_of(path / name)) not in (None, "a folder")}
+    kinds = {name: kind_of(path / name) for name in sorted(os.listdir(path))}
+    odd = {name: kind for name, kind in kinds.items() if kind is not None and (kind != "a folder" or name in FILES)}
     if odd:
         raise CheckpointError(
-            f"{path / name} must be a regular file or a folder, got {kind}; remove it" for name, kind in odd.items()
+            f"{path / name} must be a regular file{'' if name in FILES else ' or a folder'}, got {kind}; remove it"
+            for name, kind in odd.items()
         )
 
 

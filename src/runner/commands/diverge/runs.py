@@ -14,7 +14,7 @@ from runner.config.files import is_folder
 from runner.config.resume import saved_values
 from runner.errors import CheckpointError
 from runner.runs.records import read_record, read_summary
-from runner.runs.sinks.jsonl import read_rows
+from runner.runs.sinks.jsonl import read_lines, read_rows
 from runner.training.recorder import CHECKPOINTS
 
 
@@ -65,13 +65,19 @@ def read_run(path: str, name: str) -> RecordedRun:
         summary=read_summary(folder) or {},
         rows=dict(zip(steps, rows, strict=True)),
         repeated=[step for step, count in Counter(steps).items() if count > 1],
-        hashes={int(row["step"]): _hashes(row, folder / "hashes.jsonl") for row in _rows(folder / "hashes.jsonl")},
+        hashes={
+            int(row["step"]): _hashes(row, folder / "hashes.jsonl") for row in _hash_lines(folder / "hashes.jsonl")
+        },
         checkpoints=_checkpoints(folder / CHECKPOINTS),
     )
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     return read_rows(path) if os.path.lexists(path) else []
+
+
+def _hash_lines(path: Path) -> list[dict[str, Any]]:
+    return read_lines(path) if os.path.lexists(path) else []
 
 
 def _hashes(row: Mapping[str, Any], path: Path) -> Mapping[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from runner.config import schema as c
 from runner.config.files import MIB, read_bytes
+from runner.config.validation import cut, shown
 from runner.errors import CheckpointError
 from runner.runs.atomic import Appended, strict, write_atomic
 
@@ -90,6 +91,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     A last line without its end is left out: a kill cut it off, or it is being written. Raises `CheckpointError` for any
     other line that is not a row, and for anything but a regular file; and `FileNotFoundError`.
     """
+    rows = read_lines(path)
+    for number, row in enumerate(rows, start=1):
+        for name, value in row.items():
+            if type(value) not in (int, float, bool):
+                raise CheckpointError(
+                    f"line {number} of `{path}` must have numbers alone, got {shown(value)} for `{cut(name)}`; restore the file or delete the line"
+                )
+    return rows
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file as `read_rows` does, with values of any type besides `step`."""
     try:
         *whole, _incomplete = read_bytes(path, MAX_BYTES).split(b"\n")
     except FileNotFoundError:
