@@ -52,7 +52,7 @@ def resolve_in_order(config: DictConfig) -> None:
             try:
                 value = OmegaConf.select(config, name)
                 _check(
-                    name,
+                    f"`{name}`",
                     OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value,
                     MAX_REFERRED,
                 )
@@ -89,9 +89,9 @@ def _check(name: str, value: Any, most: int) -> None:
     """Raise `ConfigError` for a value that is too large."""
     if isinstance(value, str) and len(value) > MAX_CHARACTERS:
         raise ConfigError(
-            f"`{cut(name)}` must have at most {MAX_CHARACTERS:,} characters with references resolved, got {len(value):,}; use fewer"
+            f"{cut(name)} must have at most {MAX_CHARACTERS:,} characters with references resolved, got {len(value):,}; use fewer"
         )
     try:
         check_size(value, most)
     except ValueError as error:
-        raise ConfigError(f"`{cut(name)}` must be small with references resolved, but {error}; use fewer") from None
+        raise ConfigError(f"{cut(name)} must be small with references resolved, but {error}; use fewer") from None
