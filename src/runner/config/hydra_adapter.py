@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.config import introspection, validation
+from runner.config.documents import MAX_YAML_BYTES, read_yaml
+from runner.config.files import read_bytes
 from runner.config.overrides import Plan
+from runner.config.references import resolve_in_order
 from runner.config.schema import Config
 from runner.errors import ConfigError
 
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).parents[1]
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"
 """Folder of the values. It is in the package of an installed wheel, and at the top of a checkout."""
+
+SCHEME = "runner"
+"""Scheme of the user's folder in Hydra's search path: its files are read with `user_file`."""
 
 _GLOBAL = "# @package _global_"
 """First line of a file whose keys belong to the whole configuration, as those of every experiment do."""
@@ -60,7 +67,7 @@ def options(config_dir: str | None = None) -> dict[str, dict[str, str]]:
 def _description(file: Path) -> str:
     """Return the first comment of a file; empty if there is none or the file cannot be read."""
     try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_bytes(file, MAX_YAML_BYTES, follow=True).decode("utf-8-sig", errors="replace").splitlines()
     except OSError:
         return ""
     comments = (line[1:].strip() for line in lines if line.startswith("#"))
@@ -81,7 +88,7 @@ def composed_groups(plan: Plan, config_dir: str | None) -> DictConfig:
         with hydra_session():
             composed = hydra.compose("config", group_arguments(plan, config_dir), return_hydra_config=True)
             problem = None if config_dir is None else _changed_setting(composed, config_dir)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"the configuration cannot be read: {reason_of(error)}") from None
     if problem is not None:
         raise ConfigError(problem)
@@ -129,7 +136,7 @@ def search_path(config_dir: str | None) -> list[str]:
 
     if config_dir is None:
         return []
-    path = QuotedString(f"file://{Path(config_dir).resolve()}", Quote.single).with_quotes()
+    path = QuotedString(f"{SCHEME}://{os.path.realpath(config_dir)}", Quote.single).with_quotes()
     return [f"hydra.searchpath=[{path}]"]
 
 
@@ -155,7 +162,7 @@ def hydra_session() -> Iterator[Any]:
 def _check_files(plan: Plan, config_dir: Path) -> None:
     """Check the user's files that Hydra would silently ignore or misplace. Raises `ConfigError`."""
     files = {group: config_dir / group / f"{choice}.yaml" for group, choice in plan.groups.items()}
-    problems = [_file_problem(group, file) for group, file in files.items() if file.is_file()]
+    problems = [_file_problem(group, file) for group, file in files.items() if os.path.lexists(file)]
     if any(problems):
         raise ConfigError(problem for problem in problems if problem)
 
@@ -164,9 +171,9 @@ def _file_problem(group: str, file: Path) -> str | None:
     if (CONF / group / file.name).exists():
         return f"{file} is hidden by the built-in `{group}`={file.stem}; rename your file"
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        return f"{file} must be a UTF-8 text file, but cannot be read ({error}); save it as UTF-8"
+        lines = user_file(file).splitlines()
+    except ConfigError as error:
+        return str(error)
     if group not in introspection.hints(Config) and not any(line.startswith(_GLOBAL) for line in lines):
         return (
             f"{file} must declare that its keys belong to the whole configuration; write `{_GLOBAL}` as its first line"
@@ -178,11 +185,37 @@ def _file_problem(group: str, file: Path) -> str | None:
     return None
 
 
+def user_file(file: Path) -> str:
+    """Return the text of a YAML file of the user. Raises `ConfigError` if it is not one that OmegaConf may read."""
+    try:
+        return read_yaml(file, follow=True)
+    except OSError as error:
+        raise ConfigError(f"{file} must be a readable file, but {error.strerror}; replace it") from None
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def load_yaml(text: str, file: Path) -> Any:
+    """Return the text of a file as OmegaConf reads it. The file is named in errors."""
+    from omegaconf import OmegaConf
+
+    stream: Any = io.StringIO(text)
+    stream.name = str(file)
+    return OmegaConf.load(stream)
+
+
+def yaml_values(text: str, file: Path) -> Any:
+    """Return the plain values in the text of a file, with references unresolved."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(load_yaml(text, file))
+
+
 def option_text(group: str, choice: str, config_dir: str | None) -> str:
     """Return the text of an option's file; empty if there is no such file."""
     roots = [CONF, *([Path(config_dir)] if config_dir else [])]
     files = [root / group / f"{choice}.yaml" for root in roots]
-    return next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
+    return next((user_file(file) for file in files if file.is_file()), "")
 
 
 def set_key(config: DictConfig, name: str, value: Any) -> str | None:
@@ -200,10 +233,12 @@ def set_key(config: DictConfig, name: str, value: Any) -> str | None:
 def resolved_values(config: DictConfig, plan: Plan) -> dict[str, Any]:
     """Return the plain values with references resolved.
 
-    A reference that cannot be resolved is added to the problems of the plan, and its key is set to `MISSING`.
+    A reference that cannot be resolved is added to the problems of the plan, and its key is set to `MISSING`. Raises
+    `ConfigError` for references that lead back to themselves.
     """
     from omegaconf import OmegaConf
 
+    resolve_in_order(config)
     while (error := _unresolved(config)) is not None:
         name, reason = str(error.full_key), reason_of(error)
         if name == "None" or OmegaConf.is_missing(config, name):
@@ -223,11 +258,17 @@ def _unresolved(config: DictConfig) -> OmegaConfBaseException | None:
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         return error
+    except RecursionError:
+        raise ConfigError(
+            "the configuration cannot be resolved: a reference ${…} leads back to itself; write a value instead"
+        ) from None
     return None
 
 
 def reason_of(error: Exception) -> str:
     """Return the message of a library's error on one line, without its trailing details."""
+    if isinstance(error, RecursionError):
+        return "a file includes itself, or has too many levels; remove it from its own `defaults`"
     text = " ".join((str(error) or str(error.__cause__)).split())
     for details in (" Config search path:", " full_key:"):
         text = text.partition(details)[0]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from runner.config import introspection, validation
+from runner.config.documents import MAX_DEPTH, MAX_REFERENCES, depth, reference_depth
 from runner.config.schema import Config
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def parse(argument: str, known: Sequence[str], groups: Groups, plan: Plan) -> Ov
     from hydra.errors import HydraException
 
     name, _, text = argument.partition("=")
-    problem = _malformed(argument, groups)
+    problem = _malformed(argument, groups) or _nested(name.lstrip("+"), text)
     if problem is None:
         try:
             return (
@@ -111,7 +112,7 @@ def parse(argument: str, known: Sequence[str], groups: Groups, plan: Plan) -> Ov
                 if _LONG_LIST.fullmatch(text)
                 else OverridesParser.create().parse_override(argument)
             )
-        except (HydraException, ValueError):  # ValueError: an integer of thousands of digits
+        except (HydraException, ValueError, RecursionError):  # ValueError: an integer of thousands of digits
             problem = _unreadable(name.lstrip("+"), text, known)
         # Hydra's grammar has no nested references, but OmegaConf resolves them.
         if _is_string(name.lstrip("+")) or (text.startswith("${") and name.lstrip("+") in known):
@@ -147,6 +148,16 @@ def _malformed(argument: str, groups: Groups) -> str | None:
     if argument in groups.get("experiment", {}):
         hint = f"did you mean +experiment={argument}?"
     return f"`{argument}` must have the form key=value, but has no {'key' if equals else '`=`'}; {hint}"
+
+
+def _nested(name: str, text: str) -> str | None:
+    """Return the message for a value with too many levels of brackets or references, or None."""
+    levels, references = depth(text, "[{(", "]})"), reference_depth(text)
+    if references > MAX_REFERENCES:
+        return f"`{name}` must nest at most {MAX_REFERENCES} references ${{…}}, got {references}; use fewer"
+    if levels > MAX_DEPTH:
+        return f"`{name}` must have at most {MAX_DEPTH} levels of brackets, got {levels}; use fewer"
+    return None
 
 
 def _unreadable(name: str, text: str, known: Sequence[str]) -> str:

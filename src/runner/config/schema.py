@@ -363,6 +363,8 @@ class OptimizerConfig(Part):
 
     rule: ClassVar[str | None] = None
     """Module and function of the manual update rule, or None if there is none."""
+    slots: ClassVar[tuple[str, ...] | None] = None
+    """Names of what the method keeps of a parameter where no rule defines them; None allows any."""
     least_squares: ClassVar[bool] = False
     """Whether the method uses the residuals of all rows and chooses its own steps."""
     linear_only: ClassVar[bool] = False
@@ -477,6 +479,9 @@ class Lbfgs(_Optimizer, name="lbfgs", builder="runner.optim.torch_optim:lbfgs"):
     """Limited-memory BFGS (Liu and Nocedal, 1989) of torch.optim; update=optimizer only."""
 
     evaluates_repeatedly = True
+    slots = (
+        "func_evals", "n_iter", "d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al", "still",
+    )  # fmt: skip
 
     max_iter: int = key("most iterations of one step", at_least=1)
     history_size: int = key("number of previous updates that approximate the Hessian", at_least=1)
@@ -501,6 +506,7 @@ class Lstsq(_Solver, name="lstsq", builder="runner.optim.least_squares:lstsq"):
     """The least-squares solution in one step, for loss=mse and models that are linear in their parameters."""
 
     linear_only = True
+    slots = ("step",)
 
     weight_decay: float = key(
         "weight of the l2 penalty; adds weight_decay·p to the gradient of a parameter p",
@@ -513,6 +519,8 @@ class Lstsq(_Solver, name="lstsq", builder="runner.optim.least_squares:lstsq"):
 @dataclass(frozen=True, kw_only=True)
 class Lm(_Solver, name="lm", builder="runner.optim.least_squares:lm"):
     """Levenberg–Marquardt (Marquardt, 1963; Moré, 1978): damped Gauss–Newton steps for loss=mse, formulas and small models."""
+
+    slots = ("scale", "radius", "offset")
 
     radius: float = key(
         "longest first step relative to the initial parameters, each weighted by its effect on the predictions",

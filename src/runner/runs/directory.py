@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -15,8 +14,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from runner.config.documents import FORMAT
+from runner.config.files import kind_of
 from runner.errors import CheckpointError, ConfigError
 from runner.runs.atomic import remove_temporary_files, write_json
+from runner.runs.records import read_record
+
+FILES = {
+    "config.yaml", "run.json", "summary.json", "run.log", "metrics.jsonl", "hashes.jsonl", "sweep.json", "results.csv", "stderr.log",
+}  # fmt: skip
+"""Names of files, which are no folders, of a run or a sweep."""
 
 
 def now() -> str:
@@ -46,7 +53,15 @@ class RunDirectory:
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         path = Path(run_dir) if run_dir is not None else Path("runs", name, f"{stamp}_{secrets.token_hex(3)}")
         temporary = path.parent / f".{path.name}.{secrets.token_hex(3)}"
-        full = {"status": "running", "started": now(), "ended": None, "resumed": 0, **_process(), **record}
+        full = {
+            "format": FORMAT,
+            "status": "running",
+            "started": now(),
+            "ended": None,
+            "resumed": 0,
+            **_process(),
+            **record,
+        }
         try:
             _refuse_taken(path)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +81,13 @@ class RunDirectory:
 
     @staticmethod
     def reopen(path: Path, *, locked: bool = True) -> RunDirectory:
-        """Open the directory of an earlier run. Raises `CheckpointError` if it is in use or has no readable record."""
+        """Open the directory of an earlier run.
+
+        Raises `CheckpointError` if it is in use, has no readable record, or has a link or a special file in it.
+        """
         directory = RunDirectory(path, locked=locked)
         try:
+            refuse_odd_files(path)
             directory.record = read_record(path)
         except BaseException:
             directory.close()
@@ -84,7 +103,7 @@ class RunDirectory:
         """Record that the run was resumed, and remove what a kill left behind. Raises OSError."""
         remove_temporary_files(self.path, self.path / "plots")
         self.record.pop("reason", None)
-        self.update(status="running", ended=None, resumed=self.record.get("resumed", 0) + 1, **_process(), **values)
+        self.update(status="running", ended=None, resumed=self.record["resumed"] + 1, **_process(), **values)
 
     def close(self) -> None:
         """Release the lock. A second call does nothing."""
@@ -114,7 +133,7 @@ def record_failure(path: Path, reason: str) -> None:
 
 def lock(path: Path) -> int:
     """Lock a directory; return the descriptor for `unlock`. Raises `CheckpointError` if another process has it."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)  # a FIFO would wait for a writer
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -135,25 +154,23 @@ def unlock(descriptor: int) -> None:
 
 def _refuse_taken(path: Path) -> None:
     """Raise `ConfigError` for a directory that cannot become that of a new run."""
-    if path.resolve() in (Path.cwd(), Path(path.anchor)):
+    if os.path.realpath(path) in (os.getcwd(), os.path.abspath(path.anchor)):
         raise ConfigError(f"`run_dir` must name a new directory, got {str(path)!r}; give it a name")
-    if (path / "run.json").exists():
+    if os.path.lexists(path / "run.json"):
         raise ConfigError(
             f"`run_dir` must be a new directory, but {path} holds a run; use another one, or resume it with resume={path}"
         )
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Return the content of `run.json`. Raises `CheckpointError` if it cannot be read."""
-    try:
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("it is not an object")
-    except (OSError, ValueError) as error:
+def refuse_odd_files(path: Path) -> None:
+    """Raise `CheckpointError` for links and special files in a folder: what a run writes would go wherever they lead."""
+    kinds = {name: kind_of(path / name) for name in sorted(os.listdir(path))}
+    odd = {name: kind for name, kind in kinds.items() if kind is not None and (kind != "a folder" or name in FILES)}
+    if odd:
         raise CheckpointError(
-            f"{path / 'run.json'} must be the record of a run, but cannot be read ({error}); restore it"
-        ) from None
-    return record
+            f"{path / name} must be a regular file{'' if name in FILES else ' or a folder'}, got {kind}; remove it"
+            for name, kind in odd.items()
+        )
 
 
 def _holder(path: Path) -> str:

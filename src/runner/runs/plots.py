@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from runner.config.files import make_folder
 from runner.runs.atomic import write_atomic
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def draw(content: RunPlots) -> dict[str, bytes]:
 
 def write(folder: Path, figures: Mapping[str, bytes]) -> None:
     """Write PNG files by name into a folder, which is made if it is missing. Raises OSError."""
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     for name, data in figures.items():
         write_atomic(folder / f"{name}.png", data)
 

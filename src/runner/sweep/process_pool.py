@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -22,7 +21,9 @@ from runner.compute.visible_devices import CUDA, HIP, ROCR, config_mask, in_forc
 from runner.config import validation
 from runner.config.parts import key
 from runner.errors import CheckpointError, ConfigError, Interrupted, RunFailed
+from runner.runs.atomic import write_atomic
 from runner.runs.directory import is_complete, lock, record_failure, unlock
+from runner.runs.records import read_record, read_summary
 from runner.sweep.search_space import as_text
 
 if TYPE_CHECKING:
@@ -73,12 +74,11 @@ class Job:
     def metrics(self) -> dict[str, float] | None:
         """Final metrics; None if the trial has not finished."""
         try:
-            record = json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
-            summary = json.loads((self.directory / "summary.json").read_text(encoding="utf-8"))
-            metrics = {name: float(value) for name, value in summary["metrics"].items()}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            summary = read_summary(self.directory)
+            finished = summary is not None and is_complete(read_record(self.directory))
+        except CheckpointError:
             return None
-        return metrics if is_complete(record) else None
+        return summary["metrics"] if summary is not None and finished else None
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ def _reason(job: Job, code: int, errors: str) -> str:
         return "; ".join(messages)
     if (job.directory / "run.json").exists():
         with suppress(OSError):
-            (job.directory / "stderr.log").write_text(errors, encoding="utf-8")
+            write_atomic(job.directory / "stderr.log", errors.encode(errors="replace"))
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     return lines[-1] if lines else f"its process ended with exit code {code} and no message"
 

@@ -15,12 +15,15 @@ from runner.compute.gc_pause import gc_paused
 from runner.compute.launch import needs_launch
 from runner.compute.processes import launched
 from runner.config.compose import Composed, compose
+from runner.config.documents import MAX_BYTES
+from runner.config.files import read_bytes
 from runner.config.hydra_adapter import hydra_session, reason_of, search_path
 from runner.config.overrides import quoted
 from runner.config.schema import Config
 from runner.errors import CheckpointError, ConfigError, InputError, Interrupted, RunFailed, RunnerError
 from runner.runs.atomic import explain_os_error, remove_temporary_files, write_atomic
-from runner.runs.directory import lock, now, unlock
+from runner.runs.directory import lock, now, refuse_odd_files, unlock
+from runner.runs.records import SWEEP
 from runner.runs.sinks.reporter import Reporter
 from runner.sweep import plugins
 from runner.sweep.arguments import (
@@ -31,7 +34,7 @@ from runner.sweep.arguments import (
     expand_seeds,
     replayed,
 )
-from runner.sweep.manifest import FILE, Manifest, sweep_directory
+from runner.sweep.manifest import Manifest, sweep_directory
 from runner.sweep.task import Task
 from runner.sweep.vmap_launcher import with_manifest
 from runner.training.failures import optional
@@ -45,7 +48,7 @@ def launch_config(arguments: Sequence[str], config_dir: str | None) -> Config | 
     parsed = classify(arguments, config_dir)
     if parsed.resume is not None:
         saved = Manifest.read(Path(str(parsed.resume)))
-        parsed = replayed(saved.values, saved.directory / FILE, parsed, config_dir)
+        parsed = replayed(saved.values, saved.directory / SWEEP, parsed, config_dir)
     if not any(override.startswith("launch.") for override in parsed.fixed):
         return None
     config = compose(parsed.sample, config_dir).config
@@ -62,8 +65,9 @@ def sweep(arguments: Sequence[str], config_dir: str | None, command: Sequence[st
         check_resume_overrides(arguments)
         directory = Path(str(parsed.resume))
         with _locked(directory):
+            refuse_odd_files(directory)
             manifest = Manifest.read(directory)
-            return _resume(manifest, replayed(manifest.values, directory / FILE, parsed, config_dir), config_dir)
+            return _resume(manifest, replayed(manifest.values, directory / SWEEP, parsed, config_dir), config_dir)
     composed = compose(parsed.sample, config_dir)
     config = composed.config
     _print_notices(parsed, composed)
@@ -118,8 +122,8 @@ def _run_or_remove(manifest: Manifest, config: Config) -> Manifest:
 
 def _resume(manifest: Manifest, arguments: SweepArguments, config_dir: str | None) -> Manifest:
     """Continue a sweep where it stopped. If that is refused, restore its manifest."""
-    path = manifest.directory / FILE
-    before = path.read_bytes()
+    path = manifest.directory / SWEEP
+    before = read_bytes(path, MAX_BYTES)
     remove_temporary_files(manifest.directory, manifest.directory / "plots")
     manifest.update_from_records()
     manifest.rerun_lost()

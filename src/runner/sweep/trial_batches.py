@@ -98,7 +98,7 @@ class TrialBatches:
 
     def _prepare(self, trial: Trial) -> PreparedTrial | None:
         """Build data and model of a trial. Return None, and report its failure, if that is not possible."""
-        from runner.runs import checkpoint
+        from runner.runs import saved_state
         from runner.training import build
 
         config = trial.resumed_config()
@@ -109,7 +109,7 @@ class TrialBatches:
             with gc_paused():
                 resolved = build.resolve(config, self._choice, 1)
                 prepared, _ = build.prepare(resolved, self._choice, 1, self._data)
-            loaded = None if config.resume is None else checkpoint.load(Path(config.resume) / CHECKPOINTS)
+            loaded = None if config.resume is None else saved_state.load(Path(config.resume) / CHECKPOINTS)
         except Interrupted:
             raise
         except Exception as error:

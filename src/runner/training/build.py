@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,9 @@ class Inputs:
     device: torch.device
     parameter_count: int
     """Number of fitted numbers."""
+    tensors: Mapping[str, Tensor]
+    """The model's parameters and buffers by name, without storage: their shapes and dtypes."""
+    parameter_names: Sequence[str]
 
 
 def resolve(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:
@@ -106,7 +109,10 @@ def prepare(
         "the content of `data.path`": dataset.sha256,
         "the start values of the model": parameters_sha256(dict(model.named_parameters())) if size > 1 else "",
     }
-    return Inputs(dataset, model, device, sum(parameter.numel() for parameter in model.parameters())), equal
+    # Before a strategy shards them.
+    tensors = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return Inputs(dataset, model, device, count, tensors, [name for name, _ in model.named_parameters()]), equal
 
 
 def _metrics_without_value(config: c.Config, dataset: Dataset) -> list[str]:
@@ -226,7 +232,18 @@ def run_info(
     """Return what is known about a run before it trains. Raises `ConfigError` for a schedule that does not fit its length."""
     steps = length(config, batches)
     schedule = schedules.build(config.schedule, config.optimizer.lr, steps)
-    return RunInfo(config, prepared.dataset, strategy, steps, size, prepared.parameter_count, schedule, lanes)
+    return RunInfo(
+        config,
+        prepared.dataset,
+        strategy,
+        steps,
+        size,
+        prepared.parameter_count,
+        schedule,
+        prepared.tensors,
+        prepared.parameter_names,
+        lanes,
+    )
 
 
 def length(resolved: c.Config, batches: Batches) -> int:

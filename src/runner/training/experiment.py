@@ -45,6 +45,9 @@ class RunInfo:
     """Number of fitted numbers, over all processes."""
     schedule: Schedule
     """Step → learning rate."""
+    tensors: Mapping[str, Tensor]
+    """The whole model's parameters and buffers by name, without storage: their shapes and dtypes."""
+    parameter_names: Sequence[str]
     lanes: int = 1
     """Number of runs in the same program, this one included."""
 

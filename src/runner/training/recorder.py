@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from runner.config.resume import refuse_other
 from runner.config.schema import Config, SinkConfig, config_hash, plain
-from runner.errors import ConfigError, Interrupted, Pruned
+from runner.errors import CheckpointError, ConfigError, Interrupted, Pruned
 from runner.runs.atomic import as_yaml, write_atomic, write_json
 from runner.runs.directory import RunDirectory, is_complete, now
+from runner.runs.records import read_summary
 from runner.runs.sinks.reporter import Reporter
 from runner.training.environment import environment
 from runner.training.failures import as_failure, as_run_failed, error_of, optional
@@ -189,14 +189,16 @@ class RunRecorder:
 
     def _load(self, directory: RunDirectory) -> Opened:
         """Load the last checkpoint of a reopened run. Raises `InputError` if the run must not be resumed."""
-        from runner.runs import checkpoint
+        from runner.runs import saved_state
+        from runner.training.saved_model import refuse_misfit
 
-        loaded = checkpoint.load(directory.path / CHECKPOINTS)
+        loaded = saved_state.load(directory.path / CHECKPOINTS)
         if loaded is None:
             return Opened(directory.path)
         for skipped in loaded.skipped:
             self.reporter.warn(skipped)
         refuse_other(loaded.state, self.config, self._info.dataset.sha256, loaded.path)
+        refuse_misfit(loaded.state, self._info, loaded.path)
         summary = self._summary_of(directory, loaded)
         if summary is not None:
             from runner.training import report
@@ -215,10 +217,9 @@ class RunRecorder:
         if not is_complete(directory.record) or not self._at_end(loaded):
             return None
         try:
-            summary: dict[str, Any] = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_summary(directory.path)
+        except CheckpointError:
             return None
-        return summary
 
     def _at_end(self, loaded: Loaded) -> bool:
         """Return whether a checkpoint is the last one of the run."""

@@ -11,6 +11,7 @@ import torch
 from runner.compute.devices import DeviceChoice
 from runner.compute.gc_pause import gc_paused
 from runner.config.constraints import eager_because
+from runner.config.documents import FORMAT
 from runner.config.schema import Config
 from runner.optim.optimum import noise_floor, observed_rate
 from runner.runs import hashes
@@ -100,6 +101,7 @@ def summary(info: RunInfo, run: RunState, answers: Mapping[str, Any], timing: Ma
     outcome: Outcome = run.outcome
     listed = info.parameter_count <= MOST_PARAMETERS
     return {
+        "format": FORMAT,
         "steps": run.step,
         "stopped_early": run.stopped_early,
         "metrics": outcome.metrics,

@@ -237,12 +237,12 @@ MISPLACED = (
         ("seed: 3\n", [MISPLACED]),
         ("- a\n", [MISPLACED]),
         (GLOBAL + "- a\n", ["the configuration cannot be read: In 'experiment/bad': ", "Cannot merge DictConfig with ListConfig"]),
-        (GLOBAL + "seed: 1\nseed: 2\n", ["the configuration cannot be read: ", "duplicate key seed", '{path}", line 3']),
+        (GLOBAL + "seed: 1\nseed: 2\n", ["{file}: line 3: `seed` is given twice; remove one of them"]),
         (GLOBAL + "train:\n\tsteps: 3\n", ["the configuration cannot be read: ", "'\\t' that cannot start any token", '{path}", line 3']),
         (GLOBAL + 'name: "open\n', ["the configuration cannot be read: ", "quoted scalar", '{path}", line 2']),
-        (GLOBAL + "name: !!python/object/apply:os.system [touch marker]\n", ["could not determine a constructor", "os.system", '{path}", line 2']),
-        (GLOBAL + "name: !!python/name:os.system\n", ["could not determine a constructor", '{path}", line 2']),
-        (GLOBAL + "dtype: !!set {a, b}\n", ["the configuration cannot be read: ", "set"]),
+        (GLOBAL + "name: !!python/object/apply:os.system [touch marker]\n", ["{file}: line 2: `name` has the type tag:yaml.org,2002:python/object/apply:os.system"]),
+        (GLOBAL + "name: !!python/name:os.system\n", ["{file}: line 2: `name` has the type tag:yaml.org,2002:python/name:os.system"]),
+        (GLOBAL + "dtype: !!set {a, b}\n", ["{file}: line 2: `dtype` has the type tag:yaml.org,2002:set; use a text, a number, a list or a mapping"]),
         (GLOBAL + "defaults: 3\n", ["defaults must be a list"]),
         (GLOBAL + "defaults:\n  - override /optimizer: nope\n", ["Could not find 'optimizer/nope' Available options in 'optimizer': adam adamw lbfgs lm lstsq momentum sgd"]),
         (GLOBAL + "defaults:\n  - /optimizer: adam\n", ["Multiple values for optimizer"]),
@@ -269,7 +269,7 @@ def test_a_list_in_place_of_keys_is_refused(write: Write) -> None:
 def test_a_file_that_is_not_utf8_is_refused(write: Write) -> None:
     write("experiment/bad", "").write_bytes(b"\xff\xfe# x")
     (problem,) = problems("+experiment=bad", config_dir="mine")
-    assert problem.startswith("mine/experiment/bad.yaml must be a UTF-8 text file, but cannot be read ('utf-8' codec")
+    assert problem == "mine/experiment/bad.yaml: it is not UTF-8 (invalid start byte at byte 0); save it as UTF-8"
     assert options("mine")["experiment"]["bad"] == ""
 
 
@@ -389,9 +389,12 @@ def test_a_folder_that_is_not_a_run_is_refused(source: str, tmp_path: Path) -> N
     [
         ("", "run/config.yaml is not a valid configuration: `name` is missing"),
         ("- 1\n", "run/config.yaml is not a valid configuration: the configuration must be a group of keys, got [1]"),
-        ("seed: 1\nseed: 2\n", "run/config.yaml cannot be read: while constructing a mapping"),
-        ("a: !!python/object/apply:os.system [touch marker]\n", "run/config.yaml cannot be read: could not determine"),
-        ("name: ${nope}\n", "run/config.yaml cannot be read: Interpolation key 'nope' not found"),
+        ("seed: 1\nseed: 2\n", "run/config.yaml cannot be read: line 2: `seed` is given twice; remove one of them"),
+        (
+            "a: !!python/object/apply:os.system [touch marker]\n",
+            "run/config.yaml cannot be read: line 1: `a` has the type tag:yaml.org,2002:python/object/apply:os.system",
+        ),
+        ("name: ${nope}\n", "run/config.yaml: `name` must be a value, got a reference '${nope}'; write the value"),
         ("\xff", "run/config.yaml "),
     ],
 )

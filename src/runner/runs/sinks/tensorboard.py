@@ -7,6 +7,7 @@ as an event of its own, which costs more than writing all values of a row at onc
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import textwrap
@@ -17,9 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from runner.config import schema as c
+from runner.config.files import MIB, read_bytes
 from runner.runs.atomic import Appended, as_yaml, write_atomic
 from runner.runs.sinks.base import Row
 from runner.runs.sinks.crc32c import masked_crc32c
+
+MAX_BYTES = 1024 * MIB
+"""Largest event file of an earlier attempt."""
 
 _PREFIX = "events.out.tfevents."
 _HPARAMS = "_hparams_/"
@@ -122,7 +127,8 @@ class TensorBoard:
 def _file_name(earlier: Sequence[Path]) -> str:
     """Return a name that sorts after those of earlier attempts: TensorBoard reads files in this order."""
     # The clock does not ensure it: two attempts may start in the same second, or on two machines.
-    times = [int(file.name.removeprefix(_PREFIX).partition(".")[0]) for file in earlier]
+    starts = (file.name.removeprefix(_PREFIX).partition(".")[0] for file in earlier)
+    times = [int(start) for start in starts if re.fullmatch(r"[0-9]{1,10}", start)]
     return f"{_PREFIX}{max([int(time.time()), *(t + 1 for t in times)]):010d}.{socket.gethostname()}.{os.getpid()}"
 
 
@@ -133,10 +139,13 @@ def _drop(file: Path, first_step: int) -> int | None:
     """
     from tensorboard.compat.proto.event_pb2 import Event
 
-    content, config_step = file.read_bytes(), None
+    content, config_step = read_bytes(file, MAX_BYTES), None
     kept = bytearray()
     for record, data in _split(content):
-        event = Event.FromString(data)
+        try:
+            event = Event.FromString(data)
+        except Exception:  # protobuf's own: the checksum is right, but it is no event
+            continue
         tags = [value.tag for value in event.summary.value]
         if "config" in tags:
             config_step = event.step
