@@ -461,3 +461,28 @@ def test_a_compressed_state_is_not_unpacked(refused: Refused) -> None:
     assert len(packed.getvalue()) < 100_000
     seal(packed.getvalue())
     assert "without compression" in refused(*RESUME)[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"op_code": 99}\n', "Should not reach."),
+        (b"[1]\n", "list indices must be integers or slices, not str"),
+        (b"[" * 100_000 + b"\n", "maximum recursion depth exceeded"),
+        (b'{"op_code": 0}\n', "'study_name'"),
+        ("a FIFO", "it is a FIFO"),
+        ("a device", "it is a link"),
+        ("30 GB", "its last line has more than 1 MiB"),
+    ],
+)
+def test_a_strange_journal_is_refused(content: bytes | str, reason: str, refused: Refused) -> None:
+    pytest.importorskip("optuna")
+    if isinstance(content, str):
+        put(content, Path("journal"))
+    else:
+        Path("journal").write_bytes(content)
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.storage=journal"]
+    (problem,) = refused("-m", *RUN[:1], *search, "optimizer.lr=interval(0.0001,0.001)", "run_dir=y")
+    start = "`hydra.sweeper.storage` must be a journal of Optuna, or a new file, got journal, which cannot be used ("
+    assert problem.startswith(start + reason)
+    assert not Path("y").exists()
