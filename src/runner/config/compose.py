@@ -67,6 +67,7 @@ def _config(plan: Plan, config_dir: str | None, base: str | None) -> Config | No
         return None
     composed = _composed(plan, config_dir, saved)
     plan.has_references = "${" in str(composed)
+    written = composed.copy() if plan.has_references else composed  # references are replaced by their values below
     values = resolved_values(composed, plan)
     if saved is None:
         _drop_foreign_keys(values, plan)
@@ -75,8 +76,8 @@ def _config(plan: Plan, config_dir: str | None, base: str | None) -> Config | No
         if not plan.problems:
             return check(values)
     except ConfigError as error:
-        raise ConfigError(_advised(problem, composed) for problem in error.problems) from None
-    plan.problems += [_advised(problem, composed) for problem in _further_problems(values, plan)]
+        raise ConfigError(_advised(problem, written) for problem in error.problems) from None
+    plan.problems += [_advised(problem, written) for problem in _further_problems(values, plan)]
     return None
 
 
