@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins import file_config_source
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+from runner.config.hydra_adapter import SCHEME, load_yaml, user_file
+
+
+class UserFiles(file_config_source.FileConfigSource):
+    """`runner://FOLDER` in the search path: a folder of files that are checked before OmegaConf reads them."""
+
+    @staticmethod
+    def scheme() -> str:
+        """Return the scheme that selects this class."""
+        return SCHEME
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Return a file's content. Raises `ConfigError` for a file that must not be read."""
+        name = self._normalize_file_name(config_path)
+        file = Path(self.path, name)
+        text = user_file(file)
+        header = self._get_header_dict(text[:512])
+        return ConfigResult(self.provider, f"{SCHEME}://{self.path}", load_yaml(text, file), header)
+
+    def is_config(self, config_path: str) -> bool:
+        """Return whether there is a file, also of a kind that `load_config` refuses."""
+        return os.path.lexists(os.path.join(self.path, self._normalize_file_name(config_path)))
 
 
 class VmapLauncher(Launcher):
@@ -84,7 +110,8 @@ class PoolLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Read the sweep directory and the user's own configuration directory."""
         self.directory = Path(config.hydra.sweep.dir)
-        paths = [path.removeprefix("file://") for path in config.hydra.searchpath if path.startswith("file://")]
+        start = f"{SCHEME}://"
+        paths = [path.removeprefix(start) for path in config.hydra.searchpath if path.startswith(start)]
         self.pool.config_dir = paths[0] if paths else None
 
     def check(self, jobs: Sequence[Sequence[str]]) -> None:

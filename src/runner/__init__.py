@@ -54,10 +54,12 @@ _STARTS_NONE = (
 def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir: str | None = None) -> Run:
     """Run one experiment in this process: `runner.run("linreg", ["optimizer.lr=1e-3"])`. It may be called repeatedly.
 
-    Return the directory, summary and rows of the run. Raises the errors above instead of exiting.
+    Return the directory, summary and rows of the run. Raises the errors above instead of exiting, and `RunnerError` while
+    another run is active in this process.
     """
     from runner.compute.launch import needs_launch
     from runner.compute.processes import launched
+    from runner.compute.processes.exclusive import only_run
     from runner.config.compose import compose
     from runner.training.run import execute
 
@@ -70,7 +72,8 @@ def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir
             raise ConfigError(_STARTS_NONE)
         return composed
 
-    return execute(compose_run, [sys.argv[0] or "python", *arguments])
+    with only_run():
+        return execute(compose_run, [sys.argv[0] or "python", *arguments])
 
 
 def multirun(
@@ -78,17 +81,19 @@ def multirun(
 ) -> tuple[Path, Results]:
     """Run a sweep, as `python -m runner -m` does: `runner.multirun("linreg", ["optimizer.lr=1e-5,1e-4", "seeds=8"])`.
 
-    Return the directory of the sweep and its results, which include failed trials. Raises the errors above.
+    Return the directory of the sweep and its results, which include failed trials. Raises the errors above, as `run` does.
     """
     from runner.compute.processes import launched
+    from runner.compute.processes.exclusive import only_run
     from runner.sweep.run import audit_trials, launch_config, report_results, sweep
 
     arguments = _arguments(experiment, overrides)
-    if not launched(os.environ) and launch_config(arguments, config_dir) is not None:
-        raise ConfigError(_STARTS_NONE)
-    manifest = sweep(arguments, config_dir, [sys.argv[0] or "python", *arguments])
-    results = report_results(manifest)
-    audit_trials(manifest)
+    with only_run():
+        if not launched(os.environ) and launch_config(arguments, config_dir) is not None:
+            raise ConfigError(_STARTS_NONE)
+        manifest = sweep(arguments, config_dir, [sys.argv[0] or "python", *arguments])
+        results = report_results(manifest)
+        audit_trials(manifest)
     return manifest.directory, results
 
 

@@ -16,6 +16,7 @@ from runner import __version__
 from runner.commands.arguments import Parser
 from runner.compute.gc_pause import gc_paused
 from runner.compute.processes import launched
+from runner.compute.processes.exclusive import only_run
 from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import options as available_options
 from runner.config.schema import plain
@@ -48,6 +49,8 @@ VERBS = ("parity", "verify", "diverge", "doctor", "explain")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Return the exit code: 0 finished, 1 failed, 2 refused, 130 or 143 stopped by a signal."""
+    if arguments is None:
+        _keep_folder_out_of_children()
     if arguments is not None or not launched(os.environ):
         return _exit_code(sys.argv[1:] if arguments is None else list(arguments))
     code = _exit_code(sys.argv[1:])
@@ -55,6 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stderr.flush()
     # Skip Python's shutdown: in torch 2.13 gloo's threads sometimes abort a process that has finished its work.
     os._exit(code)
+
+
+def _keep_folder_out_of_children() -> None:
+    """Let no process that is started import from the current folder, unless this one does, as `python -m runner` does."""
+    if sys.path[0] not in ("", os.getcwd()):
+        os.environ["PYTHONSAFEPATH"] = "1"  # since Python 3.11
 
 
 def _exit_code(arguments: list[str]) -> int:
@@ -95,8 +104,10 @@ def _parser() -> Parser:
 
 def _command(arguments: list[str]) -> int:
     """Run a verb, show something, or start a run or a sweep. Return the exit code."""
-    if arguments[:1] and arguments[0] in VERBS:
-        return _verb(arguments[0], arguments[1:])
+    place = _verb_place(arguments)
+    if place is not None:
+        with only_run():
+            return _verb(arguments[place], arguments[place + 1 :] + arguments[:place])
     try:
         options, overrides = _read(arguments)
     except ConfigError:
@@ -105,9 +116,21 @@ def _command(arguments: list[str]) -> int:
         return ConfigError.exit_code
     if options.help or options.version or options.cfg:
         return _show(options, overrides) if _is_rank_zero() else 0
-    if options.multirun or any(override.lstrip("+").startswith("seeds=") for override in overrides):
-        return _sweep(options, overrides, arguments)
-    return _run(options, overrides, arguments)
+    is_sweep = options.multirun or any(override.lstrip("+").startswith("seeds=") for override in overrides)
+    with only_run():
+        return (_sweep if is_sweep else _run)(options, overrides, arguments)
+
+
+def _verb_place(arguments: list[str]) -> int | None:
+    """Return the index of the verb, which only options and their values may precede, or None."""
+    before = ""
+    for place, argument in enumerate(arguments):
+        if argument in VERBS and before not in ("--config-dir", "-cd", "--cfg", "-c"):
+            return place
+        if not (argument.startswith("-") or before.startswith("-")):
+            return None
+        before = argument
+    return None
 
 
 def _verb(verb: str, arguments: list[str]) -> int:
@@ -171,6 +194,7 @@ def _run(options: argparse.Namespace, overrides: list[str], arguments: list[str]
             return compose(overrides, options.config_dir, options.base)
 
     from runner.compute.launch import launch, needs_launch
+    from runner.runs.directory import record_failure
     from runner.training.run import execute
 
     command = ["python", "-m", "runner", *arguments]
@@ -179,7 +203,7 @@ def _run(options: argparse.Namespace, overrides: list[str], arguments: list[str]
         return 0
     composed = compose_run(None)
     if needs_launch(composed.config):
-        return launch(composed.config, arguments)
+        return launch(composed.config, arguments, on_failure=record_failure)
     execute(lambda earlier: composed, command)
     return 0
 
@@ -190,6 +214,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
     Return exit code 1 if a trial failed.
     """
     from runner.compute.launch import launch
+    from runner.runs.directory import record_failure
     from runner.sweep.distributed import follow, release_followers
     from runner.sweep.run import audit_trials, launch_config, report_results, sweep
 
@@ -198,7 +223,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
     if not launched(os.environ):
         wide = launch_config(overrides, options.config_dir)
         if wide is not None:
-            return launch(wide, arguments)
+            return launch(wide, arguments, on_failure=record_failure)
     elif not _is_rank_zero():
         follow()
         return 0  # after another exit code, the launcher would end rank 0 before it has reported the error

@@ -18,12 +18,30 @@ RunnerError
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterable
 
+_LONG_WORD = re.compile(r"(?<!\S)(\S{200})\S{40,}(\S{60})")
+LONGEST_MESSAGE = 2000
+"""Characters of a message at most."""
+
+MOST_PROBLEMS = 100
+"""Problems that are reported one by one. More of them have a common cause."""
+
+
+def shortened(text: str) -> str:
+    """Return a message in which every word of 300 or more characters, and the message as a whole, is cut in its middle.
+
+    A key, a path or a cell may have any length, and the reason and the remedy must stay readable.
+    """
+    text = _LONG_WORD.sub(r"\1…\2", text)
+    half = LONGEST_MESSAGE // 2
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:half]}…{text[1 - half :]}"
+
 
 class RunnerError(Exception):
-    """Base of every error that is reported to the user.
+    """Base of every error that is reported to the user. Its text is `shortened`.
 
     `exit_code` is the exit code of the process. `rank` is the process in which the error occurred, if that matters.
     """
@@ -31,15 +49,22 @@ class RunnerError(Exception):
     exit_code = 1
     rank: int | None = None
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shortened(message))
+
 
 class InputError(RunnerError):
-    """Input that cannot be run. `problems` has one sentence for each problem."""
+    """Input that cannot be run. `problems` has one sentence for each problem, and counts those after the first hundred."""
 
     exit_code = 2
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
-        super().__init__("\n".join(self.problems))
+        found = (problems,) if isinstance(problems, str) else tuple(problems)
+        more = len(found) - MOST_PROBLEMS
+        self.problems = tuple(map(shortened, found[:MOST_PROBLEMS])) + (
+            (f"and {more:,} more problems",) if more > 0 else ()
+        )
+        Exception.__init__(self, "\n".join(self.problems))
 
 
 class ConfigError(InputError):

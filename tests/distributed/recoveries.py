@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from faulty import Fault
-from launching import EXACT, STANDALONE, assert_same, launched, record, torchrun, wait_until
+from launching import EXACT, STANDALONE, assert_same, launched, record, runner_launch, torchrun, wait_until
 
 import runner
 
@@ -40,3 +40,13 @@ def test_torchrun_kills_a_stopped_worker(tmp_path: Path) -> None:
     reason = "rank 1 did not answer within 5 seconds at step 7; continue with resume=…"
     assert run.errors == [f"error: {reason}"]
     assert record(run.folder / "run")["reason"] == reason
+
+
+def test_launch_processes_records_that_rank_0_was_stopped(tmp_path: Path) -> None:
+    command = runner_launch(*EXACT, "run_dir=run", "launch.timeout_seconds=5")
+    with launched(command, tmp_path / "l", [Fault("stop", rank=0, step=7)]) as run:
+        assert run.wait() == 1
+        wait_until(lambda: run.running_pids() == [], seconds=10, what="the stopped worker")
+    reason = "rank 0 did not answer within 5 seconds at step 7; continue with resume=…"
+    assert run.errors == [f"error: {reason}", "error: rank 0 was killed by SIGKILL"]
+    assert (record(run.folder / "run")["status"], record(run.folder / "run")["reason"]) == ("failed", reason)

@@ -160,6 +160,17 @@ def test_launch_processes_restarts_up_to_max_restarts_and_the_run_can_be_resumed
     assert_same(run.folder / "run", whole)
 
 
+def test_launch_processes_records_that_rank_0_was_killed(whole: Path, tmp_path: Path) -> None:
+    command = runner_launch(*EXACT, "run_dir=run")
+    with launched(command, tmp_path / "l", [Fault("kill", rank=0, step=7)]) as run:
+        assert run.wait() == 1
+    assert "error: rank 0 was killed by SIGKILL" in run.errors
+    assert_failed("rank 0 was killed by SIGKILL", run.folder / "run")
+    runner.run(None, [f"resume={run.folder / 'run'}", "launch.processes=1"])
+    assert_same(run.folder / "run", whole)
+    assert "reason" not in record(run.folder / "run")
+
+
 # ------------------------------------------------------------------------------------------------ one process fails
 
 

@@ -71,7 +71,7 @@ def test_an_input_error_is_reported_once_by_all_processes_of_a_launcher(tmp_path
 
 BAD = {
     "chunks": (3, [*EXACT], "`strategy.chunks` must be divisible by the number of processes, 3, with `strategy.reduction`=exact, got 4; start 1, 2, 4, … processes, or use strategy.reduction=fast"),
-    "rows": (3, [*SMALL, "data.rows=2"], "the number of processes must not be above the number of training rows, 2, got 3; start fewer processes"),
+    "rows": (3, [*SMALL, "data.rows=2"], "the number of processes must not be above the number of rows, 2, got 3; start fewer processes"),
     "single": (2, [*SMALL, "strategy=single"], "`strategy` must be ddp, fsdp, tensor or pipeline on 2 processes, got single, which is one process; use strategy=auto, or start one process"),
     "fsdp": (1, [*SMALL, "strategy=fsdp"], "`strategy`=fsdp must have at least 2 processes to shard the model over, got 1; start more with launch.processes=2 or torchrun --nproc-per-node 2, or use strategy=single"),
     "file": (2, [*SMALL, "data=csv", "data.path=nowhere.csv", "data.target=y"], NO_FILE.removeprefix("error: ")),

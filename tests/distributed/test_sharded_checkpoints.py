@@ -249,7 +249,7 @@ def test_a_file_without_an_entry_in_the_manifest_is_named(written: Path, tmp_pat
     (path / "__2_0.distcp").unlink()
     assert checkpoint.verify(path) is None
     (path / "shards").mkdir()
-    assert checkpoint.verify(path) == "shards cannot be read (Is a directory)"
+    assert checkpoint.verify(path) == "shards cannot be read (it is a folder)"
 
 
 def test_without_an_intact_checkpoint_the_error_names_each(written: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from processes import Outcome
 
 import runner
 from runner import cli
+from runner.training import report
 
 TRIALS = (
     "data=line", "data.rows=40", "data.standardize=true", "model=mlp", "model.widths=[4]", "device=cpu", "dtype=float64",
@@ -67,6 +68,26 @@ def test_an_explicit_strategy_trains_each_trial_on_all_processes() -> None:
     assert trial_results(Path("two")) == trial_results(directory)
     sizes = {json.loads((Path("two") / str(n) / "run.json").read_text())["world_size"] for n in range(9)}
     assert sizes == {2}
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp"])
+def test_a_bug_in_the_records_of_one_trial_ends_that_trial_alone(
+    strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = report.summary
+
+    def summary(info: Any, *given: Any) -> Any:
+        if str(info.config.run_dir) == "sweep/0":
+            raise TypeError("a mistake")
+        return real(info, *given)
+
+    monkeypatch.setattr(report, "summary", summary)
+    outcomes = run_command(2, ["-m", *TRIALS[:-2], "seed=range(0,3)", f"strategy={strategy}", "run_dir=sweep"])
+    assert [outcome.code for outcome in outcomes] == [1, 0], outcomes
+    members = json.loads(Path("sweep/sweep.json").read_text())["members"]
+    assert [member["state"] for member in members] == ["failed", "finished", "finished"]
+    assert members[0]["reason"] == "TypeError: a mistake"
+    assert 'raise TypeError("a mistake")' in Path("sweep/0/run.log").read_text()
 
 
 def test_an_invalid_trial_is_reported_once_and_nothing_is_left() -> None:

@@ -131,6 +131,24 @@ def test_the_plus_of_an_experiment_is_optional(capsys: pytest.CaptureFixture[str
     assert others == [first, first]
 
 
+def test_options_may_precede_a_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(user_folder(tmp_path / "own"))
+    after = out(capsys, "explain", "--config-dir", folder, "+experiment=trial", "--json")
+    assert out(capsys, "--config-dir", folder, "explain", "+experiment=trial", "--json") == after
+    assert out(capsys, "--json", "-cd", folder, "explain", "+experiment=trial") == after
+    assert out(capsys, "--help", "verify") == out(capsys, "verify", "--help")
+    assert err(capsys, "--times", "0", "verify", "resume") == err(capsys, "verify", "resume", "--times", "0")
+    for verb in ("parity", "explain", "verify resume", "verify world-size"):
+        assert "`+experiment=nope`" not in err(capsys, "--config-dir", folder, *verb.split(), "+experiment=nope")
+
+
+def test_a_folder_may_have_the_name_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    user_folder(Path("explain"))
+    assert (
+        yaml.safe_load(out(capsys, "--config-dir", "explain", "+experiment=trial", "--cfg", "job"))["name"] == "trial"
+    )
+
+
 def test_the_order_of_options_and_overrides_does_not_matter(capsys: pytest.CaptureFixture[str]) -> None:
     assert out(capsys, "--cfg", "job", "seed=3") == out(capsys, "seed=3", "--cfg", "job")
 

@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import faults
 import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+import faults
 import runner
 from runner import cli
 from runner.compute.strategies.base import MicroBatch
@@ -492,10 +492,28 @@ def test_a_checkpoint_that_cannot_be_written_is_reported(
     assert record(Path("blocked"))["status"] == "failed"
 
 
-@pytest.mark.parametrize("overrides", ["data.rows=1000000000000", "model=mlp model.widths=[1000000,1000000]"])
-def test_data_or_a_model_too_large_for_memory_is_refused(overrides: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["+experiment=linreg", *QUICK, *overrides.split()]) == 2
-    assert "error: data and model must fit in memory, but do not (" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("", "data and model must fit in memory, but do not; make `data.rows` or `data.features` or `model` smaller"),
+        (
+            "data=csv data.path=t.csv data.target=y model=mlp",
+            "data and model must fit in memory, but do not; make `data.path` or `model.widths` smaller",
+        ),
+    ],
+)
+def test_memory_that_runs_out_before_training_is_reported_by_the_keys_that_need_it(
+    overrides: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sizes that are known before are refused earlier: tests/faults/test_sizes.py."""
+
+    def full(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("runner.training.build.data.build", full)
+    monkeypatch.setattr("runner.training.build.prepare.__defaults__", (full,))
+    assert cli.main([*QUICK, *overrides.split()]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
     assert not list(Path().iterdir())
 
 

@@ -82,7 +82,7 @@ def test_the_manifest_has_the_request_and_the_end_of_every_trial() -> None:
         key: value for key, value in manifest.items() if key not in ("started", "ended", "members", "task", "fixed")
     }
     assert request == {
-        "status": "failed", "resumed": 0, "name": "linreg", "config_dir": None, "hydra": [], "metric": None, "directions": None,
+        "format": 1, "status": "failed", "resumed": 0, "name": "linreg", "config_dir": None, "hydra": [], "metric": None, "directions": None,
         "command": ["python", "-m", "runner", "-m", *LINREG, "optimizer.lr=1e-5,1e30", "seeds=2", "run_dir=sweep"],
         "words": [*LINREG, "optimizer.lr=1e-5,1e30", "seeds=2", "run_dir=sweep"], "swept": ["optimizer.lr", "seed"],
     }  # fmt: skip
@@ -273,15 +273,17 @@ def test_a_model_that_vmap_refuses_is_trained_one_by_one(
     assert (states(), lanes()) == (["finished"] * 2, [1, 1])
 
 
-def test_a_bug_is_not_taken_for_a_failed_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_ends_each_trial_with_its_traceback_in_run_log(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: BatchObjective, step: int) -> BatchObjective:
         raise KeyError("a mistake")
 
     with monkeypatch.context() as patch:
         patch.setattr(BatchObjective, "at", broken)
-        with pytest.raises(KeyError, match="a mistake"):
-            runner.multirun(None, [*LINREG, "seeds=2", "run_dir=sweep"])
-    assert read("sweep/sweep.json")["status"] == "failed"
+        runner.multirun(None, [*LINREG, "seeds=2", "run_dir=sweep"])
+    assert (read("sweep/sweep.json")["status"], states()) == ("failed", ["failed"] * 2)
+    for lane in range(2):
+        assert read(f"sweep/{lane}/run.json")["reason"] == "KeyError: 'a mistake'"
+        assert 'raise KeyError("a mistake")' in Path(f"sweep/{lane}/run.log").read_text()
     assert cli.main(["-m", "resume=sweep"]) == 0
 
 

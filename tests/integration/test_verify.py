@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import faults
 import pytest
 
+import faults
 import runner
 from runner import cli
 from runner.runs import checkpoint
@@ -31,9 +31,9 @@ if os.environ.get("PART"):
 
     load = checkpoint.load
 
-    def flipped(folder):
+    def flipped(folder, *fault):
         # As if the state had been saved with another bit: its manifest is valid.
-        loaded = load(folder)
+        loaded = load(folder, *fault)
         if loaded is not None:
             loaded.state["model"]["weight"].view(torch.int32)[0, 0] ^= 1
         return loaded

@@ -7,9 +7,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
+from runner.compute import sizes
+from runner.compute.processes import notes
 from runner.compute.signals import StopRequest
 from runner.config import constraints
 from runner.config.schema import Config, config_hash
@@ -19,19 +22,30 @@ LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.
 """Loggers of torch's launcher; the second has a level of its own."""
 
 
+OnFailure: TypeAlias = Callable[[Path, str], object]
+"""Receives the run directory in use, and why its processes failed."""
+
+
 def needs_launch(config: Config) -> bool:
     """Whether the configuration requests more processes than this one."""
     return config.launch.processes * config.launch.nodes > 1
 
 
-def launch(config: Config, arguments: Sequence[str], module: str = "runner") -> int:
+def launch(
+    config: Config,
+    arguments: Sequence[str],
+    module: str = "runner",
+    on_failure: OnFailure = lambda directory, reason: None,
+) -> int:
     """Run `python -m MODULE ARGUMENTS` on all processes and return their common exit code.
+
+    `on_failure` is called if they fail while a run directory is in use: rank 0 may have ended without a record of it.
 
     Raises `ConfigError` for a number of processes on which the run cannot be computed, `RunFailed` when the hosts cannot
     connect, and `Interrupted` for a signal before the processes are started.
     """
     size = config.launch.processes * config.launch.nodes
-    problems = constraints.world_size_problems(config, size)
+    problems = constraints.world_size_problems(config, size) + sizes.problems(config, config.launch.processes)
     if problems:
         raise ConfigError(problems)
     with StopRequest() as stop:  # a KeyboardInterrupt during the import of torch is sometimes lost
@@ -46,18 +60,27 @@ def launch(config: Config, arguments: Sequence[str], module: str = "runner") -> 
     # The workers report their errors themselves; torch's launcher would repeat them with a table and a traceback.
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        elastic_launch(_launch_config(config), sys.executable)("-m", module, *arguments)
-    except ChildFailedError as error:
-        return _exit_code(error, config.launch.max_restarts + 1)
-    except SignalException as received:
-        return 128 + int(received.sigval)
-    except RendezvousError as error:
-        raise RunFailed(
-            f"`launch.rdzv_endpoint` must be an address where {config.launch.nodes} hosts meet, but they did not meet at "
-            f"{config.launch.rdzv_endpoint} ({error}); correct it, or start the same command on the other hosts"
-        ) from None
-    return 0
+    with notes.kept() as kept:
+        try:
+            elastic_launch(_launch_config(config), sys.executable)("-m", module, *arguments)
+        except ChildFailedError as error:
+            killed = _killed(error, config.launch.max_restarts + 1)
+            for text in killed:
+                sys.stderr.write(f"error: {text}\n")
+            code, reason = _exit_code(error), kept.read(notes.REASON) or "; ".join(killed)
+        except SignalException as received:
+            code, reason = 128 + int(received.sigval), f"its processes were stopped by {received.sigval.name}"
+        except RendezvousError as error:
+            raise RunFailed(
+                f"`launch.rdzv_endpoint` must be an address where {config.launch.nodes} hosts meet, but they did not meet at "
+                f"{config.launch.rdzv_endpoint} ({error}); correct it, or start the same command on the other hosts"
+            ) from None
+        else:
+            return 0
+        directory = kept.read(notes.RUN_DIRECTORY)
+        if directory is not None:
+            on_failure(Path(directory), reason or f"its processes ended with exit code {code}")
+        return code
 
 
 def _set_environment(config: Config) -> None:
@@ -111,7 +134,7 @@ def _local_address(endpoint: str) -> tuple[str, bool]:
         with socket.socket(family, socket.SOCK_DGRAM) as route:
             route.connect(remote)  # sends nothing
             local = str(route.getsockname()[0])
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: a name that is too long
         raise ConfigError(
             f"`launch.rdzv_endpoint` must be host:port that this host can reach, got {endpoint} ({error}); correct it"
         ) from None
@@ -124,15 +147,22 @@ def _local_address(endpoint: str) -> tuple[str, bool]:
     return local, True
 
 
-def _exit_code(error: Any, attempts: int) -> int:
-    """Return the exit code of the first worker that failed.
-
-    A killed worker counts as 1 and is reported here because it could not report itself.
-    """
-    failures = sorted(error.failures.items(), key=lambda failed: failed[1].timestamp)
-    killed = {rank: -f.exitcode for rank, f in failures if f.exitcode < 0 and -f.exitcode != signal.SIGTERM}
+def _killed(error: Any, attempts: int) -> list[str]:
+    """Return a sentence for each worker that was killed: it could not report that itself."""
     last = f", in the last of {attempts} attempts" if attempts > 1 else ""
-    for rank, number in killed.items():
-        sys.stderr.write(f"error: rank {rank} was killed by {signal.Signals(number).name}{last}\n")
-    codes = [f.exitcode for _, f in failures if f.exitcode > 0]
-    return 1 if killed or not codes else int(codes[0])
+    return [
+        f"rank {rank} was killed by {signal.Signals(-failure.exitcode).name}{last}"
+        for rank, failure in _in_order(error)
+        if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM
+    ]
+
+
+def _exit_code(error: Any) -> int:
+    """Return the exit code of the first worker that failed. A killed worker counts as 1."""
+    codes = [failure.exitcode for _, failure in _in_order(error) if failure.exitcode != -signal.SIGTERM]
+    return 1 if not codes or min(codes) < 0 else int(codes[0])
+
+
+def _in_order(error: Any) -> list[tuple[int, Any]]:
+    """Return rank and failure of the workers that failed, the first one first."""
+    return sorted(error.failures.items(), key=lambda failed: failed[1].timestamp)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ from runner.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+_ENVIRONMENT = re.compile(r"\$\{oc\.env:[^{}]*\}")
+"""Reference to an environment variable."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,41 @@ def _config(plan: Plan, config_dir: str | None, base: str | None) -> Config | No
         return None
     composed = _composed(plan, config_dir, saved)
     plan.has_references = "${" in str(composed)
+    written = composed.copy() if plan.has_references else composed  # references are replaced by their values below
     values = resolved_values(composed, plan)
     if saved is None:
         _drop_foreign_keys(values, plan)
         _notice_kept_values(values, plan, config_dir)
-    if not plan.problems:
-        return check(values)
-    plan.problems += _further_problems(values, plan)
+    try:
+        if not plan.problems:
+            return check(values)
+    except ConfigError as error:
+        raise ConfigError(_advised(problem, written) for problem in error.problems) from None
+    plan.problems += [_advised(problem, written) for problem in _further_problems(values, plan)]
     return None
+
+
+def _advised(problem: str, composed: DictConfig) -> str:
+    """Return a problem with a value, and how to write a reference to an environment variable where that solves it."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    key = problem.split("`")[1] if "`" in problem else ""
+    text: Any = OmegaConf.to_container(composed, resolve=False)
+    for name in key.split("."):
+        text = text.get(name) if isinstance(text, dict) else None
+    decoded = _ENVIRONMENT.sub(r"${oc.decode:\g<0>}", text) if isinstance(text, str) else text
+    if decoded == text:
+        return problem
+    trial = composed.copy()
+    try:
+        OmegaConf.update(trial, key, decoded, merge=False)
+        _, problems = validation.build(Config, OmegaConf.to_container(trial, resolve=True))
+    except OmegaConfBaseException:
+        return problem
+    if any(other.startswith(f"`{key}`") for other in problems):
+        return problem
+    return f"{problem}; an environment variable is a string until it is decoded: write {key}='{decoded}'"
 
 
 def _further_problems(values: dict[str, Any], plan: Plan) -> list[str]:

@@ -62,6 +62,11 @@ def _too_few_steps(config: c.Config) -> bool:
     return steps is not None and steps < config.schedule.least_steps
 
 
+def _invalid_port(config: c.Config) -> bool:
+    endpoint = config.launch.rdzv_endpoint
+    return endpoint is not None and not 1 <= int(endpoint.rpartition(":")[2]) <= 65535
+
+
 EAGER: tuple[tuple[Callable[[c.Config], bool], str], ...] = (
     (lambda k: k.device.name not in ("auto", "cuda", "rocm"), "`device`={k.device.name} has no CUDA graphs"),
     (lambda k: k.strategy.name not in ("auto", "single"), "`strategy`={k.strategy.name} uses several devices"),
@@ -199,12 +204,12 @@ FORBIDDEN = (
     _Forbidden(
         lambda k: k.strategy.tensor_parallel > 1 and k.strategy.name == "ddp",
         "`strategy.tensor_parallel` must be 1 with `strategy`=ddp: torch's DistributedDataParallel silently loses parameters "
-        "of split layers; use strategy=fsdp",
+        "of split layers; use strategy.tensor_parallel=1",
     ),
     _Forbidden(
         lambda k: k.strategy.tensor_parallel > 1 and k.strategy.name not in ("ddp", "fsdp"),
-        "`strategy.tensor_parallel` must be 1 unless `strategy` is fsdp, got {k.strategy.tensor_parallel}; use strategy=fsdp, "
-        "or strategy=tensor to split layers only",
+        "`strategy.tensor_parallel` must be 1 unless `strategy` is fsdp, got {k.strategy.tensor_parallel}; "
+        "use strategy.tensor_parallel=1",
     ),
     _Forbidden(
         lambda k: _sharded(k) and not k.model.divisible,
@@ -235,6 +240,10 @@ FORBIDDEN = (
         "`launch.rdzv_endpoint` must be host:port with `launch.nodes`={k.launch.nodes}; give one of the hosts and a free port",
     ),
     _Forbidden(
+        _invalid_port,
+        "`launch.rdzv_endpoint` must have a port from 1 to 65535, got {k.launch.rdzv_endpoint}; give a free port of that host",
+    ),
+    _Forbidden(
         _too_few_steps,
         "`train.steps` must be at least {k.schedule.least_steps} with `schedule`={k.schedule.name}, got {k.train.steps}; "
         "use more steps, or a shorter warm-up",
@@ -252,7 +261,11 @@ def problems(config: c.Config) -> list[str]:
 
 def world_size_problems(config: c.Config, size: int) -> list[str]:
     """Return the reasons why `size` processes cannot compute this run; empty if they can."""
-    strategy, messages = config.strategy, []
+    strategy, rows, messages = config.strategy, config.data.known_rows, []
+    if rows is not None and size > rows:
+        messages.append(
+            f"the number of processes must not be above the number of rows, {rows}, got {size}; start fewer processes"
+        )
     if _exact(config) and strategy.chunks % size:
         messages.append(
             f"`strategy.chunks` must be divisible by the number of processes, {size}, with `strategy.reduction`=exact, "

@@ -6,12 +6,15 @@ key is checked against the schema first, and all problems are found at once.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from runner.config import introspection, validation
+from runner.config.documents import MAX_DEPTH, MAX_REFERENCES, depth, reference_depth
 from runner.config.schema import Config
 
 if TYPE_CHECKING:
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
 Groups = Mapping[str, Mapping[str, str]]
 """Group → option → its one-line description."""
+
+_LONG_LIST = re.compile(r"\[([^][(){}'\"\\$,]*,){100,}[^][(){}'\"\\$,]*\]")
+"""A flat list of many items, none of which has a comma in it."""
 
 _DEVICE_ALIASES = {"gpu": "auto", "hip": "rocm"}
 """Common names of devices → their option."""
@@ -98,17 +104,33 @@ def parse(argument: str, known: Sequence[str], groups: Groups, plan: Plan) -> Ov
     from hydra.errors import HydraException
 
     name, _, text = argument.partition("=")
-    problem = _malformed(argument, groups)
+    problem = _malformed(argument, groups) or _nested(name.lstrip("+"), text)
     if problem is None:
         try:
-            return OverridesParser.create().parse_override(argument)
-        except (HydraException, ValueError):  # ValueError: an integer of thousands of digits
+            return (
+                _parse_list(argument)
+                if _LONG_LIST.fullmatch(text)
+                else OverridesParser.create().parse_override(argument)
+            )
+        except (HydraException, ValueError, RecursionError):  # ValueError: an integer of thousands of digits
             problem = _unreadable(name.lstrip("+"), text, known)
         # Hydra's grammar has no nested references, but OmegaConf resolves them.
         if _is_string(name.lstrip("+")) or (text.startswith("${") and name.lstrip("+") in known):
             return OverridesParser.create().parse_override(f"{name}={quoted(text)}")
     plan.problems.append(problem)
     return None
+
+
+def _parse_list(argument: str) -> Override:
+    """Parse a list in pieces: the time of Hydra's parser grows with the square of the number of items."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    name, _, text = argument.partition("=")
+    items = text[1:-1].split(",")
+    pieces = [",".join(items[first : first + 100]) for first in range(0, len(items), 100)]
+    overrides = [OverridesParser.create().parse_override(f"{name}=[{piece}]") for piece in pieces]
+    values = [item for override in overrides for item in override._value]  # type: ignore[union-attr]  # lists
+    return dataclasses.replace(overrides[0], _value=values, input_line=argument)
 
 
 def _malformed(argument: str, groups: Groups) -> str | None:
@@ -126,6 +148,16 @@ def _malformed(argument: str, groups: Groups) -> str | None:
     if argument in groups.get("experiment", {}):
         hint = f"did you mean +experiment={argument}?"
     return f"`{argument}` must have the form key=value, but has no {'key' if equals else '`=`'}; {hint}"
+
+
+def _nested(name: str, text: str) -> str | None:
+    """Return the message for a value with too many levels of brackets or references, or None."""
+    levels, references = depth(text, "[{(", "]})"), reference_depth(text)
+    if references > MAX_REFERENCES:
+        return f"`{name}` must nest at most {MAX_REFERENCES} references ${{…}}, got {references}; use fewer"
+    if levels > MAX_DEPTH:
+        return f"`{name}` must have at most {MAX_DEPTH} levels of brackets, got {levels}; use fewer"
+    return None
 
 
 def _unreadable(name: str, text: str, known: Sequence[str]) -> str:

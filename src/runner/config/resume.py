@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from runner.config import introspection, validation, versions
+from runner.config.documents import read_yaml
+from runner.config.hydra_adapter import yaml_values
 from runner.config.overrides import Plan
 from runner.config.schema import Config, ScheduleConfig, free_keys, plain, resumable_keys
 from runner.errors import CheckpointError
@@ -80,10 +83,8 @@ def saved_values(run: str, source: str) -> dict[str, Any]:
     `source` is the argument that named the run, such as `resume`. Raises `CheckpointError`, with `source` in the message,
     if there is no configuration or it cannot be used.
     """
-    from omegaconf import OmegaConf
-
     path = Path(run)
-    if not run or not path.is_dir():
+    if not os.path.isdir(run):  # Path.is_dir raises an error for a name that is too long
         raise CheckpointError(
             f"`{source}` must be a run directory, got {run!r}, which is not a directory; correct the path"
         )
@@ -91,18 +92,38 @@ def saved_values(run: str, source: str) -> dict[str, Any]:
         raise CheckpointError(
             f"`resume` must be a run directory, got {run!r}, which is a sweep directory; add -m to resume the sweep"
         )
-    if not (path / "config.yaml").is_file():
+    file = path / "config.yaml"
+    try:
+        values = yaml_values(read_yaml(file), file)
+    except FileNotFoundError:
         raise CheckpointError(
             f"`{source}` must be a run directory, got {run!r}, which has no config.yaml; give the directory of one run"
-        )
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"), resolve=True)
-    except Exception as error:
-        raise CheckpointError(f"{path / 'config.yaml'} cannot be read: {' '.join(str(error).split())}") from None
+        ) from None
+    except Exception as error:  # of a dozen types
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        raise CheckpointError(f"{file} cannot be read: {reason}{'' if ';' in reason else '; restore it'}") from None
+    references = [
+        f"{file}: `{name}` must be a value, got a reference {validation.shown(value)}; write the value"
+        for name, value in _references(values)
+    ]
+    if references:
+        raise CheckpointError(references)
     config, problems = validation.build(Config, versions.completed(Config, values))
     if config is None:
-        raise CheckpointError(f"{path / 'config.yaml'} is not a valid configuration: {problem}" for problem in problems)
+        raise CheckpointError(f"{file} is not a valid configuration: {problem}" for problem in problems)
     return plain(config)
+
+
+def _references(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield dotted keys with references: a run has written none, and one may copy a secret of this user into a record."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _references(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _references(item, name)
+    elif isinstance(value, str) and "${" in value:
+        yield name, value
 
 
 def refuse_other(state: Mapping[str, Any], config: Config, data_sha256: str, path: Path) -> None:

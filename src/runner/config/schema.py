@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from runner.config.expression import parse
@@ -80,6 +81,21 @@ class DataConfig(Part):
     split: Split
 
     @property
+    def size_keys(self) -> tuple[str, ...]:
+        """Keys that decide how much memory the data take."""
+        return ("data",)
+
+    @property
+    def known_rows(self) -> int | None:
+        """Number of rows, or None if it is known only when the data are read."""
+        return None
+
+    @property
+    def known_columns(self) -> int | None:
+        """Number of features, or None if it is known only when the data are read."""
+        return None
+
+    @property
     def noise_deviation(self) -> float | None:
         """Standard deviation of the noise around the true function, or None if it is not known."""
         return None
@@ -87,6 +103,9 @@ class DataConfig(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class _Synthetic(DataConfig):
+    target_keys: ClassVar[tuple[str, ...]] = ("data.noise",)
+    """Keys that decide how large the target is."""
+
     rows: int = key("number of rows to generate", unit="rows", at_least=1)
     start: float = key("smallest feature value", lane=True)
     stop: float = key("largest feature value", lane=True)
@@ -94,6 +113,16 @@ class _Synthetic(DataConfig):
     noise_distribution: Literal["normal", "uniform"] = key(
         "distribution of the noise; normal is noise·N(0, 1), uniform is noise·U(0, 1)"
     )
+
+    @property
+    def size_keys(self) -> tuple[str, ...]:
+        """The number of rows."""
+        return ("data.rows",)
+
+    @property
+    def known_rows(self) -> int:
+        """The number of rows as configured."""
+        return self.rows
 
     @property
     def noise_deviation(self) -> float:
@@ -104,15 +133,32 @@ class _Synthetic(DataConfig):
         """Yield the problem of an empty feature range."""
         if not self.start < self.stop:
             yield f"`data.start` must be below `data.stop`={self.stop}, got {self.start}; use a smaller data.start"
+        elif not math.isfinite(self.stop - self.start):
+            yield (
+                f"`data.stop` must be at most 1.8e308 above `data.start`={self.start}, the largest float64, got {self.stop}; "
+                "use a smaller range"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line(_Synthetic, name="line", builder="runner.data.synthetic:line"):
     """Rows of y = slope·x + intercept + noise. One feature is evenly spaced; several are drawn uniformly from the range."""
 
+    target_keys = ("data.stop", "data.slope", "data.intercept", "data.noise")
+
     features: int = key("number of features; all have the same slope", at_least=1)
     slope: float = key("true slope", lane=True)
     intercept: float = key("true intercept", lane=True)
+
+    @property
+    def size_keys(self) -> tuple[str, ...]:
+        """The numbers of rows and of features."""
+        return ("data.rows", "data.features")
+
+    @property
+    def known_columns(self) -> int:
+        """The number of features as configured."""
+        return self.features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +166,11 @@ class Curve(_Synthetic, name="curve", builder="runner.data.synthetic:curve"):
     """Rows of y = expression + noise. One feature is evenly spaced; several are drawn uniformly from the range."""
 
     expression: str = key("formula of the target; its names are the features")
+
+    @property
+    def known_columns(self) -> int:
+        """The number of names in the expression, which must be valid."""
+        return len(parse(self.expression).names)
 
     def problems(self) -> Iterator[str]:
         """Yield the problems of the range and of the expression."""
@@ -138,6 +189,11 @@ class _Table(DataConfig):
     path: str = key("path of the file, relative to the working directory")
     target: str = key("column to predict")
     features: tuple[str, ...] | None = key("columns to predict from; null uses all except the target")
+
+    @property
+    def size_keys(self) -> tuple[str, ...]:
+        """The file."""
+        return ("data.path",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +226,14 @@ class ModelConfig(Part):
     """Whether the parameters are tensors that can be sharded over processes."""
     records_parameters: ClassVar[bool] = False
     """Whether every row of metrics includes the parameters."""
+    size_key: ClassVar[str] = "model"
+    """Key that decides how many parameters there are."""
 
     name: str = key("kind of model")
+
+    def parameter_count(self, columns: int) -> int:
+        """Return the number of parameters for data of so many features, or 0 for a model that does not know it."""
+        return 0
 
     @property
     def draws(self) -> bool:
@@ -191,8 +253,14 @@ class Linear(ModelConfig, name="linear", builder="runner.models.linear:linear"):
 class Polynomial(ModelConfig, name="polynomial", builder="runner.models.linear:polynomial"):
     """A linear model of the powers 1 … degree of every feature."""
 
+    size_key = "model.degree"
+
     degree: int = key("highest power", at_least=1, at_most=50)
     init: Init = key("initial parameters; kaiming is torch's default, uniform is U(0, 1), normal is N(0, 1)")
+
+    def parameter_count(self, columns: int) -> int:
+        """Return one for each power of each feature, and one."""
+        return columns * self.degree + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +268,7 @@ class Mlp(ModelConfig, name="mlp", builder="runner.models.mlp:build"):
     """Fully connected layers with an activation after each layer except the last."""
 
     identifiable = False
+    size_key = "model.widths"
 
     widths: tuple[int, ...] = key("number of units in each hidden layer", at_least=1)
     activation: Literal["relu", "tanh", "gelu", "silu", "sigmoid"] = key("activation function after each hidden layer")
@@ -209,6 +278,15 @@ class Mlp(ModelConfig, name="mlp", builder="runner.models.mlp:build"):
     def draws(self) -> bool:
         """Whether there is dropout."""
         return self.dropout > 0
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problem of more layers than can be built and trained in a reasonable time."""
+        if len(self.widths) > 1000:
+            yield f"`model.widths` must have at most 1000 layers, got {len(self.widths):,}; use fewer and wider ones"
+
+    def parameter_count(self, columns: int) -> int:
+        """Return the weights and biases of all layers."""
+        return sum((inputs + 1) * outputs for inputs, outputs in pairwise((columns, *self.widths, 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +363,8 @@ class OptimizerConfig(Part):
 
     rule: ClassVar[str | None] = None
     """Module and function of the manual update rule, or None if there is none."""
+    slots: ClassVar[tuple[str, ...] | None] = None
+    """Names of what the method keeps of a parameter where no rule defines them; None allows any."""
     least_squares: ClassVar[bool] = False
     """Whether the method uses the residuals of all rows and chooses its own steps."""
     linear_only: ClassVar[bool] = False
@@ -399,6 +479,9 @@ class Lbfgs(_Optimizer, name="lbfgs", builder="runner.optim.torch_optim:lbfgs"):
     """Limited-memory BFGS (Liu and Nocedal, 1989) of torch.optim; update=optimizer only."""
 
     evaluates_repeatedly = True
+    slots = (
+        "func_evals", "n_iter", "d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al", "still",
+    )  # fmt: skip
 
     max_iter: int = key("most iterations of one step", at_least=1)
     history_size: int = key("number of previous updates that approximate the Hessian", at_least=1)
@@ -423,6 +506,7 @@ class Lstsq(_Solver, name="lstsq", builder="runner.optim.least_squares:lstsq"):
     """The least-squares solution in one step, for loss=mse and models that are linear in their parameters."""
 
     linear_only = True
+    slots = ("step",)
 
     weight_decay: float = key(
         "weight of the l2 penalty; adds weight_decay·p to the gradient of a parameter p",
@@ -435,6 +519,8 @@ class Lstsq(_Solver, name="lstsq", builder="runner.optim.least_squares:lstsq"):
 @dataclass(frozen=True, kw_only=True)
 class Lm(_Solver, name="lm", builder="runner.optim.least_squares:lm"):
     """Levenberg–Marquardt (Marquardt, 1963; Moré, 1978): damped Gauss–Newton steps for loss=mse, formulas and small models."""
+
+    slots = ("scale", "radius", "offset")
 
     radius: float = key(
         "longest first step relative to the initial parameters, each weighted by its effect on the predictions",
@@ -533,8 +619,8 @@ class Strategy:
 class Launch:
     """Processes that `python -m runner` starts for one run. Under torchrun they exist already."""
 
-    processes: int = key("processes on each host; 1 starts none", at_least=1, before=1)
-    nodes: int = key("number of hosts; the same command must be run on each", at_least=1, before=1)
+    processes: int = key("processes on each host; 1 starts none", at_least=1, at_most=1024, before=1)
+    nodes: int = key("number of hosts; the same command must be run on each", at_least=1, at_most=65_536, before=1)
     rdzv_endpoint: str | None = key(
         "host:port of the rendezvous, on one of the hosts; null on a single host",
         pattern=r"[^:\s]+:[0-9]{1,5}",

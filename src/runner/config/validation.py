@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from runner.config.introspection import alternatives, hints, keys, paths, variants
 from runner.config.parts import Key
+from runner.errors import MOST_PROBLEMS
 
 T = TypeVar("T")
 MISSING = "???"
@@ -29,7 +30,10 @@ def build(kind: type[T], value: Any, path: str = "") -> tuple[T | None, list[str
         return None, [f"{subject} must be a group of keys, got {shown(value)}; write its keys below it"]
     fields = hints(kind)  # type: ignore[arg-type]  # a class is hashable
     prefix = f"{path}." if path else ""
-    problems = [_unknown_field(kind, str(name), path) for name in value if name not in fields]
+    strange = [str(name) for name in value if name not in fields]
+    # The nearest key takes long to find, and is of use for the first ones only.
+    problems = [_unknown_field(kind, name, path) for name in strange[:MOST_PROBLEMS]]
+    problems += [f"`{prefix}{name}` is not a key; remove it" for name in strange[MOST_PROBLEMS:]]
     values: dict[str, Any] = {}
     for name, hint in fields.items():
         if name not in value:

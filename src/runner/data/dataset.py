@@ -75,8 +75,16 @@ def build(config: c.DataConfig, seed: int, dtype: torch.dtype, device: torch.dev
     parts = split(config.split, len(target), stream(seed, "split"))
     train = parts["train"]
     scaling = Scaling.fit(features[train], target[train], config.standardize, config.log_target)
-    features, target = scaling.features(features).to(dtype), scaling.target(target).to(dtype).unsqueeze(1)
-    _require_finite(features, target, dtype)
+    features, target = scaling.features(features), scaling.target(target)
+    if not _finite(features, target):
+        raise DataError(
+            "`data.standardize` must be false for data whose mean or standard deviation float64 cannot represent; use a larger unit"
+        )
+    features, target = features.to(dtype), target.to(dtype).unsqueeze(1)
+    if not _finite(features, target):
+        raise DataError(
+            f"`dtype` must represent every number of the data, but some overflow {dtype}; use dtype=float64 or a larger unit"
+        )
     rows = {
         name: ResidentRows(features[numbers].to(device), target[numbers].to(device), numbers)
         for name, numbers in parts.items()
@@ -95,8 +103,5 @@ def _require_positive(target: Tensor, name: str) -> None:
         )
 
 
-def _require_finite(features: Tensor, target: Tensor, dtype: torch.dtype) -> None:
-    if not (bool(features.isfinite().all()) and bool(target.isfinite().all())):
-        raise DataError(
-            f"`dtype` must represent every number of the data, but some overflow {dtype}; use dtype=float64"
-        )
+def _finite(features: Tensor, target: Tensor) -> bool:
+    return bool(features.isfinite().all()) and bool(target.isfinite().all())

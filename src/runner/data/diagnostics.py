@@ -6,8 +6,9 @@ import difflib
 import heapq
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+from runner.config import validation
 from runner.errors import DataError
 
 EXACT_INTEGER = 2**53
@@ -17,6 +18,7 @@ NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """Accepted spelling of a number. Others that Python accepts (1_000, nan, digits of other scripts) are refused."""
 
 _MOST_SHOWN = 10  # further problems or names are only counted
+_MOST_COMPARED = 1000  # names that are compared with a misspelled one
 _MISREADINGS = tuple(
     (re.compile(pattern, re.IGNORECASE), problem)
     for pattern, problem in (
@@ -60,6 +62,37 @@ class Fault(NamedTuple):
     """Number of cells that it stands for; more than 1 means the whole column."""
 
 
+class UnknownColumn(NamedTuple):
+    """A name of `data.features` or `data.target` that is not among the columns. Its text is the message."""
+
+    path: str
+    key: str
+    name: str
+    columns: Sequence[str]
+
+    def __str__(self) -> str:
+        wanted = _folded(self.name)
+        same = [column for column in self.columns if _folded(column) == wanted]
+        matcher = difflib.SequenceMatcher(b=wanted)
+
+        def distance(column: str) -> float:
+            matcher.set_seq1(_folded(column))
+            return -matcher.ratio()
+
+        nearest = sorted(self.columns[:_MOST_COMPARED], key=distance)
+        hint = " (case and spaces matter)" if same else ""
+        columns = list(dict.fromkeys((*same, *nearest, *self.columns)))
+        return f"`{self.key}` must name a column of {named(self.path)}, got {shown(self.name)}; the columns are {listed(columns)}{hint}"  # fmt: skip
+
+
+Problem: TypeAlias = "str | UnknownColumn"
+"""A problem of a table. Its text is made when it is shown, which takes long and is needed for the first ones only."""
+
+
+def _folded(name: str) -> str:
+    return name[:100].strip().casefold()
+
+
 def number_problem(cell: str) -> str | None:
     """Return what a cell is and the remedy, or None if it is a finite number that float64 can represent."""
     text = cell.strip(" \t")
@@ -76,19 +109,27 @@ def number_problem(cell: str) -> str | None:
     return None
 
 
-def refuse_other_formats(path: str, data: bytes) -> None:
-    """Raise `DataError` if a file is not UTF-8 text, with its format as its name and first bytes show it."""
+def refuse_other_formats(path: str, beginning: bytes) -> None:
+    """Raise `DataError` if a file is not text, with its format as its name and first bytes show it."""
     for suffixes, beginnings, description in _OTHER_FORMATS:
-        if path.lower().endswith(suffixes) or data.startswith(beginnings):
-            raise DataError(f"`data.path` must be comma-separated text, but {path!r} {description}")
+        if path.lower().endswith(suffixes) or beginning.startswith(beginnings):
+            raise DataError(f"`data.path` must be comma-separated text, but {named(path)} {description}")
+
+
+def refuse_binary(path: str, data: bytes) -> None:
+    """Raise `DataError` if a piece of a file cannot be UTF-8 text because it has zero bytes."""
     if b"\0" in data:
-        raise DataError(f"`data.path` must be UTF-8 text, but {path!r} is UTF-16 or binary; save it as UTF-8")
+        raise DataError(f"`data.path` must be UTF-8 text, but {named(path)} is UTF-16 or binary; save it as UTF-8")
+
+
+def refuse_other_encodings(path: str, data: bytes) -> None:
+    """Raise `DataError` if the content of a file is not UTF-8 text."""
     try:
         data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"`data.path` must be UTF-8 text, but line {line} of {path!r} has the byte "
+            f"`data.path` must be UTF-8 text, but line {line} of {named(path)} has the byte "
             f"0x{error.object[error.start]:02x} of another encoding; save it as UTF-8"
         ) from None
 
@@ -97,28 +138,20 @@ def refuse_odd_header(path: str, header: list[str]) -> None:
     """Raise `DataError` if the first line does not consist of comma-separated column names."""
     text = "".join(header)
     if not text.strip():
-        raise DataError(f"`data.path` must start with a header, but {path!r} starts with a blank line; remove it")
+        raise DataError(f"`data.path` must start with a header, but {named(path)} starts with a blank line; remove it")
     if len(header) < 2:
         separator = next((name for sign, name in _SEPARATORS.items() if sign in text), None)
         finding = f"{separator} in" if separator else "one column in"
         remedy = "use commas, and decimal points" if separator else "use commas"
         raise DataError(
-            f"`data.path` must have at least two columns separated by commas, got {finding} the first line of {path!r}, "
+            f"`data.path` must have at least two columns separated by commas, got {finding} the first line of {named(path)}, "
             f"{shown(text)}; {remedy}"
         )
     if all(NUMBER.fullmatch(name.strip()) for name in header):
         raise DataError(
-            f"`data.path` must have column names in its first line, got numbers in {path!r} ({listed(header)}); "
+            f"`data.path` must have column names in its first line, got numbers in {named(path)} ({listed(header)}); "
             "add a header line"
         )
-
-
-def unknown_column(path: str, key: str, name: str, names: Sequence[str]) -> str:
-    """Return the message for a column that does not exist, with the existing ones, the most similar first."""
-    wanted = name.strip().casefold()
-    nearest = sorted(names, key=lambda n: -difflib.SequenceMatcher(None, wanted, n.strip().casefold()).ratio())
-    hint = " (case and spaces matter)" if nearest and nearest[0].strip().casefold() == wanted else ""
-    return f"`{key}` must name a column of {path!r}, got {shown(name)}; the columns are {listed(nearest)}{hint}"
 
 
 def field_count_fault(line: int, row: list[str], expected: int) -> Fault:
@@ -137,7 +170,7 @@ def column_type_problem(path: str, name: str, kind: Any, types: Any) -> str | No
     if types.is_integer(kind) or types.is_floating(kind):
         return None
     return (
-        f"`data.path` must have numbers in column {shown(name)}, got type {kind} in {path!r}; "
+        f"`data.path` must have numbers in column {shown(name)}, got type {kind} in {named(path)}; "
         "cast it to double, or exclude it from `data.features`"
     )
 
@@ -147,7 +180,7 @@ def merge_column_faults(faults: list[Fault], rows: int) -> list[Fault]:
     return [faults[0]._replace(values=rows)] if len(faults) == rows else faults
 
 
-def raise_problems(path: str, problems: Sequence[str], faults: Sequence[Fault], row_name: str) -> None:
+def raise_problems(path: str, problems: Sequence[Problem], faults: Sequence[Fault], row_name: str) -> None:
     """Raise `DataError` if there is a problem or fault, with the first ten in row order and the number of others.
 
     `row_name` is "line" or "row", as the user counts them.
@@ -155,13 +188,13 @@ def raise_problems(path: str, problems: Sequence[str], faults: Sequence[Fault], 
     if not problems and not faults:
         return
     first = heapq.nsmallest(max(0, _MOST_SHOWN - len(problems)), faults, key=lambda fault: fault.row)
-    messages = [*problems[:_MOST_SHOWN], *(_message(path, fault, row_name) for fault in first)]
+    messages = [*map(str, problems[:_MOST_SHOWN]), *(_message(path, fault, row_name) for fault in first)]
     more = len(problems) + len(faults) - len(messages)
-    raise DataError([*messages, f"and {more:,} more problems in {path!r}"] if more else messages)
+    raise DataError([*messages, f"and {more:,} more problems in {named(path)}"] if more else messages)
 
 
 def _message(path: str, fault: Fault, row_name: str) -> str:
-    place = f"`data.path`: {row_name} {fault.row} of {path!r}"
+    place = f"`data.path`: {row_name} {fault.row} of {named(path)}"
     if fault.column is None:
         return f"{place} {fault.text}"
     scope = "" if fault.values == 1 else f" (none of its {fault.values:,} values is usable)"
@@ -172,6 +205,11 @@ def _message(path: str, fault: Fault, row_name: str) -> str:
 def shown(text: str) -> str:
     """Return a text in quotes, cut after 40 characters."""
     return repr(text if len(text) <= 40 else text[:40] + "…")
+
+
+def named(path: str) -> str:
+    """Return a path in quotes, cut after 120 characters."""
+    return validation.shown(path)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -50,13 +50,24 @@ def _features(config: c.Line | c.Curve, columns: int, seed: int) -> Tensor:
 
 def _table(config: c.Line | c.Curve, seed: int, names: list[str], features: Tensor, target: Tensor) -> Table:
     draw = torch.randn if config.noise_distribution == "normal" else torch.rand
-    noise = draw(config.rows, dtype=torch.float64, generator=stream(seed, "noise"))
+    target = target + config.noise * draw(config.rows, dtype=torch.float64, generator=stream(seed, "noise"))
+    _require_finite(config, target)
     return Table(
         features=features.numpy(),
-        target=np.asarray((target + config.noise * noise).numpy()),
+        target=np.asarray(target.numpy()),
         feature_names=tuple(names),
         target_name="y",
         integer_columns=frozenset(),
         sha256="",
         warnings=(),
     )
+
+
+def _require_finite(config: c.Line | c.Curve, target: Tensor) -> None:
+    bad = (~target.isfinite()).nonzero().flatten()
+    if len(bad):
+        row = int(bad[0])
+        raise DataError(
+            f"`data`={config.name} must give numbers up to 1.8e308, the largest float64, but the target of row {row + 1} is "
+            f"{float(target[row])}; make {' or '.join(f'`{key}`' for key in config.target_keys)} smaller"
+        )

@@ -20,20 +20,25 @@ from typing import Any
 
 import numpy as np
 
+from runner.compute import sizes
 from runner.config import schema as c
 from runner.data.diagnostics import (
     EXACT_INTEGER,
     Fault,
+    Problem,
+    UnknownColumn,
     column_type_problem,
     field_count_fault,
     listed,
     merge_column_faults,
+    named,
     number_problem,
     raise_problems,
+    refuse_binary,
     refuse_odd_header,
+    refuse_other_encodings,
     refuse_other_formats,
     shown,
-    unknown_column,
 )
 from runner.errors import DataError
 
@@ -44,6 +49,8 @@ _LARGEST = {
     "float32": (2 - 2**-23) * 2.0**127,
     "float64": (2 - 2**-52) * 2.0**1023,
 }
+_MEMORY_FACTOR = 3
+"""Bytes of memory for each byte of a file at least: its content, its text, and its cells as text."""
 _NOT_IN_NUMBERS = re.compile(r"[^0-9+\-.eE ]")
 
 
@@ -85,7 +92,7 @@ def read_csv(path: str, target: str, features: tuple[str, ...] | None) -> Table:
     `features` of None means all columns but the target. Columns that are not requested may hold text. Raises `DataError`
     with every problem found; its line numbers count from 1 and include the header.
     """
-    return _csv_table(path, _contents(path), target, features)
+    return _csv_table(path, _contents(path, text=True), target, features)
 
 
 def read_diabetes() -> Table:
@@ -105,7 +112,7 @@ def read_parquet(path: str, target: str, features: tuple[str, ...] | None) -> Ta
         import pyarrow.parquet as pq
     except ImportError:
         raise DataError('`data=parquet` needs pyarrow, which is not installed; pip install "runner[tables]"') from None
-    data = _contents(path)
+    data = _contents(path, text=False)
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         schema = file.schema_arrow
@@ -116,7 +123,7 @@ def read_parquet(path: str, target: str, features: tuple[str, ...] | None) -> Ta
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise DataError(
-            f"`data.path` must be a complete Parquet file, but {path!r} cannot be read ({reason}); "
+            f"`data.path` must be a complete Parquet file, but {named(path)} cannot be read ({reason}); "
             "use data=csv for comma-separated text"
         ) from None
     _refuse_no_rows(path, arrow.num_rows)
@@ -157,25 +164,45 @@ def _lost(values: np.ndarray, dtype_name: str, integer: bool) -> np.ndarray:
     return lost
 
 
-def _contents(path: str) -> bytes:
+def _contents(path: str, *, text: bool) -> bytes:
+    """Return the bytes of a file. Raises `DataError` if it cannot be read, is no text as it should be, or is too large."""
     file = Path(path)
     try:
         if file.is_file():
+            _refuse_large(path, file.stat().st_size)
+            if text:
+                _refuse_other_formats(path)
             return file.read_bytes()
         fault = "is a folder" if file.is_dir() else "is not a regular file" if file.exists() else "does not exist"
     except OSError as error:
         fault = f"cannot be read ({error.strerror})"
     raise DataError(
-        f"`data.path` must be a readable file, but {path!r} {fault}; give a path relative to the working directory"
+        f"`data.path` must be a readable file, but {named(path)} {fault}; give a path relative to the working directory"
     )
 
 
+def _refuse_large(path: str, size: int) -> None:
+    value = f"got {named(path)} of {size / sizes.GIB:,.1f} GiB"
+    problem = sizes.unfit(size * _MEMORY_FACTOR, "`data.path`", value, "use a smaller file")
+    if problem is not None:
+        raise DataError(problem)
+
+
+def _refuse_other_formats(path: str) -> None:
+    """Raise `DataError` for a file that is not text before all of it is in memory: a hole in a file may be long."""
+    with open(path, "rb") as file:
+        refuse_other_formats(path, file.read(16))
+        file.seek(0)
+        while block := file.read(2**20):
+            refuse_binary(path, block)
+
+
 def _csv_table(path: str, data: bytes, target: str, features: tuple[str, ...] | None) -> Table:
-    refuse_other_formats(path, data)
+    refuse_other_encodings(path, data)
     records = _records(path, data)
     _, header = next(records, (0, None))
     if header is None:
-        raise DataError(f"`data.path` must have a header and rows, but {path!r} is empty; use another file")
+        raise DataError(f"`data.path` must have a header and rows, but {named(path)} is empty; use another file")
     refuse_odd_header(path, header)
     wanted, problems = _select_columns(path, header, target, features)
     cells: list[str] = []  # row after row, of rows as long as the header: one flat list is faster than one per row
@@ -189,8 +216,9 @@ def _csv_table(path: str, data: bytes, target: str, features: tuple[str, ...] | 
             faults.append(field_count_fault(line, row, len(header)))
     _refuse_no_rows(path, len(lines) + len(faults))
     columns: dict[str, np.ndarray] = {}
+    positions = {name: position for position, name in enumerate(header)}
     for name in wanted:
-        columns[name], cell_faults = _values(name, cells[header.index(name) :: len(header)], lines)
+        columns[name], cell_faults = _values(name, cells[positions[name] :: len(header)], lines)
         faults += cell_faults
     raise_problems(path, problems, faults, "line")
     return _table(data, target, columns)
@@ -204,23 +232,23 @@ def _records(path: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
             yield reader.line_num, record
     except csv.Error as error:
         raise DataError(
-            f"`data.path` must be comma-separated text, but {path!r} cannot be parsed at line {reader.line_num} "
+            f"`data.path` must be comma-separated text, but {named(path)} cannot be parsed at line {reader.line_num} "
             f"({error}); close every quote, and double quotes inside a field"
         ) from None
 
 
 def _refuse_no_rows(path: str, rows: int) -> None:
     if rows == 0:
-        raise DataError(f"`data.path` must have rows of numbers, got a header and 0 rows in {path!r}; add rows")
+        raise DataError(f"`data.path` must have rows of numbers, got a header and 0 rows in {named(path)}; add rows")
 
 
 def _select_columns(
     path: str, names: Sequence[str], target: str, features: tuple[str, ...] | None
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[Problem]]:
     """Return the columns to read, the target last, and no problems; or no columns and all problems with their names."""
     chosen = [name for name in names if name != target] if features is None else list(features)
-    problems = [
-        f"`data.path` must have distinct column names, got {shown(name)} {count} times in {path!r}; rename them"
+    problems: list[Problem] = [
+        f"`data.path` must have distinct column names, got {shown(name)} {count} times in {named(path)}; rename them"
         for name, count in Counter(names).items()
         if count > 1
     ]
@@ -230,13 +258,15 @@ def _select_columns(
         if count > 1
     ]
     if features is None and "" in chosen:
-        problems.append(f"`data.features` must be set, because column {names.index('') + 1} of {path!r} has no name")
+        problems.append(
+            f"`data.features` must be set, because column {names.index('') + 1} of {named(path)} has no name"
+        )
     if target in chosen:
         problems.append(f"`data.features` must not contain the target {shown(target)}; remove it")
     if not chosen:
-        problems.append(f"`data.features` must name at least one column, got none of {path!r}; name one")
-    requested = {**dict.fromkeys(features or (), "data.features"), target: "data.target"}
-    problems += [unknown_column(path, key, name, names) for name, key in requested.items() if name not in names]
+        problems.append(f"`data.features` must name at least one column, got none of {named(path)}; name one")
+    requested, present = {**dict.fromkeys(features or (), "data.features"), target: "data.target"}, set(names)
+    problems += [UnknownColumn(path, key, name, names) for name, key in requested.items() if name not in present]
     return ([], problems) if problems else ([*chosen, target], [])
 
 

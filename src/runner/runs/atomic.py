@@ -16,6 +16,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from runner.config.files import open_to_append
+
 _SYNC_LATER: ContextVar[bool] = ContextVar("_SYNC_LATER", default=False)
 
 
@@ -41,7 +43,7 @@ def sync(file: BinaryIO) -> None:
 
 
 class Appended:
-    """A file that grows by appending.
+    """A file that grows by appending. A link or a special file in its place is refused with OSError.
 
     With `held`, data stays in memory until `sync`, and the file is open only during `sync`: thousands of such files do
     not exceed the limit of open files.
@@ -49,7 +51,7 @@ class Appended:
 
     def __init__(self, path: Path, *, held: bool) -> None:
         self._path = path
-        self._file: BinaryIO | None = None if held else path.open("ab")
+        self._file: BinaryIO | None = None if held else open_to_append(path)
         self._waiting: list[bytes] = []
 
     def write(self, data: bytes) -> None:
@@ -63,7 +65,7 @@ class Appended:
     def sync(self) -> None:
         """Wait until the disk has all data so far. Raises OSError."""
         if self._waiting:
-            with self._path.open("ab") as file:
+            with open_to_append(self._path) as file:
                 file.write(b"".join(self._waiting))
                 sync(file)
             self._waiting.clear()
@@ -78,12 +80,13 @@ class Appended:
             self.sync()
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, temporary_name: str | None = None) -> None:
     """Replace the content of `path` by `data`. Readers see the old content or the new one, never a part.
 
-    Raises OSError. The old file is then unchanged, and no temporary file is left.
+    Raises OSError. The old file is then unchanged, and no temporary file is left; `remove_temporary_files` removes that of a
+    killed process. The name of the temporary file starts with that of the file, or with `temporary_name`.
     """
-    fresh = temporary(path)
+    fresh = temporary(path.with_name(temporary_name or path.name))
     try:
         write_new(fresh, data)
         os.replace(fresh, path)
@@ -165,6 +168,15 @@ def temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
 
 
+def remove_temporary_files(*folders: Path) -> None:
+    """Remove the temporary files that a killed process left in these folders, as far as that is possible."""
+    for folder in folders:
+        with suppress(OSError):
+            for file in folder.iterdir():
+                if re.fullmatch(r".+\.tmp-[0-9a-f]{8}", file.name):
+                    file.unlink()
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Write a new file, and wait until the disk has it. Raises OSError, also where the file exists."""
     with open(path, "xb") as file:
@@ -189,6 +201,8 @@ def sync_folder(path: Path) -> None:
 
 def explain_os_error(error: OSError, path: Path) -> str:
     """Return one sentence on why `path` could not be written: the cause, the free space there, and the remedy."""
+    if error.errno in (errno.ELOOP, errno.ENXIO) and error.filename:
+        path = Path(error.filename)
     blocker = next((p for p in (path, *path.parents) if os.path.lexists(p) and not p.is_dir()), path)
     in_the_way = (f"`{blocker}` is a file where a folder must be", "move it away")
     not_allowed = ("this user may not write there", "change its permissions or choose another `run_dir`")
@@ -202,6 +216,8 @@ def explain_os_error(error: OSError, path: Path) -> str:
         errno.ENOTDIR: in_the_way,
         errno.EEXIST: in_the_way,
         errno.EISDIR: ("a folder of that name is in the way", "move it away"),
+        errno.ELOOP: ("it is a link, and links are not followed", "remove it"),
+        errno.ENXIO: ("it is not a regular file", "remove it"),
         errno.ENOENT: (f"the folder `{_missing(path)}` does not exist", "restore it or choose another `run_dir`"),
     }
     unknown = (error.strerror or str(error), "choose another `run_dir` if the disk cannot be repaired")

@@ -16,23 +16,39 @@ checkpoint.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
+from runner.config.files import is_folder, kind_of, make_folder, read_bytes
 from runner.errors import CheckpointError, RunFailed
 from runner.runs.atomic import explain_os_error, sync_folder, temporary, write_new
-from runner.runs.checkpoint_manifest import MANIFEST, Files, manifest_of, mismatch, size_and_hash, size_and_hash_of
+from runner.runs.checkpoint_manifest import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    Files,
+    listed_sizes,
+    manifest_of,
+    mismatch,
+    size_and_hash,
+    size_and_hash_of,
+    size_of,
+)
 
 STATE = "state.pt"
+Fault: TypeAlias = Callable[[Mapping[str, Any]], str | None]
+"""State → what is wrong with it, or None."""
+
 STEP = re.compile(r"step_(0|[1-9][0-9]*)")
 TEMPORARY = re.compile(r"(?:step_(0|[1-9][0-9]*)|last|best)\.tmp-[0-9a-f]{8}")
 
@@ -67,8 +83,8 @@ def draft(folder: Path, step: int) -> Path:
     """Make and return a temporary folder for the shards of a checkpoint; `publish` completes it. Raises RunFailed."""
     target = folder / f"step_{step}"
     with _explained(target, step):
-        if not folder.is_dir():
-            os.mkdir(folder)
+        if not is_folder(folder):
+            make_folder(folder)
             sync_folder(folder.parent)
         fresh = temporary(target)
         os.mkdir(fresh)
@@ -83,14 +99,15 @@ def publish(fresh: Path, state: dict[str, Any], *, best: bool, keep: int | None)
     return _release(target, best, keep)
 
 
-def load(folder: Path) -> Loaded | None:
+def load(folder: Path, fault: Fault = lambda state: None) -> Loaded | None:
     """Load the checkpoint of `last` if it is intact, else the newest intact one; None if there never was one.
 
-    Raises CheckpointError, with a sentence for each checkpoint, if none of them is intact.
+    `fault` may find something wrong with a state: that checkpoint is not used either. Raises CheckpointError, with a sentence for each checkpoint, if none of them is intact.
     """
     skipped: list[str] = []
     for path in _candidates(folder):
         state = intact(path)
+        state = state if isinstance(state, str) else fault(state) or state
         if not isinstance(state, str):
             return Loaded(_step_of(path.name), state, path, tuple(skipped))
         if STEP.fullmatch(path.name):  # an incomplete temporary is a killed save, not a damaged checkpoint
@@ -150,10 +167,10 @@ def _holds(target: Path, step: int, data: bytes) -> bool:
     """Return whether the checkpoint exists already, with this state and no other file."""
     try:
         complete = {*os.listdir(target)} == {STATE, MANIFEST}
-        contents = [(target / name).read_bytes() for name in (STATE, MANIFEST)]
+        expected = {STATE: data, MANIFEST: manifest_of(step, {STATE: size_and_hash(data)})}
+        return complete and all(read_bytes(target / name, len(text)) == text for name, text in expected.items())
     except OSError:
         return False
-    return complete and contents == [data, manifest_of(step, {STATE: size_and_hash(data)})]
 
 
 @contextmanager
@@ -268,6 +285,8 @@ def _candidates(folder: Path) -> list[Path]:
     kill came while a checkpoint was being replaced.
     """
     try:
+        if kind_of(folder) == "a link":
+            raise OSError(errno.ELOOP, "it is a link")
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
@@ -285,20 +304,37 @@ def intact(path: Path) -> dict[str, Any] | str:
     """Return the state of a checkpoint, a folder named step_<n>; or a text that says what is wrong with it."""
     if STEP.match(path.name) is None:
         return "its name must be step_<n>"
-    if not path.is_dir():
+    if not is_folder(path):
         return "it is not a folder" if os.path.lexists(path) else "it does not exist"
     try:
-        manifest, data = (path / MANIFEST).read_bytes(), (path / STATE).read_bytes()
-        files = {STATE: size_and_hash(data), **_others(path)}
+        manifest = read_bytes(path / MANIFEST, MAX_MANIFEST_BYTES)
+        sizes = listed_sizes(manifest)
+        state_size = sizes.get(STATE, 0)
+        data = read_bytes(path / STATE, state_size) if size_of(path / STATE) == state_size <= physical_memory() else b""
+        files = {**_others(path, sizes), STATE: (size_of(path / STATE), size_and_hash(data)[1])}
     except OSError as error:
         return f"{Path(error.filename).name} cannot be read ({error.strerror})"
     step = _step_of(path.name)
     return mismatch(step, manifest, files) or _read(path, data, files)
 
 
-def _others(path: Path) -> Files:
-    """Return all files of a checkpoint except state and manifest."""
-    return {name: size_and_hash_of(path / name) for name in sorted({*os.listdir(path)} - {STATE, MANIFEST})}
+def _others(path: Path, sizes: Mapping[str, int] | None = None) -> Files:
+    """Return all files of a checkpoint except state and manifest.
+
+    Those of another size than in `sizes` are not read: they are wrong already, and may be larger than any disk.
+    """
+    names = sorted({*os.listdir(path)} - {STATE, MANIFEST})
+    return {
+        name: size_and_hash_of(path / name)
+        if sizes is None or size_of(path / name) == sizes.get(name)
+        else (size_of(path / name), "")
+        for name in names
+    }
+
+
+def physical_memory() -> int:
+    """Return the bytes of memory of this machine: a larger state cannot be one that it has saved or can load."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _read(path: Path, data: bytes, files: Files) -> dict[str, Any] | str:
@@ -313,6 +349,8 @@ def _read(path: Path, data: bytes, files: Files) -> dict[str, Any] | str:
 
 def _unpickled(step: int, data: bytes) -> dict[str, Any] | str:
     """Return the content of state.pt; or a text that says what is wrong with it."""
+    if not _stored(data):
+        return f"{STATE} must hold its tensors as torch.save stores them, without compression"
     try:
         state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # of a dozen types; torch's text advises weights_only=False
@@ -322,3 +360,12 @@ def _unpickled(step: int, data: bytes) -> dict[str, Any] | str:
     if state.get("step", step) != step:
         return f"{STATE} is of step {state['step']}, but its folder of step {step}"
     return state
+
+
+def _stored(data: bytes) -> bool:
+    """Return whether the entries of a zip file are together no larger than it is: a compressed one may fill the memory."""
+    try:
+        entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        return True  # torch.load names the fault
+    return sum(entry.file_size for entry in entries) <= len(data)

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from runner.config.documents import parse_json, parse_object
+from runner.config.files import MIB, open_to_read
+
 MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = MIB
+"""Largest manifest, of some five thousand files."""
 
 Files: TypeAlias = Mapping[str, tuple[int, str]]
 """File name → size in bytes and SHA-256."""
@@ -38,11 +44,26 @@ def size_and_hash(data: bytes) -> tuple[int, str]:
 def size_and_hash_of(path: Path) -> tuple[int, str]:
     """Return size and SHA-256 of a file, which need not fit in memory. Raises OSError."""
     digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         while block := file.read(2**20):
             digest.update(block)
             size += len(block)
     return size, digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Return the size of a regular file. Raises OSError, also for a file of another kind."""
+    with open_to_read(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def listed_sizes(manifest: bytes) -> dict[str, int]:
+    """Return the size of each file that a manifest lists; empty for a manifest that cannot be read."""
+    try:
+        sizes = {name: entry["bytes"] for name, entry in parse_object(manifest)["files"].items()}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return {name: size for name, size in sizes.items() if type(size) is int and size >= 0}
 
 
 def mismatch(step: int, manifest: bytes, files: Files) -> str | None:
@@ -50,12 +71,12 @@ def mismatch(step: int, manifest: bytes, files: Files) -> str | None:
     if manifest == manifest_of(step, files):
         return None
     try:
-        content = json.loads(manifest)
+        content = parse_json(manifest)
         body = {name: value for name, value in content.items() if name != "sha256"}
         recorded, computed = content["sha256"], hashlib.sha256(_canonical(body)).hexdigest()
         recorded_step = content["step"]
         listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
-    except (ValueError, RecursionError):
+    except ValueError:
         return f"{MANIFEST} ({len(manifest)} bytes) is not JSON"
     except (KeyError, TypeError, AttributeError):
         return f"{MANIFEST} lacks a required entry"

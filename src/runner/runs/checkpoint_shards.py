@@ -9,6 +9,7 @@ unpickler that accepts only the names that DCP writes, and torch receives the re
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
@@ -29,9 +30,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from runner.config.files import MIB, read_bytes
 from runner.errors import RunFailed
 
 METADATA = ".metadata"
+MAX_METADATA_BYTES = 64 * MIB
 PARTS = ("model", "optimizer")
 """Parts of a state whose tensors may be sharded."""
 
@@ -108,6 +111,11 @@ def read(folder: Path, files: Collection[str], state: Mapping[str, Any]) -> dict
     metadata = read_metadata(folder, files)
     if isinstance(metadata, str):
         return metadata
+    entries = [e for e in metadata.state_dict_metadata.values() if isinstance(e, TensorStorageMetadata)]
+    total = sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in entries)
+    stored = sum(os.stat(folder / name).st_size for name in files)
+    if total > stored:
+        return f"{METADATA} describes tensors of {total} bytes, but the shards have {stored}"
     try:
         tensors: dict[str, Any] = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -125,8 +133,7 @@ def read(folder: Path, files: Collection[str], state: Mapping[str, Any]) -> dict
 def read_metadata(folder: Path, files: Collection[str]) -> Metadata | str:
     """Return DCP's description of the shards; or a text that says why it is refused. Runs no code of the file."""
     try:
-        with open(folder / METADATA, "rb") as file:
-            metadata = _Unpickler(file).load()
+        metadata = _Unpickler(io.BytesIO(read_bytes(folder / METADATA, MAX_METADATA_BYTES))).load()
         used = {shard.relative_path for shard in metadata.storage_data.values()}
         complete = used <= {*files} and all(map(_covered, metadata.state_dict_metadata.values()))
     except Exception as error:  # bytes that are not a pickle can raise any type

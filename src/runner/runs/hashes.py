@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runner.runs.sinks.jsonl import JsonLines, read_rows
+from runner.runs.sinks.jsonl import JsonLines, read_lines
 
 
 def parameters_sha256(parameters: Mapping[str, Tensor]) -> str:
@@ -42,7 +42,7 @@ class Hashes:
     def open(self, first_step: int) -> None:
         """Prepare for lines from `first_step` on. Lines of an earlier attempt with step >= `first_step` are dropped."""
         self._lines.open(first_step)
-        if self._path.exists() and (kept := read_rows(self._path)):
+        if self._path.exists() and (kept := read_lines(self._path)):
             self._rolling = str(kept[-1].get("rolling", ""))
 
     def write(self, step: int, parameters: Mapping[str, Tensor]) -> None:

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from runner.config.files import make_folder
+from runner.runs.atomic import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,6 +81,13 @@ def draw(content: RunPlots) -> dict[str, bytes]:
         if curves:
             figures["loss"] = _loss(content, curves)
         return {name: png(figure) for name, figure in sorted(figures.items())}
+
+
+def write(folder: Path, figures: Mapping[str, bytes]) -> None:
+    """Write PNG files by name into a folder, which is made if it is missing. Raises OSError."""
+    make_folder(folder)
+    for name, data in figures.items():
+        write_atomic(folder / f"{name}.png", data)
 
 
 # ------------------------------------------------------------------------------------------------------ plots of a run
@@ -207,11 +219,13 @@ def _thin(count: int, most: int) -> NDArray[np.intp]:
 
 @contextmanager
 def plot_style() -> Iterator[None]:
-    """Draw and save plots in the style of this program inside the context. Matplotlib's settings are restored."""
-    import matplotlib
+    """Draw and save plots in the style of this program inside the context. Matplotlib's settings are restored.
 
+    Neither the user's matplotlibrc nor MPLBACKEND changes a plot.
+    """
+    matplotlib = _matplotlib()
     ticks: Any = {"color": SOFT, "labelsize": 8.5, "major.size": 3}
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(_users_settings(matplotlib)):
         matplotlib.rc("figure", figsize=(7.2, 4.6), dpi=110)
         matplotlib.rc("text", parse_math=False)  # a dollar sign in a name is a dollar sign
         matplotlib.rc("axes", grid=True, axisbelow=True, edgecolor=SOFT, labelcolor=INK, labelsize=9)
@@ -225,13 +239,39 @@ def plot_style() -> Iterator[None]:
         yield
 
 
+def _matplotlib() -> Any:
+    """Return matplotlib, imported without MPLBACKEND: the import fails for a backend that is not installed here."""
+    # A notebook sets it to its own backend, for its own processes and for those that it starts.
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return matplotlib
+
+
+def _users_settings(matplotlib: Any) -> dict[str, Any]:
+    """Return the settings that differ from matplotlib's own defaults, with the defaults as values."""
+    # All of them are reset by `rcdefaults`, which reads a folder of style sheets first.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of settings that a later version will remove
+        return {
+            name: value
+            for name, value in matplotlib.rcParamsDefault.items()
+            if not name.startswith(("backend", "interactive", "toolbar")) and matplotlib.rcParams[name] != value
+        }
+
+
 def page(
     title: str, heading: str, x_label: str, y_label: str, widths: Sequence[int] = (1,)
 ) -> tuple[Figure, list[Axes]]:
     """Return a page with a heading, and its axes from left to right. The labels belong to the first."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure()
+    FigureCanvasAgg(figure)  # draws without a window, whatever backend the process has
     figure.text(LEFT, 0.945, heading, color=INK, fontsize=12, fontweight="bold")
     figure.text(RIGHT, 0.945, short(title, 60), color=SOFT, fontsize=9, ha="right")
     axes = [*figure.subplots(1, len(widths), squeeze=False, width_ratios=widths, gridspec_kw={"wspace": 0.06})[0]]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.config import introspection, validation
@@ -12,11 +14,11 @@ from runner.config.hydra_adapter import options
 from runner.config.overrides import Plan, in_quotes, key_of, parse
 from runner.config.schema import Config
 from runner.errors import ConfigError
+from runner.sweep import plugins
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import RangeSweep
 
-HYDRA_PREFIXES = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.")
 SWEEP_KEYS = ("run_dir", "resume", "seeds")
 ALLOWED_ON_RESUME = ("sweep.", "hydra.launcher.")
 """Prefixes of keys that may change when a sweep is resumed: they decide how the trials are run, not which trials there are."""
@@ -53,7 +55,7 @@ def classify(arguments: Sequence[str], config_dir: str | None) -> SweepArguments
     known = [*introspection.paths(Config), *groups]
     for argument in arguments:
         name = key_of(argument)
-        if name.startswith(HYDRA_PREFIXES):
+        if name.startswith(plugins.PREFIXES):
             result.hydra.append(argument)
         elif name.startswith(("hydra.", "hydra/")):
             plan.problems.append(
@@ -68,9 +70,39 @@ def classify(arguments: Sequence[str], config_dir: str | None) -> SweepArguments
                 _add(result, name, override, groups)
             except ConfigError as error:
                 plan.problems += error.problems
+    if result.resume is None:  # the settings of a resumed sweep belong to the launcher that its manifest names
+        result.hydra, problems = plugins.read(result.hydra)
+        plan.problems += problems
     if plan.problems:
         raise ConfigError(plan.problems)
     return result
+
+
+def replayed(saved: Mapping[str, Any], file: Path, typed: SweepArguments, config_dir: str | None) -> SweepArguments:
+    """Return the arguments of a sweep to resume: those in its manifest `file`, with the `typed` ones in place of theirs.
+
+    They are read exactly as if all had been typed. What could run code, or read other files, must be typed again. Raises
+    `ConfigError`, which names the file.
+    """
+    problems = plugins.not_from_files(saved["hydra"], typed.hydra)
+    if saved["config_dir"] is not None and config_dir is None:
+        problems.append(
+            f"`--config-dir` must be typed again, because it is never taken from a file, which has {saved['config_dir']!r}; "
+            f"add --config-dir {shlex.quote(saved['config_dir'])}"
+        )
+    again = {key_of(argument) for argument in (*typed.hydra, *typed.task)}
+    kept = [argument for argument in (*saved["hydra"], *saved["task"]) if key_of(argument) not in again]
+    problems += [
+        f"`{name}` must not be among the arguments of the trials; remove it"
+        for name in SWEEP_KEYS
+        if name in map(key_of, kept)
+    ]
+    if problems:
+        raise ConfigError(f"{file}: {problem}" for problem in problems)
+    try:
+        return classify([*kept, *typed.hydra, *typed.task], config_dir)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {problem}" for problem in error.problems) from None
 
 
 def _set_sweep_key(arguments: SweepArguments, name: str, override: Any) -> list[str]:

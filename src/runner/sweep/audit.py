@@ -61,9 +61,9 @@ def difference(first: Path, second: Path) -> float:
 
 
 def _parameters(directory: Path) -> dict[str, Any]:
-    from runner.runs import checkpoint
+    from runner.runs import saved_state
     from runner.training.recorder import CHECKPOINTS
 
-    loaded = checkpoint.load(directory / CHECKPOINTS)
+    loaded = saved_state.load(directory / CHECKPOINTS)
     assert loaded is not None
     return {name: value.double() for name, value in loaded.state["model"].items()}

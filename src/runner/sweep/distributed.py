@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.compute import processes as worlds
 from runner.compute.signals import StopRequest
 from runner.config.compose import Composed, check
 from runner.config.schema import plain
-from runner.errors import ProcessLost, RunnerError
+from runner.errors import ProcessLost
 from runner.sweep.reporter import SilentReporter, SweepReporter, TrialResult, Watch
 from runner.sweep.trials import Trial, by_program
+from runner.training.failures import as_run_failed
 
 if TYPE_CHECKING:
     from runner.compute.processes import World
@@ -126,8 +128,18 @@ def _train_together(trial: Trial, command: Sequence[str]) -> TrialResult:
 
     try:
         run = execute(lambda earlier: Composed(trial.resumed_config(), trial.overrides), command, quiet=True)
-    except RunnerError as error:
+    except Exception as error:
         # A lost process ends the sweep: the others cannot continue. An error on all ranks, such as a divergence, ends the trial.
-        ends_sweep = error.exit_code >= 128 or isinstance(error, ProcessLost)
-        return TrialResult("interrupted" if ends_sweep else "failed", {}, error)
+        failure = as_run_failed(error, trial.config, Path())
+        ends_sweep = failure.exit_code >= 128 or isinstance(failure, ProcessLost)
+        _leave_group()
+        return TrialResult("interrupted" if ends_sweep else "failed", {}, failure)
     return TrialResult("finished", run.summary.get("metrics", {}))
+
+
+def _leave_group() -> None:
+    """Leave the group of processes that a trial with an error on one of them has not left."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -7,20 +7,23 @@ in which `auto` has become a device; it equals that in the trial's own record.
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from runner.config.documents import FORMAT
+from runner.config.files import is_folder
 from runner.config.overrides import key_of, values_of
 from runner.errors import CheckpointError, ConfigError
 from runner.runs.atomic import write_json
-from runner.runs.directory import now
-
-FILE = "sweep.json"
+from runner.runs.directory import is_complete, now
+from runner.runs.records import SWEEP, read_record, read_summary, read_sweep
 
 DONE = ("finished", "pruned")
 """States of trials that are not run again."""
@@ -40,14 +43,22 @@ class Manifest:
     @staticmethod
     def create(directory: Path, values: Mapping[str, Any]) -> Manifest:
         """Make a new sweep directory with a manifest. Raises `ConfigError` if it cannot be made."""
-        full = {"status": "running", "started": now(), "ended": None, "resumed": 0, **values, "members": []}
+        full = {
+            "format": FORMAT,
+            "status": "running",
+            "started": now(),
+            "ended": None,
+            "resumed": 0,
+            **values,
+            "members": [],
+        }
         temporary = directory.parent / f".{directory.name}.{secrets.token_hex(3)}"
         try:
             if directory.exists() and any(directory.iterdir()):
                 raise FileExistsError(17, "it exists and is not empty")
             directory.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
-            write_json(temporary / FILE, full)
+            write_json(temporary / SWEEP, full)
             temporary.rename(directory)
         except (OSError, ValueError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -60,24 +71,17 @@ class Manifest:
     @staticmethod
     def read(directory: Path) -> Manifest:
         """Read the manifest of a sweep. Raises `CheckpointError` if it is missing or cannot be read."""
-        path = directory / FILE
-        if not path.is_file():
+        if not os.path.lexists(directory / SWEEP):
             raise CheckpointError(
-                f"`resume` must be a sweep directory with -m, got {str(directory)!r} without {FILE}; give the directory of a "
+                f"`resume` must be a sweep directory with -m, got {str(directory)!r} without {SWEEP}; give the directory of a "
                 "sweep, or leave out -m to resume one run"
             )
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return Manifest(directory, {**values, "members": [dict(m) for m in values["members"]]})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(
-                f"{path} must be the manifest of a sweep, but cannot be read ({error}); restore it"
-            ) from None
+        return Manifest(directory, read_sweep(directory))
 
     def save(self) -> None:
         """Write `sweep.json` atomically. Raises OSError."""
         self.values["members"] = [self.members[number] for number in sorted(self.members)]
-        write_json(self.directory / FILE, self.values)
+        write_json(self.directory / SWEEP, self.values)
 
     def add(self, members: Iterable[Mapping[str, Any]]) -> None:
         """Add the entries of new trials. Raises `CheckpointError` if a known trial has another configuration now."""
@@ -110,13 +114,13 @@ class Manifest:
     def update_from_records(self) -> None:
         """Update the trials whose end was not reported from their run records, which processes of launchers write."""
         for path in self.directory.iterdir():
-            if not path.name.isdigit():
+            if re.fullmatch("0|[1-9][0-9]{0,8}", path.name) is None or not is_folder(path):
                 continue
             number = int(path.name)
             if self.done(number) and self.members[number]["config_hash"] is not None:
                 continue
-            if record := _json(path / "run.json"):
-                self._update(number, record)
+            with suppress(CheckpointError):
+                self._update(number, read_record(path))
         # Trials that are still marked as running have not started: they have no record.
         self.mark([n for n, member in self.members.items() if member["state"] == "running"], "waiting")
 
@@ -132,7 +136,8 @@ class Manifest:
         member["config_hash"] = record.get("config_hash")
         if member["state"] in ("waiting", "running"):
             state = STATES.get(str(record.get("status")), "interrupted")
-            state = "interrupted" if state == "finished" and not self.summary(number) else state
+            complete = is_complete(record) and self.summary(number)
+            state = "interrupted" if state == "finished" and not complete else state
             self.mark([number], state, record.get("reason"))
 
     def _entry(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +158,10 @@ class Manifest:
 
     def summary(self, number: int) -> dict[str, Any]:
         """Summary of a finished trial; empty if it cannot be read."""
-        return _json(self.member_directory(number) / "summary.json")
+        try:
+            return read_summary(self.member_directory(number)) or {}
+        except CheckpointError:
+            return {}
 
     def states(self) -> dict[str, int]:
         """State → number of trials in it."""
@@ -161,14 +169,6 @@ class Manifest:
         for member in self.members.values():
             counts[member["state"]] = counts.get(member["state"], 0) + 1
         return counts
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def sweep_directory(name: str, run_dir: str | None) -> Path:

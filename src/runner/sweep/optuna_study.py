@@ -63,10 +63,11 @@ class Study:
                 directions=study_directions,
                 load_if_exists=True,
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # Optuna replays the operations as they are, and stumbles over odd ones in many ways
+            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
             raise ConfigError(
                 f"`hydra.sweeper.storage` must be a journal of Optuna, or a new file, got {path}, which cannot be used "
-                f"({' '.join(str(error).split())}); give another path"
+                f"({reason or type(error).__name__}); give another path"
             ) from None
         self._check_question({key: repr(dimension) for key, dimension in space.dimensions.items()}, study_directions)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -22,7 +21,9 @@ from runner.compute.visible_devices import CUDA, HIP, ROCR, config_mask, in_forc
 from runner.config import validation
 from runner.config.parts import key
 from runner.errors import CheckpointError, ConfigError, Interrupted, RunFailed
-from runner.runs.directory import lock, unlock
+from runner.runs.atomic import write_atomic
+from runner.runs.directory import is_complete, lock, record_failure, unlock
+from runner.runs.records import read_record, read_summary
 from runner.sweep.search_space import as_text
 
 if TYPE_CHECKING:
@@ -73,12 +74,11 @@ class Job:
     def metrics(self) -> dict[str, float] | None:
         """Final metrics; None if the trial has not finished."""
         try:
-            record = json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
-            summary = json.loads((self.directory / "summary.json").read_text(encoding="utf-8"))
-            metrics = {name: float(value) for name, value in summary["metrics"].items()}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            summary = read_summary(self.directory)
+            finished = summary is not None and is_complete(read_record(self.directory))
+        except CheckpointError:
             return None
-        return metrics if record.get("status") == "finished" else None
+        return summary["metrics"] if summary is not None and finished else None
 
 
 @dataclass(frozen=True)
@@ -234,6 +234,8 @@ class Pool:
                 pass
             metrics = job.metrics
             return self._run_process(job, slot) if metrics is None else Outcome(job.number, "finished", metrics)
+        except Exception as error:  # its process cannot be started, for example; the other trials go on
+            return Outcome(job.number, "failed", reason=f"{type(error).__name__}: {error}")
         finally:
             free.put(slot)
 
@@ -264,7 +266,9 @@ class Pool:
             return Outcome(job.number, "finished", job.metrics or {})
         if code in _STOPPED or (self._stopping.is_set() and -code in (signal.SIGINT, signal.SIGTERM)):
             return Outcome(job.number, "interrupted", reason="stopped by a signal")
-        return Outcome(job.number, "failed", reason=_reason(job, code, errors))
+        reason = _reason(job, code, errors)
+        record_failure(job.directory, reason)
+        return Outcome(job.number, "failed", reason=reason)
 
 
 def _reason(job: Job, code: int, errors: str) -> str:
@@ -276,7 +280,8 @@ def _reason(job: Job, code: int, errors: str) -> str:
     if messages:
         return "; ".join(messages)
     if (job.directory / "run.json").exists():
-        (job.directory / "stderr.log").write_text(errors, encoding="utf-8")
+        with suppress(OSError):
+            write_atomic(job.directory / "stderr.log", errors.encode(errors="replace"))
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     return lines[-1] if lines else f"its process ended with exit code {code} and no message"
 
@@ -289,5 +294,5 @@ def _job_return(job: Job, outcome: Outcome) -> JobReturn:
         overrides=job.overrides,
         working_dir=str(job.directory),
         status=JobStatus.COMPLETED if finished else JobStatus.FAILED,
-        _return_value=dict(outcome.metrics) if finished else RunFailed(outcome.reason),
+        _return_value=dict(outcome.metrics) if finished else RunFailed(outcome.reason or ""),
     )

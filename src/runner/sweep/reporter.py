@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from runner.errors import RunnerError
 from runner.sweep.manifest import Manifest
 
 Watch = Callable[[int, int, Mapping[str, float]], bool]
@@ -18,7 +19,7 @@ class TrialResult:
 
     state: str
     metrics: Mapping[str, float]
-    error: BaseException | None = None
+    error: RunnerError | None = None
 
 
 class SweepReporter(Protocol):
@@ -64,7 +65,7 @@ class ManifestReporter:
 
         self._manifest = manifest
         self._reporter = Reporter()
-        self.errors: dict[int, BaseException] = {}
+        self.errors: dict[int, RunnerError] = {}
 
     def say(self, text: str) -> None:
         """Print a line on the terminal."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from runner.errors import CheckpointError
 from runner.optim.student_t import Estimate, estimate
 from runner.runs.atomic import write_atomic
+from runner.runs.records import read_summary, read_sweep
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -131,17 +132,10 @@ def collect(sweep_dir: Path) -> Results:
     exists. Raises `CheckpointError` if `sweep.json` cannot be read. A member whose summary cannot be read gets the state
     "unreadable".
     """
-    path = sweep_dir / "sweep.json"
-    try:
-        sweep = json.loads(path.read_text(encoding="utf-8"))
-        members = sorted((_member(sweep_dir, entry) for entry in sweep["members"]), key=lambda member: member.number)
-        metric, larger_is_better = _comparison(sweep, _metrics(members))
-        return Results(str(sweep["name"]), [*map(str, sweep["swept"])], members, metric, larger_is_better)
-    except (OSError, ValueError) as error:
-        problem = f"cannot be read ({error})"
-    except (KeyError, TypeError, AttributeError):
-        problem = "lacks required entries"
-    raise CheckpointError(f"{path} must be the record of a sweep, but {problem}; restore it")
+    sweep = read_sweep(sweep_dir)
+    members = sorted((_member(sweep_dir, entry) for entry in sweep["members"]), key=lambda member: member.number)
+    metric, larger_is_better = _comparison(sweep, _metrics(members))
+    return Results(sweep["name"], list(sweep["swept"]), members, metric, larger_is_better)
 
 
 def _member(sweep_dir: Path, entry: Mapping[str, Any]) -> Member:
@@ -159,19 +153,19 @@ def _number(value: Any) -> Any:
 
 def _with_summary(member: Member, path: Path) -> Member:
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        return replace(
-            member,
-            steps=int(summary["steps"]),
-            metrics={name: float(value) for name, value in summary["metrics"].items()},
-            seconds=float(summary["timing"]["seconds"]),
-            parameters_sha256=str(summary["parameters_sha256"]),
-        )
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        problem = "is not valid"
-    return replace(member, state=UNREADABLE, reason=f"{path} must be the summary of a run, but {problem}; restore it")
+        summary = read_summary(path.parent)
+    except CheckpointError as error:
+        return replace(member, state=UNREADABLE, reason=error.problems[0])
+    if summary is None:
+        reason = f"{path} must be the summary of a run, but cannot be read (No such file or directory); restore it"
+        return replace(member, state=UNREADABLE, reason=reason)
+    return replace(
+        member,
+        steps=summary["steps"],
+        metrics=summary["metrics"],
+        seconds=summary["timing"]["seconds"],
+        parameters_sha256=summary["parameters_sha256"],
+    )
 
 
 def _metrics(members: Iterable[Member]) -> list[str]:

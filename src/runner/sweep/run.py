@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -14,17 +15,29 @@ from runner.compute.gc_pause import gc_paused
 from runner.compute.launch import needs_launch
 from runner.compute.processes import launched
 from runner.config.compose import Composed, compose
+from runner.config.documents import MAX_BYTES
+from runner.config.files import read_bytes
 from runner.config.hydra_adapter import hydra_session, reason_of, search_path
 from runner.config.overrides import quoted
 from runner.config.schema import Config
 from runner.errors import CheckpointError, ConfigError, InputError, Interrupted, RunFailed, RunnerError
-from runner.runs.atomic import explain_os_error, write_atomic
-from runner.runs.directory import lock, now, unlock
+from runner.runs.atomic import explain_os_error, remove_temporary_files, write_atomic
+from runner.runs.directory import lock, now, refuse_odd_files, unlock
+from runner.runs.records import SWEEP
 from runner.runs.sinks.reporter import Reporter
-from runner.sweep.arguments import SweepArguments, check_resume_overrides, classify, disable_plots, expand_seeds
-from runner.sweep.manifest import FILE, Manifest, sweep_directory
+from runner.sweep import plugins
+from runner.sweep.arguments import (
+    SweepArguments,
+    check_resume_overrides,
+    classify,
+    disable_plots,
+    expand_seeds,
+    replayed,
+)
+from runner.sweep.manifest import Manifest, sweep_directory
 from runner.sweep.task import Task
 from runner.sweep.vmap_launcher import with_manifest
+from runner.training.failures import optional
 
 if TYPE_CHECKING:
     from runner.sweep.results import Results
@@ -34,7 +47,8 @@ def launch_config(arguments: Sequence[str], config_dir: str | None) -> Config | 
     """Return the configuration with which a sweep starts its processes, or None if it runs in this process."""
     parsed = classify(arguments, config_dir)
     if parsed.resume is not None:
-        parsed = classify(Manifest.read(Path(str(parsed.resume))).values["task"], config_dir)
+        saved = Manifest.read(Path(str(parsed.resume)))
+        parsed = replayed(saved.values, saved.directory / SWEEP, parsed, config_dir)
     if not any(override.startswith("launch.") for override in parsed.fixed):
         return None
     config = compose(parsed.sample, config_dir).config
@@ -51,8 +65,9 @@ def sweep(arguments: Sequence[str], config_dir: str | None, command: Sequence[st
         check_resume_overrides(arguments)
         directory = Path(str(parsed.resume))
         with _locked(directory):
+            refuse_odd_files(directory)
             manifest = Manifest.read(directory)
-            return _resume(manifest, parsed)
+            return _resume(manifest, replayed(manifest.values, directory / SWEEP, parsed, config_dir), config_dir)
     composed = compose(parsed.sample, config_dir)
     config = composed.config
     _print_notices(parsed, composed)
@@ -71,7 +86,7 @@ def sweep(arguments: Sequence[str], config_dir: str | None, command: Sequence[st
         "metric": None,
         "directions": None,
     }
-    missing = [parent for parent in directory.parents if not parent.exists()]
+    missing = [parent for parent in directory.parents if not os.path.exists(parent)]
     try:
         manifest = Manifest.create(directory, values)
         with _locked(directory):
@@ -105,21 +120,19 @@ def _run_or_remove(manifest: Manifest, config: Config) -> Manifest:
         raise
 
 
-def _resume(manifest: Manifest, arguments: SweepArguments) -> Manifest:
+def _resume(manifest: Manifest, arguments: SweepArguments, config_dir: str | None) -> Manifest:
     """Continue a sweep where it stopped. If that is refused, restore its manifest."""
-    path, config_dir = manifest.directory / FILE, manifest.values["config_dir"]
-    before = path.read_bytes()
+    path = manifest.directory / SWEEP
+    before = read_bytes(path, MAX_BYTES)
+    remove_temporary_files(manifest.directory, manifest.directory / "plots")
     manifest.update_from_records()
     manifest.rerun_lost()
     states = manifest.states()
-    manifest.values.update(status="running", ended=None, resumed=manifest.values["resumed"] + 1)
-    for saved, new in ((manifest.values["hydra"], arguments.hydra), (manifest.values["task"], arguments.task)):
-        keys = {override.partition("=")[0] for override in new}
-        saved[:] = [override for override in saved if override.partition("=")[0] not in keys] + list(new)
-    manifest.values["fixed"] += [override for override in arguments.fixed if override not in manifest.values["fixed"]]
+    manifest.values.update(status="running", ended=None, resumed=manifest.values["resumed"] + 1, config_dir=config_dir)
+    manifest.values.update(hydra=arguments.hydra, task=arguments.task, fixed=arguments.fixed)
     manifest.save()
     try:
-        return _run(manifest, compose(classify(manifest.values["task"], config_dir).sample, config_dir).config)
+        return _run(manifest, compose(arguments.sample, config_dir).config)
     except InputError:
         if Manifest.read(manifest.directory).states() == states:
             write_atomic(path, before)
@@ -138,7 +151,7 @@ def _run(manifest: Manifest, config: Config) -> Manifest:
         status = "finished"
     except (Interrupted, KeyboardInterrupt) as stop:
         status = "interrupted"
-        raise _interrupted(stop, directory) from None
+        raise _interrupted(stop, manifest) from None
     except RunnerError as error:
         if not _is_failed_trial(directory, error):
             raise
@@ -167,26 +180,31 @@ def _sweep_with_hydra(hydra: Any, manifest: Manifest, max_trials: int) -> Any:
     # Unlike Hydra itself, compose the overrides of the trials in the trials alone. `optimizer=adam,adamw optimizer.eps=1e-6`
     # fits each of them, but not the configuration of the sweep, which has neither optimizer.
     composed.hydra.overrides.task = list(values["task"])
-    callbacks = Callbacks(composed)
-    callbacks.on_multirun_start(config=composed, config_name="sweep")
+    plugins.check(composed)
     sweeper: Any = Plugins.instance().instantiate_sweeper(
         config=composed,
-        hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=callbacks),
+        hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks()),
         task_function=Task(values["config_dir"], tuple(values["command"]), os.getcwd()),
     )
     if getattr(sweeper, "launcher", None) is not None:
         sweeper.launcher = with_manifest(sweeper.launcher, directory)
-    result = sweeper.sweep(arguments=list(values["task"]))
-    callbacks.on_multirun_end(config=composed, config_name="sweep")
-    return result
+    return sweeper.sweep(arguments=list(values["task"]))
 
 
-def _interrupted(stop: Interrupted | KeyboardInterrupt, directory: Path) -> Interrupted:
+def _interrupted(stop: Interrupted | KeyboardInterrupt, manifest: Manifest) -> Interrupted:
     """Print how to resume the sweep, and return the error that ends it."""
     with suppress(OSError):
-        Reporter().say(f"resume with: python -m runner -m resume={directory}")
+        Reporter().say(f"resume with: {_resume_command(manifest)}")
     error = stop if isinstance(stop, Interrupted) else stop.__cause__
     return error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT, "stopped; what was saved is kept")
+
+
+def _resume_command(manifest: Manifest) -> str:
+    """Return the command that resumes a sweep, with the arguments that must be typed again."""
+    values = manifest.values
+    folder = [] if values["config_dir"] is None else ["--config-dir", shlex.quote(values["config_dir"])]
+    again = map(shlex.quote, plugins.never_from_files(values["hydra"]))
+    return " ".join(["python -m runner -m", *folder, f"resume={manifest.directory}", *again])
 
 
 def _is_failed_trial(directory: Path, error: RunnerError) -> bool:
@@ -197,27 +215,29 @@ def _is_failed_trial(directory: Path, error: RunnerError) -> bool:
 def report_results(manifest: Manifest) -> Results:
     """Write results.csv and a plot for each swept key, print the table of settings, and return the results.
 
-    Raises `CheckpointError` if the manifest cannot be read, and `RunFailed` if a file cannot be written.
+    Raises `CheckpointError` if the manifest cannot be read, and `RunFailed` if results.csv cannot be written.
     """
     from runner.sweep.results import collect, table, write_csv
 
     reporter, directory = Reporter(), manifest.directory
     results = collect(directory)
-    with gc_paused():
-        from runner.sweep.plots import draw
-
-        figures = draw(results)
     try:
         write_csv(results, directory / "results.csv")
-        (directory / "plots").mkdir(exist_ok=True)
-        for name, png in figures.items():
-            write_atomic(directory / "plots" / f"{name}.png", png)
     except OSError as error:
         raise _write_error(error, directory) from error
+    optional("plots", lambda: _plot(results, directory / "plots"), directory / "plots", reporter.warn)
     reporter.say(table(results))
     reporter.say(f"sweep    {directory}")
     reporter.say(f"look     tensorboard --logdir {directory}")
     return results
+
+
+def _plot(results: Results, folder: Path) -> None:
+    with gc_paused():
+        from runner.runs import plots
+        from runner.sweep.plots import draw
+
+        plots.write(folder, draw(results))
 
 
 def audit_trials(manifest: Manifest) -> None:
@@ -231,7 +251,7 @@ def audit_trials(manifest: Manifest) -> None:
         return
     count = compose(classify(manifest.values["task"], config_dir).sample, config_dir).config.sweep.audit
     if count and launched(os.environ):
-        command = f"python -m runner -m resume={manifest.directory} sweep.audit={count}"
+        command = f"{_resume_command(manifest)} sweep.audit={count}"
         Reporter().warn(f"`sweep.audit` trains on one process: {command}")
         return
     result = audit(manifest, count)
@@ -262,7 +282,7 @@ def _write_error(error: OSError, directory: Path) -> RunFailed:
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Keep other processes from running this sweep. Raises `CheckpointError` if one runs it already."""
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # Path.is_dir raises an error for a name that is too long
         raise CheckpointError(
             f"`resume` must be a sweep directory, got {str(directory)!r}, which is not a directory; correct the path"
         )

@@ -24,7 +24,7 @@ class Task:
 
         from runner.config.compose import compose
         from runner.config.overrides import quoted
-        from runner.errors import Interrupted
+        from runner.errors import Interrupted, RunFailed, RunnerError
         from runner.training.run import execute
 
         # A process that a launcher keeps for the next sweep is in the directory of the previous one.
@@ -41,5 +41,9 @@ class Task:
         except Interrupted as stop:
             # Hydra's launchers take any Exception for a failed trial, and would start the next one.
             raise KeyboardInterrupt from stop
+        except RunnerError:
+            raise
+        except Exception as error:  # a bug, which ends this trial alone
+            raise RunFailed(f"{type(error).__name__}: {error}") from error
         metrics: dict[str, float] = run.summary["metrics"]
         return metrics

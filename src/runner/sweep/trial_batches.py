@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.compute import sizes
 from runner.compute.gc_pause import gc_paused
 from runner.config.schema import Config, plain
-from runner.errors import ConfigError, RunnerError
+from runner.errors import ConfigError, Interrupted
 from runner.runs.sinks.reporter import Reporter
 from runner.sweep.reporter import SweepReporter, TrialResult
 from runner.sweep.trials import Trial, group_by
 from runner.training.environment import environment
+from runner.training.failures import as_run_failed
 from runner.training.recorder import CHECKPOINTS, Opened, RunRecorder
 
 if TYPE_CHECKING:
     from runner.compute.devices import DeviceChoice
     from runner.data.dataset import Dataset
+    from runner.runs.checkpoint import Loaded
     from runner.training.build import Inputs
 
 
@@ -37,6 +39,11 @@ class PreparedTrial:
     step: int
     """Updates that an earlier attempt has saved."""
     opened: Opened | None = None
+
+    @property
+    def loaded(self) -> Loaded | None:
+        """The checkpoint that the open directory is resumed from."""
+        return None if self.opened is None else self.opened.loaded
 
 
 class TrialBatches:
@@ -58,7 +65,7 @@ class TrialBatches:
 
         problems: dict[str, int] = {}
         for trial in trials:
-            for problem in build.misfits(trial.config, self._choice, 1):
+            for problem in [*build.misfits(trial.config, self._choice, 1), *sizes.problems(trial.config)]:
                 problems.setdefault(problem, trial.number)
         if problems:
             raise ConfigError(f"trial {number}: {problem}" for problem, number in problems.items())
@@ -91,7 +98,7 @@ class TrialBatches:
 
     def _prepare(self, trial: Trial) -> PreparedTrial | None:
         """Build data and model of a trial. Return None, and report its failure, if that is not possible."""
-        from runner.runs import checkpoint
+        from runner.runs import saved_state
         from runner.training import build
 
         config = trial.resumed_config()
@@ -102,9 +109,12 @@ class TrialBatches:
             with gc_paused():
                 resolved = build.resolve(config, self._choice, 1)
                 prepared, _ = build.prepare(resolved, self._choice, 1, self._data)
-            loaded = None if config.resume is None else checkpoint.load(Path(config.resume) / CHECKPOINTS)
-        except RunnerError as error:
-            self._reporter.ended({trial.number: TrialResult("failed", {}, error)})
+            loaded = None if config.resume is None else saved_state.load(Path(config.resume) / CHECKPOINTS)
+        except Interrupted:
+            raise
+        except Exception as error:
+            failure = as_run_failed(error, config, Path())
+            self._reporter.ended({trial.number: TrialResult("failed", {}, failure)})
             return None
         records.config = resolved
         return PreparedTrial(trial, resolved, prepared, prepared.model, records, 0 if loaded is None else loaded.step)
@@ -125,4 +135,4 @@ def free_bytes(kind: str) -> float:
 
     if kind in ("cuda", "rocm"):
         return torch.cuda.mem_get_info()[0] / 2
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    return sizes.available_bytes() / 2

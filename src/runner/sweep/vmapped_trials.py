@@ -8,15 +8,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import Interrupted, Pruned, RunnerError
+from runner.errors import Interrupted, Pruned
 from runner.runs.atomic import synced_together
 from runner.sweep.reporter import SweepReporter, TrialResult, Watch
 from runner.sweep.trial_batches import PreparedTrial, TrialBatches
 from runner.sweep.trials import Trial, by_program
-from runner.training.failures import as_failure
+from runner.training.failures import as_run_failed, error_of
 from runner.training.recorder import CHECKPOINTS
 from runner.training.run import checkpoint_metadata, first_new_row
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from runner.compute.devices import DeviceChoice
     from runner.compute.processes import Stop
     from runner.training.experiment import RunInfo
+    from runner.training.loop import Loop
     from runner.training.run_state import RunState
 
 PROGRESS_SECONDS = 10.0
@@ -58,24 +60,33 @@ class VmappedTrials:
 
     def _train(self, batch: Sequence[PreparedTrial], reason: str | None) -> None:
         """Train a batch as one program, or its trials one by one if there is a reason or vmap refuses the model."""
-        from runner.compute.processes import SingleProcess
-        from runner.training import build, vmapped
-
         parts: Any = None
-        infos = [vmapped.run_info_of_lane(item.config, item.prepared, len(batch)) for item in batch]
         if reason is None and len(batch) > 1:
-            parts = vmapped.build(infos, [item.model for item in batch])
-            reason = vmapped.vmap_error(parts)
-        if reason is not None or len(batch) == 1:
-            for item in batch:
-                if reason is not None and reason not in self._reasons:
-                    self._reasons.add(reason)
-                    self.reporter.say(f"trial {item.trial.number} and others like it are trained one by one: {reason}")
-                parts = build.build(item.config, item.prepared, SingleProcess())
-                self._train_program([item], [parts.info], parts, parts.model.draws)
+            parts, reason = _one_program(batch)
+        if parts is not None:
+            self.reporter.say(f"trials {_numbers(batch)}: {len(batch)} vmapped, as one program")
+            self._train_program(batch, parts.infos, parts, False)
             return
-        self.reporter.say(f"trials {_numbers(batch)}: {len(batch)} vmapped, as one program")
-        self._train_program(batch, infos, parts, False)
+        for item in batch:
+            if reason is not None and reason not in self._reasons:
+                self._reasons.add(reason)
+                self.reporter.say(f"trial {item.trial.number} and others like it are trained one by one: {reason}")
+            self._train_alone(item)
+
+    def _train_alone(self, item: PreparedTrial) -> None:
+        """Train one trial as a program of its own. If it cannot be built, report that it failed."""
+        from runner.compute.processes import SingleProcess
+        from runner.training import build
+
+        try:
+            parts = build.build(item.config, item.prepared, SingleProcess())
+        except Interrupted:
+            raise
+        except Exception as error:
+            failure = as_run_failed(error, item.config, Path())
+            self.reporter.ended({item.trial.number: TrialResult("failed", {}, failure)})
+            return
+        self._train_program([item], [parts.info], parts, parts.model.draws)
 
     def _warn(self, batch: Sequence[PreparedTrial], warnings: Sequence[Sequence[str]]) -> None:
         """Write its warnings to the log of each run. Print how many runs have any, and the first warning."""
@@ -104,19 +115,14 @@ class VmappedTrials:
                 loop = parts.loop(members, self.stop)
                 loop.saving = synced_together
                 loop.step, loop.seconds = records.restore(parts)
-                for item, member in zip(batch, members, strict=True):
-                    first = 0 if item.opened is None or item.config.resume is None else 1
-                    if loop.step:
-                        first = first_new_row(loop.calendar, loop.step, member)
-                    item.records.begin(loop.step, first)
+                records.begin(members, loop)
                 self._warn(batch, parts.warnings)
             startup, steps, seconds = time.perf_counter() - began, loop.step, loop.seconds
             with preserve_rng_state(draws, torch.device(self.choice.torch_device)):
                 loop.run()
         except BaseException as error:
-            failure = as_failure(error, batch[0].config, Path()) or error
-            self.reporter.ended(records.fail(members, failure))
-            if isinstance(error, (Interrupted, KeyboardInterrupt)) or not isinstance(failure, RunnerError):
+            self.reporter.ended(records.fail(members, error))
+            if isinstance(error, Interrupted) or not isinstance(error, Exception):
                 raise
             return
         elapsed = loop.seconds - seconds
@@ -126,67 +132,84 @@ class VmappedTrials:
 
 
 class _BatchRecords:
-    """The run records of the trials of one batch."""
+    """The run records of the trials of one batch. An error in the records of one trial ends that trial alone."""
 
     def __init__(self, batch: Sequence[PreparedTrial], infos: Sequence[RunInfo]) -> None:
         self.batch, self.infos = batch, infos
 
     def open(self, trials: VmappedTrials) -> list[RunState]:
         """Open or create every run directory, and return the states of the runs for the loop."""
+        progress = _Progress(trials.reporter, self.infos[0].steps)
+        return [self._open(item, info, trials, progress) for item, info in zip(self.batch, self.infos, strict=True)]
+
+    def _open(self, item: PreparedTrial, info: RunInfo, trials: VmappedTrials, progress: _Progress) -> RunState:
         from runner.compute.processes import SingleProcess
         from runner.runs.saver import Saver
 
-        states, progress = [], _Progress(trials.reporter, self.infos[0].steps)
-        for item, info in zip(self.batch, self.infos, strict=True):
-            opened = item.opened = item.records.open(info, trials.choice)
-            assert opened is not None
-            saver = Saver(
-                opened.path / CHECKPOINTS,
-                checkpoint_metadata(info),
-                info.config.checkpoint.keep,
-                SingleProcess(),
-                sharded=False,
-                asynchronous=info.config.checkpoint.async_save,
-                timeout_seconds=info.config.launch.timeout_seconds,
-            )
-            state = info.run_state([*item.records.sinks, progress], saver, item.records.hashes)
-            if trials.watch is not None:
-                state.should_prune = _should_prune(trials.watch, item.trial.number, info.watched)
-            if opened.loaded is not None:
-                state.load_decisions(opened.loaded.state)
-                state.saved_step = opened.loaded.step
-            states.append(state)
-        return states
+        def open_directory() -> None:
+            item.opened = item.records.open(info, trials.choice)
+
+        failure = error_of(open_directory)
+        saver = Saver(
+            Path() if item.opened is None else item.opened.path / CHECKPOINTS,
+            checkpoint_metadata(info),
+            info.config.checkpoint.keep,
+            SingleProcess(),
+            sharded=False,
+            asynchronous=info.config.checkpoint.async_save,
+            timeout_seconds=info.config.launch.timeout_seconds,
+        )
+        state = info.run_state([*item.records.sinks, progress], saver, item.records.hashes)
+        state.failure = failure
+        if trials.watch is not None:
+            state.should_prune = _should_prune(trials.watch, item.trial.number, info.watched)
+        if (loaded := item.loaded) is not None:
+            state.load_decisions(loaded.state)
+            state.saved_step = loaded.step
+        return state
 
     def restore(self, parts: Any) -> tuple[int, float]:
         """Load the checkpoints, all of one step, into the program. Return the step and the seconds trained so far."""
-        states = [
-            item.opened.loaded.state
-            for item in self.batch
-            if item.opened is not None and item.opened.loaded is not None
-        ]
+        loaded = [item.loaded for item in self.batch]
+        states = [one.state for one in loaded if one is not None]
         if not states:
             return 0, 0.0
-        parts.join(states)
+        # The lane of a trial whose directory could not be opened is not used.
+        parts.join([states[0] if one is None else one.state for one in loaded])
         return self.batch[0].step, max(float(state["seconds"]) for state in states)
+
+    def begin(self, members: Sequence[RunState], loop: Loop) -> None:
+        """Start the records of every run that could be opened."""
+        for item, member in zip(self.batch, members, strict=True):
+            first = 0 if item.config.resume is None else 1
+            if loop.step:
+                first = first_new_row(loop.calendar, loop.step, member)
+            if member.failure is None:
+                member.failure = error_of(partial(item.records.begin, loop.step, first))
 
     def finish(self, members: Sequence[RunState], seconds: float, startup: float, first: int) -> dict[int, TrialResult]:
         """Record how each run ended, and return the results by number. `first` is the step at which training started."""
         results = {}
         for item, member in zip(self.batch, members, strict=True):
-            if member.failure is not None:
-                results[item.trial.number] = TrialResult("failed", {}, item.records.fail(member.failure))
-            elif member.pruned:
-                pruned = Pruned(f"pruned at step {member.step}: it was not worth its time")
-                item.records.fail(pruned)
-                results[item.trial.number] = TrialResult("pruned", member.outcome.metrics, pruned)
-            else:
-                pace = (member.step - first) / max(seconds, 1e-9)
-                timing = {"seconds": seconds, "steps_per_second": pace, "startup_seconds": startup}
-                summary = item.records.finish(member, timing)
-                results[item.trial.number] = TrialResult("finished", summary["metrics"])
+            pace = (member.step - first) / max(seconds, 1e-9)
+            timing = {"seconds": seconds, "steps_per_second": pace, "startup_seconds": startup}
+            results[item.trial.number] = self._finish(item, member, timing)
             item.records.close()
         return results
+
+    def _finish(self, item: PreparedTrial, member: RunState, timing: Mapping[str, float]) -> TrialResult:
+        if member.failure is not None:
+            return self._failed(item, member.failure)
+        if member.pruned:
+            pruned = Pruned(f"pruned at step {member.step}: it was not worth its time")
+            item.records.fail(pruned)
+            return TrialResult("pruned", member.outcome.metrics, pruned)
+        try:
+            return TrialResult("finished", item.records.finish(member, timing)["metrics"])
+        except Interrupted:
+            raise
+        except Exception as error:
+            return self._failed(item, error)
 
     def fail(self, members: Sequence[RunState], error: BaseException) -> dict[int, TrialResult]:
         """Record that an error ended the batch, and return the results by number. A run that failed before keeps its error."""
@@ -194,10 +217,28 @@ class _BatchRecords:
         state = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
         for i, item in enumerate(self.batch):
             earlier = members[i].failure if i < len(members) else None
-            recorded = item.records.fail(earlier or error)
-            results[item.trial.number] = TrialResult(state if earlier is None else "failed", {}, recorded)
+            results[item.trial.number] = self._failed(item, earlier or error, state if earlier is None else "failed")
             item.records.close()
         return results
+
+    def _failed(self, item: PreparedTrial, error: BaseException, state: str = "failed") -> TrialResult:
+        recorded = item.records.fail(error)
+        return TrialResult(state, {}, as_run_failed(recorded, item.config, Path()))
+
+
+def _one_program(batch: Sequence[PreparedTrial]) -> tuple[Any, str | None]:
+    """Return the program of several trials; or None, and why they are not one program, as the end of a sentence."""
+    from runner.training import vmapped
+
+    try:
+        infos = [vmapped.run_info_of_lane(item.config, item.prepared, len(batch)) for item in batch]
+        program = vmapped.build(infos, [item.model for item in batch])
+        reason = vmapped.vmap_error(program)
+    except Interrupted:
+        raise
+    except Exception as error:  # one by one, it ends the trial that it is of
+        return None, f"they cannot be built together ({as_run_failed(error, batch[0].config, Path())})"
+    return (program, None) if reason is None else (None, reason)
 
 
 class _Progress:

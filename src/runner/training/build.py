@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from runner.compute import precision, strategies
+from runner.compute import precision, sizes, strategies
 from runner.compute.devices import DeviceChoice
 from runner.compute.graphs import CudaGraphs
 from runner.compute.precision import Scaler
@@ -30,8 +30,8 @@ from runner.optim.base import Optimizer
 from runner.optim.build import build as build_optimizer
 from runner.optim.optimum import find_optimum
 from runner.runs.hashes import parameters_sha256
-from runner.training.experiment import Experiment, RunInfo
-from runner.training.metrics import Evaluation
+from runner.training.experiment import Experiment, RunInfo, watched
+from runner.training.metrics import NEEDS_SPREAD, Evaluation, has_no_spread
 from runner.training.objective import BatchObjective
 from runner.training.step import EagerStep, GraphedStep, Step
 
@@ -46,6 +46,9 @@ class Inputs:
     device: torch.device
     parameter_count: int
     """Number of fitted numbers."""
+    tensors: Mapping[str, Tensor]
+    """The model's parameters and buffers by name, without storage: their shapes and dtypes."""
+    parameter_names: Sequence[str]
 
 
 def resolve(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:
@@ -88,19 +91,43 @@ def prepare(
         raise ConfigError(
             f"the number of processes must not be above the number of training rows, {rows}, got {size}; start fewer processes"
         )
+    problems = sizes.model_problems(resolved.model, len(dataset.feature_names))
+    if problems:
+        raise ConfigError(problems)
     model = start_model(resolved, dataset.feature_names)
     if resolved.optimizer.linear_only and not model.is_linear(dataset.parts["train"].features.cpu()):
         raise ConfigError(
             f"`optimizer` must not be {resolved.optimizer.name} for a model that is not linear in its parameters, got {resolved.model.name}; "
             "use optimizer=lm"
         )
+    problems = _metrics_without_value(resolved, dataset)
+    if problems:
+        raise ConfigError(problems)
     equal = {
         "torch's version": str(torch.__version__),
         "`device`": choice.kind,
         "the content of `data.path`": dataset.sha256,
         "the start values of the model": parameters_sha256(dict(model.named_parameters())) if size > 1 else "",
     }
-    return Inputs(dataset, model, device, sum(parameter.numel() for parameter in model.parameters())), equal
+    # Before a strategy shards them.
+    tensors = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return Inputs(dataset, model, device, count, tensors, [name for name, _ in model.named_parameters()]), equal
+
+
+def _metrics_without_value(config: c.Config, dataset: Dataset) -> list[str]:
+    """Return the problems with metrics that decide something and that cannot have a value with this data."""
+    part = watched(dataset)
+    rows = dataset.parts[part]
+    chosen = {"checkpoint.metric": config.checkpoint.metric}
+    if config.train.early_stopping.patience is not None:
+        chosen["train.early_stopping.metric"] = config.train.early_stopping.metric
+    keys = [key for key, metric in chosen.items() if metric in NEEDS_SPREAD]
+    if not keys or not has_no_spread(rows, dataset.scaling.undo):
+        return []
+    name = {"train": "training", "valid": "validation"}[part]
+    what = f"one {name} row" if len(rows) == 1 else f"{len(rows):,} {name} rows whose targets are all equal"
+    return [f"`{key}` must not be r2 with {what}, because it has no value there; use {key}=rmse" for key in keys]
 
 
 def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
@@ -205,7 +232,18 @@ def run_info(
     """Return what is known about a run before it trains. Raises `ConfigError` for a schedule that does not fit its length."""
     steps = length(config, batches)
     schedule = schedules.build(config.schedule, config.optimizer.lr, steps)
-    return RunInfo(config, prepared.dataset, strategy, steps, size, prepared.parameter_count, schedule, lanes)
+    return RunInfo(
+        config,
+        prepared.dataset,
+        strategy,
+        steps,
+        size,
+        prepared.parameter_count,
+        schedule,
+        prepared.tensors,
+        prepared.parameter_names,
+        lanes,
+    )
 
 
 def length(resolved: c.Config, batches: Batches) -> int:

@@ -45,13 +45,16 @@ class RunInfo:
     """Number of fitted numbers, over all processes."""
     schedule: Schedule
     """Step → learning rate."""
+    tensors: Mapping[str, Tensor]
+    """The whole model's parameters and buffers by name, without storage: their shapes and dtypes."""
+    parameter_names: Sequence[str]
     lanes: int = 1
     """Number of runs in the same program, this one included."""
 
     @property
     def watched(self) -> str:
-        """The part of the data that decisions are based on: "valid" where there is one, else "train"."""
-        return "valid" if "valid" in self.dataset.parts else "train"
+        """The part of the data that decisions are based on."""
+        return watched(self.dataset)
 
     @property
     def metric_names(self) -> list[str]:
@@ -84,15 +87,20 @@ class RunInfo:
         )
 
 
+def watched(dataset: Dataset) -> str:
+    """Return the part of the data that decisions are based on: "valid" where there is one, else "train"."""
+    return "valid" if "valid" in dataset.parts else "train"
+
+
 def batch_size(config: c.Config, dataset: Dataset) -> int:
     """Return the rows of one update, all processes together: `train.batch_size`, or all training rows."""
     size = config.train.batch_size
     return len(dataset.parts["train"]) if size is None else size
 
 
-def warnings(infos: Sequence[RunInfo], optimum: Optimum | None) -> list[list[str]]:
-    """Return for each run the warnings about its data, and about its learning rate where the optimum is known."""
-    texts = [list(info.dataset.warnings) for info in infos]
+def warnings(infos: Sequence[RunInfo], objective: BatchObjective, optimum: Optimum | None) -> list[list[str]]:
+    """Return for each run the warnings about its data and batches, and about its learning rate where the optimum is known."""
+    texts = [[*info.dataset.warnings, *objective.warnings] for info in infos]
     if optimum is not None:
         for lines, sentence in zip(texts, stability_warnings([info.config for info in infos], optimum), strict=True):
             if sentence is not None:
@@ -138,7 +146,7 @@ class Experiment:
     @property
     def warnings(self) -> list[list[str]]:
         """Warnings to report before the first step; a list with the list of the one lane."""
-        return warnings([self.info], self.optimum)
+        return warnings([self.info], self.objective, self.optimum)
 
     def capture(self) -> dict[str, Any]:
         """Return the live state of model, optimizer and loss scaler."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from runner.config.schema import Config
-from runner.errors import ConfigError, RunFailed, RunnerError
+from runner.errors import ConfigError, Interrupted, RunFailed, RunnerError
 from runner.runs.atomic import explain_os_error
+
+T = TypeVar("T")
 
 
 def as_failure(error: BaseException, config: Config, directory: Path) -> RunnerError | None:
@@ -31,16 +34,52 @@ def as_failure(error: BaseException, config: Config, directory: Path) -> RunnerE
     return None
 
 
+def as_run_failed(error: BaseException, config: Config, directory: Path) -> RunnerError:
+    """Return any error as a `RunnerError`; that of a bug has its type and text."""
+    return as_failure(error, config, directory) or RunFailed(_type_and_text(error))
+
+
+def optional(product: str, make: Callable[[], T], directory: Path, warn: Callable[[str], None]) -> T | None:
+    """Make something that a finished run or sweep can do without. If that fails, warn and return None."""
+    made: list[T] = []
+    error = error_of(lambda: made.append(make()))
+    if error is not None:
+        reason = (
+            explain_os_error(error, Path(error.filename or directory))
+            if isinstance(error, OSError)
+            else " ".join(_type_and_text(error).split())
+        )
+        with contextlib.suppress(OSError):  # of run.log: the warning is on the console
+            warn(f"the results are complete, but not {product}: {reason}")
+    return made[0] if made else None
+
+
+def error_of(work: Callable[[], object]) -> Exception | None:
+    """Call `work`, and return its error or None. A signal is raised."""
+    try:
+        work()
+    except Interrupted:
+        raise
+    except Exception as error:
+        return error
+    return None
+
+
+def _type_and_text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 @contextlib.contextmanager
-def explain_out_of_memory() -> Iterator[None]:
+def explain_out_of_memory(config: Config) -> Iterator[None]:
     """Raise `ConfigError` when data or model are too large for memory. For use before a run has started."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         text = " ".join(str(error).split())
         if isinstance(error, MemoryError) or any(word in text for word in ("memory", "overflow", "too large")):
+            keys = dict.fromkeys((*config.data.size_keys, config.model.size_key))
+            reason = f" ({text[:200]})" if text else ""
             raise ConfigError(
-                f"data and model must fit in memory, but do not ({text[:200]}); "
-                "make `data.rows`, `data.features` or `model.widths` smaller"
+                f"data and model must fit in memory, but do not{reason}; make {' or '.join(f'`{key}`' for key in keys)} smaller"
             ) from None
         raise

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,7 @@ from runner.compute.processes import Stop
 from runner.data.base import Batches
 from runner.errors import Interrupted
 from runner.optim.base import Optimizer
+from runner.training.failures import error_of
 from runner.training.metrics import Evaluation
 from runner.training.objective import BatchObjective
 from runner.training.run_state import Calendar, Divergence, RunState
@@ -119,15 +121,16 @@ class Loop:
     """Program, step and metrics of the newest evaluation of the watched part."""
 
     def run(self) -> None:
-        """Train every run to its end. Each then has an `outcome` or a `failure`.
+        """Train every run to its end. Each then has an `outcome` or a `failure`; one that has failed already is left out.
 
-        Raises `Interrupted` after a signal; the states are saved first.
+        An error in what belongs to one of several runs ends that run. Raises `Interrupted` after a signal; the states are
+        saved first.
         """
         self._first_step = self._good_step = self.step
         self._good_state = copy_state(self.program.capture())
         self._row_step, self._row_time = self.step, time.perf_counter()
         self._clock = time.perf_counter()
-        self._active = dict(enumerate(self.runs))
+        self._active = {lane: run for lane, run in enumerate(self.runs) if run.failure is None}
         self._write_hashes()
         self._end([lane for lane, run in self._active.items() if run.ended_early])
         while self._active and self.step < self.calendar.last:
@@ -167,10 +170,13 @@ class Loop:
         diverged = self._find_diverged(losses, finite)
         if diverged:
             self._rewind_diverged(diverged)
-        for lane, loss in enumerate(losses[-1].tolist()):
-            if (run := self._active.get(lane)) is not None:
-                run.loss = run.last_finite_loss = loss
-                run.saver.check()
+        last = losses[-1].tolist()
+
+        def note(lane: int, run: RunState) -> None:
+            run.loss = run.last_finite_loss = last[lane]
+            run.saver.check()
+
+        self._for_each(self._active, note)
         self._good_step, self._good_state = self.step, copy_state(self.program.capture())
         return bool(self._active)
 
@@ -193,8 +199,8 @@ class Loop:
         """Evaluate, write rows and hashes, save states and end runs, as far as each is due at this step."""
         step, calendar = self.step, self.calendar
         if calendar.evaluation_due(step):
-            for lane, run in self._active.items():
-                run.update_early_stopping(self._watched_metrics(self.program, step)[lane])
+            metrics = self._watched_metrics(self.program, step)
+            self._for_each(self._active, lambda lane, run: run.update_early_stopping(metrics[lane]))
         converged = [lane for lane in self.program.optimizer.settled if lane in self._active]
         for run in self._runs_in(converged).values():
             run.settled = run.stopped_early = True
@@ -208,7 +214,24 @@ class Loop:
         self._remove_ended_lanes()
 
     def _runs_in(self, lanes: Sequence[int]) -> dict[int, RunState]:
-        return {lane: self._active[lane] for lane in lanes}
+        return {lane: self._active[lane] for lane in lanes if lane in self._active}
+
+    def _for_each(self, runs: Mapping[int, RunState], work: Callable[[int, RunState], object]) -> dict[int, RunState]:
+        """Call `work` with lane and run of each of these runs, and return those for which it succeeds.
+
+        An error ends the run that it is of: one of several by its `failure`, a single one by being raised.
+        """
+        succeeded = dict(runs)
+        for lane, run in runs.items():
+            error = error_of(partial(work, lane, run))
+            if error is None:
+                continue
+            if len(self.runs) == 1:
+                raise error
+            del succeeded[lane]
+            run.failure = run.failure or error
+            self._active = {at: other for at, other in self._active.items() if other is not run}
+        return succeeded
 
     def _count_seconds(self) -> None:
         """Add the time since the previous call to the seconds of training."""
@@ -230,7 +253,8 @@ class Loop:
         pace = samples / max(now - self._row_time, 1e-9)
         evaluated = self.calendar.evaluation_due(self.step)
         metrics = self._watched_metrics(self.program, self.step) if evaluated else None
-        for lane, run in runs.items():
+
+        def write(lane: int, run: RunState) -> None:
             row = {
                 "step": self.step,
                 "epoch": self.batches.epoch(self.step),
@@ -242,15 +266,15 @@ class Loop:
             }
             run.write(row)
             run.pruned = run.should_prune(row)
+
+        self._for_each(runs, write)
         self._row_step, self._row_time = self.step, now
 
     def _write_hashes(self) -> None:
         if not self.calendar.hash_due(self.step):
             return
         parameters = self.program.parameters()
-        for lane, run in self._active.items():
-            if run.hashes is not None:
-                run.hashes.write(self.step, parameters[lane])
+        self._for_each(self._active, lambda lane, run: run.write_hashes(self.step, parameters[lane]))
 
     def _metric_columns(self, metrics: Mapping[str, float]) -> dict[str, float]:
         # "train/loss" of a row is the loss of its batch.
@@ -264,26 +288,39 @@ class Loop:
         """Save the states of some lanes at this step. Their rows up to it are flushed first."""
         if not runs:
             return
+
+        def save(lane: int, run: RunState) -> None:
+            # A checkpoint that only a signal caused is never the best one: an uninterrupted run would not have it.
+            due = self.calendar.checkpoint_due(step) or run.ended_early
+            best = due and run.best.update(self._watched_metrics(program, step)[lane][run.best.metric])
+            saved = {**program.lane_state(state, lane), **run.decisions(), "seconds": self.seconds}
+            run.saver.save(step, saved, best)
+            run.saved_step = step
+
         with self.saving():
-            for run in runs.values():
-                run.flush()
+            flushed = self._for_each(runs, lambda _, run: run.flush())
             self._count_seconds()
             state = program.capture()
-            for lane, run in runs.items():
-                # A checkpoint that only a signal caused is never the best one: an uninterrupted run would not have it.
-                due = self.calendar.checkpoint_due(step) or run.ended_early
-                best = due and run.best.update(self._watched_metrics(program, step)[lane][run.best.metric])
-                saved = {**program.lane_state(state, lane), **run.decisions(), "seconds": self.seconds}
-                run.saver.save(step, saved, best)
-                run.saved_step = step
+            self._for_each(flushed, save)
 
     def _end(self, lanes: Sequence[int]) -> None:
         """End the runs in these lanes with their outcomes."""
-        if not lanes:
+        runs = self._runs_in(lanes)
+        if not runs:
             return
-        for lane, outcome in zip(lanes, self.program.outcomes(lanes), strict=True):
-            run = self._active.pop(lane)
-            run.outcome, run.step = outcome, self.step
+        try:
+            outcomes = dict(zip(runs, self.program.outcomes(list(runs)), strict=True))
+        except Exception:
+            if len(self.runs) == 1:
+                raise
+            outcomes = {}  # one by one, the error ends the run that it is of
+
+        def end(lane: int, run: RunState) -> None:
+            run.outcome = outcomes[lane] if lane in outcomes else self.program.outcomes([lane])[0]
+            run.step = self.step
+
+        self._for_each(runs, end)
+        self._active = {lane: run for lane, run in self._active.items() if lane not in runs}
 
     def _remove_ended_lanes(self) -> None:
         """Remove the lanes of ended runs from the program, once they are many."""
@@ -339,14 +376,14 @@ class Loop:
         """
         steps = {diverged[lane].step for lane in lanes.values()}
         nonfinite_rows = {at: replay.objective.nonfinite_rows(at) for at in steps}
-        unsaved = {}
-        for i, lane in lanes.items():
-            divergence, run = diverged[lane], self._active.pop(lane)
+
+        def fail(i: int, run: RunState) -> None:
+            divergence = diverged[lanes[i]]
             epoch = self.batches.epoch(divergence.step)
             run.fail(divergence, epoch, step, self._first_step, nonfinite_rows[divergence.step][i])
-            if step > 0 and step != run.saved_step:
-                unsaved[i] = run
-        self._save(replay, step, unsaved)
+
+        failed = self._for_each({i: self._active.pop(lane) for i, lane in lanes.items()}, fail)
+        self._save(replay, step, {i: run for i, run in failed.items() if step > 0 and step != run.saved_step})
 
 
 def copy_state(value: Any) -> Any:

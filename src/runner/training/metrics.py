@@ -14,6 +14,9 @@ from runner.compute.precision import widest
 from runner.compute.strategies.base import Strategy
 from runner.data.base import Rows
 
+NEEDS_SPREAD = ("r2",)
+"""Metrics without a value where all targets are equal."""
+
 CHUNK_ROWS = 65_536
 """Rows of one forward pass in an evaluation. Bounds its memory, and is the same on every device."""
 
@@ -45,7 +48,7 @@ class Evaluation:
         wide = widest(rows.target.device)
         truth = self.undo(rows.target.to(wide))
         # A constant target has no spread; its rounded mean would give it one.
-        low, high = truth.amin((-2, -1), keepdim=True), truth.amax((-2, -1), keepdim=True)
+        low, high = _range(truth)
         center = torch.where(low < high, truth.mean((-2, -1), keepdim=True), low)
         sums: Any = 0
         with _EvaluationMode(self.model):
@@ -81,6 +84,17 @@ class Evaluation:
     def _forward(self, features: Tensor) -> Tensor:
         with self.autocast():
             return self.forward(features)
+
+
+def has_no_spread(rows: Rows, undo: Callable[[Tensor], Tensor]) -> bool:
+    """Return whether all targets of these rows are equal in the units of the file, such as those of a single row."""
+    low, high = _range(undo(rows.target.to(widest(rows.target.device))))
+    return bool((low == high).all())
+
+
+def _range(truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest target of each lane."""
+    return truth.amin((-2, -1), keepdim=True), truth.amax((-2, -1), keepdim=True)
 
 
 def _metrics(count: int, loss: float, squares: float, absolute: float, spread: float) -> dict[str, float]:

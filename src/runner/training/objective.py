@@ -52,6 +52,19 @@ class BatchObjective:
     _portions: dict[int, Sequence[Portion]] = field(default_factory=dict, init=False)
     """Rows of a batch → this process's portions of it, cut for accumulation."""
 
+    @property
+    def warnings(self) -> list[str]:
+        """A sentence for each kind of batch with fewer rows than `train.accumulate` parts."""
+        found: dict[int, str] = {}
+        for batch, step in (("a batch", 1), ("the last batch of an epoch", self.batches.per_epoch)):
+            count = self.batches.size(step)
+            rows = max(portion.last - portion.first for portion in self.strategy.portions(count))
+            if self.accumulate > max(1, rows):
+                portion = batch if rows == count else f"a portion of {batch}"
+                text = f"`train.accumulate`={self.accumulate} is above the {rows} rows of {portion}, so {max(1, rows)} parts are used"
+                found.setdefault(count, text)
+        return list(found.values())
+
     def at(self, step: int) -> BatchObjective:
         """Select the rows and random numbers of a step, from 1, and return this objective."""
         self.step = step

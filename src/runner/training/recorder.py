@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from runner.config.resume import refuse_other
 from runner.config.schema import Config, SinkConfig, config_hash, plain
-from runner.errors import ConfigError, Interrupted, Pruned, RunnerError
+from runner.errors import CheckpointError, ConfigError, Interrupted, Pruned
 from runner.runs.atomic import as_yaml, write_atomic, write_json
-from runner.runs.directory import RunDirectory, now
+from runner.runs.directory import RunDirectory, is_complete, now
+from runner.runs.records import read_summary
 from runner.runs.sinks.reporter import Reporter
 from runner.training.environment import environment
-from runner.training.failures import as_failure
+from runner.training.failures import as_failure, as_run_failed, error_of, optional
 
 if TYPE_CHECKING:
     from runner.compute.devices import DeviceChoice
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from runner.runs.sinks.base import Sink
     from runner.training.experiment import RunInfo
     from runner.training.run_state import RunState
+
+T = TypeVar("T")
 
 CHECKPOINTS = "checkpoints"
 """Name of the folder of checkpoints in a run directory."""
@@ -178,20 +182,23 @@ class RunRecorder:
         self._directory = directory
         if opened.summary is None:
             directory.resumed(**self._record())
-            (path / "summary.json").unlink(missing_ok=True)  # it belongs to fewer steps
+            if opened.loaded is None or not self._at_end(opened.loaded):
+                (path / "summary.json").unlink(missing_ok=True)  # it belongs to fewer steps
             write_atomic(path / "config.yaml", _yaml(self.config).encode())
         return opened
 
     def _load(self, directory: RunDirectory) -> Opened:
         """Load the last checkpoint of a reopened run. Raises `InputError` if the run must not be resumed."""
-        from runner.runs import checkpoint
+        from runner.runs import saved_state
+        from runner.training.saved_model import refuse_misfit
 
-        loaded = checkpoint.load(directory.path / CHECKPOINTS)
+        loaded = saved_state.load(directory.path / CHECKPOINTS)
         if loaded is None:
             return Opened(directory.path)
         for skipped in loaded.skipped:
             self.reporter.warn(skipped)
         refuse_other(loaded.state, self.config, self._info.dataset.sha256, loaded.path)
+        refuse_misfit(loaded.state, self._info, loaded.path)
         summary = self._summary_of(directory, loaded)
         if summary is not None:
             from runner.training import report
@@ -201,19 +208,22 @@ class RunRecorder:
 
     def _summary_of(self, directory: RunDirectory, loaded: Loaded) -> dict[str, Any] | None:
         """Return the summary of a finished run; None if steps are left, or if the summary must be written again."""
-        steps, early = self._info.steps, bool(loaded.state["stopped_early"])
-        if loaded.step > steps and not early:
+        steps = self._info.steps
+        if loaded.step > steps and not self._at_end(loaded):
             raise ConfigError(
                 f"`train.steps` must be at least {loaded.step}, the step that the run has reached, got {steps}; "
                 "make it larger, or start a new run"
             )
-        if directory.record.get("status") != "finished" or (loaded.step < steps and not early):
+        if not is_complete(directory.record) or not self._at_end(loaded):
             return None
         try:
-            summary: dict[str, Any] = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_summary(directory.path)
+        except CheckpointError:
             return None
-        return summary
+
+    def _at_end(self, loaded: Loaded) -> bool:
+        """Return whether a checkpoint is the last one of the run."""
+        return loaded.step == self._info.steps or bool(loaded.state["stopped_early"])
 
     def _record(self) -> dict[str, Any]:
         """Return the entries of run.json that are known before training."""
@@ -236,8 +246,9 @@ class RunRecorder:
         from runner.training import report
 
         info, hyperparameters = self._info, report.hyperparameters(self.config, self.swept)
-        for sink in self.sinks:
+        for sink in (*self._dropped_sinks(), *self.sinks):
             sink.open(first_step)
+        for sink in self.sinks:
             sink.start(plain(self.config), hyperparameters, info.metric_names)
         if self.hashes is not None:
             self.hashes.open(step)  # the parameters that training starts from are hashed again
@@ -246,63 +257,92 @@ class RunRecorder:
             self.reporter.say(text)
         self.reporter.begin(step, info.steps, max(1, (info.steps - step) // self.config.record.every_steps))
 
+    def _dropped_sinks(self) -> list[Sink]:
+        """Return the sinks that this attempt does not write to. An earlier one may have left rows of repeated steps there."""
+        if self.config.resume is None:
+            return []
+        path, used = self.directory.path, self.config.record.sinks
+        return [kind(name=name).build(path, True) for name, kind in SinkConfig.choices.items() if name not in used]
+
     # --------------------------------------------------------------------------------------------------------- ending
 
     def finish(self, run: RunState, timing: Mapping[str, float]) -> dict[str, Any]:
-        """Write summary.json and the plots, finish and close the sinks, and print the results."""
+        """Write summary.json and the status, then plots, last events and printed results, whose failure is a warning.
+
+        `ended` is written last: a run without it that is resumed writes all of them again.
+        """
         from runner.training import report
 
         info, path = self._info, self.directory.path
         answers = report.answers(info, run.outcome, path)
         summary = report.summary(info, run, answers, timing)
-        figures = report.plot(info, run.outcome, answers, path) if self.config.record.plots else {}
-        for sink in self.sinks:
-            sink.finish({**summary, "status": "finished"}, figures)
         write_json(path / "summary.json", summary)
-        self.directory.update(status="finished", ended=now())
-        for text in report.explanation(info, run, answers):
+        self.directory.update(status="finished")
+        figures = self._plots(lambda: report.plot(info, run.outcome, answers, path))
+        for sink in self.sinks:
+            end = partial(sink.finish, {**summary, "status": "finished"}, figures)
+            self._optional(f"the end of {type(sink).__name__}", end)
+        self._optional("what is printed", lambda: self._explain(report.explanation(info, run, answers)))
+        for sink in self.sinks:
+            self._optional(f"the end of {type(sink).__name__}", sink.close)
+        self._optional("run.json", lambda: self.directory.update(ended=now()))
+        return summary
+
+    def _plots(self, draw: Callable[[], Mapping[str, bytes]]) -> Mapping[str, bytes]:
+        """Draw the plots that are configured, and write them. Return those that could be drawn."""
+        figures = self._optional("plots", draw) if self.config.record.plots else None
+        if figures:
+            from runner.runs import plots
+
+            folder = self.directory.path / "plots"
+            optional("plots", lambda: plots.write(folder, figures), folder, self.warn)
+        return figures or {}
+
+    def _explain(self, explanation: Iterable[str]) -> None:
+        path = self.directory.path
+        for text in (*explanation, f"run      {path}"):
             self.reporter.say(text)
-        self.reporter.say(f"run      {path}")
         if "tensorboard" in self.config.record.sinks:
             self.reporter.say(f"look     tensorboard --logdir {path.parent}")
-        for sink in self.sinks:
-            sink.close()
-        return summary
+
+    def _optional(self, product: str, make: Callable[[], T]) -> T | None:
+        """Make something that the finished run can do without. If that fails, warn and return None."""
+        return optional(product, make, self.directory.path, self.warn)
 
     def fail(self, error: BaseException) -> BaseException:
         """Write the reason into run.log and run.json. Returns the error as the user should see it."""
         if self._directory is None:  # nothing is written yet
             return as_failure(error, self.config, Path()) or error
-        reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
+        shown, path = as_failure(error, self.config, self.directory.path), self.directory.path
+        if self.directory.record["status"] == "finished":  # stopped in what comes after the result
+            return shown or error
         if isinstance(error, (Interrupted, Pruned)):
-            self._end("interrupted", reason)
+            self._end("interrupted", str(error))
             with contextlib.suppress(OSError):
-                self.reporter.say(f"resume with: python -m runner resume={self.directory.path}")
+                self.reporter.say(f"resume with: python -m runner resume={path}")
             return error
-        self._end("failed", reason)
-        return as_failure(error, self.config, self.directory.path) or error
+        trace = "" if shown is not None else "".join(traceback.format_exception(error))
+        self._end("failed", str(as_run_failed(error, self.config, path)), trace)
+        return shown or error
 
     def mark_failed(self, reason: str) -> None:
-        """Write status and reason into run.json, if the disk takes it."""
-        with contextlib.suppress(OSError):
-            self.directory.update(status="failed", ended=now(), reason=reason)
+        """Write status and reason into run.json, if the run has no result yet and the disk takes it."""
+        if self.directory.record["status"] == "running":
+            with contextlib.suppress(OSError):
+                self.directory.update(status="failed", ended=now(), reason=reason)
 
-    def _end(self, status: str, reason: str) -> None:
-        """Record in every place that the run did not finish, as far as the disk still takes it."""
-        with contextlib.suppress(OSError):
-            self.reporter.fail(reason)
-        with contextlib.suppress(OSError, RunnerError):
-            self.directory.update(status=status, ended=now(), reason=reason)
+    def _end(self, status: str, reason: str, trace: str = "") -> None:
+        """Record in every place that the run did not finish, as far as that is possible. Its first error is reported."""
+        error_of(lambda: self.reporter.fail("\n".join(filter(None, (reason, trace)))))
+        error_of(lambda: self.directory.update(status=status, ended=now(), reason=reason))
         for sink in self.sinks if self._begun else ():
-            with contextlib.suppress(OSError, RunnerError):
-                sink.finish({"status": "failed", "metrics": {}, "steps": 0}, {})
+            error_of(partial(sink.finish, {"status": "failed", "metrics": {}, "steps": 0}, {}))
 
     def close(self) -> None:
         """Close sinks and hashes, and unlock the directory."""
         for journal in (*self.sinks, self.hashes):
-            with contextlib.suppress(OSError):  # a failed write was reported already
-                if journal is not None:
-                    journal.close()
+            if journal is not None:
+                error_of(journal.close)  # a failed write was reported already
         if self._directory is not None:
             self._directory.close()
 

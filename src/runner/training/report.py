@@ -11,10 +11,10 @@ import torch
 from runner.compute.devices import DeviceChoice
 from runner.compute.gc_pause import gc_paused
 from runner.config.constraints import eager_because
+from runner.config.documents import FORMAT
 from runner.config.schema import Config
 from runner.optim.optimum import noise_floor, observed_rate
 from runner.runs import hashes
-from runner.runs.atomic import write_atomic
 from runner.runs.sinks.jsonl import read_rows
 from runner.training.experiment import Outcome, RunInfo
 from runner.training.metrics import Evaluation
@@ -101,6 +101,7 @@ def summary(info: RunInfo, run: RunState, answers: Mapping[str, Any], timing: Ma
     outcome: Outcome = run.outcome
     listed = info.parameter_count <= MOST_PARAMETERS
     return {
+        "format": FORMAT,
         "steps": run.step,
         "stopped_early": run.stopped_early,
         "metrics": outcome.metrics,
@@ -119,7 +120,8 @@ def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Ite
         yield f"settled  after {_counted(run.step, 'step')}: a further one finds no better parameters"
     elif run.stopped_early:
         metric, patience = f"{info.watched}/{config.train.early_stopping.metric}", config.train.early_stopping.patience
-        yield f"stopped  early: {metric} has not become better than {run.early.value:.6g} in {patience} evaluations"
+        best = "has had no value" if run.early.value is None else f"has not become better than {run.early.value:.6g}"
+        yield f"stopped  early: {metric} {best} in {patience} evaluations"
     if config.data.standardize or config.data.log_target:
         yield f"units    rmse and mae are in the units of {info.dataset.target_name}; loss is in the units of training"
 
@@ -173,15 +175,11 @@ def _counted(number: int, thing: str) -> str:
 
 
 def plot(info: RunInfo, outcome: Outcome, answers: Mapping[str, Any], path: Path) -> dict[str, bytes]:
-    """Draw the plots of a finished run into `path`/plots. Returns PNG files by name: "fit", "loss", "residuals"."""
+    """Draw the plots of a finished run in directory `path`. Returns PNG files by name: "fit", "loss", "residuals"."""
     known = {"optimum": answers.get("optimum"), "noise floor": answers.get("noise_floor")}
     levels = {name: entry["loss"] for name, entry in known.items() if entry and "loss" in entry}
     with gc_paused():
-        figures = _draw(info, outcome.evaluation(), path / "metrics.jsonl", levels)
-    (path / "plots").mkdir(exist_ok=True)
-    for name, png in figures.items():
-        write_atomic(path / "plots" / f"{name}.png", png)
-    return figures
+        return _draw(info, outcome.evaluation(), path / "metrics.jsonl", levels)
 
 
 def _draw(info: RunInfo, evaluation: Evaluation, metrics: Path, levels: Mapping[str, float]) -> dict[str, bytes]:

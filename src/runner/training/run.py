@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.compute import devices
+from runner.compute import devices, sizes
 from runner.compute import processes as worlds
 from runner.compute.gc_pause import gc_paused
 from runner.compute.signals import StopRequest
 from runner.config.compose import Composed, check
 from runner.config.schema import Config, plain
+from runner.errors import ConfigError
 from runner.runs.sinks.reporter import Reporter
 from runner.training.failures import explain_out_of_memory
 from runner.training.recorder import CHECKPOINTS, NullRecorder, Opened, Recorder, RunRecorder
@@ -61,7 +62,7 @@ def execute(compose: Compose, command: Sequence[str], *, quiet: bool = False) ->
         from runner.training import build
 
         world.connect(choice.kind, config.launch.timeout_seconds)
-        with gc_paused(), explain_out_of_memory():
+        with gc_paused(), explain_out_of_memory(config):
             prepared = world.run_on_all_ranks(lambda: build.prepare(config, choice, world.size))
             parts = world.run_on_all_ranks(lambda: (build.build(config, prepared, world), {}))
         for warning in parts.warnings[0]:
@@ -79,6 +80,8 @@ def _lead(
         composed = replace(compose(earlier), overrides=composed.overrides)
     for notice in composed.notices:
         reporter.warn(notice)
+    if problems := sizes.problems(composed.config):
+        raise ConfigError(problems)
     requested = _with_fixed_threads(composed.config)
     with gc_paused():
         choice = devices.set_up_device(requested, reporter.warn, world)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from runner.errors import Diverged
 from runner.runs.hashes import Hashes
 from runner.runs.saver import Saver
@@ -88,7 +90,7 @@ class RunState:
     settled: bool = False
     """Whether the run stopped early because its optimizer converged: no further step improves the parameters."""
     pruned: bool = False
-    failure: Diverged | None = None
+    failure: Exception | None = None
     outcome: Any = None
     loss: float = math.nan
     """Loss of the newest step that was read."""
@@ -129,6 +131,11 @@ class RunState:
         """Write a row to every sink."""
         for sink in self.sinks:
             sink.write(row)
+
+    def write_hashes(self, step: int, parameters: Mapping[str, Tensor]) -> None:
+        """Write the hashes of the parameters after `step` updates, if this run keeps them."""
+        if self.hashes is not None:
+            self.hashes.write(step, parameters)
 
     def flush(self) -> None:
         """Flush sinks and hashes: every row so far survives a loss of power afterwards."""

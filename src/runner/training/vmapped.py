@@ -115,7 +115,7 @@ class VmappedExperiment:
     @property
     def warnings(self) -> list[list[str]]:
         """Warnings to report before the first step, one list per lane."""
-        return warnings(self.infos, self.optimum)
+        return warnings(self.infos, self.objective, self.optimum)
 
     @property
     def lanes(self) -> int:

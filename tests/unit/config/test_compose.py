@@ -119,6 +119,27 @@ def test_a_dumped_configuration_is_read_back() -> None:
     assert check(yaml.safe_load(yaml.safe_dump(plain(found)))) == found
 
 
+def test_a_number_from_the_environment_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The advice is given where it solves the problem, and only there."""
+    for name, text in {"RATE": "0.25", "WIDTHS": "[8,8]", "WORD": "x"}.items():
+        monkeypatch.setenv(name, text)
+    arguments = ["model=mlp", "optimizer.lr=${oc.env:RATE}", "model.widths=${oc.env:WIDTHS}", "data.noise=${oc.env:WORD}", "train.steps=${oc.env:RATE}"]  # fmt: skip
+    advice = "; an environment variable is a string until it is decoded: write "
+    assert problems(*arguments) == (
+        "`data.noise` must be a finite number of at least 0, got 'x'",
+        "`model.widths` must be a list, each item an integer of at least 1, got '[8,8]'"
+        + advice
+        + "model.widths='${oc.decode:${oc.env:WIDTHS}}'",
+        "`optimizer.lr` must be a finite number from 0 to 1e+38, got '0.25'"
+        + advice
+        + "optimizer.lr='${oc.decode:${oc.env:RATE}}'",
+        "`train.steps` must be an integer of at least 1 or null, got '0.25'",
+    )
+    decoded = config("model=mlp", *(f"{key}=${{oc.decode:${{oc.env:{name}}}}}" for key, name in (("optimizer.lr", "RATE"), ("model.widths", "WIDTHS"))))  # fmt: skip
+    assert isinstance(decoded.model, c.Mlp)
+    assert (decoded.optimizer.lr, decoded.model.widths) == (0.25, (8, 8))
+
+
 def test_composition_restores_the_state_of_hydra() -> None:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -216,17 +237,17 @@ MISPLACED = (
         ("seed: 3\n", [MISPLACED]),
         ("- a\n", [MISPLACED]),
         (GLOBAL + "- a\n", ["the configuration cannot be read: In 'experiment/bad': ", "Cannot merge DictConfig with ListConfig"]),
-        (GLOBAL + "seed: 1\nseed: 2\n", ["the configuration cannot be read: ", "duplicate key seed", '{path}", line 3']),
+        (GLOBAL + "seed: 1\nseed: 2\n", ["{file}: line 3: `seed` is given twice; remove one of them"]),
         (GLOBAL + "train:\n\tsteps: 3\n", ["the configuration cannot be read: ", "'\\t' that cannot start any token", '{path}", line 3']),
         (GLOBAL + 'name: "open\n', ["the configuration cannot be read: ", "quoted scalar", '{path}", line 2']),
-        (GLOBAL + "name: !!python/object/apply:os.system [touch marker]\n", ["could not determine a constructor", "os.system", '{path}", line 2']),
-        (GLOBAL + "name: !!python/name:os.system\n", ["could not determine a constructor", '{path}", line 2']),
-        (GLOBAL + "dtype: !!set {a, b}\n", ["the configuration cannot be read: ", "set"]),
+        (GLOBAL + "name: !!python/object/apply:os.system [touch marker]\n", ["{file}: line 2: `name` has the type tag:yaml.org,2002:python/object/apply:os.system"]),
+        (GLOBAL + "name: !!python/name:os.system\n", ["{file}: line 2: `name` has the type tag:yaml.org,2002:python/name:os.system"]),
+        (GLOBAL + "dtype: !!set {a, b}\n", ["{file}: line 2: `dtype` has the type tag:yaml.org,2002:set; use a text, a number, a list or a mapping"]),
         (GLOBAL + "defaults: 3\n", ["defaults must be a list"]),
         (GLOBAL + "defaults:\n  - override /optimizer: nope\n", ["Could not find 'optimizer/nope' Available options in 'optimizer': adam adamw lbfgs lm lstsq momentum sgd"]),
         (GLOBAL + "defaults:\n  - /optimizer: adam\n", ["Multiple values for optimizer"]),
         (GLOBAL + "model: [1]\n", ["Cannot merge DictConfig with ListConfig"]),
-        (GLOBAL + "hydra:\n  searchpath: [file:///]\n", ["Overriding hydra.searchpath is only supported from the primary config"]),
+        (GLOBAL + "hydra:\n  searchpath: [file:///]\n", ["{file} must not have `hydra:` (line 2)"]),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_refused(text: str, excerpts: list[str], write: Write, tmp_path: Path) -> None:
@@ -248,7 +269,7 @@ def test_a_list_in_place_of_keys_is_refused(write: Write) -> None:
 def test_a_file_that_is_not_utf8_is_refused(write: Write) -> None:
     write("experiment/bad", "").write_bytes(b"\xff\xfe# x")
     (problem,) = problems("+experiment=bad", config_dir="mine")
-    assert problem.startswith("mine/experiment/bad.yaml must be a UTF-8 text file, but cannot be read ('utf-8' codec")
+    assert problem == "mine/experiment/bad.yaml: it is not UTF-8 (invalid start byte at byte 0); save it as UTF-8"
     assert options("mine")["experiment"]["bad"] == ""
 
 
@@ -368,9 +389,12 @@ def test_a_folder_that_is_not_a_run_is_refused(source: str, tmp_path: Path) -> N
     [
         ("", "run/config.yaml is not a valid configuration: `name` is missing"),
         ("- 1\n", "run/config.yaml is not a valid configuration: the configuration must be a group of keys, got [1]"),
-        ("seed: 1\nseed: 2\n", "run/config.yaml cannot be read: while constructing a mapping"),
-        ("a: !!python/object/apply:os.system [touch marker]\n", "run/config.yaml cannot be read: could not determine"),
-        ("name: ${nope}\n", "run/config.yaml cannot be read: Interpolation key 'nope' not found"),
+        ("seed: 1\nseed: 2\n", "run/config.yaml cannot be read: line 2: `seed` is given twice; remove one of them"),
+        (
+            "a: !!python/object/apply:os.system [touch marker]\n",
+            "run/config.yaml cannot be read: line 1: `a` has the type tag:yaml.org,2002:python/object/apply:os.system",
+        ),
+        ("name: ${nope}\n", "run/config.yaml: `name` must be a value, got a reference '${nope}'; write the value"),
         ("\xff", "run/config.yaml "),
     ],
 )

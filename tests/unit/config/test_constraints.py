@@ -52,6 +52,9 @@ REFUSED = {
     "optimizer=lm amp=bfloat16": "`dtype` must be float64 or float32, and `amp` off, with `optimizer`=lm",
     "optimizer=lm model=mlp model.dropout=0.1": "`model`=mlp must not use dropout with `optimizer`=lm",
     "optimizer=lm strategy=fsdp": "`strategy` must be single, dp or ddp with `optimizer`=lm",
+    "launch.rdzv_endpoint=127.0.0.1:0": "`launch.rdzv_endpoint` must have a port from 1 to 65535, got 127.0.0.1:0; give a free port of that host",
+    "launch.nodes=2 launch.rdzv_endpoint=a:65536": "`launch.rdzv_endpoint` must have a port from 1 to 65535, got a:65536",
+    "data.start=-1e308 data.stop=1e308": "`data.stop` must be at most 1.8e308 above `data.start`=-1e+308, the largest float64, got 1e+308",
     "launch.nodes=2": "`launch.rdzv_endpoint` must be host:port with `launch.nodes`=2",
     "data=curve data.expression=2": "`data.expression` must have at least one name, the feature",
     "data=curve data.expression=open(x)": "`data.expression`: the formula 'open(x)' is refused at column 1: `open` is not one of the functions",
@@ -146,6 +149,7 @@ def test_a_learning_rate_of_zero_gets_a_notice() -> None:
 
 
 WORLD_SIZES = [
+    ("data.rows=3", 4, "the number of processes must not be above the number of rows, 3, got 4; start fewer processes"),
     ("strategy.reduction=exact", 3, "`strategy.chunks` must be divisible by the number of processes, 3"),
     (
         "strategy.reduction=exact strategy.chunks=2",
@@ -173,3 +177,25 @@ def test_a_world_size_that_cannot_compute_a_run_is_refused(arguments: str, size:
 @pytest.mark.parametrize("arguments", ["strategy=auto", "strategy=ddp", "strategy.reduction=exact", "strategy=single"])
 def test_one_process_can_compute_a_run_that_is_not_sharded(arguments: str) -> None:
     assert constraints.world_size_problems(compose(arguments.split()).config, 1) == []
+
+
+def alternatives(message: str) -> list[list[str]]:
+    """Return the overrides that a message advises: "use a=1 and b=2, or c=3" is [[a=1, b=2], [c=3]]."""
+    advice = message.rpartition("; ")[2]
+    found = [re.findall(r"[a-z_.]+=[^\s,…]+", part) for part in re.split(r",? or ", advice)]
+    return [overrides for overrides in found if overrides]
+
+
+ADVISED = [
+    (arguments, overrides)
+    for arguments in REFUSED
+    for problem in problems(arguments)
+    for overrides in alternatives(problem)
+]
+
+
+@pytest.mark.parametrize(("arguments", "advice"), ADVISED, ids=[f"{a} → {' '.join(o)}" for a, o in ADVISED])
+def test_what_a_message_advises_is_accepted(arguments: str, advice: list[str]) -> None:
+    replaced = {override.partition("=")[0] for override in advice}
+    kept = [argument for argument in arguments.split() if argument.partition("=")[0] not in replaced]
+    compose([*kept, *advice])

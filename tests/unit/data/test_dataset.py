@@ -161,3 +161,13 @@ def test_diabetes_is_the_shipped_file() -> None:
     assert dataset.sha256 == hashlib.sha256(shipped).hexdigest()
     assert dataset.parts["train"].features.shape == (442, 10)
     assert dataset.parts["train"].target.shape == (442, 1)
+
+
+def test_a_mean_beyond_float64_does_not_advise_float64(tmp_path: Path) -> None:
+    config = _csv(tmp_path, "x,y\n1.7e308,1\n1.6e308,2\n1.5e308,3\n")
+    with pytest.raises(DataError) as caught:
+        _build(config, standardize=True)
+    assert caught.value.problems == (
+        "`data.standardize` must be false for data whose mean or standard deviation float64 cannot represent; use a larger unit",
+    )
+    assert len(_build(config).parts["train"]) == 3

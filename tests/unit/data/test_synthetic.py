@@ -87,3 +87,26 @@ def test_a_formula_that_is_not_finite_is_refused_with_the_place() -> None:
     assert caught.value.problems == (
         "`data.expression` must be finite on the whole range, but '1/x' is not at x=0; change data.start and data.stop",
     )
+
+
+@pytest.mark.parametrize(
+    ("build", "config", "message"),
+    [
+        (
+            line,
+            dataclasses.replace(LINE, slope=1e308, stop=10.0),
+            "`data`=line must give numbers up to 1.8e308, the largest float64, but the target of row 3 is inf; "
+            "make `data.stop` or `data.slope` or `data.intercept` or `data.noise` smaller",
+        ),
+        (
+            curve,
+            dataclasses.replace(CURVE, noise=1.7e308),
+            "`data`=curve must give numbers up to 1.8e308, the largest float64, but the target of row 1 is -inf; "
+            "make `data.noise` smaller",
+        ),
+    ],
+)
+def test_a_target_beyond_float64_is_refused_by_the_keys_that_make_it(build: Any, config: Any, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        build(config, seed=1)
+    assert caught.value.problems == (message,)

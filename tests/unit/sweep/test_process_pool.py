@@ -156,7 +156,9 @@ sys.stderr.write(given.get("say", "").replace("|", "\\n"))
 if "exit" not in given or "begun" in given:
     os.makedirs(place, exist_ok=True)
     with open(place + "/summary.json", "w") as file:
-        json.dump({{"metrics": {{"train/loss": float(number), "valid/rmse": "nan"}}}}, file)
+        metrics = {{"train/loss": float(number), "valid/rmse": "nan"}}
+        rest = {{"steps": 1, "parameters_sha256": "", "timing": {{"seconds": 1.0}}}}
+        json.dump({{"metrics": metrics, **rest}}, file)
     with open(place + "/run.json", "w") as file:
         json.dump({{"status": "failed" if "exit" in given else "finished"}}, file)
 sys.exit(int(given.get("exit", 0)))
@@ -250,7 +252,11 @@ def test_the_launcher_waits_for_a_trial_that_a_killed_sweep_left_running(childre
         children.ended.append(outcome)
         if outcome.number == 0:
             (directory / "run.json").write_text('{"status": "finished"}')
-            (directory / "summary.json").write_text('{"metrics": {"train/loss": 5}}')
+            (directory / "summary.json").write_text(
+                json.dumps(
+                    {"metrics": {"train/loss": 5}, "steps": 1, "parameters_sha256": "", "timing": {"seconds": 1}}
+                )
+            )
             unlock(held)
 
     returns = children.pool(2).launch([["a=0"], ["a=1"]], 0, children.sweep, ended)
@@ -337,7 +343,7 @@ def test_an_exception_in_the_launcher_stops_all_trials(children: Children) -> No
 
 def test_groups_of_the_user_reach_the_trials(children: Children) -> None:
     launcher = Plugins.instance().instantiate_launcher(
-        cast("HydraContext", None), cast("Any", None), hydra_config(children.sweep, searchpath=["file://my conf"])
+        cast("HydraContext", None), cast("Any", None), hydra_config(children.sweep, searchpath=["runner://my conf"])
     )
     launcher.launch([["a=1"]], 0)
     assert children.notes[0][0][:4] == ["-m", "runner", "--config-dir", "my conf"]

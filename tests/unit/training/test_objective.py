@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from runner.compute.precision import Unscaled, autocast, scaler
+from runner.compute.processes import SingleProcess
 from runner.compute.rng import dropout_seeder, preserve_rng_state, stream
 from runner.compute.strategies.base import Single
+from runner.compute.strategies.exact import Exact
 from runner.config import schema as c
 from runner.data.batches import EpochBatches
 from runner.data.dataset import ResidentRows
@@ -229,3 +231,37 @@ def _draw_and_fail() -> None:
     with preserve_rng_state(True, CPU):
         _evaluated(_objective(_model(dropout=0.5)))
         raise ValueError("of the run")
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "batch_size", "expected"),
+    [
+        (22, None, []),
+        (1000, None, ["`train.accumulate`=1000 is above the 22 rows of a batch, so 22 parts are used"]),
+        (6, 8, []),
+        (7, 8, ["`train.accumulate`=7 is above the 6 rows of the last batch of an epoch, so 6 parts are used"]),
+        (
+            9,
+            8,
+            [
+                "`train.accumulate`=9 is above the 8 rows of a batch, so 8 parts are used",
+                "`train.accumulate`=9 is above the 6 rows of the last batch of an epoch, so 6 parts are used",
+            ],
+        ),
+        (30, 1000, ["`train.accumulate`=30 is above the 22 rows of a batch, so 22 parts are used"]),
+    ],
+)
+def test_more_parts_than_rows_get_a_warning(accumulate: int, batch_size: int | None, expected: list[str]) -> None:
+    objective = _objective(_model(), batch_size=batch_size, accumulate=accumulate)
+    assert objective.warnings == expected
+    for text in expected:
+        step = objective.batches.per_epoch if "last batch" in text else 1
+        assert f"so {len(objective.at(step)._parts)} parts are used" in text
+
+
+def test_more_parts_than_rows_of_a_chunk_get_a_warning() -> None:
+    strategy = Exact("single", CPU, SingleProcess(), chunks=4)
+    objective = _objective(_model(), accumulate=9, strategy=strategy)
+    assert objective.warnings == [
+        "`train.accumulate`=9 is above the 6 rows of a portion of a batch, so 6 parts are used"
+    ]

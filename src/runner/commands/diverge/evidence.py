@@ -68,11 +68,11 @@ def data_differences(one: RecordedRun, other: RecordedRun) -> list[Difference]:
 
     It is read from the checkpoints. The result is empty if one of the runs has no intact checkpoint.
     """
-    from runner.runs import checkpoint
+    from runner.runs import saved_state
 
     hashes = []
     for run in (one, other):
-        states = (checkpoint.intact(run.checkpoints[step]) for step in sorted(run.checkpoints, reverse=True))
+        states = (saved_state.intact(run.checkpoints[step]) for step in sorted(run.checkpoints, reverse=True))
         hashes.append(next((state.get("data_sha256") for state in states if isinstance(state, dict)), None))
     first, second = hashes
     return [Difference("data_sha256", first, second)] if None not in hashes and first != second else []
@@ -115,11 +115,11 @@ def compare_rows(one: RecordedRun, other: RecordedRun) -> Evidence:
 
 def compare_checkpoints(one: RecordedRun, other: RecordedRun) -> Evidence:
     """Compare model and optimizer state in the intact checkpoints of the steps that both runs have."""
-    from runner.runs import checkpoint, checkpoint_shards
+    from runner.runs import checkpoint_shards, saved_state
 
     steps = []
     for step in sorted(one.checkpoints.keys() & other.checkpoints.keys()):
-        first, second = (checkpoint.intact(run.checkpoints[step]) for run in (one, other))
+        first, second = (saved_state.intact(run.checkpoints[step]) for run in (one, other))
         if isinstance(first, str) or isinstance(second, str):
             continue
         steps.append(step)

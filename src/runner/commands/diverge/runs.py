@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.config.files import is_folder
 from runner.config.resume import saved_values
-from runner.runs.directory import read_record
-from runner.runs.sinks.jsonl import read_rows
+from runner.errors import CheckpointError
+from runner.runs.records import read_record, read_summary
+from runner.runs.sinks.jsonl import read_lines, read_rows
 from runner.training.recorder import CHECKPOINTS
 
 
@@ -60,28 +62,33 @@ def read_run(path: str, name: str) -> RecordedRun:
         path=folder,
         config=config,
         record=read_record(folder),
-        summary=_summary(folder / "summary.json"),
+        summary=read_summary(folder) or {},
         rows=dict(zip(steps, rows, strict=True)),
         repeated=[step for step, count in Counter(steps).items() if count > 1],
-        hashes={int(row["step"]): row["parameters"] for row in _rows(folder / "hashes.jsonl")},
+        hashes={
+            int(row["step"]): _hashes(row, folder / "hashes.jsonl") for row in _hash_lines(folder / "hashes.jsonl")
+        },
         checkpoints=_checkpoints(folder / CHECKPOINTS),
     )
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return read_rows(path) if path.exists() else []
+    return read_rows(path) if os.path.lexists(path) else []
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    """Return the summary of a finished run, or an empty one if the run has not finished."""
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary
+def _hash_lines(path: Path) -> list[dict[str, Any]]:
+    return read_lines(path) if os.path.lexists(path) else []
+
+
+def _hashes(row: Mapping[str, Any], path: Path) -> Mapping[str, str]:
+    """Return the hashes of a row by parameter. Raises `CheckpointError` if there are none."""
+    hashes = row.get("parameters")
+    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+        raise CheckpointError(f"{path} must have hashes by parameter at step {row['step']}, and has none; restore it")
+    return hashes
 
 
 def _checkpoints(folder: Path) -> dict[int, Path]:
-    if not folder.is_dir():
+    if not is_folder(folder):
         return {}
-    return {int(path.name[5:]): path for path in folder.iterdir() if re.fullmatch(r"step_[0-9]+", path.name)}
+    return {int(path.name[5:]): path for path in folder.iterdir() if re.fullmatch(r"step_[0-9]{1,18}", path.name)}

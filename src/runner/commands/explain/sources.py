@@ -13,7 +13,7 @@ from typing import Any
 
 from runner.config import introspection, overrides, validation, versions
 from runner.config.compose import Composed
-from runner.config.hydra_adapter import CONF, group_arguments, hydra_session
+from runner.config.hydra_adapter import CONF, group_arguments, hydra_session, user_file, yaml_values
 from runner.config.overrides import Plan
 from runner.config.schema import Config
 
@@ -103,9 +103,7 @@ def assignments(composed: Composed, plan: Plan, merged: MergedFiles, run: str | 
 
 def _newer_keys(file: Path) -> list[Assignment]:
     """Return the values of keys that did not exist when a run wrote its configuration."""
-    from omegaconf import OmegaConf
-
-    values: Any = OmegaConf.to_container(OmegaConf.load(file))
+    values = yaml_values(user_file(file), file)
     written = dict(_flat(values))
     completed = _flat(versions.completed(Config, values))
     return [Assignment(key, value, str(file), 0) for key, value in completed if key not in written]
@@ -127,9 +125,7 @@ def _from_files(files: Sequence[_File]) -> list[Assignment]:
 
 def _read(file: _File) -> list[Assignment]:
     """Return every value in a YAML file with its line."""
-    from omegaconf import OmegaConf
-
-    values: Any = OmegaConf.to_container(OmegaConf.load(file.path))
+    values = yaml_values(user_file(file.path), file.path)
     values.pop("defaults", None)
     lines = dict(_lines(file.path))
     prefix = f"{file.package}." if file.package else ""
@@ -149,7 +145,7 @@ def _lines(path: Path) -> Iterator[tuple[str, int]]:
     """Yield the dotted key and the line of every key in a YAML file; a key merged with << has the line it is written on."""
     import yaml
 
-    loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+    loader = yaml.SafeLoader(user_file(path))
 
     def below(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
         if isinstance(node, yaml.MappingNode):
@@ -214,7 +210,7 @@ def _listed(file: _File) -> Iterator[Assignment]:
     """Yield the choices in the defaults list of a file."""
     import yaml
 
-    root = yaml.compose(file.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    root = yaml.compose(user_file(file.path), Loader=yaml.SafeLoader)
     lists = [value for key, value in root.value if key.value == "defaults"] if root else []
     items = [item for entries in lists for item in entries.value if isinstance(item, yaml.MappingNode)]
     folder = file.config_path.rpartition("/")[0]

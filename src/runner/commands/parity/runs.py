@@ -152,7 +152,7 @@ def read_result(run: ParityRun, steps: int, rows_of: Callable[[int], int]) -> Tr
     """
     import torch
 
-    from runner.runs.checkpoint import intact
+    from runner.runs.saved_state import intact
     from runner.runs.sinks.jsonl import read_rows
 
     rows: list[dict[str, Any]] = read_rows(run.directory / "metrics.jsonl")

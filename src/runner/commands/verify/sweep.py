@@ -10,8 +10,9 @@ from runner.commands.diverge.runs import RecordedRun, read_run
 from runner.commands.verify.rerun import repeat_run
 from runner.commands.verify.verdict import Verdict, print_line
 from runner.errors import CheckpointError, ConfigError
+from runner.runs.records import SWEEP
 from runner.sweep.audit import difference, draw_finished
-from runner.sweep.manifest import FILE, Manifest
+from runner.sweep.manifest import Manifest
 
 BOUNDS = {"float64": 5e-14, "float32": 1.5e-5}
 """dtype -> largest allowed difference of a vmapped member, relative to the largest magnitude of a tensor."""
@@ -53,9 +54,9 @@ def _drawn_members(directory: Path, count: int) -> list[RecordedRun]:
     """Draw finished members. Raises `InputError` if there are none, or if one has a dtype without a bound."""
     if count < 1:
         raise ConfigError(f"`--members` must be at least 1, got {count}; use a larger number")
-    if not (directory / FILE).is_file():
+    if not (directory / SWEEP).is_file():
         raise CheckpointError(
-            f"`SWEEP` must be a sweep directory, got {str(directory)!r}, which has no {FILE}; correct the path"
+            f"`SWEEP` must be a sweep directory, got {str(directory)!r}, which has no {SWEEP}; correct the path"
         )
     manifest = Manifest.read(directory)
     members = [read_run(str(manifest.member_directory(number)), "SWEEP") for number in draw_finished(manifest, count)]

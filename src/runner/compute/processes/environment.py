@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from runner.compute.processes.notes import LaunchNotes
 from runner.errors import ConfigError
 
 
@@ -24,6 +25,8 @@ class RankEnvironment:
     """Whether the launcher hosts the store and opened it before this process started; otherwise rank 0 opens it."""
     launcher_pid: int | None
     """Process id of a launcher that waits for all processes on this host; None when there is no such launcher."""
+    notes: LaunchNotes
+    """What our own launcher reads when the processes have ended."""
     will_restart: bool
     """Whether the launcher restarts all processes when one fails; False on several hosts, where no process can know."""
 
@@ -68,6 +71,7 @@ def read_environment(environ: Mapping[str, str]) -> RankEnvironment:
         launcher_hosts_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         # Only a launcher waits for its processes. A shell may end before a process that it started in the background.
         launcher_pid=os.getppid() if "TORCHELASTIC_RUN_ID" in environ else None,
+        notes=LaunchNotes.of(environ),
         will_restart=restarts < most and numbers["LOCAL_WORLD_SIZE"] == numbers["WORLD_SIZE"],
     )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from runner.compute.processes.consensus import StopConsensus, run_on_all_ranks
 from runner.compute.processes.environment import RankEnvironment, network_interface
+from runner.compute.processes.notes import REASON, RUN_DIRECTORY
 from runner.compute.processes.rendezvous import JOIN_SECONDS, Rendezvous, join
 from runner.compute.processes.watchdog import FailureChannel, Watchdog, is_lost
 from runner.compute.signals import StopRequest
@@ -164,6 +165,8 @@ class ProcessGroup:
     def store_run_dir(self, run_dir: str) -> None:
         """Store the run directory under a key that later attempts read."""
         self.attempt.rendezvous.set_persistent("run_dir", run_dir)
+        self._environment.notes.write(RUN_DIRECTORY, os.path.abspath(run_dir))
+        self._environment.notes.write(REASON, "")  # that of an earlier attempt
 
     @property
     def previous_run_dir(self) -> str | None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 
 from runner.compute.processes.environment import format_ranks
+from runner.compute.processes.notes import REASON
 from runner.compute.processes.rendezvous import Rendezvous, poll
 from runner.compute.signals import StopRequest
 from runner.errors import ProcessLost, RemoteRankError, RunnerError
@@ -75,8 +76,10 @@ class FailureChannel:
             who = format_ranks(missing) if missing else "the connection between the processes"
             lost = "were lost" if len(missing) > 1 else "was lost"
             event = f"did not answer within {timeout_seconds:g} seconds" if late else lost
-            restart = self._rendezvous.environment.will_restart
-            text = f"{who} {event} {when}; {'all processes restart' if restart else remedy}"
+            environment = self._rendezvous.environment
+            text = f"{who} {event} {when}; {'all processes restart' if environment.will_restart else remedy}"
+            if late:  # the launcher sees only that it had to kill that process
+                environment.notes.write(REASON, text)
             return ProcessLost(text) if self.report(text, 1) else self._read()
         except ProcessLost as closed:
             return ProcessLost(f"{closed} {when}; {remedy}")

@@ -49,8 +49,9 @@ class Sink(Writer, Protocol):
     def open(self, first_step: int) -> None:
         """Prepare for rows from `first_step` on.
 
-        Rows with step >= `first_step` that an earlier attempt left are dropped: the run writes them again. 0 is a new
-        run.
+        Rows with step >= `first_step` that an earlier attempt left are dropped, and so are its start and its end: the run
+        writes them again. 0 is a new run. Nothing is written yet: `open` is the only call for a sink that a resumed run does
+        not use any more.
         """
         ...
 

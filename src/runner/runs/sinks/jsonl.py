@@ -6,13 +6,19 @@ Each line is one object, in the order of the steps. nan and infinity, which JSON
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from runner.config import schema as c
+from runner.config.files import MIB, read_bytes
+from runner.config.validation import cut, shown
 from runner.errors import CheckpointError
 from runner.runs.atomic import Appended, strict, write_atomic
+
+MAX_BYTES = 1024 * MIB
+"""Largest file of rows, some ten million of them."""
 
 _NOT_FINITE = {text: float(text) for text in ("nan", "inf", "-inf")}
 _ENCODER = json.JSONEncoder(allow_nan=False)  # made once: it takes longer than encoding a row
@@ -31,8 +37,8 @@ class JsonLines:
 
     def open(self, first_step: int) -> None:
         """Drop rows from `first_step` on, and a line that a kill cut off."""
-        if self._path.exists():
-            content = self._path.read_bytes()
+        if os.path.lexists(self._path):
+            content = read_bytes(self._path, MAX_BYTES)
             kept = b"".join(line + b"\n" for line in content.splitlines() if _step(line) < first_step)
             if kept != content:
                 write_atomic(self._path, kept)
@@ -70,7 +76,7 @@ def _step(line: bytes) -> float:
     """Return the step of a row; infinity for a line that is not a row, such as one that a kill cut off."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return float("inf")
 
 
@@ -83,18 +89,41 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a `metrics.jsonl`, with "nan", "inf" and "-inf" as numbers.
 
     A last line without its end is left out: a kill cut it off, or it is being written. Raises `CheckpointError` for any
-    other line that is not a row, and `FileNotFoundError`.
+    other line that is not a row, and for anything but a regular file; and `FileNotFoundError`.
     """
-    *whole, _incomplete = path.read_bytes().split(b"\n")
+    rows = read_lines(path)
+    for number, row in enumerate(rows, start=1):
+        for name, value in row.items():
+            if type(value) not in (int, float, bool):
+                raise CheckpointError(
+                    f"line {number} of `{path}` must have numbers alone, got {shown(value)} for `{cut(name)}`; restore the file or delete the line"
+                )
+    return rows
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file as `read_rows` does, with values of any type besides `step`."""
+    try:
+        *whole, _incomplete = read_bytes(path, MAX_BYTES).split(b"\n")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} must be rows of metrics, but cannot be read ({error.strerror}); restore it"
+        ) from None
     return [_row(line, f"line {number} of `{path}`") for number, line in enumerate(whole, start=1)]
 
 
 def _row(line: bytes, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
+    start = line[:40].decode(errors="replace")
     if not isinstance(row, dict):
-        start = line[:40].decode(errors="replace")
         raise CheckpointError(f"{place} must be a JSON object, got {start!r}; restore the file or delete the line")
+    if type(row.get("step")) is not int or not 0 <= row["step"] < 2**63:
+        raise CheckpointError(
+            f"{place} must have a `step` of at least 0, got {start!r}; restore the file or delete the line"
+        )
     return {name: _NOT_FINITE.get(value, value) if isinstance(value, str) else value for name, value in row.items()}

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.errors import shortened
+
 if TYPE_CHECKING:
     from runner.runs.atomic import Appended
 
@@ -56,7 +58,7 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Print and log a warning that does not stop the run."""
-        self.say(f"note: {text}")
+        self.say(f"note: {shortened(text)}")
 
     def fail(self, text: str) -> None:
         """Log why the run ended. The caller prints it on the error stream."""
@@ -148,7 +150,8 @@ class _Terminal:
             def on_broken_pipe(self) -> None:
                 raise BrokenPipeError  # rich would end the process
 
-        self._screen = Screen(highlight=False, soft_wrap=True)
+        # In a notebook, rich would show its tables beside standard output, where the other lines go.
+        self._screen = Screen(highlight=False, soft_wrap=True, force_jupyter=False)
         if not self._screen.is_terminal and "COLUMNS" not in os.environ:
             self._screen.width = WIDTH
         self.live = self._screen.is_terminal and not self._screen.is_dumb_terminal and sys.stdout.isatty()
@@ -241,7 +244,8 @@ def _rendered(table: Any) -> str:
     from rich.console import Console
 
     file = io.StringIO()
-    Console(file=file, width=WIDTH, soft_wrap=True, highlight=False).print(table)
+    # In a notebook, rich would ignore the file.
+    Console(file=file, width=WIDTH, soft_wrap=True, highlight=False, force_jupyter=False).print(table)
     return file.getvalue()
 
 

@@ -7,6 +7,7 @@ as an event of its own, which costs more than writing all values of a row at onc
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import textwrap
@@ -17,14 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from runner.config import schema as c
+from runner.config.files import MIB, read_bytes
 from runner.runs.atomic import Appended, as_yaml, write_atomic
 from runner.runs.sinks.base import Row
 from runner.runs.sinks.crc32c import masked_crc32c
+
+MAX_BYTES = 1024 * MIB
+"""Largest event file of an earlier attempt."""
 
 _PREFIX = "events.out.tfevents."
 _HPARAMS = "_hparams_/"
 """Start of the tags of the plugin for hyperparameters."""
 
+_OF_AN_ATTEMPT = ("config", _HPARAMS, "final/", "figures/")
+"""Starts of the tags that each attempt writes itself, at its start and at its end. All others are of rows."""
 
 _SECRETS = ("token", "password", "secret")
 
@@ -46,29 +53,37 @@ class TensorBoard:
         self._first_step = 0
 
     def open(self, first_step: int) -> None:
-        """Drop events from `first_step` on in the files of earlier attempts, and begin a new file."""
+        """Drop events of earlier attempts: rows from `first_step` on, and what is not of rows. A file begins with `start`."""
+        self._first_step = first_step
+        self._earlier = sorted(self._directory.glob(_PREFIX + "*"))
+        starts = [_drop(file, first_step) for file in self._earlier]
+        self._config_step = min([step for step in starts if step is not None], default=first_step)
+
+    def _begin(self) -> Appended:
+        """Begin the file of this attempt."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-        self._first_step = first_step
         self._event = Event
-        earlier = sorted(self._directory.glob(_PREFIX + "*"))
-        for file in earlier:
-            _drop(file, first_step)
-        self._file = Appended(self._directory / _file_name(earlier), held=self._held)
-        self._put(Event(file_version="brain.Event:2", wall_time=time.time()))
-        # A server that has read the dropped rows already forgets them when it reads this.
-        self._put(Event(step=first_step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
+        file = Appended(self._directory / _file_name(self._earlier), held=self._held)
+        now = time.time()
+        # A server that has read the dropped rows already forgets them when it reads the second one.
+        for event in (
+            Event(file_version="brain.Event:2", wall_time=now),
+            Event(step=self._first_step, wall_time=now, session_log=SessionLog(status=SessionLog.START)),
+        ):
+            file.write(_record(event.SerializeToString()))
+        return file
 
     def start(
         self, config: Mapping[str, Any], hyperparameters: Mapping[str, float | str | bool], metric_names: Sequence[str]
     ) -> None:
         """Write the config as the text "config", and the table of hyperparameters with metrics "final/<name>"."""
         values = [_text("config", _markdown(config)), *_session_start(_masked(hyperparameters), metric_names)]
-        self._put_values(self._first_step, values)
+        self._put_values(self._config_step, values)
 
     def write(self, row: Row) -> None:
         """Write a row as one event with all its values."""
-        event = self._event(step=row["step"], wall_time=time.time())
+        event = self._new(int(row["step"]))
         add = event.summary.value.add
         for tag, number in row.items():
             if tag != "step":
@@ -77,13 +92,14 @@ class TensorBoard:
 
     def flush(self) -> None:
         """Wait until the disk has all events so far."""
-        assert self._file is not None
-        self._file.sync()
+        if self._file is not None:
+            self._file.sync()
 
     def finish(self, summary: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
         """Write scalars "final/<name>" and images "figures/<name>" at the last step, and the end of the session."""
-        steps = summary["steps"]
-        self.write({"step": steps, **{f"final/{name}": value for name, value in summary["metrics"].items()}})
+        steps, metrics = summary["steps"], summary["metrics"]
+        if metrics:
+            self.write({"step": steps, **{f"final/{name}": value for name, value in metrics.items()}})
         self._put_values(steps, [_image(f"figures/{name}", png) for name, png in figures.items()])
         self._put_values(steps, [_session_end(summary["status"] == "finished")])
         self.flush()
@@ -94,9 +110,14 @@ class TensorBoard:
             self._file.close()
 
     def _put_values(self, step: int, values: Sequence[Any]) -> None:
-        event = self._event(step=step, wall_time=time.time())
+        event = self._new(step)
         event.summary.value.extend(values)
         self._put(event)
+
+    def _new(self, step: int) -> Any:
+        """Return an empty event. The first one begins the file."""
+        self._file = self._file or self._begin()
+        return self._event(step=step, wall_time=time.time())
 
     def _put(self, event: Any) -> None:
         assert self._file is not None
@@ -106,32 +127,37 @@ class TensorBoard:
 def _file_name(earlier: Sequence[Path]) -> str:
     """Return a name that sorts after those of earlier attempts: TensorBoard reads files in this order."""
     # The clock does not ensure it: two attempts may start in the same second, or on two machines.
-    times = [int(file.name.removeprefix(_PREFIX).partition(".")[0]) for file in earlier]
+    starts = (file.name.removeprefix(_PREFIX).partition(".")[0] for file in earlier)
+    times = [int(start) for start in starts if re.fullmatch(r"[0-9]{1,10}", start)]
     return f"{_PREFIX}{max([int(time.time()), *(t + 1 for t in times)]):010d}.{socket.gethostname()}.{os.getpid()}"
 
 
-def _drop(file: Path, first_step: int) -> None:
-    """Remove from an earlier attempt's file the steps that are written again, and a record that a kill cut off.
+def _drop(file: Path, first_step: int) -> int | None:
+    """Keep the rows of an earlier attempt's file that are not written again. Return the step of the config, if it is there.
 
-    The hyperparameters and the end of its session are removed at any step.
+    A record that a kill cut off is dropped. A file of which nothing is kept is removed.
     """
     from tensorboard.compat.proto.event_pb2 import Event
 
-    # TensorBoard uses the first session that it reads: a resumed run would stay "failed" in its table.
-
-    content = file.read_bytes()
+    content, config_step = read_bytes(file, MAX_BYTES), None
     kept = bytearray()
     for record, data in _split(content):
-        event = Event.FromString(data)
-        if event.step < first_step and not any(value.tag.startswith(_HPARAMS) for value in event.summary.value):
+        try:
+            event = Event.FromString(data)
+        except Exception:  # protobuf's own: the checksum is right, but it is no event
+            continue
+        tags = [value.tag for value in event.summary.value]
+        if "config" in tags:
+            config_step = event.step
+        # TensorBoard uses the first session that it reads: a resumed run would stay "failed" in its table.
+        if event.step < first_step and not any(tag.startswith(_OF_AN_ATTEMPT) for tag in tags):
             kept += record
     if not kept:
         file.unlink()
     elif kept != content:
-        # The copy does not have the name of an event file, which TensorBoard would read before it is complete.
-        copy = file.with_name("events.rewritten")
-        write_atomic(copy, bytes(kept))
-        copy.replace(file)
+        # The new file does not have the name of an event file before it is complete, because TensorBoard would read it.
+        write_atomic(file, bytes(kept), temporary_name="events")
+    return config_step
 
 
 def _record(data: bytes) -> bytes:

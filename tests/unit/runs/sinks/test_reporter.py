@@ -107,3 +107,24 @@ def test_a_terminal_has_a_progress_line_and_its_log_every_row(
 def test_many_fitted_values_are_not_printed() -> None:
     assert reporter.lines_of({"metrics": {}, "parameters": {"weight": [1.0] * 21}}) == []
     assert len(reporter.lines_of({"metrics": {}, "parameters": {"weight": [1.0] * 20}})) == 1
+
+
+def test_in_a_notebook_the_table_is_printed_once_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class ZMQInteractiveShell:
+        """The class by which rich recognizes a notebook."""
+
+    monkeypatch.setattr("builtins.get_ipython", ZMQInteractiveShell, raising=False)
+    reporter = Reporter()
+    reporter.attach(tmp_path / "run.log")
+    reporter.finish({"status": "finished", "metrics": {"train/loss": 0.25}}, {})
+    reporter.close()
+    table = "       loss\ntrain  0.25\n"
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == table.splitlines()
+    assert [line.rstrip() for line in (tmp_path / "run.log").read_text().splitlines()] == table.splitlines()
+
+
+def test_a_note_with_a_long_word_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    Reporter().warn(f"`seed` is given twice; the last one counts: {'9' * 1000}")
+    assert capsys.readouterr().out == f"note: `seed` is given twice; the last one counts: {'9' * 200}…{'9' * 60}\n"

@@ -1,0 +1,93 @@
+"""Sizes that a configuration asks for, compared with this machine before anything is allocated."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+from runner.config import schema as c
+
+GIB = 2**30
+
+SMALL = GIB // 4
+"""Bytes that are never refused, so that a small run does not depend on what else is running."""
+
+PROCESS_BYTES = 100 * 2**20
+"""Least memory of one more process with torch imported."""
+
+PARAMETER_BYTES = 16
+"""Memory of one parameter at least: its initial value and its gradient, in float64."""
+
+
+def problems(config: c.Config, processes: int = 1) -> list[str]:
+    """Return the reasons why data, model or processes cannot fit on this host, where each process holds all rows."""
+    data = config.data
+    found = [
+        unfit(PROCESS_BYTES, "`launch.processes`", f"got {processes:,}", "start fewer processes", processes),
+        *model_problems(config.model, data.known_columns or 1),
+    ]
+    if data.known_rows is not None and data.known_columns is not None:
+        # As float64 from the source and as scaled; and a name for each column.
+        needed = 16 * data.known_rows * (data.known_columns + 1) + 100 * data.known_columns
+        keys = " times ".join(f"`{key}`" for key in data.size_keys)
+        value = f"got {data.known_rows:,} rows of {data.known_columns:,} features"
+        found.append(unfit(needed, keys, value, "use fewer", processes))
+    return [problem for problem in found if problem is not None]
+
+
+def model_problems(model: c.ModelConfig, columns: int) -> list[str]:
+    """Return the reason why the parameters of a model for data of so many features cannot fit in memory, if they cannot."""
+    count = model.parameter_count(columns)
+    problem = unfit(count * PARAMETER_BYTES, f"`{model.size_key}`", f"got {count:,} parameters", "use a smaller model")
+    return [] if problem is None else [problem]
+
+
+def unfit(needed: int, subject: str, value: str, remedy: str, processes: int = 1) -> str | None:
+    """Return the message for something that takes more bytes than each process can allocate, or None if it fits."""
+    if needed * processes <= SMALL or needed * processes <= (available := available_bytes(processes)):
+        return None
+    sizes = f"{needed * processes / GIB:,.1f} GiB, of which {available / GIB:,.1f} GiB are available"
+    return f"{subject} must fit in memory, {value} ({sizes}); {remedy}"
+
+
+def available_bytes(processes: int = 1) -> float:
+    """Return the memory that so many processes of this host can still allocate together; inf if it is unknown."""
+    return max(0.0, min(_host_bytes(), _container_bytes(), processes * _limit_bytes()))
+
+
+def _host_bytes() -> float:
+    return _field(Path("/proc/meminfo"), "MemAvailable:") * 1024
+
+
+def _container_bytes() -> float:
+    """Memory that is left of the limit of a container, by version 2 and version 1 of control groups."""
+    root = Path("/sys/fs/cgroup")
+    return min(
+        _left(root, "memory.max", "memory.current", "inactive_file"),
+        _left(root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+
+
+def _left(folder: Path, limit: str, used: str, cache: str) -> float:
+    """Memory that is left of the limit of a control group; cached files count as free. inf without a group or a limit."""
+    try:
+        present = int((folder / used).read_text()) - _field(folder / "memory.stat", cache)
+        return int((folder / limit).read_text()) - present
+    except (OSError, ValueError):  # the limit may be "max"
+        return float("inf")
+
+
+def _limit_bytes() -> float:
+    """Address space that is left of the limit of this process (`ulimit -v`)."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    used = _field(Path("/proc/self/status"), "VmSize:") * 1024
+    return float("inf") if limit == resource.RLIM_INFINITY or used == float("inf") else limit - used
+
+
+def _field(file: Path, name: str) -> float:
+    """Return the number after a name in a file of the system; inf if there is none."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return float("inf")
+    return next((float(line.split()[1]) for line in lines if line.startswith(name)), float("inf"))

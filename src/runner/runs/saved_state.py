@@ -1,0 +1,76 @@
+"""The state of a run in a checkpoint: its parts, checked before anything uses them.
+
+The SHA-256 sums of a manifest reveal damage. They do not tell who wrote the file: anybody can compute them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from runner.config.documents import check_size, faults
+from runner.config.parts import key
+from runner.config.validation import shown
+from runner.runs import checkpoint
+from runner.runs.checkpoint import STATE, Loaded
+
+MAX_VALUES = 1_000_000
+"""Most values of a state besides the numbers of its tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The best value of a metric."""
+
+    value: float | None = key("the best value")
+    waited: int = key("evaluations since", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """The plain values of a state. The rest are tensors by name."""
+
+    format: int = key("version of the state's form", at_least=1, before=1)
+    data_sha256: str = key("SHA-256 of the data")
+    seconds: float = key("time of training", unit="seconds", at_least=0)
+    stopped_early: bool = key("whether the run has stopped early")
+    settled: bool = key("whether the optimizer has converged", before=False)
+    early_stopping: Score = field()
+    best: Score = field()
+
+
+def load(folder: Path) -> Loaded | None:
+    """Return the newest usable checkpoint of a run, as `checkpoint.load` does."""
+    return checkpoint.load(folder, fault)
+
+
+def intact(path: Path) -> dict[str, Any] | str:
+    """Return the state of a checkpoint; or a text that says what is wrong with it."""
+    state = checkpoint.intact(path)
+    return state if isinstance(state, str) else fault(state) or state
+
+
+def fault(state: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the parts of a state, in one sentence; None if nothing is."""
+    try:
+        check_size(state, MAX_VALUES)
+    except ValueError as error:
+        return f"{STATE} cannot be used: {error}"
+    parts = [_part_fault(state, part) for part in ("model", "optimizer", "scaler", "config", "scaling")]
+    problems = [*filter(None, parts), *faults(State, state)]
+    return f"{STATE}: {'; '.join(problems)}" if problems else None
+
+
+def _part_fault(state: Mapping[str, Any], part: str) -> str | None:
+    value = state.get(part)
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return f"`{part}` must have values by name, got {shown(value)}"
+    if part == "model" and not all(isinstance(tensor, Tensor) for tensor in value.values()):
+        return "`model` must have tensors alone"
+    if part == "optimizer" and not all(isinstance(slots, Mapping) for slots in value.values()):
+        return "`optimizer` must have values by parameter"
+    return None

@@ -1,0 +1,36 @@
+"""Check that a saved state belongs to the model and the optimizer of a run, before the run is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.errors import CheckpointError
+from runner.optim import saved_slots
+from runner.optim.saved_slots import described
+from runner.training.experiment import RunInfo
+
+
+def refuse_misfit(state: Mapping[str, Any], info: RunInfo, path: Path) -> None:
+    """Raise `CheckpointError` with each part of a state that this run cannot load. `path` is its checkpoint."""
+    tensors, saved = info.tensors, state["model"]
+    problems = [f"`model.{name}` is missing" for name in tensors if name not in saved]
+    problems += [f"`model.{name}` is no parameter of this model" for name in saved if name not in tensors]
+    problems += [
+        f"`model.{name}` must be {described(tensor)}, got {described(saved[name])}"
+        for name, tensor in tensors.items()
+        if name in saved and (saved[name].dtype, saved[name].shape) != (tensor.dtype, tensor.shape)
+    ]
+    if not problems:
+        parameters = {name: tensors[name] for name in info.parameter_names}
+        problems = saved_slots.problems(info.config.optimizer, parameters, state["optimizer"])
+    if info.config.amp == "float16" and not _is_scaler(state["scaler"]):
+        problems.append("`scaler` must have the state of a gradient scaler")
+    if problems:
+        raise CheckpointError(f"{path / 'state.pt'}: {problem}; restore the checkpoint" for problem in problems)
+
+
+def _is_scaler(state: Mapping[str, Any]) -> bool:
+    names = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker", "skipped_steps"}
+    return names <= state.keys() and all(isinstance(state[name], (int, float)) for name in names)

@@ -1,0 +1,196 @@
+"""Sizes beyond this machine: one message, exit code 2, within seconds and without the memory that was asked for.
+
+Each command runs in a process of its own, whose address space and processor time are limited: one that acts on its size
+before it looks at it ends in another way.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ADDRESS_SPACE = 6 * 2**30  # torch maps some 4 GiB of libraries and reserved space, and needs under 1 GiB of memory
+CPU_SECONDS = 20  # a busy machine lets a refused command take five seconds of wall time; this ends one that never ends
+QUICK = ["device=cpu", "record.plots=false", "train.steps=2", "optimizer.lr=1e-4"]
+CSV = ["data=csv", "data.path=t.csv", "data.target=y"]
+HUGE = 10**12
+
+
+def refused(*arguments: str) -> list[str]:
+    """Return the messages of a command, which must be refused and leave nothing."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+
+    before = sorted(Path().rglob("*"))
+    with tempfile.TemporaryFile() as errors:
+        command = [sys.executable, "-m", "runner", *arguments, *QUICK]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment, preexec_fn=limit)  # noqa: PLW1509 - no lock is held by a thread
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        errors.seek(0)
+        lines = errors.read().decode().splitlines()
+    assert (process.returncode, [line for line in lines if not line.startswith("error: ")]) == (2, []), lines[-5:]
+    assert usage.ru_maxrss * 1024 < 2**30
+    assert sorted(Path().rglob("*")) == before
+    return [line.removeprefix("error: ") for line in lines]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def sparse(beginning: str, size: int) -> None:
+    """Write a file that starts with a text and ends with a hole, which takes no space on the disk."""
+    Path("t.csv").write_text(beginning, encoding="utf-8")
+    os.truncate("t.csv", size)
+
+
+def wide(columns: int, cell: str = "1.5") -> None:
+    names = ",".join(f"c{i}" for i in range(columns - 1))
+    row = ",".join([cell, *["1.5"] * (columns - 1)])
+    Path("t.csv").write_text(f"y,{names}\n{row}\n{row}\n", encoding="utf-8")
+
+
+def experiment(text: str) -> None:
+    Path("d/experiment").mkdir(parents=True)
+    Path("d/experiment/keys.yaml").write_text(f"# @package _global_\n{text}", encoding="utf-8")
+
+
+CASES: dict[str, tuple[list[str], Callable[[], object] | None, list[str]]] = {
+    "features": (
+        [f"data.features={HUGE}"],
+        None,
+        ["`data.rows` times `data.features` must fit in memory, got 100 rows of 1,000,000,000,000 features (1,583,248.4 GiB, of which "],
+    ),
+    "rows": (
+        [f"data.rows={HUGE}"],
+        None,
+        ["`data.rows` times `data.features` must fit in memory, got 1,000,000,000,000 rows of 1 features (29,802.3 GiB, of which "],
+    ),
+    "rows of a curve": (
+        ["data=curve", f"data.rows={HUGE}"],
+        None,
+        ["`data.rows` must fit in memory, got 1,000,000,000,000 rows of 1 features (29,802.3 GiB, of which "],
+    ),
+    "rows and features in the trials of a sweep": (
+        ["-m", f"data.rows=100,{HUGE}"],
+        None,
+        ["trial 1: `data.rows` times `data.features` must fit in memory, got 1,000,000,000,000 rows of 1 features (29,802.3 GiB, of which "],
+    ),
+    "one wide layer": (
+        ["model=mlp", f"model.widths=[{HUGE}]"],
+        None,
+        ["`model.widths` must fit in memory, got 3,000,000,000,001 parameters (44,703.5 GiB, of which "],
+    ),
+    "two wide layers": (
+        ["model=mlp", "model.widths=[100000,100000]"],
+        None,
+        ["`model.widths` must fit in memory, got 10,000,400,001 parameters (149.0 GiB, of which "],
+    ),
+    "layers for the columns of a file": (
+        [*CSV, "model=mlp", "model.widths=[1000000]"],
+        lambda: wide(1001),
+        ["`model.widths` must fit in memory, got 1,002,000,001 parameters (14.9 GiB, of which "],
+    ),
+    "layers": (
+        ["model=mlp", f"model.widths=[{','.join(['1'] * 10_000)}]"],
+        None,
+        ["`model.widths` must have at most 1000 layers, got 10,000; use fewer and wider ones"],
+    ),
+    "unknown keys of a file": (
+        ["--config-dir", "d", "+experiment=keys"],
+        lambda: experiment("".join(f"key{i}: 1\n" for i in range(10_000))),
+        [*(f"`key{i}` is not a key; see docs/config.md for the list of keys" for i in range(100)), "and 9,900 more problems"],
+    ),
+    "start values of absent parameters": (
+        ["--config-dir", "d", "+experiment=keys", "model=formula"],
+        lambda: experiment("model:\n  start:\n" + "".join(f"    q{i:05}: 1\n" for i in range(10_000))),
+        [*(f"`model.start.q{i:05}` must name a parameter of `model.expression`='a*x + b', which has a, x, b; " for i in range(100)), "and 9,900 more problems"],
+    ),
+    "data and model": (
+        [f"data.features={HUGE}", "model=mlp", f"model.widths=[{HUGE}]"],
+        None,
+        [
+            "`model.widths` must fit in memory, got 1,000,000,000,002,000,000,000,001 parameters (14,901,161,193,877,",
+            "`data.rows` times `data.features` must fit in memory, got 100 rows of 1,000,000,000,000 features (1,583,248.4 GiB, of which ",
+        ],
+    ),
+    "processes": (["launch.processes=100000"], None, ["`launch.processes` must be an integer from 1 to 1024, got 100000"]),
+    "hosts": (["launch.nodes=100000"], None, ["`launch.nodes` must be an integer from 1 to 65536, got 100000"]),
+    "processes beyond the rows": (
+        ["launch.processes=101"],
+        None,
+        ["the number of processes must not be above the number of rows, 100, got 101; start fewer processes"],
+    ),
+    "a port that nobody knows": (
+        ["launch.processes=2", "launch.rdzv_endpoint=127.0.0.1:0"],
+        None,
+        ["`launch.rdzv_endpoint` must have a port from 1 to 65535, got 127.0.0.1:0; give a free port of that host"],
+    ),
+    "trials": (
+        ["-m", f"seeds={HUGE}"],
+        None,
+        ["`sweep.max_trials` must be at least the number of trials (1,000,000,000,000), got 10,000; give fewer values, or sweep.max_trials=1000000000000"],
+    ),
+    "trials of a range": (
+        ["-m", "data.slope=range(0,1e15,1)"],
+        None,
+        ["`sweep.max_trials` must be at least the number of trials (1,000,000,000,000,000), got 10,000; "],
+    ),
+    "a file beyond memory": (
+        CSV,
+        lambda: sparse("x,y\n1,2\n", 30 * 2**30),
+        ["`data.path` must fit in memory, got 't.csv' of 30.0 GiB (90.0 GiB, of which "],
+    ),
+    "a Parquet file beyond memory": (
+        ["data=parquet", *CSV[1:]],
+        lambda: sparse("PAR1", 300 * 2**30),
+        ["`data.path` must fit in memory, got 't.csv' of 300.0 GiB (900.0 GiB, of which "],
+    ),
+    "a hole in a file": (
+        CSV,
+        lambda: sparse("x,y\n1,2\n", 2**28),
+        ["`data.path` must be UTF-8 text, but 't.csv' is UTF-16 or binary; save it as UTF-8"],
+    ),
+    "columns": (
+        CSV,
+        lambda: wide(100_000, "abc"),
+        ["`data.path`: line 2 of 't.csv', column 'y' (none of its 2 values is usable), must be a finite number, got 'abc', text; "],
+    ),
+    "a name among many columns": (
+        [*CSV[:2], "data.target=c100001"],
+        lambda: wide(100_000),
+        ["`data.target` must name a column of 't.csv', got 'c100001'; the columns are 'c100', 'c101', "],
+    ),
+    "absent names": (
+        [*CSV, f"data.features=[{','.join(f'absent{i}' for i in range(10_000))}]"],
+        lambda: wide(100),
+        [*(f"`data.features` must name a column of 't.csv', got 'absent{i}'; the columns are " for i in range(10)), "and 9,990 more problems in 't.csv'"],
+    ),
+    "absent names among many columns": (
+        [*CSV, f"data.features=[{','.join(f'absent{i}' for i in range(10_000))}]"],
+        lambda: wide(100_000),
+        [*(f"`data.features` must name a column of 't.csv', got 'absent{i}'; the columns are " for i in range(10)), "and 9,990 more problems in 't.csv'"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "prepare", "beginnings"), CASES.values(), ids=CASES.keys())
+def test_a_size_beyond_the_machine_is_refused(
+    arguments: list[str], prepare: Callable[[], object] | None, beginnings: list[str]
+) -> None:
+    if prepare is not None:
+        prepare()
+    problems = refused(*arguments)
+    assert [problem[: len(beginning)] for problem, beginning in zip(problems, beginnings, strict=True)] == beginnings

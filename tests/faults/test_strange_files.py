@@ -1,0 +1,488 @@
+"""Files that somebody else put into a run, a sweep or a folder of experiments: refused by name, quickly, and never written to.
+
+Each fault is injected for real: FIFOs, links to devices, loops of links, sparse files of 30 GB, sockets, and YAML and JSON
+that describe more than any memory holds.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runner.cli import main
+from runner.runs.atomic import Appended
+from runner.runs.checkpoint_manifest import manifest_of, size_and_hash
+
+RUN = ["+experiment=linreg", "optimizer=adam", "train.steps=4", "record.every_steps=2", "record.hash_every_steps=2"]
+QUICK = ["record.plots=false", "device=cpu", "device.threads=1"]
+RESUME = ["resume=x", "train.steps=6"]
+DIVERGE = ["diverge", "x", "s/0"]
+SECONDS = 20
+"""After which a command counts as hanging. They take less than a second here."""
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run `run` and a finished sweep `sweep`."""
+    folder = tmp_path_factory.mktemp("recorded")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main([*RUN, *QUICK, "run_dir=run"]) == 0
+        assert main(["-m", *RUN, *QUICK[1:], "seeds=2", "run_dir=sweep"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A copy of the run as `x` and of the sweep as `s`, and an alarm for a command that hangs."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(recorded / "run", "x", symlinks=True)
+    shutil.copytree(recorded / "sweep", "s", symlinks=True)
+    Path("mine").write_text("mine")
+
+    def hangs(*_: object) -> None:
+        raise TimeoutError("the command hangs")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    def messages(*arguments: str) -> list[str]:
+        """Return the messages of a command that must end with exit code 2."""
+        capsys.readouterr()
+        assert main(arguments) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert all(line.startswith(("error: ", "note: ")) for line in lines)
+        return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+
+    return messages
+
+
+Refused = Callable[..., list[str]]
+
+
+def put(kind: str, path: Path) -> None:
+    """Put a strange file in a path's place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    if kind == "a FIFO":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(os.path.relpath(path))
+    elif kind == "30 GB":
+        path.touch()
+        os.truncate(path, 30 * 2**30)
+    else:
+        targets = {"a device": "/dev/zero", "a loop": path.name, "a link": str(Path("mine").resolve())}
+        path.symlink_to(targets[kind])
+
+
+KINDS = ["a FIFO", "a socket", "30 GB", "a device", "a loop", "a link"]
+FILES = ["run.json", "config.yaml", "metrics.jsonl", "hashes.jsonl", "summary.json"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FILES)
+def test_a_strange_file_is_refused_by_every_reader(kind: str, name: str, refused: Refused) -> None:
+    put(kind, Path("x", name))
+    what = {"a device": "a link", "a loop": "a link", "30 GB": "it has more than "}.get(kind, kind)
+    for arguments in (DIVERGE, ["verify", "rerun", "x"]):
+        problem = refused(*arguments)[0]
+        assert problem.startswith(f"x/{name} ")
+        assert what in problem
+    if kind != "30 GB" or name in ("run.json", "config.yaml"):
+        assert any(f"x/{name} " in problem and what in problem for problem in refused(*RESUME))
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a device", "a loop", "a link"])
+@pytest.mark.parametrize(
+    "name", ["run.log", "metrics.jsonl", "hashes.jsonl", "events", "plots", "checkpoints", "mine.txt"]
+)
+def test_nothing_is_written_where_a_link_leads(kind: str, name: str, refused: Refused) -> None:
+    path = next(Path("x").glob("events*")) if name == "events" else Path("x", name)
+    put(kind, path)
+    what = "a FIFO" if kind == "a FIFO" else "a link"
+    record = Path("x/run.json").read_bytes()
+    (problem,) = refused(*RESUME)
+    assert problem.startswith(f"{path} must be a regular file")
+    assert problem.endswith(f", got {what}; remove it")
+    assert Path("mine").read_text() == "mine"
+    assert Path("x/run.json").read_bytes() == record
+
+
+def append(path: Path, held: bool) -> None:
+    file = Appended(path, held=held)
+    file.write(b"line\n")
+    file.sync()
+
+
+def test_a_link_that_appears_during_a_run_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "run.log").symlink_to("mine")
+    for held in (False, True):
+        with pytest.raises(OSError, match="it is a link"):
+            append(tmp_path / "run.log", held)
+    assert Path("mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["state.pt", "manifest.json", "extra"])
+def test_a_strange_file_in_a_checkpoint_is_named(kind: str, name: str, refused: Refused) -> None:
+    put(kind, Path("x/checkpoints/step_4", name))
+    first, last = refused(*RESUME)
+    assert first.startswith("the checkpoint `x/checkpoints/step_4` is not used: ")
+    assert name in first
+    assert last.startswith("`x/checkpoints` has no intact checkpoint")
+
+
+def test_a_checkpoint_that_is_a_link_is_not_used(refused: Refused) -> None:
+    os.rename("x/checkpoints/step_4", "elsewhere")
+    Path("x/checkpoints/step_4").symlink_to("../../elsewhere")
+    assert refused(*RESUME)[0] == "the checkpoint `x/checkpoints/step_4` is not used: it is not a folder"
+
+
+@pytest.mark.parametrize("target", ["/etc", "../../step_4", "step_4/../step_4", "step_04"])
+def test_last_is_one_relative_component(target: str, recorded: Path) -> None:
+    Path("x/checkpoints/last").unlink()
+    Path("x/checkpoints/last").symlink_to(target)
+    assert main(RESUME) == 0
+    assert os.readlink("x/checkpoints/last") == "step_6"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["sweep.json", "results.csv", "plots"])
+def test_a_strange_file_in_a_sweep_is_refused(kind: str, name: str, refused: Refused) -> None:
+    put(kind, Path("s", name))
+    if kind == "30 GB" and name != "sweep.json":
+        pytest.skip("these are replaced, and not read")
+    assert refused("-m", "resume=s")[0].startswith(f"s/{name} must be ")
+
+
+def test_a_trial_that_is_a_link_to_another_run_is_refused(refused: Refused) -> None:
+    shutil.rmtree("s/1")
+    Path("s/1").symlink_to("../x")
+    assert refused("-m", "resume=s") == ["s/1 must be a regular file or a folder, got a link; remove it"]
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a socket", "30 GB", "a device", "a loop"])
+def test_a_strange_experiment_is_refused_and_help_is_printed(kind: str, refused: Refused) -> None:
+    Path("groups/experiment").mkdir(parents=True)
+    put(kind, Path("groups/experiment/bad.yaml"))
+    for arguments in (["+experiment=bad"], ["explain", "+experiment=bad"], ["-m", "+experiment=bad", "seeds=2"]):
+        verb, rest = (arguments[:1], arguments[1:]) if arguments[0] == "explain" else ([], arguments)
+        (problem,) = refused(*verb, "--config-dir", "groups", *rest)
+        assert problem.startswith("groups/experiment/bad.yaml must be a readable file, but ")
+    assert main(["--config-dir", "groups", "--help"]) == 0
+
+
+def test_an_experiment_may_be_a_link_to_a_file() -> None:
+    Path("groups/experiment").mkdir(parents=True)
+    Path("real.yaml").write_text("# @package _global_\nname: linked\ntrain: {steps: 2}\n")
+    Path("groups/experiment/linked.yaml").symlink_to("../../real.yaml")
+    assert main(["--config-dir", "groups", "+experiment=linked", *QUICK, "run_dir=y"]) == 0
+    assert json.loads(Path("y/summary.json").read_text())["steps"] == 2
+
+
+LOOPS = [
+    ["run_dir=loop"], ["run_dir=loop/x"], ["resume=loop"], ["rerun", "loop"], ["diverge", "loop", "x"],
+    ["verify", "rerun", "loop"], ["verify", "sweep", "loop"], ["-m", "resume=loop"], ["-m", "seeds=2", "run_dir=loop"],
+    ["-m", "seeds=2", "run_dir=loop/x"], ["data=csv", "data.path=loop", "data.target=y"], ["--config-dir", "loop", "--help"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", LOOPS, ids=" ".join)
+def test_a_loop_of_links_is_refused(arguments: list[str], refused: Refused) -> None:
+    os.symlink("pool", "loop")
+    os.symlink("loop", "pool")
+    assert len(refused(*arguments)) == 1
+    assert sorted(os.listdir()) == ["loop", "mine", "pool", "s", "x"]
+
+
+# -------------------------------------------------------------------------------------------------------- documents
+
+
+def aliases(levels: int) -> str:
+    lines = [f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else 'x'] * 10)}]" for i in range(levels)]
+    return "\n".join(lines) + "\n"
+
+
+def doubled(reference: str) -> str:
+    return "".join(f"b{i}: '{reference.replace('#', str(i - 1)) * 2 if i else 'xx'}'\n" for i in range(40))
+
+
+BOMBS = {
+    "10^5 aliases": (aliases(5), "`b4` describes more than 20,000 values; use fewer, or fewer aliases (*)"),
+    "10^9 aliases": (aliases(9), "`b4` describes more than 20,000 values; use fewer, or fewer aliases (*)"),
+    "merged": (
+        "b0: &b0 {x: 1}\n" + "".join(f"b{i}: &b{i} {{<<: [{', '.join([f'*b{i - 1}'] * 9)}]}}\n" for i in range(1, 9)),
+        "describes more than 20,000 values",
+    ),
+    "itself": ("train: &t {steps: *t}\n", "`train.steps` refers to itself; write the value out"),
+    "deep": ("a: " + "[" * 100_000, "it must have at most 64 levels; make it flatter"),
+    "deep and closed": ("a: " + "[" * 2_000 + "]" * 2_000, "it must have at most 64 levels; make it flatter"),
+    "deep in a block": ("- " * 50_000 + "a\n", "it must have at most 64 levels; make it flatter"),
+    "large": ("a: " + "x" * 2**21, "it has more than 1 MiB"),
+    "nested references": (
+        "name: " + "${oc.select:" * 500 + "x" + "}" * 500,
+        "`name` must nest at most 16 references ${…}, got 500; use fewer",
+    ),
+    "digits": ("seed: " + "9" * 6_000, "`seed` is not an integer that can be read, '99"),
+    "set": (
+        "name: !!set {a}\n",
+        "`name` has the type tag:yaml.org,2002:set; use a text, a number, a list or a mapping",
+    ),
+    "null key": ("train: {~: 1}\n", "`train` has a key that is null; give it a name"),
+    "twice": ("seed: 1\nseed: 2\n", "`seed` is given twice; remove one of them"),
+    "surrogate": ('name: "\\ud800"\n', "`name` has a character that UTF-8 lacks; correct it"),
+    "empty integer": ('seed: !!int ""\n', "`seed` is not an integer that can be read, ''; put a text in quotes"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_yaml_that_must_not_be_loaded_is_named(name: str, refused: Refused) -> None:
+    text, excerpt = BOMBS[name]
+    Path("groups/experiment").mkdir(parents=True)
+    Path("groups/experiment/bad.yaml").write_text("# @package _global_\n" + text)
+    Path("x/config.yaml").write_text(text)
+    for file, arguments in (
+        ("groups/experiment/bad.yaml", ["--config-dir", "groups", "+experiment=bad"]),
+        ("x/config.yaml", RESUME),
+        ("x/config.yaml", ["rerun", "x"]),
+    ):
+        (problem,) = refused(*arguments)
+        assert problem.startswith(file)
+        assert excerpt in problem
+
+
+@pytest.mark.parametrize("reference", ["${b#}", "${oc.select:b#}", "${.b#}"])
+def test_references_that_double_a_text_are_refused(reference: str, refused: Refused) -> None:
+    Path("groups/experiment").mkdir(parents=True)
+    Path("groups/experiment/bad.yaml").write_text("# @package _global_\n" + doubled(reference))
+    assert refused("--config-dir", "groups", "+experiment=bad") == [
+        "`b16` must have at most 65,536 characters with references resolved, got 131,072; use fewer"
+    ]
+
+
+def test_references_that_double_a_group_are_refused(refused: Refused) -> None:
+    groups = "b0: {x: 1}\n" + "".join(f"b{i}: {{x: '${{b{i - 1}}}', y: '${{b{i - 1}}}'}}\n" for i in range(1, 40))
+    Path("groups/experiment").mkdir(parents=True)
+    Path("groups/experiment/bad.yaml").write_text("# @package _global_\n" + groups)
+    (problem,) = refused("--config-dir", "groups", "+experiment=bad")
+    assert "must be small with references resolved, but it has more than 1,000 values; use fewer" in problem
+
+
+def test_an_experiment_that_includes_itself_is_refused(refused: Refused) -> None:
+    Path("groups/experiment").mkdir(parents=True)
+    Path("groups/experiment/mine.yaml").write_text("# @package _global_\ndefaults: [/experiment: mine]\n")
+    for verb in ([], ["explain"]):
+        (problem,) = refused(*verb, "--config-dir", "groups", "+experiment=mine")
+        assert problem.startswith("the configuration cannot be read: ")
+
+
+def test_a_secret_is_not_copied_from_a_stranger(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SECRET", "hidden")
+    file = Path("x/config.yaml")
+    file.write_text(file.read_text().replace("name: linreg\n", "name: ${oc.env:MY_SECRET}\n", 1))
+    assert refused("rerun", "x") == [
+        "x/config.yaml: `name` must be a value, got a reference '${oc.env:MY_SECRET}'; write the value"
+    ]
+    assert not Path("runs").exists()
+
+
+JSON: dict[str, tuple[str | bytes, str]] = {
+    "deep": ("[" * 100_000, "it has more than 64 levels"),
+    "a list": ("[1]", "it is not an object"),
+    "binary": (b"\xff", "it is not UTF-8"),
+    "a constant": ('{"status": NaN}', "NaN is not JSON"),
+    "digits": ('{"a": ' + "9" * 5_000 + "}", "it has an integer of 5,000 digits"),
+    "twice": ('{"status": "finished", "status": "failed"}', "`status` is given twice"),
+    "surrogate": ('{"a": "\\ud800"}', "it has a character that UTF-8 lacks"),
+}
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_json_that_cannot_be_read_is_named(name: str, refused: Refused) -> None:
+    text, reason = JSON[name]
+    data = text if isinstance(text, bytes) else text.encode()
+    Path("x/run.json").write_bytes(data)
+    Path("s/sweep.json").write_bytes(data)
+    for arguments in (RESUME, DIVERGE, ["verify", "rerun", "x"]):
+        assert refused(*arguments) == [
+            f"x/run.json must be the record of a run, but cannot be read ({reason}); restore it"
+        ]
+    assert refused("-m", "resume=s") == [
+        f"s/sweep.json must be the manifest of a sweep, but cannot be read ({reason}); restore it"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resumed": "x"}, "`resumed` must be an integer of at least 0, got 'x'; restore the file"),
+        ({"status": "x"}, "`status` must be one of running, finished, failed, interrupted, got 'x'; restore the file"),
+        ({"world_size": 0}, "`world_size` must be an integer of at least 1, got 0; restore the file"),
+        ({"lanes": None}, "`lanes` must be an integer of at least 1, got null; restore the file"),
+        ({"format": 2}, "`format` must be at most 1, got 2; it was written by a newer version of runner, use that"),
+    ],
+)  # fmt: skip
+def test_a_record_of_another_form_is_refused(change: dict[str, Any], message: str, refused: Refused) -> None:
+    record = json.loads(Path("x/run.json").read_text())
+    Path("x/run.json").write_text(json.dumps(record | change))
+    for arguments in (RESUME, DIVERGE, ["verify", "rerun", "x"]):
+        assert refused(*arguments) == [f"x/run.json: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("line", "excerpt"),
+    [
+        ("[" * 100_000, "must be a JSON object"),
+        ('{"step": 1e999}', "must have a `step` of at least 0"),
+        ('{"step": true}', "must have a `step` of at least 0"),
+        ('{"step": 1, "train/loss": {"a": 1}}', "must have numbers alone, got {'a': 1} for `train/loss`"),
+        ('{"step": 1, "train/loss": "x"}', "must have numbers alone, got 'x' for `train/loss`"),
+    ],
+)
+def test_a_row_of_another_form_is_refused(line: str, excerpt: str, refused: Refused) -> None:
+    Path("x/metrics.jsonl").write_text(line + "\n")
+    (problem,) = refused(*DIVERGE)
+    assert problem.startswith("line 1 of `x/metrics.jsonl` ")
+    assert excerpt in problem
+
+
+@pytest.mark.parametrize("name", ["events.out.tfevents.abc.x", "events.out.tfevents.", "events.out.tfevents.²"])
+def test_an_event_file_of_another_name_is_left_alone(name: str) -> None:
+    Path("x", name).write_bytes(b"junk")
+    assert main(RESUME) == 0
+
+
+@pytest.mark.parametrize("name", ["²", "٣", "007"])
+def test_a_folder_that_is_no_number_of_a_trial_is_left_alone(name: str) -> None:
+    Path("s", name).mkdir()
+    assert main(["-m", "resume=s"]) == 0
+
+
+# ---------------------------------------------------------------------------------------------- sealed checkpoints
+
+
+def seal(data: bytes) -> None:
+    """Write a state with a manifest that fits: anybody can compute its hashes."""
+    folder = Path("x/checkpoints/step_4")
+    (folder / "state.pt").write_bytes(data)
+    (folder / "manifest.json").write_bytes(manifest_of(4, {"state.pt": size_and_hash(data)}))
+
+
+def saved(state: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def laughs() -> Any:
+    value: Any = ["x"]
+    for _ in range(40):
+        value = [value, value]
+    return value
+
+
+STATES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "empty": (lambda s: s.clear(), "`model` must have values by name, got null"),
+    "no seconds": (lambda s: s.pop("seconds"), "`seconds` is missing; it must be a finite number of at least 0"),
+    "no decision": (lambda s: s.pop("stopped_early"), "`stopped_early` is missing; it must be true or false"),
+    "text": (lambda s: s.update(config="x"), "`config` must have values by name, got 'x'"),
+    "best": (lambda s: s["best"].update(waited=-1), "`best.waited` must be an integer of at least 0, got -1"),
+    "nan": (lambda s: s.update(seconds=float("nan")), "`seconds` must be a finite number of at least 0, got nan"),
+    "newer": (lambda s: s.update(format=2), "`format` must be at most 1, got 2; it was written by a newer version"),
+    "laughs": (
+        lambda s: s.update(scaling={"a": laughs()}),
+        "state.pt cannot be used: it has more than 1,000,000 values",
+    ),
+    "shape": (
+        lambda s: s["model"].update(weight=torch.zeros(3, 3)),
+        "`model.weight` must be float32 [1, 1], got float32 [3, 3]; restore the checkpoint",
+    ),
+    "integers": (
+        lambda s: s["model"].update(weight=torch.zeros(1, 1, dtype=torch.int64)),
+        "`model.weight` must be float32 [1, 1], got int64 [1, 1]; restore the checkpoint",
+    ),
+    "expanded": (
+        lambda s: s["model"].update(weight=torch.zeros(1).expand(10**12)),
+        "`model.weight` must be float32 [1, 1], got float32 [1000000000000]; restore the checkpoint",
+    ),
+    "another name": (lambda s: s["model"].update(z=torch.zeros(1)), "`model.z` is no parameter of this model"),
+    "no weight": (lambda s: s["model"].pop("weight"), "`model.weight` is missing"),
+    "another optimizer": (
+        lambda s: s["optimizer"].update(weight={"momentum_buffer": torch.zeros(1, 1)}),
+        "`optimizer.weight` must have exp_avg, exp_avg_sq, step for optimizer=adam, got momentum_buffer",
+    ),
+    "slot": (
+        lambda s: s["optimizer"]["weight"].update(exp_avg=3),
+        "`optimizer.weight.exp_avg` must be a floating-point tensor [1, 1], got a int",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_sealed_state_of_another_form_is_refused_and_nothing_is_changed(name: str, refused: Refused) -> None:
+    change, excerpt = STATES[name]
+    state = torch.load("x/checkpoints/step_4/state.pt", weights_only=True)
+    change(state)
+    seal(saved(state))
+    record, summary = Path("x/run.json").read_bytes(), Path("x/summary.json").read_bytes()
+    assert excerpt in refused(*RESUME)[0]
+    assert (Path("x/run.json").read_bytes(), Path("x/summary.json").read_bytes()) == (record, summary)
+
+
+def test_a_compressed_state_is_not_unpacked(refused: Refused) -> None:
+    content = saved({"step": 4, "weight": torch.zeros(10_000_000)})
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target, zipfile.ZipFile(io.BytesIO(content)) as source:
+        for entry in source.namelist():
+            target.writestr(entry, source.read(entry))
+    assert len(packed.getvalue()) < 100_000
+    seal(packed.getvalue())
+    assert "without compression" in refused(*RESUME)[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"op_code": 99}\n', "Should not reach."),
+        (b"[1]\n", "list indices must be integers or slices, not str"),
+        (b"[" * 100_000 + b"\n", "maximum recursion depth exceeded"),
+        (b'{"op_code": 0}\n', "'study_name'"),
+        ("a FIFO", "it is a FIFO"),
+        ("a device", "it is a link"),
+        ("30 GB", "its last line has more than 1 MiB"),
+    ],
+)
+def test_a_strange_journal_is_refused(content: bytes | str, reason: str, refused: Refused) -> None:
+    pytest.importorskip("optuna")
+    if isinstance(content, str):
+        put(content, Path("journal"))
+    else:
+        Path("journal").write_bytes(content)
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.storage=journal"]
+    (problem,) = refused("-m", *RUN[:1], *search, "optimizer.lr=interval(0.0001,0.001)", "run_dir=y")
+    start = "`hydra.sweeper.storage` must be a journal of Optuna, or a new file, got journal, which cannot be used ("
+    assert problem.startswith(start + reason)
+    assert not Path("y").exists()
