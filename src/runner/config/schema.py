@@ -297,7 +297,9 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
     divisible = False
     records_parameters = True
 
-    expression: str = key("formula of the prediction, such as a*exp(-b*x) + c")
+    expression: str = key(
+        "formula of the prediction, such as a*exp(-b*x) + c; a column whose name has blanks or signs is written in backticks"
+    )
     start: dict[str, float] = key("initial value of each parameter; the others are drawn as init says", lane=True)
     init: Literal["uniform", "normal", "zeros"] = key(
         "initial values of the other parameters; uniform is U(0, 1), normal is N(0, 1)"
