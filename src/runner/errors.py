@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _LONG_WORD = re.compile(r"(?<!\S)(\S{200})\S{40,}(\S{60})")
 LONGEST_MESSAGE = 2000
@@ -65,6 +65,13 @@ class InputError(RunnerError):
             (f"and {more:,} more problems",) if more > 0 else ()
         )
         Exception.__init__(self, "\n".join(self.problems))
+
+    def changed(self, change: Callable[[str], str]) -> InputError:
+        """Return the error with a change made to every problem; those that are only counted stay counted."""
+        error = type(self)(())
+        error.problems = tuple(map(change, self.problems))
+        Exception.__init__(error, "\n".join(error.problems))
+        return error
 
 
 class ConfigError(InputError):

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import faults
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import faults
 import runner
 from runner.runs.sinks.jsonl import read_rows
 from runner.training.metrics import Evaluation
@@ -227,17 +227,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 
 
 def test_a_directory_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = stopped(choice("sgd", "manual"), 5, monkeypatch)
+    run, process = stopped(choice("sgd", "manual"), 5, monkeypatch), os.getpid()
 
     def other() -> None:
         with pytest.raises(
             runner.CheckpointError,
-            match=f"stopped must not be in use, but process {os.getpid()} on .* is writing to it",
+            match=f"stopped must not be in use, but process {process} on .* is writing to it",
         ):
             runner.run(None, [f"resume={run}"])
+        os._exit(0)
 
-    faults.at_step(monkeypatch, 9, other)
+    refused: list[int] = []
+    faults.at_step(monkeypatch, 9, lambda: refused.append(faults.in_child(other)))
     runner.run(None, [f"resume={run}"])
+    assert refused == [0]
 
 
 @pytest.mark.parametrize(

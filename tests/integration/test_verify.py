@@ -175,7 +175,7 @@ def test_one_flipped_bit_of_the_resumed_state_is_reported(
 def test_a_lost_or_repeated_row_is_reported(
     rows: Callable[[list[str]], list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The runs are done in this process and in a fork of it, which start faster than new processes."""
+    """The runs are done in forks of this process, which start faster than new processes."""
 
     def kill_at(arguments: Sequence[str], log: Path, directory: Path, step: int) -> bool:
         with monkeypatch.context() as patch:
@@ -183,7 +183,7 @@ def test_a_lost_or_repeated_row_is_reported(
             return os.WTERMSIG(faults.in_child(lambda: cli.main(arguments))) == signal.SIGKILL
 
     def run_to_end(arguments: Sequence[str], log: Path) -> None:
-        assert cli.main(arguments) == 0
+        assert faults.in_child(lambda: os._exit(cli.main(arguments))) == 0
         if arguments[-1].startswith("resume="):
             (file,) = Path("temporary").glob("*/killed_1/metrics.jsonl")
             file.write_text("".join(rows(file.read_text().splitlines(keepends=True))))

@@ -76,7 +76,7 @@ def _config(plan: Plan, config_dir: str | None, base: str | None) -> Config | No
         if not plan.problems:
             return check(values)
     except ConfigError as error:
-        raise ConfigError(_advised(problem, written) for problem in error.problems) from None
+        raise error.changed(lambda problem: _advised(problem, written)) from None
     plan.problems += [_advised(problem, written) for problem in _further_problems(values, plan)]
     return None
 
