@@ -18,7 +18,7 @@ WITHOUT_A_RUN = ("verify", "doctor", "rerun", "--resolve")
 CPU_SECONDS = 5
 LONG = "k" * 100_000
 PATH = "a/" * 2500 + "x"
-ITEMS = ",".join(["1"] * 30_000)
+ITEMS = ",".join(["1"] * 10_000)
 CSV = ["data=csv", "data.path=t.csv", "data.target=y"]
 TEN = "x,y\n" + "".join(f"{i},{2 * i}\n" for i in range(10))
 
@@ -140,8 +140,8 @@ COMMANDS: dict[str, list[str]] = {
     'model=formula model.expression=a*x+': ["`model.expression`: the formula 'a*x+' is refused at column 5: expected a number, a name or `(`, but the formula ends"],
     'model=formula model.expression=import(x)': ["`model.expression`: the formula 'import(x)' is refused at column 1: `import` is a reserved word of Python; choose another name"],
     'model=formula model.expression=': ["`model.expression`: the formula '' is refused at column 1: it is empty; write one such as a*x + b"],
-    'model=formula model.expression=a*q': ["`model.expression` must use a column of the data (x), got 'a*q'; correct the names"],
-    'data=curve data.expression=x.real': ["`data.expression`: the formula 'x.real' is refused at column 2: '.' is not allowed; a formula consists of numbers, names in ASCII letters, + - * / **, parentheses and functions"],
+    'model=formula model.expression=a*q': ["`model.expression` must use a column of the data (x), got 'a*q'; correct the names, and write those with blanks or signs in backticks"],
+    'data=curve data.expression=x.real': ["`data.expression`: the formula 'x.real' is refused at column 2: '.' is not allowed; a formula consists of numbers, names (in backticks if they have other characters), + - * / **, comparisons, parentheses and functions"],
     'data=curve data.expression=3': ['`data.expression` must have at least one name, the feature, but has none; write for example sin(x)'],
     'data=curve data.expression=log(x) data.start=-1': ["`data.expression` must be finite on the whole range, but 'log(x)' is not at x=-1; change data.start and data.stop"],
     'schedule=cosine schedule.final_factor=2': ['`schedule.final_factor` must be a finite number from 0 to 1, got 2'],
@@ -197,7 +197,7 @@ LONG_TEXTS: dict[str, tuple[list[str], list[str]]] = {
     'record.sinks=[jsonl,L]': (['record.sinks=[jsonl,' + LONG + ']'], ['`record.sinks` must be a list of jsonl, tensorboard, got ' + "k" * 200 + '…' + "k" * 59 + '; remove it']),
     'verify rerun Px': (['verify', 'rerun', PATH], ["`RUN` must be a run directory, got '" + "a/" * 99 + 'a…/' + "a/" * 28 + "x', which is not a directory; correct the path"]),
     '-m L=1,2': (['-m', LONG + '=1,2'], ['`' + "k" * 199 + '…' + "k" * 59 + '` is not a key; see docs/config.md for the list of keys']),
-    'data.slope=[30,000 items]': (['data.slope=[' + ITEMS + ']'], ['`data.slope` must be a finite number, got [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,…']),
+    'data.slope=[10,000 items]': (['data.slope=[' + ITEMS + ']'], ['`data.slope` must be a finite number, got [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,…']),
 }  # fmt: skip
 
 
