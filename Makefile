@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 PIP := $(BIN)/pip install --quiet
 
-.PHONY: run test test-fast check format docs bench bench-sweep exactness scaling gpu gpu-wheels wheel clean
+.PHONY: run test test-fast test-faults check format docs bench bench-sweep exactness scaling gpu gpu-wheels wheel clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m runner +experiment=linreg
@@ -22,6 +22,12 @@ test: $(VENV)/.dev
 # For the edit loop: unit and contract tests, the longest files first.
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/contracts tests/unit -n 2 --dist loadfile --no-loadscope-reorder
+
+# Faults in full, such as a kill before every single write of the end of a run and a sweep; `make test` has a part of them.
+#   make test-faults TIMES=3
+TIMES ?= 1
+test-faults: $(VENV)/.dev
+	for time in $$(seq $(TIMES)); do EVERY_WRITE=1 $(BIN)/python -m pytest tests/faults -n 2 --dist loadfile || exit 1; done
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
