@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -116,7 +117,12 @@ def test_a_torch_that_crashes_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def make(target: str, *variables: str) -> str:
     """What `make` would do for a target of this project."""
-    done = subprocess.run(["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True)
+    # `make test` hands its own settings to the make inside, which would then print its folder too.
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    }
+    command = ["make", "-n", target, *variables]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
