@@ -303,7 +303,7 @@ def run_part(child: Child, ends: float, part: dict[str, Any], save: Callable[[],
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: the parts, when they must have ended (`time.monotonic`), their environment, and the command for the page."""
+    """Work to do: the parts, when they must have ended (`time.monotonic`), their environment, and the command for the page."""
 
     parts: Sequence[str]
     ends: float

@@ -23,7 +23,7 @@ from runner.runs.directory import git
 
 QUICK = ["name=mine", "data.rows=12", "train.steps=2", "record.plots=false", "device=cpu", "device.threads=1"]
 OPEN = "_target_: builtins.open, file: PWNED, mode: w"
-"""What Hydra's `instantiate` turns into an open file."""
+"""Value that Hydra's `instantiate` turns into an open file."""
 CODE = f"{{{OPEN}}}"
 GLOBAL = "# @package _global_\n"
 GROUPS = [name for name in introspection.hints(Config) if introspection.is_group(Config, name)]
@@ -336,7 +336,7 @@ def test_nothing_is_imported_from_the_folder(command: list[str]) -> None:
 
 @pytest.mark.usefixtures("trap")
 def test_python_m_itself_imports_from_the_folder() -> None:
-    """What SECURITY.md warns of: it happens before the first line of this package runs."""
+    """The import that SECURITY.md warns of happens before the first line of this package runs."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     subprocess.run([sys.executable, "-m", "runner", "--version"], capture_output=True, env=environment, check=False)
     assert Path("PWNED").exists()

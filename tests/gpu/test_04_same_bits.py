@@ -81,7 +81,7 @@ def test_a_stopped_run_is_resumed_in_the_middle_of_an_epoch(
 def test_a_killed_run_is_resumed_from_its_last_checkpoint(
     overrides: tuple[str, ...], graph: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What happened after step 5 is lost and done again."""
+    """Everything after step 5 is lost and repeated."""
     overrides = (*overrides, FIXED, graph)
     whole = train("whole", *overrides)
     with monkeypatch.context() as patched:

@@ -106,7 +106,7 @@ def test_a_graph_that_does_not_fit_leaves_the_run_eager() -> None:
 
 
 def test_lanes_that_do_not_fit_together_are_trained_one_by_one() -> None:
-    """What a sweep estimates is the free memory of the GPU, which a limit does not change."""
+    """A sweep estimates the free memory of the GPU, which a limit does not change."""
     lanes = ("seed=0,1,2,3", "data.rows=100000", "train.steps=2", EAGER)
     with limited(1000):
         directory, results = runner.multirun(None, [*QUICK, *WIDE, *lanes, "run_dir=sweep"])

@@ -37,7 +37,7 @@ _NUMBERS = {f"{_TAG}int": "an integer", f"{_TAG}float": "a number"}
 _TAGS = {
     f"{_TAG}{name}" for name in ("str", "bool", "null", "int", "float", "seq", "map", "merge", "timestamp", "value")
 }
-"""What YAML finds in a text without tags. OmegaConf reads timestamps as texts."""
+"""Tags of plain YAML values. OmegaConf reads timestamps as texts."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSON

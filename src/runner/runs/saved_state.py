@@ -1,6 +1,6 @@
 """The state of a run in a checkpoint: its parts, checked before anything uses them.
 
-The SHA-256 sums of a manifest reveal damage. They do not tell who wrote the file: anybody can compute them.
+The SHA-256 sums of a manifest reveal damage. They do not prove who wrote the file, because anybody can compute them.
 """
 
 from __future__ import annotations

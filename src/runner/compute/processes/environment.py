@@ -26,7 +26,7 @@ class RankEnvironment:
     launcher_pid: int | None
     """Process id of a launcher that waits for all processes on this host; None when there is no such launcher."""
     notes: LaunchNotes
-    """What our own launcher reads when the processes have ended."""
+    """Notes for our own launcher, which reads them when the processes have ended."""
     will_restart: bool
     """Whether the launcher restarts all processes when one fails; False on several hosts, where no process can know."""
 
