@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import faults
 import processes
 import pytest
 import torch
 from answers import EXPERIMENT, difference
 from launching import rows, summary
 
+import faults
 import runner
 from runner.compute.processes import consensus
 from runner.training.objective import BatchObjective

@@ -6,9 +6,9 @@ import os
 import signal
 from pathlib import Path
 
-import faults
 import pytest
 
+import faults
 import runner
 from gpu.devices import (
     EVERYTHING,

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import faults
 import pytest
 import torch
 
+import faults
 import runner
 from gpu.devices import EAGER, EITHER, QUICK, first_difference, needs_gpu, read_json, resume, rows, train
 from runner.runs import checkpoint

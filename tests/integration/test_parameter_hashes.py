@@ -9,11 +9,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import faults
 import processes
 import pytest
 import torch
 
+import faults
 import runner
 from runner.runs import checkpoint
 from runner.runs.hashes import parameters_sha256

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import faults
 import pytest
 import torch
 from torch import Tensor
 
+import faults
 import runner
 from runner import cli
 from runner.commands.diverge.evidence import describe_difference
