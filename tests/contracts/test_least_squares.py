@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from runner.compute.batch import Batch
 from runner.compute.precision import Unscaled, autocast
 from runner.compute.rng import dropout_seeder, stream
 from runner.compute.strategies.base import Single
@@ -46,7 +47,7 @@ def objective(model: Model, features: Tensor, target: Tensor, **changes: Any) ->
         "model": model,
         "parameters": list(model.parameters()),
         "loss": losses.build(c.Mse(name="mse")),
-        "rows": ResidentRows(features, target, torch.arange(len(target))),
+        "rows": ResidentRows(Batch(features, target), torch.arange(len(target))),
         "batches": EpochBatches(len(target), None, 0, CPU),
         "strategy": Single(CPU),
         "autocast": autocast("off", CPU),

@@ -271,8 +271,7 @@ def _moved(prepared: Inputs) -> Inputs:
     """Return prepared inputs with their rows on the stand-in."""
     dataset: Dataset = prepared.dataset
     parts = {
-        name: replace(rows, features=rows.features.to(DEVICE), target=rows.target.to(DEVICE))
-        for name, rows in dataset.parts.items()
+        name: replace(rows, all=rows.all.map(lambda values: values.to(DEVICE))) for name, rows in dataset.parts.items()
     }
     for module in prepared.model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

@@ -168,9 +168,9 @@ def _target(x: Any) -> Any:
 
     made = c.Curve(name="curve", expression="3*exp(-0.7*x) + 1", rows=40, start=0.0, stop=5.0, noise=0.1, noise_distribution="normal", log_target=False, standardize=False, seed=None, split=c.Split(test=0, valid=0, order="random"))  # fmt: skip
     rows = dataset.build(made, 0, torch.float64, torch.device("cpu")).parts["train"]
-    order = rows.features[:, 0].argsort()
-    assert rows.features[order, 0].numpy() == pytest.approx(x)
-    return rows.target[order, 0].numpy()
+    order = rows.all.numbers[:, 0].argsort()
+    assert rows.all.numbers[order, 0].numpy() == pytest.approx(x)
+    return rows.all.target[order, 0].numpy()
 
 
 NOT_CONVERGED = {

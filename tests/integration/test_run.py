@@ -125,7 +125,9 @@ def _target(run: Path) -> torch.Tensor:
     from runner.data import dataset
 
     config = check(yaml.safe_load((run / "config.yaml").read_text()))
-    return dataset.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"].target.flatten()
+    return (
+        dataset.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"].all.target.flatten()
+    )
 
 
 def test_the_hash_is_over_the_raw_parameters() -> None:

@@ -100,6 +100,11 @@ class DataConfig(Part):
         """Standard deviation of the noise around the true function, or None if it is not known."""
         return None
 
+    @property
+    def knows_variance(self) -> bool:
+        """Whether the variance of the target is given."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Synthetic(DataConfig):
@@ -188,12 +193,37 @@ class Curve(_Synthetic, name="curve", builder="runner.data.synthetic:curve"):
 class _Table(DataConfig):
     path: str = key("path of the file, relative to the working directory")
     target: str = key("column to predict")
-    features: tuple[str, ...] | None = key("columns to predict from; null uses all except the target")
+    features: tuple[str, ...] | None = key(
+        "columns to predict from; null uses all except the target and the columns of data.sigma and data.weight"
+    )
+    sigma: str | None = key(
+        "column of standard deviations of the target, in its units; each row is weighted by 1/sigma²", before=None
+    )
+    sigma_kind: Literal["relative", "absolute"] = key(
+        "whether data.sigma is known only up to a common factor, which the residuals then determine, or as it is",
+        before="relative",
+    )
+    weight: str | None = key("column of weights of the rows; only their ratios count", before=None)
 
     @property
     def size_keys(self) -> tuple[str, ...]:
         """The file."""
         return ("data.path",)
+
+    @property
+    def knows_variance(self) -> bool:
+        """Whether the variance of the target is given."""
+        return self.sigma is not None and self.sigma_kind == "absolute"
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problems of the keys that weight the rows."""
+        if self.sigma is not None and self.weight is not None:
+            yield (
+                f"`data.weight` must be null with `data.sigma`={self.sigma!r}, got {self.weight!r}; use data.weight=null "
+                "or data.sigma=null"
+            )
+        if self.sigma is None and self.sigma_kind == "absolute":
+            yield "`data.sigma_kind` must be relative without `data.sigma`, got absolute; name the column of `data.sigma`"
 
 
 @dataclass(frozen=True, kw_only=True)

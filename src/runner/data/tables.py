@@ -62,6 +62,10 @@ class Table:
     """Features, float64 [rows, columns]."""
     target: np.ndarray
     """Target, float64 [rows]."""
+    sigma: np.ndarray | None
+    """Standard deviation of the target, float64 [rows]; None without `data.sigma`."""
+    weight: np.ndarray | None
+    """Weight of each row, float64 [rows]; None without `data.weight`."""
     feature_names: tuple[str, ...]
     target_name: str
     integer_columns: frozenset[str]
@@ -71,14 +75,37 @@ class Table:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns to read."""
+
+    target: str
+    features: tuple[str, ...] | None = None
+    """None means all columns that have no other role."""
+    sigma: str | None = None
+    weight: str | None = None
+
+    @property
+    def weighting(self) -> dict[str, str]:
+        """Column by the key that weights the rows by it."""
+        return {
+            key: name for key, name in (("data.sigma", self.sigma), ("data.weight", self.weight)) if name is not None
+        }
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Key by the column that it names, for the columns that are no features."""
+        return {name: key for key, name in self.weighting.items()} | {self.target: "data.target"}
+
+
 def from_csv(config: c.Csv, seed: int) -> Table:
     """Return the table of `data=csv`; the seed is not used."""
-    return read_csv(config.path, config.target, config.features)
+    return read_csv(config.path, _columns(config))
 
 
 def from_parquet(config: c.Parquet, seed: int) -> Table:
     """Return the table of `data=parquet`; the seed is not used."""
-    return read_parquet(config.path, config.target, config.features)
+    return read_parquet(config.path, _columns(config))
 
 
 def from_diabetes(config: c.Diabetes, seed: int) -> Table:
@@ -86,26 +113,29 @@ def from_diabetes(config: c.Diabetes, seed: int) -> Table:
     return read_diabetes()
 
 
-def read_csv(path: str, target: str, features: tuple[str, ...] | None) -> Table:
+def _columns(config: c.Csv | c.Parquet) -> Columns:
+    return Columns(config.target, config.features, config.sigma, config.weight)
+
+
+def read_csv(path: str, columns: Columns) -> Table:
     """Return the numeric columns of a comma-separated UTF-8 file with a header.
 
-    `features` of None means all columns but the target. Columns that are not requested may hold text. Raises `DataError`
-    with every problem found; its line numbers count from 1 and include the header.
+    Columns that are not requested may hold text. Raises `DataError` with every problem found; its line numbers count from 1
+    and include the header.
     """
-    return _csv_table(path, _contents(path, text=True), target, features)
+    return _csv_table(path, _contents(path, text=True), columns)
 
 
 def read_diabetes() -> Table:
     """Return the shipped diabetes data: 442 rows, ten features, target `progression`."""
     name = "diabetes.csv"
-    return _csv_table(name, resources.files("runner.data").joinpath(name).read_bytes(), "progression", None)
+    return _csv_table(name, resources.files("runner.data").joinpath(name).read_bytes(), Columns("progression"))
 
 
-def read_parquet(path: str, target: str, features: tuple[str, ...] | None) -> Table:
+def read_parquet(path: str, columns: Columns) -> Table:
     """Return integer and floating-point columns of a Parquet file.
 
-    `features` of None means all columns but the target. Raises `DataError` with every problem found, its row numbers
-    counted from 1, or if pyarrow is not installed.
+    Raises `DataError` with every problem found, its row numbers counted from 1, or if pyarrow is not installed.
     """
     try:
         import pyarrow as pa
@@ -116,7 +146,7 @@ def read_parquet(path: str, target: str, features: tuple[str, ...] | None) -> Ta
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         schema = file.schema_arrow
-        wanted, problems = _select_columns(path, schema.names, target, features)
+        wanted, problems = _select_columns(path, schema.names, columns)
         problems += [p for name in wanted if (p := column_type_problem(path, name, schema.field(name).type, pa.types))]
         raise_problems(path, problems, (), "row")
         arrow = file.read(columns=wanted)
@@ -127,9 +157,9 @@ def read_parquet(path: str, target: str, features: tuple[str, ...] | None) -> Ta
             "use data=csv for comma-separated text"
         ) from None
     _refuse_no_rows(path, arrow.num_rows)
-    columns = {name: _arrow_values(name, arrow.column(name)) for name in wanted}
-    raise_problems(path, (), [fault for _, faults in columns.values() for fault in faults], "row")
-    return _table(data, target, {name: values for name, (values, _) in columns.items()})
+    read = {name: _arrow_values(name, arrow.column(name)) for name in wanted}
+    raise_problems(path, (), [fault for _, faults in read.values() for fault in faults], "row")
+    return _table(data, columns, {name: values for name, (values, _) in read.items()})
 
 
 def refuse_lossy(table: Table, dtype_name: str) -> None:
@@ -197,14 +227,14 @@ def _refuse_other_formats(path: str) -> None:
             refuse_binary(path, block)
 
 
-def _csv_table(path: str, data: bytes, target: str, features: tuple[str, ...] | None) -> Table:
+def _csv_table(path: str, data: bytes, columns: Columns) -> Table:
     refuse_other_encodings(path, data)
     records = _records(path, data)
     _, header = next(records, (0, None))
     if header is None:
         raise DataError(f"`data.path` must have a header and rows, but {named(path)} is empty; use another file")
     refuse_odd_header(path, header)
-    wanted, problems = _select_columns(path, header, target, features)
+    wanted, problems = _select_columns(path, header, columns)
     cells: list[str] = []  # row after row, of rows as long as the header: one flat list is faster than one per row
     lines: list[int] = []
     faults: list[Fault] = []
@@ -215,13 +245,13 @@ def _csv_table(path: str, data: bytes, target: str, features: tuple[str, ...] | 
         else:
             faults.append(field_count_fault(line, row, len(header)))
     _refuse_no_rows(path, len(lines) + len(faults))
-    columns: dict[str, np.ndarray] = {}
+    read: dict[str, np.ndarray] = {}
     positions = {name: position for position, name in enumerate(header)}
     for name in wanted:
-        columns[name], cell_faults = _values(name, cells[positions[name] :: len(header)], lines)
+        read[name], cell_faults = _values(name, cells[positions[name] :: len(header)], lines)
         faults += cell_faults
     raise_problems(path, problems, faults, "line")
-    return _table(data, target, columns)
+    return _table(data, columns, read)
 
 
 def _records(path: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
@@ -242,11 +272,10 @@ def _refuse_no_rows(path: str, rows: int) -> None:
         raise DataError(f"`data.path` must have rows of numbers, got a header and 0 rows in {named(path)}; add rows")
 
 
-def _select_columns(
-    path: str, names: Sequence[str], target: str, features: tuple[str, ...] | None
-) -> tuple[list[str], list[Problem]]:
-    """Return the columns to read, the target last, and no problems; or no columns and all problems with their names."""
-    chosen = [name for name in names if name != target] if features is None else list(features)
+def _select_columns(path: str, names: Sequence[str], columns: Columns) -> tuple[list[str], list[Problem]]:
+    """Return the columns to read, features first, and no problems; or no columns and all problems with their names."""
+    features, roles = columns.features, columns.roles
+    chosen = [name for name in names if name not in roles] if features is None else list(features)
     problems: list[Problem] = [
         f"`data.path` must have distinct column names, got {shown(name)} {count} times in {named(path)}; rename them"
         for name, count in Counter(names).items()
@@ -261,13 +290,21 @@ def _select_columns(
         problems.append(
             f"`data.features` must be set, because column {names.index('') + 1} of {named(path)} has no name"
         )
-    if target in chosen:
-        problems.append(f"`data.features` must not contain the target {shown(target)}; remove it")
+    problems += [
+        f"`data.features` must not contain {'the target' if key == 'data.target' else f'the column of `{key}`,'} {shown(name)}; remove it"
+        for name, key in roles.items()
+        if name in chosen
+    ]
+    problems += [
+        f"`{key}` must not be the target, got {shown(name)}; name another column"
+        for key, name in columns.weighting.items()
+        if name == columns.target
+    ]
     if not chosen:
         problems.append(f"`data.features` must name at least one column, got none of {named(path)}; name one")
-    requested, present = {**dict.fromkeys(features or (), "data.features"), target: "data.target"}, set(names)
+    requested, present = {**dict.fromkeys(features or (), "data.features"), **roles}, set(names)
     problems += [UnknownColumn(path, key, name, names) for name, key in requested.items() if name not in present]
-    return ([], problems) if problems else ([*chosen, target], [])
+    return ([], problems) if problems else ([*chosen, *roles], [])
 
 
 def _values(name: str, cells: list[str], lines: list[int]) -> tuple[np.ndarray, list[Fault]]:
@@ -295,17 +332,19 @@ def _arrow_values(name: str, column: Any) -> tuple[np.ndarray, list[Fault]]:
     return values.astype(np.float64), merge_column_faults(faults, len(values))
 
 
-def _table(data: bytes, target: str, columns: Mapping[str, np.ndarray]) -> Table:
-    names = tuple(name for name in columns if name != target)
-    features = np.column_stack([columns[name] for name in names])
+def _table(data: bytes, columns: Columns, read: Mapping[str, np.ndarray]) -> Table:
+    names, target = tuple(name for name in read if name not in columns.roles), columns.target
+    features = np.column_stack([read[name] for name in names])
     return Table(
         features=features,
-        target=columns[target],
+        target=read[target],
+        sigma=None if columns.sigma is None else read[columns.sigma],
+        weight=None if columns.weight is None else read[columns.weight],
         feature_names=names,
         target_name=target,
-        integer_columns=frozenset(name for name, values in columns.items() if _all_integers(values)),
+        integer_columns=frozenset(name for name in (*names, target) if _all_integers(read[name])),
         sha256=hashlib.sha256(data).hexdigest(),
-        warnings=tuple(_warnings(names, features, target, columns[target])),
+        warnings=tuple(_warnings(names, features, target, read[target])),
     )
 
 

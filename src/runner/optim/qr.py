@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runner.compute.batch import Batch
 from runner.compute.precision import widest
 
 PIECE_ROWS = 16_384
@@ -40,12 +41,22 @@ def qr_of_pieces(pieces: Iterable[Tensor]) -> Tensor:
     return factor
 
 
-def augmented(jacobian: Tensor, residuals: Tensor, target: Tensor) -> Tensor:
-    """Return [J, r, y] […, rows, n + 2] in the widest dtype for J […, rows, n], r and y […, rows, 1]; lanes broadcast."""
+def augmented(jacobian: Tensor, prediction: Tensor, rows: Batch) -> Tensor:
+    """Return √w·[J, r, y] […, rows, n + 2] in the widest dtype, for weights w, targets y and residuals r = prediction − y.
+
+    J is […, rows, n], the prediction […, rows, 1]; lanes broadcast. Least squares of these rows is weighted least squares.
+    """
     # torch.broadcast_shapes takes half a second on its first call, since it imports a library for symbols.
-    lanes = np.broadcast_shapes(*(part.shape[:-2] for part in (jacobian, residuals, target)))
+    columns = (jacobian, prediction - rows.target, rows.target)
+    lanes = np.broadcast_shapes(*(part.shape[:-2] for part in columns))
     wide = widest(jacobian.device)
-    return torch.cat([part.to(wide).expand(*lanes, *part.shape[-2:]) for part in (jacobian, residuals, target)], -1)
+    matrix = torch.cat([part.to(wide).expand(*lanes, *part.shape[-2:]) for part in columns], -1)
+    return weighted(matrix, None if rows.weight is None else rows.weight.to(wide).sqrt())
+
+
+def weighted(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Return values […, rows, n] with each row multiplied by its weight […, rows, 1]; unchanged without weights."""
+    return values if weight is None else values * weight
 
 
 def lanes_at_once(rows: int, numbers: int) -> int:
@@ -53,9 +64,9 @@ def lanes_at_once(rows: int, numbers: int) -> int:
     return max(1, NUMBERS_AT_ONCE // (min(rows, PIECE_ROWS) * (numbers + 2)))
 
 
-def select_lanes(values: Tensor, some: slice) -> Tensor:
-    """Return the values [some, rows, columns] of some lanes; values [rows, columns] that all lanes share are unchanged."""
-    return values if values.dim() == 2 else values[some]
+def select_lanes(rows: Batch, some: slice | Tensor) -> Batch:
+    """Return the rows of some lanes; tensors [rows, columns] that all lanes share are unchanged."""
+    return rows.map(lambda values: values if values.dim() == 2 else values[some])
 
 
 def penalised(factor: Tensor, parameters: Tensor, decay: Tensor, rows: int) -> Tensor:
@@ -73,14 +84,15 @@ def penalised(factor: Tensor, parameters: Tensor, decay: Tensor, rows: int) -> T
     return triangle(torch.cat((factor.expand(lanes, -1, -1), penalty), 1))
 
 
-def pieces(features: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield features and target […, rows, columns] in pieces of at most `PIECE_ROWS` rows; one empty piece for no rows."""
-    rows = features.shape[-2]
-    if rows <= PIECE_ROWS:
-        yield features, target
+def pieces(rows: Batch) -> Iterator[Batch]:
+    """Yield the rows in pieces of at most `PIECE_ROWS`; one empty piece for no rows."""
+    count = rows.target.shape[-2]
+    if count <= PIECE_ROWS:
+        yield rows
         return
-    for first in range(0, rows, PIECE_ROWS):
-        yield features[..., first : first + PIECE_ROWS, :], target[..., first : first + PIECE_ROWS, :]
+    for first in range(0, count, PIECE_ROWS):
+        some = slice(first, first + PIECE_ROWS)
+        yield rows.map(lambda values, some=some: values[..., some, :])  # type: ignore[misc]
 
 
 def inverse(factor: Tensor) -> Tensor:

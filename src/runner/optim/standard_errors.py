@@ -1,7 +1,8 @@
 """Convergence, standard errors and confidence intervals of a least-squares fit.
 
 Standard errors are the square roots of the diagonal of s²·(JᵀJ)⁻¹ for residual standard deviation s and Jacobian J: Bates and
-Watts, "Nonlinear Regression Analysis and Its Applications" (1988), sections 1.2 and 2.3. Every tensor has a leading lane
+Watts, "Nonlinear Regression Analysis and Its Applications" (1988), sections 1.2 and 2.3. With weights w, the rows of J and r
+are multiplied by √w, and s is the standard deviation of a row with weight 1, which may be known. Every tensor has a leading lane
 axis; a single run is one lane.
 """
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from runner.compute.batch import Batch
 from runner.compute.precision import DTYPES, widest
 from runner.config import constraints
 from runner.config import schema as c
@@ -41,9 +43,9 @@ class Inference:
     reason: str
     """Why it did not converge, with a remedy where there is one; empty if it did."""
     degrees_of_freedom: int
-    """Number of rows minus number of parameters."""
+    """Number of rows with a weight above 0 minus number of parameters."""
     residual_deviation: float
-    """Standard deviation of the residuals, in the units trained in; nan without degrees of freedom."""
+    """Standard deviation of the residuals of rows with weight 1, in the units trained in; nan without degrees of freedom."""
     standard_errors: Mapping[str, Tensor] | None
     """Standard errors by name, in the shapes and units of the reported parameters.
 
@@ -87,28 +89,27 @@ class Fit:
     """Reported parameters by name, in the units of the file where the model undoes the scaling."""
     scaling: Any
     """Scaling of the data that the model was trained on (`runner.data.scaling.Scaling`)."""
+    unit_variance: float | None
+    """Variance of the target of a row with weight 1, in the units trained in; None where no standard deviations are given."""
 
 
 def infer(
-    model: Differentiable, parameters: Mapping[str, Tensor], rows: tuple[Tensor, Tensor], fits: Sequence[Fit]
+    model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch, fits: Sequence[Fit]
 ) -> list[Inference | None]:
     """Return the result of each of several vmapped fits, or None where it would not hold.
 
-    `parameters` are the raw parameters [lanes, …] by name. `rows` are features and target of training, [rows, …] or
-    [lanes, rows, …]. There is no result if the loss is not mse or the model draws random numbers, in reduced precision, for
+    `parameters` are the raw parameters [lanes, …] by name. `rows` are those of training, [rows, …] or [lanes, rows, …]. There is no result if the loss is not mse or the model draws random numbers, in reduced precision, for
     decoupled weight decay, for a model that is too large, and for a network unless it was fitted by least squares.
     """
-    features, target = rows
-    count, numbers = features.shape[-2], sum(value[0].numel() for value in parameters.values())
+    count, numbers = rows.target.shape[-2], sum(value[0].numel() for value in parameters.values())
     if not _applies(fits[0].config, numbers) or work(count, numbers) > MOST_WORK:
         return [None] * len(fits)
     most = lanes_at_once(count, numbers)
     results: list[Inference | None] = []
     for first in range(0, len(fits), most):
         some = slice(first, first + most)
-        some_rows = (select_lanes(features, some), select_lanes(target, some))
         named = {name: value[some].detach().to(widest(value.device)) for name, value in parameters.items()}
-        results += _infer_lanes(model, named, some_rows, fits[some])
+        results += _infer_lanes(model, named, select_lanes(rows, some), fits[some])
     return results
 
 
@@ -120,14 +121,15 @@ def _applies(config: c.Config, numbers: int) -> bool:
 
 
 def _infer_lanes(
-    model: Differentiable, parameters: Mapping[str, Tensor], rows: tuple[Tensor, Tensor], fits: Sequence[Fit]
+    model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch, fits: Sequence[Fit]
 ) -> Iterator[Inference]:
     flat = torch.cat([value.reshape(len(value), -1) for value in parameters.values()], 1)
-    numbers, count = flat.shape[1], rows[0].shape[-2]
+    numbers, count = flat.shape[1], rows.target.shape[-2]
     factor = _factor(model, parameters, rows).expand(len(flat), -1, -1)
     finite = factor.isfinite().all(2).all(1).tolist()
     factor = factor.nan_to_num(0.0, 0.0, 0.0)
-    deviation = factor[:, :, numbers].norm(dim=1) / math.sqrt(max(1, count - numbers))
+    free = [used - numbers for used in _weighted_rows(rows, len(flat))]
+    deviation = factor[:, :, numbers].norm(dim=1) / torch.tensor(free).clamp(min=1).to(factor).sqrt()
     decay = torch.tensor([fit.config.optimizer.l2_penalty for fit in fits], dtype=flat.dtype, device=flat.device)
     objective = penalised(factor[:, :, : numbers + 1], flat, decay, count)
     jacobian = objective[:, :numbers, :numbers]
@@ -140,11 +142,14 @@ def _infer_lanes(
     relative_offset = problem.offset / length
     near = (problem.offset <= CONVERGED * length + rounding).tolist()
     inverted = inverse(factor[:, :numbers, :numbers])
-    free = count - numbers
-    linear = not all(near) and model.is_linear(rows[0] if rows[0].dim() == 2 else rows[0][0])
+    linear = not all(near) and model.is_linear(rows.numbers if rows.numbers.dim() == 2 else rows.numbers[0])
     for lane, fit in enumerate(fits):
-        known = finite[lane] and full_rank[lane] and near[lane] and free > 0 and not fit.config.optimizer.l2_penalty
-        errors = _errors(model, fit, inverted[lane], float(deviation[lane])) if known else None
+        known = (
+            finite[lane] and full_rank[lane] and near[lane] and free[lane] > 0 and not fit.config.optimizer.l2_penalty
+        )
+        known_variance = fit.unit_variance if fit.config.data.knows_variance else None
+        spread = float(deviation[lane]) if known_variance is None else math.sqrt(known_variance)
+        errors = _errors(model, fit, inverted[lane], spread) if known else None
         unique = full_rank[lane] or not fit.config.model.identifiable
         reason = _reason(finite[lane], unique)
         if not (reason or near[lane]):
@@ -152,22 +157,31 @@ def _infer_lanes(
         yield Inference(
             converged=not reason,
             reason=reason,
-            degrees_of_freedom=free,
-            residual_deviation=float(deviation[lane]) if free > 0 else math.nan,
+            degrees_of_freedom=free[lane],
+            residual_deviation=float(deviation[lane]) if free[lane] > 0 else math.nan,
             standard_errors=errors,
         )
 
 
-def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: tuple[Tensor, Tensor]) -> Tensor:
+def _weighted_rows(rows: Batch, lanes: int) -> list[int]:
+    """Return for each lane the number of rows with a weight above 0."""
+    if rows.weight is None:
+        return [rows.target.shape[-2]] * lanes
+    counts: list[int] = (rows.weight > 0).sum((-2, -1)).expand(lanes).tolist()
+    return counts
+
+
+def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch) -> Tensor:
     """Return the triangular factor [lanes, n + 2, n + 2] of [J, r, y]."""
 
     def matrices() -> Iterator[Tensor]:
-        wide = widest(rows[0].device)
-        for x, y in pieces(rows[0].to(wide), rows[1].to(wide)):
-            shared = None if x.dim() == 2 else 0
+        wide = widest(rows.target.device)
+        for narrow in pieces(rows):
+            piece = narrow.map(lambda values: values.to(wide))
+            x, shared = piece.numbers, None if piece.numbers.dim() == 2 else 0
             with torch.no_grad():
                 prediction = vmap(lambda p, x: functional_call(model, p, (x,)), in_dims=(0, shared))(parameters, x)  # type: ignore[arg-type]
-            yield augmented(model.jacobian(parameters, x), prediction - y, y)
+            yield augmented(model.jacobian(parameters, x), prediction, piece)
 
     return qr_of_pieces(matrices())
 

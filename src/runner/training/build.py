@@ -95,7 +95,7 @@ def prepare(
     if problems:
         raise ConfigError(problems)
     model = start_model(resolved, dataset.feature_names)
-    if resolved.optimizer.linear_only and not model.is_linear(dataset.parts["train"].features.cpu()):
+    if resolved.optimizer.linear_only and not model.is_linear(dataset.parts["train"].all.numbers.cpu()):
         raise ConfigError(
             f"`optimizer` must not be {resolved.optimizer.name} for a model that is not linear in its parameters, got {resolved.model.name}; "
             "use optimizer=lm"
@@ -137,9 +137,7 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
     loss, autocast = losses.build(resolved.loss), precision.autocast(resolved.amp, device)
     strategy = strategies.build(resolved.strategy, device, world)
     # The optimum needs the whole model, before the strategy shards it.
-    optimum = find_optimum(
-        model.to(device), rows.features, rows.target, resolved, [resolved.optimizer.l2_penalty or 0.0]
-    )
+    optimum = find_optimum(model.to(device), rows.all, resolved, [resolved.optimizer.l2_penalty or 0.0])
     placed = strategy.place(model, loss)
     forward: Any = torch.compile(placed) if resolved.train.compile else placed
     batches = EpochBatches(len(rows), resolved.train.batch_size, resolved.seed, device)
@@ -188,7 +186,7 @@ def objective(
     clip_norm: float | Tensor | None,
 ) -> BatchObjective:
     """Build the objective of one run, or of several vmapped runs."""
-    device, train = rows.target.device, config.train
+    device, train = rows.all.target.device, config.train
 
     def widened() -> dict[str, Tensor]:
         """Return the parameters in the widest type."""
@@ -222,7 +220,7 @@ def training_step(
     eager = EagerStep(minimized, optimizer, schedule)
     if constraints.eager_because(config, lanes) is not None:
         return eager
-    graphs = CudaGraphs(minimized.rows.target.device)
+    graphs = CudaGraphs(minimized.rows.all.target.device)
     return GraphedStep(eager, graphs, required=config.train.cuda_graph is True)
 
 

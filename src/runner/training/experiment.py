@@ -200,7 +200,7 @@ class Experiment:
         resolved, optimum = self.info.config, self.optimum
         train, fitted = dataset.parts["train"], model.fitted(dataset.scaling)
         stacked = {name: value.detach().unsqueeze(0) for name, value in parameters.items()}
-        (inference,) = infer(model, stacked, (train.features, train.target), [Fit(resolved, fitted, dataset.scaling)])
+        (inference,) = infer(model, stacked, train.all, [Fit(resolved, fitted, dataset.scaling, dataset.unit_variance)])
         return [
             Outcome(
                 metrics,

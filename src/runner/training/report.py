@@ -190,8 +190,8 @@ def _draw(info: RunInfo, evaluation: Evaluation, metrics: Path, levels: Mapping[
     dataset, scaling = info.dataset, info.dataset.scaling
     parts = {}
     for name, rows in dataset.parts.items():
-        features = rows.features.cpu().double() * scaling.feature_scale + scaling.feature_mean
-        target = scaling.undo(rows.target.cpu().double()).flatten()
+        features = rows.all.numbers.cpu().double() * scaling.feature_scale + scaling.feature_mean
+        target = scaling.undo(rows.all.target.cpu().double()).flatten()
         parts[name] = (features.numpy(), target.numpy(), evaluation.predictions(name).numpy())
     return draw(
         RunPlots(
@@ -211,6 +211,6 @@ def _line(info: RunInfo, evaluation: Evaluation, parts: dict[str, Any]) -> Any:
     low = min(features.min() for features, _, _ in parts.values())
     high = max(features.max() for features, _, _ in parts.values())
     x = torch.linspace(float(low), float(high), LINE_POINTS, dtype=torch.float64).unsqueeze(1)
-    like = info.dataset.parts["train"].features
+    like = info.dataset.parts["train"].all.numbers
     prediction = evaluation.predict(info.dataset.scaling.features(x).to(like))
     return x.flatten().numpy(), prediction.numpy()

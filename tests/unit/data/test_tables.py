@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.data.tables import Table, read_csv, read_diabetes, read_parquet, refuse_lossy
+from runner.data.tables import Columns, Table, read_csv, read_diabetes, read_parquet, refuse_lossy
 from runner.errors import DataError
 
 Features = tuple[str, ...] | None
@@ -28,12 +28,12 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _csv(content: str | bytes, target: str = "y", features: Features = None) -> Table:
     Path("f.csv").write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_csv("f.csv", target, features)
+    return read_csv("f.csv", Columns(target, features))
 
 
 def _parquet(columns: dict[str, pa.Array], target: str = "y", features: Features = None) -> Table:
     pq.write_table(pa.table(columns), "f.parquet")
-    return read_parquet("f.parquet", target, features)
+    return read_parquet("f.parquet", Columns(target, features))
 
 
 def _problems(read: Callable[[], object]) -> tuple[str, ...]:
@@ -109,14 +109,14 @@ def test_a_column_with_one_fraction_or_beyond_53_bits_is_not_an_integer_column()
 
 @pytest.mark.parametrize(("path", "finding"), [("no.csv", "does not exist"), (".", "is a folder")])
 def test_a_missing_file_is_refused(path: str, finding: str) -> None:
-    (problem,) = _problems(lambda: read_csv(path, "y", None))
+    (problem,) = _problems(lambda: read_csv(path, Columns("y")))
     assert problem.startswith(f"`data.path` must be a readable file, but {path!r} {finding}; ")
 
 
 def test_devices_and_unreadable_files_are_refused() -> None:
-    assert "'/dev/null' is not a regular file" in _problems(lambda: read_csv("/dev/null", "y", None))[0]
+    assert "'/dev/null' is not a regular file" in _problems(lambda: read_csv("/dev/null", Columns("y")))[0]
     too_long = "a" * 300
-    assert "cannot be read (File name too long)" in _problems(lambda: read_csv(too_long, "y", None))[0]
+    assert "cannot be read (File name too long)" in _problems(lambda: read_csv(too_long, Columns("y")))[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf\n"])
@@ -159,7 +159,7 @@ def test_other_formats_are_recognized_by_their_first_bytes(beginning: bytes, fin
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.zip", "a.xlsx", "A.XLS", "a.parquet"])
 def test_other_formats_are_recognized_by_their_name(name: str) -> None:
     Path(name).write_text("x,y\n1,2\n")
-    (problem,) = _problems(lambda: read_csv(name, "y", None))
+    (problem,) = _problems(lambda: read_csv(name, Columns("y")))
     assert f"must be comma-separated text, but {name!r} is " in problem
 
 
@@ -468,7 +468,7 @@ def test_parquet_names_are_checked() -> None:
     (problem,) = _problems(lambda: _parquet(columns))
     assert problem.endswith("got 'y'; the columns are 'Y', 'x' (case and spaces matter)")
     pq.write_table(pa.Table.from_arrays([pa.array([1])] * 3, ["x", "x", "y"]), "f.parquet")
-    (problem,) = _problems(lambda: read_parquet("f.parquet", "y", None))
+    (problem,) = _problems(lambda: read_parquet("f.parquet", Columns("y")))
     assert "got 'x' 2 times in 'f.parquet'" in problem
 
 
@@ -482,18 +482,18 @@ def test_an_incomplete_parquet_file_is_refused(cut: slice) -> None:
     _parquet({"x": pa.array([1, 2]), "y": pa.array([3, 4])})
     whole = Path("f.parquet").read_bytes()
     Path("f.parquet").write_bytes(whole[cut])
-    (problem,) = _problems(lambda: read_parquet("f.parquet", "y", None))
+    (problem,) = _problems(lambda: read_parquet("f.parquet", Columns("y")))
     assert problem.startswith("`data.path` must be a complete Parquet file, but 'f.parquet' cannot be read (")
     assert problem.endswith("); use data=csv for comma-separated text")
 
 
 def test_a_missing_parquet_file_is_refused() -> None:
-    assert "'no.parquet' does not exist" in _problems(lambda: read_parquet("no.parquet", "y", None))[0]
+    assert "'no.parquet' does not exist" in _problems(lambda: read_parquet("no.parquet", Columns("y")))[0]
 
 
 def test_parquet_without_pyarrow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (problem,) = _problems(lambda: read_parquet("f.parquet", "y", None))
+    (problem,) = _problems(lambda: read_parquet("f.parquet", Columns("y")))
     assert problem == '`data=parquet` needs pyarrow, which is not installed; pip install "runner[tables]"'
 
 

@@ -13,6 +13,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from runner.compute.batch import Batch
 from runner.compute.rng import stream
 from runner.config import schema as c
 from runner.config.compose import compose
@@ -44,7 +45,7 @@ def infer_one(
     model, scaling = make_model(settings, x.shape[1]), scaling or no_scaling(x.shape[1])
     model.load_state_dict({name: torch.as_tensor(value, dtype=torch.float64) for name, value in values.items()})
     parameters = {name: parameter.unsqueeze(0) for name, parameter in model.named_parameters()}
-    (result,) = infer(model, parameters, (x, y), [Fit(settings, model.fitted(scaling), scaling)])
+    (result,) = infer(model, parameters, Batch(x, y), [Fit(settings, model.fitted(scaling), scaling, None)])
     assert result is not None
     return result
 
@@ -157,7 +158,9 @@ def test_the_intervals_contain_the_true_value_in_95_percent_of_runs() -> None:
     solutions = torch.tensor(np.linalg.lstsq(design, y[:, :, 0].numpy().T)[0].T)
     parameters = {"weight": solutions[:, None, :1], "bias": solutions[:, 1:]}
     fitted = [{name: value[lane] for name, value in parameters.items()} for lane in range(runs)]
-    results = infer(make_model(settings), parameters, (x, y), [Fit(settings, one, no_scaling(1)) for one in fitted])
+    results = infer(
+        make_model(settings), parameters, Batch(x, y), [Fit(settings, one, no_scaling(1), None) for one in fitted]
+    )
     covered = 0
     for result, one in zip(results, fitted, strict=True):
         assert result is not None
@@ -173,8 +176,8 @@ def test_vmapped_fits_have_the_results_of_single_fits(monkeypatch: pytest.Monkey
     x, y, best, _ = decay_rows()
     rows = [[*best], [best[0], best[1], best[2] + 1], [1.0, -1e4, 0.0]]
     parameters = {name: torch.tensor([row[i] for row in rows]).double() for i, name in enumerate(("a", "b", "d"))}
-    fits = [Fit(settings, {n: v[lane] for n, v in parameters.items()}, no_scaling(1)) for lane in range(3)]
-    together = infer(make_model(settings), parameters, (x, y), fits)
+    fits = [Fit(settings, {n: v[lane] for n, v in parameters.items()}, no_scaling(1), None) for lane in range(3)]
+    together = infer(make_model(settings), parameters, Batch(x, y), fits)
     for lane, one in enumerate(together):
         single = infer_one(settings, {name: value[lane] for name, value in parameters.items()}, x, y)
         assert one is not None
@@ -299,7 +302,7 @@ def test_there_is_no_result_where_it_would_not_hold(overrides: str) -> None:
     model = make_model(settings)
     parameters = {name: value.unsqueeze(0) for name, value in model.named_parameters()}
     assert infer(
-        model, parameters, (column(), noise()), [Fit(settings, model.fitted(no_scaling(1)), no_scaling(1))]
+        model, parameters, Batch(column(), noise()), [Fit(settings, model.fitted(no_scaling(1)), no_scaling(1), None)]
     ) == [None]
 
 

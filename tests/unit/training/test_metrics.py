@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from runner.compute import precision
+from runner.compute.batch import Batch
 from runner.compute.strategies.base import Single
 from runner.config import schema as c
 from runner.data.dataset import ResidentRows
@@ -54,7 +55,9 @@ def _evaluation(
     truth = torch.tensor(np.asarray(target), dtype=torch.float64)
     features = torch.from_numpy(X[: len(truth)]).unsqueeze(1)
     scaling = scaling or Scaling.fit(features, truth, False, False)
-    rows = ResidentRows(features.to(dtype), scaling.target(truth).unsqueeze(1).to(dtype), torch.arange(len(truth)))
+    rows = ResidentRows(
+        Batch(features.to(dtype), scaling.target(truth).unsqueeze(1).to(dtype)), torch.arange(len(truth))
+    )
     model = Half()
     return Evaluation(
         model=model,
@@ -137,7 +140,7 @@ def test_sums_of_narrow_predictions_are_taken_in_float64(amp: str) -> None:
 def test_the_scaling_of_narrow_predictions_is_inverted_in_float64() -> None:
     scaling = Scaling.fit(torch.from_numpy(X).unsqueeze(1), torch.from_numpy(Y), True, True)
     narrow = _evaluation(scaling=scaling, dtype=torch.bfloat16)
-    truth = scaling.undo(narrow.parts["train"].target.double()).flatten().numpy()
+    truth = scaling.undo(narrow.parts["train"].all.target.double()).flatten().numpy()
     metrics = narrow.metrics("train")[0]
     expected = _expected(truth, narrow.predictions("train").numpy())
     _close({name: metrics[name] for name in expected}, expected)
