@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ RUNS = {
     "lstsq": ["data=line", "data.rows=37", "data.features=3", "optimizer=lstsq"],
     "ridge": ["data=line", "data.rows=37", "optimizer=lstsq", "optimizer.weight_decay=0.5"],
     "lm": ["data=curve", "data.expression=3*exp(-0.7*x) + 1", "data.stop=5", "data.rows=37", "model=formula", "model.expression=a*exp(-b*x) + d", "optimizer=lm"],
+    "weighted": ["data=csv", "data.path=t.csv", "data.target=y", "data.features=[x]", "data.sigma=s", "model=formula", "model.expression=a*exp(-b*x) + d", "optimizer=lm"],
     "wide": ["data=line", "data.rows=5", "data.features=7", "optimizer=lstsq"],
 }  # fmt: skip
 
@@ -26,6 +28,8 @@ RUNS = {
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    lines = [f"{i / 10},{i % 7 / 10 + 0.1},{3 * math.exp(-0.07 * i) + (i * i) % 13 / 100}" for i in range(37)]
+    (tmp_path / "t.csv").write_text("\n".join(["x,s,y", *lines]) + "\n")
 
 
 def trained(size: int, *overrides: str) -> list[dict[str, Any]]:

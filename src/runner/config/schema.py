@@ -105,6 +105,11 @@ class DataConfig(Part):
         """Whether the variance of the target is given."""
         return False
 
+    @property
+    def weighted_by(self) -> str | None:
+        """What the rows are weighted by, as a formula of a column; None if all rows count the same."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Synthetic(DataConfig):
@@ -214,6 +219,11 @@ class _Table(DataConfig):
     def knows_variance(self) -> bool:
         """Whether the variance of the target is given."""
         return self.sigma is not None and self.sigma_kind == "absolute"
+
+    @property
+    def weighted_by(self) -> str | None:
+        """The column of `weight`, or 1 over the square of the column of `sigma`."""
+        return self.weight if self.sigma is None else f"1/{self.sigma}²"
 
     def problems(self) -> Iterator[str]:
         """Yield the problems of the keys that weight the rows."""
