@@ -20,6 +20,7 @@ from runner.compute.precision import DTYPES, widest
 from runner.config import constraints
 from runner.config import schema as c
 from runner.optim.base import Differentiable
+from runner.optim.covariance import MOST_PARAMETERS, Covariance, rows_by_name
 from runner.optim.linearised import Linearised, lengths
 from runner.optim.optimum import MOST_NUMBERS, MOST_WORK, work
 from runner.optim.qr import augmented, inverse, lanes_at_once, penalised, pieces, qr_of_pieces, select_lanes
@@ -40,15 +41,34 @@ class Inference:
     converged: bool
     reason: str
     """Why it did not converge, with a remedy where there is one; empty if it did."""
+    numbers: int
+    """Number of fitted parameters."""
     degrees_of_freedom: int
     """Number of rows minus number of parameters."""
-    residual_deviation: float
-    """Standard deviation of the residuals, in the units trained in; nan without degrees of freedom."""
+    residual_length: float
+    """Length of the residuals of training, in the target's units in the file, or in those of its logarithm."""
     standard_errors: Mapping[str, Tensor] | None
     """Standard errors by name, in the shapes and units of the reported parameters.
 
     None if the fit did not converge, has too few rows, has an l2 penalty, or does not determine every parameter.
     """
+    covariance: Covariance | None
+    """Covariance of the parameters; None without standard errors, and for more than 50 parameters."""
+
+    @property
+    def residual_deviation(self) -> float:
+        """Standard deviation of the residuals, in the units of `residual_length`; nan without degrees of freedom."""
+        return self.residual_length / math.sqrt(self.degrees_of_freedom) if self.degrees_of_freedom > 0 else math.nan
+
+    def information_criteria(self) -> dict[str, float]:
+        """Return Akaike's and the Bayesian information criterion.
+
+        aic = N·ln(χ²/N) + 2·k and bic = N·ln(χ²/N) + ln(N)·k for N rows and k parameters, as lmfit defines them. The
+        likelihood of normal noise adds the constant N·(1 + ln 2π) to both, as in statsmodels, which moves no difference.
+        """
+        rows = self.degrees_of_freedom + self.numbers
+        fit = 2 * rows * math.log(self.residual_length / math.sqrt(rows)) if self.residual_length else -math.inf
+        return {"aic": fit + 2 * self.numbers, "bic": fit + math.log(rows) * self.numbers}
 
     def intervals(self, fitted: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return Student's 95 % confidence intervals: name → (low, high), in the parameters' shapes and units.
@@ -60,21 +80,27 @@ class Inference:
         values = {name: fitted[name].cpu().double() for name in errors}
         return {name: (values[name] - t * error, values[name] + t * error) for name, error in errors.items()}
 
-    def summary(self, fitted: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the entries of summary.json for these reported parameters."""
+    def summary(self, fitted: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:
+        """Return the entries of summary.json for these reported parameters, with `names` for all their entries."""
         entries: dict[str, Any] = {"converged": self.converged}
         if not self.converged:
             entries["not_converged_because"] = self.reason
         entries |= {
             "degrees_of_freedom": self.degrees_of_freedom,
             "residual_standard_deviation": self.residual_deviation,
+            "chi_square": self.residual_length * self.residual_length,
+            "reduced_chi_square": self.residual_deviation * self.residual_deviation,
         }
         if self.standard_errors is not None:
+            entries |= self.information_criteria()
             entries["standard_errors"] = {name: error.tolist() for name, error in self.standard_errors.items()}
             entries["confidence_intervals"] = {
                 name: {"low": low.tolist(), "high": high.tolist()}
                 for name, (low, high) in self.intervals(fitted).items()
             }
+        if self.covariance is not None:
+            entries["covariance"] = rows_by_name(self.covariance.matrix, names)
+            entries["correlation"] = rows_by_name(self.covariance.correlation, names)
         return entries
 
 
@@ -144,7 +170,7 @@ def _infer_lanes(
     linear = not all(near) and model.is_linear(rows[0] if rows[0].dim() == 2 else rows[0][0])
     for lane, fit in enumerate(fits):
         known = finite[lane] and full_rank[lane] and near[lane] and free > 0 and not fit.config.optimizer.l2_penalty
-        errors = _errors(model, fit, inverted[lane], float(deviation[lane])) if known else None
+        covariance = _covariance(model, fit, inverted[lane], float(deviation[lane])) if known else None
         unique = full_rank[lane] or not fit.config.model.identifiable
         reason = _reason(finite[lane], unique)
         if not (reason or near[lane]):
@@ -152,9 +178,11 @@ def _infer_lanes(
         yield Inference(
             converged=not reason,
             reason=reason,
+            numbers=numbers,
             degrees_of_freedom=free,
-            residual_deviation=float(deviation[lane]) if free > 0 else math.nan,
-            standard_errors=errors,
+            residual_length=float(length[lane]) * float(fit.scaling.target_scale) if finite[lane] else math.nan,
+            standard_errors=None if covariance is None else _errors(covariance, fit.parameters),
+            covariance=covariance if numbers <= MOST_PARAMETERS else None,
         )
 
 
@@ -172,11 +200,15 @@ def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: tuple
     return qr_of_pieces(matrices())
 
 
-def _errors(model: Differentiable, fit: Fit, inverted: Tensor, deviation: float) -> dict[str, Tensor]:
-    """Return the standard errors of the reported parameters, given R⁻¹ [n, n] of J = QR and s."""
-    inverted, fitted = inverted.cpu(), fit.parameters
-    unscaling = model.unscaling(fit.scaling)
-    errors = deviation * (inverted if unscaling is None else unscaling.to(inverted) @ inverted).norm(dim=1)
+def _covariance(model: Differentiable, fit: Fit, inverted: Tensor, deviation: float) -> Covariance:
+    """Return the covariance, given R⁻¹ [n, n] of J = QR and s."""
+    inverted, unscaling = inverted.cpu(), model.unscaling(fit.scaling)
+    return Covariance(inverted, inverted if unscaling is None else unscaling.to(inverted) @ inverted, deviation)
+
+
+def _errors(covariance: Covariance, fitted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the standard errors of the reported parameters, in their shapes."""
+    errors = covariance.deviation * covariance.reported.norm(dim=1)
     parts = torch.split(errors, [value.numel() for value in fitted.values()])
     return {name: part.reshape(fitted[name].shape) for name, part in zip(fitted, parts, strict=True)}
 

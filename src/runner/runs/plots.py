@@ -52,6 +52,7 @@ class RunPlots:
 
     `parts`: "train", "valid" or "test" → (features [rows, k], target [rows], prediction [rows]), in the file's units.
     `line`: for one feature, x [m] ascending and the fitted y [m] over the range of the plot.
+    `bands`: name → low [m] and high [m] at the x of the line, from the narrowest to the widest.
     `rows`: the rows of `metrics.jsonl`; "train/loss" and "valid/loss" are drawn.
     `levels`: name → a known loss, drawn as a thin line unless it would flatten the curves.
     """
@@ -63,6 +64,7 @@ class RunPlots:
     line: tuple[Array, Array] | None
     rows: Sequence[Mapping[str, Any]]
     levels: Mapping[str, float] = field(default_factory=dict)
+    bands: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
 
 
 def draw(content: RunPlots) -> dict[str, bytes]:
@@ -121,6 +123,7 @@ def _fit(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
     if content.line is not None:
         x, y = (np.asarray(column, np.float64) for column in content.line)
         axes.plot(x, np.where(_usable(x, y), y, np.nan), color=INK, linewidth=1.6, label="fit", zorder=3)
+        _bands(axes, x, content.bands)
     if "test" in parts:
         features, _, prediction = parts["test"]
         shown, count = _thin(len(prediction), MAX_CROSSES), len(prediction)
@@ -129,6 +132,18 @@ def _fit(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
         axes.plot(features[shown, 0], prediction[shown], "x", label=label, **style)
     legend(figure, axes)
     return figure
+
+
+def _bands(axes: Axes, x: Array, bands: Mapping[str, tuple[Array, Array]]) -> None:
+    """Draw bands around a line, as far as they leave at least half of the height to what is drawn already."""
+    bottom, top = axes.get_ylim()
+    ends = [bottom, top]
+    for (name, (low, high)), alpha in zip(bands.items(), (0.25, 0.1), strict=False):
+        usable = _usable(x, low, high)
+        axes.fill_between(x, low, high, where=usable, color=INK, alpha=alpha, linewidth=0, label=name, zorder=1.5)
+        ends += [*low[usable], *high[usable]]
+    spare = (top - bottom) / 2
+    axes.set_ylim(max(min(ends), bottom - spare), min(max(ends), top + spare))
 
 
 def _agreement(content: RunPlots, parts: Mapping[str, Part]) -> Figure:

@@ -118,6 +118,8 @@ class Outcome:
     """Raw parameters by name, gathered from all processes."""
     fitted: Mapping[str, Tensor]
     """The parameters to report, by name, in the units of the file where the model can undo the scaling."""
+    terms: Sequence[str]
+    """Names of the terms whose coefficients they are, as `Model.terms` returns them."""
     evaluation: Callable[[], Evaluation]
     """Builds the evaluation of the whole model on this process."""
     optimum: dict[str, float | None] | None
@@ -206,6 +208,7 @@ class Experiment:
                 metrics,
                 parameters,
                 fitted,
+                model.terms(dataset.feature_names),
                 lambda: replace(self.evaluation, model=model, forward=model),
                 None if optimum is None else summarize(optimum, [resolved], _row(parameters))[0],
                 inference,
