@@ -244,7 +244,11 @@ def test_residuals_are_left_out_where_they_are_not_wanted_or_too_many(
 def test_trials_write_residuals_on_request_and_the_same_as_alone() -> None:
     table = write_table(ANSWERS["formula"]["columns"])
     swept = [*QUICK, table, *DECAY, "optimizer.radius=0.5,5"]
-    directory, _ = runner.multirun(None, swept)
+    directory, results = runner.multirun(None, swept)
+    with open(directory / "results.csv", encoding="utf-8", newline="") as file:
+        found = [float(row["param/b"]) for row in csv.DictReader(file)]
+    assert found == [member.parameters["param/b"] for member in results.members]
+    assert found == pytest.approx([ANSWERS["formula"]["parameters"]["b"]] * 2, rel=1e-6)
     assert not list(directory.glob("*/residuals.csv"))
     directory, _ = runner.multirun(None, [*swept, "record.residuals=true"])
     for number, radius in enumerate(("0.5", "5")):

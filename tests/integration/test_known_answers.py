@@ -127,7 +127,7 @@ def test_lstsq_reports_the_fit_and_its_digits(capsys: pytest.CaptureFixture[str]
     assert interval["low"][0][0] < weight - error < weight + error < interval["high"][0][0]
     output = capsys.readouterr().out.splitlines()
     optimum = summary["optimum"]
-    assert [line for line in output if line.startswith(("weight", "bias", "optimum", "digits", "noise", "fit", "settled"))] == [
+    assert [line for line in output if line.startswith(("x =", "constant", "optimum", "digits", "noise", "fit", "settled"))] == [
         f"x = {weight:.4f} ± {error:.4f} (95 %: {interval['low'][0][0]:.4f} … {interval['high'][0][0]:.4f})",
         "constant = 1.41 ± 1.91 (95 %: -2.38 … 5.20)",
         f"optimum  train/loss {optimum['loss']:.6g}; the run ended {optimum['gap']:.3g} above the optimum, its parameters {optimum['distance']:.3g} away",

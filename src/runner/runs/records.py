@@ -122,6 +122,13 @@ def number_names(summary: Mapping[str, Any]) -> list[str]:
     return names
 
 
+def scalar_parameters(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the parameters that are single numbers: those of a formula."""
+    parameters = summary.get("parameters")
+    found = parameters if isinstance(parameters, dict) else {}
+    return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
 def flat(value: Any) -> list[float]:
     """Return the numbers of a nested list, or of a single number, in order."""
     return [number for item in value for number in flat(item)] if isinstance(value, list) else [value]
