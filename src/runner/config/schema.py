@@ -761,7 +761,7 @@ class TensorBoard(SinkConfig, name="tensorboard", builder="runner.runs.sinks.ten
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Metrics, plots and hashes that a run writes."""
+    """Metrics, plots, residuals and hashes that a run writes."""
 
     every_steps: int = key(
         "steps between rows of metrics in metrics.jsonl, TensorBoard and the console", unit="steps", at_least=1
@@ -771,6 +771,10 @@ class Record:
         before=["jsonl", "tensorboard"],
     )
     plots: bool = key("whether to write plots/*.png at the end")
+    residuals: bool = key(
+        "whether to write residuals.csv at the end, with target and prediction of each row, unless there are very many",
+        before=True,
+    )
     hash_every_steps: int | None = key(
         "steps between lines of hashes.jsonl, from step 0 on; `diverge` compares them to find where two runs differ; null writes none",
         unit="steps",

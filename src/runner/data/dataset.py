@@ -50,8 +50,8 @@ class Dataset:
     parts: dict[str, ResidentRows]
     """Rows by part: "train", "valid" and "test"; empty parts are left out."""
     scaling: Scaling
-    unit_variance: float | None
-    """Variance of the target of a row with weight 1, in the units trained in; None where no standard deviations are given."""
+    unit_deviation: float | None
+    """Standard deviation of the target of a row with weight 1, in the units trained in; None where none is given."""
     feature_names: tuple[str, ...]
     target_name: str
     sha256: str
@@ -95,7 +95,7 @@ def build(config: c.DataConfig, seed: int, dtype: torch.dtype, device: torch.dev
     return Dataset(
         rows,
         scaling,
-        None if weights is None else weights.unit_variance,
+        None if weights is None else weights.unit_deviation,
         table.feature_names,
         table.target_name,
         table.sha256,

@@ -32,6 +32,9 @@ Part: TypeAlias = tuple[Array, Array, Array]
 MAX_POINTS = 10_000
 """Most points that are drawn of one part or curve: more are indistinguishable, and cost time and bytes."""
 
+MAX_ERROR_BARS = 300
+"""Largest number of points with error bars."""
+
 MAX_CROSSES = 50
 """Most crosses that are drawn on a line: more would hide it."""
 
@@ -52,6 +55,8 @@ class RunPlots:
 
     `parts`: "train", "valid" or "test" → (features [rows, k], target [rows], prediction [rows]), in the file's units.
     `line`: for one feature, x [m] ascending and the fitted y [m] over the range of the plot.
+    `bands`: name → low [m] and high [m] at the x of the line, from the narrowest to the widest.
+    `errors`: part → standard deviations of the targets [rows], where they are known.
     `rows`: the rows of `metrics.jsonl`; "train/loss" and "valid/loss" are drawn.
     `levels`: name → a known loss, drawn as a thin line unless it would flatten the curves.
     """
@@ -63,6 +68,8 @@ class RunPlots:
     line: tuple[Array, Array] | None
     rows: Sequence[Mapping[str, Any]]
     levels: Mapping[str, float] = field(default_factory=dict)
+    bands: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+    errors: Mapping[str, Array] = field(default_factory=dict)
 
 
 def draw(content: RunPlots) -> dict[str, bytes]:
@@ -118,9 +125,12 @@ def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
 def _fit(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
     figure, (axes,) = page(content.title, "Data and fit", content.feature_names[0], content.target_name)
     _points(axes, {part: (features[:, 0], target) for part, (features, target, _) in parts.items()})
+    for part, errors in content.errors.items():
+        _error_bars(axes, part, content.parts[part], errors)
     if content.line is not None:
         x, y = (np.asarray(column, np.float64) for column in content.line)
         axes.plot(x, np.where(_usable(x, y), y, np.nan), color=INK, linewidth=1.6, label="fit", zorder=3)
+        _bands(axes, x, content.bands)
     if "test" in parts:
         features, _, prediction = parts["test"]
         shown, count = _thin(len(prediction), MAX_CROSSES), len(prediction)
@@ -129,6 +139,27 @@ def _fit(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
         axes.plot(features[shown, 0], prediction[shown], "x", label=label, **style)
     legend(figure, axes)
     return figure
+
+
+def _error_bars(axes: Axes, part: str, rows: Part, errors: Array) -> None:
+    """Draw one standard deviation on each side of the points, if there are few enough to see them."""
+    x, y = rows[0][:, 0], rows[1]
+    usable = _usable(x, y, errors)
+    if usable.sum() <= MAX_ERROR_BARS:
+        style: Any = {"fmt": "none", "ecolor": COLOURS[part], "elinewidth": 0.8, "alpha": 0.6, "zorder": 2}
+        axes.errorbar(x[usable], y[usable], errors[usable], **style)
+
+
+def _bands(axes: Axes, x: Array, bands: Mapping[str, tuple[Array, Array]]) -> None:
+    """Draw bands around a line, as far as they leave at least half of the height to what is drawn already."""
+    bottom, top = axes.get_ylim()
+    ends = [bottom, top]
+    for (name, (low, high)), alpha in zip(bands.items(), (0.25, 0.1), strict=False):
+        usable = _usable(x, low, high)
+        axes.fill_between(x, low, high, where=usable, color=INK, alpha=alpha, linewidth=0, label=name, zorder=1.5)
+        ends += [*low[usable], *high[usable]]
+    spare = (top - bottom) / 2
+    axes.set_ylim(max(min(ends), bottom - spare), min(max(ends), top + spare))
 
 
 def _agreement(content: RunPlots, parts: Mapping[str, Part]) -> Figure:

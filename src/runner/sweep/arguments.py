@@ -185,12 +185,13 @@ def expand_seeds(arguments: SweepArguments, seed: int) -> None:
     arguments.sample.append(f"seed={seed}")
 
 
-def disable_plots(arguments: SweepArguments) -> None:
-    """Turn off the plots of the trials unless `record.plots` is given."""
-    # A plot takes longer than a small trial.
-    if not any(override.lstrip("+").startswith("record.plots") for override in arguments.task):
-        for overrides in (arguments.task, arguments.fixed, arguments.sample):
-            overrides.append("record.plots=false")
+def disable_products(arguments: SweepArguments) -> None:
+    """Turn off the plots and the residuals of the trials unless `record.plots` or `record.residuals` is given."""
+    # They take longer than a small trial.
+    for name in ("record.plots", "record.residuals"):
+        if not any(override.lstrip("+").startswith(name) for override in arguments.task):
+            for overrides in (arguments.task, arguments.fixed, arguments.sample):
+                overrides.append(f"{name}=false")
 
 
 def check_resume_overrides(arguments: Sequence[str]) -> None:

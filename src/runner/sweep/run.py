@@ -30,7 +30,7 @@ from runner.sweep.arguments import (
     SweepArguments,
     check_resume_overrides,
     classify,
-    disable_plots,
+    disable_products,
     expand_seeds,
     replayed,
 )
@@ -72,7 +72,7 @@ def sweep(arguments: Sequence[str], config_dir: str | None, command: Sequence[st
     config = composed.config
     _print_notices(parsed, composed)
     expand_seeds(parsed, config.seed)
-    disable_plots(parsed)
+    disable_products(parsed)
     directory = sweep_directory(config.name, parsed.run_dir)
     values = {
         "name": config.name,

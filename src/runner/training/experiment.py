@@ -118,6 +118,8 @@ class Outcome:
     """Raw parameters by name, gathered from all processes."""
     fitted: Mapping[str, Tensor]
     """The parameters to report, by name, in the units of the file where the model can undo the scaling."""
+    terms: Sequence[str]
+    """Names of the terms whose coefficients they are, as `Model.terms` returns them."""
     evaluation: Callable[[], Evaluation]
     """Builds the evaluation of the whole model on this process."""
     optimum: dict[str, float | None] | None
@@ -200,12 +202,15 @@ class Experiment:
         resolved, optimum = self.info.config, self.optimum
         train, fitted = dataset.parts["train"], model.fitted(dataset.scaling)
         stacked = {name: value.detach().unsqueeze(0) for name, value in parameters.items()}
-        (inference,) = infer(model, stacked, train.all, [Fit(resolved, fitted, dataset.scaling, dataset.unit_variance)])
+        (inference,) = infer(
+            model, stacked, train.all, [Fit(resolved, fitted, dataset.scaling, dataset.unit_deviation)]
+        )
         return [
             Outcome(
                 metrics,
                 parameters,
                 fitted,
+                model.terms(dataset.feature_names),
                 lambda: replace(self.evaluation, model=model, forward=model),
                 None if optimum is None else summarize(optimum, [resolved], _row(parameters))[0],
                 inference,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from runner.runs.checkpoint import Loaded
     from runner.runs.hashes import Hashes
     from runner.runs.sinks.base import Sink
-    from runner.training.experiment import RunInfo
+    from runner.training.experiment import Outcome, RunInfo
     from runner.training.run_state import RunState
 
 T = TypeVar("T")
@@ -267,7 +267,7 @@ class RunRecorder:
     # --------------------------------------------------------------------------------------------------------- ending
 
     def finish(self, run: RunState, timing: Mapping[str, float]) -> dict[str, Any]:
-        """Write summary.json and the status, then plots, last events and printed results, whose failure is a warning.
+        """Write summary.json and the status, then residuals, plots, last events and printed results, whose failure is a warning.
 
         `ended` is written last: a run without it that is resumed writes all of them again.
         """
@@ -278,6 +278,7 @@ class RunRecorder:
         summary = report.summary(info, run, answers, timing)
         write_json(path / "summary.json", summary)
         self.directory.update(status="finished")
+        self._optional("residuals.csv", lambda: self._residuals(run.outcome))
         figures = self._plots(lambda: report.plot(info, run.outcome, answers, path))
         for sink in self.sinks:
             end = partial(sink.finish, {**summary, "status": "finished"}, figures)
@@ -287,6 +288,18 @@ class RunRecorder:
             self._optional(f"the end of {type(sink).__name__}", sink.close)
         self._optional("run.json", lambda: self.directory.update(ended=now()))
         return summary
+
+    def _residuals(self, outcome: Outcome) -> None:
+        """Write residuals.csv if it is configured, and not too large."""
+        from runner.training import predictions
+
+        rows, most = sum(map(len, self._info.dataset.parts.values())), predictions.MOST_ROWS
+        if self.config.record.residuals and rows > most:
+            self.reporter.say(
+                f"residuals.csv is not written: there are {rows:,} rows, and more than {most:,} make it too large"
+            )
+        elif self.config.record.residuals:
+            write_atomic(self.directory.path / "residuals.csv", predictions.residuals_csv(self._info, outcome))
 
     def _plots(self, draw: Callable[[], Mapping[str, bytes]]) -> Mapping[str, bytes]:
         """Draw the plots that are configured, and write them. Return those that could be drawn."""

@@ -266,7 +266,7 @@ def test_as_many_parameters_as_rows_leave_no_errors() -> None:
     result = infer_one(config(LINE), {"weight": [[3.0]], "bias": [1.0]}, x, 3 * x + 1)
     assert (result.converged, result.degrees_of_freedom, result.standard_errors) == (True, 0, None)
     assert math.isnan(result.residual_deviation)
-    assert "standard_errors" not in result.summary({})
+    assert "standard_errors" not in result.summary({}, [])
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -310,13 +310,19 @@ def test_the_summary_has_names_and_shapes() -> None:
     x, y = column(), 2 * column() - 1 + noise()
     line = scipy.stats.linregress(x[:, 0].numpy(), y[:, 0].numpy())
     values = {"weight": torch.tensor([[line.slope]]), "bias": torch.tensor([line.intercept])}
-    summary = infer_one(config(LINE), values, x, y).summary(values)
+    summary = infer_one(config(LINE), values, x, y).summary(values, ["x", "constant"])
     assert list(summary) == [
         "converged",
         "degrees_of_freedom",
         "residual_standard_deviation",
+        "chi_square",
+        "reduced_chi_square",
+        "aic",
+        "bic",
         "standard_errors",
         "confidence_intervals",
+        "covariance",
+        "correlation",
     ]
     assert summary["converged"] is True
     assert summary["standard_errors"]["weight"] == [[pytest.approx(line.stderr, rel=1e-12)]]
