@@ -1,4 +1,4 @@
-"""Convergence, standard errors and confidence intervals of a least-squares fit.
+"""Standard errors and confidence intervals of a least-squares fit.
 
 Standard errors are the square roots of the diagonal of s²·(JᵀJ)⁻¹ for residual standard deviation s and Jacobian J: Bates and
 Watts, "Nonlinear Regression Analysis and Its Applications" (1988), sections 1.2 and 2.3. Every tensor has a leading lane
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,29 +18,21 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from runner.compute.precision import DTYPES, widest
-from runner.config import constraints
 from runner.config import schema as c
 from runner.optim.base import Differentiable
+from runner.optim.convergence import Evidence, Verdict, judge, other_values
 from runner.optim.linearised import Linearised, lengths
 from runner.optim.optimum import MOST_NUMBERS, MOST_WORK, work
 from runner.optim.qr import augmented, inverse, lanes_at_once, penalised, pieces, qr_of_pieces, select_lanes
 from runner.optim.student_t import CONFIDENCE, t_quantile
-
-CONVERGED = 1e-6
-"""Largest relative offset of a converged fit.
-
-The relative offset is the length of the residuals' projection on the column space of the Jacobian, over the length of the
-residuals. Parameters then differ from the optimum by about this fraction of their standard errors.
-"""
 
 
 @dataclass(frozen=True)
 class Inference:
     """Result for one fit."""
 
-    converged: bool
-    reason: str
-    """Why it did not converge, with a remedy where there is one; empty if it did."""
+    verdict: Verdict
+    """Whether the fit has converged."""
     degrees_of_freedom: int
     """Number of rows minus number of parameters."""
     residual_deviation: float
@@ -49,6 +42,11 @@ class Inference:
 
     None if the fit did not converge, has too few rows, has an l2 penalty, or does not determine every parameter.
     """
+
+    @property
+    def converged(self) -> bool:
+        """Whether the fit has converged."""
+        return self.verdict.converged
 
     def intervals(self, fitted: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return Student's 95 % confidence intervals: name → (low, high), in the parameters' shapes and units.
@@ -60,11 +58,16 @@ class Inference:
         values = {name: fitted[name].cpu().double() for name in errors}
         return {name: (values[name] - t * error, values[name] + t * error) for name, error in errors.items()}
 
-    def summary(self, fitted: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the entries of summary.json for these reported parameters."""
+    def summary(self, fitted: Mapping[str, Tensor], settled: bool) -> dict[str, Any]:
+        """Return the entries of summary.json for these reported parameters.
+
+        `settled` says that the optimizer has stopped, because it found no better parameters.
+        """
         entries: dict[str, Any] = {"converged": self.converged}
         if not self.converged:
-            entries["not_converged_because"] = self.reason
+            entries["not_converged_because"] = self.verdict.reason(settled)
+        if self.verdict.undetermined:
+            entries["undetermined"] = list(self.verdict.undetermined)
         entries |= {
             "degrees_of_freedom": self.degrees_of_freedom,
             "residual_standard_deviation": self.residual_deviation,
@@ -132,30 +135,53 @@ def _infer_lanes(
     objective = penalised(factor[:, :, : numbers + 1], flat, decay, count)
     jacobian = objective[:, :numbers, :numbers]
     problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))
-    full_rank = problem.determined.all(1).tolist()
     eps = torch.finfo(DTYPES[fits[0].config.dtype]).eps
-    # Parameters and predictions are rounded to the run's dtype, which may leave an offset of this length.
-    rounding = 4 * eps * (factor[:, :, numbers + 1].norm(dim=1) + (lengths(jacobian) * flat.abs()).sum(1))
-    length = factor[:, :, numbers].norm(dim=1)
-    relative_offset = problem.offset / length
-    near = (problem.offset <= CONVERGED * length + rounding).tolist()
+
+    def ranks(lane: int) -> Tensor:
+        """Return the ranks [sets] of the Jacobian of a lane at other parameters."""
+        others = other_values(flat[lane])
+        parts = torch.split(others, [value[0].numel() for value in parameters.values()], 1)
+        named = {
+            name: part.reshape(-1, *value.shape[1:])
+            for (name, value), part in zip(parameters.items(), parts, strict=True)
+        }
+        of_lane = tuple(part if part.dim() == 2 else part[lane] for part in rows)
+        elsewhere = _factor(model, named, (of_lane[0], of_lane[1]))
+        elsewhere = elsewhere[elsewhere.isfinite().all(2).all(1), :numbers, :numbers]
+        problems = Linearised.from_triangle(elsewhere, elsewhere[:, :, 0], lengths(elsewhere))
+        return problems.determined.sum(1)
+
+    evidence = Evidence(
+        problem=problem,
+        length=factor[:, :, numbers].norm(dim=1),
+        # Parameters and predictions are rounded to the run's dtype, which may leave an offset of this length.
+        rounding=4 * eps * (factor[:, :, numbers + 1].norm(dim=1) + (lengths(jacobian) * flat.abs()).sum(1)),
+        finite=finite,
+        names=_names(parameters),
+        linear=cache(lambda: model.is_linear(rows[0] if rows[0].dim() == 2 else rows[0][0])),
+        ranks=ranks,
+    )
+    verdicts = judge(evidence, [fit.config for fit in fits])
+    full_rank = problem.determined.all(1).tolist()
     inverted = inverse(factor[:, :numbers, :numbers])
     free = count - numbers
-    linear = not all(near) and model.is_linear(rows[0] if rows[0].dim() == 2 else rows[0][0])
-    for lane, fit in enumerate(fits):
-        known = finite[lane] and full_rank[lane] and near[lane] and free > 0 and not fit.config.optimizer.l2_penalty
-        errors = _errors(model, fit, inverted[lane], float(deviation[lane])) if known else None
-        unique = full_rank[lane] or not fit.config.model.identifiable
-        reason = _reason(finite[lane], unique)
-        if not (reason or near[lane]):
-            reason = _offset_reason(fit.config, float(relative_offset[lane]), linear)
+    for lane, (fit, verdict) in enumerate(zip(fits, verdicts, strict=True)):
+        known = verdict.converged and full_rank[lane] and free > 0 and not fit.config.optimizer.l2_penalty
         yield Inference(
-            converged=not reason,
-            reason=reason,
+            verdict=verdict,
             degrees_of_freedom=free,
             residual_deviation=float(deviation[lane]) if free > 0 else math.nan,
-            standard_errors=errors,
+            standard_errors=_errors(model, fit, inverted[lane], float(deviation[lane])) if known else None,
         )
+
+
+def _names(parameters: Mapping[str, Tensor]) -> list[str]:
+    """Return the name of every entry of the parameters [lanes, …], in order: `bias` of one, `weight[0]` of several."""
+    return [
+        name if value[0].numel() == 1 else f"{name}[{i}]"
+        for name, value in parameters.items()
+        for i in range(value[0].numel())
+    ]
 
 
 def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: tuple[Tensor, Tensor]) -> Tensor:
@@ -179,25 +205,3 @@ def _errors(model: Differentiable, fit: Fit, inverted: Tensor, deviation: float)
     errors = deviation * (inverted if unscaling is None else unscaling.to(inverted) @ inverted).norm(dim=1)
     parts = torch.split(errors, [value.numel() for value in fitted.values()])
     return {name: part.reshape(fitted[name].shape) for name, part in zip(fitted, parts, strict=True)}
-
-
-def _reason(finite: bool, unique: bool) -> str:
-    if not finite:
-        return "the residuals or their derivatives are not finite"
-    if not unique:
-        return "the data do not determine every parameter: some can change together without changing any prediction"
-    return ""
-
-
-def _offset_reason(config: c.Config, relative_offset: float, linear: bool) -> str:
-    """Return why a fit with this relative offset has not converged, with remedies that its configuration allows."""
-    remedies = ["train longer"]
-    if not config.optimizer.least_squares:
-        if not (config.data.standardize or config.model.keeps_units):
-            remedies.append("use data.standardize=true")
-        solver: c.OptimizerConfig = c.Lstsq(name="lstsq", weight_decay=0.0) if linear else c.Lm(name="lm", radius=1.0)
-        if not constraints.problems(replace(config, optimizer=solver)):
-            remedies.append(f"use optimizer={solver.name}")
-    *others, last = remedies
-    advice = f"{', '.join(others)} or {last}" if others else last
-    return f"relative offset {relative_offset:.1g}, threshold {CONVERGED:g}; {advice}"

@@ -274,7 +274,7 @@ class RunRecorder:
         from runner.training import report
 
         info, path = self._info, self.directory.path
-        answers = report.answers(info, run.outcome, path)
+        answers = report.answers(info, run, path)
         summary = report.summary(info, run, answers, timing)
         write_json(path / "summary.json", summary)
         self.directory.update(status="finished")
