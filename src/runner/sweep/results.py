@@ -41,7 +41,8 @@ _NOT_FINITE = {text: float(text) for text in ("nan", "inf", "-inf")}
 class Member:
     """One trial. Only a finished one has steps, metrics, seconds of training and the SHA-256 of its parameters.
 
-    `state` is the state in `sweep.json`, or "unreadable". `reason` says why the trial did not finish.
+    `state` is the state in `sweep.json`, or "unreadable". `reason` says why the trial did not finish. `converged` says whether
+    its fit has converged, where that is known.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Member:
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     parameters_sha256: str | None = None
+    converged: bool | None = None
 
     @property
     def failed(self) -> bool:
@@ -80,6 +82,11 @@ class Results:
         return _metrics(self.members)
 
     @property
+    def knows_convergence(self) -> bool:
+        """Whether it is known of some members whether their fits have converged."""
+        return any(member.converged is not None for member in self.members)
+
+    @property
     def counts(self) -> str:
         """Text such as "512 trials, 3 failed"."""
         states = Counter(member.state for member in self.members if member.state != "finished")
@@ -104,6 +111,11 @@ class Setting:
     def failed(self) -> int:
         """Number of members that failed."""
         return sum(member.failed for member in self.members)
+
+    @property
+    def converged(self) -> int:
+        """Number of members whose fit has converged."""
+        return sum(member.converged is True for member in self.members)
 
     def estimate(self, metric: str) -> Estimate:
         """Return the mean of a metric over the seeds that finished, with its 95 % interval."""
@@ -165,6 +177,7 @@ def _with_summary(member: Member, path: Path) -> Member:
         metrics=summary["metrics"],
         seconds=summary["timing"]["seconds"],
         parameters_sha256=summary["parameters_sha256"],
+        converged=summary["converged"],
     )
 
 
@@ -193,12 +206,14 @@ def write_csv(results: Results, path: Path) -> None:
     """
     metrics, text = results.metrics, io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["number", "state", *results.swept, "steps", *metrics, "seconds", "parameters_sha256"])
+    converged = ["converged"] if results.knows_convergence else []
+    lines.writerow(["number", "state", *results.swept, "steps", *converged, *metrics, "seconds", "parameters_sha256"])
     for member in results.members:
         values = [as_text(member.values[key]) if key in member.values else "" for key in results.swept]
         numbers = [member.metrics.get(name) for name in metrics]
         ends = [member.seconds, member.parameters_sha256]
-        lines.writerow([member.number, member.state, *values, member.steps, *numbers, *ends])
+        known = ["" if member.converged is None else as_text(member.converged)] if converged else []
+        lines.writerow([member.number, member.state, *values, member.steps, *known, *numbers, *ends])
     write_atomic(path, text.getvalue().encode())
 
 
@@ -244,20 +259,24 @@ def table(results: Results) -> Table:
     for key in results.varied:
         result.add_column(Text(key))
     comparison = ["minus best ± 95 %", "pairs"] if len(ranked) > 1 else []
-    for heading in ("n", "failed", "metric", "mean ± 95 % interval", "sd", *comparison):
+    converged = ["converged"] if results.knows_convergence else []
+    for heading in ("n", "failed", *converged, "metric", "mean ± 95 % interval", "sd", *comparison):
         result.add_column(heading, justify="left" if heading == "metric" else "right")
     for setting in shown:
-        for row in _rows(setting, ranked[0], metrics or [""], results.metric):
+        for row in _rows(setting, ranked[0], metrics or [""], results):
             result.add_row(*map(Text, row[: len(result.columns)]))
     return result
 
 
-def _rows(setting: Setting, best: Setting, metrics: Sequence[str], main: str) -> Iterable[list[str]]:
+def _rows(setting: Setting, best: Setting, metrics: Sequence[str], results: Results) -> Iterable[list[str]]:
     """Yield a row for each metric. Only the first one names the setting."""
-    first = [*map(_short, setting.values.values()), f"{len(setting.finished):,}", f"{setting.failed:,}"]
+    converged = [f"{setting.converged:,}"] if results.knows_convergence else []
+    first = [*map(_short, setting.values.values()), f"{len(setting.finished):,}", f"{setting.failed:,}", *converged]
     for metric in metrics:
         mean = setting.estimate(metric)
-        difference = setting.minus(best, metric) if metric == main and setting is not best else Estimate(0, math.nan)
+        difference = (
+            setting.minus(best, metric) if metric == results.metric and setting is not best else Estimate(0, math.nan)
+        )
         pairs = f"{difference.count:,}" if difference.count else ""
         yield [*first, metric, _spread(mean, ".6g"), _known(mean.deviation), _spread(difference, "+.4g"), pairs]
         first = [""] * len(first)

@@ -166,8 +166,8 @@ def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
         yield f"fit      {free(answers['undetermined'])}, so there are no standard errors"
 
 
-def nothing_left(path: Path, step: int, state: Mapping[str, Any]) -> str:
-    """Return the line for a resumed run that is finished already, from the state of its last checkpoint."""
+def nothing_left(path: Path, step: int, state: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Return the line for a resumed run that is finished already, from its last checkpoint and its summary."""
     reason = (
         "a further step finds no better parameters"
         if state.get("settled")
@@ -175,7 +175,10 @@ def nothing_left(path: Path, step: int, state: Mapping[str, Any]) -> str:
         if state["stopped_early"]
         else "for more steps: train.steps=…"
     )
-    return f"{path} is finished at step {step}; there is nothing left to do ({reason})"
+    why = (
+        f"; the fit has not converged: {summary['not_converged_because']}" if "not_converged_because" in summary else ""
+    )
+    return f"{path} is finished at step {step}; there is nothing left to do ({reason}){why}"
 
 
 def _counted(number: int, thing: str) -> str:
