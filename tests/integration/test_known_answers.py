@@ -276,9 +276,49 @@ def test_a_formula_that_is_not_finite_at_its_start_fails(capsys: pytest.CaptureF
         "optimizer=lm",
     ]
     assert cli.main(overrides) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: training diverged at step 1: the loss became nan, no loss since step 0 was finite;")
-    assert error.endswith("are restored. Start from other values\n")  # a formula refuses data.standardize=true
+    # A formula refuses data.standardize=true, which is not advised.
+    assert capsys.readouterr().err == (
+        "error: `model.start` must give a finite loss, got nan with a=-1; start from other values\n"
+    )
+
+
+INFINITE = ["data=csv", "data.path=t.csv", "data.target=y", "model=formula", "model.expression=a*(x - c)**0.5 + d"]
+ROOTS = "x,y\n1,1\n4,2.1\n0,0.1\n9,3.2\n0,0.2\n"
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["lm", "lbfgs", "adam update=manual", "adam update=optimizer", "sgd train.check_gradients=true"]
+)
+def test_an_infinite_derivative_is_reported_with_its_parameter_and_row(
+    optimizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text(ROOTS)
+    start = "model.start={a: 1, c: 0, d: 0.5}"
+    assert cli.main([*QUICK, *INFINITE, start, *f"optimizer={optimizer}".split(), "train.steps=9"]) == 1
+    assert capsys.readouterr().err == (
+        "error: `model.start` must give finite derivatives, got -inf by c in row 3 and 1 more of the data with c=0, a=1, d=0.5; "
+        "start from other values, or remove these rows\n"
+    )
+
+
+def test_an_infinite_derivative_of_a_later_batch_is_that_of_each_trial(tmp_path: Path) -> None:
+    """With lr=0 the parameters stay where they are until the batch with row 3 comes, at another step for each seed."""
+    (tmp_path / "t.csv").write_text(ROOTS.removesuffix("0,0.2\n"))
+    overrides = [*QUICK, *INFINITE, "model.start={a: 1, c: 0, d: 0.5}", "optimizer=sgd", "optimizer.lr=0", "train.batch_size=1", "train.steps=4"]  # fmt: skip
+    _, results = runner.multirun(None, [*overrides, "seed=range(0,6)"])
+    steps = set()
+    for member in results.members:
+        with pytest.raises(runner.Diverged) as raised:
+            runner.run(None, [*overrides, f"seed={member.number}"])
+        assert member.reason == str(raised.value)
+        if found := re.fullmatch(
+            r"the derivatives must be finite at step (\d), got -inf by c in row 3 of the data with c=0, a=1, d=0.5; the parameters "
+            r"of step (\d) are restored. Start from other values with model.start, or remove this row",
+            member.reason,
+        ):
+            steps.add(int(found[1]))
+            assert int(found[2]) == int(found[1]) - 1
+    assert len(steps) > 1
 
 
 @pytest.mark.parametrize("standardize", [False, True])

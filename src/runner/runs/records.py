@@ -53,7 +53,6 @@ class Summary:
     steps: int = key("steps taken", at_least=0)
     metrics: dict[str, float] = key("final metrics that are finite")  # noqa: RUF009 - a field, as all keys
     parameters_sha256: str = key("SHA-256 of the parameters")
-    converged: bool | None = key("whether the fit has converged, where that is known", before=None)
     timing: Timing = field()
 
 

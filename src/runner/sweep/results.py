@@ -171,13 +171,14 @@ def _with_summary(member: Member, path: Path) -> Member:
     if summary is None:
         reason = f"{path} must be the summary of a run, but cannot be read (No such file or directory); restore it"
         return replace(member, state=UNREADABLE, reason=reason)
+    known = summary.get("converged")
     return replace(
         member,
         steps=summary["steps"],
         metrics=summary["metrics"],
         seconds=summary["timing"]["seconds"],
         parameters_sha256=summary["parameters_sha256"],
-        converged=summary["converged"],
+        converged=known if isinstance(known, bool) else None,
     )
 
 
