@@ -48,7 +48,10 @@ VERBS = ("parity", "verify", "diverge", "doctor", "explain")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Return the exit code: 0 finished, 1 failed, 2 refused, 130 or 143 stopped by a signal."""
+    """Run the command line. Return the exit code.
+
+    0 finished, 1 failed or not converged, 2 refused, 130 or 143 stopped by a signal.
+    """
     if arguments is None:
         _keep_folder_out_of_children()
     if arguments is not None or not launched(os.environ):
@@ -184,7 +187,10 @@ def _show(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace, overrides: list[str], arguments: list[str]) -> int:
-    """Run once: in this process, in processes that it starts, or as one of the processes of a launcher."""
+    """Run once: in this process, in processes that it starts, or as one of the processes of a launcher.
+
+    Return exit code 1 if a least-squares solver did not converge.
+    """
 
     def compose_run(earlier: str | None) -> Composed:
         """Compose the run, or the resumption of an earlier attempt."""
@@ -199,13 +205,11 @@ def _run(options: argparse.Namespace, overrides: list[str], arguments: list[str]
 
     command = ["python", "-m", "runner", *arguments]
     if launched(os.environ):
-        execute(compose_run, command)
-        return 0
+        return execute(compose_run, command).exit_code
     composed = compose_run(None)
     if needs_launch(composed.config):
         return launch(composed.config, arguments, on_failure=record_failure)
-    execute(lambda earlier: composed, command)
-    return 0
+    return execute(lambda earlier: composed, command).exit_code
 
 
 def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[str]) -> int:

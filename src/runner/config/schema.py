@@ -268,6 +268,8 @@ class ModelConfig(Part):
     """Whether every row of metrics includes the parameters."""
     size_key: ClassVar[str] = "model"
     """Key that decides how many parameters there are."""
+    start_key: ClassVar[str] = "seed"
+    """Key that changes the start values."""
 
     name: str = key("kind of model")
 
@@ -336,6 +338,7 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
     keeps_units = True
     divisible = False
     records_parameters = True
+    start_key = "model.start"
 
     expression: str = key(
         "formula of the prediction, such as a*exp(-b*x) + c; a column whose name has blanks or signs is written in backticks"

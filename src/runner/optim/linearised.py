@@ -123,5 +123,8 @@ def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def lengths(triangle: Tensor) -> Tensor:
     """Return the lengths [lanes, n] of the columns of R [lanes, rows, n] as divisors: 1 for a zero or non-finite column."""
-    norms = triangle.norm(dim=1)
+    largest = triangle.abs().amax(1)
+    # A power of two changes no digit of the columns, whose squares may be too small or too large for the dtype.
+    unit = torch.where((largest > 0) & largest.isfinite(), largest.log2().floor().exp2(), 1.0)
+    norms = unit * (triangle / unit.unsqueeze(1)).norm(dim=1)
     return torch.where((norms > 0) & norms.isfinite(), norms, 1.0)

@@ -1,4 +1,4 @@
-"""Convergence, standard errors and confidence intervals of a least-squares fit.
+"""Standard errors and confidence intervals of a least-squares fit.
 
 Standard errors are the square roots of the diagonal of s²·(JᵀJ)⁻¹ for residual standard deviation s and Jacobian J: Bates and
 Watts, "Nonlinear Regression Analysis and Its Applications" (1988), sections 1.2 and 2.3. With weights w, the rows of J and r
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,30 +20,22 @@ from torch.func import functional_call, vmap
 
 from runner.compute.batch import Batch
 from runner.compute.precision import DTYPES, widest
-from runner.config import constraints
 from runner.config import schema as c
 from runner.optim.base import Differentiable
+from runner.optim.convergence import Evidence, Verdict, judge, other_values
 from runner.optim.covariance import MOST_PARAMETERS, Covariance, rows_by_name
 from runner.optim.linearised import Linearised, lengths
 from runner.optim.optimum import MOST_NUMBERS, MOST_WORK, work
 from runner.optim.qr import augmented, inverse, lanes_at_once, penalised, pieces, qr_of_pieces, select_lanes
 from runner.optim.student_t import CONFIDENCE, t_quantile
 
-CONVERGED = 1e-6
-"""Largest relative offset of a converged fit.
-
-The relative offset is the length of the residuals' projection on the column space of the Jacobian, over the length of the
-residuals. Parameters then differ from the optimum by about this fraction of their standard errors.
-"""
-
 
 @dataclass(frozen=True)
 class Inference:
     """Result for one fit."""
 
-    converged: bool
-    reason: str
-    """Why it did not converge, with a remedy where there is one; empty if it did."""
+    verdict: Verdict
+    """Whether the fit has converged."""
     numbers: int
     """Number of fitted parameters."""
     degrees_of_freedom: int
@@ -80,6 +73,11 @@ class Inference:
         fit = rows * math.log(self.chi_square / rows) if self.chi_square else -math.inf
         return {"aic": fit + 2 * self.numbers, "bic": fit + math.log(rows) * self.numbers}
 
+    @property
+    def converged(self) -> bool:
+        """Whether the fit has converged."""
+        return self.verdict.converged
+
     def intervals(self, fitted: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return Student's 95 % confidence intervals: name → (low, high), in the parameters' shapes and units.
 
@@ -90,11 +88,16 @@ class Inference:
         values = {name: fitted[name].cpu().double() for name in errors}
         return {name: (values[name] - t * error, values[name] + t * error) for name, error in errors.items()}
 
-    def summary(self, fitted: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:
-        """Return the entries of summary.json for these reported parameters, with `names` for all their entries."""
+    def summary(self, fitted: Mapping[str, Tensor], names: Sequence[str], settled: bool) -> dict[str, Any]:
+        """Return the entries of summary.json for these reported parameters, with `names` for all their entries.
+
+        `settled` says that the optimizer has stopped, because it found no better parameters.
+        """
         entries: dict[str, Any] = {"converged": self.converged}
         if not self.converged:
-            entries["not_converged_because"] = self.reason
+            entries["not_converged_because"] = self.verdict.reason(settled)
+        if self.verdict.undetermined:
+            entries["undetermined"] = list(self.verdict.undetermined)
         entries |= {
             "degrees_of_freedom": self.degrees_of_freedom,
             "residual_standard_deviation": self.residual_deviation,
@@ -171,33 +174,46 @@ def _infer_lanes(
     objective = penalised(factor[:, :, : numbers + 1], flat, decay, count)
     jacobian = objective[:, :numbers, :numbers]
     problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))
-    full_rank = problem.determined.all(1).tolist()
     eps = torch.finfo(DTYPES[fits[0].config.dtype]).eps
-    # Parameters and predictions are rounded to the run's dtype, which may leave an offset of this length.
-    rounding = 4 * eps * (factor[:, :, numbers + 1].norm(dim=1) + (lengths(jacobian) * flat.abs()).sum(1))
-    length = factor[:, :, numbers].norm(dim=1)
-    relative_offset = problem.offset / length
-    near = (problem.offset <= CONVERGED * length + rounding).tolist()
+
+    def ranks(lane: int) -> Tensor:
+        """Return the ranks [sets] of the Jacobian of a lane at other parameters."""
+        others = other_values(flat[lane])
+        parts = torch.split(others, [value[0].numel() for value in parameters.values()], 1)
+        named = {
+            name: part.reshape(-1, *value.shape[1:])
+            for (name, value), part in zip(parameters.items(), parts, strict=True)
+        }
+        of_lane = rows.map(lambda values: values if values.dim() == 2 else values[lane])
+        elsewhere = _factor(model, named, of_lane)
+        elsewhere = elsewhere[elsewhere.isfinite().all(2).all(1), :numbers, :numbers]
+        problems = Linearised.from_triangle(elsewhere, elsewhere[:, :, 0], lengths(elsewhere))
+        return problems.determined.sum(1)
+
+    evidence = Evidence(
+        problem=problem,
+        length=factor[:, :, numbers].norm(dim=1),
+        # Parameters and predictions are rounded to the run's dtype, which may leave an offset of this length.
+        rounding=4 * eps * (factor[:, :, numbers + 1].norm(dim=1) + (lengths(jacobian) * flat.abs()).sum(1)),
+        finite=finite,
+        names=_names(parameters),
+        linear=cache(lambda: model.is_linear(rows.numbers if rows.numbers.dim() == 2 else rows.numbers[0])),
+        ranks=ranks,
+    )
+    verdicts = judge(evidence, [fit.config for fit in fits])
+    full_rank = problem.determined.all(1).tolist()
     inverted = inverse(factor[:, :numbers, :numbers])
-    linear = not all(near) and model.is_linear(rows.numbers if rows.numbers.dim() == 2 else rows.numbers[0])
-    for lane, fit in enumerate(fits):
-        known = (
-            finite[lane] and full_rank[lane] and near[lane] and free[lane] > 0 and not fit.config.optimizer.l2_penalty
-        )
+    for lane, (fit, verdict) in enumerate(zip(fits, verdicts, strict=True)):
+        known = verdict.converged and full_rank[lane] and free[lane] > 0 and not fit.config.optimizer.l2_penalty
         given = fit.unit_deviation
         spread = given if fit.config.data.knows_variance and given is not None else float(deviation[lane])
         covariance = _covariance(model, fit, inverted[lane], spread) if known else None
         unit = float(fit.scaling.target_scale)
-        unique = full_rank[lane] or not fit.config.model.identifiable
-        reason = _reason(finite[lane], unique)
-        if not (reason or near[lane]):
-            reason = _offset_reason(fit.config, float(relative_offset[lane]), linear)
         yield Inference(
-            converged=not reason,
-            reason=reason,
+            verdict=verdict,
             numbers=numbers,
             degrees_of_freedom=free[lane],
-            residual_length=float(length[lane]) * unit if finite[lane] else math.nan,
+            residual_length=float(evidence.length[lane]) * unit if finite[lane] else math.nan,
             given_deviation=None if given is None else given * unit,
             standard_errors=None if covariance is None else _errors(covariance, fit.parameters),
             covariance=covariance if numbers <= MOST_PARAMETERS else None,
@@ -212,8 +228,17 @@ def _weighted_rows(rows: Batch, lanes: int) -> list[int]:
     return counts
 
 
+def _names(parameters: Mapping[str, Tensor]) -> list[str]:
+    """Return the name of every entry of the parameters [lanes, …], in order: `bias` of one, `weight[0]` of several."""
+    return [
+        name if value[0].numel() == 1 else f"{name}[{i}]"
+        for name, value in parameters.items()
+        for i in range(value[0].numel())
+    ]
+
+
 def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch) -> Tensor:
-    """Return the triangular factor [lanes, n + 2, n + 2] of [J, r, y]."""
+    """Return the triangular factor [lanes, n + 2, n + 2] of [J, r, y], with each row times the root of its weight."""
 
     def matrices() -> Iterator[Tensor]:
         wide = widest(rows.target.device)
@@ -238,25 +263,3 @@ def _errors(covariance: Covariance, fitted: Mapping[str, Tensor]) -> dict[str, T
     errors = covariance.deviation * covariance.reported.norm(dim=1)
     parts = torch.split(errors, [value.numel() for value in fitted.values()])
     return {name: part.reshape(fitted[name].shape) for name, part in zip(fitted, parts, strict=True)}
-
-
-def _reason(finite: bool, unique: bool) -> str:
-    if not finite:
-        return "the residuals or their derivatives are not finite"
-    if not unique:
-        return "the data do not determine every parameter: some can change together without changing any prediction"
-    return ""
-
-
-def _offset_reason(config: c.Config, relative_offset: float, linear: bool) -> str:
-    """Return why a fit with this relative offset has not converged, with remedies that its configuration allows."""
-    remedies = ["train longer"]
-    if not config.optimizer.least_squares:
-        if not (config.data.standardize or config.model.keeps_units):
-            remedies.append("use data.standardize=true")
-        solver: c.OptimizerConfig = c.Lstsq(name="lstsq", weight_decay=0.0) if linear else c.Lm(name="lm", radius=1.0)
-        if not constraints.problems(replace(config, optimizer=solver)):
-            remedies.append(f"use optimizer={solver.name}")
-    *others, last = remedies
-    advice = f"{', '.join(others)} or {last}" if others else last
-    return f"relative offset {relative_offset:.1g}, threshold {CONVERGED:g}; {advice}"

@@ -44,8 +44,9 @@ _NOT_FINITE = {text: float(text) for text in ("nan", "inf", "-inf")}
 class Member:
     """One trial. Only a finished one has steps, metrics, seconds of training and its parameters' SHA-256.
 
-    `state` is the state in `sweep.json`, or "unreadable". `reason` says why the trial did not finish. `parameters` has those
-    of a formula, as "param/a" → value, and nothing for other models.
+    `state` is the state in `sweep.json`, or "unreadable". `reason` says why the trial did not finish. `converged` says whether
+    its fit has converged, where that is known. `parameters` has those of a formula, as "param/a" → value, and nothing for other
+    models.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Member:
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     parameters_sha256: str | None = None
+    converged: bool | None = None
     parameters: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -95,6 +97,11 @@ class Results:
         return [*dict.fromkeys(name for member in self.members for name in member.parameters)]
 
     @property
+    def knows_convergence(self) -> bool:
+        """Whether it is known of some members whether their fits have converged."""
+        return any(member.converged is not None for member in self.members)
+
+    @property
     def counts(self) -> str:
         """Text such as "512 trials, 3 failed"."""
         states = Counter(member.state for member in self.members if member.state != "finished")
@@ -119,6 +126,11 @@ class Setting:
     def failed(self) -> int:
         """Number of members that failed."""
         return sum(member.failed for member in self.members)
+
+    @property
+    def converged(self) -> int:
+        """Number of members whose fit has converged."""
+        return sum(member.converged is True for member in self.members)
 
     def estimate(self, name: str) -> Estimate:
         """Return the mean of a metric or parameter over the seeds that finished, with its 95 % interval."""
@@ -175,6 +187,7 @@ def _with_summary(member: Member, path: Path) -> Member:
     if summary is None:
         reason = f"{path} must be the summary of a run, but cannot be read (No such file or directory); restore it"
         return replace(member, state=UNREADABLE, reason=reason)
+    known = summary.get("converged")
     return replace(
         member,
         steps=summary["steps"],
@@ -182,6 +195,7 @@ def _with_summary(member: Member, path: Path) -> Member:
         seconds=summary["timing"]["seconds"],
         parameters_sha256=summary["parameters_sha256"],
         parameters={f"param/{name}": value for name, value in scalar_parameters(summary).items()},
+        converged=known if isinstance(known, bool) else None,
     )
 
 
@@ -210,13 +224,15 @@ def write_csv(results: Results, path: Path) -> None:
     """
     names, text = [*results.metrics, *results.parameters], io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["number", "state", *results.swept, "steps", *names, "seconds", "parameters_sha256"])
+    converged = ["converged"] if results.knows_convergence else []
+    lines.writerow(["number", "state", *results.swept, "steps", *converged, *names, "seconds", "parameters_sha256"])
     for member in results.members:
         values = [as_text(member.values[key]) if key in member.values else "" for key in results.swept]
         found = member.results
         numbers = [found.get(name) for name in names]
         ends = [member.seconds, member.parameters_sha256]
-        lines.writerow([member.number, member.state, *values, member.steps, *numbers, *ends])
+        known = ["" if member.converged is None else as_text(member.converged)] if converged else []
+        lines.writerow([member.number, member.state, *values, member.steps, *known, *numbers, *ends])
     write_atomic(path, text.getvalue().encode())
 
 
@@ -261,10 +277,11 @@ def table(results: Results) -> Table:
     for key in results.varied:
         result.add_column(Text(key))
     comparison = ["minus best ± 95 %", "pairs"] if len(ranked) > 1 else []
-    for heading in ("n", "failed", "metric", "mean ± 95 % interval", "sd", *comparison):
+    converged = ["converged"] if results.knows_convergence else []
+    for heading in ("n", "failed", *converged, "metric", "mean ± 95 % interval", "sd", *comparison):
         result.add_column(heading, justify="left" if heading == "metric" else "right")
     for setting in shown:
-        for row in _rows(setting, ranked[0], names or [""], results.metric):
+        for row in _rows(setting, ranked[0], names or [""], results):
             result.add_row(*map(Text, row[: len(result.columns)]))
     return result
 
@@ -282,12 +299,15 @@ def _shown(results: Results, ranked: Sequence[Setting]) -> tuple[Sequence[Settin
     return (shown[:fitting], fewer) if fitting >= FEWEST_SETTINGS else (shown, [results.metric])
 
 
-def _rows(setting: Setting, best: Setting, metrics: Sequence[str], main: str) -> Iterable[list[str]]:
+def _rows(setting: Setting, best: Setting, metrics: Sequence[str], results: Results) -> Iterable[list[str]]:
     """Yield a row for each metric and parameter. Only the first one names the setting."""
-    first = [*map(_short, setting.values.values()), f"{len(setting.finished):,}", f"{setting.failed:,}"]
+    converged = [f"{setting.converged:,}"] if results.knows_convergence else []
+    first = [*map(_short, setting.values.values()), f"{len(setting.finished):,}", f"{setting.failed:,}", *converged]
     for metric in metrics:
         mean = setting.estimate(metric)
-        difference = setting.minus(best, metric) if metric == main and setting is not best else Estimate(0, math.nan)
+        difference = (
+            setting.minus(best, metric) if metric == results.metric and setting is not best else Estimate(0, math.nan)
+        )
         pairs = f"{difference.count:,}" if difference.count else ""
         yield [*first, metric, _spread(mean, ".6g"), _known(mean.deviation), _spread(difference, "+.4g"), pairs]
         first = [""] * len(first)

@@ -210,6 +210,7 @@ def objective(
         draw=dropout_seeder(config.model.draws, config.seed, device),
         predict=lambda features: strategy.predict(model, widened(), features),
         jacobian=lambda features: model.jacobian(widened(), features),
+        named=widened if config.model.records_parameters else dict,
     )
 
 

@@ -23,10 +23,11 @@ from runner.compute.processes import Stop
 from runner.data.base import Batches
 from runner.errors import Interrupted
 from runner.optim.base import Optimizer
+from runner.training.divergence import Divergence
 from runner.training.failures import error_of
 from runner.training.metrics import Evaluation
 from runner.training.objective import BatchObjective
-from runner.training.run_state import Calendar, Divergence, RunState
+from runner.training.run_state import Calendar, RunState
 from runner.training.step import Step
 
 MIN_ACTIVE_SHARE = 0.75
@@ -374,13 +375,14 @@ class Loop:
 
         `lanes` maps lanes of the replay to lanes of the program.
         """
-        steps = {diverged[lane].step for lane in lanes.values()}
-        nonfinite_rows = {at: replay.objective.nonfinite_rows(at) for at in steps}
+        if not lanes:
+            return
+        nonfinite = replay.objective.nonfinite(step + 1)
 
         def fail(i: int, run: RunState) -> None:
             divergence = diverged[lanes[i]]
             epoch = self.batches.epoch(divergence.step)
-            run.fail(divergence, epoch, step, self._first_step, nonfinite_rows[divergence.step][i])
+            run.fail(divergence, epoch, step, self._first_step, nonfinite[i])
 
         failed = self._for_each({i: self._active.pop(lane) for i, lane in lanes.items()}, fail)
         self._save(replay, step, {i: run for i, run in failed.items() if step > 0 and step != run.saved_step})

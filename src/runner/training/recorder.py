@@ -203,7 +203,7 @@ class RunRecorder:
         if summary is not None:
             from runner.training import report
 
-            self.reporter.say(report.nothing_left(directory.path, loaded.step, loaded.state))
+            self.reporter.say(report.nothing_left(directory.path, loaded.step, loaded.state, summary))
         return Opened(directory.path, loaded, summary)
 
     def _summary_of(self, directory: RunDirectory, loaded: Loaded) -> dict[str, Any] | None:
@@ -274,7 +274,7 @@ class RunRecorder:
         from runner.training import report
 
         info, path = self._info, self.directory.path
-        answers = report.answers(info, run.outcome, path)
+        answers = report.answers(info, run, path)
         summary = report.summary(info, run, answers, timing)
         write_json(path / "summary.json", summary)
         self.directory.update(status="finished")

@@ -14,6 +14,7 @@ from runner.config.constraints import eager_because
 from runner.config.documents import FORMAT
 from runner.config.schema import Config
 from runner.data.dataset import Dataset
+from runner.optim.convergence import free
 from runner.optim.covariance import nearly_equal
 from runner.optim.optimum import noise_floor, observed_rate
 from runner.runs import hashes
@@ -97,13 +98,14 @@ def fitted(info: RunInfo, outcome: Outcome) -> dict[str, Any]:
     return entries
 
 
-def answers(info: RunInfo, outcome: Outcome, path: Path) -> dict[str, Any]:
+def answers(info: RunInfo, run: RunState, path: Path) -> dict[str, Any]:
     """Return the summary's entries on the quality of the answer.
 
     These are the optimum and the noise floor where they are known, and the standard errors of the parameters where the
     method gives them. The rows of `path`/metrics.jsonl give the observed rate of convergence.
     """
     entries: dict[str, Any] = {}
+    outcome: Outcome = run.outcome
     if outcome.optimum is not None:
         rounding = outcome.optimum["rounding_distance"] or 0.0
         rate = observed_rate(read_rows(path / "metrics.jsonl"), rounding)
@@ -112,7 +114,7 @@ def answers(info: RunInfo, outcome: Outcome, path: Path) -> dict[str, Any]:
     if floor is not None:
         entries["noise_floor"] = floor
     if outcome.inference is not None:
-        entries.update(outcome.inference.summary(outcome.fitted, number_names(fitted(info, outcome))))
+        entries.update(outcome.inference.summary(outcome.fitted, number_names(fitted(info, outcome)), run.settled))
     return entries
 
 
@@ -134,10 +136,9 @@ def summary(info: RunInfo, run: RunState, answers: Mapping[str, Any], timing: Ma
 def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines that explain the metrics and parameters of a finished run."""
     config = info.config
-    yield from _verdict(answers, config)
-    if run.settled:
-        yield f"settled  after {_counted(run.step, 'step')}: a further one finds no better parameters"
-    elif run.stopped_early:
+    yield from _quality(answers, config)
+    yield from _fit(answers, run)
+    if run.stopped_early and not run.settled:
         metric, patience = f"{info.watched}/{config.train.early_stopping.metric}", config.train.early_stopping.patience
         best = "has had no value" if run.early.value is None else f"has not become better than {run.early.value:.6g}"
         yield f"stopped  early: {metric} {best} in {patience} evaluations"
@@ -145,8 +146,8 @@ def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Ite
         yield f"units    rmse and mae are in the units of {info.dataset.target_name}; loss is in the units of training"
 
 
-def _verdict(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
-    """Yield the lines on the quality of the answer."""
+def _quality(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """Yield the lines that compare the answer with what is possible."""
     optimum, floor = answers.get("optimum"), answers.get("noise_floor")
     if optimum is not None:
         yield (
@@ -165,12 +166,23 @@ def _verdict(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
             f"noise    rmse {floor['rmse']:.6g}{loss} is the error of the function that made the data; "
             "on average no model is better on new rows"
         )
-    if answers.get("converged"):
-        deviation = answers["residual_standard_deviation"]
-        freedom = _counted(answers["degrees_of_freedom"], "degree")
-        yield f"fit      converged; residual standard deviation {deviation:.6g}, {freedom} of freedom"
-    elif "converged" in answers:
-        yield f"fit      not converged: {answers['not_converged_because']}"
+
+
+def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
+    """Yield the lines on whether the fit has converged."""
+    after = f"after {_counted(run.step, 'step')}"
+    if "converged" not in answers:
+        if run.settled:
+            yield f"settled  {after}: a further one finds no better parameters"
+        return
+    if not answers["converged"]:
+        yield f"fit      not converged {after}: {answers['not_converged_because']}"
+        return
+    deviation = answers["residual_standard_deviation"]
+    freedom = _counted(answers["degrees_of_freedom"], "degree")
+    yield f"fit      converged {after}; residual standard deviation {deviation:.6g}, {freedom} of freedom"
+    if "undetermined" in answers:
+        yield f"fit      {free(answers['undetermined'])}, so there are no standard errors"
     pairs = [*nearly_equal(answers.get("correlation", {}))]
     for first, second, value in sorted(pairs, key=lambda pair: -abs(pair[2]))[:MOST_PAIRS]:
         yield (
@@ -181,8 +193,8 @@ def _verdict(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
         yield f"fit      {len(pairs) - MOST_PAIRS:,} more such pairs: see `correlation` in summary.json"
 
 
-def nothing_left(path: Path, step: int, state: Mapping[str, Any]) -> str:
-    """Return the line for a resumed run that is finished already, from the state of its last checkpoint."""
+def nothing_left(path: Path, step: int, state: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Return the line for a resumed run that is finished already, from its last checkpoint and its summary."""
     reason = (
         "a further step finds no better parameters"
         if state.get("settled")
@@ -190,7 +202,10 @@ def nothing_left(path: Path, step: int, state: Mapping[str, Any]) -> str:
         if state["stopped_early"]
         else "for more steps: train.steps=…"
     )
-    return f"{path} is finished at step {step}; there is nothing left to do ({reason})"
+    why = (
+        f"; the fit has not converged: {summary['not_converged_because']}" if "not_converged_because" in summary else ""
+    )
+    return f"{path} is finished at step {step}; there is nothing left to do ({reason}){why}"
 
 
 def _counted(number: int, thing: str) -> str:

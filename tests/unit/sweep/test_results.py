@@ -219,6 +219,21 @@ def test_swept_values_are_written_as_on_the_command_line(tmp_path: Path) -> None
     assert row == ["0", "waiting", "[8, 8]", "null", "true", 'a "b", ü', "", "", "", ""]
 
 
+def test_the_csv_says_which_fits_converged_where_that_is_known(tmp_path: Path) -> None:
+    members = [
+        Member(number, {"seed": number}, "finished", None, 10, {"valid/rmse": 1.0}, 0.5, SHA, converged)
+        for number, converged in enumerate([True, False, None])
+    ]
+    given = Results("x", ["seed"], members, "valid/rmse", False)
+    write_csv(given, tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["converged"] for row in csv.DictReader(file)] == ["true", "false", ""]
+    assert shown(given)[1:] == [
+        "n  failed  converged  metric  mean ± 95 % interval  sd",
+        "3  0  1  valid/rmse  1 ± 0  0",
+    ]
+
+
 def test_the_csv_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     write_csv(results([(0.1, 0, 1.0), (0.1, 1, 2.0)]), path)
@@ -335,7 +350,7 @@ def fitted(lr: float, seed: int, names: str) -> Member:
     """Return a trial of a formula whose parameters are all lr + seed."""
     parameters = {f"param/{name}": lr + seed for name in names}
     metrics = {f"{part}/rmse": lr + seed for part in ("train", "valid")}
-    return Member(0, {"optimizer.lr": lr, "seed": seed}, "finished", None, 10, metrics, 0.5, SHA, parameters)
+    return Member(0, {"optimizer.lr": lr, "seed": seed}, "finished", None, 10, metrics, 0.5, SHA, parameters=parameters)
 
 
 def test_the_table_has_the_parameters_of_formulas() -> None:

@@ -53,6 +53,7 @@ class ProcessGroup:
     def __init__(self, environment: RankEnvironment) -> None:
         self.rank, self.size = environment.rank, environment.size
         self.local_rank, self.local_size = environment.local_rank, environment.local_size
+        self.exit_code = 0
         self._environment = environment
         self._attempt: Attempt | None = None
         self._timeout = JOIN_SECONDS
@@ -103,9 +104,10 @@ class ProcessGroup:
             if self.rank == 0:
                 code = str(getattr(error, "exit_code", 0))
                 self.attempt.rendezvous.set_persistent("ended", code)
-                self.attempt.rendezvous.publish("over", code)
+                self.attempt.rendezvous.publish("over", code if error is not None else str(self.exit_code))
             else:  # rank 0 still draws plots and writes the last checkpoint
-                self.attempt.failures.wait_for("over", max(self._timeout, JOIN_SECONDS))
+                code = self.attempt.failures.wait_for("over", max(self._timeout, JOIN_SECONDS))
+                self.exit_code = int(code)
 
     def _fail(self, error: BaseException | None) -> None:
         """Report a failure of this process to the others and, when it is the first, to the user."""
