@@ -21,7 +21,7 @@ from runner.config.documents import check_yaml, parse_json
 from runner.config.files import make_folder, open_to_append, open_to_change, open_to_read, read_bytes
 from runner.config.resume import saved_values
 from runner.config.schema import plain
-from runner.data.tables import read_csv
+from runner.data.tables import read_csv, read_parquet
 from runner.errors import InputError
 from runner.runs.checkpoint_manifest import listed_sizes, manifest_of, mismatch, size_and_hash
 from runner.runs.hashes import Hashes
@@ -234,6 +234,17 @@ def test_a_link_is_followed_where_that_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="it has more than") as caught:
         read_bytes(tmp_path / "link", 4, follow=True)
     assert caught.value.filename == str(tmp_path / "link")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/pagemap"), reason="only Linux has such files")
+@pytest.mark.parametrize("name", ["/proc/kmsg", "/proc/self/pagemap", "/proc/self/maps"])
+def test_a_file_without_a_size_is_empty(name: str) -> None:
+    """One waits for ever, and another one does not end."""
+    if os.access(name, os.R_OK):
+        assert read_bytes(Path(name), 100) == b""
+        for read in (read_csv, read_parquet):
+            (problem,) = problems(lambda read=read: read(name, "y", None))  # type: ignore[misc]
+            assert name in problem
 
 
 def test_a_folder_is_not_made_through_a_link(tmp_path: Path) -> None:
