@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from runner.cli import main
 from runner.runs.atomic import Appended
 from runner.runs.checkpoint_manifest import manifest_of, size_and_hash
+from runner.runs.sinks.tensorboard import _record as record
 
 RUN = ["+experiment=linreg", "optimizer=adam", "train.steps=4", "record.every_steps=2", "record.hash_every_steps=2"]
 QUICK = ["record.plots=false", "device=cpu", "device.threads=1"]
@@ -146,7 +148,7 @@ def test_a_link_that_appears_during_a_run_is_not_followed(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["state.pt", "manifest.json", "extra"])
+@pytest.mark.parametrize("name", ["state.pt", "manifest.json", ".metadata", "extra"])
 def test_a_strange_file_in_a_checkpoint_is_named(kind: str, name: str, refused: Refused) -> None:
     put(kind, Path("x/checkpoints/step_4", name))
     first, last = refused(*RESUME)
@@ -216,6 +218,14 @@ def test_a_loop_of_links_is_refused(arguments: list[str], refused: Refused) -> N
     os.symlink("loop", "pool")
     assert len(refused(*arguments)) == 1
     assert sorted(os.listdir()) == ["loop", "mine", "pool", "s", "x"]
+
+
+def test_runs_below_a_loop_of_links_are_refused(refused: Refused) -> None:
+    os.symlink("runs", "runs")
+    for arguments in ([*RUN, *QUICK], ["-m", *RUN, *QUICK, "seeds=2"]):
+        (problem,) = refused(*arguments)
+        assert problem.startswith("`run_dir` must be ")
+        assert "Too many levels of symbolic links" in problem
 
 
 # -------------------------------------------------------------------------------------------------------- documents
@@ -335,6 +345,16 @@ def test_json_that_cannot_be_read_is_named(name: str, refused: Refused) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", JSON)
+def test_a_summary_that_cannot_be_read_is_named(name: str, refused: Refused) -> None:
+    text, reason = JSON[name]
+    Path("x/summary.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    for arguments in (DIVERGE, ["verify", "rerun", "x"]):
+        assert refused(*arguments) == [
+            f"x/summary.json must be the summary of a run, but cannot be read ({reason}); restore it"
+        ]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -373,6 +393,16 @@ def test_a_row_of_another_form_is_refused(line: str, excerpt: str, refused: Refu
 def test_an_event_file_of_another_name_is_left_alone(name: str) -> None:
     Path("x", name).write_bytes(b"junk")
     assert main(RESUME) == 0
+
+
+def test_an_event_that_is_no_message_is_dropped() -> None:
+    path = next(Path("x").glob("events*"))
+    with path.open("ab") as file:
+        file.write(record(b"\xff" * 10))
+    assert main(RESUME) == 0
+    steps = [event.step for event in EventFileLoader(str(path)).Load()]
+    assert b"\xff" * 10 not in path.read_bytes()
+    assert max(steps) == 4
 
 
 @pytest.mark.parametrize("name", ["²", "٣", "007"])
