@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -42,6 +43,8 @@ options
   --cfg job            show the configuration with references resolved and exit
   --help, --version
 """
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 VERBS = ("parity", "verify", "diverge", "doctor", "explain")
 """Verbs. Each is a module of `runner.commands` with this name."""
@@ -87,7 +90,8 @@ def _exit_code(arguments: list[str]) -> int:
 
 
 def _one_line(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n")
+    """Return a text with control characters written out: a file may hold some that change what a terminal shows."""
+    return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 def _parser() -> Parser:

@@ -30,7 +30,7 @@ QUICK = ["device=cpu", "device.threads=1"]
 SETTLED = 0.2, 0.95
 """Part of a run in which its memory is fitted: before, everything is loaded and allocated once; after, plots are drawn."""
 RUN = [
-    "+experiment=mlp", "model.dropout=0.1", "train.epochs=500", "record.every_steps=20", "record.hash_every_steps=20",
+    "+experiment=mlp", "model.dropout=0.1", "train.epochs=200", "record.every_steps=20", "record.hash_every_steps=20",
     "checkpoint.every_steps=100",
 ]  # fmt: skip
 SWEEP = ["-m", *RUN, "model.widths=[16]", "optimizer.lr=1e-3,3e-3", "seeds=4", "record.plots=true"]
@@ -165,8 +165,8 @@ def killed(command: list[str], left_by: Callable[[Path], dict[str, Any]], kills:
         directory = Path(f"killed_{number}")
         after: list[str] = []
         rows: list[str] = []
-        # Two kills of the same run at most, so that there are many runs to compare.
-        while made < kills and len(after) < 2 and (waited := kill(command, directory, times.uniform(0, seconds))):
+        # Three kills of the same run at most, so that there are many runs to compare.
+        while made < kills and len(after) < 3 and (waited := kill(command, directory, times.uniform(0, seconds))):
             after.append(f"{waited:.1f}")
             rows.append(str(last_row(directory)))
             made += 1

@@ -180,6 +180,27 @@ def test_a_strange_file_in_a_sweep_is_refused(kind: str, name: str, refused: Ref
     assert refused("-m", "resume=s")[0].startswith(f"s/{name} must be ")
 
 
+@pytest.mark.parametrize("kind", ["a FIFO", "a device", "30 GB"])
+@pytest.mark.parametrize("name", ["run.json", "config.yaml", "summary.json", "metrics.jsonl"])
+def test_a_strange_file_of_a_trial_is_refused(kind: str, name: str, refused: Refused) -> None:
+    put(kind, Path("s/0", name))
+    what = {"a device": "it is a link", "30 GB": "it has more than "}.get(kind, "it is a FIFO")
+    for arguments in (["verify", "sweep", "s"], ["diverge", "s/0", "x"]):
+        (problem,) = refused(*arguments)
+        assert problem.startswith(f"s/0/{name} ")
+        assert what in problem
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a link"])
+def test_a_strange_summary_fails_its_trial_alone(kind: str) -> None:
+    put(kind, Path("s/0/summary.json"))
+    assert main(["-m", "resume=s"]) == 1
+    first, second = json.loads(Path("s/sweep.json").read_text())["members"]
+    assert first["reason"] == f"s/0/summary.json must be a regular file, got {kind}; remove it"
+    assert (first["state"], second["state"]) == ("failed", "finished")
+    assert Path("mine").read_text() == "mine"
+
+
 def test_a_trial_that_is_a_link_to_another_run_is_refused(refused: Refused) -> None:
     shutil.rmtree("s/1")
     Path("s/1").symlink_to("../x")
@@ -353,6 +374,14 @@ def test_a_summary_that_cannot_be_read_is_named(name: str, refused: Refused) -> 
         assert refused(*arguments) == [
             f"x/summary.json must be the summary of a run, but cannot be read ({reason}); restore it"
         ]
+
+
+def test_a_message_has_no_control_characters_of_a_file(refused: Refused) -> None:
+    manifest = json.loads(Path("s/sweep.json").read_text())
+    Path("s/sweep.json").write_text(json.dumps(manifest | {"hydra": "\x1b[2J\x9b31m\t\r\n"}))
+    (problem,) = refused("-m", "resume=s")
+    assert problem.isprintable()
+    assert problem.endswith(r"; write hydra=[\x1b[2J\x9b31m\t\r\n]")
 
 
 @pytest.mark.parametrize(
