@@ -24,6 +24,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from runner.cli import main
 from runner.runs.atomic import Appended
 from runner.runs.checkpoint_manifest import manifest_of, size_and_hash
+from runner.runs.sinks.jsonl import read_rows
 from runner.runs.sinks.tensorboard import _record as record
 
 RUN = ["+experiment=linreg", "optimizer=adam", "train.steps=4", "record.every_steps=2", "record.hash_every_steps=2"]
@@ -416,6 +417,23 @@ def test_a_row_of_another_form_is_refused(line: str, excerpt: str, refused: Refu
     (problem,) = refused(*DIVERGE)
     assert problem.startswith("line 1 of `x/metrics.jsonl` ")
     assert excerpt in problem
+
+
+@pytest.mark.parametrize("value", ["x", [1], {"a": 1}, None])
+def test_a_row_that_a_resumed_run_would_keep_is_refused_before_the_run_is_changed(value: Any, refused: Refused) -> None:
+    lines = Path("x/metrics.jsonl").read_text().splitlines(keepends=True)
+    Path("x/metrics.jsonl").write_text(json.dumps(json.loads(lines[0]) | {"lr": value}) + "\n" + "".join(lines[1:]))
+    before = {path: path.read_bytes() for path in Path("x").iterdir() if path.is_file()}
+    (problem,) = refused(*RESUME)
+    assert problem.startswith("line 1 of `x/metrics.jsonl` must have numbers alone, got ")
+    assert {path: path.read_bytes() for path in Path("x").iterdir() if path.is_file()} == before
+
+
+def test_a_row_after_the_checkpoint_is_dropped_whatever_it_is() -> None:
+    with Path("x/metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lr": "x"}\n[\n')
+    assert main(RESUME) == 0
+    assert [row["step"] for row in read_rows(Path("x/metrics.jsonl"))] == [2, 4, 6]
 
 
 @pytest.mark.parametrize("name", ["events.out.tfevents.abc.x", "events.out.tfevents.", "events.out.tfevents.²"])
