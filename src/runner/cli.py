@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from runner.compute.processes.exclusive import only_run
 from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import options as available_options
 from runner.config.schema import plain
-from runner.errors import ConfigError, InputError, Interrupted, RemoteRankError, RunnerError
+from runner.errors import ConfigError, InputError, Interrupted, RemoteRankError, RunnerError, printable
 from runner.runs.sinks.reporter import print_errors
 
 USAGE = """\
@@ -43,8 +42,6 @@ options
   --cfg job            show the configuration with references resolved and exit
   --help, --version
 """
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 VERBS = ("parity", "verify", "diverge", "doctor", "explain")
 """Verbs. Each is a module of `runner.commands` with this name."""
@@ -76,22 +73,17 @@ def _exit_code(arguments: list[str]) -> int:
     except RemoteRankError as error:
         return error.exit_code  # the process in which it occurred has reported it
     except InputError as error:
-        print_errors([_one_line(problem) for problem in error.problems], error.rank)
+        print_errors([printable(problem) for problem in error.problems], error.rank)
         return error.exit_code
     except Interrupted as stop:
-        sys.stderr.write(f"{_one_line(str(stop))}\n")
+        sys.stderr.write(f"{printable(str(stop))}\n")
         return stop.exit_code
     except RunnerError as error:
-        print_errors([_one_line(str(error))], error.rank)
+        print_errors([printable(str(error))], error.rank)
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("stopped before training began; nothing was written\n")
         return 130
-
-
-def _one_line(text: str) -> str:
-    """Return a text with control characters written out: a file may hold some that change what a terminal shows."""
-    return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 def _parser() -> Parser:
@@ -251,4 +243,4 @@ def _help_text(config_dir: str | None = None) -> str:
 
 
 def _option_lines(choices: dict[str, str]) -> list[str]:
-    return [f"  {name:<16} {description}" for name, description in choices.items()]
+    return [printable(f"  {name:<16} {description}") for name, description in choices.items()]

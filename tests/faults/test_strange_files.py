@@ -377,6 +377,30 @@ def test_a_summary_that_cannot_be_read_is_named(name: str, refused: Refused) -> 
         ]
 
 
+def test_what_is_printed_has_no_control_characters_of_a_file(
+    refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = "\x1b[2J\x9b31m"
+    lines = Path("x/hashes.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    first["parameters"] = {f"{odd}weight": "0"}
+    Path("x/hashes.jsonl").write_text("\n".join([json.dumps(first), *lines[1:], ""]))
+    Path("groups/experiment").mkdir(parents=True)
+    Path("groups/experiment/mine.yaml").write_text(
+        f"# @package _global_\n# {odd}\nrun_dir: {json.dumps(odd)}\n", encoding="utf-8"
+    )
+    Path("x/checkpoints/step_4", odd).touch()
+    shutil.copytree("x/checkpoints/step_4", "x/checkpoints/step_2")
+    capsys.readouterr()
+    main(DIVERGE)
+    main(["--config-dir", "groups", "--help"])
+    main(["explain", "--config-dir", "groups", "+experiment=mine"])
+    main(RESUME)
+    printed = capsys.readouterr()
+    assert [line for line in (printed.out + printed.err).splitlines() if not line.isprintable()] == []
+    assert r"\x1b[2J" in printed.out
+
+
 def test_a_message_has_no_control_characters_of_a_file(refused: Refused) -> None:
     manifest = json.loads(Path("s/sweep.json").read_text())
     Path("s/sweep.json").write_text(json.dumps(manifest | {"hydra": "\x1b[2J\x9b31m\t\r\n"}))
