@@ -20,7 +20,7 @@ from runner.compute.processes.exclusive import only_run
 from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import options as available_options
 from runner.config.schema import plain
-from runner.errors import ConfigError, InputError, Interrupted, RemoteRankError, RunnerError
+from runner.errors import ConfigError, InputError, Interrupted, RemoteRankError, RunnerError, printable
 from runner.runs.sinks.reporter import print_errors
 
 USAGE = """\
@@ -76,21 +76,17 @@ def _exit_code(arguments: list[str]) -> int:
     except RemoteRankError as error:
         return error.exit_code  # the process in which it occurred has reported it
     except InputError as error:
-        print_errors([_one_line(problem) for problem in error.problems], error.rank)
+        print_errors([printable(problem) for problem in error.problems], error.rank)
         return error.exit_code
     except Interrupted as stop:
-        sys.stderr.write(f"{_one_line(str(stop))}\n")
+        sys.stderr.write(f"{printable(str(stop))}\n")
         return stop.exit_code
     except RunnerError as error:
-        print_errors([_one_line(str(error))], error.rank)
+        print_errors([printable(str(error))], error.rank)
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("stopped before training began; nothing was written\n")
         return 130
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _parser() -> Parser:
@@ -251,4 +247,4 @@ def _help_text(config_dir: str | None = None) -> str:
 
 
 def _option_lines(choices: dict[str, str]) -> list[str]:
-    return [f"  {name:<16} {description}" for name, description in choices.items()]
+    return [printable(f"  {name:<16} {description}") for name, description in choices.items()]

@@ -23,6 +23,7 @@ import signal
 from collections.abc import Callable, Iterable
 
 _LONG_WORD = re.compile(r"(?<!\S)(\S{200})\S{40,}(\S{60})")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 LONGEST_MESSAGE = 2000
 """Characters of a message at most."""
 
@@ -38,6 +39,11 @@ def shortened(text: str) -> str:
     text = _LONG_WORD.sub(r"\1…\2", text)
     half = LONGEST_MESSAGE // 2
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:half]}…{text[1 - half :]}"
+
+
+def printable(text: str) -> str:
+    """Return a line of text with control characters written out: those of a file may change what a terminal shows."""
+    return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 class RunnerError(Exception):

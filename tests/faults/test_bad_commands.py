@@ -179,6 +179,9 @@ COMMANDS: dict[str, list[str]] = {
 }  # fmt: skip
 
 LONG_TEXTS: dict[str, tuple[list[str], list[str]]] = {
+    'name=${oc.select:… 500 deep': (['name=' + '${oc.select:' * 500 + 'x' + '}' * 500], ['`name` must nest at most 16 references ${…}, got 500; use fewer']),
+    'model.widths=[[[… 3,000 deep': (['model=mlp', 'model.widths=' + '[' * 3000], ['`model.widths` must have at most 64 levels of brackets, got 3000; use fewer']),
+    'model.widths=[[[… 3,000 deep, and closed': (['model=mlp', 'model.widths=' + '[' * 3000 + ']' * 3000], ['`model.widths` must have at most 64 levels of brackets, got 3000; use fewer']),
     'L=3': ([LONG + '=3'], ['`' + "k" * 199 + '…' + "k" * 59 + '` is not a key; see docs/config.md for the list of keys']),
     'L': ([LONG], ['`' + "k" * 199 + '…' + "k" * 59 + '` must have the form key=value, but has no `=`; see --help']),
     '--L': (['--' + LONG], ['`--' + "k" * 197 + '…' + "k" * 59 + '` is not an option; write values as key=value, such as ' + "k" * 200 + '…' + "k" * 58 + '=…']),

@@ -103,6 +103,23 @@ def test_the_refusals_of_a_page_are_those_of_the_program(page: Path, capsys: pyt
         assert capsys.readouterr().err == refusal
 
 
+@pytest.mark.parametrize("page", [ROOT / "SECURITY.md", DOCS / "reliability.md"], ids=lambda page: page.name)
+def test_the_tests_of_a_page_exist(page: Path) -> None:
+    """A name alone is of a test in tests/faults; after a file, each name up to the next file is in that file."""
+    files = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py")}
+    faults = "\n".join(text for name, text in files.items() if name.startswith("tests/faults/"))
+    found = 0
+    for line in page.read_text(encoding="utf-8").splitlines():
+        text = faults
+        for name in re.findall(r"`(tests/\S+\.py|test_\w+)`", line):
+            if name.startswith("tests/"):
+                text = files[name]
+            else:
+                assert f"def {name}(" in text, name
+                found += 1
+    assert found >= 20
+
+
 def test_the_launchers_and_sweepers_of_the_pages_can_be_composed_and_their_spaces_read() -> None:
     absent = [name for name in ("submitit", "ray") if find_spec(f"hydra_plugins.hydra_{name}_launcher") is None]
     sweeps = [

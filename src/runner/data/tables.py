@@ -10,18 +10,20 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from runner.compute import sizes
 from runner.config import schema as c
+from runner.config.files import MIB, open_to_read
 from runner.data.diagnostics import (
     EXACT_INTEGER,
     Fault,
@@ -199,10 +201,12 @@ def _contents(path: str, *, text: bool) -> bytes:
     file = Path(path)
     try:
         if file.is_file():
-            _refuse_large(path, file.stat().st_size)
-            if text:
-                _refuse_other_formats(path)
-            return file.read_bytes()
+            with open_to_read(file, follow=True) as opened:
+                size = os.fstat(opened.fileno()).st_size
+                _refuse_large(path, size)
+                if text:
+                    _refuse_other_formats(path, opened, size)
+                return opened.read(size)  # no more: files of /proc have a size of 0 and may have no end
         fault = "is a folder" if file.is_dir() else "is not a regular file" if file.exists() else "does not exist"
     except OSError as error:
         fault = f"cannot be read ({error.strerror})"
@@ -218,13 +222,13 @@ def _refuse_large(path: str, size: int) -> None:
         raise DataError(problem)
 
 
-def _refuse_other_formats(path: str) -> None:
+def _refuse_other_formats(path: str, file: BinaryIO, size: int) -> None:
     """Raise `DataError` for a file that is not text before all of it is in memory: a hole in a file may be long."""
-    with open(path, "rb") as file:
-        refuse_other_formats(path, file.read(16))
-        file.seek(0)
-        while block := file.read(2**20):
-            refuse_binary(path, block)
+    refuse_other_formats(path, file.read(min(16, size)))
+    for start in range(0, size, MIB):
+        file.seek(start)
+        refuse_binary(path, file.read(min(MIB, size - start)))
+    file.seek(0)
 
 
 def _csv_table(path: str, data: bytes, columns: Columns) -> Table:

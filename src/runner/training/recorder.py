@@ -190,9 +190,11 @@ class RunRecorder:
     def _load(self, directory: RunDirectory) -> Opened:
         """Load the last checkpoint of a reopened run. Raises `InputError` if the run must not be resumed."""
         from runner.runs import saved_state
+        from runner.runs.sinks.jsonl import refuse_odd_rows
         from runner.training.saved_model import refuse_misfit
 
         loaded = saved_state.load(directory.path / CHECKPOINTS)
+        refuse_odd_rows(directory.path / "metrics.jsonl", 0 if loaded is None else loaded.step)
         if loaded is None:
             return Opened(directory.path)
         for skipped in loaded.skipped:

@@ -93,25 +93,42 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     rows = read_lines(path)
     for number, row in enumerate(rows, start=1):
-        for name, value in row.items():
-            if type(value) not in (int, float, bool):
-                raise CheckpointError(
-                    f"line {number} of `{path}` must have numbers alone, got {shown(value)} for `{cut(name)}`; restore the file or delete the line"
-                )
+        _refuse_other_values(row, f"line {number} of `{path}`")
     return rows
+
+
+def refuse_odd_rows(path: Path, last: int) -> None:
+    """Raise `CheckpointError` for a row of a step up to `last` that is not numbers alone: a resumed run keeps these rows."""
+    if os.path.lexists(path):
+        for number, line in enumerate(_content(path).splitlines(), start=1):
+            if _step(line) <= last:
+                place = f"line {number} of `{path}`"
+                _refuse_other_values(_row(line, place), place)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a file as `read_rows` does, with values of any type besides `step`."""
+    *whole, _incomplete = _content(path).split(b"\n")
+    return [_row(line, f"line {number} of `{path}`") for number, line in enumerate(whole, start=1)]
+
+
+def _content(path: Path) -> bytes:
     try:
-        *whole, _incomplete = read_bytes(path, MAX_BYTES).split(b"\n")
+        return read_bytes(path, MAX_BYTES)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise CheckpointError(
             f"{path} must be rows of metrics, but cannot be read ({error.strerror}); restore it"
         ) from None
-    return [_row(line, f"line {number} of `{path}`") for number, line in enumerate(whole, start=1)]
+
+
+def _refuse_other_values(row: Mapping[str, Any], place: str) -> None:
+    for name, value in row.items():
+        if type(value) not in (int, float, bool):
+            raise CheckpointError(
+                f"{place} must have numbers alone, got {shown(value)} for `{cut(name)}`; restore the file or delete the line"
+            )
 
 
 def _row(line: bytes, place: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import shortened
+from runner.errors import printable, shortened
 from runner.runs.records import flat, number_names
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Print and log a warning that does not stop the run."""
-        self.say(f"note: {shortened(text)}")
+        self.say(f"note: {printable(shortened(text))}")
 
     def fail(self, text: str) -> None:
         """Log why the run ended. The caller prints it on the error stream."""
