@@ -9,7 +9,8 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +53,7 @@ class RunPlots:
 
     `parts`: "train", "valid" or "test" → (features [rows, k], target [rows], prediction [rows]), in the file's units.
     `line`: for one feature, x [m] ascending and the fitted y [m] over the range of the plot.
-    `rows`: the rows of `metrics.jsonl`; "train/loss" and "valid/loss" are drawn.
+    `rows`: the rows of `metrics.jsonl`, which are read once; "train/loss" and "valid/loss" are drawn.
     `levels`: name → a known loss, drawn as a thin line unless it would flatten the curves.
     """
 
@@ -61,7 +62,7 @@ class RunPlots:
     target_name: str
     parts: Mapping[str, Part]
     line: tuple[Array, Array] | None
-    rows: Sequence[Mapping[str, Any]]
+    rows: Iterable[Mapping[str, Any]]
     levels: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -72,7 +73,7 @@ def draw(content: RunPlots) -> dict[str, bytes]:
     10,000 evenly spaced ones are drawn, and the legend says so.
     """
     parts = {name: part for name in COLOURS if (part := _finite(content.parts.get(name))) is not None}
-    curves = {part: curve for part in COLOURS if len((curve := _curve(content.rows, f"{part}/loss"))[0])}
+    curves = _curves(content.rows)
     with plot_style():
         figures: dict[str, Figure] = {}
         if parts:
@@ -108,11 +109,17 @@ def _finite(part: Part | None) -> Part | None:
     return (features[usable], target[usable], prediction[usable]) if usable.any() else None
 
 
-def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
-    """Return steps and values of a metric, where it has a value that can be drawn."""
-    points = np.array([(row["step"], row[name]) for row in rows if name in row], np.float64).reshape(-1, 2)
-    points = points[_usable(points[:, 1])]
-    return points[:, 0], points[:, 1]
+def _curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Array, Array]]:
+    """Return steps and losses by part, where they can be drawn. Parts without any are left out."""
+    # Rows are read one by one, and of each only these numbers are kept: there may be millions.
+    found = {part: (array("d"), array("d")) for part in COLOURS}
+    for row in rows:
+        for part, (steps, losses) in found.items():
+            loss = row.get(f"{part}/loss")
+            if loss is not None and abs(loss) < LARGEST:
+                steps.append(row["step"])
+                losses.append(loss)
+    return {part: (np.array(steps), np.array(losses)) for part, (steps, losses) in found.items() if steps}
 
 
 def _fit(content: RunPlots, parts: Mapping[str, Part]) -> Figure:

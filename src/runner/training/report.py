@@ -15,7 +15,7 @@ from runner.config.documents import FORMAT
 from runner.config.schema import Config
 from runner.optim.optimum import noise_floor, observed_rate
 from runner.runs import hashes
-from runner.runs.sinks.jsonl import read_rows
+from runner.runs.sinks.jsonl import each_row
 from runner.training.experiment import Outcome, RunInfo
 from runner.training.metrics import Evaluation
 from runner.training.run_state import RunState
@@ -86,7 +86,7 @@ def answers(info: RunInfo, outcome: Outcome, path: Path) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     if outcome.optimum is not None:
         rounding = outcome.optimum["rounding_distance"] or 0.0
-        rate = observed_rate(read_rows(path / "metrics.jsonl"), rounding)
+        rate = observed_rate(each_row(path / "metrics.jsonl"), rounding)
         entries["optimum"] = {**outcome.optimum, "observed_rate": rate}
     floor = noise_floor(info.config, float(info.dataset.scaling.target_scale))
     if floor is not None:
@@ -200,7 +200,7 @@ def _draw(info: RunInfo, evaluation: Evaluation, metrics: Path, levels: Mapping[
             target_name=dataset.target_name,
             parts=parts,
             line=_line(info, evaluation, parts) if len(dataset.feature_names) == 1 else None,
-            rows=read_rows(metrics),
+            rows=each_row(metrics),
             levels=levels,
         )
     )

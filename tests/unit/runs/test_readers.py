@@ -21,7 +21,7 @@ from runner.config.files import make_folder, open_to_append, open_to_change, ope
 from runner.data.tables import read_csv
 from runner.errors import InputError
 from runner.runs.records import read_record, read_summary, read_sweep
-from runner.runs.sinks.jsonl import JsonLines, read_lines, read_rows
+from runner.runs.sinks.jsonl import JsonLines, each_line, each_row
 
 some = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
@@ -73,8 +73,8 @@ def test_records_of_any_content(name: str, read: Callable[[Path], Any], content:
 def test_rows_of_any_content(content: bytes, step: int, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)
-    for read in (read_rows, read_lines):
-        assert all(str(path) in problem for problem in problems(lambda read=read: read(path)))  # type: ignore[misc]
+    for read in (each_row, each_line):
+        assert all(str(path) in problem for problem in problems(lambda read=read: list(read(path))))  # type: ignore[misc]
     sink = JsonLines(path)
     sink.open(step)
     sink.close()
