@@ -94,7 +94,6 @@ def _parser() -> Parser:
     parser = Parser()
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", action="store_true")
-    parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--cfg", "-c", choices=["job"])
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--multirun", "-m", action="store_true")
@@ -141,6 +140,8 @@ def _verb(verb: str, arguments: list[str]) -> int:
         raise ConfigError(
             f"`{verb}` must be started without a launcher, because it starts its own processes; start it with python"
         )
+    if "--version" in arguments:
+        return _print_version()
     module = importlib.import_module(f"runner.commands.{verb}")
     if {"--help", "-h"} & set(arguments):
         sys.stdout.write(module.USAGE)
@@ -174,12 +175,17 @@ def _show(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.help:
         sys.stdout.write(_help_text(options.config_dir))
     elif options.version:
-        sys.stdout.write(f"runner {__version__}\n")
+        return _print_version()
     else:
         from omegaconf import OmegaConf
 
         values: Any = OmegaConf.create(plain(compose(overrides, options.config_dir, options.base).config))
         sys.stdout.write(OmegaConf.to_yaml(values))
+    return 0
+
+
+def _print_version() -> int:
+    sys.stdout.write(f"runner {__version__}\n")
     return 0
 
 

@@ -196,6 +196,10 @@ LONG_TEXTS: dict[str, tuple[list[str], list[str]]] = {
     'optimizer.name=L': (['optimizer.name=' + LONG], ['`optimizer.name` cannot be set by itself, because other keys depend on it; write optimizer=' + "k" * 190 + '…' + "k" * 60]),
     'record.sinks=[jsonl,L]': (['record.sinks=[jsonl,' + LONG + ']'], ['`record.sinks` must be a list of jsonl, tensorboard, got ' + "k" * 200 + '…' + "k" * 59 + '; remove it']),
     'verify rerun Px': (['verify', 'rerun', PATH], ["`RUN` must be a run directory, got '" + "a/" * 99 + 'a…/' + "a/" * 28 + "x', which is not a directory; correct the path"]),
+    'verify sweep L': (['verify', 'sweep', LONG], ["`SWEEP` must be a sweep directory, got '" + "k" * 199 + '…' + "k" * 58 + "', which has no sweep.json; correct the path"]),
+    'parity --out L': (['parity', '+experiment=linreg', '--out', LONG], ["`--out` must be a directory that does not exist yet, got '" + "k" * 199 + '…' + "k" * 59 + "' (File name too long); use another one"]),
+    '-m hydra/launcher=L': (['-m', 'seeds=2', 'hydra/launcher=' + LONG], ["`hydra/launcher` must be one of vmap, pool, basic, joblib, submitit_local, submitit_slurm, ray, got '" + "k" * 116 + '…']),
+    '-m hydra.launcher.L=1': (['-m', 'seeds=2', 'hydra.launcher.' + LONG + '=1'], ['`hydra.launcher.' + "k" * 184 + '…' + "k" * 59 + '` is not a key of hydra/launcher=vmap, which has none; leave it out']),
     '-m L=1,2': (['-m', LONG + '=1,2'], ['`' + "k" * 199 + '…' + "k" * 59 + '` is not a key; see docs/config.md for the list of keys']),
     'data.slope=[10,000 items]': (['data.slope=[' + ITEMS + ']'], ['`data.slope` must be a finite number, got [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,…']),
 }  # fmt: skip
