@@ -32,6 +32,7 @@ from runner.sweep.arguments import (
     classify,
     disable_plots,
     expand_seeds,
+    named_in_problems,
     replayed,
 )
 from runner.sweep.manifest import Manifest, sweep_directory
@@ -47,27 +48,35 @@ def launch_config(arguments: Sequence[str], config_dir: str | None) -> Config | 
     """Return the configuration with which a sweep starts its processes, or None if it runs in this process."""
     parsed = classify(arguments, config_dir)
     if parsed.resume is not None:
-        saved = Manifest.read(Path(str(parsed.resume)))
-        parsed = replayed(saved.values, saved.directory / SWEEP, parsed, config_dir)
-    if not any(override.startswith("launch.") for override in parsed.fixed):
+        saved, typed = Manifest.read(Path(str(parsed.resume))), parsed
+        parsed = replayed(saved.values, saved.directory / SWEEP, typed, config_dir)
+        with named_in_problems(saved.directory / SWEEP, typed):
+            return _launch_config(parsed, config_dir)
+    return _launch_config(parsed, config_dir)
+
+
+def _launch_config(arguments: SweepArguments, config_dir: str | None) -> Config | None:
+    if not any(override.startswith("launch.") for override in arguments.fixed):
         return None
-    config = compose(parsed.sample, config_dir).config
+    config = compose(arguments.sample, config_dir).config
     return config if needs_launch(config) else None
 
 
-def sweep(arguments: Sequence[str], config_dir: str | None, command: Sequence[str]) -> Manifest:
+def sweep(words: Sequence[str], config_dir: str | None, command: Sequence[str]) -> Manifest:
     """Run or resume a sweep, and return its manifest, whose members have the end of each trial.
 
     Raises `InputError` before any trial starts, and `Interrupted` after a signal.
     """
-    parsed = classify(arguments, config_dir)
+    parsed = classify(words, config_dir)
     if parsed.resume is not None:
-        check_resume_overrides(arguments)
+        check_resume_overrides(words)
         directory = Path(str(parsed.resume))
         with _locked(directory):
             refuse_odd_files(directory)
             manifest = Manifest.read(directory)
-            return _resume(manifest, replayed(manifest.values, directory / SWEEP, parsed, config_dir), config_dir)
+            arguments = replayed(manifest.values, directory / SWEEP, parsed, config_dir)
+            with named_in_problems(directory / SWEEP, parsed):
+                return _resume(manifest, arguments, config_dir)
     composed = compose(parsed.sample, config_dir)
     config = composed.config
     _print_notices(parsed, composed)
@@ -78,7 +87,7 @@ def sweep(arguments: Sequence[str], config_dir: str | None, command: Sequence[st
         "name": config.name,
         "command": list(command),
         "config_dir": config_dir,
-        "words": list(arguments),
+        "words": list(words),
         "task": parsed.task,
         "hydra": parsed.hydra,
         "fixed": parsed.fixed,
