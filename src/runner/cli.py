@@ -200,6 +200,7 @@ def _run(options: argparse.Namespace, overrides: list[str], arguments: list[str]
             return compose(overrides, options.config_dir, options.base)
 
     from runner.compute.launch import launch, needs_launch
+    from runner.compute.processes.notes import RUN_DIRECTORY
     from runner.runs.directory import record_failure
     from runner.training.run import execute
 
@@ -209,7 +210,7 @@ def _run(options: argparse.Namespace, overrides: list[str], arguments: list[str]
         return 0
     composed = compose_run(None)
     if needs_launch(composed.config):
-        return launch(composed.config, arguments, on_failure=record_failure)
+        return launch(composed.config, arguments, on_failure={RUN_DIRECTORY: record_failure})
     execute(lambda earlier: composed, command)
     return 0
 
@@ -220,8 +221,9 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
     Return exit code 1 if a trial failed.
     """
     from runner.compute.launch import launch
-    from runner.runs.directory import record_failure
+    from runner.compute.processes.notes import SWEEP_DIRECTORY
     from runner.sweep.distributed import follow, release_followers
+    from runner.sweep.manifest import record_failure
     from runner.sweep.run import audit_trials, launch_config, report_results, sweep
 
     if options.base is not None:
@@ -229,7 +231,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
     if not launched(os.environ):
         wide = launch_config(overrides, options.config_dir)
         if wide is not None:
-            return launch(wide, arguments, on_failure=record_failure)
+            return launch(wide, arguments, on_failure={SWEEP_DIRECTORY: record_failure})
     elif not _is_rank_zero():
         follow()
         return 0  # after another exit code, the launcher would end rank 0 before it has reported the error

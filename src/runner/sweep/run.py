@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from runner.compute.gc_pause import gc_paused
 from runner.compute.launch import needs_launch
 from runner.compute.processes import launched
+from runner.compute.processes.notes import SWEEP_DIRECTORY, LaunchNotes
 from runner.config.compose import Composed, compose
 from runner.config.documents import MAX_BYTES
 from runner.config.files import read_bytes
@@ -138,7 +139,7 @@ def _resume(manifest: Manifest, arguments: SweepArguments, config_dir: str | Non
     manifest.rerun_lost()
     states = manifest.states()
     manifest.values.update(status="running", ended=None, resumed=manifest.values["resumed"] + 1, config_dir=config_dir)
-    manifest.values.update(hydra=arguments.hydra, task=arguments.task, fixed=arguments.fixed)
+    manifest.values.update(reason=None, hydra=arguments.hydra, task=arguments.task, fixed=arguments.fixed)
     manifest.save()
     try:
         return _run(manifest, compose(arguments.sample, config_dir).config)
@@ -154,6 +155,7 @@ def _run(manifest: Manifest, config: Config) -> Manifest:
     from omegaconf.errors import OmegaConfBaseException
 
     directory, result, status = manifest.directory, None, "failed"
+    LaunchNotes.of(os.environ).write(SWEEP_DIRECTORY, os.path.abspath(directory))
     try:
         with hydra_session() as hydra:
             result = _sweep_with_hydra(hydra, manifest, config.sweep.max_trials)
