@@ -11,12 +11,13 @@ import pytest
 
 import runner
 from runner import cli
+from runner.data import synthetic
 from runner.runs.directory import RunDirectory
 from runner.runs.hashes import Hashes
 from runner.runs.saver import Saver
 from runner.runs.sinks.jsonl import JsonLines
 from runner.runs.sinks.tensorboard import TensorBoard
-from runner.training import report
+from runner.training import build, report
 from runner.training.run_state import RunState
 from runner.training.vmapped import VmappedExperiment
 
@@ -98,6 +99,46 @@ def test_a_bug_in_the_records_of_one_trial(
         ended, expected = (read(f"{folder}/{number}/summary.json") for folder in ("sweep", undisturbed))
         assert ended["parameters_sha256"] == expected["parameters_sha256"]
         assert ended["metrics"] == expected["metrics"]
+
+
+BUILDING: dict[str, tuple[Any, str]] = {
+    "the data": (synthetic, "line"),
+    "the start values": (build, "start_model"),
+    "the parts": (build, "run_info"),
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "how"),
+    [
+        ("the data", "seeds=null"),
+        ("the start values", "seeds=null"),
+        ("the start values", "hydra/launcher=basic"),
+        ("the parts", "strategy.reduction=exact"),
+        ("the parts", "hydra/launcher=basic"),
+    ],
+)
+def test_a_bug_while_one_trial_is_built(place: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, name = BUILDING[place]
+    real = getattr(where, name)
+
+    def broken(config: Any, *arguments: Any, **named: Any) -> Any:
+        if getattr(config, "data", config).slope == HIT:
+            raise TypeError("a mistake")
+        return real(config, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, broken)
+        cli.main(["-m", *LINREG, how, "data.slope=0,1,2", "run_dir=sweep"])
+    members = read("sweep/sweep.json")["members"]
+    assert [member["state"] for member in members] == ["finished", "failed", "finished"]
+    assert members[HIT]["reason"] == "TypeError: a mistake"
+    record = read(f"sweep/{HIT}/run.json")
+    assert (record["status"], record["reason"], record["world_size"]) == ("failed", "TypeError: a mistake", 1)
+    log = Path(f"sweep/{HIT}/run.log").read_text()
+    assert "error: TypeError: a mistake\nTraceback (most recent call last):\n" in log
+    assert cli.main(["-m", "resume=sweep"]) == 0
+    assert {member["state"] for member in read("sweep/sweep.json")["members"]} == {"finished"}
 
 
 def test_a_directory_that_cannot_be_made_ends_one_trial(monkeypatch: pytest.MonkeyPatch) -> None:

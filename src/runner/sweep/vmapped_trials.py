@@ -83,6 +83,7 @@ class VmappedTrials:
         except Interrupted:
             raise
         except Exception as error:
+            item.records.fail_unbuilt(error, self.choice)
             failure = as_run_failed(error, item.config, Path())
             self.reporter.ended({item.trial.number: TrialResult("failed", {}, failure)})
             return

@@ -62,9 +62,13 @@ def execute(compose: Compose, command: Sequence[str], *, quiet: bool = False) ->
         from runner.training import build
 
         world.connect(choice.kind, config.launch.timeout_seconds)
-        with gc_paused(), explain_out_of_memory(config):
-            prepared = world.run_on_all_ranks(lambda: build.prepare(config, choice, world.size))
-            parts = world.run_on_all_ranks(lambda: (build.build(config, prepared, world), {}))
+        try:
+            with gc_paused(), explain_out_of_memory(config):
+                prepared = world.run_on_all_ranks(lambda: build.prepare(config, choice, world.size))
+                parts = world.run_on_all_ranks(lambda: (build.build(config, prepared, world), {}))
+        except Exception as error:
+            records.fail_unbuilt(error, choice, world.size)
+            raise
         for warning in parts.warnings[0]:
             records.warn(warning)
         return _Job(parts, choice, records, world, began, stop).run()
