@@ -63,6 +63,37 @@ def test_no_mplbackend_changes_a_run_or_a_plot(backend: str) -> None:
     assert set(files) == {"fit.png", "loss.png", "residuals.png"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [("Latin-1", "here"), ("Latin-1", "MPLCONFIGDIR"), ("a FIFO", "here"), ("a device", "MATPLOTLIBRC")],
+)
+def test_no_matplotlibrc_costs_a_plot(kind: str, place: str) -> None:
+    Path("folder").mkdir()
+    file = Path("matplotlibrc" if place == "here" else "folder/matplotlibrc")
+    if kind == "Latin-1":
+        file.write_bytes(b"font.size: 30  # gr\xf6\xdfer\n")
+    elif kind == "a FIFO":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero")
+    command = [sys.executable, "-m", "runner", *RUN, "run_dir=run"]
+    environment = {**os.environ, "MPLCONFIGDIR": str(Path("cache").absolute())} | (
+        {} if place == "here" else {place: str(Path("folder").absolute())}
+    )
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0
+    assert "Traceback" not in process.stderr
+    assert warnings_of_finished_run() == []
+    assert {path.name for path in Path("run/plots").iterdir()} == {"fit.png", "loss.png", "residuals.png"}
+
+
+def test_settings_of_the_user_hold_after_a_plot() -> None:
+    Path("matplotlibrc").write_text("font.size: 30\n")
+    script = f"import runner; runner.run(None, {[*RUN, 'run_dir=run']!r}); import matplotlib; print(matplotlib.rcParams['font.size'])"
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert process.stdout.splitlines()[-1] == "30.0"
+
+
 # -------------------------------------------------------------------------------------------------------- what can fail
 
 

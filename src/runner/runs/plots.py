@@ -8,10 +8,11 @@ from __future__ import annotations
 import io
 import math
 import os
+import sys
 import warnings
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.config.files import make_folder
+from runner.config.files import MIB, make_folder
 from runner.runs.atomic import write_atomic
 
 if TYPE_CHECKING:
@@ -247,15 +248,34 @@ def plot_style() -> Iterator[None]:
 
 
 def _matplotlib() -> Any:
-    """Return matplotlib, imported without MPLBACKEND: the import fails for a backend that is not installed here."""
-    # A notebook sets it to its own backend, for its own processes and for those that it starts.
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
+    """Return matplotlib, whose import fails for a backend that is not installed, and for a matplotlibrc that it cannot read."""
+    if "matplotlib" in sys.modules:
+        return sys.modules["matplotlib"]
+    with _without_settings():
         import matplotlib
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
+    with suppress(Exception):  # a program that uses matplotlib itself later on has its user's settings
+        file = matplotlib.matplotlib_fname()
+        if os.path.isfile(file) and os.path.getsize(file) <= MIB:  # a FIFO would wait for a writer
+            matplotlib.rc_file(file, use_default_template=False)
     return matplotlib
+
+
+@contextmanager
+def _without_settings() -> Iterator[None]:
+    """Hide the user's settings from the import of matplotlib: MPLBACKEND, and a matplotlibrc, first of the current folder."""
+    # A notebook sets MPLBACKEND to its own backend, for its own processes and for those that it starts.
+    hidden = {"MPLBACKEND": os.environ.pop("MPLBACKEND", None), "MATPLOTLIBRC": os.environ.get("MATPLOTLIBRC")}
+    os.environ["MATPLOTLIBRC"] = os.devnull
+    exists = os.path.exists
+    # The only place that is searched before MATPLOTLIBRC, and by this name. No other folder can be made the current one:
+    # other threads use relative paths.
+    os.path.exists = lambda path: path != "matplotlibrc" and exists(path)
+    try:
+        yield
+    finally:
+        os.path.exists = exists
+        del os.environ["MATPLOTLIBRC"]
+        os.environ.update({name: value for name, value in hidden.items() if value is not None})
 
 
 def _users_settings(matplotlib: Any) -> dict[str, Any]:
