@@ -218,12 +218,17 @@ def objective(
 def training_step(
     config: c.Config, minimized: BatchObjective, optimizer: Optimizer, schedule: Callable[[int], Any], lanes: int = 1
 ) -> Step:
-    """Return the function that takes a training step of a run, or of `lanes` vmapped runs."""
-    eager = EagerStep(minimized, optimizer, schedule)
-    if constraints.eager_because(config, lanes) is not None:
-        return eager
-    graphs = CudaGraphs(minimized.rows.target.device)
-    return GraphedStep(eager, graphs, required=config.train.cuda_graph is True)
+    """Return the function that takes a training step of a run, or of a program of `lanes` runs.
+
+    Raises `ConfigError` where `train.cuda_graph` is true and the steps are eager.
+    """
+    eager, required = EagerStep(minimized, optimizer, schedule), config.train.cuda_graph is True
+    reason = constraints.eager_because(config, lanes)
+    if reason is None:
+        return GraphedStep(eager, CudaGraphs(minimized.rows.target.device), required=required)
+    if required:
+        raise ConfigError(constraints.graph_problem(reason))
+    return eager
 
 
 def run_info(

@@ -17,7 +17,7 @@ from runner.config.compose import Composed, check
 from runner.config.schema import Config, plain
 from runner.errors import ConfigError
 from runner.runs.sinks.reporter import Reporter
-from runner.training.failures import explain_out_of_memory
+from runner.training.failures import explain_out_of_memory, python_warnings_to
 from runner.training.recorder import CHECKPOINTS, NullRecorder, Opened, Recorder, RunRecorder
 
 if TYPE_CHECKING:
@@ -172,7 +172,8 @@ class _Job:
             startup_seconds = time.perf_counter() - self.began
             steps_before, seconds_before = loop.step, loop.seconds
             try:
-                loop.run()
+                with python_warnings_to(self.records.warn):
+                    loop.run()
             finally:
                 saver.close()
             (run,) = loop.runs
