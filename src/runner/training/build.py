@@ -94,7 +94,7 @@ def prepare(
         raise ConfigError(
             f"the number of processes must not be above the number of training rows, {rows}, got {size}; start fewer processes"
         )
-    problems = sizes.model_problems(resolved.model, len(dataset.feature_names))
+    problems = sizes.model_problems(resolved, len(dataset.feature_names))
     if problems:
         raise ConfigError(problems)
     model = start_model(resolved, dataset.feature_names)
