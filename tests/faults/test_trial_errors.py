@@ -17,6 +17,8 @@ from runner.runs.hashes import Hashes
 from runner.runs.saver import Saver
 from runner.runs.sinks.jsonl import JsonLines
 from runner.runs.sinks.tensorboard import TensorBoard
+from runner.sweep import run as sweeps
+from runner.sweep.launcher import ManifestLauncher
 from runner.training import build, report
 from runner.training.run_state import RunState
 from runner.training.vmapped import VmappedExperiment
@@ -183,6 +185,22 @@ def test_a_bug_in_the_outcome_of_one_lane_ends_one_trial(monkeypatch: pytest.Mon
     _, results = runner.multirun(None, [*LINREG, "seeds=3", "run_dir=sweep"])
     assert [member.state for member in results.members] == ["finished", "failed", "finished"]
     assert results.members[HIT].reason == "IndexError: too far"
+
+
+def test_an_error_of_a_launcher_of_others_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Foreign:
+        def launch(self, *_: Any) -> Any:
+            raise ValueError("a setting\nof mine")
+
+    monkeypatch.setattr(sweeps, "with_manifest", lambda launcher, directory: ManifestLauncher(Foreign(), directory))
+    assert cli.main(["-m", *LINREG, "seed=0,1", "hydra/launcher=basic", "run_dir=sweep"]) == 1
+    assert capsys.readouterr().err == (
+        "error: Foreign could not run the trials: ValueError: a setting of mine; check its settings, hydra.launcher.*, "
+        "or use hydra/launcher=vmap\n"
+    )
+    assert read("sweep/sweep.json")["status"] == "failed"
 
 
 # ------------------------------------------------------------------------------------------------ metrics without a value
