@@ -93,7 +93,6 @@ def _parser() -> Parser:
     parser = Parser()
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", action="store_true")
-    parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--cfg", "-c", choices=["job"])
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--multirun", "-m", action="store_true")
@@ -140,6 +139,8 @@ def _verb(verb: str, arguments: list[str]) -> int:
         raise ConfigError(
             f"`{verb}` must be started without a launcher, because it starts its own processes; start it with python"
         )
+    if "--version" in arguments:
+        return _print_version()
     module = importlib.import_module(f"runner.commands.{verb}")
     if {"--help", "-h"} & set(arguments):
         sys.stdout.write(module.USAGE)
@@ -173,12 +174,17 @@ def _show(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.help:
         sys.stdout.write(_help_text(options.config_dir))
     elif options.version:
-        sys.stdout.write(f"runner {__version__}\n")
+        return _print_version()
     else:
         from omegaconf import OmegaConf
 
         values: Any = OmegaConf.create(plain(compose(overrides, options.config_dir, options.base).config))
         sys.stdout.write(OmegaConf.to_yaml(values))
+    return 0
+
+
+def _print_version() -> int:
+    sys.stdout.write(f"runner {__version__}\n")
     return 0
 
 
@@ -196,6 +202,7 @@ def _run(options: argparse.Namespace, overrides: list[str], arguments: list[str]
             return compose(overrides, options.config_dir, options.base)
 
     from runner.compute.launch import launch, needs_launch
+    from runner.compute.processes.notes import RUN_DIRECTORY
     from runner.runs.directory import record_failure
     from runner.training.run import execute
 
@@ -204,7 +211,7 @@ def _run(options: argparse.Namespace, overrides: list[str], arguments: list[str]
         return execute(compose_run, command).exit_code
     composed = compose_run(None)
     if needs_launch(composed.config):
-        return launch(composed.config, arguments, on_failure=record_failure)
+        return launch(composed.config, arguments, on_failure={RUN_DIRECTORY: record_failure})
     return execute(lambda earlier: composed, command).exit_code
 
 
@@ -214,8 +221,9 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
     Return exit code 1 if a trial failed.
     """
     from runner.compute.launch import launch
-    from runner.runs.directory import record_failure
+    from runner.compute.processes.notes import SWEEP_DIRECTORY
     from runner.sweep.distributed import follow, release_followers
+    from runner.sweep.manifest import record_failure
     from runner.sweep.run import audit_trials, launch_config, report_results, sweep
 
     if options.base is not None:
@@ -223,7 +231,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
     if not launched(os.environ):
         wide = launch_config(overrides, options.config_dir)
         if wide is not None:
-            return launch(wide, arguments, on_failure=record_failure)
+            return launch(wide, arguments, on_failure={SWEEP_DIRECTORY: record_failure})
     elif not _is_rank_zero():
         follow()
         return 0  # after another exit code, the launcher would end rank 0 before it has reported the error

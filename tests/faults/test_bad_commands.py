@@ -63,6 +63,7 @@ TABLES: dict[str, tuple[dict[str, str | bytes], list[str], list[str]]] = {
     'no row for validation': ({'t.csv': TEN}, [*CSV, 'data.split.valid=0.01'], ['`data.split.valid` must select at least one row, got 0.01 of 10 rows; use a larger value, or 0 for no valid rows']),
     'a zero byte': ({'t.csv': 'x,y\n1,2\n\x00,3\n'}, [*CSV], ["`data.path` must be UTF-8 text, but 't.csv' is UTF-16 or binary; save it as UTF-8"]),
     'an integer that float32 rounds': ({'t.csv': 'x,y\n16777217,1\n2,2\n'}, [*CSV, 'dtype=float32'], ["`dtype` must represent column 'x', but float32 cannot represent the integer 16777217 exactly in row 1; use dtype=float64"]),
+    'an integer that float32 rounds, with amp': ({'t.csv': 'x,y\n16777217,1\n2,2\n'}, [*CSV, 'dtype=float32', 'amp=bfloat16'], ["`dtype` must represent column 'x', but float32 cannot represent the integer 16777217 exactly in row 1; use dtype=float64 and amp=off"]),
     'a number beyond float32': ({'t.csv': 'x,y\n1e39,1\n2,2\n'}, [*CSV, 'dtype=float32'], ["`dtype` must represent column 'x', but float32 cannot represent 1e+39 in row 1; use dtype=float64"]),
     'a mean beyond float64': ({'t.csv': 'x,y\n1.7e308,1\n1.7e308,2\n1.6e308,3\n'}, [*CSV, 'data.standardize=true', 'dtype=float64'], ['`data.standardize` must be false for data whose mean or standard deviation float64 cannot represent; use a larger unit']),
     'a cell of 100,000 characters': ({'t.csv': 'x,y\n' + LONG + ',1\n'}, [*CSV], ["`data.path`: line 2 of 't.csv', column 'x', must be a finite number, got '" + "k" * 40 + "…', text; use a number, or exclude the column from `data.features`"]),
@@ -199,6 +200,10 @@ LONG_TEXTS: dict[str, tuple[list[str], list[str]]] = {
     'optimizer.name=L': (['optimizer.name=' + LONG], ['`optimizer.name` cannot be set by itself, because other keys depend on it; write optimizer=' + "k" * 190 + '…' + "k" * 60]),
     'record.sinks=[jsonl,L]': (['record.sinks=[jsonl,' + LONG + ']'], ['`record.sinks` must be a list of jsonl, tensorboard, got ' + "k" * 200 + '…' + "k" * 59 + '; remove it']),
     'verify rerun Px': (['verify', 'rerun', PATH], ["`RUN` must be a run directory, got '" + "a/" * 99 + 'a…/' + "a/" * 28 + "x', which is not a directory; correct the path"]),
+    'verify sweep L': (['verify', 'sweep', LONG], ["`SWEEP` must be a sweep directory, got '" + "k" * 199 + '…' + "k" * 58 + "', which has no sweep.json; correct the path"]),
+    'parity --out L': (['parity', '+experiment=linreg', '--out', LONG], ["`--out` must be a directory that does not exist yet, got '" + "k" * 199 + '…' + "k" * 59 + "' (File name too long); use another one"]),
+    '-m hydra/launcher=L': (['-m', 'seeds=2', 'hydra/launcher=' + LONG], ["`hydra/launcher` must be one of vmap, pool, basic, joblib, submitit_local, submitit_slurm, ray, got '" + "k" * 116 + '…']),
+    '-m hydra.launcher.L=1': (['-m', 'seeds=2', 'hydra.launcher.' + LONG + '=1'], ['`hydra.launcher.' + "k" * 184 + '…' + "k" * 59 + '` is not a key of hydra/launcher=vmap, which has none; leave it out']),
     '-m L=1,2': (['-m', LONG + '=1,2'], ['`' + "k" * 199 + '…' + "k" * 59 + '` is not a key; see docs/config.md for the list of keys']),
     'data.slope=[10,000 items]': (['data.slope=[' + ITEMS + ']'], ['`data.slope` must be a finite number, got [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,…']),
 }  # fmt: skip

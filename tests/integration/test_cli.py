@@ -140,6 +140,12 @@ def test_options_may_precede_a_verb(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert err(capsys, "--times", "0", "verify", "resume") == err(capsys, "verify", "resume", "--times", "0")
     for verb in ("parity", "explain", "verify resume", "verify world-size"):
         assert "`+experiment=nope`" not in err(capsys, "--config-dir", folder, *verb.split(), "+experiment=nope")
+    for verb in ("diverge no such", "verify rerun no", "verify sweep no"):
+        assert err(capsys, "--config-dir", folder, *verb.split()) == err(capsys, *verb.split())
+    assert cli.main(["--config-dir", folder, "doctor"]) == cli.main(["doctor"])
+    capsys.readouterr()
+    for verb in cli.VERBS:
+        assert out(capsys, "--version", verb) == out(capsys, verb, "--version") == out(capsys, "--version")
 
 
 def test_a_folder_may_have_the_name_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:

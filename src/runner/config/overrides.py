@@ -42,6 +42,8 @@ class Plan:
     notices: list[str] = field(default_factory=list)
     unresolved: set[str] = field(default_factory=set)
     """Groups whose requested option does not exist. Their keys cannot be checked."""
+    dependent: set[str] = field(default_factory=set)
+    """Keys that refer to a key without a value, which is reported there. They are known after composition."""
     has_references: bool = False
     """Whether a value is a reference to another one, ${…}. It is known after composition."""
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import math
 import os
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.config.files import make_folder
+from runner.config.files import MIB, make_folder
 from runner.runs.atomic import write_atomic
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class RunPlots:
     `line`: for one feature, x [m] ascending and the fitted y [m] over the range of the plot.
     `bands`: name → low [m] and high [m] at the x of the line, from the narrowest to the widest.
     `errors`: part → standard deviations of the targets [rows], where they are known.
-    `rows`: the rows of `metrics.jsonl`; "train/loss" and "valid/loss" are drawn.
+    `rows`: the rows of `metrics.jsonl`, which are read once; "train/loss" and "valid/loss" are drawn.
     `levels`: name → a known loss, drawn as a thin line unless it would flatten the curves.
     """
 
@@ -66,7 +68,7 @@ class RunPlots:
     target_name: str
     parts: Mapping[str, Part]
     line: tuple[Array, Array] | None
-    rows: Sequence[Mapping[str, Any]]
+    rows: Iterable[Mapping[str, Any]]
     levels: Mapping[str, float] = field(default_factory=dict)
     bands: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
     errors: Mapping[str, Array] = field(default_factory=dict)
@@ -79,7 +81,7 @@ def draw(content: RunPlots) -> dict[str, bytes]:
     10,000 evenly spaced ones are drawn, and the legend says so.
     """
     parts = {name: part for name in COLOURS if (part := _finite(content.parts.get(name))) is not None}
-    curves = {part: curve for part in COLOURS if len((curve := _curve(content.rows, f"{part}/loss"))[0])}
+    curves = _curves(content.rows)
     with plot_style():
         figures: dict[str, Figure] = {}
         if parts:
@@ -115,11 +117,17 @@ def _finite(part: Part | None) -> Part | None:
     return (features[usable], target[usable], prediction[usable]) if usable.any() else None
 
 
-def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
-    """Return steps and values of a metric, where it has a value that can be drawn."""
-    points = np.array([(row["step"], row[name]) for row in rows if name in row], np.float64).reshape(-1, 2)
-    points = points[_usable(points[:, 1])]
-    return points[:, 0], points[:, 1]
+def _curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Array, Array]]:
+    """Return steps and losses by part, where they can be drawn. Parts without any are left out."""
+    # Rows are read one by one, and of each only these numbers are kept: there may be millions.
+    found = {part: (array("d"), array("d")) for part in COLOURS}
+    for row in rows:
+        for part, (steps, losses) in found.items():
+            loss = row.get(f"{part}/loss")
+            if loss is not None and abs(loss) < LARGEST:
+                steps.append(row["step"])
+                losses.append(loss)
+    return {part: (np.array(steps), np.array(losses)) for part, (steps, losses) in found.items() if steps}
 
 
 def _fit(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
@@ -271,15 +279,34 @@ def plot_style() -> Iterator[None]:
 
 
 def _matplotlib() -> Any:
-    """Return matplotlib, imported without MPLBACKEND: the import fails for a backend that is not installed here."""
-    # A notebook sets it to its own backend, for its own processes and for those that it starts.
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
+    """Return matplotlib, whose import fails for a backend that is not installed, and for a matplotlibrc that it cannot read."""
+    if "matplotlib" in sys.modules:
+        return sys.modules["matplotlib"]
+    with _without_settings():
         import matplotlib
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
+    with suppress(Exception):  # a program that uses matplotlib itself later on has its user's settings
+        file = matplotlib.matplotlib_fname()
+        if os.path.isfile(file) and os.path.getsize(file) <= MIB:  # a FIFO would wait for a writer
+            matplotlib.rc_file(file, use_default_template=False)
     return matplotlib
+
+
+@contextmanager
+def _without_settings() -> Iterator[None]:
+    """Hide the user's settings from the import of matplotlib: MPLBACKEND, and a matplotlibrc, first of the current folder."""
+    # A notebook sets MPLBACKEND to its own backend, for its own processes and for those that it starts.
+    hidden = {"MPLBACKEND": os.environ.pop("MPLBACKEND", None), "MATPLOTLIBRC": os.environ.get("MATPLOTLIBRC")}
+    os.environ["MATPLOTLIBRC"] = os.devnull
+    exists = os.path.exists
+    # The only place that is searched before MATPLOTLIBRC, and by this name. No other folder can be made the current one:
+    # other threads use relative paths.
+    os.path.exists = lambda path: path != "matplotlibrc" and exists(path)
+    try:
+        yield
+    finally:
+        os.path.exists = exists
+        del os.environ["MATPLOTLIBRC"]
+        os.environ.update({name: value for name, value in hidden.items() if value is not None})
 
 
 def _users_settings(matplotlib: Any) -> dict[str, Any]:

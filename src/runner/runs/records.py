@@ -73,6 +73,7 @@ class Sweep:
     swept: tuple[str, ...] = key("keys that differ between trials", before=[])
     metric: str | tuple[str, ...] | None = key("metric of the search", before=None)
     directions: tuple[str, ...] | None = key("directions of the search", before=None)
+    reason: str | None = key("why it did not finish, where its processes could not record that", before=None)
 
 
 @dataclass(frozen=True, kw_only=True)

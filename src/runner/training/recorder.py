@@ -70,6 +70,12 @@ class Recorder(Protocol):
         Raises `InputError` for a directory that must not be used or resumed.
         """
 
+    def fail_unbuilt(self, error: Exception, choice: DeviceChoice, size: int = 1) -> None:
+        """Record that a bug ended the run before its directory was open. Input that cannot be run leaves no record.
+
+        `size` is the number of processes.
+        """
+
     def begin(self, step: int, first_step: int) -> None:
         """Start the records: training starts after `step` updates, and rows from `first_step` on are new."""
 
@@ -99,6 +105,9 @@ class NullRecorder:
         """Return None: rank 0 opens the directory and broadcasts it."""
         self._config = info.config
         return None
+
+    def fail_unbuilt(self, error: Exception, choice: DeviceChoice, size: int = 1) -> None:
+        """Do nothing: rank 0 has the record."""
 
     def begin(self, step: int, first_step: int) -> None:
         """Do nothing: there are no sinks to open."""
@@ -149,6 +158,7 @@ class RunRecorder:
         from runner.runs.hashes import Hashes
 
         self._info, self._choice = info, choice
+        self._placement = {"strategy": info.strategy, "world_size": info.size, "lanes": info.lanes}
         opened = self._create() if self.config.resume is None else self._reopen(Path(self.config.resume))
         if opened.summary is None:
             self.reporter.attach(opened.path / "run.log")
@@ -159,6 +169,23 @@ class RunRecorder:
             if self.config.record.hash_every_steps is not None or path.exists():
                 self.hashes = Hashes(path, held=self.held)
         return opened
+
+    def fail_unbuilt(self, error: Exception, choice: DeviceChoice, size: int = 1) -> None:
+        """Leave a directory whose run.log has the traceback, unless the error is one that a user can cause."""
+        if as_failure(error, self.config, Path()) is None:
+            error_of(lambda: self._keep(error, choice, size))  # the error itself is reported in any case
+            self.close()
+
+    def _keep(self, error: Exception, choice: DeviceChoice, size: int) -> None:
+        self._choice = choice
+        self._placement = {"strategy": self.config.strategy.name, "world_size": size, "lanes": 1}
+        if self.config.resume is None:
+            self._create()
+        else:
+            self._directory = RunDirectory.reopen(Path(self.config.resume), locked=not self.held)
+        self.reporter.attach(self.directory.path / "run.log")
+        self.sinks.append(self.reporter)
+        self.fail(error)
 
     @property
     def directory(self) -> RunDirectory:
@@ -236,9 +263,7 @@ class RunRecorder:
             "seed": self.config.seed,
             **self.environment(self._choice),
             "dtype": self.config.dtype,
-            "strategy": self._info.strategy,
-            "world_size": self._info.size,
-            "lanes": self._info.lanes,
+            **self._placement,
         }
 
     # ------------------------------------------------------------------------------------------------------- training

@@ -19,7 +19,7 @@ from runner.optim.covariance import nearly_equal
 from runner.optim.optimum import noise_floor, observed_rate
 from runner.runs import hashes
 from runner.runs.records import number_names
-from runner.runs.sinks.jsonl import read_rows
+from runner.runs.sinks.jsonl import each_row
 from runner.training.experiment import Outcome, RunInfo
 from runner.training.metrics import Evaluation
 from runner.training.run_state import RunState
@@ -108,7 +108,7 @@ def answers(info: RunInfo, run: RunState, path: Path) -> dict[str, Any]:
     outcome: Outcome = run.outcome
     if outcome.optimum is not None:
         rounding = outcome.optimum["rounding_distance"] or 0.0
-        rate = observed_rate(read_rows(path / "metrics.jsonl"), rounding)
+        rate = observed_rate(each_row(path / "metrics.jsonl"), rounding)
         entries["optimum"] = {**outcome.optimum, "observed_rate": rate}
     floor = noise_floor(info.config, float(info.dataset.scaling.target_scale))
     if floor is not None:
@@ -245,7 +245,7 @@ def _draw(info: RunInfo, outcome: Outcome, metrics: Path, levels: Mapping[str, f
             line=curve[0],
             bands=curve[1],
             errors=_deviations(dataset),
-            rows=read_rows(metrics),
+            rows=each_row(metrics),
             levels=levels,
         )
     )

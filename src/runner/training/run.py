@@ -17,7 +17,7 @@ from runner.config.compose import Composed, check
 from runner.config.schema import Config, plain
 from runner.errors import ConfigError
 from runner.runs.sinks.reporter import Reporter
-from runner.training.failures import explain_out_of_memory
+from runner.training.failures import explain_out_of_memory, python_warnings_to
 from runner.training.recorder import CHECKPOINTS, NullRecorder, Opened, Recorder, RunRecorder
 
 if TYPE_CHECKING:
@@ -65,9 +65,13 @@ def execute(compose: Compose, command: Sequence[str], *, quiet: bool = False) ->
         from runner.training import build
 
         world.connect(choice.kind, config.launch.timeout_seconds)
-        with gc_paused(), explain_out_of_memory(config):
-            prepared = world.run_on_all_ranks(lambda: build.prepare(config, choice, world.size))
-            parts = world.run_on_all_ranks(lambda: (build.build(config, prepared, world), {}))
+        try:
+            with gc_paused(), explain_out_of_memory(config):
+                prepared = world.run_on_all_ranks(lambda: build.prepare(config, choice, world.size))
+                parts = world.run_on_all_ranks(lambda: (build.build(config, prepared, world), {}))
+        except Exception as error:
+            records.fail_unbuilt(error, choice, world.size)
+            raise
         for warning in parts.warnings[0]:
             records.warn(warning)
         run = _Job(parts, choice, records, world, began, stop).run()
@@ -172,7 +176,8 @@ class _Job:
             startup_seconds = time.perf_counter() - self.began
             steps_before, seconds_before = loop.step, loop.seconds
             try:
-                loop.run()
+                with python_warnings_to(self.records.warn):
+                    loop.run()
             finally:
                 saver.close()
             (run,) = loop.runs

@@ -327,7 +327,7 @@ def _built(
         objective=minimized,
         evaluation=Evaluation(template, forward, loss, autocast, scaling.undo, rows, strategy),
         schedule=schedule,
-        step=training_step(config, minimized, optimizer, schedule, lanes=len(infos)),
+        step=training_step(config, minimized, optimizer, schedule, lanes=infos[0].lanes),
         batches=batches,
         optimum=optimum(rows["train"]),
     )

@@ -26,7 +26,7 @@ from runner.errors import InputError
 from runner.runs.checkpoint_manifest import listed_sizes, manifest_of, mismatch, size_and_hash
 from runner.runs.hashes import Hashes
 from runner.runs.records import read_record, read_summary, read_sweep
-from runner.runs.sinks.jsonl import JsonLines, read_lines, read_rows
+from runner.runs.sinks.jsonl import JsonLines, each_line, each_row
 from runner.runs.sinks.tensorboard import TensorBoard, _record
 
 some = settings(
@@ -117,8 +117,8 @@ def test_records_of_any_content(
 def test_rows_of_any_content(content: bytes, step: int, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)
-    for read in (read_rows, read_lines):
-        assert all(str(path) in problem for problem in problems(lambda read=read: read(path)))  # type: ignore[misc]
+    for read in (each_row, each_line):
+        assert all(str(path) in problem for problem in problems(lambda read=read: list(read(path))))  # type: ignore[misc]
     sink = JsonLines(path)
     sink.open(step)
     sink.close()
