@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from runner.compute.rng import stream
 from runner.config import schema as c
-from runner.data import tables
+from runner.data import rounding, tables
 from runner.data.scaling import Scaling
 from runner.data.split import split
 from runner.errors import DataError
@@ -57,21 +57,23 @@ class Dataset:
     warnings: tuple[str, ...]
 
 
-def build(config: c.DataConfig, seed: int, dtype: torch.dtype, device: torch.device) -> Dataset:
+def build(
+    config: c.DataConfig,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    accepts: rounding.Accepts = lambda key, value: True,
+) -> Dataset:
     """Return the dataset of a configuration in `dtype` on `device`.
 
-    `seed` is the run's seed; `data.seed` takes precedence. Raises `DataError` if the data cannot be read, split or
-    represented in `dtype`.
+    `seed` is the run's seed; `data.seed` takes precedence. `accepts` says which other values of a key may be advised.
+    Raises `DataError` if the data cannot be read, split or represented in `dtype`.
     """
     seed = seed if config.seed is None else config.seed
     table: tables.Table = config.build(seed)
     features, target = torch.from_numpy(table.features), torch.from_numpy(table.target)
     if config.log_target:
         _require_positive(target, table.target_name)
-    if not config.standardize:
-        # The logarithm of the target is rounded anyway, so only the features must be exact.
-        exact = table.integer_columns - ({table.target_name} if config.log_target else set())
-        tables.refuse_lossy(replace(table, integer_columns=exact), str(dtype).removeprefix("torch."))
     parts = split(config.split, len(target), stream(seed, "split"))
     train = parts["train"]
     scaling = Scaling.fit(features[train], target[train], config.standardize, config.log_target)
@@ -80,17 +82,29 @@ def build(config: c.DataConfig, seed: int, dtype: torch.dtype, device: torch.dev
         raise DataError(
             "`data.standardize` must be false for data whose mean or standard deviation float64 cannot represent; use a larger unit"
         )
+    rounded = rounding.check(_columns(table, scaling, config.standardize), str(dtype).removeprefix("torch."), accepts)
     features, target = features.to(dtype), target.to(dtype).unsqueeze(1)
-    if not _finite(features, target):
-        raise DataError(
-            f"`dtype` must represent every number of the data, but some overflow {dtype}; use dtype=float64 or a larger unit"
-        )
     rows = {
         name: ResidentRows(features[numbers].to(device), target[numbers].to(device), numbers)
         for name, numbers in parts.items()
         if len(numbers)
     }
-    return Dataset(rows, scaling, table.feature_names, table.target_name, table.sha256, table.warnings)
+    warnings = (*table.warnings, *rounded)
+    return Dataset(rows, scaling, table.feature_names, table.target_name, table.sha256, warnings)
+
+
+def _columns(table: tables.Table, scaling: Scaling, standardized: bool) -> list[rounding.Column]:
+    """Return all columns of a table, the target last, with their scaling."""
+    # Scaled integers, and the logarithm of the target, are rounded anyway.
+    exact = frozenset() if standardized else table.integer_columns
+    scales = zip(scaling.feature_mean.tolist(), scaling.feature_scale.tolist(), strict=True)
+    columns = [
+        rounding.Column(name, values, name in exact, standardized, mean, scale)
+        for name, values, (mean, scale) in zip(table.feature_names, table.features.T, scales, strict=True)
+    ]
+    name, log = table.target_name, scaling.log_target
+    mean, scale = float(scaling.target_mean), float(scaling.target_scale)
+    return [*columns, rounding.Column(name, table.target, name in exact and not log, standardized, mean, scale, log)]
 
 
 def _require_positive(target: Tensor, name: str) -> None:

@@ -42,13 +42,6 @@ from runner.data.diagnostics import (
 )
 from runner.errors import DataError
 
-_SIGNIFICANT_BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
-_LARGEST = {
-    "bfloat16": (2 - 2**-7) * 2.0**127,
-    "float16": 65504.0,
-    "float32": (2 - 2**-23) * 2.0**127,
-    "float64": (2 - 2**-52) * 2.0**1023,
-}
 _MEMORY_FACTOR = 3
 """Bytes of memory for each byte of a file at least: its content, its text, and its cells as text."""
 _NOT_IN_NUMBERS = re.compile(r"[^0-9+\-.eE ]")
@@ -130,38 +123,6 @@ def read_parquet(path: str, target: str, features: tuple[str, ...] | None) -> Ta
     columns = {name: _arrow_values(name, arrow.column(name)) for name in wanted}
     raise_problems(path, (), [fault for _, faults in columns.values() for fault in faults], "row")
     return _table(data, target, {name: values for name, (values, _) in columns.items()})
-
-
-def refuse_lossy(table: Table, dtype_name: str) -> None:
-    """Raise `DataError` if `dtype_name` would round an integer of the table or overflow on a value.
-
-    There is one message per column, with its first such row (from 1, without the header), the value, and a dtype that
-    can represent the column.
-    """
-    problems = []
-    columns = zip((*table.feature_names, table.target_name), (*table.features.T, table.target), strict=True)
-    for name, values in columns:
-        integer = name in table.integer_columns
-        lost = _lost(values, dtype_name, integer)
-        if lost.any():
-            row = int(lost.argmax())
-            value = f"the integer {values[row]:.0f} exactly" if integer else repr(float(values[row]))
-            sufficient = next((d for d in ("float32", "float64") if not _lost(values, d, integer).any()), "float64")
-            problems.append(
-                f"`dtype` must represent column {shown(name)}, but {dtype_name} cannot represent {value} in row {row + 1}; "
-                f"use dtype={sufficient}"
-            )
-    if problems:
-        raise DataError(problems)
-
-
-def _lost(values: np.ndarray, dtype_name: str, integer: bool) -> np.ndarray:
-    """Return a mask [rows] of values that overflow or, if integer, need more significant bits than the dtype has."""
-    lost: np.ndarray = np.abs(values) > _LARGEST[dtype_name]
-    if integer:
-        mantissa = np.ldexp(np.frexp(values)[0], _SIGNIFICANT_BITS[dtype_name])
-        lost |= mantissa != np.trunc(mantissa)
-    return lost
 
 
 def _contents(path: str, *, text: bool) -> bytes:
