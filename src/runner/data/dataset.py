@@ -52,6 +52,8 @@ class Dataset:
     scaling: Scaling
     feature_names: tuple[str, ...]
     target_name: str
+    other_columns: tuple[str, ...]
+    """Columns of the source that are no features, the target among them."""
     sha256: str
     """SHA-256 of the source file; empty for synthetic data."""
     warnings: tuple[str, ...]
@@ -90,7 +92,8 @@ def build(
         if len(numbers)
     }
     warnings = (*table.warnings, *rounded)
-    return Dataset(rows, scaling, table.feature_names, table.target_name, table.sha256, warnings)
+    others = (*table.unread, table.target_name)
+    return Dataset(rows, scaling, table.feature_names, table.target_name, others, table.sha256, warnings)
 
 
 def _columns(table: tables.Table, scaling: Scaling, standardized: bool) -> list[rounding.Column]:

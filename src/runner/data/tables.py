@@ -16,12 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from runner.compute import sizes
 from runner.config import schema as c
+from runner.config import validation
 from runner.data.diagnostics import (
     EXACT_INTEGER,
     Fault,
@@ -42,6 +44,8 @@ from runner.data.diagnostics import (
 )
 from runner.errors import DataError
 
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
+"""Columns keep the names that they have in the file."""
 _MEMORY_FACTOR = 3
 """Bytes of memory for each byte of a file at least: its content, its text, and its cells as text."""
 _NOT_IN_NUMBERS = re.compile(r"[^0-9+\-.eE ]")
@@ -62,16 +66,18 @@ class Table:
     sha256: str
     """SHA-256 of the file's bytes; empty for synthetic data."""
     warnings: tuple[str, ...]
+    unread: tuple[str, ...] = ()
+    """Columns of the file that are neither target nor features."""
 
 
 def from_csv(config: c.Csv, seed: int) -> Table:
     """Return the table of `data=csv`; the seed is not used."""
-    return read_csv(config.path, config.target, config.features)
+    return read_csv(config.path, config.target, config.features, config.rename)
 
 
 def from_parquet(config: c.Parquet, seed: int) -> Table:
     """Return the table of `data=parquet`; the seed is not used."""
-    return read_parquet(config.path, config.target, config.features)
+    return read_parquet(config.path, config.target, config.features, config.rename)
 
 
 def from_diabetes(config: c.Diabetes, seed: int) -> Table:
@@ -79,25 +85,28 @@ def from_diabetes(config: c.Diabetes, seed: int) -> Table:
     return read_diabetes()
 
 
-def read_csv(path: str, target: str, features: tuple[str, ...] | None) -> Table:
+def read_csv(path: str, target: str, features: tuple[str, ...] | None, rename: Mapping[str, str] = NO_NAMES) -> Table:
     """Return the numeric columns of a comma-separated UTF-8 file with a header.
 
-    `features` of None means all columns but the target. Columns that are not requested may hold text. Raises `DataError`
-    with every problem found; its line numbers count from 1 and include the header.
+    `rename` maps new names to names in the file, `target` and `features` are new names, and `features` of None means all
+    columns but the target. Columns that are not requested may hold text. Raises `DataError` with every problem found; its
+    line numbers count from 1 and include the header.
     """
-    return _csv_table(path, _contents(path, text=True), target, features)
+    return _csv_table(path, _contents(path, text=True), target, features, rename)
 
 
 def read_diabetes() -> Table:
     """Return the shipped diabetes data: 442 rows, ten features, target `progression`."""
     name = "diabetes.csv"
-    return _csv_table(name, resources.files("runner.data").joinpath(name).read_bytes(), "progression", None)
+    return _csv_table(name, resources.files("runner.data").joinpath(name).read_bytes(), "progression", None, NO_NAMES)
 
 
-def read_parquet(path: str, target: str, features: tuple[str, ...] | None) -> Table:
+def read_parquet(
+    path: str, target: str, features: tuple[str, ...] | None, rename: Mapping[str, str] = NO_NAMES
+) -> Table:
     """Return integer and floating-point columns of a Parquet file.
 
-    `features` of None means all columns but the target. Raises `DataError` with every problem found, its row numbers
+    The arguments are those of `read_csv`. Raises `DataError` with every problem found, its row numbers
     counted from 1, or if pyarrow is not installed.
     """
     try:
@@ -109,10 +118,11 @@ def read_parquet(path: str, target: str, features: tuple[str, ...] | None) -> Ta
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         schema = file.schema_arrow
-        wanted, problems = _select_columns(path, schema.names, target, features)
-        problems += [p for name in wanted if (p := column_type_problem(path, name, schema.field(name).type, pa.types))]
+        positions, wanted, problems = _select_columns(path, schema.names, target, features, rename)
+        stored = {name: schema.field(positions[name]) for name in wanted}
+        problems += [p for name, f in stored.items() if (p := column_type_problem(path, name, f.type, pa.types))]
         raise_problems(path, problems, (), "row")
-        arrow = file.read(columns=wanted)
+        arrow = file.read(columns=[field.name for field in stored.values()])
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise DataError(
@@ -120,9 +130,10 @@ def read_parquet(path: str, target: str, features: tuple[str, ...] | None) -> Ta
             "use data=csv for comma-separated text"
         ) from None
     _refuse_no_rows(path, arrow.num_rows)
-    columns = {name: _arrow_values(name, arrow.column(name)) for name in wanted}
+    columns = {name: _arrow_values(name, arrow.column(field.name)) for name, field in stored.items()}
     raise_problems(path, (), [fault for _, faults in columns.values() for fault in faults], "row")
-    return _table(data, target, {name: values for name, (values, _) in columns.items()})
+    unread = tuple(name for name in positions if name not in columns)
+    return _table(data, target, {name: values for name, (values, _) in columns.items()}, unread)
 
 
 def _contents(path: str, *, text: bool) -> bytes:
@@ -158,14 +169,16 @@ def _refuse_other_formats(path: str) -> None:
             refuse_binary(path, block)
 
 
-def _csv_table(path: str, data: bytes, target: str, features: tuple[str, ...] | None) -> Table:
+def _csv_table(
+    path: str, data: bytes, target: str, features: tuple[str, ...] | None, rename: Mapping[str, str]
+) -> Table:
     refuse_other_encodings(path, data)
     records = _records(path, data)
     _, header = next(records, (0, None))
     if header is None:
         raise DataError(f"`data.path` must have a header and rows, but {named(path)} is empty; use another file")
     refuse_odd_header(path, header)
-    wanted, problems = _select_columns(path, header, target, features)
+    positions, wanted, problems = _select_columns(path, header, target, features, rename)
     cells: list[str] = []  # row after row, of rows as long as the header: one flat list is faster than one per row
     lines: list[int] = []
     faults: list[Fault] = []
@@ -177,12 +190,11 @@ def _csv_table(path: str, data: bytes, target: str, features: tuple[str, ...] | 
             faults.append(field_count_fault(line, row, len(header)))
     _refuse_no_rows(path, len(lines) + len(faults))
     columns: dict[str, np.ndarray] = {}
-    positions = {name: position for position, name in enumerate(header)}
     for name in wanted:
         columns[name], cell_faults = _values(name, cells[positions[name] :: len(header)], lines)
         faults += cell_faults
     raise_problems(path, problems, faults, "line")
-    return _table(data, target, columns)
+    return _table(data, target, columns, tuple(name for name in positions if name not in columns))
 
 
 def _records(path: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
@@ -204,11 +216,15 @@ def _refuse_no_rows(path: str, rows: int) -> None:
 
 
 def _select_columns(
-    path: str, names: Sequence[str], target: str, features: tuple[str, ...] | None
-) -> tuple[list[str], list[Problem]]:
-    """Return the columns to read, the target last, and no problems; or no columns and all problems with their names."""
+    path: str, header: Sequence[str], target: str, features: tuple[str, ...] | None, rename: Mapping[str, str]
+) -> tuple[dict[str, int], list[str], list[Problem]]:
+    """Return the position of every column by name, the names to read, the target last, and all problems.
+
+    With problems, no column is to be read.
+    """
+    names, problems = _renamed(path, header, rename)
     chosen = [name for name in names if name != target] if features is None else list(features)
-    problems: list[Problem] = [
+    problems += [
         f"`data.path` must have distinct column names, got {shown(name)} {count} times in {named(path)}; rename them"
         for name, count in Counter(names).items()
         if count > 1
@@ -226,9 +242,33 @@ def _select_columns(
         problems.append(f"`data.features` must not contain the target {shown(target)}; remove it")
     if not chosen:
         problems.append(f"`data.features` must name at least one column, got none of {named(path)}; name one")
-    requested, present = {**dict.fromkeys(features or (), "data.features"), target: "data.target"}, set(names)
-    problems += [UnknownColumn(path, key, name, names) for name, key in requested.items() if name not in present]
-    return ([], problems) if problems else ([*chosen, target], [])
+    requested = {**dict.fromkeys(features or (), "data.features"), target: "data.target"}
+    absent = {name: key for name, key in requested.items() if name not in (*names, *rename)}
+    new_names = {old: new for new, old in rename.items()}
+    problems += [
+        f"`{key}` must use the new name of {shown(name)}; write {shown(new_names[name])}, as in `data.rename`"
+        if name in new_names
+        else UnknownColumn(path, key, name, names)
+        for name, key in absent.items()
+    ]
+    positions = {name: position for position, name in enumerate(names)}
+    return positions, [] if problems else [*chosen, target], problems
+
+
+def _renamed(path: str, header: Sequence[str], rename: Mapping[str, str]) -> tuple[list[str], list[Problem]]:
+    """Return the names of all columns after `data.rename`, and its problems. What cannot be renamed keeps its name."""
+    names = [validation.normalized(name) for name in header]
+    problems: list[Problem] = [
+        UnknownColumn(path, f"data.rename.{new}", old, names) for new, old in rename.items() if old not in names
+    ]
+    taken = set(names) - set(rename.values())
+    problems += [
+        f"`data.rename` must give {shown(old)} a name of its own, but {named(path)} has another column {shown(new)}; use another name"
+        for new, old in rename.items()
+        if new in taken
+    ]
+    new_names = {old: new for new, old in rename.items() if new not in taken}
+    return [new_names.get(name, name) for name in names], problems
 
 
 def _values(name: str, cells: list[str], lines: list[int]) -> tuple[np.ndarray, list[Fault]]:
@@ -256,7 +296,7 @@ def _arrow_values(name: str, column: Any) -> tuple[np.ndarray, list[Fault]]:
     return values.astype(np.float64), merge_column_faults(faults, len(values))
 
 
-def _table(data: bytes, target: str, columns: Mapping[str, np.ndarray]) -> Table:
+def _table(data: bytes, target: str, columns: Mapping[str, np.ndarray], unread: tuple[str, ...]) -> Table:
     names = tuple(name for name in columns if name != target)
     features = np.column_stack([columns[name] for name in names])
     return Table(
@@ -267,6 +307,7 @@ def _table(data: bytes, target: str, columns: Mapping[str, np.ndarray]) -> Table
         integer_columns=frozenset(name for name, values in columns.items() if _all_integers(values)),
         sha256=hashlib.sha256(data).hexdigest(),
         warnings=tuple(_warnings(names, features, target, columns[target])),
+        unread=unread,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,12 +100,17 @@ def batch_size(config: c.Config, dataset: Dataset) -> int:
 
 def warnings(infos: Sequence[RunInfo], objective: BatchObjective, optimum: Optimum | None) -> list[list[str]]:
     """Return for each run the warnings about its data and batches, and about its learning rate where the optimum is known."""
-    texts = [[*info.dataset.warnings, *objective.warnings] for info in infos]
+    texts = [[*info.dataset.warnings, *_doubts(info), *objective.warnings] for info in infos]
     if optimum is not None:
         for lines, sentence in zip(texts, stability_warnings([info.config for info in infos], optimum), strict=True):
             if sentence is not None:
                 lines.append(sentence)
     return texts
+
+
+def _doubts(info: RunInfo) -> Iterator[str]:
+    dataset = info.dataset
+    return info.config.model.doubts(dataset.feature_names, dataset.other_columns, info.config.data.selects_features)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def _build(config: Any, seed: int = 0, dtype: torch.dtype = torch.float64, **cha
 def _csv(path: Path, text: str, **changes: Any) -> c.Csv:
     path.joinpath("f.csv").write_text(text)
     options: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **changes}
-    return c.Csv(name="csv", path=str(path / "f.csv"), target="y", features=None, **options)
+    return c.Csv(name="csv", path=str(path / "f.csv"), target="y", features=None, rename={}, **options)
 
 
 def _same(one: Dataset, other: Dataset) -> bool:
