@@ -139,7 +139,7 @@ COMMANDS: dict[str, list[str]] = {
     'model=mlp model.widths=[1.5]': ['`model.widths` must be a list, each item an integer of at least 1, got [1.5]'],
     'model=mlp model.dropout=1': ['`model.dropout` must be a finite number of at least 0 and below 1, got 1'],
     'model=formula model.expression=a*x+': ["`model.expression`: the formula 'a*x+' is refused at column 5: expected a number, a name or `(`, but the formula ends"],
-    'model=formula model.expression=import(x)': ["`model.expression`: the formula 'import(x)' is refused at column 1: `import` is a reserved word of Python; choose another name"],
+    'model=formula model.expression=import(x)': ["`model.expression`: the formula 'import(x)' is refused at column 1: `import` is a reserved word of Python; choose another name, or write a column of this name in backticks"],
     'model=formula model.expression=': ["`model.expression`: the formula '' is refused at column 1: it is empty; write one such as a*x + b"],
     'model=formula model.expression=a*q': ["`model.expression` must use a column of the data (x), got 'a*q'; correct the names, and write those with blanks or signs in backticks"],
     'data=curve data.expression=x.real': ["`data.expression`: the formula 'x.real' is refused at column 2: '.' is not allowed; a formula consists of numbers, names (in backticks if they have other characters), + - * / **, comparisons, parentheses and functions"],

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from runner.config import schema as c
+from runner.config import validation
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,12 @@ def _problems(config: c.Config) -> list[str]:
     parts = (config.data, config.model, config.loss, config.optimizer, config.schedule)
     more = (*_sink_problems(config), *_graph_problems(config))
     return [*messages, *(problem for part in parts for problem in part.problems()), *more]
+
+
+def accepts(config: c.Config, path: str, value: Any) -> bool:
+    """Return whether the configuration would be accepted with another value of a dotted key, so that it may be advised."""
+    changed, misfits = validation.replaced(config, path, value)
+    return not misfits and not problems(changed)
 
 
 def world_size_problems(config: c.Config, size: int) -> list[str]:

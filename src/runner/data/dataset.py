@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from runner.compute.batch import Batch
 from runner.compute.rng import stream
 from runner.config import schema as c
-from runner.data import tables
+from runner.data import rounding, tables
 from runner.data.scaling import Scaling
 from runner.data.split import split
 from runner.data.weights import weigh
@@ -54,26 +54,30 @@ class Dataset:
     """Standard deviation of the target of a row with weight 1, in the units trained in; None where none is given."""
     feature_names: tuple[str, ...]
     target_name: str
+    other_columns: tuple[str, ...]
+    """Columns of the source that are no features, the target among them."""
     sha256: str
     """SHA-256 of the source file; empty for synthetic data."""
     warnings: tuple[str, ...]
 
 
-def build(config: c.DataConfig, seed: int, dtype: torch.dtype, device: torch.device) -> Dataset:
+def build(
+    config: c.DataConfig,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    accepts: rounding.Accepts = lambda key, value: True,
+) -> Dataset:
     """Return the dataset of a configuration in `dtype` on `device`.
 
-    `seed` is the run's seed; `data.seed` takes precedence. Raises `DataError` if the data cannot be read, split or
-    represented in `dtype`.
+    `seed` is the run's seed; `data.seed` takes precedence. `accepts` says which other values of a key may be advised.
+    Raises `DataError` if the data cannot be read, split or represented in `dtype`.
     """
     seed = seed if config.seed is None else config.seed
     table: tables.Table = config.build(seed)
     features, target = torch.from_numpy(table.features), torch.from_numpy(table.target)
     if config.log_target:
         _require_positive(target, table.target_name)
-    if not config.standardize:
-        # The logarithm of the target is rounded anyway, so only the features must be exact.
-        exact = table.integer_columns - ({table.target_name} if config.log_target else set())
-        tables.refuse_lossy(replace(table, integer_columns=exact), str(dtype).removeprefix("torch."))
     parts = split(config.split, len(target), stream(seed, "split"))
     train = parts["train"]
     scaling = Scaling.fit(features[train], target[train], config.standardize, config.log_target)
@@ -83,11 +87,8 @@ def build(config: c.DataConfig, seed: int, dtype: torch.dtype, device: torch.dev
         raise DataError(
             "`data.standardize` must be false for data whose mean or standard deviation float64 cannot represent; use a larger unit"
         )
+    rounded = rounding.check(_columns(table, scaling, config.standardize), str(dtype).removeprefix("torch."), accepts)
     features, target = features.to(dtype), target.to(dtype).unsqueeze(1)
-    if not _finite(features, target):
-        raise DataError(
-            f"`dtype` must represent every number of the data, but some overflow {dtype}; use dtype=float64 or a larger unit"
-        )
     batch = Batch(features, target, None if weights is None else _lossless(weights.values, dtype).unsqueeze(1))
     rows = {
         name: ResidentRows(_placed(batch, numbers, device), numbers) for name, numbers in parts.items() if len(numbers)
@@ -98,8 +99,9 @@ def build(config: c.DataConfig, seed: int, dtype: torch.dtype, device: torch.dev
         None if weights is None else weights.unit_deviation,
         table.feature_names,
         table.target_name,
+        (*table.unread, table.target_name),
         table.sha256,
-        table.warnings,
+        (*table.warnings, *rounded),
     )
 
 
@@ -118,6 +120,20 @@ def _lossless(weights: Tensor, dtype: torch.dtype) -> Tensor:
             f"of row {row + 1}, relative to the mean weight, into 0; use a larger dtype, or set that weight to 0"
         )
     return cast
+
+
+def _columns(table: tables.Table, scaling: Scaling, standardized: bool) -> list[rounding.Column]:
+    """Return all columns of a table, the target last, with their scaling."""
+    # Scaled integers, and the logarithm of the target, are rounded anyway.
+    exact = frozenset() if standardized else table.integer_columns
+    scales = zip(scaling.feature_mean.tolist(), scaling.feature_scale.tolist(), strict=True)
+    columns = [
+        rounding.Column(name, values, name in exact, standardized, mean, scale)
+        for name, values, (mean, scale) in zip(table.feature_names, table.features.T, scales, strict=True)
+    ]
+    name, log = table.target_name, scaling.log_target
+    mean, scale = float(scaling.target_mean), float(scaling.target_scale)
+    return [*columns, rounding.Column(name, table.target, name in exact and not log, standardized, mean, scale, log)]
 
 
 def _require_positive(target: Tensor, name: str) -> None:

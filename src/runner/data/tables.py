@@ -13,8 +13,8 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +23,7 @@ import numpy as np
 
 from runner.compute import sizes
 from runner.config import schema as c
+from runner.config import validation
 from runner.config.files import MIB, open_to_read
 from runner.data.diagnostics import (
     EXACT_INTEGER,
@@ -44,13 +45,6 @@ from runner.data.diagnostics import (
 )
 from runner.errors import DataError
 
-_SIGNIFICANT_BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
-_LARGEST = {
-    "bfloat16": (2 - 2**-7) * 2.0**127,
-    "float16": 65504.0,
-    "float32": (2 - 2**-23) * 2.0**127,
-    "float64": (2 - 2**-52) * 2.0**1023,
-}
 _MEMORY_FACTOR = 3
 """Bytes of memory for each byte of a file at least: its content, its text, and its cells as text."""
 _NOT_IN_NUMBERS = re.compile(r"[^0-9+\-.eE ]")
@@ -75,6 +69,8 @@ class Table:
     sha256: str
     """SHA-256 of the file's bytes; empty for synthetic data."""
     warnings: tuple[str, ...]
+    unread: tuple[str, ...] = ()
+    """Columns of the file that are neither target nor features."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +82,8 @@ class Columns:
     """None means all columns that have no other role."""
     sigma: str | None = None
     weight: str | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+    """New names → names in the file; all other names are new ones."""
 
     @property
     def weighting(self) -> dict[str, str]:
@@ -116,7 +114,7 @@ def from_diabetes(config: c.Diabetes, seed: int) -> Table:
 
 
 def _columns(config: c.Csv | c.Parquet) -> Columns:
-    return Columns(config.target, config.features, config.sigma, config.weight)
+    return Columns(config.target, config.features, config.sigma, config.weight, config.rename)
 
 
 def read_csv(path: str, columns: Columns) -> Table:
@@ -148,10 +146,11 @@ def read_parquet(path: str, columns: Columns) -> Table:
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         schema = file.schema_arrow
-        wanted, problems = _select_columns(path, schema.names, columns)
-        problems += [p for name in wanted if (p := column_type_problem(path, name, schema.field(name).type, pa.types))]
+        positions, wanted, problems = _select_columns(path, schema.names, columns)
+        stored = {name: schema.field(positions[name]) for name in wanted}
+        problems += [p for name, f in stored.items() if (p := column_type_problem(path, name, f.type, pa.types))]
         raise_problems(path, problems, (), "row")
-        arrow = file.read(columns=wanted)
+        arrow = file.read(columns=[field.name for field in stored.values()])
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise DataError(
@@ -159,41 +158,9 @@ def read_parquet(path: str, columns: Columns) -> Table:
             "use data=csv for comma-separated text"
         ) from None
     _refuse_no_rows(path, arrow.num_rows)
-    read = {name: _arrow_values(name, arrow.column(name)) for name in wanted}
+    read = {name: _arrow_values(name, arrow.column(field.name)) for name, field in stored.items()}
     raise_problems(path, (), [fault for _, faults in read.values() for fault in faults], "row")
-    return _table(data, columns, {name: values for name, (values, _) in read.items()})
-
-
-def refuse_lossy(table: Table, dtype_name: str) -> None:
-    """Raise `DataError` if `dtype_name` would round an integer of the table or overflow on a value.
-
-    There is one message per column, with its first such row (from 1, without the header), the value, and a dtype that
-    can represent the column.
-    """
-    problems = []
-    columns = zip((*table.feature_names, table.target_name), (*table.features.T, table.target), strict=True)
-    for name, values in columns:
-        integer = name in table.integer_columns
-        lost = _lost(values, dtype_name, integer)
-        if lost.any():
-            row = int(lost.argmax())
-            value = f"the integer {values[row]:.0f} exactly" if integer else repr(float(values[row]))
-            sufficient = next((d for d in ("float32", "float64") if not _lost(values, d, integer).any()), "float64")
-            problems.append(
-                f"`dtype` must represent column {shown(name)}, but {dtype_name} cannot represent {value} in row {row + 1}; "
-                f"use dtype={sufficient}"
-            )
-    if problems:
-        raise DataError(problems)
-
-
-def _lost(values: np.ndarray, dtype_name: str, integer: bool) -> np.ndarray:
-    """Return a mask [rows] of values that overflow or, if integer, need more significant bits than the dtype has."""
-    lost: np.ndarray = np.abs(values) > _LARGEST[dtype_name]
-    if integer:
-        mantissa = np.ldexp(np.frexp(values)[0], _SIGNIFICANT_BITS[dtype_name])
-        lost |= mantissa != np.trunc(mantissa)
-    return lost
+    return _table(data, columns, {name: values for name, (values, _) in read.items()}, positions)
 
 
 def _contents(path: str, *, text: bool) -> bytes:
@@ -238,7 +205,7 @@ def _csv_table(path: str, data: bytes, columns: Columns) -> Table:
     if header is None:
         raise DataError(f"`data.path` must have a header and rows, but {named(path)} is empty; use another file")
     refuse_odd_header(path, header)
-    wanted, problems = _select_columns(path, header, columns)
+    positions, wanted, problems = _select_columns(path, header, columns)
     cells: list[str] = []  # row after row, of rows as long as the header: one flat list is faster than one per row
     lines: list[int] = []
     faults: list[Fault] = []
@@ -250,12 +217,11 @@ def _csv_table(path: str, data: bytes, columns: Columns) -> Table:
             faults.append(field_count_fault(line, row, len(header)))
     _refuse_no_rows(path, len(lines) + len(faults))
     read: dict[str, np.ndarray] = {}
-    positions = {name: position for position, name in enumerate(header)}
     for name in wanted:
         read[name], cell_faults = _values(name, cells[positions[name] :: len(header)], lines)
         faults += cell_faults
     raise_problems(path, problems, faults, "line")
-    return _table(data, columns, read)
+    return _table(data, columns, read, positions)
 
 
 def _records(path: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
@@ -276,11 +242,17 @@ def _refuse_no_rows(path: str, rows: int) -> None:
         raise DataError(f"`data.path` must have rows of numbers, got a header and 0 rows in {named(path)}; add rows")
 
 
-def _select_columns(path: str, names: Sequence[str], columns: Columns) -> tuple[list[str], list[Problem]]:
-    """Return the columns to read, features first, and no problems; or no columns and all problems with their names."""
-    features, roles = columns.features, columns.roles
+def _select_columns(
+    path: str, header: Sequence[str], columns: Columns
+) -> tuple[dict[str, int], list[str], list[Problem]]:
+    """Return the position of every column by name, the names to read, features first, and all problems.
+
+    With problems, no column is to be read.
+    """
+    names, problems = _renamed(path, header, columns.rename)
+    features, roles, rename = columns.features, columns.roles, columns.rename
     chosen = [name for name in names if name not in roles] if features is None else list(features)
-    problems: list[Problem] = [
+    problems += [
         f"`data.path` must have distinct column names, got {shown(name)} {count} times in {named(path)}; rename them"
         for name, count in Counter(names).items()
         if count > 1
@@ -306,9 +278,34 @@ def _select_columns(path: str, names: Sequence[str], columns: Columns) -> tuple[
     ]
     if not chosen:
         problems.append(f"`data.features` must name at least one column, got none of {named(path)}; name one")
-    requested, present = {**dict.fromkeys(features or (), "data.features"), **roles}, set(names)
-    problems += [UnknownColumn(path, key, name, names) for name, key in requested.items() if name not in present]
-    return ([], problems) if problems else ([*chosen, *roles], [])
+    requested = {**dict.fromkeys(features or (), "data.features"), **roles}
+    present = {*names, *rename}
+    absent = {name: key for name, key in requested.items() if name not in present}
+    new_names = {old: new for new, old in rename.items()}
+    problems += [
+        f"`{key}` must use the new name of {shown(name)}; write {shown(new_names[name])}, as in `data.rename`"
+        if name in new_names
+        else UnknownColumn(path, key, name, names)
+        for name, key in absent.items()
+    ]
+    positions = {name: position for position, name in enumerate(names)}
+    return positions, [] if problems else [*chosen, *roles], problems
+
+
+def _renamed(path: str, header: Sequence[str], rename: Mapping[str, str]) -> tuple[list[str], list[Problem]]:
+    """Return the names of all columns after `data.rename`, and its problems. What cannot be renamed keeps its name."""
+    names = [validation.normalized(name) for name in header]
+    problems: list[Problem] = [
+        UnknownColumn(path, f"data.rename.{new}", old, names) for new, old in rename.items() if old not in names
+    ]
+    taken = set(names) - set(rename.values())
+    problems += [
+        f"`data.rename` must give {shown(old)} a name of its own, but {named(path)} has another column {shown(new)}; use another name"
+        for new, old in rename.items()
+        if new in taken
+    ]
+    new_names = {old: new for new, old in rename.items() if new not in taken}
+    return [new_names.get(name, name) for name in names], problems
 
 
 def _values(name: str, cells: list[str], lines: list[int]) -> tuple[np.ndarray, list[Fault]]:
@@ -336,7 +333,8 @@ def _arrow_values(name: str, column: Any) -> tuple[np.ndarray, list[Fault]]:
     return values.astype(np.float64), merge_column_faults(faults, len(values))
 
 
-def _table(data: bytes, columns: Columns, read: Mapping[str, np.ndarray]) -> Table:
+def _table(data: bytes, columns: Columns, read: Mapping[str, np.ndarray], names_of_all: Iterable[str]) -> Table:
+    """Return the table of the columns that were read, of all columns of a file by name."""
     names, target = tuple(name for name in read if name not in columns.roles), columns.target
     features = np.column_stack([read[name] for name in names])
     return Table(
@@ -349,6 +347,7 @@ def _table(data: bytes, columns: Columns, read: Mapping[str, np.ndarray]) -> Tab
         integer_columns=frozenset(name for name in (*names, target) if _all_integers(read[name])),
         sha256=hashlib.sha256(data).hexdigest(),
         warnings=tuple(_warnings(names, features, target, read[target])),
+        unread=tuple(name for name in names_of_all if name not in read),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def prepare(
     """
     device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
     try:
-        dataset = build_data(resolved.data, resolved.seed, dtype, device)
+        dataset = build_data(resolved.data, resolved.seed, dtype, device, partial(constraints.accepts, resolved))
     except DataError as error:
         raise error.changed(lambda problem: constraints.with_allowed_dtype(problem, resolved)) from None
     rows = len(dataset.parts["train"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,7 +102,10 @@ def batch_size(config: c.Config, dataset: Dataset) -> int:
 def warnings(infos: Sequence[RunInfo], objective: BatchObjective, optimum: Optimum | None) -> list[list[str]]:
     """Return for each run the warnings about its data and batches, and about its learning rate where the optimum is known."""
     texts = [
-        [with_allowed_dtype(text, info.config) for text in (*info.dataset.warnings, *objective.warnings)]
+        [
+            with_allowed_dtype(text, info.config)
+            for text in (*info.dataset.warnings, *_doubts(info), *objective.warnings)
+        ]
         for info in infos
     ]
     if optimum is not None:
@@ -110,6 +113,11 @@ def warnings(infos: Sequence[RunInfo], objective: BatchObjective, optimum: Optim
             if sentence is not None:
                 lines.append(sentence)
     return texts
+
+
+def _doubts(info: RunInfo) -> Iterator[str]:
+    dataset = info.dataset
+    return info.config.model.doubts(dataset.feature_names, dataset.other_columns, info.config.data.selects_features)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.data.tables import Columns, Table, read_csv, read_diabetes, read_parquet, refuse_lossy
+from runner.data.tables import Columns, Table, read_csv, read_diabetes, read_parquet
 from runner.errors import DataError
 
 Features = tuple[str, ...] | None
@@ -347,61 +347,6 @@ def test_constant_columns_and_too_few_rows_are_warned_about() -> None:
         "`data.path`: there are 2 rows for 2 features, so many models fit exactly",
     )
     assert _csv("a,b,y\n1,2,5\n2,3,6\n4,4,5\n").warnings == ()
-
-
-# Rounding and overflow in a cast
-
-
-def _lossy(values: list[str], dtype: str) -> str | None:
-    table = _csv("id,y\n" + "".join(f"{v},{i % 2}\n" for i, v in enumerate(values)))
-    try:
-        refuse_lossy(table, dtype)
-    except DataError as error:
-        (problem,) = error.problems
-        return problem
-    return None
-
-
-@pytest.mark.parametrize(
-    ("dtype", "exact", "lost"),
-    [
-        ("bfloat16", 2**8, 2**8 + 1),
-        ("bfloat16", 2**8 - 1, 2**9 - 1),
-        ("float16", 2**11 - 1, 2**11 + 1),
-        ("float16", 65504, 65536),
-        ("float32", 2**24 - 1, 2**24 + 1),
-        ("float32", -(2**24) - 2, -(2**24) - 1),
-        ("float32", 2**53, 2**53 - 1),
-    ],
-)
-def test_integers_that_a_dtype_would_round_are_refused(dtype: str, exact: int, lost: int) -> None:
-    assert _lossy(["0", "7", str(exact)], dtype) is None
-    sufficient = "float64" if dtype == "float32" else "float32"
-    assert _lossy(["0", str(exact), str(lost), str(lost)], dtype) == (
-        f"`dtype` must represent column 'id', but {dtype} cannot represent the integer {lost} exactly in row 3; use dtype={sufficient}"
-    )
-
-
-def test_float64_represents_all_integers_read_and_the_advised_dtype_fits_the_whole_column() -> None:
-    values = [str(2**53), "-1", str(2**53 - 1), "257"]
-    assert _lossy(values, "float64") is None
-    assert str(_lossy(["257", str(2**24 + 1)], "bfloat16")).endswith("in row 1; use dtype=float64")
-
-
-def test_fractions_may_be_rounded_but_must_not_overflow() -> None:
-    assert _lossy(["0.1", "16777217.5"], "float32") is None
-    assert _lossy(["0.1", "-1e39"], "float32") == (
-        "`dtype` must represent column 'id', but float32 cannot represent -1e+39 in row 2; use dtype=float64"
-    )
-    assert str(_lossy(["0.1", "65504.5"], "float16")).endswith("cannot represent 65504.5 in row 2; use dtype=float32")
-
-
-def test_every_lossy_column_is_reported_including_the_target() -> None:
-    problems = _problems(lambda: refuse_lossy(_csv("a,b,y\n257,1,2\n3,4,259\n"), "bfloat16"))
-    assert [p.partition(",")[0] for p in problems] == [
-        "`dtype` must represent column 'a'",
-        "`dtype` must represent column 'y'",
-    ]
 
 
 # Parquet
