@@ -17,6 +17,7 @@ from runner.commands.arguments import Parser
 from runner.compute.gc_pause import gc_paused
 from runner.compute.processes import launched
 from runner.compute.processes.exclusive import only_run
+from runner.compute.signals import has_abandoned_work
 from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import options as available_options
 from runner.config.schema import plain
@@ -54,12 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         _keep_folder_out_of_children()
-    if arguments is not None or not launched(os.environ):
-        return _exit_code(sys.argv[1:] if arguments is None else list(arguments))
+    if arguments is not None:
+        return _exit_code(list(arguments))
     code = _exit_code(sys.argv[1:])
+    if not (launched(os.environ) or has_abandoned_work()):
+        return code
     sys.stdout.flush()
     sys.stderr.flush()
-    # Skip Python's shutdown: in torch 2.13 gloo's threads sometimes abort a process that has finished its work.
+    # Skip Python's shutdown, which threads can abort: sometimes those of gloo in torch 2.13 after all work is done, and one that
+    # still computes a step which nobody waits for.
     os._exit(code)
 
 

@@ -73,6 +73,8 @@ class LstsqSolver(_LeastSquares):
         super().__init__(parameters, lanes)
         self._weight_decay = [config.weight_decay for config in configs]
         self._count = torch.zeros((), dtype=torch.float32)
+        self._solved: tuple[Tensor, Linearised] | None = None
+        """The newest Jacobian, and its decomposition, which the next step uses if the Jacobian is the same."""
 
     def step(self, objective: Objective, lr: Any) -> Tensor:
         """Write the solution into the parameters; return this process's share of the loss [] or [lanes] before it."""
@@ -85,7 +87,9 @@ class LstsqSolver(_LeastSquares):
         factor = _with_lanes(linearisation.factor)[:, : linearisation.rows, : n + 1]
         factor = penalised(factor, rows, torch.tensor(self._weight_decay).to(rows), linearisation.rows)
         jacobian = factor[:, :n, :n]
-        model = Linearised.from_triangle(jacobian, factor[:, :n, n], lengths(jacobian))
+        if self._solved is None or not torch.equal(jacobian, self._solved[0]):
+            self._solved = jacobian, Linearised.from_triangle(jacobian, factor[:, :n, n], lengths(jacobian))
+        model = self._solved[1].with_residuals(factor[:, :n, n])
         self._write(model.shortest(rows + model.unscaled(model.full)))
         self._count = self._count + 1
         self._settle([float(self._count) >= SOLVES] * self._lanes)

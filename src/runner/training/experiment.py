@@ -31,6 +31,9 @@ from runner.training.objective import BatchObjective
 from runner.training.run_state import Calendar, RunState
 from runner.training.step import Step
 
+LONG_WORK = 2**31
+"""Multiplications of a factorisation that takes about a second on one core."""
+
 
 @dataclass(frozen=True)
 class RunInfo:
@@ -246,8 +249,8 @@ class Experiment:
         """Restore the state of the only lane."""
         self.restore(states[0])
 
-    def loop(self, runs: Sequence[RunState], stop: Stop) -> Loop:
-        """Return the training loop of this experiment. `runs` has one run."""
+    def loop(self, runs: Sequence[RunState], stop: Stop, report: Callable[[str], None] | None = None) -> Loop:
+        """Return the training loop of this experiment. `runs` has one run; `report` is for the progress of long steps."""
         return Loop(
             program=self,
             runs=runs,
@@ -255,7 +258,16 @@ class Experiment:
             calendar=self.info.calendar(),
             watched=self.info.watched,
             stop=stop,
+            report=report if self._has_long_steps else None,
         )
+
+    @property
+    def _has_long_steps(self) -> bool:
+        """Whether a step may take seconds in which it does not look at signals, as one factorisation of a large matrix does."""
+        info, rows = self.info, self.info.batch_size
+        on_cpu = info.size == 1 and next(self.model.parameters()).device.type == "cpu"
+        multiplications = rows * info.parameter_count * min(rows, info.parameter_count)
+        return on_cpu and info.config.optimizer.least_squares and multiplications > LONG_WORK
 
 
 def _row(parameters: Mapping[str, Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ from runner.compute.precision import Scaler, widest
 from runner.compute.strategies.base import Loss, MicroBatch, Portion, Strategy
 from runner.data.base import Batches, Rows
 from runner.optim.base import Linearisation
-from runner.optim.qr import augmented, pieces, qr_of_pieces, triangle, weighted
+from runner.optim.qr import augmented, compressed, pieces, triangle, weighted
 from runner.training.divergence import Nonfinite
 
 
@@ -134,10 +134,9 @@ class BatchObjective:
 
         Every row is multiplied by the root of its weight.
         """
-        factor = self.strategy.concatenate([qr_of_pieces(self._matrices(part)) for part in self._parts])
-        rows, columns = self.batches.size(self.step), factor.shape[-1]
-        # One factor of fewer rows than columns is done: to factor it again would take the time of a square matrix.
-        if factor.shape[-2] > columns or rows >= columns:
+        rows = self.batches.size(self.step)
+        factor = self.strategy.concatenate([compressed(self._matrices(part), rows) for part in self._parts])
+        if factor.shape[-2] > rows or rows > factor.shape[-1] - 2:
             factor = triangle(factor)
         loss = factor[..., -2].square().sum(-1) / rows
         return Linearisation(self.strategy.share(loss), factor, rows)

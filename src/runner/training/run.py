@@ -169,7 +169,9 @@ class _Job:
         )
         with preserve_rng_state(config.model.draws, torch.device(self.choice.torch_device)):
             loop = self.parts.loop(
-                [info.run_state(self.records.sinks, saver, self.records.hashes)], self.world.all_ranks_stop(self.stop)
+                [info.run_state(self.records.sinks, saver, self.records.hashes)],
+                self.world.all_ranks_stop(self.stop),
+                self.records.warn,
             )
             first_step = self._restore(loop, opened.loaded, resumed=config.resume is not None)
             self.records.begin(loop.step, first_step)
