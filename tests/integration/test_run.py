@@ -56,6 +56,7 @@ def test_the_directory_is_complete() -> None:
         "run.json",
         "metrics.jsonl",
         "summary.json",
+        "residuals.csv",
         "checkpoints",
         "plots",
         "run.log",

@@ -89,7 +89,13 @@ def test_the_manifest_has_the_request_and_the_end_of_every_trial() -> None:
     assert manifest["started"] < manifest["ended"]
     last = manifest["members"][3]
     assert (last["number"], last["state"], last["values"]) == (3, "failed", {"optimizer.lr": 1e30, "seed": 1})
-    assert last["overrides"] == [*LINREG, "optimizer.lr=1e+30", "seed=1", "record.plots=false"]
+    assert last["overrides"] == [
+        *LINREG,
+        "optimizer.lr=1e+30",
+        "seed=1",
+        "record.plots=false",
+        "record.residuals=false",
+    ]
     record = read("sweep/3/run.json")
     assert (last["reason"], last["config_hash"]) == (record["reason"], record["config_hash"])
     assert record["overrides"] == last["overrides"]
