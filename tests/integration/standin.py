@@ -298,8 +298,8 @@ def _with_loss(wrong: Callable[[Tensor, Tensor, Tensor], Any]) -> Callable[[Any]
     def planted(program: Any) -> Any:
         loss = program.objective.loss
 
-        def faulty(prediction: Tensor, target: Tensor) -> Tensor:
-            value: Tensor = loss(prediction, target)
+        def faulty(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+            value: Tensor = loss(prediction, target, weight)
             wrong(value, prediction, target)
             return value
 

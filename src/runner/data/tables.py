@@ -58,10 +58,6 @@ class Table:
     """Features, float64 [rows, columns]."""
     target: np.ndarray
     """Target, float64 [rows]."""
-    sigma: np.ndarray | None
-    """Standard deviation of the target, float64 [rows]; None without `data.sigma`."""
-    weight: np.ndarray | None
-    """Weight of each row, float64 [rows]; None without `data.weight`."""
     feature_names: tuple[str, ...]
     target_name: str
     integer_columns: frozenset[str]
@@ -71,6 +67,10 @@ class Table:
     warnings: tuple[str, ...]
     unread: tuple[str, ...] = ()
     """Columns of the file that are neither target nor features."""
+    sigma: np.ndarray | None = None
+    """Standard deviation of the target, float64 [rows]; None without `data.sigma`."""
+    weight: np.ndarray | None = None
+    """Weight of each row, float64 [rows]; None without `data.weight`."""
 
 
 @dataclass(frozen=True)

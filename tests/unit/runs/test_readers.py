@@ -243,7 +243,7 @@ def test_a_file_without_a_size_is_empty(name: str) -> None:
     if os.access(name, os.R_OK):
         assert read_bytes(Path(name), 100) == b""
         for read in (read_csv, read_parquet):
-            (problem,) = problems(lambda read=read: read(name, "y", None))  # type: ignore[misc]
+            (problem,) = problems(lambda read=read: read(name, Columns("y")))  # type: ignore[misc]
             assert name in problem
 
 
