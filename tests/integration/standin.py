@@ -321,8 +321,8 @@ def _impatient(program: Any) -> Any:
     """An evaluation that reads each chunk's sums before the next chunk is computed."""
     evaluation = program.evaluation
 
-    def loss(prediction: Tensor, target: Tensor) -> Tensor:
-        value: Tensor = evaluation.loss(prediction, target)
+    def loss(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        value: Tensor = evaluation.loss(prediction, target, weight)
         value.item()
         return value
 

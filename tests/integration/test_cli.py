@@ -286,8 +286,8 @@ SLOW = """
 import os, sys
 from runner import cli
 
-quick = ["device=cpu", "device.threads=1", "record.plots=false", "train.steps=4"]
-codes = [cli.main([*arguments, *quick]) for arguments in (["+experiment=linreg"], ["+experiment=curve_fit", "optimizer=lm"])]
+quick = ["device=cpu", "device.threads=1", "record.plots=false"]
+codes = [cli.main([*arguments, *quick]) for arguments in (["+experiment=linreg", "train.steps=4"], ["+experiment=curve_fit", "optimizer=lm", "dtype=float64"])]
 slow = sorted(set(sys.modules) & {"sympy", "torch._dynamo", "torch.distributed.tensor", "matplotlib", "scipy", "pandas", "optuna"})
 os.write(2, f"{codes} {slow}".encode())
 """
@@ -313,7 +313,7 @@ def garbage():
     return weakref.ref(node)
 
 before = garbage()
-runner.run("linreg", ["device=cpu", "record.plots=false", "train.steps=4"])
+runner.run("linreg", ["device=cpu", "record.plots=false"])
 frozen, after = gc.get_freeze_count(), garbage()
 gc.collect()
 os.write(2, f"{before()} {after()} {gc.isenabled()} {frozen > 100_000} {frozen > 0}".encode())

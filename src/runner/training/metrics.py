@@ -89,7 +89,7 @@ class Evaluation:
         if weight is not None:
             weight = weight.to(wide)
             terms = [term * weight for term in terms]
-        total = loss.new_tensor(count, dtype=wide) if weight is None else weight.sum((-2, -1))
+        total = torch.full_like(loss, count, dtype=wide) if weight is None else weight.sum((-2, -1))
         sums = [loss.to(wide) * count, *(term.sum((-2, -1)) for term in terms), total]
         return torch.stack([part.expand(loss.shape) for part in sums])
 
