@@ -128,6 +128,7 @@ def parsed(argument: str, config_loader: Any = None) -> Override:
 
     ascii_only = re.sub(r"[^\x00-\x7f]", lambda match: f"_u{ord(match[0]):x}u_", argument)
     override = OverridesParser.create(config_loader=config_loader).parse_override(ascii_only)
+    override.config_loader = config_loader  # Hydra sets it only where it parses several
     if ascii_only == argument:
         return override
     key, value = _restored(override.key_or_group), _restored(override._value)
