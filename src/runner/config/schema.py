@@ -113,7 +113,7 @@ class DataConfig(Part):
 
     @property
     def weighted_by(self) -> str | None:
-        """What the rows are weighted by, as a formula of a column; None if all rows count the same."""
+        """Formula of the column that weights the rows; None if all rows count the same."""
         return None
 
 

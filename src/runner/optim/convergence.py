@@ -35,7 +35,7 @@ NEGLIGIBLE = 1e-6
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of the convergence of one fit."""
+    """The verdict on the convergence of one fit."""
 
     config: c.Config
     cause: str
@@ -90,7 +90,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the verdicts on several vmapped fits follow from."""
+    """Facts from which the verdicts on several vmapped fits follow."""
 
     problem: Linearised
     """The least-squares problem at the parameters of each fit, penalty included."""

@@ -17,7 +17,7 @@ MOST_PARAMETERS = 50
 """Largest number of parameters whose covariance is kept: it grows with the square."""
 
 NEARLY_ONE = 0.999
-"""Correlation from which two parameters are reported as hard to tell apart."""
+"""Correlation from which two parameters are reported as nearly interchangeable."""
 
 
 @dataclass(frozen=True)

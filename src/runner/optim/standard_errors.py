@@ -176,20 +176,6 @@ def _infer_lanes(
     problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))
     eps = torch.finfo(DTYPES[fits[0].config.dtype]).eps
 
-    def ranks(lane: int) -> Tensor:
-        """Return the ranks [sets] of the Jacobian of a lane at other parameters."""
-        others = other_values(flat[lane])
-        parts = torch.split(others, [value[0].numel() for value in parameters.values()], 1)
-        named = {
-            name: part.reshape(-1, *value.shape[1:])
-            for (name, value), part in zip(parameters.items(), parts, strict=True)
-        }
-        of_lane = rows.map(lambda values: values if values.dim() == 2 else values[lane])
-        elsewhere = _factor(model, named, of_lane)
-        elsewhere = elsewhere[elsewhere.isfinite().all(2).all(1), :numbers, :numbers]
-        problems = Linearised.from_triangle(elsewhere, elsewhere[:, :, 0], lengths(elsewhere))
-        return problems.determined.sum(1)
-
     evidence = Evidence(
         problem=problem,
         length=factor[:, :, numbers].norm(dim=1),
@@ -198,7 +184,7 @@ def _infer_lanes(
         finite=finite,
         names=_names(parameters),
         linear=cache(lambda: model.is_linear(rows.numbers if rows.numbers.dim() == 2 else rows.numbers[0])),
-        ranks=ranks,
+        ranks=lambda lane: _ranks_elsewhere(model, parameters, rows, lane),
     )
     verdicts = judge(evidence, [fit.config for fit in fits])
     full_rank = problem.determined.all(1).tolist()
@@ -226,6 +212,19 @@ def _weighted_rows(rows: Batch, lanes: int) -> list[int]:
         return [rows.target.shape[-2]] * lanes
     counts: list[int] = (rows.weight > 0).sum((-2, -1)).expand(lanes).tolist()
     return counts
+
+
+def _ranks_elsewhere(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch, lane: int) -> Tensor:
+    """Return the ranks [sets] of the Jacobian of a lane at other parameters, as far as it is finite there."""
+    fitted = torch.cat([value[lane].reshape(-1) for value in parameters.values()])
+    parts = torch.split(other_values(fitted), [value[0].numel() for value in parameters.values()], 1)
+    named = {
+        name: part.reshape(-1, *value.shape[1:]) for (name, value), part in zip(parameters.items(), parts, strict=True)
+    }
+    numbers, of_lane = len(fitted), rows.map(lambda values: values if values.dim() == 2 else values[lane])
+    elsewhere = _factor(model, named, of_lane)
+    elsewhere = elsewhere[elsewhere.isfinite().all(2).all(1), :numbers, :numbers]
+    return Linearised.from_triangle(elsewhere, elsewhere[:, :, 0], lengths(elsewhere)).determined.sum(1)
 
 
 def _names(parameters: Mapping[str, Tensor]) -> list[str]:

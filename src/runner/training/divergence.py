@@ -15,7 +15,7 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Nonfinite:
-    """What is not finite in a batch at the parameters before the failed update. Rows are row numbers of the data, from 0."""
+    """Values of a batch that are not finite, at the parameters before the failed update. Rows are row numbers of the data, from 0."""
 
     predictions: Sequence[int] = ()
     """Rows without a finite prediction; empty if all rows are: then the parameters are the cause."""
