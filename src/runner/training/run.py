@@ -163,7 +163,7 @@ class _Job:
             loop = self.parts.loop(
                 [info.run_state(self.records.sinks, saver, self.records.hashes)], self.world.all_ranks_stop(self.stop)
             )
-            first_step = self._restore(loop, opened.loaded, resumed=config.resume is not None)
+            first_step = self._restore(loop, opened.loaded)
             self.records.begin(loop.step, first_step)
             startup_seconds = time.perf_counter() - self.began
             steps_before, seconds_before = loop.step, loop.seconds
@@ -181,10 +181,10 @@ class _Job:
             }
             return Run(opened.path, self.records.finish(run, timing))
 
-    def _restore(self, loop: Loop, loaded: Loaded | None, resumed: bool) -> int:
+    def _restore(self, loop: Loop, loaded: Loaded | None) -> int:
         """Restore the loop from a checkpoint. Returns the first step whose rows are new."""
         if loaded is None:
-            return 1 if resumed else 0
+            return 0
         self.parts.restore(loaded.state)
         (run,) = loop.runs
         run.load_decisions(loaded.state)
