@@ -209,7 +209,7 @@ def start_up(bench: Bench, problem: Problem) -> Iterator[Figure]:
     yield Figure("start-up of a further run, before the first step", warm, "s", None, problem.name)
     config = compose(arguments, None).config
     parts = dataset.build(config.data, config.seed, torch.float32, torch.device("cpu")).parts.values()
-    tensors = [tensor for rows in parts for tensor in (rows.features, rows.target)]
+    tensors = [tensor for rows in parts for tensor in (rows.all.numbers, rows.all.target)]
     copy = statistics.median(bench.seconds(lambda: [t.to(bench.device) for t in tensors]) for _ in bench.rounds())
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
     yield Figure("copy of the data to the device", copy * 1000, "ms", None, f"{size:.3g} MiB, part of both above")

@@ -22,10 +22,10 @@ def fit(overrides: Sequence[str] = ()) -> dict[str, dict[str, float]]:
     dataset = data.build(config.data, config.seed, torch.float64, torch.device("cpu"))
     train = dataset.parts["train"]
     # "gelsd" also solves problems with linearly dependent columns: it returns the shortest of the best fits.
-    weight = torch.linalg.lstsq(_with_constant(train.features), train.target, driver="gelsd").solution
+    weight = torch.linalg.lstsq(_with_constant(train.all.numbers), train.all.target, driver="gelsd").solution
     undo = dataset.scaling.undo
     return {
-        part: _metrics(undo(_with_constant(rows.features) @ weight), undo(rows.target))
+        part: _metrics(undo(_with_constant(rows.all.numbers) @ weight), undo(rows.all.target))
         for part, rows in dataset.parts.items()
     }
 

@@ -42,7 +42,7 @@ def limit() -> float:
     Gradient descent multiplies the error along the eigenvector of curvature λ by 1 − lr·λ at every step.
     """
     config = compose([f"+experiment={EXPERIMENT}"]).config
-    x = dataset.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"].features
+    x = dataset.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"].all.numbers
     a = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
     return 2 / float(torch.linalg.eigvalsh(2 * a.T @ a / len(a))[-1])
 

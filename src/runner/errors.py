@@ -8,7 +8,7 @@ RunnerError
 │   ├── ExpressionError       a formula
 │   └── CheckpointError       a run directory or a checkpoint
 ├── RunFailed             1   a run that started and cannot continue
-│   ├── Diverged              the loss or a parameter is no longer finite
+│   ├── Diverged              the loss, a derivative or a parameter is not finite
 │   └── ProcessLost           another process of the run no longer takes part
 ├── Interrupted     130/143   a signal; the state was saved
 │   └── ForcedStop            a second signal; nothing more was saved
@@ -105,7 +105,7 @@ class RunFailed(RunnerError):
 
 
 class Diverged(RunFailed):
-    """The loss or a parameter became nan or inf."""
+    """The loss, a derivative or a parameter is nan or inf."""
 
 
 class ProcessLost(RunFailed):

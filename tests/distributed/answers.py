@@ -35,9 +35,9 @@ def trained(size: int, runs: Sequence[Sequence[str]]) -> list[Path]:
 
 
 def _complete(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides of a run; those of the network are left out when another model is requested."""
-    other = any(override.startswith("model=") for override in overrides)
-    return [override for override in EXPERIMENT if not (other and override.startswith("model"))] + list(overrides)
+    """Return the overrides of a run; those of the network or of the line are left out when another model or source is requested."""
+    others = tuple(group for group in ("model", "data") if any(o.startswith(f"{group}=") for o in overrides))
+    return [override for override in EXPERIMENT if not override.startswith(others)] + list(overrides)
 
 
 def difference(one: Path, other: Path) -> float:

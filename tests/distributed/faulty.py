@@ -60,7 +60,7 @@ def note_rows(folder: Path) -> None:
 
     def at(self: BatchObjective, step: int) -> BatchObjective:
         objective = real(self, step)
-        targets = [value for part in objective._parts for value in part.target.flatten().tolist()]
+        targets = [value for part in objective._parts for value in part.rows.target.flatten().tolist()]
         with file.open("a") as lines:
             lines.write(json.dumps([step, targets]) + "\n")
         return objective
@@ -91,7 +91,7 @@ def _raise(error: BaseException) -> NoReturn:
 
 
 def _one_feature_is_nan(objective: Any) -> None:
-    objective._parts[0].features[0] = float("nan")
+    objective._parts[0].rows.numbers[0] = float("nan")
 
 
 def _one_collective_more(objective: Any) -> None:

@@ -48,3 +48,28 @@ def test_exact_with_other_parts_of_a_step(overrides: list[str]) -> None:
     (one,), (two,) = trained(1, runs), trained(2, runs)
     assert summary(one)["parameters_sha256"] == summary(two)["parameters_sha256"]
     assert rows(one) == rows(two)
+
+
+def test_exact_with_weighted_rows(tmp_path: Path) -> None:
+    """Some rows have no weight."""
+    lines = [f"{i / 10},{i % 7 / 10 + 0.1},{(i * i) % 13},{i % 3}" for i in range(46)]
+    (tmp_path / "t.csv").write_text("\n".join(["x,s,y,w", *lines]) + "\n")
+    table = [
+        "data=csv",
+        "data.path=t.csv",
+        "data.target=y",
+        "data.features=[x]",
+        "data.split.valid=6",
+        "train.steps=20",
+    ]
+    exact = [*table, "strategy.reduction=exact", "strategy.chunks=4"]
+    runs = [
+        [*exact, "data.sigma=s"],
+        [*exact, "data.weight=w", "loss=huber", "update=manual", "optimizer=momentum"],
+    ]
+    one = trained(1, runs)
+    for size in (2, 4):
+        for run, other in zip(one, trained(size, runs), strict=True):
+            assert summary(run)["parameters_sha256"] == summary(other)["parameters_sha256"]
+            assert summary(run)["metrics"] == summary(other)["metrics"]
+            assert rows(run) == rows(other)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from processes import values
 from torch import Tensor
-from torch.nn.functional import mse_loss
 from training import (
     CPU,
     OPTIMIZERS,
@@ -23,6 +22,7 @@ from training import (
     mlp,
     reference,
     rows,
+    squares,
     train,
 )
 
@@ -48,7 +48,7 @@ def test_the_training_is_that_of_one_process(size: int) -> None:
 def _held(rank: int) -> tuple[list[str], list[str], list[str], bool, list[bool]]:
     with connected() as world:
         strategy, model = Pipeline(CPU, world), build(MLP)
-        strategy.place(model, mse_loss)
+        strategy.place(model, squares)
         state = {name: value + 1 for name, value in build(MLP).state_dict().items()}
         strategy.load(model, state)
         whole = strategy.gather_parameters(dict(model.named_parameters()))
@@ -78,7 +78,7 @@ COUNTS = (16, 1, 0, 7, 16, 6)
 def _predictions(rank: int) -> list[Tensor]:
     with connected() as world, torch.no_grad():
         model = build(mlp(8, 6, dropout=0.5))
-        forward = Pipeline(CPU, world).place(model, mse_loss)
+        forward = Pipeline(CPU, world).place(model, squares)
         model.eval()
         return [forward(rows(count)[0]) for count in COUNTS]
 
@@ -97,7 +97,7 @@ def test_every_process_receives_the_predictions_of_any_number_of_rows() -> None:
 def _micro_batches(rank: int) -> list[list[int]]:
     with connected() as world:
         strategy, model = Pipeline(CPU, world), build(MLP)
-        forward = strategy.place(model, mse_loss)
+        forward = strategy.place(model, squares)
         seen: list[int] = []
         next(model.children()).register_forward_pre_hook(lambda layer, inputs: seen.append(len(inputs[0])))
         sizes = []
@@ -116,7 +116,7 @@ def test_a_batch_is_divided_into_equal_micro_batches() -> None:
 def _drawn(rank: int) -> tuple[int, list[float], list[Tensor]]:
     with connected() as world:
         strategy, model = Pipeline(CPU, world), build(mlp(8, 6, dropout=0.5))
-        forward = strategy.place(model, mse_loss)
+        forward = strategy.place(model, squares)
         (portion,) = strategy.portions(16)
         shares, gradients = [], []
         for seed in (0, 0, 1):
@@ -151,7 +151,7 @@ def test_each_stage_has_its_own_random_numbers_and_the_first_step_draws_no_more_
 def test_a_model_with_fewer_layers_than_processes_is_refused(config: Any, clause: str) -> None:
     world: Any = Gloo(rank=0, size=4)
     with pytest.raises(ConfigError) as caught:
-        Pipeline(CPU, world).place(build(config), mse_loss)
+        Pipeline(CPU, world).place(build(config), squares)
     assert caught.value.problems == (
         f"`strategy`=pipeline needs at least as many layers as processes, but {clause} and there are 4 processes; "
         "use strategy=ddp, fewer processes or a deeper model",

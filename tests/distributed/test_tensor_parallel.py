@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 from processes import values
-from torch.nn.functional import mse_loss
-from training import CPU, OPTIMIZERS, TOLERANCE, Trained, assert_equal, build, connected, mlp, reference, train
+from training import CPU, OPTIMIZERS, TOLERANCE, Trained, assert_equal, build, connected, mlp, reference, squares, train
 
 from runner.compute.dtensor import is_sharded, local
 from runner.compute.strategies.base import Strategy
@@ -75,7 +74,7 @@ def test_rows_and_layers_are_split_at_once() -> None:
 def _held(rank: int) -> tuple[list[bool], list[tuple[int, ...]], bool, list[bool]]:
     with connected() as world:
         strategy, model = _tensor(world), build(mlp(8, 6))
-        strategy.place(model, mse_loss)
+        strategy.place(model, squares)
         state = {name: value + 1 for name, value in build(mlp(8, 6)).state_dict().items()}
         strategy.load(model, state)
         whole = strategy.gather_parameters(dict(model.named_parameters()))
@@ -133,7 +132,7 @@ def _refusals(rank: int) -> dict[str, str]:
     with connected() as world:
         for name, (config, columns, _) in REFUSED.items():
             with pytest.raises(ConfigError) as caught:
-                _tensor(world).place(build(config, columns), mse_loss)
+                _tensor(world).place(build(config, columns), squares)
             messages[name] = str(caught.value)
     return messages
 

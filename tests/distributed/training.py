@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
+from runner.compute.batch import Batch
 from runner.compute.rng import stream
 from runner.compute.strategies.base import MicroBatch, Strategy
 from runner.config import schema as c
@@ -79,10 +79,17 @@ def build(config: Any, columns: int = 2) -> Model:
     return build_model(config, [f"x{i}" for i in range(columns)], stream(0, "init"))
 
 
-def rows(count: int, columns: int = 2) -> tuple[Tensor, Tensor]:
-    """Return features [count, columns] and target [count, 1]: the first `count` of 64 rows."""
+def rows(count: int, columns: int = 2) -> Batch:
+    """Return the first `count` of 64 rows, with weights from 0 to 2."""
     features = torch.randn(64, columns, dtype=torch.float64, generator=stream(0, "data"))
-    return features[:count], features.sin().sum(1, keepdim=True)[:count]
+    weight = torch.linspace(0, 2, 64, dtype=torch.float64)[torch.randperm(64, generator=stream(0, "order"))]
+    return Batch(features, features.sin().sum(1, keepdim=True), weight.unsqueeze(1)).map(lambda values: values[:count])
+
+
+def squares(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the mean of the weighted squared errors, written out."""
+    errors = (prediction - target) ** 2
+    return errors.mean() if weight is None else (errors * weight).sum() / len(target)
 
 
 def reference(config: Any, rule: str, columns: int = 2) -> Trained:
@@ -90,9 +97,9 @@ def reference(config: Any, rule: str, columns: int = 2) -> Trained:
     model = build(config, columns)
     optimizer, losses, norms = OPTIMIZERS[rule](model.parameters()), [], []
     for count in BATCHES:
-        features, target = rows(count, columns)
+        features, target, weight = rows(count, columns)
         optimizer.zero_grad()
-        loss = mse_loss(model(features), target)
+        loss = squares(model(features), target, weight)
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         norms.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm())
@@ -106,7 +113,7 @@ def reference(config: Any, rule: str, columns: int = 2) -> Trained:
 def train(strategy: Strategy, config: Any, rule: str, columns: int = 2) -> Trained:
     """Train in the same way with the gradients of a strategy; the optimizer updates this process's part."""
     model = build(config, columns)
-    forward = strategy.place(model, mse_loss)
+    forward = strategy.place(model, squares)
     parameters = dict(model.named_parameters())
     optimizer, shares, norms = OPTIMIZERS[rule](parameters.values()), [], []
     for count in BATCHES:
@@ -124,15 +131,16 @@ def train(strategy: Strategy, config: Any, rule: str, columns: int = 2) -> Train
 
 def gradient(strategy: Strategy, forward: Callable[[Tensor], Tensor], count: int, columns: int = 2) -> Tensor:
     """Return this process's share of the loss of one batch and leave the gradients in `.grad`."""
-    features, target = rows(count, columns)
+    batch = rows(count, columns)
 
     def backward(part: MicroBatch, factor: float) -> Tensor:
-        loss = mse_loss(forward(part.features), part.target) * part.weight
+        features, target, weight = part.rows
+        loss = squares(forward(features), target, weight) * part.share
         (loss * factor).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     parts = [
-        MicroBatch(features[p.first : p.last], target[p.first : p.last], (p.last - p.first) / count, p.stream)
+        MicroBatch(batch.map(lambda values, p=p: values[p.first : p.last]), (p.last - p.first) / count, p.stream)  # type: ignore[misc]
         for p in strategy.portions(count)
     ]
     return strategy.gradient(parts, backward)

@@ -57,8 +57,8 @@ def test_parameters_and_data_start_with_the_bits_of_the_cpu(dtype: str, model: s
         assert torch.equal(value.detach().cpu(), expected[name].detach().to(DTYPES[dtype])), name
     for part, table in here.info.dataset.parts.items():
         other = there.dataset.parts[part]
-        assert torch.equal(table.features.cpu(), other.features.cpu().to(DTYPES[dtype])), part
-        assert torch.equal(table.target.cpu(), other.target.cpu().to(DTYPES[dtype])), part
+        assert torch.equal(table.all.numbers.cpu(), other.all.numbers.cpu().to(DTYPES[dtype])), part
+        assert torch.equal(table.all.target.cpu(), other.all.target.cpu().to(DTYPES[dtype])), part
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])

@@ -271,8 +271,7 @@ def _moved(prepared: Inputs) -> Inputs:
     """Return prepared inputs with their rows on the stand-in."""
     dataset: Dataset = prepared.dataset
     parts = {
-        name: replace(rows, features=rows.features.to(DEVICE), target=rows.target.to(DEVICE))
-        for name, rows in dataset.parts.items()
+        name: replace(rows, all=rows.all.map(lambda values: values.to(DEVICE))) for name, rows in dataset.parts.items()
     }
     for module in prepared.model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -299,8 +298,8 @@ def _with_loss(wrong: Callable[[Tensor, Tensor, Tensor], Any]) -> Callable[[Any]
     def planted(program: Any) -> Any:
         loss = program.objective.loss
 
-        def faulty(prediction: Tensor, target: Tensor) -> Tensor:
-            value: Tensor = loss(prediction, target)
+        def faulty(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+            value: Tensor = loss(prediction, target, weight)
             wrong(value, prediction, target)
             return value
 
@@ -322,8 +321,8 @@ def _impatient(program: Any) -> Any:
     """An evaluation that reads each chunk's sums before the next chunk is computed."""
     evaluation = program.evaluation
 
-    def loss(prediction: Tensor, target: Tensor) -> Tensor:
-        value: Tensor = evaluation.loss(prediction, target)
+    def loss(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        value: Tensor = evaluation.loss(prediction, target, weight)
         value.item()
         return value
 

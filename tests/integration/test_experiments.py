@@ -47,7 +47,7 @@ def training_rows(name: str) -> tuple[Tensor, Tensor]:
     """Return features [rows, columns] and target [rows, 1] of training in float64."""
     config = compose([f"+experiment={name}"]).config
     rows = dataset.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"]
-    return rows.features, rows.target
+    return rows.all.numbers, rows.all.target
 
 
 def baseline(*overrides: str) -> dict[str, dict[str, float]]:

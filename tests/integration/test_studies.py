@@ -46,7 +46,7 @@ def two_over_the_largest_curvature() -> float:
     """Return 2/λmax of mean((w·x + b - y)²), whose Hessian is 2·[[mean x², mean x], [mean x, 1]]."""
     config = compose(["+experiment=linreg"]).config
     rows = dataset.build(config.data, config.seed, torch.float64, torch.device("cpu")).parts["train"]
-    square, mean = float(rows.features.square().mean()), float(rows.features.mean())
+    square, mean = float(rows.all.numbers.square().mean()), float(rows.all.numbers.mean())
     trace, determinant = 2 * (square + 1), 4 * (square - mean**2)
     return 4 / (trace + math.sqrt(trace**2 - 4 * determinant))
 

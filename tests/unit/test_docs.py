@@ -17,6 +17,7 @@ from runner.cli import VERBS
 from runner.config import introspection
 from runner.config.compose import compose
 from runner.config.constraints import world_size_problems
+from runner.config.expression import COMPUTE
 from runner.config.hydra_adapter import hydra_session
 from runner.config.schema import Config
 from runner.sweep import search_space
@@ -140,3 +141,11 @@ def test_the_page_of_sweeps_lists_the_keys_that_may_differ_in_a_program() -> Non
     listed = {name for row in section.splitlines() if row.startswith("|") for name in re.findall(r"`([\w.]+)`", row)}
     lanes = {name for name in introspection.paths(Config) if introspection.is_lane(Config, name)}
     assert listed == {*lanes, "model.start"}
+
+
+def test_the_guide_lists_every_function_and_operator_of_formulas() -> None:
+    guide = (DOCS / "guide.md").read_text(encoding="utf-8")
+    table = guide.partition("## Formulas and names")[2].partition("A name begins")[0]
+    listed = set(" ".join(re.findall("`([^`]+)`", table)).replace("(", " ( ").split())
+    assert set(COMPUTE) - {"neg"} <= listed
+    assert "pi" in listed

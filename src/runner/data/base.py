@@ -6,24 +6,25 @@ from typing import Protocol
 
 from torch import Tensor
 
+from runner.compute.batch import Batch
+
 
 class Rows(Protocol):
     """One part of the data on the device; every tensor may have [lanes, …] in front."""
 
     @property
-    def features(self) -> Tensor:
-        """Features [rows, columns]."""
-
-    @property
-    def target(self) -> Tensor:
-        """Target [rows, 1]."""
+    def all(self) -> Batch:
+        """All rows, as stored."""
 
     @property
     def source(self) -> Tensor:
         """Number of each row in its source, from 0: [rows] or [lanes, rows]."""
 
-    def take(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Return features and target of the given rows, copied unless they are all rows."""
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def take(self, rows: Tensor | slice) -> Batch:
+        """Return the given rows, copied unless they are all rows."""
 
 
 class Batches(Protocol):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runner.compute.batch import Batch
 from runner.compute.transfer import upload
 from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset, ResidentRows
@@ -18,16 +19,17 @@ from runner.data.scaling import Scaling
 class StackedRows:
     """One part of the data of all lanes. Each tensor has a leading lane axis only if the lanes differ in it."""
 
-    features: Tensor
-    """Features [rows, columns] or [lanes, rows, columns]."""
-    target: Tensor
-    """Target [rows, 1] or [lanes, rows, 1]."""
+    all: Batch
+    """All rows."""
     source: Tensor
     """Number of each row in its source, from 0: [rows] or [lanes, rows]."""
 
-    def take(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Return features and target of the given rows: a slice, or row numbers [n] or [lanes, n]."""
-        return _taken(self.features, rows), _taken(self.target, rows)
+    def __len__(self) -> int:
+        return self.source.shape[-1]
+
+    def take(self, rows: Tensor | slice) -> Batch:
+        """Return the given rows: a slice, or row numbers [n] or [lanes, n]."""
+        return self.all.map(lambda values: _taken(values, rows))
 
 
 def _taken(values: Tensor, rows: Tensor | slice) -> Tensor:
@@ -45,14 +47,16 @@ def _taken(values: Tensor, rows: Tensor | slice) -> Tensor:
 def stack_datasets(datasets: Sequence[Dataset]) -> tuple[dict[str, StackedRows], Scaling]:
     """Return the stacked parts by name, and a scaling whose `undo` applies each lane's own target scaling.
 
-    The datasets must have the same parts of the same sizes. If target scalings differ, their mean and scale are
+    The datasets must have the same parts of the same sizes, all or none of them with weights. If target scalings differ, their mean and scale are
     [lanes, 1, 1].
     """
     parts = {}
     for name in datasets[0].parts:
         rows: list[ResidentRows] = [dataset.parts[name] for dataset in datasets]
-        features, target, source = ([getattr(r, what) for r in rows] for what in ("features", "target", "source"))
-        parts[name] = StackedRows(_stacked(features), _stacked(target), _stacked(source))
+        numbers, target, weights = zip(*(part.all for part in rows), strict=True)
+        weight = None if weights[0] is None else _stacked(weights)
+        batch = Batch(_stacked(numbers), _stacked(target), weight)
+        parts[name] = StackedRows(batch, _stacked([part.source for part in rows]))
     scalings = [dataset.scaling for dataset in datasets]
     mean, scale = _stacked([s.target_mean for s in scalings]), _stacked([s.target_scale for s in scalings])
     if mean.dim() != scale.dim():

@@ -55,6 +55,8 @@ def _table(config: c.Line | c.Curve, seed: int, names: list[str], features: Tens
     return Table(
         features=features.numpy(),
         target=np.asarray(target.numpy()),
+        sigma=None,
+        weight=None,
         feature_names=tuple(names),
         target_name="y",
         integer_columns=frozenset(),

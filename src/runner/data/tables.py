@@ -13,8 +13,8 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +23,7 @@ import numpy as np
 
 from runner.compute import sizes
 from runner.config import schema as c
+from runner.config import validation
 from runner.config.files import MIB, open_to_read
 from runner.data.diagnostics import (
     EXACT_INTEGER,
@@ -44,13 +45,6 @@ from runner.data.diagnostics import (
 )
 from runner.errors import DataError
 
-_SIGNIFICANT_BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
-_LARGEST = {
-    "bfloat16": (2 - 2**-7) * 2.0**127,
-    "float16": 65504.0,
-    "float32": (2 - 2**-23) * 2.0**127,
-    "float64": (2 - 2**-52) * 2.0**1023,
-}
 _MEMORY_FACTOR = 3
 """Bytes of memory for each byte of a file at least: its content, its text, and its cells as text."""
 _NOT_IN_NUMBERS = re.compile(r"[^0-9+\-.eE ]")
@@ -71,16 +65,47 @@ class Table:
     sha256: str
     """SHA-256 of the file's bytes; empty for synthetic data."""
     warnings: tuple[str, ...]
+    unread: tuple[str, ...] = ()
+    """Columns of the file that are neither target nor features."""
+    sigma: np.ndarray | None = None
+    """Standard deviation of the target, float64 [rows]; None without `data.sigma`."""
+    weight: np.ndarray | None = None
+    """Weight of each row, float64 [rows]; None without `data.weight`."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns to read."""
+
+    target: str
+    features: tuple[str, ...] | None = None
+    """None means all columns that have no other role."""
+    sigma: str | None = None
+    weight: str | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+    """New names → names in the file; all other names are new ones."""
+
+    @property
+    def weighting(self) -> dict[str, str]:
+        """Column by the key that weights the rows by it."""
+        return {
+            key: name for key, name in (("data.sigma", self.sigma), ("data.weight", self.weight)) if name is not None
+        }
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Key by the column that it names, for the columns that are no features."""
+        return {name: key for key, name in self.weighting.items()} | {self.target: "data.target"}
 
 
 def from_csv(config: c.Csv, seed: int) -> Table:
     """Return the table of `data=csv`; the seed is not used."""
-    return read_csv(config.path, config.target, config.features)
+    return read_csv(config.path, _columns(config))
 
 
 def from_parquet(config: c.Parquet, seed: int) -> Table:
     """Return the table of `data=parquet`; the seed is not used."""
-    return read_parquet(config.path, config.target, config.features)
+    return read_parquet(config.path, _columns(config))
 
 
 def from_diabetes(config: c.Diabetes, seed: int) -> Table:
@@ -88,26 +113,29 @@ def from_diabetes(config: c.Diabetes, seed: int) -> Table:
     return read_diabetes()
 
 
-def read_csv(path: str, target: str, features: tuple[str, ...] | None) -> Table:
+def _columns(config: c.Csv | c.Parquet) -> Columns:
+    return Columns(config.target, config.features, config.sigma, config.weight, config.rename)
+
+
+def read_csv(path: str, columns: Columns) -> Table:
     """Return the numeric columns of a comma-separated UTF-8 file with a header.
 
-    `features` of None means all columns but the target. Columns that are not requested may hold text. Raises `DataError`
-    with every problem found; its line numbers count from 1 and include the header.
+    Columns that are not requested may hold text. Raises `DataError` with every problem found; its line numbers count from 1
+    and include the header.
     """
-    return _csv_table(path, _contents(path, text=True), target, features)
+    return _csv_table(path, _contents(path, text=True), columns)
 
 
 def read_diabetes() -> Table:
     """Return the shipped diabetes data: 442 rows, ten features, target `progression`."""
     name = "diabetes.csv"
-    return _csv_table(name, resources.files("runner.data").joinpath(name).read_bytes(), "progression", None)
+    return _csv_table(name, resources.files("runner.data").joinpath(name).read_bytes(), Columns("progression"))
 
 
-def read_parquet(path: str, target: str, features: tuple[str, ...] | None) -> Table:
+def read_parquet(path: str, columns: Columns) -> Table:
     """Return integer and floating-point columns of a Parquet file.
 
-    `features` of None means all columns but the target. Raises `DataError` with every problem found, its row numbers
-    counted from 1, or if pyarrow is not installed.
+    Raises `DataError` with every problem found, its row numbers counted from 1, or if pyarrow is not installed.
     """
     try:
         import pyarrow as pa
@@ -118,10 +146,11 @@ def read_parquet(path: str, target: str, features: tuple[str, ...] | None) -> Ta
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         schema = file.schema_arrow
-        wanted, problems = _select_columns(path, schema.names, target, features)
-        problems += [p for name in wanted if (p := column_type_problem(path, name, schema.field(name).type, pa.types))]
+        positions, wanted, problems = _select_columns(path, schema.names, columns)
+        stored = {name: schema.field(positions[name]) for name in wanted}
+        problems += [p for name, f in stored.items() if (p := column_type_problem(path, name, f.type, pa.types))]
         raise_problems(path, problems, (), "row")
-        arrow = file.read(columns=wanted)
+        arrow = file.read(columns=[field.name for field in stored.values()])
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise DataError(
@@ -129,41 +158,9 @@ def read_parquet(path: str, target: str, features: tuple[str, ...] | None) -> Ta
             "use data=csv for comma-separated text"
         ) from None
     _refuse_no_rows(path, arrow.num_rows)
-    columns = {name: _arrow_values(name, arrow.column(name)) for name in wanted}
-    raise_problems(path, (), [fault for _, faults in columns.values() for fault in faults], "row")
-    return _table(data, target, {name: values for name, (values, _) in columns.items()})
-
-
-def refuse_lossy(table: Table, dtype_name: str) -> None:
-    """Raise `DataError` if `dtype_name` would round an integer of the table or overflow on a value.
-
-    There is one message per column, with its first such row (from 1, without the header), the value, and a dtype that
-    can represent the column.
-    """
-    problems = []
-    columns = zip((*table.feature_names, table.target_name), (*table.features.T, table.target), strict=True)
-    for name, values in columns:
-        integer = name in table.integer_columns
-        lost = _lost(values, dtype_name, integer)
-        if lost.any():
-            row = int(lost.argmax())
-            value = f"the integer {values[row]:.0f} exactly" if integer else repr(float(values[row]))
-            sufficient = next((d for d in ("float32", "float64") if not _lost(values, d, integer).any()), "float64")
-            problems.append(
-                f"`dtype` must represent column {shown(name)}, but {dtype_name} cannot represent {value} in row {row + 1}; "
-                f"use dtype={sufficient}"
-            )
-    if problems:
-        raise DataError(problems)
-
-
-def _lost(values: np.ndarray, dtype_name: str, integer: bool) -> np.ndarray:
-    """Return a mask [rows] of values that overflow or, if integer, need more significant bits than the dtype has."""
-    lost: np.ndarray = np.abs(values) > _LARGEST[dtype_name]
-    if integer:
-        mantissa = np.ldexp(np.frexp(values)[0], _SIGNIFICANT_BITS[dtype_name])
-        lost |= mantissa != np.trunc(mantissa)
-    return lost
+    read = {name: _arrow_values(name, arrow.column(field.name)) for name, field in stored.items()}
+    raise_problems(path, (), [fault for _, faults in read.values() for fault in faults], "row")
+    return _table(data, columns, {name: values for name, (values, _) in read.items()}, positions)
 
 
 def _contents(path: str, *, text: bool) -> bytes:
@@ -201,14 +198,14 @@ def _refuse_other_formats(path: str, file: BinaryIO, size: int) -> None:
     file.seek(0)
 
 
-def _csv_table(path: str, data: bytes, target: str, features: tuple[str, ...] | None) -> Table:
+def _csv_table(path: str, data: bytes, columns: Columns) -> Table:
     refuse_other_encodings(path, data)
     records = _records(path, data)
     _, header = next(records, (0, None))
     if header is None:
         raise DataError(f"`data.path` must have a header and rows, but {named(path)} is empty; use another file")
     refuse_odd_header(path, header)
-    wanted, problems = _select_columns(path, header, target, features)
+    positions, wanted, problems = _select_columns(path, header, columns)
     cells: list[str] = []  # row after row, of rows as long as the header: one flat list is faster than one per row
     lines: list[int] = []
     faults: list[Fault] = []
@@ -219,13 +216,12 @@ def _csv_table(path: str, data: bytes, target: str, features: tuple[str, ...] | 
         else:
             faults.append(field_count_fault(line, row, len(header)))
     _refuse_no_rows(path, len(lines) + len(faults))
-    columns: dict[str, np.ndarray] = {}
-    positions = {name: position for position, name in enumerate(header)}
+    read: dict[str, np.ndarray] = {}
     for name in wanted:
-        columns[name], cell_faults = _values(name, cells[positions[name] :: len(header)], lines)
+        read[name], cell_faults = _values(name, cells[positions[name] :: len(header)], lines)
         faults += cell_faults
     raise_problems(path, problems, faults, "line")
-    return _table(data, target, columns)
+    return _table(data, columns, read, positions)
 
 
 def _records(path: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
@@ -247,11 +243,16 @@ def _refuse_no_rows(path: str, rows: int) -> None:
 
 
 def _select_columns(
-    path: str, names: Sequence[str], target: str, features: tuple[str, ...] | None
-) -> tuple[list[str], list[Problem]]:
-    """Return the columns to read, the target last, and no problems; or no columns and all problems with their names."""
-    chosen = [name for name in names if name != target] if features is None else list(features)
-    problems: list[Problem] = [
+    path: str, header: Sequence[str], columns: Columns
+) -> tuple[dict[str, int], list[str], list[Problem]]:
+    """Return the position of every column by name, the names to read, features first, and all problems.
+
+    With problems, no column is to be read.
+    """
+    names, problems = _renamed(path, header, columns.rename)
+    features, roles, rename = columns.features, columns.roles, columns.rename
+    chosen = [name for name in names if name not in roles] if features is None else list(features)
+    problems += [
         f"`data.path` must have distinct column names, got {shown(name)} {count} times in {named(path)}; rename them"
         for name, count in Counter(names).items()
         if count > 1
@@ -265,13 +266,46 @@ def _select_columns(
         problems.append(
             f"`data.features` must be set, because column {names.index('') + 1} of {named(path)} has no name"
         )
-    if target in chosen:
-        problems.append(f"`data.features` must not contain the target {shown(target)}; remove it")
+    problems += [
+        f"`data.features` must not contain {'the target' if key == 'data.target' else f'the column of `{key}`,'} {shown(name)}; remove it"
+        for name, key in roles.items()
+        if name in chosen
+    ]
+    problems += [
+        f"`{key}` must not be the target, got {shown(name)}; name another column"
+        for key, name in columns.weighting.items()
+        if name == columns.target
+    ]
     if not chosen:
         problems.append(f"`data.features` must name at least one column, got none of {named(path)}; name one")
-    requested, present = {**dict.fromkeys(features or (), "data.features"), target: "data.target"}, set(names)
-    problems += [UnknownColumn(path, key, name, names) for name, key in requested.items() if name not in present]
-    return ([], problems) if problems else ([*chosen, target], [])
+    requested = {**dict.fromkeys(features or (), "data.features"), **roles}
+    present = {*names, *rename}
+    absent = {name: key for name, key in requested.items() if name not in present}
+    new_names = {old: new for new, old in rename.items()}
+    problems += [
+        f"`{key}` must use the new name of {shown(name)}; write {shown(new_names[name])}, as in `data.rename`"
+        if name in new_names
+        else UnknownColumn(path, key, name, names)
+        for name, key in absent.items()
+    ]
+    positions = {name: position for position, name in enumerate(names)}
+    return positions, [] if problems else [*chosen, *roles], problems
+
+
+def _renamed(path: str, header: Sequence[str], rename: Mapping[str, str]) -> tuple[list[str], list[Problem]]:
+    """Return the names of all columns after `data.rename`, and its problems. What cannot be renamed keeps its name."""
+    names = [validation.normalized(name) for name in header]
+    problems: list[Problem] = [
+        UnknownColumn(path, f"data.rename.{new}", old, names) for new, old in rename.items() if old not in names
+    ]
+    taken = set(names) - set(rename.values())
+    problems += [
+        f"`data.rename` must give {shown(old)} a name of its own, but {named(path)} has another column {shown(new)}; use another name"
+        for new, old in rename.items()
+        if new in taken
+    ]
+    new_names = {old: new for new, old in rename.items() if new not in taken}
+    return [new_names.get(name, name) for name in names], problems
 
 
 def _values(name: str, cells: list[str], lines: list[int]) -> tuple[np.ndarray, list[Fault]]:
@@ -299,17 +333,21 @@ def _arrow_values(name: str, column: Any) -> tuple[np.ndarray, list[Fault]]:
     return values.astype(np.float64), merge_column_faults(faults, len(values))
 
 
-def _table(data: bytes, target: str, columns: Mapping[str, np.ndarray]) -> Table:
-    names = tuple(name for name in columns if name != target)
-    features = np.column_stack([columns[name] for name in names])
+def _table(data: bytes, columns: Columns, read: Mapping[str, np.ndarray], names_of_all: Iterable[str]) -> Table:
+    """Return the table of the columns that were read, of all columns of a file by name."""
+    names, target = tuple(name for name in read if name not in columns.roles), columns.target
+    features = np.column_stack([read[name] for name in names])
     return Table(
         features=features,
-        target=columns[target],
+        target=read[target],
+        sigma=None if columns.sigma is None else read[columns.sigma],
+        weight=None if columns.weight is None else read[columns.weight],
         feature_names=names,
         target_name=target,
-        integer_columns=frozenset(name for name, values in columns.items() if _all_integers(values)),
+        integer_columns=frozenset(name for name in (*names, target) if _all_integers(read[name])),
         sha256=hashlib.sha256(data).hexdigest(),
-        warnings=tuple(_warnings(names, features, target, columns[target])),
+        warnings=tuple(_warnings(names, features, target, read[target])),
+        unread=tuple(name for name in names_of_all if name not in read),
     )
 
 

@@ -1,4 +1,7 @@
-"""Losses: means over the rows of a batch, for predictions and targets of the same shape."""
+"""Losses: weighted means over the rows of a batch, for predictions and targets of the same shape.
+
+The weights have mean 1 over the training rows, so the sum of weighted losses is divided by the number of rows.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from torch import Tensor
 from runner.config import schema as c
 from runner.errors import RunFailed
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Function of (prediction [rows, 1], target [rows, 1]) that returns the mean loss []."""
+Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Function of (prediction [rows, 1], target [rows, 1], weight [rows, 1] or None) that returns the mean loss []."""
 
 Cost = Callable[..., Tensor]
 """Function of (prediction, target, reduction = 1), as in `torch.ops.aten`: 0 returns the loss of each row, 1 their mean []."""
@@ -40,10 +43,12 @@ def build(config: c.LossConfig) -> Loss:
     """Return the configured loss of one run. It raises `RunFailed` if prediction and target differ in shape."""
     cost: Cost = config.build()
 
-    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+    def loss(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         if prediction.shape != target.shape:
             _require_same_shape(prediction.shape, target.shape)
-        return cost(prediction, target)
+        if weight is None:
+            return cost(prediction, target)
+        return (cost(prediction, target, 0) * weight).mean()
 
     return loss
 
@@ -51,14 +56,14 @@ def build(config: c.LossConfig) -> Loss:
 def build_lanes(config: c.LossConfig) -> Loss:
     """Return the configured loss of vmapped runs, one mean per lane [lanes].
 
-    Its arguments are prediction [lanes, rows, 1] and target [lanes, rows, 1] or [rows, 1].
+    Its arguments are prediction [lanes, rows, 1], and target and weight [lanes, rows, 1] or [rows, 1].
     """
     cost: Cost = config.build()
 
-    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+    def loss(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         _require_same_shape(prediction.shape[-2:], target.shape[-2:])
         errors = cost(prediction, target.expand_as(prediction), 0)
-        return errors.mean((-2, -1))
+        return (errors if weight is None else errors * weight).mean((-2, -1))
 
     return loss
 

@@ -6,7 +6,8 @@ Every tensor has a leading lane axis; a single run is one lane.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from runner.compute.batch import Batch
 from runner.compute.precision import DTYPES, widest
 from runner.config import schema as c
 from runner.optim.base import Differentiable
@@ -32,7 +34,7 @@ PASSES = 2
 
 @dataclass(frozen=True)
 class Optimum:
-    """Minimum of the objective: the mean squared error over all training rows plus the l2 penalty, if there is one.
+    """Minimum of the objective: the mean weighted squared error over all training rows plus the l2 penalty, if there is one.
 
     The objective is quadratic, so value and distance at any other parameters follow from it.
     """
@@ -69,41 +71,40 @@ def work(rows: int, numbers: int) -> int:
     return rows * (numbers + 2) ** 2
 
 
-def find_optimum(
-    model: Differentiable, features: Tensor, target: Tensor, config: c.Config, weight_decay: Sequence[float]
-) -> Optimum | None:
+def find_optimum(model: Differentiable, rows: Batch, config: c.Config, weight_decay: Sequence[float]) -> Optimum | None:
     """Return the optimum of vmapped runs, or None if there is no closed form or it takes too long to compute.
 
-    Features [rows, columns] and target [rows, 1] may have a leading lane axis. `weight_decay` has one value per lane.
+    The rows may have a leading lane axis. `weight_decay` has one value per lane.
     """
-    rows, numbers = features.shape[-2], sum(parameter.numel() for _, parameter in model.named_parameters())
-    affordable = numbers <= MOST_NUMBERS and work(rows, numbers) <= MOST_WORK
+    features = rows.numbers
+    count, numbers = features.shape[-2], sum(parameter.numel() for _, parameter in model.named_parameters())
+    affordable = numbers <= MOST_NUMBERS and work(count, numbers) <= MOST_WORK
     sample = features if features.dim() == 2 else features[0]
     if not (config.loss.squares and config.amp == "off" and affordable and model.is_linear(sample)):
         return None
-    lanes, most = len(weight_decay), lanes_at_once(rows, numbers)
+    lanes, most = len(weight_decay), lanes_at_once(count, numbers)
     decay = torch.tensor(weight_decay, dtype=widest(features.device), device=features.device)
     parts = []
     for first in range(0, lanes, most):
         some = slice(first, first + most)
-        part = _of_lanes(model, (select_lanes(features, some), select_lanes(target, some)), decay[some], config.dtype)
+        part = _of_lanes(model, select_lanes(rows, some), decay[some], config.dtype)
         parts.append([value.expand(len(decay[some]), *value.shape[1:]) for value in vars(part).values()])
     return Optimum(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def _of_lanes(model: Differentiable, rows: tuple[Tensor, Tensor], decay: Tensor, dtype: str) -> Optimum:
+def _of_lanes(model: Differentiable, rows: Batch, decay: Tensor, dtype: str) -> Optimum:
     """Return the optimum of some lanes; values that all of them share have a lane axis of size 1."""
     zero = {
         name: torch.zeros(parameter.shape, dtype=decay.dtype, device=decay.device)
         for name, parameter in model.named_parameters()
     }
-    count, numbers = rows[0].shape[-2], sum(value.numel() for value in zero.values())
+    count, numbers = rows.target.shape[-2], sum(value.numel() for value in zero.values())
 
     def matrices(solution: Tensor) -> Iterator[Tensor]:
-        for features, y in pieces(*rows):
-            x = features.to(decay)
+        for piece in pieces(rows):
+            x = piece.numbers.to(decay)
             design, constant = model.jacobian(zero, x), functional_call(model, zero, (x,))  # type: ignore[arg-type]
-            yield augmented(design, design @ solution.unsqueeze(2) + constant - y, y)
+            yield augmented(design, design @ solution.unsqueeze(2) + constant, piece)
 
     solution = torch.zeros(1, numbers, dtype=decay.dtype, device=decay.device)
     for _ in range(PASSES):
@@ -238,16 +239,18 @@ def _root(total: float, product: float) -> float:
     return math.sqrt(product) if discriminant < 0 else (abs(total) + math.sqrt(discriminant)) / 2
 
 
-def observed_rate(rows: Sequence[Mapping[str, Any]], floor: float) -> float | None:
+def observed_rate(rows: Iterable[Mapping[str, Any]], floor: float) -> float | None:
     """Return the mean factor per step of `optimum/distance`, or None for fewer than two usable rows.
 
     It is measured over the second half of the metric rows whose distance is above `floor`, the level of rounding.
     """
-    distances = [
-        (row["step"], row["optimum/distance"]) for row in rows if isinstance(row.get("optimum/distance"), float)
-    ]
-    above = [(step, distance) for step, distance in distances if distance > floor]
-    if len(above) < 2:
+    steps, distances = array("q"), array("d")  # rows are read one by one: there may be millions
+    for row in rows:
+        distance = row.get("optimum/distance")
+        if isinstance(distance, float) and distance > floor:
+            steps.append(row["step"])
+            distances.append(distance)
+    if len(steps) < 2:
         return None
-    (first, far), (last, near) = above[(len(above) - 1) // 2], above[-1]
-    return float((near / far) ** (1 / (last - first)))
+    middle = (len(steps) - 1) // 2
+    return float((distances[-1] / distances[middle]) ** (1 / (steps[-1] - steps[middle])))

@@ -9,11 +9,13 @@ Comput. 34 (2012). Normal equations are not formed, since they would lose half o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from runner.compute.batch import Batch
 from runner.compute.precision import widest
 
 PIECE_ROWS = 16_384
@@ -24,11 +26,15 @@ NUMBERS_AT_ONCE = 2**23
 
 
 def triangle(matrix: Tensor) -> Tensor:
-    """Return R […, n, n] with RᵀR = MᵀM for a matrix M […, rows, n]; missing rows count as zeros."""
+    """Return R […, min(rows, n), n] with RᵀR = MᵀM for a matrix M […, rows, n]."""
     factor: Tensor = torch.linalg.qr(matrix, mode="r").R
-    missing = matrix.shape[-1] - matrix.shape[-2]
-    # Zeros are added to the factor: to factor them would take the time of a square matrix.
-    return torch.nn.functional.pad(factor, (0, 0, 0, missing)) if missing > 0 else factor
+    return factor
+
+
+def padded(matrix: Tensor, rows: int) -> Tensor:
+    """Return a matrix with zeros below, so that it has so many rows. To factor the zeros would take the time of a square matrix."""
+    missing = rows - matrix.shape[-2]
+    return torch.nn.functional.pad(matrix, (0, 0, 0, missing)) if missing > 0 else matrix
 
 
 def qr_of_pieces(pieces: Iterable[Tensor]) -> Tensor:
@@ -37,15 +43,37 @@ def qr_of_pieces(pieces: Iterable[Tensor]) -> Tensor:
     for piece in pieces:
         factor = triangle(piece if factor is None else torch.cat((factor, piece), -2))
     assert factor is not None
-    return factor
+    return padded(factor, factor.shape[-1])
 
 
-def augmented(jacobian: Tensor, residuals: Tensor, target: Tensor) -> Tensor:
-    """Return [J, r, y] […, rows, n + 2] in the widest dtype for J […, rows, n], r and y […, rows, 1]; lanes broadcast."""
+def compressed(matrices: Iterator[Tensor], rows: int) -> Tensor:
+    """Return F with FᵀF = MᵀM for the pieces M […, rows, n + 2] of [J, r, y], of whose whole `rows` is the number of rows.
+
+    It is the triangular factor if there are more rows than parameters. With fewer rows it is M itself, which is smaller, and
+    padded to `rows` where it is only a portion of them.
+    """
+    first = next(matrices)
+    if rows > first.shape[-1] - 2:
+        return qr_of_pieces(chain([first], matrices))
+    return padded(torch.cat([first, *matrices], -2), rows)
+
+
+def augmented(jacobian: Tensor, prediction: Tensor, rows: Batch) -> Tensor:
+    """Return √w·[J, r, y] […, rows, n + 2] in the widest dtype, for weights w, targets y and residuals r = prediction − y.
+
+    J is […, rows, n], the prediction […, rows, 1]; lanes broadcast. Least squares of these rows is weighted least squares.
+    """
     # torch.broadcast_shapes takes half a second on its first call, since it imports a library for symbols.
-    lanes = np.broadcast_shapes(*(part.shape[:-2] for part in (jacobian, residuals, target)))
+    columns = (jacobian, prediction - rows.target, rows.target)
+    lanes = np.broadcast_shapes(*(part.shape[:-2] for part in columns))
     wide = widest(jacobian.device)
-    return torch.cat([part.to(wide).expand(*lanes, *part.shape[-2:]) for part in (jacobian, residuals, target)], -1)
+    matrix = torch.cat([part.to(wide).expand(*lanes, *part.shape[-2:]) for part in columns], -1)
+    return weighted(matrix, None if rows.weight is None else rows.weight.to(wide).sqrt())
+
+
+def weighted(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Return values […, rows, n] with each row multiplied by its weight […, rows, 1]; unchanged without weights."""
+    return values if weight is None else values * weight
 
 
 def lanes_at_once(rows: int, numbers: int) -> int:
@@ -53,9 +81,9 @@ def lanes_at_once(rows: int, numbers: int) -> int:
     return max(1, NUMBERS_AT_ONCE // (min(rows, PIECE_ROWS) * (numbers + 2)))
 
 
-def select_lanes(values: Tensor, some: slice) -> Tensor:
-    """Return the values [some, rows, columns] of some lanes; values [rows, columns] that all lanes share are unchanged."""
-    return values if values.dim() == 2 else values[some]
+def select_lanes(rows: Batch, some: slice | Tensor) -> Batch:
+    """Return the rows of some lanes; tensors [rows, columns] that all lanes share are unchanged."""
+    return rows.map(lambda values: values if values.dim() == 2 else values[some])
 
 
 def penalised(factor: Tensor, parameters: Tensor, decay: Tensor, rows: int) -> Tensor:
@@ -73,14 +101,15 @@ def penalised(factor: Tensor, parameters: Tensor, decay: Tensor, rows: int) -> T
     return triangle(torch.cat((factor.expand(lanes, -1, -1), penalty), 1))
 
 
-def pieces(features: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield features and target […, rows, columns] in pieces of at most `PIECE_ROWS` rows; one empty piece for no rows."""
-    rows = features.shape[-2]
-    if rows <= PIECE_ROWS:
-        yield features, target
+def pieces(rows: Batch) -> Iterator[Batch]:
+    """Yield the rows in pieces of at most `PIECE_ROWS`; one empty piece for no rows."""
+    count = rows.target.shape[-2]
+    if count <= PIECE_ROWS:
+        yield rows
         return
-    for first in range(0, rows, PIECE_ROWS):
-        yield features[..., first : first + PIECE_ROWS, :], target[..., first : first + PIECE_ROWS, :]
+    for first in range(0, count, PIECE_ROWS):
+        some = slice(first, first + PIECE_ROWS)
+        yield rows.map(lambda values, some=some: values[..., some, :])  # type: ignore[misc]
 
 
 def inverse(factor: Tensor) -> Tensor:

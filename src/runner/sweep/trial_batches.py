@@ -107,25 +107,25 @@ class TrialBatches:
         )
         try:
             with gc_paused():
-                resolved = build.resolve(config, self._choice, 1)
+                records.config = resolved = build.resolve(config, self._choice, 1)
                 prepared, _ = build.prepare(resolved, self._choice, 1, self._data)
             loaded = None if config.resume is None else saved_state.load(Path(config.resume) / CHECKPOINTS)
         except Interrupted:
             raise
         except Exception as error:
+            records.fail_unbuilt(error, self._choice)
             failure = as_run_failed(error, config, Path())
             self._reporter.ended({trial.number: TrialResult("failed", {}, failure)})
             return None
-        records.config = resolved
         return PreparedTrial(trial, resolved, prepared, prepared.model, records, 0 if loaded is None else loaded.step)
 
-    def _data(self, config: Any, seed: int, dtype: Any, device: Any) -> Dataset:
+    def _data(self, config: Any, seed: int, *more: Any) -> Dataset:
         """Return the data of a trial. Trials with the same data share one copy."""
         from runner.data import dataset
 
         key = json.dumps([plain(config), seed if config.seed is None else config.seed])
         if key not in self._datasets:
-            self._datasets[key] = dataset.build(config, seed, dtype, device)
+            self._datasets[key] = dataset.build(config, seed, *more)
         return self._datasets[key]
 
 

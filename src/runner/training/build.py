@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from runner.data import dataset as data
 from runner.data.base import Batches, Rows
 from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset
-from runner.errors import ConfigError
+from runner.errors import ConfigError, DataError
 from runner.models import losses
 from runner.models.base import Model, start_model
 from runner.optim import schedules
@@ -85,17 +86,20 @@ def prepare(
     Raises `DataError` and `ConfigError`.
     """
     device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
-    dataset = build_data(resolved.data, resolved.seed, dtype, device)
+    try:
+        dataset = build_data(resolved.data, resolved.seed, dtype, device, partial(constraints.accepts, resolved))
+    except DataError as error:
+        raise error.changed(lambda problem: constraints.with_allowed_dtype(problem, resolved)) from None
     rows = len(dataset.parts["train"])
     if size > rows:
         raise ConfigError(
             f"the number of processes must not be above the number of training rows, {rows}, got {size}; start fewer processes"
         )
-    problems = sizes.model_problems(resolved.model, len(dataset.feature_names))
+    problems = sizes.model_problems(resolved, len(dataset.feature_names))
     if problems:
         raise ConfigError(problems)
     model = start_model(resolved, dataset.feature_names)
-    if resolved.optimizer.linear_only and not model.is_linear(dataset.parts["train"].features.cpu()):
+    if resolved.optimizer.linear_only and not model.is_linear(dataset.parts["train"].all.numbers.cpu()):
         raise ConfigError(
             f"`optimizer` must not be {resolved.optimizer.name} for a model that is not linear in its parameters, got {resolved.model.name}; "
             "use optimizer=lm"
@@ -137,9 +141,7 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
     loss, autocast = losses.build(resolved.loss), precision.autocast(resolved.amp, device)
     strategy = strategies.build(resolved.strategy, device, world)
     # The optimum needs the whole model, before the strategy shards it.
-    optimum = find_optimum(
-        model.to(device), rows.features, rows.target, resolved, [resolved.optimizer.l2_penalty or 0.0]
-    )
+    optimum = find_optimum(model.to(device), rows.all, resolved, [resolved.optimizer.l2_penalty or 0.0])
     placed = strategy.place(model, loss)
     forward: Any = torch.compile(placed) if resolved.train.compile else placed
     batches = EpochBatches(len(rows), resolved.train.batch_size, resolved.seed, device)
@@ -188,7 +190,7 @@ def objective(
     clip_norm: float | Tensor | None,
 ) -> BatchObjective:
     """Build the objective of one run, or of several vmapped runs."""
-    device, train = rows.target.device, config.train
+    device, train = rows.all.target.device, config.train
 
     def widened() -> dict[str, Tensor]:
         """Return the parameters in the widest type."""
@@ -212,18 +214,24 @@ def objective(
         draw=dropout_seeder(config.model.draws, config.seed, device),
         predict=lambda features: strategy.predict(model, widened(), features),
         jacobian=lambda features: model.jacobian(widened(), features),
+        named=widened if config.model.records_parameters else dict,
     )
 
 
 def training_step(
     config: c.Config, minimized: BatchObjective, optimizer: Optimizer, schedule: Callable[[int], Any], lanes: int = 1
 ) -> Step:
-    """Return the function that takes a training step of a run, or of `lanes` vmapped runs."""
-    eager = EagerStep(minimized, optimizer, schedule)
-    if constraints.eager_because(config, lanes) is not None:
-        return eager
-    graphs = CudaGraphs(minimized.rows.target.device)
-    return GraphedStep(eager, graphs, required=config.train.cuda_graph is True)
+    """Return the function that takes a training step of a run, or of a program of `lanes` runs.
+
+    Raises `ConfigError` where `train.cuda_graph` is true and the steps are eager.
+    """
+    eager, required = EagerStep(minimized, optimizer, schedule), config.train.cuda_graph is True
+    reason = constraints.eager_because(config, lanes)
+    if reason is None:
+        return GraphedStep(eager, CudaGraphs(minimized.rows.all.target.device), required=required)
+    if required:
+        raise ConfigError(constraints.graph_problem(reason))
+    return eager
 
 
 def run_info(

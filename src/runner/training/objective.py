@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runner.compute.batch import Batch
 from runner.compute.dtensor import local
 from runner.compute.precision import Scaler, widest
-from runner.compute.strategies.base import MicroBatch, Portion, Strategy
+from runner.compute.strategies.base import Loss, MicroBatch, Portion, Strategy
 from runner.data.base import Batches, Rows
 from runner.optim.base import Linearisation
-from runner.optim.qr import augmented, pieces, qr_of_pieces, triangle
+from runner.optim.qr import augmented, compressed, pieces, triangle, weighted
+from runner.training.divergence import Nonfinite
 
 
 @dataclass
@@ -29,7 +31,7 @@ class BatchObjective:
     model: Callable[[Tensor], Tensor]
     """Features […, rows, columns] → predictions […, rows, 1], with gradients."""
     parameters: Sequence[Tensor]
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Loss
     rows: Rows
     batches: Batches
     strategy: Strategy
@@ -44,6 +46,8 @@ class BatchObjective:
     """Features […, rows, columns] in the widest type → predictions in it, without communication between processes."""
     jacobian: Callable[[Tensor], Tensor]
     """The same features → derivatives of the predictions by the parameters […, rows, numbers]."""
+    named: Callable[[], Mapping[str, Tensor]] = dict
+    """Returns the parameters [] or [lanes] by name, in the order of the derivatives, for a model of which each has a meaning."""
     norm: Tensor | None = field(default=None, init=False)
     """Norm of the newest gradients before clipping; None where it is not measured."""
     step: int = field(default=0, init=False)
@@ -95,8 +99,7 @@ class BatchObjective:
             if isinstance(chosen, slice)
             else chosen[..., portion.first : portion.last]
         )
-        features, target = self.rows.take(rows)
-        return MicroBatch(features, target, (portion.last - portion.first) / count, portion.stream)
+        return MicroBatch(self.rows.take(rows), (portion.last - portion.first) / count, portion.stream)
 
     def gradient(self) -> tuple[Tensor, Sequence[Tensor] | None]:
         """Return this process's share [] or [lanes] of the mean loss, and the gradients of the whole batch.
@@ -123,61 +126,69 @@ class BatchObjective:
         return self.strategy.total(share.reshape(1))[0]
 
     def mean_square(self) -> Tensor:
-        """Return this process's share [] or [lanes] of the mean of the squared residuals, in the widest type."""
+        """Return this process's share [] or [lanes] of the mean of the weighted squared residuals, in the widest type."""
         return self.strategy.share(self.squares() / self.batches.size(self.step))
 
     def residuals(self) -> Linearisation:
-        """Return residuals and Jacobian of the step's rows over all portions and processes, as a triangular factor."""
-        factor = self.strategy.concatenate([qr_of_pieces(self._matrices(part)) for part in self._parts])
-        rows, columns = self.batches.size(self.step), factor.shape[-1]
-        # One factor of fewer rows than columns is done: to factor it again would take the time of a square matrix.
-        if factor.shape[-2] > columns or rows >= columns:
+        """Return residuals and Jacobian of the step's rows over all portions and processes, as a triangular factor.
+
+        Every row is multiplied by the root of its weight.
+        """
+        rows = self.batches.size(self.step)
+        factor = self.strategy.concatenate([compressed(self._matrices(part), rows) for part in self._parts])
+        if factor.shape[-2] > rows or rows > factor.shape[-1] - 2:
             factor = triangle(factor)
         loss = factor[..., -2].square().sum(-1) / rows
         return Linearisation(self.strategy.share(loss), factor, rows)
 
     def squares(self) -> Tensor:
-        """Return the sum of squared residuals [] or [lanes] over all portions and processes."""
+        """Return the sum of weighted squared residuals [] or [lanes] over all portions and processes."""
         with torch.no_grad():
             return self.strategy.reduce([self._squares(part) for part in self._parts])
 
     def _squares(self, part: MicroBatch) -> Tensor:
-        errors = (self.predict(features) - target for features, target in _widened(part))
-        return sum((error.square().sum((-2, -1)) for error in errors), torch.zeros(()))
+        squares = (weighted((self.predict(x) - y).square(), weight) for x, y, weight in _widened(part))
+        return sum((values.sum((-2, -1)) for values in squares), torch.zeros(()))
 
     def _matrices(self, part: MicroBatch) -> Iterator[Tensor]:
-        for features, target in _widened(part):
+        for rows in _widened(part):
             with torch.no_grad():
-                prediction = self.predict(features)
-            yield augmented(self.jacobian(features), prediction - target, target)
+                prediction = self.predict(rows.numbers)
+            yield augmented(self.jacobian(rows.numbers), prediction, rows)
 
-    def nonfinite_rows(self, step: int) -> list[list[int]]:
-        """Return for each lane the rows of a step's batch whose predictions are not finite, as row numbers of the source.
+    def nonfinite(self, step: int) -> list[Nonfinite]:
+        """Return for each lane what is not finite in a step's batch at the current parameters.
 
-        The list is empty when that holds for all rows: then the parameters are the cause.
+        Derivatives are examined one by one for a model with `named` parameters, such as a formula.
         """
-        chosen, source = self.batches.at(step), self.rows.source
-        features, _ = self.rows.take(chosen)
+        chosen, named = self.batches.at(step), self.named()
+        features = self.rows.take(chosen).numbers
         with torch.no_grad(), self.autocast():
             prediction = self.model(features).squeeze(-1)
-        nonfinite = (~prediction.isfinite()).reshape(-1, prediction.shape[-1]).cpu()
+        prediction = prediction.reshape(-1, prediction.shape[-1]).cpu()
+        slopes = self.jacobian(features) if named else features.new_zeros((*features.shape[:-1], 0))
+        slopes = slopes.expand(len(prediction), *slopes.shape[-2:]).cpu()
         # Row numbers can be shared by all lanes while the predictions are not.
+        source = self.rows.source
         numbers = source[..., chosen] if isinstance(chosen, slice) else _drawn(source, chosen.cpu())
-        numbers = numbers.expand(nonfinite.shape)
-        return [
-            [] if bool(where.all()) else lane[where].tolist() for lane, where in zip(numbers, nonfinite, strict=True)
+        numbers = numbers.expand(prediction.shape)
+        values = [
+            {name: float(value.reshape(-1)[lane if value.dim() else 0]) for name, value in named.items()}
+            for lane in range(len(prediction))
         ]
+        return [_nonfinite(*of_lane) for of_lane in zip(numbers, prediction, slopes, values, strict=True)]
 
     def _backward(self, part: MicroBatch, factor: float) -> Tensor:
         if part.stream != self._stream:
             self._stream = part.stream
             self.draw(self.step, part.stream)
         with self.autocast():
-            prediction = self.model(part.features)
+            numbers, target, weight = part.rows
+            prediction = self.model(numbers)
             # A process without rows still takes part in the reductions. The mean of no rows would be nan, so its loss is 0.
-            loss = self.loss(prediction, part.target) if part.target.shape[-2] else prediction.sum()
-        if part.weight != 1.0:
-            loss = loss * part.weight
+            loss = self.loss(prediction, target, weight) if target.shape[-2] else prediction.sum()
+        if part.share != 1.0:
+            loss = loss * part.share
         self.scaler.scale(loss if factor == 1.0 else loss * factor).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -195,10 +206,24 @@ class BatchObjective:
                 torch._foreach_mul_(parts, coefficient)
 
 
-def _widened(part: MicroBatch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield features and target of a micro-batch in the widest type, in pieces that bound the memory of a factorization."""
-    wide = widest(part.target.device)
-    return ((features.to(wide), target.to(wide)) for features, target in pieces(part.features, part.target))
+def _nonfinite(numbers: Tensor, prediction: Tensor, slopes: Tensor, values: Mapping[str, float]) -> Nonfinite:
+    """Return what is not finite of one lane: row numbers and predictions [rows], derivatives [rows, numbers]."""
+    lost = ~prediction.isfinite()
+    if bool(lost.any()):
+        return Nonfinite(predictions=[] if bool(lost.all()) else numbers[lost].tolist(), values=values)
+    infinite = ~slopes.isfinite()
+    if not bool(infinite.any()):
+        return Nonfinite(values=values)
+    column = int(infinite.any(0).nonzero()[0])
+    rows = infinite[:, column]
+    derivative = float(slopes[rows, column][0])
+    return Nonfinite((), numbers[rows].tolist(), list(values)[column], derivative, values)
+
+
+def _widened(part: MicroBatch) -> Iterator[Batch]:
+    """Yield the rows of a micro-batch in the widest type, in pieces that bound the memory of a factorization."""
+    wide = widest(part.rows.target.device)
+    return (rows.map(lambda values: values.to(wide)) for rows in pieces(part.rows))
 
 
 def _drawn(source: Tensor, chosen: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from runner.models.base import start_model
 from runner.optim.base import Optimizer
 from runner.optim.build import build_lanes
 from runner.optim.optimum import Optimum, find_optimum, progress_columns, summarize
-from runner.optim.qr import PIECE_ROWS
+from runner.optim.qr import PIECE_ROWS, select_lanes
 from runner.optim.schedules import DeviceRates
 from runner.optim.standard_errors import Fit, Inference, infer
 from runner.training.build import Inputs, objective, run_info, training_step
@@ -55,7 +55,10 @@ def not_vmappable_because(config: c.Config, prepared: Inputs) -> str | None:
 
 def shapes(prepared: Inputs) -> tuple[Any, ...]:
     """Return the sizes and names of data and parameters, which must be equal for all lanes of a program."""
-    parts = {name: tuple(rows.features.shape) for name, rows in prepared.dataset.parts.items()}
+    parts = {
+        name: tuple(None if values is None else tuple(values.shape) for values in rows.all)
+        for name, rows in prepared.dataset.parts.items()
+    }
     parameters = [(name, tuple(p.shape)) for name, p in prepared.model.named_parameters()]
     return (tuple(parts.items()), tuple(parameters), prepared.dataset.feature_names, prepared.dataset.target_name)
 
@@ -63,12 +66,12 @@ def shapes(prepared: Inputs) -> tuple[Any, ...]:
 def bytes_per_lane(config: c.Config, prepared: Inputs) -> int:
     """Estimate the memory of a lane in bytes: parameters, gradients, optimizer state and copies, data, and activations."""
     rows = prepared.dataset.parts["train"]
-    size = rows.features.element_size()
-    data = sum(len(part) * (part.features.shape[1] + 1) for part in prepared.dataset.parts.values())
+    columns, size = rows.all.numbers.shape[1], rows.all.numbers.element_size()
+    data = sum(values.numel() for part in prepared.dataset.parts.values() for values in part.all if values is not None)
     units = sum(p.shape[0] for p in prepared.model.parameters() if p.dim() == 2)
     batch = min(batch_size(config, prepared.dataset), len(rows))
     evaluated = max(len(part) for part in prepared.dataset.parts.values())
-    activations = 4 * max(batch, evaluated) * (units + rows.features.shape[1] + 2)
+    activations = 4 * max(batch, evaluated) * (units + columns + 2)
     matrices = (
         3 * 8 * min(len(rows), PIECE_ROWS) * (prepared.parameter_count + 2) if config.optimizer.least_squares else 0
     )
@@ -233,13 +236,14 @@ class VmappedExperiment:
                 for name, value in by_lane[lane].items()
             }
             fitted = {name: value.clone() for name, value in self.template.fitted(info.dataset.scaling).items()}
-            results.append((metrics, parameters, fitted, _evaluation_of_run(info, parameters)))
+            terms = self.template.terms(info.dataset.feature_names)
+            results.append((metrics, parameters, fitted, terms, _evaluation_of_run(info, parameters)))
         return [
             Outcome(*result, optimum, inference)
             for result, optimum, inference in zip(
                 results,
                 self._summarised(lanes),
-                self._inferred(lanes, [fitted for _, _, fitted, _ in results]),
+                self._inferred(lanes, [fitted for _, _, fitted, *_ in results]),
                 strict=True,
             )
         ]
@@ -255,12 +259,13 @@ class VmappedExperiment:
     def _inferred(self, lanes: Sequence[int], fitted: Sequence[Mapping[str, Tensor]]) -> Sequence[Inference | None]:
         """Return for each of these lanes its standard errors."""
         chosen = torch.tensor(lanes, device=self.strategy.stack.device)
-        features, target = (part if part.dim() == 2 else part[chosen] for part in self.objective.rows.take(slice(None)))
+        rows = select_lanes(self.objective.rows.all, chosen)
         fits = [
-            Fit(self.infos[lane].config, parameters, self.infos[lane].dataset.scaling)
+            Fit(self.infos[lane].config, parameters, dataset.scaling, dataset.unit_deviation)
             for lane, parameters in zip(lanes, fitted, strict=True)
+            for dataset in [self.infos[lane].dataset]
         ]
-        return infer(self.template, self.strategy.split(self.strategy.stack.detach()[chosen]), (features, target), fits)
+        return infer(self.template, self.strategy.split(self.strategy.stack.detach()[chosen]), rows, fits)
 
     def loop(self, runs: Sequence[RunState], stop: Stop) -> Loop:
         """Return the training loop of this program. `runs` are in the order of the lanes."""
@@ -286,7 +291,7 @@ def build(infos: Sequence[RunInfo], models: Sequence[Any]) -> VmappedExperiment:
     """Build the program of runs whose `config.program` and `shapes` are equal. `models` have their start values."""
     config = infos[0].config
     decays = [info.config.optimizer.l2_penalty or 0.0 for info in infos]
-    return _built(infos, models, lambda rows: find_optimum(models[0], rows.features, rows.target, config, decays))
+    return _built(infos, models, lambda rows: find_optimum(models[0], rows.all, config, decays))
 
 
 def _built(
@@ -295,12 +300,12 @@ def _built(
     """Build the program; `optimum` takes the stacked training rows."""
     config, template = infos[0].config, models[0]
     rows, scaling = stack_datasets([info.dataset for info in infos])
-    device = rows["train"].target.device
+    device = rows["train"].all.target.device
     strategy = Vmapped(device, models)
     loss, autocast = losses.build_lanes(config.loss), precision.autocast("off", device)
     forward = strategy.place(template, loss)
     seeds = [info.config.seed for info in infos]
-    batches = StackedBatches(rows["train"].target.shape[-2], config.train.batch_size, seeds, device)
+    batches = StackedBatches(len(rows["train"]), config.train.batch_size, seeds, device)
     optimizer = build_lanes([info.config.optimizer for info in infos], strategy.parameters(template))
     schedule = _schedule(infos, strategy.stack)
     minimized = objective(
@@ -322,7 +327,7 @@ def _built(
         objective=minimized,
         evaluation=Evaluation(template, forward, loss, autocast, scaling.undo, rows, strategy),
         schedule=schedule,
-        step=training_step(config, minimized, optimizer, schedule, lanes=len(infos)),
+        step=training_step(config, minimized, optimizer, schedule, lanes=infos[0].lanes),
         batches=batches,
         optimum=optimum(rows["train"]),
     )

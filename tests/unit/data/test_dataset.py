@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import statistics
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,22 @@ def _build(config: Any, seed: int = 0, dtype: torch.dtype = torch.float64, **cha
 
 def _csv(path: Path, text: str, **changes: Any) -> c.Csv:
     path.joinpath("f.csv").write_text(text)
-    options: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **changes}
-    return c.Csv(name="csv", path=str(path / "f.csv"), target="y", features=None, **options)
+    unweighted = {"sigma": None, "sigma_kind": "relative", "weight": None}
+    options: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **unweighted, **changes}
+    return c.Csv(name="csv", path=str(path / "f.csv"), target="y", features=None, rename={}, **options)
 
 
 def _same(one: Dataset, other: Dataset) -> bool:
     return all(
-        torch.equal(getattr(one.parts[name], what), getattr(other.parts[name], what))
+        torch.equal(value, other_value)
         for name in one.parts
-        for what in ("features", "target", "source")
+        for value, other_value in zip(_tensors(one, name), _tensors(other, name), strict=True)
     )
+
+
+def _tensors(dataset: Dataset, part: str) -> list[torch.Tensor]:
+    rows = dataset.parts[part]
+    return [rows.all.numbers, rows.all.target, rows.source]
 
 
 def test_parts_have_the_rows_of_the_source_and_their_numbers(tmp_path: Path) -> None:
@@ -49,9 +56,9 @@ def test_parts_have_the_rows_of_the_source_and_their_numbers(tmp_path: Path) -> 
     dataset = _build(_csv(tmp_path, text, split=SPLIT), seed=3, dtype=torch.float32)
     assert {name: len(rows) for name, rows in dataset.parts.items()} == {"train": 8, "valid": 2, "test": 2}
     for rows in dataset.parts.values():
-        assert rows.features.dtype == rows.target.dtype == torch.float32
-        assert rows.features[:, 0].tolist() == rows.source.tolist()
-        assert rows.target.tolist() == [[float(number * number)] for number in rows.source.tolist()]
+        assert rows.all.numbers.dtype == rows.all.target.dtype == torch.float32
+        assert rows.all.numbers[:, 0].tolist() == rows.source.tolist()
+        assert rows.all.target.tolist() == [[float(number * number)] for number in rows.source.tolist()]
     assert dataset.sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert (dataset.feature_names, dataset.target_name) == (("x",), "y")
 
@@ -62,13 +69,12 @@ def test_a_part_without_rows_is_left_out() -> None:
 
 def test_rows_are_taken_by_number_or_by_slice() -> None:
     rows = _build(LINE).parts["train"]
-    features, target = rows.take(torch.tensor([4, 1]))
-    assert torch.equal(features, rows.features[[4, 1]])
-    assert torch.equal(target, rows.target[[4, 1]])
-    everything, _ = rows.take(slice(None))
-    assert everything is rows.features
-    middle, _ = rows.take(slice(2, 5))
-    assert torch.equal(middle, rows.features[2:5])
+    features, target, weight = rows.take(torch.tensor([4, 1]))
+    assert torch.equal(features, rows.all.numbers[[4, 1]])
+    assert torch.equal(target, rows.all.target[[4, 1]])
+    assert weight is None
+    assert rows.take(slice(None)) is rows.all
+    assert torch.equal(rows.take(slice(2, 5)).numbers, rows.all.numbers[2:5])
 
 
 def test_the_seed_changes_data_and_split() -> None:
@@ -90,8 +96,8 @@ def test_data_seed_fixes_data_and_split_when_the_seed_changes(data_seed: int) ->
 def test_float32_data_are_the_rounded_float64_data() -> None:
     wide, narrow = _build(LINE, standardize=True), _build(LINE, dtype=torch.float32, standardize=True)
     for name, rows in wide.parts.items():
-        assert torch.equal(rows.features.float(), narrow.parts[name].features)
-        assert torch.equal(rows.target.float(), narrow.parts[name].target)
+        assert torch.equal(rows.all.numbers.float(), narrow.parts[name].all.numbers)
+        assert torch.equal(rows.all.target.float(), narrow.parts[name].all.target)
 
 
 def test_data_are_standardized_by_the_training_rows_only() -> None:
@@ -100,11 +106,11 @@ def test_data_are_standardized_by_the_training_rows_only() -> None:
     train = dataset.parts["train"]
     zeros = torch.zeros(2, dtype=torch.float64)
     # Eight numbers near 1 each: their sum is 0 up to a few roundings.
-    torch.testing.assert_close(train.features.mean(0), zeros, rtol=0, atol=1e-15)
-    torch.testing.assert_close(train.features.std(0), zeros + 1, rtol=1e-14, atol=0)
-    assert dataset.parts["valid"].features.mean(0).abs().min() > 1e-3
-    undone = dataset.scaling.undo(dataset.parts["valid"].target)
-    torch.testing.assert_close(undone, raw.parts["valid"].target, rtol=1e-14, atol=0)
+    torch.testing.assert_close(train.all.numbers.mean(0), zeros, rtol=0, atol=1e-15)
+    torch.testing.assert_close(train.all.numbers.std(0), zeros + 1, rtol=1e-14, atol=0)
+    assert dataset.parts["valid"].all.numbers.mean(0).abs().min() > 1e-3
+    undone = dataset.scaling.undo(dataset.parts["valid"].all.target)
+    torch.testing.assert_close(undone, raw.parts["valid"].all.target, rtol=1e-14, atol=0)
 
 
 def test_log_target_trains_on_the_logarithm(tmp_path: Path) -> None:
@@ -112,9 +118,9 @@ def test_log_target_trains_on_the_logarithm(tmp_path: Path) -> None:
     logs = [math.log(value) for value in (1, 10, 100)]
     # The logarithms of libm and torch may differ in the last place.
     torch.testing.assert_close(
-        dataset.parts["train"].target.flatten(), torch.tensor(logs, dtype=torch.float64), rtol=1e-15, atol=0
+        dataset.parts["train"].all.target.flatten(), torch.tensor(logs, dtype=torch.float64), rtol=1e-15, atol=0
     )
-    assert dataset.parts["train"].features.tolist() == [[1.0], [2.0], [3.0]]
+    assert dataset.parts["train"].all.numbers.tolist() == [[1.0], [2.0], [3.0]]
 
 
 def test_log_target_refuses_a_target_that_is_not_positive(tmp_path: Path) -> None:
@@ -129,17 +135,18 @@ def test_log_target_refuses_a_target_that_is_not_positive(tmp_path: Path) -> Non
 def test_integers_that_the_dtype_would_round_are_refused(tmp_path: Path) -> None:
     config = _csv(tmp_path, "x,y\n1,1\n16777217,2\n")  # 2²⁴ + 1
     with pytest.raises(
-        DataError, match=r"^`dtype` must represent column 'x', but float32 .* 16777217 .*use dtype=float64$"
+        DataError,
+        match=r"^`dtype` must represent column 'x', but float32 .* 16777217 .*use dtype=float64$",
     ):
         _build(config, dtype=torch.float32)
-    assert _build(config).parts["train"].features.tolist() == [[1.0], [16777217.0]]
+    assert _build(config).parts["train"].all.numbers.tolist() == [[1.0], [16777217.0]]
 
 
 def test_standardizing_brings_numbers_into_the_range_of_the_dtype(tmp_path: Path) -> None:
     config = _csv(tmp_path, "x,y\n1e39,1\n2e39,2\n3e39,3\n")
     with pytest.raises(DataError, match="`dtype` must represent column 'x'"):
         _build(config, dtype=torch.float32)
-    assert _build(config, dtype=torch.float32, standardize=True).parts["train"].features.tolist() == [[-1], [0], [1]]
+    assert _build(config, dtype=torch.float32, standardize=True).parts["train"].all.numbers.tolist() == [[-1], [0], [1]]
 
 
 def test_synthetic_numbers_beyond_the_dtype_are_refused() -> None:
@@ -155,12 +162,34 @@ def test_features_beyond_the_dtype_are_refused_with_log_target_too(tmp_path: Pat
     )
 
 
+def test_the_offset_is_removed_in_float64_before_the_cast(tmp_path: Path) -> None:
+    times = [1.7e9 + 0.25 * i for i in range(40)]
+    config = _csv(tmp_path, "t,y\n" + "".join(f"{t!r},{i % 7}\n" for i, t in enumerate(times)))
+    with pytest.raises(
+        DataError, match=r"^`dtype` must represent column 't', but float32 keeps only 1 of its 40 distinct"
+    ):
+        _build(config, dtype=torch.float32)
+    dataset = _build(config, dtype=torch.float32, standardize=True)
+    steps = dataset.parts["train"].all.numbers[:, 0].diff()
+    # Evenly spaced again, up to the rounding of numbers near 1 to 24 bits.
+    expected = torch.full_like(steps, 0.25 / statistics.stdev(times))
+    torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)
+    assert dataset.warnings == ()
+
+
+def test_a_rounded_column_is_a_warning_of_the_dataset(tmp_path: Path) -> None:
+    config = _csv(tmp_path, "t,y\n" + "".join(f"{2459000.25 + 1.1 * i!r},{i % 7}\n" for i in range(40)))
+    (warning,) = _build(config, dtype=torch.float32).warnings
+    assert warning.startswith("`dtype` rounds column 't': float32 rounds 2459")
+    assert _build(config).warnings == ()
+
+
 def test_diabetes_is_the_shipped_file() -> None:
     dataset = _build(c.Diabetes(name="diabetes", **{**COMMON, "split": c.Split(test=0, valid=0, order="sequential")}))
     shipped = resources.files("runner.data").joinpath("diabetes.csv").read_bytes()
     assert dataset.sha256 == hashlib.sha256(shipped).hexdigest()
-    assert dataset.parts["train"].features.shape == (442, 10)
-    assert dataset.parts["train"].target.shape == (442, 1)
+    assert dataset.parts["train"].all.numbers.shape == (442, 10)
+    assert dataset.parts["train"].all.target.shape == (442, 1)
 
 
 def test_a_mean_beyond_float64_does_not_advise_float64(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def _column(values: list[float], dtype: torch.dtype = torch.float64) -> Tensor:
     ],
 )
 def test_a_loss_is_the_mean_over_rows(config: Any, mean: float) -> None:
-    loss = losses.build(config)(_column(PREDICTION), _column(TARGET))
+    loss = losses.build(config)(_column(PREDICTION), _column(TARGET), None)
     assert loss.shape == ()
     assert float(loss) == mean
 
@@ -41,20 +41,20 @@ def test_a_loss_is_the_mean_over_rows(config: Any, mean: float) -> None:
 )
 def test_the_gradient_at_every_row(config: Any, slopes: list[float]) -> None:
     prediction = _column(PREDICTION).requires_grad_()
-    (slope,) = torch.autograd.grad(losses.build(config)(prediction, _column(TARGET)), prediction)
+    (slope,) = torch.autograd.grad(losses.build(config)(prediction, _column(TARGET), None), prediction)
     assert slope.flatten().tolist() == [value / 4 for value in slopes]
 
 
 @pytest.mark.parametrize("config", [MSE, MAE, HUBER])
 def test_the_dtype_is_kept(config: Any) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        assert losses.build(config)(_column(PREDICTION, dtype), _column(TARGET, dtype)).dtype == dtype
+        assert losses.build(config)(_column(PREDICTION, dtype), _column(TARGET, dtype), None).dtype == dtype
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 4), (1, 1), (4, 2)])
 def test_a_prediction_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(RunFailed) as caught:
-        losses.build(MSE)(torch.zeros(shape), _column(TARGET))
+        losses.build(MSE)(torch.zeros(shape), _column(TARGET), None)
     assert str(caught.value) == (
         f"the prediction must have the target's shape [4, 1], got {list(shape)}; return one number per row from the model"
     )

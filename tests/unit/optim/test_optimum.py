@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from runner.compute.batch import Batch
 from runner.compute.rng import stream
 from runner.config import schema as c
 from runner.config.compose import compose
@@ -49,7 +50,7 @@ def with_lr(settings: c.Config, lr: float) -> c.Config:
 
 
 def solve(settings: c.Config, columns: int = 2, weight_decay: float = 0.0) -> optimum.Optimum:
-    result = find_optimum(make_model(settings, columns), *table(columns), settings, [weight_decay])
+    result = find_optimum(make_model(settings, columns), Batch(*table(columns)), settings, [weight_decay])
     assert result is not None
     return result
 
@@ -136,13 +137,13 @@ def test_there_is_an_optimum_for_linear_models_with_a_squared_loss(overrides: st
     settings = compose(
         overrides.replace("'", "").split(" ", 1) if "expression" in overrides else overrides.split()
     ).config
-    assert (find_optimum(make_model(settings), *table(), settings, [0.0]) is not None) == LINEAR[overrides]
+    assert (find_optimum(make_model(settings), Batch(*table()), settings, [0.0]) is not None) == LINEAR[overrides]
 
 
 def test_an_optimum_that_takes_too_long_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config("model=linear")
     monkeypatch.setattr(optimum, "MOST_WORK", optimum.work(ROWS, 3) - 1)
-    assert find_optimum(make_model(settings), *table(), settings, [0.0]) is None
+    assert find_optimum(make_model(settings), Batch(*table()), settings, [0.0]) is None
 
 
 @pytest.mark.parametrize(
@@ -167,10 +168,10 @@ def test_vmapped_runs_have_the_optima_of_single_runs(
     decays = [0.0, 0.1, 1.0]
     tables = [[table(seed=lane if is_own else 0)[part] for lane in range(3)] for part, is_own in enumerate(own)]
     stacked = [torch.stack(parts) if is_own else parts[0] for parts, is_own in zip(tables, own, strict=True)]
-    together = find_optimum(make_model(settings), stacked[0], stacked[1], settings, decays)
+    together = find_optimum(make_model(settings), Batch(stacked[0], stacked[1]), settings, decays)
     assert together is not None
     for lane, decay in enumerate(decays):
-        single = find_optimum(make_model(settings), tables[0][lane], tables[1][lane], settings, [decay])
+        single = find_optimum(make_model(settings), Batch(tables[0][lane], tables[1][lane]), settings, [decay])
         assert single is not None
         for name, value in vars(single).items():
             if name != "curvature":  # a triangle, up to the signs of its rows
@@ -184,7 +185,7 @@ def test_the_digits_are_a_lower_bound() -> None:
     x = torch.linspace(0, 10, ROWS, dtype=torch.float64).unsqueeze(1)
     true = np.ones(9)
     y = torch.tensor(np.vander(x[:, 0].numpy(), 9) @ true).unsqueeze(1)
-    result = find_optimum(make_model(settings, 1), x, y, settings, [0.0])
+    result = find_optimum(make_model(settings, 1), Batch(x, y), settings, [0.0])
     assert result is not None
     worst = -math.log10(float((result.solution - 1).abs().max()))
     assert 6 < float(result.digits) < worst < 16
@@ -197,7 +198,7 @@ def test_the_digits_are_a_lower_bound() -> None:
 def test_a_parameter_that_is_zero_has_digits_too() -> None:
     """The bias of standardized data."""
     x, y = ((part - part.mean()) / part.std() for part in table(1))
-    result = find_optimum(make_model(config("model=linear"), 1), x, y, config("model=linear"), [0.0])
+    result = find_optimum(make_model(config("model=linear"), 1), Batch(x, y), config("model=linear"), [0.0])
     assert result is not None
     assert abs(float(result.solution[0, 1])) < 1e-15
     assert 15 < float(result.digits) < 16
@@ -206,7 +207,7 @@ def test_a_parameter_that_is_zero_has_digits_too() -> None:
 def test_linearly_dependent_columns_leave_no_digits() -> None:
     settings = config("model=linear")
     features, y = table(1)
-    result = find_optimum(make_model(settings), torch.column_stack((features, 2 * features)), y, settings, [0.0])
+    result = find_optimum(make_model(settings), Batch(torch.column_stack((features, 2 * features)), y), settings, [0.0])
     assert result is not None
     assert float(result.digits) == 0
     assert float(result.condition) > 1e15

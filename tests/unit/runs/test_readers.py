@@ -21,12 +21,12 @@ from runner.config.documents import check_yaml, parse_json
 from runner.config.files import make_folder, open_to_append, open_to_change, open_to_read, read_bytes
 from runner.config.resume import saved_values
 from runner.config.schema import plain
-from runner.data.tables import read_csv, read_parquet
+from runner.data.tables import Columns, read_csv, read_parquet
 from runner.errors import InputError
 from runner.runs.checkpoint_manifest import listed_sizes, manifest_of, mismatch, size_and_hash
 from runner.runs.hashes import Hashes
 from runner.runs.records import read_record, read_summary, read_sweep
-from runner.runs.sinks.jsonl import JsonLines, read_lines, read_rows
+from runner.runs.sinks.jsonl import JsonLines, each_line, each_row
 from runner.runs.sinks.tensorboard import TensorBoard, _record
 
 some = settings(
@@ -117,8 +117,8 @@ def test_records_of_any_content(
 def test_rows_of_any_content(content: bytes, step: int, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)
-    for read in (read_rows, read_lines):
-        assert all(str(path) in problem for problem in problems(lambda read=read: read(path)))  # type: ignore[misc]
+    for read in (each_row, each_line):
+        assert all(str(path) in problem for problem in problems(lambda read=read: list(read(path))))  # type: ignore[misc]
     sink = JsonLines(path)
     sink.open(step)
     sink.close()
@@ -197,7 +197,7 @@ def test_formulas_of_any_content(text: str) -> None:
 def test_tables_of_any_content(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes(content)
-    assert "" not in problems(lambda: read_csv(str(path), "y", None))
+    assert "" not in problems(lambda: read_csv(str(path), Columns("y")))
 
 
 @given(content=st.binary() | st.text(alphabet="[]{}", max_size=300).map(str.encode))
@@ -243,7 +243,7 @@ def test_a_file_without_a_size_is_empty(name: str) -> None:
     if os.access(name, os.R_OK):
         assert read_bytes(Path(name), 100) == b""
         for read in (read_csv, read_parquet):
-            (problem,) = problems(lambda read=read: read(name, "y", None))  # type: ignore[misc]
+            (problem,) = problems(lambda read=read: read(name, Columns("y")))  # type: ignore[misc]
             assert name in problem
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from runner.compute import precision
+from runner.compute.batch import Batch
 from runner.compute.strategies.base import Single
 from runner.config import schema as c
 from runner.data.dataset import ResidentRows
@@ -25,6 +26,19 @@ from runner.training.metrics import Best, Evaluation
 CPU = torch.device("cpu")
 X = np.linspace(-1.0, 2.0, 23)
 Y = np.exp(0.7 * X) + 0.3 * np.sin(9 * X) + 2
+
+
+@pytest.mark.parametrize("error", [MemoryError("bad"), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")])  # fmt: skip
+def test_an_evaluation_without_memory_is_named(error: Exception) -> None:
+    def forward(features: Tensor) -> Tensor:
+        raise error
+
+    rows = ResidentRows(Batch(torch.zeros(3, 1), torch.zeros(3, 1)), torch.arange(3))
+    loss, autocast = losses.build(c.Mse(name="mse")), precision.autocast("off", CPU)
+    evaluation = Evaluation(Half(), forward, loss, autocast, lambda target: target, {"valid": rows}, Single(CPU))
+    for evaluate in (evaluation.metrics, evaluation.predictions):
+        with pytest.raises(RunFailed, match=r"^out of memory in an evaluation, .*; make the model smaller"):
+            evaluate("valid")
 
 
 class Half(torch.nn.Module):
@@ -54,7 +68,9 @@ def _evaluation(
     truth = torch.tensor(np.asarray(target), dtype=torch.float64)
     features = torch.from_numpy(X[: len(truth)]).unsqueeze(1)
     scaling = scaling or Scaling.fit(features, truth, False, False)
-    rows = ResidentRows(features.to(dtype), scaling.target(truth).unsqueeze(1).to(dtype), torch.arange(len(truth)))
+    rows = ResidentRows(
+        Batch(features.to(dtype), scaling.target(truth).unsqueeze(1).to(dtype)), torch.arange(len(truth))
+    )
     model = Half()
     return Evaluation(
         model=model,
@@ -137,7 +153,7 @@ def test_sums_of_narrow_predictions_are_taken_in_float64(amp: str) -> None:
 def test_the_scaling_of_narrow_predictions_is_inverted_in_float64() -> None:
     scaling = Scaling.fit(torch.from_numpy(X).unsqueeze(1), torch.from_numpy(Y), True, True)
     narrow = _evaluation(scaling=scaling, dtype=torch.bfloat16)
-    truth = scaling.undo(narrow.parts["train"].target.double()).flatten().numpy()
+    truth = scaling.undo(narrow.parts["train"].all.target.double()).flatten().numpy()
     metrics = narrow.metrics("train")[0]
     expected = _expected(truth, narrow.predictions("train").numpy())
     _close({name: metrics[name] for name in expected}, expected)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from runner.compute.batch import Batch
 from runner.compute.precision import Unscaled, autocast, scaler
 from runner.compute.processes import SingleProcess
 from runner.compute.rng import dropout_seeder, preserve_rng_state, stream
@@ -19,6 +20,7 @@ from runner.data.dataset import ResidentRows
 from runner.models import losses
 from runner.models.base import Model
 from runner.models.base import build as build_model
+from runner.training.divergence import Nonfinite
 from runner.training.objective import BatchObjective
 
 CPU = torch.device("cpu")
@@ -29,7 +31,7 @@ def _rows(dtype: torch.dtype = torch.float64) -> ResidentRows:
     generator = stream(0, "data")
     features = torch.randn(ROWS, 2, dtype=torch.float64, generator=generator)
     target = torch.randn(ROWS, 1, dtype=torch.float64, generator=generator) * 5
-    return ResidentRows(features.to(dtype), target.to(dtype), torch.arange(100, 100 + ROWS))
+    return ResidentRows(Batch(features.to(dtype), target.to(dtype)), torch.arange(100, 100 + ROWS))
 
 
 def _model(dropout: float = 0.0) -> Model:
@@ -77,7 +79,7 @@ def _assert_close(one: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Te
 
 def test_a_full_batch_equals_autograd_over_all_rows() -> None:
     model, rows = _model(), _rows()
-    _assert_close(_evaluated(_objective(model)), _by_hand(model, rows.features, rows.target))
+    _assert_close(_evaluated(_objective(model)), _by_hand(model, rows.all.numbers, rows.all.target))
 
 
 def test_a_small_batch_equals_autograd_over_its_rows() -> None:
@@ -86,7 +88,7 @@ def test_a_small_batch_equals_autograd_over_its_rows() -> None:
     for step in (3, 1, 5):  # the third batch of an epoch has the remaining 6 rows
         chosen = EpochBatches(ROWS, 8, 0, CPU).at(step)
         assert isinstance(chosen, Tensor)
-        _assert_close(_evaluated(objective, step), _by_hand(model, rows.features[chosen], rows.target[chosen]))
+        _assert_close(_evaluated(objective, step), _by_hand(model, rows.all.numbers[chosen], rows.all.target[chosen]))
 
 
 @pytest.mark.parametrize("batch_size", [None, 9])
@@ -107,7 +109,7 @@ def test_gradients_are_left_on_the_parameters_and_do_not_add_up() -> None:
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert parameter.grad is not None
         assert torch.equal(parameter.grad, gradient)
-    _assert_close(_evaluated(objective), _by_hand(model, _rows().features, _rows().target))
+    _assert_close(_evaluated(objective), _by_hand(model, _rows().all.numbers, _rows().all.target))
 
 
 @pytest.mark.parametrize("clip_norm", [0.01, 1e6])
@@ -186,15 +188,17 @@ class Overflowing(torch.nn.Module):
 def test_rows_without_a_finite_prediction_are_numbered_as_in_the_source(batch_size: int | None) -> None:
     rows, batches = _rows(), EpochBatches(ROWS, batch_size, 0, CPU)
     objective = _objective(Overflowing(limit=1.0), batches=batches)
-    nonfinite = rows.source[rows.features[:, 0] > 1.0].tolist()
-    reported = [number for step in range(1, batches.per_epoch + 1) for number in objective.nonfinite_rows(step)[0]]
+    nonfinite = rows.source[rows.all.numbers[:, 0] > 1.0].tolist()
+    reported = [
+        number for step in range(1, batches.per_epoch + 1) for number in objective.nonfinite(step)[0].predictions
+    ]
     assert 0 < len(nonfinite) < ROWS
     assert sorted(reported) == nonfinite
 
 
 @pytest.mark.parametrize("limit", [1e9, -1e9])
 def test_no_row_is_named_when_all_or_no_predictions_are_finite(limit: float) -> None:
-    assert _objective(Overflowing(limit)).nonfinite_rows(1) == [[]]
+    assert _objective(Overflowing(limit)).nonfinite(1) == [Nonfinite([] if limit < 0 else ())]
 
 
 def _scaled(limit: float) -> BatchObjective:

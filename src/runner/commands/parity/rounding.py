@@ -62,9 +62,9 @@ class LinearProblem:
     """Least squares by gradient descent: predictions X·p of n rows, for m parameters p."""
 
     design: Tensor
-    """X [n, m]."""
+    """X [n, m], each row times the root of its weight."""
     target: Tensor
-    """Target without the constant part of the prediction [n]."""
+    """Target without the constant part of the prediction, times the root of the weight [n]."""
     start: Tensor
     """Start values of the parameters [m]."""
     sizes: list[int]
@@ -145,22 +145,23 @@ def error_growth(eigenvalues: Tensor, rates: Sequence[float], momentum: float) -
 
 def linear_problem(parts: Experiment) -> LinearProblem | None:
     """Return the problem as least squares by gradient descent, or None if it is not of that kind."""
-    config, rows, model = parts.info.config, parts.info.dataset.parts["train"], parts.model
+    config, rows, model = parts.info.config, parts.info.dataset.parts["train"].all, parts.model
     descent = config.optimizer.descent_momentum is not None and config.train.clip_norm is None
     full_batch_squares = config.loss.squares and parts.batches.per_epoch == 1
-    if not (descent and full_batch_squares and model.is_linear(rows.features)):
+    if not (descent and full_batch_squares and model.is_linear(rows.numbers)):
         return None
     named = {name: value.detach() for name, value in model.named_parameters()}
     start = torch.cat([value.flatten() for value in named.values()])
-    design = model.jacobian(named, rows.features)
-    nearby = (model.jacobian(named, rows.features * (1 + NEARBY)) - design).abs() / (NEARBY * design.abs())
+    design = model.jacobian(named, rows.numbers)
+    nearby = (model.jacobian(named, rows.numbers * (1 + NEARBY)) - design).abs() / (NEARBY * design.abs())
     with torch.no_grad():
-        constant = model(rows.features).flatten() - design @ start
+        constant = model(rows.numbers).flatten() - design @ start
+    root = torch.ones_like(rows.target) if rows.weight is None else rows.weight.sqrt()
     optimizer: Any = config.optimizer
     schedule: Any = parts.schedule
     return LinearProblem(
-        design=design,
-        target=rows.target.flatten() - constant,
+        design=design * root,
+        target=(rows.target.flatten() - constant) * root.flatten(),
         start=start,
         sizes=[value.numel() for value in named.values()],
         # 0/0 is an entry that is 0 and stays 0.
@@ -293,8 +294,8 @@ class Rounding:
             of_storage, of_evaluation = self._sizes(parts, unit, of_sums)
             stored = Noise(generator, of_storage)
             objective = PerturbedObjective(objective, parameters, Noise(generator, of_evaluation))
-            rows = parts.info.dataset.parts["train"]
-            assign([rows.features, rows.target], [stored(rows.features), stored(rows.target)])
+            data = [values for values in parts.info.dataset.parts["train"].all if values is not None]
+            assign(data, [stored(values) for values in data])
             assign(parameters, [stored(parameter.detach()) for parameter in parameters])
         losses = []
         for step in range(1, steps + 1):

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from runner.compute.batch import Batch
 from runner.compute.dtensor import gathered, scattered
 
-Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Mean loss [] of predictions and targets [rows, 1]."""
+Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Mean weighted loss [] of predictions, targets and weights, each [rows, 1]; a weight of None counts every row as 1."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,11 @@ class Portion:
 class MicroBatch:
     """Rows that one forward pass computes: a portion, or a piece of it with gradient accumulation.
 
-    `features` [rows, columns], `target` [rows, 1]. `weight` is the share of these rows in the rows of the whole batch.
-    `stream` is that of the portion.
+    `share` is the share of these rows in the rows of the whole batch. `stream` is that of the portion.
     """
 
-    features: Tensor
-    target: Tensor
-    weight: float
+    rows: Batch
+    share: float
     stream: int
 
 
@@ -79,8 +78,8 @@ class Strategy(Protocol):
     def gradient(self, parts: Sequence[MicroBatch], backward: Callable[[MicroBatch, float], Tensor]) -> Tensor:
         """Leave the gradients of the whole batch's mean loss in `.grad`; return this process's share [] of that loss.
 
-        `backward(part, factor)` adds factor · weight · gradient of the part's mean loss to `.grad` and returns
-        weight · loss []. `total` turns the shares into whole losses.
+        `backward(part, factor)` adds factor · share · gradient of the part's mean loss to `.grad` and returns
+        share · loss []. `total` turns the shares into whole losses.
         """
 
     def total(self, shares: Tensor) -> Tensor:

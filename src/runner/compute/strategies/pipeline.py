@@ -44,7 +44,7 @@ class Pipeline(Single):
             if rank != self._world.rank:
                 for name in names:
                     delattr(model, name)
-        self._model, self._loss = model.to(self._device), loss
+        self._model, self._loss = model.to(self._device), _of_columns(loss)
         return self._predict
 
     def portions(self, rows: int) -> Sequence[Portion]:
@@ -59,8 +59,11 @@ class Pipeline(Single):
         """
         (part,) = parts
         losses: list[Tensor] = []
-        self._step(part.features, True, target=part.target, losses=losses, return_outputs=False)
-        return torch.stack(losses).mean().detach() if losses else part.target.new_zeros(())
+        numbers, target, weight = part.rows
+        # Torch's schedule divides one target between the micro-batches.
+        columns = target if weight is None else torch.cat((target, weight), 1)
+        self._step(numbers, True, target=columns, losses=losses, return_outputs=False)
+        return torch.stack(losses).mean().detach() if losses else target.new_zeros(())
 
     def total(self, shares: Tensor) -> Tensor:
         """Return the sum of the shares, of which only the last stage's are not 0."""
@@ -108,3 +111,10 @@ class Pipeline(Single):
         # Micro-batches of equal size, so that the mean of their means is the mean.
         count = max(n for n in range(1, self._world.size + 1) if rows % n == 0)
         return ScheduleGPipe(stage, count, self._loss if training else None)
+
+
+def _of_columns(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss as a function of predictions [rows, 1] and columns [rows, 1 or 2]: target, and weight if there is one."""
+    return lambda prediction, columns: loss(
+        prediction, columns[:, :1], columns[:, 1:] if columns.shape[1] > 1 else None
+    )
