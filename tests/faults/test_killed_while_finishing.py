@@ -18,6 +18,7 @@ from leftovers import differences, events, left_by_run, left_by_sweep
 import faults
 from runner import cli
 from runner.runs.atomic import Appended
+from runner.runs.sinks.tensorboard import TensorBoard
 from runner.training import report
 from runner.training.recorder import RunRecorder
 
@@ -115,6 +116,19 @@ def test_a_run_killed_at_any_write_of_its_end() -> None:
         assert quietly([f"resume={directory}"]) == 0
         wrong[number] = differences(left_by_run(directory), expected)
     assert {number: names for number, names in wrong.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left_by"), [(RUN, left_by_run), (SWEEP, left_by_sweep)], ids=["a run", "a sweep"]
+)
+def test_killed_before_its_first_event(arguments: list[str], left_by: Callable[[Path], dict[str, Any]]) -> None:
+    resume = ["-m"] if arguments is SWEEP else []
+    assert quietly([*arguments, "run_dir=whole"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TensorBoard, "start", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        assert os.WTERMSIG(faults.in_child(lambda: cli.main([*arguments, "run_dir=killed"]))) == signal.SIGKILL
+    assert quietly([*resume, "resume=killed"]) == 0
+    assert differences(left_by(Path("killed")), left_by(Path("whole"))) == []
 
 
 def test_a_result_outlives_a_kill_in_the_plots(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -453,6 +453,28 @@ def test_a_row_that_a_resumed_run_would_keep_is_refused_before_the_run_is_change
     assert {path: path.read_bytes() for path in Path("x").iterdir() if path.is_file()} == before
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "hashes.jsonl"])
+@pytest.mark.parametrize("content", [b'{"step": -1}\n', b"\0" * 2**23], ids=["a step", "a long line"])
+def test_a_line_that_cannot_be_read_is_refused_before_the_run_is_changed(
+    name: str, content: bytes, refused: Refused
+) -> None:
+    with Path("x", name).open("ab") as file:
+        file.write(content)
+    before = {path: path.read_bytes() for path in Path("x").iterdir() if path.is_file()}
+    (problem,) = refused(*RESUME)
+    assert f"x/{name}" in problem
+    assert {path: path.read_bytes() for path in Path("x").iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("seed", [{"a": 1}, [1], "x", None])
+def test_any_seed_in_the_values_of_a_trial_is_reported(seed: Any) -> None:
+    manifest = json.loads(Path("s/sweep.json").read_text())
+    manifest["members"][1]["values"]["seed"] = seed
+    Path("s/sweep.json").write_text(json.dumps(manifest))
+    assert main(["-m", "resume=s"]) == 0
+    assert len(Path("s/results.csv").read_text().splitlines()) == 3
+
+
 def test_a_row_after_the_checkpoint_is_dropped_whatever_it_is() -> None:
     with Path("x/metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lr": "x"}\n[\n')

@@ -117,10 +117,10 @@ class Setting:
     members: Sequence[Member]
 
     @property
-    def finished(self) -> dict[tuple[Any, ...], Member]:
-        """Seeds → the finished member that has them; the first one if a sweep has several."""
+    def finished(self) -> dict[str, Member]:
+        """Seeds as JSON → the finished member that has them; the first one if a sweep has several."""
         finished = [member for member in self.members if member.state == "finished"]
-        return {tuple(member.values.get(key) for key in SEEDS): member for member in reversed(finished)}
+        return {json.dumps([member.values.get(key) for key in SEEDS]): member for member in reversed(finished)}
 
     @property
     def failed(self) -> int:

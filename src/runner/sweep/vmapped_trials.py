@@ -185,9 +185,7 @@ class _BatchRecords:
     def begin(self, members: Sequence[RunState], loop: Loop) -> None:
         """Start the records of every run that could be opened."""
         for item, member in zip(self.batch, members, strict=True):
-            first = 0 if item.config.resume is None else 1
-            if loop.step:
-                first = first_new_row(loop.calendar, loop.step, member)
+            first = first_new_row(loop.calendar, loop.step, member) if loop.step else 0
             if member.failure is None:
                 member.failure = error_of(partial(item.records.begin, loop.step, first))
 

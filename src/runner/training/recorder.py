@@ -217,11 +217,13 @@ class RunRecorder:
     def _load(self, directory: RunDirectory) -> Opened:
         """Load the last checkpoint of a reopened run. Raises `InputError` if the run must not be resumed."""
         from runner.runs import saved_state
-        from runner.runs.sinks.jsonl import refuse_odd_rows
+        from runner.runs.sinks.jsonl import refuse_odd_lines
         from runner.training.saved_model import refuse_misfit
 
         loaded = saved_state.load(directory.path / CHECKPOINTS)
-        refuse_odd_rows(directory.path / "metrics.jsonl", 0 if loaded is None else loaded.step)
+        last = 0 if loaded is None else loaded.step
+        refuse_odd_lines(directory.path / "metrics.jsonl", last, numbers=True)
+        refuse_odd_lines(directory.path / "hashes.jsonl", last, numbers=False)
         if loaded is None:
             return Opened(directory.path)
         for skipped in loaded.skipped:

@@ -173,7 +173,7 @@ class _Job:
                 self.world.all_ranks_stop(self.stop),
                 self.records.warn,
             )
-            first_step = self._restore(loop, opened.loaded, resumed=config.resume is not None)
+            first_step = self._restore(loop, opened.loaded)
             self.records.begin(loop.step, first_step)
             startup_seconds = time.perf_counter() - self.began
             steps_before, seconds_before = loop.step, loop.seconds
@@ -198,10 +198,10 @@ class _Job:
             self.world.exit_code = int(summary.get("converged") is False)
         return Run(path, summary)
 
-    def _restore(self, loop: Loop, loaded: Loaded | None, resumed: bool) -> int:
+    def _restore(self, loop: Loop, loaded: Loaded | None) -> int:
         """Restore the loop from a checkpoint. Returns the first step whose rows are new."""
         if loaded is None:
-            return 1 if resumed else 0
+            return 0
         self.parts.restore(loaded.state)
         (run,) = loop.runs
         run.load_decisions(loaded.state)

@@ -102,13 +102,18 @@ def each_row(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def refuse_odd_rows(path: Path, last: int) -> None:
-    """Raise `CheckpointError` for a row of a step up to `last` that is not numbers alone: a resumed run keeps these rows."""
+def refuse_odd_lines(path: Path, last: int, *, numbers: bool) -> None:
+    """Raise `CheckpointError` for a file that cannot be read, and for an odd line of a step up to `last`.
+
+    A resumed run keeps these lines. With `numbers`, they must be numbers alone.
+    """
     if os.path.lexists(path):
         for number, line in enumerate(_lines(path), start=1):
             if _step(line) <= last:
                 place = f"line {number} of `{path}`"
-                _refuse_other_values(_row(line, place), place)
+                row = _row(line, place)
+                if numbers:
+                    _refuse_other_values(row, place)
 
 
 def each_line(path: Path) -> Iterator[dict[str, Any]]:
