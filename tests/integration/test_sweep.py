@@ -82,7 +82,7 @@ def test_the_manifest_has_the_request_and_the_end_of_every_trial() -> None:
         key: value for key, value in manifest.items() if key not in ("started", "ended", "members", "task", "fixed")
     }
     assert request == {
-        "format": 1, "status": "failed", "resumed": 0, "name": "linreg", "config_dir": None, "hydra": [], "metric": None, "directions": None,
+        "format": 1, "status": "failed", "resumed": 0, "name": "linreg", "config_dir": None, "hydra": [], "metric": None, "directions": None, "reason": None,
         "command": ["python", "-m", "runner", "-m", *LINREG, "optimizer.lr=1e-5,1e30", "seeds=2", "run_dir=sweep"],
         "words": [*LINREG, "optimizer.lr=1e-5,1e30", "seeds=2", "run_dir=sweep"], "swept": ["optimizer.lr", "seed"],
     }  # fmt: skip
