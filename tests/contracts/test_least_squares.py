@@ -135,7 +135,7 @@ def test_lstsq_with_more_columns_than_rows_is_the_shortest_solution(rows: int) -
 
 
 def test_time_and_memory_of_lstsq_follow_the_smaller_number_of_rows_and_columns() -> None:
-    """At most five times the time of numpy; a square matrix of the columns would take hundreds of times as long."""
+    """A few times the time of numpy; a square matrix of the columns would take hundreds of times as long."""
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(300, 5000, generator=generator, dtype=torch.float64)
     target = torch.randn(300, 1, generator=generator, dtype=torch.float64)

@@ -21,6 +21,7 @@ RUNS = {
     "ridge": ["data=line", "data.rows=37", "optimizer=lstsq", "optimizer.weight_decay=0.5"],
     "lm": ["data=curve", "data.expression=3*exp(-0.7*x) + 1", "data.stop=5", "data.rows=37", "model=formula", "model.expression=a*exp(-b*x) + d", "optimizer=lm"],
     "weighted": ["data=csv", "data.path=t.csv", "data.target=y", "data.features=[x]", "data.sigma=s", "model=formula", "model.expression=a*exp(-b*x) + d", "optimizer=lm"],
+    "saddle": ["data=curve", "data.expression=2*exp(-0.5*x) + 5*exp(-3*x)", "data.stop=3", "data.rows=37", "data.noise=0.01", "model=formula", "model.expression=a*exp(-b*x) + c*exp(-d*x)", "model.start={a: 1, b: 1, c: 1, d: 1}", "optimizer=lm"],
     "wide": ["data=line", "data.rows=5", "data.features=7", "optimizer=lstsq"],
 }  # fmt: skip
 

@@ -20,6 +20,9 @@ DIRECTIONS = 8
 LENGTHS = (0.01, 0.1, 1.0)
 """Lengths that are tried along each direction, relative to the size of each parameter."""
 
+TIE = 1e-6
+"""Relative difference up to which two gains are equal, so that rounding does not decide between the two sides of a saddle."""
+
 
 def step_away(
     model: Linearised, origin: Tensor, gain_at: Callable[[Tensor], Tensor], least: Tensor
@@ -43,6 +46,7 @@ def step_away(
         waiting = most == least
         for step in (sign * length * direction for direction in directions.unbind(1) for sign in (1.0, -1.0)):
             gain = torch.where(waiting, gain_at(step), 0.0)
-            best = torch.where((gain > most).unsqueeze(1), step, best)
-            most = torch.where(gain > most, gain, most)
+            better = gain > most * (1 + TIE)
+            best = torch.where(better.unsqueeze(1), step, best)
+            most = torch.where(better, gain, most)
     return best, most > least
