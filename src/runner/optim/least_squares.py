@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runner.config import schema as c
 from runner.optim.base import Objective, State
-from runner.optim.linearised import Linearised, lengths
+from runner.optim.linearised import Linearised, RowSpace, lengths
 from runner.optim.qr import penalised
 from runner.optim.saddle import step_away
 
@@ -73,8 +73,8 @@ class LstsqSolver(_LeastSquares):
         super().__init__(parameters, lanes)
         self._weight_decay = [config.weight_decay for config in configs]
         self._count = torch.zeros((), dtype=torch.float32)
-        self._solved: tuple[Tensor, Linearised] | None = None
-        """The newest Jacobian, and its decomposition, which the next step uses if the Jacobian is the same."""
+        self._solved: tuple[Tensor, Linearised, RowSpace] | None = None
+        """The newest Jacobian with its decomposition and row space, which the next step uses if the Jacobian is the same."""
 
     def step(self, objective: Objective, lr: Any) -> Tensor:
         """Write the solution into the parameters; return this process's share of the loss [] or [lanes] before it."""
@@ -88,9 +88,11 @@ class LstsqSolver(_LeastSquares):
         factor = penalised(factor, rows, torch.tensor(self._weight_decay).to(rows), linearisation.rows)
         jacobian = factor[:, :n, :n]
         if self._solved is None or not torch.equal(jacobian, self._solved[0]):
-            self._solved = jacobian, Linearised.from_triangle(jacobian, factor[:, :n, n], lengths(jacobian))
-        model = self._solved[1].with_residuals(factor[:, :n, n])
-        self._write(model.shortest(rows + model.unscaled(model.full)))
+            model = Linearised.from_triangle(jacobian, factor[:, :n, n], lengths(jacobian))
+            self._solved = jacobian, model, model.row_space()
+        _, model, row_space = self._solved
+        model = model.with_residuals(factor[:, :n, n])
+        self._write(row_space.projection(rows + model.unscaled(model.full)))
         self._count = self._count + 1
         self._settle([float(self._count) >= SOLVES] * self._lanes)
         return linearisation.share if share is None else share

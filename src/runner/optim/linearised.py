@@ -104,17 +104,34 @@ class Linearised:
 
     def shortest(self, parameters: Tensor) -> Tensor:
         """Return the shortest parameters [lanes, n] that have the same residuals as the given ones."""
+        return self.row_space().projection(parameters)
+
+    def row_space(self) -> RowSpace:
+        """Return the row space of J: what is orthogonal to all its rows changes no residual."""
         full_rank, (_, k, n) = bool(self.determined.all()), self.directions.shape
         if full_rank and k == n:
-            return parameters
-        # Their part in the row space of J: what is orthogonal to all its rows changes no residual.
+            return RowSpace(None)
         rows = torch.where(self.determined.unsqueeze(2), self.directions * self.scale.unsqueeze(1), 0.0)
         rows = torch.nn.functional.normalize(rows, dim=2)
         if full_rank:
             basis: Tensor = torch.linalg.qr(rows.mT).Q
-            return (basis @ (basis.mT @ parameters.unsqueeze(2))).squeeze(2)
-        along: Tensor = torch.linalg.pinv(rows.mT) @ parameters.unsqueeze(2)
-        return (rows.mT @ along).squeeze(2)
+            return RowSpace((basis, basis.mT))
+        return RowSpace((rows.mT, torch.linalg.pinv(rows.mT)))
+
+
+@dataclass(frozen=True)
+class RowSpace:
+    """A space of parameters, given by vectors that span it."""
+
+    factors: tuple[Tensor, Tensor] | None
+    """Vectors [lanes, n, k] and their pseudo-inverse [lanes, k, n]; None for the space of all parameters."""
+
+    def projection(self, parameters: Tensor) -> Tensor:
+        """Return the orthogonal projection of parameters [lanes, n]."""
+        if self.factors is None:
+            return parameters
+        vectors, inverse = self.factors
+        return (vectors @ (inverse @ parameters.unsqueeze(2))).squeeze(2)
 
 
 def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
