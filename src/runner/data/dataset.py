@@ -66,11 +66,11 @@ def build(
     seed: int,
     dtype: torch.dtype,
     device: torch.device,
-    accepts: rounding.Accepts = lambda key, value: True,
+    advised: rounding.Advised = lambda key, value: None,
 ) -> Dataset:
     """Return the dataset of a configuration in `dtype` on `device`.
 
-    `seed` is the run's seed; `data.seed` takes precedence. `accepts` says which other values of a key may be advised.
+    `seed` is the run's seed; `data.seed` takes precedence. `advised` returns the advice to use another value of a key.
     Raises `DataError` if the data cannot be read, split or represented in `dtype`.
     """
     seed = seed if config.seed is None else config.seed
@@ -87,7 +87,7 @@ def build(
         raise DataError(
             "`data.standardize` must be false for data whose mean or standard deviation float64 cannot represent; use a larger unit"
         )
-    rounded = rounding.check(_columns(table, scaling, config.standardize), str(dtype).removeprefix("torch."), accepts)
+    rounded = rounding.check(_columns(table, scaling, config.standardize), str(dtype).removeprefix("torch."), advised)
     features, target = features.to(dtype), target.to(dtype).unsqueeze(1)
     batch = Batch(features, target, None if weights is None else _lossless(weights.values, dtype).unsqueeze(1))
     rows = {
