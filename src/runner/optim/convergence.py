@@ -33,6 +33,10 @@ NEGLIGIBLE = 1e-6
 """A parameter takes part in an undetermined direction [n] of length 1 if its component is above this."""
 
 
+NOT_FINITE = "the residuals or their derivatives are not finite"
+"""Why a fit has not converged that cannot be judged."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The verdict on the convergence of one fit."""
@@ -123,7 +127,7 @@ def judge(evidence: Evidence, configs: Sequence[c.Config]) -> list[Verdict]:
     for lane, config in enumerate(configs):
         cause, undetermined = "", tuple[str, ...]()
         if not evidence.finite[lane]:
-            cause = "the residuals or their derivatives are not finite"
+            cause = NOT_FINITE
         elif not full_rank[lane] and config.model.identifiable:
             undetermined = _undetermined(problem, lane, evidence.names)
             flat = not evidence.linear() and bool((evidence.ranks(lane) > ranks[lane]).any())

@@ -22,10 +22,11 @@ from runner.compute.batch import Batch
 from runner.compute.precision import DTYPES, widest
 from runner.config import schema as c
 from runner.optim.base import Differentiable
-from runner.optim.convergence import Evidence, Verdict, judge, other_values
+from runner.optim.convergence import CONVERGED, NOT_FINITE, Evidence, Verdict, judge, other_values
 from runner.optim.covariance import MOST_PARAMETERS, Covariance, rows_by_name
 from runner.optim.linearised import Linearised, lengths
 from runner.optim.optimum import MOST_NUMBERS, MOST_WORK, work
+from runner.optim.orthogonality import angles
 from runner.optim.qr import augmented, inverse, lanes_at_once, penalised, pieces, qr_of_pieces, select_lanes
 from runner.optim.student_t import CONFIDENCE, t_quantile
 
@@ -139,25 +140,28 @@ def infer(
 
     `parameters` are the raw parameters [lanes, …] by name. `rows` are those of training, [rows, …] or [lanes, rows, …].
     There is no result if the loss is not mse or the model draws random numbers, in reduced precision, for decoupled weight
-    decay, for a model that is too large, and for a network unless it was fitted by least squares.
+    decay, and for a network unless it was fitted by least squares. Of a model that is too large to be factored once more, only
+    convergence is judged, and only after a least-squares solver.
     """
     count, numbers = rows.target.shape[-2], sum(value[0].numel() for value in parameters.values())
-    if not _applies(fits[0].config, numbers) or work(count, numbers) > MOST_WORK:
+    small = numbers <= MOST_NUMBERS and work(count, numbers) <= MOST_WORK
+    if not (_applies(fits[0].config) and (small or fits[0].config.optimizer.least_squares)):
         return [None] * len(fits)
+    infer_lanes = _infer_lanes if small else _judge_lanes
     most = lanes_at_once(count, numbers)
     results: list[Inference | None] = []
     for first in range(0, len(fits), most):
         some = slice(first, first + most)
         named = {name: value[some].detach().to(widest(value.device)) for name, value in parameters.items()}
-        results += _infer_lanes(model, named, select_lanes(rows, some), fits[some])
+        results += infer_lanes(model, named, select_lanes(rows, some), fits[some])
     return results
 
 
-def _applies(config: c.Config, numbers: int) -> bool:
+def _applies(config: c.Config) -> bool:
     precise = config.amp == "off" and config.dtype in ("float64", "float32")
     squares = config.loss.squares and not config.model.draws and config.optimizer.l2_penalty is not None
     meaningful = config.optimizer.least_squares or config.model.identifiable
-    return precise and squares and meaningful and numbers <= MOST_NUMBERS
+    return precise and squares and meaningful
 
 
 def _infer_lanes(
@@ -206,6 +210,34 @@ def _infer_lanes(
         )
 
 
+def _judge_lanes(
+    model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch, fits: Sequence[Fit]
+) -> Iterator[Inference]:
+    """Yield results that judge convergence by angles, and have no errors."""
+    flat = torch.cat([value.reshape(len(value), -1) for value in parameters.values()], 1)
+    numbers, count = flat.shape[1], rows.target.shape[-2]
+    decay = torch.tensor([fit.config.optimizer.l2_penalty for fit in fits], dtype=flat.dtype, device=flat.device)
+    found = angles(matrix.expand(len(flat), -1, -1) for matrix in _matrices(model, parameters, rows))
+    found = found.penalised(flat, (count * decay / 2).unsqueeze(1))
+    eps = torch.finfo(DTYPES[fits[0].config.dtype]).eps
+    # As in `_infer_lanes`.
+    rounding = 4 * eps * (found.target + (found.columns * flat.abs()).sum(1))
+    largest, used = found.cosines.abs().amax(1), _weighted_rows(rows, len(flat))
+    near = (largest * found.residuals <= CONVERGED * found.residuals + rounding).tolist()
+    for lane, fit in enumerate(fits):
+        cosine, unit = float(largest[lane]), float(fit.scaling.target_scale)
+        finite = math.isfinite(cosine)
+        yield Inference(
+            verdict=Verdict(fit.config, "" if finite else NOT_FINITE, 0.0 if near[lane] else cosine, linear=False),
+            numbers=numbers,
+            degrees_of_freedom=used[lane] - numbers,
+            residual_length=float(found.residuals[lane]) * unit if finite else math.nan,
+            given_deviation=None if fit.unit_deviation is None else fit.unit_deviation * unit,
+            standard_errors=None,
+            covariance=None,
+        )
+
+
 def _weighted_rows(rows: Batch, lanes: int) -> list[int]:
     """Return for each lane the number of rows with a weight above 0."""
     if rows.weight is None:
@@ -238,17 +270,18 @@ def _names(parameters: Mapping[str, Tensor]) -> list[str]:
 
 def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch) -> Tensor:
     """Return the triangular factor [lanes, n + 2, n + 2] of [J, r, y], with each row times the root of its weight."""
+    return qr_of_pieces(_matrices(model, parameters, rows))
 
-    def matrices() -> Iterator[Tensor]:
-        wide = widest(rows.target.device)
-        for narrow in pieces(rows):
-            piece = narrow.map(lambda values: values.to(wide))
-            x, shared = piece.numbers, None if piece.numbers.dim() == 2 else 0
-            with torch.no_grad():
-                prediction = vmap(lambda p, x: functional_call(model, p, (x,)), in_dims=(0, shared))(parameters, x)  # type: ignore[arg-type]
-            yield augmented(model.jacobian(parameters, x), prediction, piece)
 
-    return qr_of_pieces(matrices())
+def _matrices(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch) -> Iterator[Tensor]:
+    """Yield [J, r, y] in pieces [lanes, rows, n + 2], with each row times the root of its weight."""
+    wide = widest(rows.target.device)
+    for narrow in pieces(rows):
+        piece = narrow.map(lambda values: values.to(wide))
+        x, shared = piece.numbers, None if piece.numbers.dim() == 2 else 0
+        with torch.no_grad():
+            prediction = vmap(lambda p, x: functional_call(model, p, (x,)), in_dims=(0, shared))(parameters, x)  # type: ignore[arg-type]
+        yield augmented(model.jacobian(parameters, x), prediction, piece)
 
 
 def _covariance(model: Differentiable, fit: Fit, inverted: Tensor, deviation: float) -> Covariance:

@@ -178,9 +178,9 @@ def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
     if not answers["converged"]:
         yield f"fit      not converged {after}: {answers['not_converged_because']}"
         return
-    deviation = answers["residual_standard_deviation"]
-    freedom = _counted(answers["degrees_of_freedom"], "degree")
-    yield f"fit      converged {after}; residual standard deviation {deviation:.6g}, {freedom} of freedom"
+    deviation, freedom = answers["residual_standard_deviation"], answers["degrees_of_freedom"]
+    spread = f"residual standard deviation {deviation:.6g}, {_counted(freedom, 'degree')} of freedom"
+    yield f"fit      converged {after}; {spread if freedom > 0 else 'the rows leave no degrees of freedom'}"
     if "undetermined" in answers:
         yield f"fit      {free(answers['undetermined'])}, so there are no standard errors"
     pairs = [*nearly_equal(answers.get("correlation", {}))]
