@@ -180,16 +180,18 @@ def merge_column_faults(faults: list[Fault], rows: int) -> list[Fault]:
     return [faults[0]._replace(values=rows)] if len(faults) == rows else faults
 
 
-def raise_problems(path: str, problems: Sequence[Problem], faults: Sequence[Fault], row_name: str) -> None:
+def raise_problems(
+    path: str, problems: Sequence[Problem], faults: Sequence[Fault], row_name: str, others: int = 0
+) -> None:
     """Raise `DataError` if there is a problem or fault, with the first ten in row order and the number of others.
 
-    `row_name` is "line" or "row", as the user counts them.
+    `row_name` is "line" or "row", as the user counts them. `others` faults come on top of those given.
     """
     if not problems and not faults:
         return
     first = heapq.nsmallest(max(0, _MOST_SHOWN - len(problems)), faults, key=lambda fault: fault.row)
     messages = [*map(str, problems[:_MOST_SHOWN]), *(_message(path, fault, row_name) for fault in first)]
-    more = len(problems) + len(faults) - len(messages)
+    more = len(problems) + len(faults) + others - len(messages)
     raise DataError([*messages, f"and {more:,} more problems in {named(path)}"] if more else messages)
 
 
