@@ -8,8 +8,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from runner.config import schema as c
+from runner.config import validation
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,12 @@ def problems(config: c.Config) -> list[str]:
     parts = (config.data, config.model, config.loss, config.optimizer, config.schedule)
     more = (*_sink_problems(config), *_graph_problems(config))
     return [*messages, *(problem for part in parts for problem in part.problems()), *more]
+
+
+def accepts(config: c.Config, path: str, value: Any) -> bool:
+    """Return whether the configuration would be accepted with another value of a dotted key, so that it may be advised."""
+    changed, misfits = validation.replaced(config, path, value)
+    return not misfits and not problems(changed)
 
 
 def world_size_problems(config: c.Config, size: int) -> list[str]:

@@ -42,9 +42,9 @@ _OTHER_FORMATS = (  # file name suffixes, first bytes, description with remedy
     ((".xlsx", ".xlsm", ".xls", ".ods"), (b"\xd0\xcf\x11\xe0",), "is a spreadsheet; save its sheet as CSV"),
     ((".parquet",), (b"PAR1\x15",), "is a Parquet file; read it with data=parquet"),
     (
-        (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z"),
-        (b"\x1f\x8b", b"PK\x03\x04", b"BZh91AY", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf"),
-        "is compressed; unpack it first (a spreadsheet: save its sheet as CSV)",
+        (".zip", ".7z", ".rar"),
+        (b"PK\x03\x04", b"7z\xbc\xaf", b"Rar!"),
+        "is an archive; unpack it first (a spreadsheet: save its sheet as CSV)",
     ),
 )
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}

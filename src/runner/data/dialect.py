@@ -22,6 +22,7 @@ SAMPLE_LINES = 100
 SAMPLE_BYTES = 2**20
 """Number of bytes that these lines may have."""
 
+_NOT_IN_WINDOWS = (b"\x81", b"\x8d", b"\x8f", b"\x90", b"\x9d")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _COMMENTS = ("#", "%")
 _COMMA_NUMBER = re.compile(r"[+-]?([0-9]+(,[0-9]*)?|,[0-9]+)([eE][+-]?[0-9]+)?")
@@ -98,12 +99,9 @@ def as_utf8(path: str, data: bytes, encoding: str | None) -> tuple[bytes, tuple[
 
 
 def _windows(data: bytes) -> tuple[bytes, tuple[str, ...]]:
-    for encoding in ("cp1252", "latin-1"):
-        try:
-            return data.decode(encoding).encode(), (f"encoding {encoding}",)
-        except UnicodeDecodeError:
-            continue
-    raise AssertionError  # every byte is a character of latin-1
+    # Five bytes are no character in Windows' encoding, and every byte is one in Latin-1.
+    encoding = "latin-1" if any(byte in data for byte in _NOT_IN_WINDOWS) else "cp1252"
+    return data.decode(encoding).encode(), (f"encoding {encoding}",)
 
 
 def detect(data: bytes, form: Form) -> Dialect:

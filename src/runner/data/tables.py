@@ -138,14 +138,25 @@ def read_diabetes() -> Table:
 class Source(Protocol):
     """Files of one table, opened."""
 
-    path: str
-    """What `data.path` says."""
-    contents: Mapping[str, bytes]
-    names: Sequence[str]
-    """Names of the columns."""
-    notes: Sequence[str]
-    """What was detected, as phrases."""
-    warnings: Sequence[str]
+    @property
+    def path(self) -> str:
+        """What `data.path` says."""
+
+    @property
+    def contents(self) -> Mapping[str, bytes]:
+        """Bytes of each file."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the columns."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was detected, as phrases."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What the user should know of the columns that were read."""
 
     def read(self, names: Sequence[str], rules: Rules) -> Mapping[str, Column]:
         """Return these columns, all of the same length. Raises `DataError` for cells that cannot be used."""

@@ -119,13 +119,13 @@ class TrialBatches:
         records.config = resolved
         return PreparedTrial(trial, resolved, prepared, prepared.model, records, 0 if loaded is None else loaded.step)
 
-    def _data(self, config: Any, seed: int, dtype: Any, device: Any) -> Dataset:
+    def _data(self, config: Any, seed: int, *more: Any) -> Dataset:
         """Return the data of a trial. Trials with the same data share one copy."""
         from runner.data import dataset
 
         key = json.dumps([plain(config), seed if config.seed is None else config.seed])
         if key not in self._datasets:
-            self._datasets[key] = dataset.build(config, seed, dtype, device)
+            self._datasets[key] = dataset.build(config, seed, *more)
         return self._datasets[key]
 
 

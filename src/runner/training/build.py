@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ def prepare(
     Raises `DataError` and `ConfigError`.
     """
     device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
-    dataset = build_data(resolved.data, resolved.seed, dtype, device)
+    dataset = build_data(resolved.data, resolved.seed, dtype, device, partial(constraints.accepts, resolved))
     rows = len(dataset.parts["train"])
     if size > rows:
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import statistics
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,8 @@ def test_log_target_refuses_a_target_that_is_not_positive(tmp_path: Path) -> Non
 def test_integers_that_the_dtype_would_round_are_refused(tmp_path: Path) -> None:
     config = _csv(tmp_path, "x,y\n1,1\n16777217,2\n")  # 2²⁴ + 1
     with pytest.raises(
-        DataError, match=r"^`dtype` must represent column 'x', but float32 .* 16777217 .*use dtype=float64$"
+        DataError,
+        match=r"^`dtype` must represent column 'x', but float32 .* 16777217 .*use dtype=float64$",
     ):
         _build(config, dtype=torch.float32)
     assert _build(config).parts["train"].all.numbers.tolist() == [[1.0], [16777217.0]]
@@ -158,6 +160,28 @@ def test_features_beyond_the_dtype_are_refused_with_log_target_too(tmp_path: Pat
     assert caught.value.problems == (
         "`dtype` must represent column 'x', but float32 cannot represent 1e+39 in row 1; use dtype=float64",
     )
+
+
+def test_the_offset_is_removed_in_float64_before_the_cast(tmp_path: Path) -> None:
+    times = [1.7e9 + 0.25 * i for i in range(40)]
+    config = _csv(tmp_path, "t,y\n" + "".join(f"{t!r},{i % 7}\n" for i, t in enumerate(times)))
+    with pytest.raises(
+        DataError, match=r"^`dtype` must represent column 't', but float32 keeps only 1 of its 40 distinct"
+    ):
+        _build(config, dtype=torch.float32)
+    dataset = _build(config, dtype=torch.float32, standardize=True)
+    steps = dataset.parts["train"].features[:, 0].diff()
+    # Evenly spaced again, up to the rounding of numbers near 1 to 24 bits.
+    expected = torch.full_like(steps, 0.25 / statistics.stdev(times))
+    torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)
+    assert dataset.warnings == ()
+
+
+def test_a_rounded_column_is_a_warning_of_the_dataset(tmp_path: Path) -> None:
+    config = _csv(tmp_path, "t,y\n" + "".join(f"{2459000.25 + 1.1 * i!r},{i % 7}\n" for i in range(40)))
+    (warning,) = _build(config, dtype=torch.float32).warnings
+    assert warning.startswith("`dtype` rounds column 't': float32 rounds 2459")
+    assert _build(config).warnings == ()
 
 
 def test_diabetes_is_the_shipped_file() -> None:

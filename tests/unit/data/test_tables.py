@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.data.tables import Columns, Table, read_csv, read_diabetes, read_parquet, refuse_lossy
+from runner.data.tables import Table, read_csv, read_diabetes, read_parquet
 from runner.errors import DataError
 
 Features = tuple[str, ...] | None
@@ -28,12 +28,12 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _csv(content: str | bytes, target: str = "y", features: Features = None) -> Table:
     Path("f.csv").write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_csv("f.csv", Columns(target, features))
+    return read_csv("f.csv", target, features)
 
 
 def _parquet(columns: dict[str, pa.Array], target: str = "y", features: Features = None) -> Table:
     pq.write_table(pa.table(columns), "f.parquet")
-    return read_parquet("f.parquet", Columns(target, features))
+    return read_parquet("f.parquet", target, features)
 
 
 def _problems(read: Callable[[], object]) -> tuple[str, ...]:
@@ -109,14 +109,14 @@ def test_a_column_with_one_fraction_or_beyond_53_bits_is_not_an_integer_column()
 
 @pytest.mark.parametrize(("path", "finding"), [("no.csv", "does not exist"), (".", "is a folder")])
 def test_a_missing_file_is_refused(path: str, finding: str) -> None:
-    (problem,) = _problems(lambda: read_csv(path, Columns("y")))
+    (problem,) = _problems(lambda: read_csv(path, "y", None))
     assert problem.startswith(f"`data.path` must be a readable file, but {path!r} {finding}; ")
 
 
 def test_devices_and_unreadable_files_are_refused() -> None:
-    assert "'/dev/null' is not a regular file" in _problems(lambda: read_csv("/dev/null", Columns("y")))[0]
+    assert "'/dev/null' is not a regular file" in _problems(lambda: read_csv("/dev/null", "y", None))[0]
     too_long = "a" * 300
-    assert "cannot be read (File name too long)" in _problems(lambda: read_csv(too_long, Columns("y")))[0]
+    assert "cannot be read (File name too long)" in _problems(lambda: read_csv(too_long, "y", None))[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf\n"])
@@ -159,7 +159,7 @@ def test_other_formats_are_recognized_by_their_first_bytes(beginning: bytes, fin
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.zip", "a.xlsx", "A.XLS", "a.parquet"])
 def test_other_formats_are_recognized_by_their_name(name: str) -> None:
     Path(name).write_text("x,y\n1,2\n")
-    (problem,) = _problems(lambda: read_csv(name, Columns("y")))
+    (problem,) = _problems(lambda: read_csv(name, "y", None))
     assert f"must be comma-separated text, but {name!r} is " in problem
 
 
@@ -349,61 +349,6 @@ def test_constant_columns_and_too_few_rows_are_warned_about() -> None:
     assert _csv("a,b,y\n1,2,5\n2,3,6\n4,4,5\n").warnings == ()
 
 
-# Rounding and overflow in a cast
-
-
-def _lossy(values: list[str], dtype: str) -> str | None:
-    table = _csv("id,y\n" + "".join(f"{v},{i % 2}\n" for i, v in enumerate(values)))
-    try:
-        refuse_lossy(table, dtype)
-    except DataError as error:
-        (problem,) = error.problems
-        return problem
-    return None
-
-
-@pytest.mark.parametrize(
-    ("dtype", "exact", "lost"),
-    [
-        ("bfloat16", 2**8, 2**8 + 1),
-        ("bfloat16", 2**8 - 1, 2**9 - 1),
-        ("float16", 2**11 - 1, 2**11 + 1),
-        ("float16", 65504, 65536),
-        ("float32", 2**24 - 1, 2**24 + 1),
-        ("float32", -(2**24) - 2, -(2**24) - 1),
-        ("float32", 2**53, 2**53 - 1),
-    ],
-)
-def test_integers_that_a_dtype_would_round_are_refused(dtype: str, exact: int, lost: int) -> None:
-    assert _lossy(["0", "7", str(exact)], dtype) is None
-    sufficient = "float64" if dtype == "float32" else "float32"
-    assert _lossy(["0", str(exact), str(lost), str(lost)], dtype) == (
-        f"`dtype` must represent column 'id', but {dtype} cannot represent the integer {lost} exactly in row 3; use dtype={sufficient}"
-    )
-
-
-def test_float64_represents_all_integers_read_and_the_advised_dtype_fits_the_whole_column() -> None:
-    values = [str(2**53), "-1", str(2**53 - 1), "257"]
-    assert _lossy(values, "float64") is None
-    assert str(_lossy(["257", str(2**24 + 1)], "bfloat16")).endswith("in row 1; use dtype=float64")
-
-
-def test_fractions_may_be_rounded_but_must_not_overflow() -> None:
-    assert _lossy(["0.1", "16777217.5"], "float32") is None
-    assert _lossy(["0.1", "-1e39"], "float32") == (
-        "`dtype` must represent column 'id', but float32 cannot represent -1e+39 in row 2; use dtype=float64"
-    )
-    assert str(_lossy(["0.1", "65504.5"], "float16")).endswith("cannot represent 65504.5 in row 2; use dtype=float32")
-
-
-def test_every_lossy_column_is_reported_including_the_target() -> None:
-    problems = _problems(lambda: refuse_lossy(_csv("a,b,y\n257,1,2\n3,4,259\n"), "bfloat16"))
-    assert [p.partition(",")[0] for p in problems] == [
-        "`dtype` must represent column 'a'",
-        "`dtype` must represent column 'y'",
-    ]
-
-
 # Parquet
 
 
@@ -468,7 +413,7 @@ def test_parquet_names_are_checked() -> None:
     (problem,) = _problems(lambda: _parquet(columns))
     assert problem.endswith("got 'y'; the columns are 'Y', 'x' (case and spaces matter)")
     pq.write_table(pa.Table.from_arrays([pa.array([1])] * 3, ["x", "x", "y"]), "f.parquet")
-    (problem,) = _problems(lambda: read_parquet("f.parquet", Columns("y")))
+    (problem,) = _problems(lambda: read_parquet("f.parquet", "y", None))
     assert "got 'x' 2 times in 'f.parquet'" in problem
 
 
@@ -482,18 +427,18 @@ def test_an_incomplete_parquet_file_is_refused(cut: slice) -> None:
     _parquet({"x": pa.array([1, 2]), "y": pa.array([3, 4])})
     whole = Path("f.parquet").read_bytes()
     Path("f.parquet").write_bytes(whole[cut])
-    (problem,) = _problems(lambda: read_parquet("f.parquet", Columns("y")))
+    (problem,) = _problems(lambda: read_parquet("f.parquet", "y", None))
     assert problem.startswith("`data.path` must be a complete Parquet file, but 'f.parquet' cannot be read (")
     assert problem.endswith("); use data=csv for comma-separated text")
 
 
 def test_a_missing_parquet_file_is_refused() -> None:
-    assert "'no.parquet' does not exist" in _problems(lambda: read_parquet("no.parquet", Columns("y")))[0]
+    assert "'no.parquet' does not exist" in _problems(lambda: read_parquet("no.parquet", "y", None))[0]
 
 
 def test_parquet_without_pyarrow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (problem,) = _problems(lambda: read_parquet("f.parquet", Columns("y")))
+    (problem,) = _problems(lambda: read_parquet("f.parquet", "y", None))
     assert problem == '`data=parquet` needs pyarrow, which is not installed; pip install "runner[tables]"'
 
 

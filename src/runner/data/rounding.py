@@ -1,0 +1,185 @@
+"""Information that a column loses when it is cast to the dtype of a run: what is refused, and what is reported.
+
+Float32 has 24 significant bits. It rounds a Julian date such as 2459000.05 to a multiple of 0.25, so that different times
+become equal, and a target of 3e-50 becomes 0. Both are found among the sorted distinct values of a column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from runner.data.diagnostics import listed, shown
+from runner.errors import DataError
+
+Accepts = Callable[[str, Any], bool]
+"""Whether the configuration would be accepted with another value of a key."""
+
+_SIGNIFICANT_BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
+_WIDER = ("float32", "float64")
+_MOST_ROWS = 2**15
+"""Number of rows that are compared with each other. Neighbours in a longer table are closer because there are more of them."""
+_MOST_SHOWN = 3
+"""Number of columns whose loss is reported in full; the others are listed."""
+_TOLERANCE = 1e-3
+"""Rounding that is reported, relative to the distance between neighbouring values."""
+_NEIGHBOURS = 4
+"""Number of values on each side over which a distance is averaged: two random values may be close to each other by chance."""
+
+
+_BY_HAND = {
+    "offset": "subtract an offset from the column",
+    "large": "use a larger unit for the column",
+    "small": "use a smaller unit for the column",
+    "far": "remove the rows whose value is far from the others",
+}
+"""What can be done to a column in its file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A column in the units of the file, and the scaling before the cast: scaled = (value − mean) / scale."""
+
+    name: str
+    values: np.ndarray
+    """Float64 [rows]."""
+    integers: bool = False
+    """Whether all values are integers that must stay exact."""
+    standardized: bool = False
+    mean: float = 0.0
+    scale: float = 1.0
+    logarithm: bool = False
+    """Whether the logarithm of the values is scaled."""
+
+    def scaled(self, values: np.ndarray) -> np.ndarray:
+        """Return values of the file as they are before the cast."""
+        values = np.log(values) if self.logarithm else values
+        return (values - self.mean) / self.scale if self.standardized else values
+
+    def restored(self, scaled: float) -> float:
+        """Return a scaled value in the units of the file."""
+        value = float(scaled) * self.scale + self.mean
+        return float(np.exp(value)) if self.logarithm else value
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """What a dtype does to a column, in words that follow its name."""
+
+    text: str
+    cause: Literal["offset", "large", "small"]
+    """Why: its values differ by little compared with their size, or they are too large or too small."""
+    refused: bool = False
+    inexact: bool = False
+    """Whether it is a single value that cannot be represented."""
+
+
+def check(columns: Sequence[Column], dtype_name: str, accepts: Accepts) -> list[str]:
+    """Return a warning for each column that loses information in the dtype, and names its values and a remedy.
+
+    Raises `DataError` with every column that overflows, has an integer that would be rounded, or loses half of its
+    distinct values or more. Advised are only values that the configuration `accepts`.
+    """
+    problems, warnings = [], dict[str, str]()
+    for column in columns:
+        loss = _loss(column, dtype_name)
+        if loss is None:
+            continue
+        remedy = _remedy(column, dtype_name, loss, accepts)
+        if loss.refused:
+            problems.append(
+                f"`dtype` must represent column {shown(column.name)}, but {dtype_name} {loss.text}; {remedy}"
+            )
+        else:
+            warnings[column.name] = f"`dtype` rounds column {shown(column.name)}: {dtype_name} {loss.text}; {remedy}"
+    if problems:
+        raise DataError(problems)
+    others = list(warnings)[_MOST_SHOWN:]
+    more = [f"`dtype` also rounds columns {listed(others)}"] if others else []
+    return [*list(warnings.values())[:_MOST_SHOWN], *more]
+
+
+def _remedy(column: Column, dtype_name: str, loss: _Loss, accepts: Accepts) -> str:
+    """Return what to do: a wider dtype that loses nothing, standardizing, or a change of the data."""
+    sufficient = (d for d in _WIDER if d != dtype_name and accepts("dtype", d) and _loss(column, d) is None)
+    wider = [f"dtype={dtype}" for dtype in sufficient][:1]
+    if wider and loss.inexact:
+        return f"use {wider[0]}"
+    scaling = ["data.standardize=true"] if not column.standardized and accepts("data.standardize", True) else []
+    by_hand = _BY_HAND["far" if column.standardized else loss.cause]
+    if wider and not scaling and not column.standardized:
+        return f"use {wider[0]}, or {by_hand}"
+    return f"use {' or '.join(wider + scaling)}" if wider or scaling else by_hand
+
+
+def _loss(column: Column, dtype_name: str) -> _Loss | None:
+    return _overflow(column, dtype_name) or (None if dtype_name == "float64" else _rounding(column, dtype_name))
+
+
+def _overflow(column: Column, dtype_name: str) -> _Loss | None:
+    """Return the loss of a column with a value beyond the largest, or with an integer that would be rounded."""
+    largest = torch.finfo(getattr(torch, dtype_name)).max
+    extremes = column.scaled(np.array([column.values.min(), column.values.max()]))
+    lost: np.ndarray = np.zeros(len(column.values), dtype=bool)
+    if np.abs(extremes).max() > largest:
+        lost |= np.abs(column.scaled(column.values)) > largest
+    cause: Literal["large", "offset"] = "large" if lost.any() else "offset"
+    if column.integers:
+        mantissa = np.ldexp(np.frexp(column.values)[0], _SIGNIFICANT_BITS[dtype_name])
+        lost |= mantissa != np.trunc(mantissa)
+    if not lost.any():
+        return None
+    row = int(lost.argmax())
+    value = float(column.values[row])
+    what = f"the integer {value:.0f} exactly" if column.integers else repr(value)
+    return _Loss(f"cannot represent {what} in row {row + 1}", cause, refused=True, inexact=True)
+
+
+def _rounding(column: Column, dtype_name: str) -> _Loss | None:
+    """Return the loss of a column in which different values become equal, others become 0, or neighbours are rounded much.
+
+    A column without an offset is rounded too. What n random values of any unit lose then is not reported: about n²/2**bits
+    of them meet another one, and they are rounded by less than 2·n/2**bits of the distance between neighbours.
+    """
+    values = np.unique(column.values[:_MOST_ROWS])
+    scaled, bits = column.scaled(values), _SIGNIFICANT_BITS[dtype_name]
+    different = np.append(True, scaled[1:] != scaled[:-1])
+    values, scaled = values[different], scaled[different]
+    rounded = torch.from_numpy(scaled).to(getattr(torch, dtype_name)).double().numpy()
+    equal, zero, error = (
+        rounded[1:] == rounded[:-1],
+        (rounded == 0) & (scaled != 0),
+        np.abs(rounded - scaled) / _gaps(scaled),
+    )
+    count, lost, by_chance = len(values), int(equal.sum()), len(values) ** 2 / 2**bits
+    kept = count - lost
+    refused = lost >= kept and kept < 2 ** (bits - 3)  # a column without an offset keeps more, however many rows it has
+    if zero.any():
+        example = float(values[zero.argmax()])
+        return _Loss(
+            f"turns {int(zero.sum()):,} of its {count:,} distinct values into 0, such as {example!r}", "small", refused
+        )
+    if refused or lost > by_chance + 3 * by_chance**0.5:
+        first = int(equal.argmax())
+        one, other, both = float(values[first]), float(values[first + 1]), column.restored(rounded[first])
+        text = f"keeps only {kept:,} of its {count:,} distinct values: {one!r} and {other!r} become {both!r}"
+        return _Loss(text, "offset", refused)
+    if 2 * error.mean() > max(_TOLERANCE, 2 * by_chance / count):  # the largest error is about twice the mean
+        worst = int(error.argmax())
+        one, other, distance = float(values[worst]), column.restored(rounded[worst]), _gaps(values)[worst]
+        return _Loss(f"rounds {one!r} to {other!r}, where values are {distance:.4g} apart", "offset")
+    return None
+
+
+def _gaps(values: np.ndarray) -> np.ndarray:
+    """Return the mean distance between neighbours around each of these sorted values; infinite for a single one."""
+    if len(values) == 1:
+        return np.full(1, np.inf)
+    place = np.arange(len(values))
+    low, high = np.maximum(place - _NEIGHBOURS, 0), np.minimum(place + _NEIGHBOURS, len(values) - 1)
+    gaps: np.ndarray = (values[high] - values[low]) / (high - low)
+    return gaps
