@@ -6,18 +6,21 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
-from runner.data.diagnostics import Fault, field_count_fault, named
+from runner.data.diagnostics import MOST_SHOWN, Fault, field_count_fault, named
 from runner.data.dialect import Dialect
+from runner.data.text import Text, divided_alike
 from runner.data.texts import ArrowTexts, PlainTexts, Texts
 from runner.errors import DataError
 
-BLOCK_ROWS = 65_536
-"""Rows of one block of the strict reader."""
+BLOCK_CELLS = 2**18
+"""Cells of one block of the strict reader, at least one row."""
 
 LARGE = 2**24
-"""Bytes of a text from which pyarrow divides it into cells, seven times as fast as Python's own reader."""
+"""Bytes of a text from which pyarrow divides it into cells, several times as fast as Python's own reader."""
 
 _BLOCK_BYTES = 2**23
 
@@ -26,76 +29,99 @@ _BLOCK_BYTES = 2**23
 class Cells:
     """A text table: its records, without those that have the wrong number of fields, which are noted as faults."""
 
-    path: str
-    data: bytes
-    """The text in UTF-8."""
+    text: Text
     dialect: Dialect
     faults: list[Fault] = field(default_factory=list)
+    """The first rows that have the wrong number of fields."""
+    faulty: int = 0
+    """Number of rows that have the wrong number of fields."""
+
+    @property
+    def path(self) -> str:
+        """The path of the file."""
+        return self.text.path
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
         """Yield every record with the number of its last line, from 1; comments and blank lines at the end are skipped."""
         skipped, comment = self.dialect.skipped, self.dialect.comment
-        source = io.TextIOWrapper(io.BytesIO(self.data.rstrip()), "utf-8", newline="")
-        for _ in range(skipped):
-            source.readline()
-        # A comment becomes an empty line, so that the reader counts it.
-        lines = source if comment is None else ("\n" if line.startswith(comment) else line for line in source)
-        reader = csv.reader(lines, delimiter=self.dialect.delimiter, strict=True)
-        try:
-            for record in reader:
-                if record or comment is None:
+        with io.TextIOWrapper(self.text.open(), "utf-8", newline="") as source:
+            for _ in range(skipped):
+                source.readline()
+            # A comment becomes an empty line, so that the reader counts it.
+            lines = source if comment is None else ("\n" if line.startswith(comment) else line for line in source)
+            reader = csv.reader(lines, delimiter=self.dialect.delimiter, strict=True)
+            blank: list[tuple[int, list[str]]] = []
+            try:
+                for record in reader:
+                    if len(record) < 2 and not "".join(record).strip():
+                        if record or comment is None:
+                            blank.append((reader.line_num + skipped, record))
+                        continue
+                    yield from blank
+                    blank.clear()
                     yield reader.line_num + skipped, record
-        except csv.Error as error:
-            raise DataError(
-                f"`data.path` must be a table of text, but {named(self.path)} cannot be parsed at line "
-                f"{reader.line_num + skipped} ({error}); close every quote, and double quotes inside a field"
-            ) from None
+            except csv.Error as error:
+                raise DataError(
+                    f"`data.path` must be a table of text, but {named(self.path)} cannot be parsed at line "
+                    f"{reader.line_num + skipped} ({error}); close every quote, and double quotes inside a field"
+                ) from None
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the records below header and units."""
-        records = self.records()
-        for _ in range(self.dialect.header + self.dialect.units):
-            next(records, None)
-        return records
+        return islice(self.records(), self.dialect.header + self.dialect.units, None)
 
-    def blocks(self, columns: int, markers: frozenset[str]) -> Iterator[list[Texts]]:
-        """Yield the cells of some rows after the other, by column. `markers` are cells that stand for a missing value."""
+    def blocks(self, columns: int, wanted: Sequence[int], markers: frozenset[str]) -> Iterator[list[Texts]]:
+        """Yield the cells of some rows after the other, by column, for the columns of these numbers.
+
+        `columns` is the number of all columns; `markers` are cells that stand for a missing value.
+        """
         self.faults.clear()
-        if self._divided_by_pyarrow():
-            return ([ArrowTexts(cells, markers) for cells in block] for block in self._arrow_blocks(columns))
-        return ([PlainTexts(cells, markers) for cells in block] for block in self._strict_blocks(columns))
+        self.faulty = 0
+        if self._divided_by_pyarrow:
+            return ([ArrowTexts(cells, markers) for cells in block] for block in self._arrow_blocks(columns, wanted))
+        return ([PlainTexts(cells, markers) for cells in block] for block in self._strict_blocks(columns, wanted))
 
-    def line(self, row: int, columns: int) -> int:
-        """Return the number of the line where a row, from 0, ends."""
+    def lines(self, rows: Sequence[int], columns: int) -> list[int]:
+        """Return the numbers of the lines where some rows, from 0, end; the rows are in ascending order."""
         complete = (line for line, record in self.rows() if len(record) == columns)
-        for _ in range(row):
-            next(complete)
-        return next(complete)
+        found, next_row = [], 0
+        for row in rows:
+            found.append(next(islice(complete, row - next_row, None)))
+            next_row = row + 1
+        return found
 
-    def _strict_blocks(self, columns: int) -> Iterator[list[Sequence[str]]]:
+    def _strict_blocks(self, columns: int, wanted: Sequence[int]) -> Iterator[list[Sequence[str]]]:
         cells: list[str] = []  # row after row: one flat list is faster than one per row
+        full = max(BLOCK_CELLS // columns, 1) * columns
         for line, record in self.rows():
             if len(record) != columns:
-                self.faults.append(field_count_fault(line, record, columns))
+                self._note_fault(line, record, columns)
                 continue
             cells += record
-            if len(cells) == BLOCK_ROWS * columns:
-                yield [cells[i::columns] for i in range(columns)]
+            if len(cells) == full:
+                yield [cells[i::columns] for i in wanted]
                 cells = []
         if cells:
-            yield [cells[i::columns] for i in range(columns)]
+            yield [cells[i::columns] for i in wanted]
 
+    def _note_fault(self, line: int, record: list[str], columns: int) -> None:
+        self.faulty += 1
+        if len(self.faults) < MOST_SHOWN:
+            self.faults.append(field_count_fault(line, record, columns))
+
+    @cached_property
     def _divided_by_pyarrow(self) -> bool:
-        # An odd number of quotes is a fault, or a quote inside a field, which pyarrow reads in its own way.
-        plain = self.dialect.comment is None and len(self.data) >= LARGE and self.data.count(b'"') % 2 == 0
+        if self.dialect.comment is not None or self.text.size < LARGE or len(self.dialect.delimiter.encode()) > 1:
+            return False
         try:
             import pyarrow.csv  # noqa: F401
         except ImportError:
             return False
-        return plain
+        return divided_alike(self.text, self.dialect.delimiter)
 
-    def _arrow_blocks(self, columns: int) -> Iterator[list[Any]]:
+    def _arrow_blocks(self, columns: int, wanted: Sequence[int]) -> Iterator[list[Any]]:
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.csv as pv
 
         names = [str(i) for i in range(columns)]
@@ -106,26 +132,43 @@ class Cells:
             ragged = True
             return "skip"
 
-        skipped = self.dialect.skipped + self.dialect.header + self.dialect.units
-        with pv.open_csv(
-            pa.BufferReader(self.data),
-            read_options=pv.ReadOptions(
-                use_threads=False,
-                block_size=_BLOCK_BYTES,
-                column_names=names,
-                skip_rows_after_names=0,
-                skip_rows=skipped,
-            ),
-            parse_options=pv.ParseOptions(
-                delimiter=self.dialect.delimiter, newlines_in_values=b'"' in self.data, invalid_row_handler=note
-            ),
-            convert_options=pv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-            ),
-        ) as reader:
-            for batch in reader:
-                yield list(batch.columns)
+        above = self.dialect.header + self.dialect.units
+        line = next(islice(self.records(), above - 1, None))[0] if above else self.dialect.skipped
+        try:
+            with (
+                self.text.open() as source,
+                pv.open_csv(
+                    source,
+                    read_options=pv.ReadOptions(
+                        use_threads=False, block_size=_BLOCK_BYTES, column_names=names, skip_rows=line
+                    ),
+                    parse_options=pv.ParseOptions(
+                        delimiter=self.dialect.delimiter, newlines_in_values=True, invalid_row_handler=note
+                    ),
+                    convert_options=pv.ConvertOptions(
+                        column_types=dict.fromkeys(names, pa.string()),
+                        include_columns=[names[i] for i in wanted],
+                        strings_can_be_null=False,
+                    ),
+                ) as reader,
+            ):
+                for batch in reader:
+                    if any((pc.max(pc.binary_length(cells)).as_py() or 0) > csv.field_size_limit() for cells in batch):
+                        self._parse_strictly()
+                    yield list(batch.columns)
+        except pa.ArrowInvalid as error:
+            self._parse_strictly()
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise DataError(
+                f"`data.path` must be a table of text, but {named(self.path)} cannot be divided into cells ({reason}); "
+                "shorten its longest line"
+            ) from None
         if ragged:  # found again with their lines
-            self.faults += [
-                field_count_fault(line, record, columns) for line, record in self.rows() if len(record) != columns
-            ]
+            for line, record in self.rows():
+                if len(record) != columns:
+                    self._note_fault(line, record, columns)
+
+    def _parse_strictly(self) -> None:
+        """Raise `DataError` with the line that cannot be parsed, if there is one."""
+        for _ in self.records():
+            pass

@@ -1,28 +1,113 @@
-"""The bytes of table files: found by name, folder or pattern, unpacked, bounded in size."""
+"""The files of a table: found by name, folder or pattern, and opened as a stream of unpacked bytes."""
 
 from __future__ import annotations
 
 import bz2
 import glob
 import gzip
+import io
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 from runner.compute import sizes
 from runner.data.diagnostics import listed, named
 from runner.errors import DataError
 
-MEMORY_FACTOR = 3
-"""Bytes of memory for each byte of a file at least: its content, its text, and its cells."""
+CHUNK_BYTES = 2**20
+"""Bytes that are read at once."""
 
-_PACKED: dict[bytes, Callable[[bytes], bytes]] = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ": lzma.decompress}  # fmt: skip
+_PACKED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}  # fmt: skip
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _WILD = "*?["
 
 
-def find(path: str, suffixes: tuple[str, ...]) -> list[Path]:
+@dataclass(frozen=True)
+class File:
+    """A regular file, as it was when it was found."""
+
+    path: str
+    size: int
+    modified: int
+    """Nanoseconds."""
+
+    @staticmethod
+    def of(path: Path) -> File:
+        """Return a file. Raises `DataError` if it cannot be read, or is too large for the memory."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise _unreadable(str(path), f"cannot be read ({error.strerror})") from None
+        value = f"got {named(str(path))} of {status.st_size / sizes.GIB:,.1f} GiB"
+        # A number takes about as many bytes in a file as in memory.
+        problem = sizes.unfit(status.st_size, "`data.path`", value, "use a smaller file")
+        if problem is not None:
+            raise DataError(problem)
+        return File(str(path), status.st_size, status.st_mtime_ns)
+
+    def open(self) -> BinaryIO:
+        """Return the bytes of the file, unpacked if the first ones say that it is packed."""
+        try:
+            source = open(self.path, "rb")  # noqa: SIM115 - the caller closes it
+        except OSError as error:
+            raise _unreadable(self.path, f"cannot be read ({error.strerror})") from None
+        beginning = source.peek(6)
+        for sign, unpack in _PACKED.items():
+            if beginning.startswith(sign):
+                return cast("BinaryIO", io.BufferedReader(_Owner(unpack(source), source), CHUNK_BYTES))
+        if beginning.startswith(_ZSTD):
+            return cast("BinaryIO", io.BufferedReader(_Owner(_zstd(self.path, source), source), CHUNK_BYTES))
+        return source
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield all unpacked bytes. Raises `DataError` if they cannot be read or unpacked."""
+        with self.open() as stream:
+            try:
+                while chunk := stream.read(CHUNK_BYTES):
+                    yield chunk
+            except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+                raise DataError(
+                    f"`data.path` must be a complete file, but {named(self.path)} cannot be unpacked ({error}); copy or "
+                    "pack it again"
+                ) from None
+
+    def require_unchanged(self) -> None:
+        """Raise `DataError` if the file is no longer the one that was found: it is read more than once."""
+        try:
+            status = Path(self.path).stat()
+            same = (status.st_size, status.st_mtime_ns) == (self.size, self.modified)
+        except OSError:
+            same = False
+        if not same:
+            raise DataError(
+                f"`data.path` must hold still, but {named(self.path)} changed while it was read; wait until it is written"
+            )
+
+
+class _Owner(io.RawIOBase):
+    """An unpacked stream that closes the packed one with it."""
+
+    def __init__(self, stream: Any, source: BinaryIO) -> None:
+        self._stream, self._source = stream, source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        self._source.close()
+        super().close()
+
+
+def find(path: str, suffixes: tuple[str, ...]) -> list[File]:
     """Return the files that `data.path` stands for, in the order of their names: one file, a folder's, or a pattern's.
 
     Of a folder they are the files with one of the suffixes. Raises `DataError` when there is none, or one cannot be read.
@@ -34,7 +119,7 @@ def find(path: str, suffixes: tuple[str, ...]) -> list[Path]:
             if not files:
                 raise DataError(
                     f"`data.path` must be a file or a folder of files, but {named(path)} has none that ends with "
-                    f"{' or '.join(suffixes)}; give the path of a file"
+                    f"{', '.join(suffixes[:-1])} or {suffixes[-1]}; give the path of a file"
                 )
         elif not file.exists() and any(sign in path for sign in _WILD):
             files = sorted(Path(name) for name in glob.glob(path))
@@ -48,7 +133,7 @@ def find(path: str, suffixes: tuple[str, ...]) -> list[Path]:
     except OSError as error:
         raise _unreadable(path, f"cannot be read ({error.strerror})") from None
     if not bad:
-        return files
+        return [File.of(entry) for entry in files]
     if bad != [file]:
         raise DataError(
             f"`data.path` must match regular files, but {listed([str(entry) for entry in bad])} is none; correct the pattern"
@@ -56,47 +141,15 @@ def find(path: str, suffixes: tuple[str, ...]) -> list[Path]:
     raise _unreadable(path, "is not a regular file" if file.exists() else "does not exist")
 
 
-def contents(file: Path) -> bytes:
-    """Return the bytes of a file, unpacked if its first bytes say that it is packed.
-
-    Raises `DataError` if it cannot be read or unpacked, or is too large for the memory.
-    """
-    try:
-        _refuse_large(file, file.stat().st_size)
-        data = file.read_bytes()
-    except OSError as error:
-        raise _unreadable(str(file), f"cannot be read ({error.strerror})") from None
-    try:
-        for beginning, unpack in _PACKED.items():
-            if data.startswith(beginning):
-                return unpack(data)
-        if data.startswith(_ZSTD):
-            return _zstd(file, data)
-    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
-        raise DataError(
-            f"`data.path` must be a complete file, but {named(str(file))} cannot be unpacked ({error}); copy or pack it again"
-        ) from None
-    return data
-
-
-def _zstd(file: Path, data: bytes) -> bytes:
+def _zstd(path: str, source: BinaryIO) -> Any:
     try:
         import pyarrow as pa
     except ImportError:
         raise DataError(
-            f'`data.path` of a file packed with zstd needs pyarrow, but it is not installed; pip install "runner[tables]" '
-            f"or unpack {named(str(file))}"
+            '`data.path` of a file packed with zstd needs pyarrow, which is not installed; pip install "runner[tables]", '
+            f"or unpack {named(path)}"
         ) from None
-    with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
-        unpacked: bytes = stream.read()
-    return unpacked
-
-
-def _refuse_large(file: Path, size: int) -> None:
-    value = f"got {named(str(file))} of {size / sizes.GIB:,.1f} GiB"
-    problem = sizes.unfit(size * MEMORY_FACTOR, "`data.path`", value, "use a smaller file")
-    if problem is not None:
-        raise DataError(problem)
+    return pa.CompressedInputStream(pa.PythonFile(source), "zstd")
 
 
 def _unreadable(path: str, fault: str) -> DataError:

@@ -1,18 +1,18 @@
 """The kind of a column, decided by all of its cells: numbers, dates, categories, or text that cannot be used.
 
-The first pass over a table reads every column as numbers. Columns with other cells are read again, as text.
+Every column of text is read as numbers first. Columns with other cells are read as text, a second time where that shows late.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 import numpy as np
 
-from runner.data.diagnostics import EXACT_INTEGER, shown
+from runner.data.diagnostics import EXACT_INTEGER, misspelled, named, shown
 from runner.data.texts import Texts
 
 MISSING = ("", "NA", "N/A", "n/a", "na", "<NA>", "#N/A", "NaN", "nan", "NAN", "null", "NULL", "Null", "None", "none", "nil", "-", "?", ".")  # fmt: skip
@@ -87,6 +87,14 @@ class Rules:
     """Columns of categories; None takes those whose cells are text."""
     missing_values: tuple[str, ...] = ()
     """Texts that stand for a missing value, besides the usual ones."""
+    numbers: tuple[str, ...] = ()
+    """Columns that must be numbers."""
+
+    def is_categorical(self, name: str) -> bool | None:
+        """Return whether a column is one of categories; None if its cells decide."""
+        if name in self.numbers:
+            return False
+        return None if self.categorical is None else name in self.categorical
 
     @property
     def markers(self) -> frozenset[str]:
@@ -95,87 +103,147 @@ class Rules:
 
 
 @dataclass
-class NumberPass:
-    """Reads one column as numbers, block after block."""
+class ColumnReader:
+    """Reads one column of cells of text, block after block.
+
+    Every cell is read as a number first. A column whose first block looks like text is read as text at once; where only
+    later blocks do, `again` says that all blocks are to be added a second time.
+    """
 
     name: str
-    decimal: str
+    categorical: bool | None
+    """Whether the cells are categories whatever they are; None decides by the cells."""
     numbers: int = 0
+    """Number of cells that spell a number, also one that float64 does not represent."""
     missing: int = 0
     bad: int = 0
-    """Number of cells that are neither numbers nor missing."""
-    first_missing: int | None = None
-    """Row, from 0, of the first missing value."""
+    """Number of cells that are neither usable numbers nor missing."""
     first_bad: list[tuple[int, str]] = field(default_factory=list)
-    """Row, from 0, and text of the first cells that are neither."""
+    """Row, from 0, and text of the first of these cells."""
     zeros_first: str | None = None
     """The first cell of digits that begins with a zero, as identifiers do."""
     _rows: int = 0
-    _blocks: list[np.ndarray] = field(default_factory=list)
+    _values: np.ndarray = field(default_factory=lambda: np.empty(0))
+    _codes: np.ndarray | None = None
+    """Places of the cells among the distinct texts, int32; None while the column is not read as text."""
+    _places: dict[str, int] = field(default_factory=dict)
+    _passed: bool = False
 
-    def add(self, texts: Texts) -> None:
+    def __post_init__(self) -> None:
+        self._codes = np.empty(0, np.int32) if self.categorical else None
+
+    def add(self, texts: Texts, decimal: str) -> None:
         """Read the cells of a block."""
-        values, missing = texts.numbers(self.decimal), texts.missing
-        bad = np.isnan(values) & ~missing
-        large = np.flatnonzero(np.abs(values) > EXACT_INTEGER)
-        bad[large] = [_rounded(texts.text(row)) for row in large.tolist()]
-        if missing.any():
-            self.first_missing = (
-                self._rows + int(missing.argmax()) if self.first_missing is None else self.first_missing
-            )
-        places = np.flatnonzero(bad)
-        for row in places[: MOST_PLACES - len(self.first_bad)].tolist():
-            self.first_bad.append((self._rows + row, texts.text(row)))
-        self.missing += int(missing.sum())
-        self.bad += len(places)
-        self.numbers += len(values) - len(places) - int(missing.sum())
-        self.zeros_first = self.zeros_first or texts.zeros_first()
-        self._rows += len(values)
-        self._blocks.append(values)
+        if not self.categorical and not self._passed:
+            first = not self._rows
+            self._add_numbers(texts, decimal)
+            if first and not self.numeric:
+                self._codes = np.empty(0, np.int32)
+        if self._codes is not None:
+            _extend(self._codes, texts.encode(self._places))
+
+    def again(self) -> bool:
+        """Return whether all blocks are needed a second time."""
+        needed = not self.numeric and self._codes is None
+        self._passed = True
+        if not self.numeric:
+            self._values = np.empty(0)
+        if needed:
+            self._codes = np.empty(0, np.int32)
+        return needed
 
     @property
     def numeric(self) -> bool:
-        """Whether the column is one of numbers: at least half of its cells that are not missing are."""
-        return self.numbers >= self.bad
+        """Whether the column is one of numbers: at least half of its cells that are not missing are, or it has to be."""
+        return self.categorical is False or (self.categorical is None and 2 * self.numbers >= self._rows - self.missing)
 
-    def column(self) -> Numbers:
-        """Return the column."""
-        return Numbers(self.name, np.concatenate([np.empty(0), *self._blocks]))
+    def column(self) -> Column | str:
+        """Return the column: numbers, dates or categories; or why it is none of them, as the end of a sentence."""
+        if self.numeric:
+            return Numbers(self.name, self._values)
+        assert self._codes is not None  # `again`
+        return _texts(self.name, self._codes, self._places, self.categorical is True)
 
+    def faults(self) -> list[tuple[int, str, int]]:
+        """Return row, from 0, and text of the first cells of a column of numbers that are none, and how many cells each is.
 
-@dataclass
-class TextPass:
-    """Reads one column as text, block after block."""
-
-    name: str
-    _blocks: list[np.ndarray] = field(default_factory=list)
-    _places: dict[str, int] = field(default_factory=dict)
-
-    def add(self, texts: Texts) -> None:
-        """Read the cells of a block."""
-        self._blocks.append(texts.encode(self._places))
-
-    def column(self, categorical: bool) -> Column | str:
-        """Return the column: dates, or categories; or why it is neither, as the end of a sentence.
-
-        `categorical` says that it is one of categories, whatever its cells are.
+        A column without any number is one fault.
         """
-        codes = np.concatenate([np.empty(0, np.int32), *self._blocks])
-        texts, present = list(self._places), int((codes >= 0).sum())
-        seconds = None if categorical or not texts else _seconds(texts)
+        if self.bad == self._rows > 1:
+            return [(*self.first_bad[0], self.bad)]
+        return [(row, text, 1) for row, text in self.first_bad]
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what the user should know of the column."""
+        if self.numeric and self.zeros_first:
+            yield (
+                f"`data.features`: {shown(self.name)} has values such as {shown(self.zeros_first)}, whose zero in front is lost; "
+                "add it to `data.categorical` or `data.drop` if they are identifiers"
+            )
+
+    def _add_numbers(self, texts: Texts, decimal: str) -> None:
+        values, missing = texts.numbers(decimal), texts.missing
+        bad = np.isnan(values) & ~missing
+        spelled = len(values) - int(bad.sum()) - int(missing.sum())
+        large = np.flatnonzero(np.abs(values) > EXACT_INTEGER)
+        bad[large] = [_rounded(texts.text(row)) for row in large.tolist()]
+        places = np.flatnonzero(bad)
+        for row in places[: MOST_PLACES - len(self.first_bad)].tolist():
+            self.first_bad.append((self._rows + row, texts.text(row)))
+        if self.zeros_first is None and (values == np.trunc(values)).any():
+            self.zeros_first = texts.zeros_first()
+        self.numbers += spelled
+        self.missing += int(missing.sum())
+        self.bad += len(places)
+        self._rows += len(values)
+        _extend(self._values, values)
+
+
+def _extend(array: np.ndarray, more: np.ndarray) -> None:
+    """Append to an array in place: blocks that are kept until they are joined would take their memory twice."""
+    size = len(array)
+    array.resize(size + len(more), refcheck=False)
+    array[size:] = more
+
+
+def unusable(path: str, columns: Mapping[str, Column | str]) -> list[str]:
+    """Return the messages for the columns that cannot be used."""
+    return [
+        f"`data.features`: column {shown(name)} of {named(path)} {column}"
+        for name, column in columns.items()
+        if isinstance(column, str)
+    ]
+
+
+def usable(columns: Mapping[str, Column | str]) -> dict[str, Column]:
+    """Return the columns that can be used."""
+    return {name: column for name, column in columns.items() if not isinstance(column, str)}
+
+
+def _texts(name: str, codes: np.ndarray, places: Mapping[str, int], chosen: bool) -> Column | str:
+    """Return a column of texts: dates, or categories; or why it is neither, as the end of a sentence.
+
+    `codes` are the places of the cells among the distinct texts. `chosen` says that the texts are categories in any case.
+    """
+    texts, present = list(places), int((codes >= 0).sum())
+    if not chosen:
+        seconds = _seconds(texts)
         if isinstance(seconds, str):
             return seconds
         if seconds is not None:
-            return Numbers(self.name, np.array([*seconds, np.nan])[codes], "date")
-        if not categorical and len(texts) > max(FREE_TEXT_VALUES, present / 2):
+            return Numbers(name, np.array([*seconds, np.nan])[codes], "date")
+        wrong = [text for text in texts if misspelled(text)]
+        if wrong and 2 * len(wrong) >= len(texts):
+            return f"has {shown(wrong[0])}, {misspelled(wrong[0])}, or add the column to `data.drop`"
+        if len(texts) > max(FREE_TEXT_VALUES, present / 2):
             return (
                 f"has {len(texts):,} distinct values in {present:,} rows, as free text has; add it to `data.drop`, or to "
                 "`data.categorical` if they are categories"
             )
-        order = sorted(range(len(texts)), key=texts.__getitem__)
-        places = np.full(len(texts) + 1, -1, np.int32)
-        places[order] = np.arange(len(texts), dtype=np.int32)
-        return Categories(self.name, places[codes], tuple(texts[place] for place in order))
+    order = sorted(range(len(texts)), key=texts.__getitem__)
+    ranks = np.full(len(texts) + 1, -1, np.int32)
+    ranks[order] = np.arange(len(texts), dtype=np.int32)
+    return Categories(name, ranks[codes], tuple(texts[place] for place in order))
 
 
 def _rounded(text: str) -> bool:
@@ -184,24 +252,32 @@ def _rounded(text: str) -> bool:
     return digits.isdigit() and int(digits) > EXACT_INTEGER
 
 
-def _seconds(texts: Iterable[str]) -> list[float] | str | None:
-    """Return the seconds since 1970 of texts that are all dates, as UTC where they name no time zone.
+def _seconds(texts: Sequence[str]) -> list[float] | str | None:
+    """Return the seconds since 1970 of dates, as UTC where they name no time zone.
 
-    None if one of them is no date, and the end of a sentence if one is a date that does not exist. Year-first and dotted
-    day-first dates are known; with slashes, day and month could be told apart only by chance.
+    None if most texts are no dates, and the end of a sentence if another one is none, or a date that does not exist.
+    Year-first and dotted day-first dates are known; with slashes, day and month could be told apart only by chance.
     """
+    dates = [_iso_date(text) for text in texts]
+    if 2 * sum(date is not None for date in dates) <= len(texts):
+        return None
     seconds: list[float] = []
-    for text in texts:
-        if match := _DAY_FIRST.fullmatch(text):
-            day, month, year, time = match.groups()
-            rest = f"T{time}" if time else ""
-        elif match := _YEAR_FIRST.fullmatch(text):
-            year, month, day, rest = match.groups()
-        else:
-            return None
+    for text, date in zip(texts, dates, strict=True):
         try:
-            date = datetime.fromisoformat(f"{year}-{month:0>2}-{day:0>2}{rest}")
+            moment = datetime.fromisoformat(date or "none")
         except ValueError:
-            return f"has dates, but {shown(text)} is none; correct it, or add the column to `data.drop`"
-        seconds.append((date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp())
+            return f"has dates, but {shown(text)} is none; correct it, or list it in `data.missing_values`"
+        seconds.append((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp())
     return seconds
+
+
+def _iso_date(text: str) -> str | None:
+    """Return what has the form of a date as ISO 8601 writes it, or None."""
+    if match := _DAY_FIRST.fullmatch(text):
+        day, month, year, time = match.groups()
+        rest = f"T{time}" if time else ""
+    elif match := _YEAR_FIRST.fullmatch(text):
+        year, month, day, rest = match.groups()
+    else:
+        return None
+    return f"{year}-{month:0>2}-{day:0>2}{rest}"

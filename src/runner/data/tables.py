@@ -7,7 +7,6 @@ a year later. The data are public; the values are the ones in scikit-learn (BSD-
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,9 @@ ARROW_SUFFIXES = (".parquet", ".feather", ".arrow", ".ipc")
 PLACES = 5
 """Number of rows or names that a message lists."""
 
+COMPARED_ROWS = 1000
+"""Number of rows by which columns that may be equal are found."""
+
 NUMBERED_ROWS = 50
 """Number of rows from which a column of consecutive integers is taken for a numbering of the rows."""
 
@@ -50,7 +52,7 @@ class Table:
     rows: np.ndarray
     """Number of each row in the source, from 0, int64 [rows]."""
     sha256: str
-    """SHA-256 of the bytes of all files; empty for synthetic data."""
+    """SHA-256 of the bytes of all files, unpacked; empty for synthetic data."""
     notes: tuple[str, ...]
     """How the source was read where that is not obvious, as phrases."""
     warnings: tuple[str, ...]
@@ -115,8 +117,7 @@ def from_diabetes(config: c.Diabetes, seed: int) -> Table:
 
 def read_text(path: str, columns: Columns, form: Form) -> Table:
     """Return columns of text files. Raises `DataError` with every problem found; line numbers count from 1."""
-    contents = {str(file): files.contents(file) for file in files.find(path, TEXT_SUFFIXES)}
-    return _table(TextSource(path, contents, form), columns)
+    return _table(TextSource(path, files.find(path, TEXT_SUFFIXES), form), columns)
 
 
 def read_arrow(path: str, columns: Columns) -> Table:
@@ -124,15 +125,13 @@ def read_arrow(path: str, columns: Columns) -> Table:
 
     Raises `DataError` with every problem found, its row numbers counted from 1, or if pyarrow is not installed.
     """
-    contents = {str(file): files.contents(file) for file in files.find(path, ARROW_SUFFIXES)}
-    return _table(ArrowSource(path, contents), columns)
+    return _table(ArrowSource(path, files.find(path, ARROW_SUFFIXES)), columns)
 
 
 def read_diabetes() -> Table:
     """Return the shipped diabetes data: 442 rows, ten features, target `progression`."""
-    name = "diabetes.csv"
-    data = resources.files("runner.data").joinpath(name).read_bytes()
-    return _table(TextSource(name, {name: data}, Form()), Columns("progression"))
+    with resources.as_file(resources.files("runner.data").joinpath("diabetes.csv")) as path:
+        return read_text(str(path), Columns("progression"), Form())
 
 
 class Source(Protocol):
@@ -143,8 +142,8 @@ class Source(Protocol):
         """What `data.path` says."""
 
     @property
-    def contents(self) -> Mapping[str, bytes]:
-        """Bytes of each file."""
+    def sha256(self) -> str:
+        """SHA-256 of the bytes of all files, unpacked."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -161,17 +160,18 @@ class Source(Protocol):
     def read(self, names: Sequence[str], rules: Rules) -> Mapping[str, Column]:
         """Return these columns, all of the same length. Raises `DataError` for cells that cannot be used."""
 
-    def place(self, row: int) -> str:
-        """Return where a row, from 0, stands, such as "line 3"."""
+    def places(self, rows: Sequence[int]) -> list[str]:
+        """Return where some rows, from 0 and in ascending order, stand, such as "line 3"."""
 
 
 def _table(source: Source, columns: Columns) -> Table:
     """Return the table of a source."""
     wanted, problems = _select_columns(source, columns)
     raise_problems(source.path, problems, (), "")
-    read = source.read(wanted, Rules(columns.categorical, columns.missing_values))
-    _refuse_text(columns, read)
+    read = source.read(wanted, Rules(columns.categorical, columns.missing_values, tuple(columns.roles)))
     rows = _kept(source, columns, read)
+    if len(next(iter(read.values())).missing if rows is None else rows) < 2:
+        raise DataError(f"`data.path` must have at least two rows, got 1 in {named(source.path)}; add rows")
     if rows is not None:
         read = {name: column.take(rows) for name, column in read.items()}
     features = tuple(read[name] for name in wanted if name not in columns.roles)
@@ -182,7 +182,7 @@ def _table(source: Source, columns: Columns) -> Table:
         sigma=None if columns.sigma is None else _numbers(read[columns.sigma]).values,
         weight=None if columns.weight is None else _numbers(read[columns.weight]).values,
         rows=np.arange(len(target.values)) if rows is None else rows,
-        sha256=hashlib.sha256(b"".join(source.contents.values())).hexdigest(),
+        sha256=source.sha256,
         notes=(*source.notes, *_notes(features)),
         warnings=(*source.warnings, *_dropped(read, rows), *_warnings(features, target)),
     )
@@ -236,17 +236,6 @@ def _select_columns(source: Source, columns: Columns) -> tuple[list[str], list[P
     return ([], problems) if problems else ([*chosen, *roles], [])
 
 
-def _refuse_text(columns: Columns, read: Mapping[str, Column]) -> None:
-    """Raise `DataError` for columns that are used as numbers and hold text."""
-    problems = [
-        f"`{key}` must be a column of numbers, but {shown(name)} has text such as {shown(column.values[0])}; name another column"
-        for name, key in columns.roles.items()
-        if isinstance(column := read[name], Categories)
-    ]
-    if problems:
-        raise DataError(problems)
-
-
 def _kept(source: Source, columns: Columns, read: Mapping[str, Column]) -> np.ndarray | None:
     """Return the rows in which nothing is missing that must not be, or None for all of them.
 
@@ -269,7 +258,7 @@ def _kept(source: Source, columns: Columns, read: Mapping[str, Column]) -> np.nd
 
 
 def _missing(source: Source, columns: Columns, name: str, mask: np.ndarray) -> str:
-    places = [source.place(row) for row in np.flatnonzero(mask)[:PLACES].tolist()]
+    places = source.places(np.flatnonzero(mask)[:PLACES].tolist())
     count, more = int(mask.sum()), f" and {int(mask.sum()) - PLACES:,} more" if mask.sum() > PLACES else ""
     remedy = "data.missing=drop" if name in columns.roles else "data.missing=drop or data.missing=mean"
     return (
@@ -279,7 +268,7 @@ def _missing(source: Source, columns: Columns, name: str, mask: np.ndarray) -> s
 
 
 def _numbers(column: Column) -> Numbers:
-    assert isinstance(column, Numbers)  # `_refuse_text`
+    assert isinstance(column, Numbers)  # `Rules.numbers`
     return column
 
 
@@ -302,6 +291,8 @@ def _warnings(features: Sequence[Column], target: Numbers) -> Iterator[str]:
     rows = len(target.values)
     if constant := [column.name for column in features if _is_constant(column)]:
         yield f"`data.features`: every row has the same value in {listed(constant)}, which explains nothing"
+    if equal := _equal_columns(features):
+        yield f"`data.features`: {' and '.join(map(listed, equal[:PLACES]))} are equal in every row; add all but one to `data.drop`"
     if np.all(target.values == target.values[0]):
         yield f"`data.target`: {shown(target.name)} is {float(target.values[0])!r} in every row, so r2 is undefined"
     if rows < len(features) + 1:
@@ -314,6 +305,21 @@ def _warnings(features: Sequence[Column], target: Numbers) -> Iterator[str]:
 def _is_constant(column: Column) -> bool:
     values = column.values if isinstance(column, Numbers) else column.codes
     return bool(np.all(values == values[0]))
+
+
+def _equal_columns(features: Sequence[Column]) -> list[list[str]]:
+    """Return the names of the columns of numbers that are equal in every row, group by group."""
+    alike: dict[bytes, list[list[Numbers]]] = {}
+    for column in features:
+        if isinstance(column, Numbers) and not _is_constant(column):
+            groups = alike.setdefault(column.values[:COMPARED_ROWS].tobytes(), [])
+            own = next((group for group in groups if np.array_equal(group[0].values, column.values, True)), None)
+            if own is None:
+                groups.append([column])
+            else:
+                own.append(column)
+    groups = [group for found in alike.values() for group in found]
+    return [[column.name for column in group] for group in groups if len(group) > 1]
 
 
 def _is_numbering(column: Numbers) -> bool:

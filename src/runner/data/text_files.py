@@ -1,31 +1,29 @@
-"""Tables of text: the form is detected, every column is read as numbers, and columns of other cells again as text."""
+"""Tables of text: the form is detected, and every column becomes what its cells are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from runner.data.cells import Cells
-from runner.data.diagnostics import (
-    Fault,
-    listed,
-    named,
-    raise_problems,
-    refuse_odd_header,
-    refuse_other_formats,
-    shown,
-)
-from runner.data.dialect import Form, as_utf8, detect
-from runner.data.kinds import Column, NumberPass, Rules, TextPass
+from runner.data.diagnostics import Fault, listed, named, raise_problems, refuse_odd_header, refuse_other_formats
+from runner.data.dialect import Form, detect
+from runner.data.files import File
+from runner.data.kinds import Column, ColumnReader, Rules, unusable, usable
+from runner.data.text import examine
 from runner.errors import DataError
 
 
 class TextSource:
     """Text files that together are one table; all have the same columns."""
 
-    def __init__(self, path: str, contents: Mapping[str, bytes], form: Form) -> None:
-        self.path, self.contents = path, contents
+    def __init__(self, path: str, files: Sequence[File], form: Form) -> None:
+        self.path = path
         self.warnings: list[str] = []
-        opened = [_opened(file, data, form) for file, data in contents.items()]
+        digest = hashlib.sha256()
+        opened = [_opened(file, form, digest) for file in files]
+        self.sha256 = digest.hexdigest()
         self._files = [cells for cells, _ in opened]
         self.names, self.notes = opened[0][1], list(self._files[0].dialect.notes)
         for cells, names in opened[1:]:
@@ -41,91 +39,77 @@ class TextSource:
 
     def read(self, names: Sequence[str], rules: Rules) -> Mapping[str, Column]:
         """Return these columns. Raises `DataError` for cells and rows that cannot be used."""
-        decimal = self._files[0].dialect.decimal
-        categorical = set(rules.categorical or ())
-        numbers = {name: NumberPass(name, decimal) for name in names if name not in categorical}
-        self._pass(numbers, rules)
-        numeric = {name for name, column in numbers.items() if column.numeric or rules.categorical is not None}
-        self._refuse([numbers[name] for name in names if name in numeric])
-        texts = {name: TextPass(name) for name in names if name not in numeric}
-        if texts:
-            self._pass(texts, rules)
-        self.warnings += [
-            f"`data.features`: {shown(name)} has values such as {shown(zeros)}, whose zero in front is lost; add it to "
-            "`data.categorical` or `data.drop` if they are identifiers"
-            for name in names
-            if name in numeric and (zeros := numbers[name].zeros_first)
+        readers = [ColumnReader(name, rules.is_categorical(name)) for name in names]
+        self._pass(readers, rules)
+        again = [reader for reader in readers if reader.again()]
+        if again:
+            self._pass(again, rules)
+        for cells in self._files:
+            cells.text.file.require_unchanged()
+        columns = {reader.name: reader.column() for reader in readers}
+        self._refuse(unusable(self.path, columns), [reader for reader in readers if reader.numeric])
+        self.warnings += [warning for reader in readers for warning in reader.warnings()]
+        return usable(columns)
+
+    def places(self, rows: Sequence[int]) -> list[str]:
+        """Return the lines where some rows, from 0 and in ascending order, end, and their files where there are several."""
+        several = len(self._files) > 1
+        return [
+            f"line {line} of {named(cells.path)}" if several else f"line {line}"
+            for cells, own in self._by_file(rows)
+            for line in cells.lines(own, len(self.names))
         ]
-        return self._columns(names, numbers, texts, categorical)
 
-    def place(self, row: int) -> str:
-        """Return the line where a row, from 0, ends, and its file where there are several."""
-        for cells, rows in zip(self._files, self._rows, strict=True):
-            if row < rows:
-                line = f"line {cells.line(row, len(self.names))}"
-                return line if len(self._files) == 1 else f"{line} of {named(cells.path)}"
-            row -= rows
-        raise IndexError(row)
+    def _by_file(self, rows: Sequence[int]) -> Iterator[tuple[Cells, list[int]]]:
+        """Yield each file with those of some rows that are its own, counted from its first one."""
+        first = 0
+        for cells, count in zip(self._files, self._rows, strict=True):
+            yield cells, [row - first for row in rows if first <= row < first + count]
+            first += count
 
-    def _pass(self, columns: Mapping[str, NumberPass] | Mapping[str, TextPass], rules: Rules) -> None:
+    def _pass(self, readers: Sequence[ColumnReader], rules: Rules) -> None:
         """Give all cells of all files to the readers of some columns."""
-        positions = {name: place for place, name in enumerate(self.names)}
+        places = {name: place for place, name in enumerate(self.names)}
+        wanted = [places[reader.name] for reader in readers]
         self._rows = []
         for cells in self._files:
             rows = 0
-            for block in cells.blocks(len(self.names), rules.markers):
-                for name, column in columns.items():
-                    column.add(block[positions[name]])
+            for block in cells.blocks(len(self.names), wanted, rules.markers):
+                for reader, texts in zip(readers, block, strict=True):
+                    reader.add(texts, cells.dialect.decimal)
                 rows += len(block[0])
             self._rows.append(rows)
 
-    def _refuse(self, columns: Sequence[NumberPass]) -> None:
-        """Raise `DataError` for rows of the wrong length, for a table without rows, and for cells of these columns."""
-        if not sum(self._rows) + sum(len(cells.faults) for cells in self._files):
+    def _refuse(self, problems: Sequence[str], readers: Sequence[ColumnReader]) -> None:
+        """Raise `DataError` for problems, rows of the wrong length, a table without rows, and cells of columns of numbers."""
+        if not sum(self._rows) + sum(cells.faulty for cells in self._files):
             raise DataError(f"`data.path` must have rows, got a header and 0 rows in {named(self.path)}; add rows")
         first = 0
-        for cells, rows in zip(self._files, self._rows, strict=True):
-            faults = list(cells.faults)
-            more = 0
-            for column in columns:
-                bad = [(row - first, text) for row, text in column.first_bad if first <= row < first + rows]
-                faults += [Fault(cells.line(row, len(self.names)), column.name, text) for row, text in bad]
-                more += column.bad - len(column.first_bad) if bad else 0
-            raise_problems(cells.path, (), faults, "line", more)
-            first += rows
-
-    def _columns(
-        self,
-        names: Sequence[str],
-        numbers: Mapping[str, NumberPass],
-        texts: Mapping[str, TextPass],
-        categorical: set[str],
-    ) -> dict[str, Column]:
-        read = {
-            name: texts[name].column(name in categorical) if name in texts else numbers[name].column() for name in names
-        }
-        raise_problems(
-            self.path,
-            [
-                f"`data.features`: column {shown(name)} of {named(self.path)} {column}"
-                for name, column in read.items()
-                if isinstance(column, str)
-            ],
-            (),
-            "",
-        )
-        return {name: column for name, column in read.items() if not isinstance(column, str)}
+        for cells, count in zip(self._files, self._rows, strict=True):
+            own = [
+                (row - first, reader.name, text, values)
+                for reader in readers
+                for row, text, values in reader.faults()
+                if first <= row < first + count
+            ]
+            rows = sorted({row for row, _, _, _ in own})
+            lines = dict(zip(rows, cells.lines(rows, len(self.names)), strict=True))
+            faults = cells.faults + [Fault(lines[row], name, text, values) for row, name, text, values in own]
+            more = cells.faulty - len(cells.faults)
+            more += sum(reader.bad - len(reader.first_bad) for reader in readers if len(reader.faults()) > 1)
+            raise_problems(cells.path, problems, faults, "line", more if faults else 0)
+            first += count
 
 
-def _opened(path: str, data: bytes, form: Form) -> tuple[Cells, list[str]]:
-    """Return the cells of a text and the names of its columns."""
-    refuse_other_formats(path, data[:16])
-    text, notes = as_utf8(path, data, form.encoding)
-    dialect = detect(text, form)
-    cells = Cells(path, text, dialect)
+def _opened(file: File, form: Form, digest: Any) -> tuple[Cells, list[str]]:
+    """Return the cells of a text and the names of its columns. The bytes of the file are added to the digest."""
+    refuse_other_formats(file.path, next(file.chunks(), b"")[:16])
+    text = examine(file, form.encoding, digest)
+    cells = Cells(text, detect(text, form))
     header = next((record for _, record in cells.records()), None)
     if header is None:
-        raise DataError(f"`data.path` must have a header and rows, but {named(path)} is empty; use another file")
-    refuse_odd_header(path, header)
-    names = [name.strip() for name in header] if dialect.header else [f"column_{i + 1}" for i in range(len(header))]
-    return Cells(path, text, dialect.noting(notes)), names
+        raise DataError(f"`data.path` must have a header and rows, but {named(file.path)} is empty; use another file")
+    refuse_odd_header(file.path, header, cells.dialect.delimiter)
+    if not cells.dialect.header:
+        return cells, [f"column_{i + 1}" for i in range(len(header))]
+    return cells, [name.strip() for name in [header[0].removeprefix(cells.dialect.header_sign), *header[1:]]]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runner.data.diagnostics import NUMBER
+from runner.data.diagnostics import NUMBERS
 
 _ZEROS_FIRST = re.compile(r"0[0-9]+")
 
@@ -61,10 +61,13 @@ class PlainTexts:
         return self._texts[row]
 
     def numbers(self, decimal: str) -> np.ndarray:
-        """Return the numbers, as `NUMBER` spells them."""
-        texts = self._texts if decimal == "." else [text.replace(decimal, ".") for text in self._texts]
-        cells = (float(text) if NUMBER.fullmatch(text) and text not in self.markers else np.nan for text in texts)
-        values = np.fromiter(cells, np.float64, len(texts))
+        """Return the numbers, as `NUMBERS` spells them."""
+        number = NUMBERS[decimal].fullmatch
+        cells = (
+            float(text.replace(decimal, ".")) if number(text) and text not in self.markers else np.nan
+            for text in self._texts
+        )
+        values = np.fromiter(cells, np.float64, len(self._texts))
         return np.where(np.isinf(values), np.nan, values)
 
     def zeros_first(self) -> str | None:
@@ -79,58 +82,82 @@ class PlainTexts:
 
 @dataclass
 class ArrowTexts:
-    """Cells as an array of pyarrow; ten times as fast."""
+    """Cells as an array of pyarrow, where a null is a missing value; ten times as fast."""
 
     cells: Any
     markers: frozenset[str]
 
-    def __post_init__(self) -> None:
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    @cached_property
+    def _distinct(self) -> tuple[np.ndarray, Any]:
+        """Number of each cell [rows] among the distinct ones, and these without blanks around them; a null is the last."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        texts = pc.utf8_trim(self.cells, " \t")
-        self._present = pc.if_else(pc.is_in(texts, value_set=pa.array(sorted(self.markers))), None, texts)
-        self._texts = texts
+        encoded = self.cells.dictionary_encode()
+        texts = pc.utf8_trim(encoded.dictionary, " \t")
+        places = encoded.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
+        return places, pa.concat_arrays([texts, pa.nulls(1, texts.type)])
 
-    def __len__(self) -> int:
-        return len(self._texts)
+    @cached_property
+    def _present(self) -> Any:
+        """The distinct cells; null for those that stand for a missing value."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        texts = self._distinct[1]
+        return pc.if_else(pc.is_in(texts, value_set=pa.array(sorted(self.markers), texts.type)), None, texts)
+
+    @cached_property
+    def _plain(self) -> np.ndarray | None:
+        """The cells as float64 [rows], if all are finite numbers with a decimal point, and no marker is a number."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if any(NUMBERS["."].fullmatch(marker) for marker in self.markers):
+            return None
+        try:  # of other spellings than `NUMBERS` it accepts only those of infinity and nan
+            values: np.ndarray = pc.cast(self.cells, pa.float64()).to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid:
+            return None
+        return values if np.isfinite(values).all() else None
 
     @cached_property
     def missing(self) -> np.ndarray:
         """Mask [rows] of the cells that are one of the markers."""
-        mask: np.ndarray = self._present.is_null().to_numpy(zero_copy_only=False)
+        if self._plain is not None:  # no usual marker is one of its spellings
+            return np.zeros(len(self), bool)
+        mask: np.ndarray = self._present.is_null().to_numpy(zero_copy_only=False)[self._distinct[0]]
         return mask
 
     def text(self, row: int) -> str:
         """Return a cell."""
-        text: str = self._texts[row].as_py()
-        return text
+        return str(self.cells[row].as_py() or "").strip(" \t")
 
     def numbers(self, decimal: str) -> np.ndarray:
-        """Return the numbers, as `NUMBER` spells them."""
+        """Return the numbers, as `NUMBERS` spells them."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        texts = self._present if decimal == "." else pc.replace_substring(self._present, decimal, ".")
-        try:  # of other spellings than `NUMBER` it accepts only those of infinity and nan
-            found = pc.cast(texts, pa.float64())
-        except pa.ArrowInvalid:
-            found = pc.cast(
-                pc.if_else(pc.match_substring_regex(texts, f"^(?:{NUMBER.pattern})$"), texts, None), pa.float64()
-            )
-        values: np.ndarray = found.to_numpy(zero_copy_only=False)
+        if decimal == "." and self._plain is not None:
+            return self._plain
+        matching = pc.match_substring_regex(self._present, f"^(?:{NUMBERS[decimal].pattern})$")
+        texts = pc.replace_substring(pc.if_else(matching, self._present, None), decimal, ".")
+        values = pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)[self._distinct[0]]
         return np.where(np.isinf(values), np.nan, values)
 
     def zeros_first(self) -> str | None:
         """Return the first cell of digits that begins with a zero."""
         import pyarrow.compute as pc
 
-        row = pc.index(pc.match_substring_regex(self._texts, "^0[0-9]+$"), True).as_py()
+        row = pc.index(pc.match_substring_regex(self.cells, "^[ \t]*0[0-9]+[ \t]*$"), True).as_py()
         return None if row < 0 else self.text(row)
 
     def encode(self, places: dict[str, int]) -> np.ndarray:
         """Return the place of each cell."""
-        encoded = self._present.dictionary_encode()
-        table = [*(places.setdefault(text, len(places)) for text in encoded.dictionary.to_pylist()), -1]
-        codes: np.ndarray = np.array(table, np.int32)[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+        texts = self._present.to_pylist()
+        table = [-1 if text is None else places.setdefault(text, len(places)) for text in texts]
+        codes: np.ndarray = np.array(table, np.int32)[self._distinct[0]]
         return codes
