@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -146,23 +147,33 @@ def _opened(file: File) -> tuple[Any, int, Callable[[str], Any]]:
     import pyarrow.feather
     import pyarrow.parquet
 
-    try:
-        if _is_arrow(file):
+    with _complete(file):
+        if next(file.chunks(), b"").startswith(b"ARROW1"):
             with pa.memory_map(file.path) as source:
                 table = pyarrow.feather.read_table(source)  # nothing is copied before a column is asked for
             return table.schema, table.num_rows, table.column
         parquet = pyarrow.parquet.ParquetFile(file.path)
-        # Of nested columns more than one may begin with the name.
-        return parquet.schema_arrow, parquet.metadata.num_rows, lambda name: parquet.read([name], use_threads=False).column(name)  # fmt: skip
+
+    def read(name: str) -> Any:
+        with _complete(file):  # of nested columns more than one may begin with the name
+            return parquet.read([name], use_threads=False).column(name)
+
+    return parquet.schema_arrow, parquet.metadata.num_rows, read
+
+
+@contextmanager
+def _complete(file: File) -> Iterator[None]:
+    """Raise `DataError` if a file cannot be read."""
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
         raise DataError(
-            f"`data.path` must be a complete Parquet, Feather or Arrow file, but {named(file.path)} cannot be read "
-            f"({_reason(error)}); use data=csv for text"
+            f"`data.path` must be a complete Parquet, Feather or Arrow file, but {named(file.path)} cannot be read ({reason}); "
+            "use data=csv for text"
         ) from None
-
-
-def _is_arrow(file: File) -> bool:
-    return next(file.chunks(), b"").startswith((b"ARROW1", b"FEA1"))
 
 
 def _sha256(files: Sequence[File]) -> str:
@@ -170,7 +181,3 @@ def _sha256(files: Sequence[File]) -> str:
     for chunk in (chunk for file in files for chunk in file.chunks()):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _reason(error: BaseException) -> str:
-    return str(error).partition("\n")[0].rstrip(".")

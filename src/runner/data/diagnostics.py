@@ -35,7 +35,7 @@ _MISSPELLED = tuple(
             "a date; write all cells as 2024-01-31, or all as numbers",
         ),
         (r"[+-]?[0-9.,]*,[0-9.,e+-]*", "a number with a comma; write 1000 for a thousand and 0.5 for a half"),
-        (r"[+-]?[0-9_]+(\.[0-9_]*)?", "a number with underscores; remove them"),
+        (r"[+-]?[0-9]+(_[0-9]+)+(\.[0-9_]*)?", "a number with underscores; remove them"),
     )
 )
 _OTHER_TEXTS = (
@@ -45,7 +45,7 @@ _OTHER_TEXTS = (
 _OTHER_FORMATS = (  # file name suffixes, first bytes, description with remedy
     ((".xlsx", ".xlsm", ".xls", ".ods"), (b"\xd0\xcf\x11\xe0",), "is a spreadsheet; save its sheet as CSV"),
     ((".parquet",), (b"PAR1\x15",), "is a Parquet file; read it with data=parquet"),
-    ((".feather", ".arrow", ".ipc"), (b"ARROW1", b"FEA1"), "is an Arrow file; read it with data=parquet"),
+    ((".feather", ".arrow", ".ipc"), (b"ARROW1",), "is an Arrow file; read it with data=parquet"),
     (
         (".zip", ".7z", ".rar"),
         (b"PK\x03\x04", b"7z\xbc\xaf", b"Rar!"),

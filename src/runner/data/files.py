@@ -20,7 +20,7 @@ from runner.errors import DataError
 CHUNK_BYTES = 2**20
 """Bytes that are read at once."""
 
-_PACKED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}  # fmt: skip
+_PACKED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # fmt: skip
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _WILD = "*?["
 
@@ -54,13 +54,14 @@ class File:
             source = open(self.path, "rb")  # noqa: SIM115 - the caller closes it
         except OSError as error:
             raise _unreadable(self.path, f"cannot be read ({error.strerror})") from None
-        beginning = source.peek(6)
-        for sign, unpack in _PACKED.items():
-            if beginning.startswith(sign):
-                return cast("BinaryIO", io.BufferedReader(_Owner(unpack(source), source), CHUNK_BYTES))
-        if beginning.startswith(_ZSTD):
-            return cast("BinaryIO", io.BufferedReader(_Owner(_zstd(self.path, source), source), CHUNK_BYTES))
-        return source
+        try:
+            unpacked = _unpacked(self.path, source)
+        except DataError:
+            source.close()
+            raise
+        if unpacked is None:
+            return source
+        return cast("BinaryIO", io.BufferedReader(_Owner(unpacked, source), CHUNK_BYTES))
 
     def chunks(self) -> Iterator[bytes]:
         """Yield all unpacked bytes. Raises `DataError` if they cannot be read or unpacked."""
@@ -117,9 +118,10 @@ def find(path: str, suffixes: tuple[str, ...]) -> list[File]:
         if file.is_dir():
             files = sorted(entry for entry in file.iterdir() if entry.name.lower().endswith(suffixes))
             if not files:
+                *others, last = [suffix for suffix in suffixes if suffix.count(".") == 1]
                 raise DataError(
                     f"`data.path` must be a file or a folder of files, but {named(path)} has none that ends with "
-                    f"{', '.join(suffixes[:-1])} or {suffixes[-1]}; give the path of a file"
+                    f"{', '.join(others)} or {last}; give the path of a file"
                 )
         elif not file.exists() and any(sign in path for sign in _WILD):
             files = sorted(Path(name) for name in glob.glob(path))
@@ -139,6 +141,14 @@ def find(path: str, suffixes: tuple[str, ...]) -> list[File]:
             f"`data.path` must match regular files, but {listed([str(entry) for entry in bad])} is none; correct the pattern"
         )
     raise _unreadable(path, "is not a regular file" if file.exists() else "does not exist")
+
+
+def _unpacked(path: str, source: io.BufferedReader) -> Any:
+    """Return the stream of unpacked bytes, or None if the first ones do not say that the file is packed."""
+    beginning = source.peek(len(_ZSTD))
+    if beginning.startswith(_ZSTD):
+        return _zstd(path, source)
+    return next((unpack(source) for sign, unpack in _PACKED.items() if beginning.startswith(sign)), None)
 
 
 def _zstd(path: str, source: BinaryIO) -> Any:

@@ -185,7 +185,7 @@ class ColumnReader:
         values, missing = texts.numbers(decimal), texts.missing
         bad = np.isnan(values) & ~missing
         spelled = len(values) - int(bad.sum()) - int(missing.sum())
-        large = np.flatnonzero(np.abs(values) > EXACT_INTEGER)
+        large = np.flatnonzero(np.abs(values) >= EXACT_INTEGER)  # one beyond may be rounded to it
         bad[large] = [_rounded(texts.text(row)) for row in large.tolist()]
         places = np.flatnonzero(bad)
         for row in places[: MOST_PLACES - len(self.first_bad)].tolist():

@@ -262,7 +262,7 @@ def _missing(source: Source, columns: Columns, name: str, mask: np.ndarray) -> s
     count, more = int(mask.sum()), f" and {int(mask.sum()) - PLACES:,} more" if mask.sum() > PLACES else ""
     remedy = "data.missing=drop" if name in columns.roles else "data.missing=drop or data.missing=mean"
     return (
-        f"`data.missing`: column {shown(name)} of {named(source.path)} has {count:,} missing values ({count / len(mask):.1%}), in "
+        f"`data.missing`: column {shown(name)} of {named(source.path)} has {count:,} missing value{'' if count == 1 else 's'} ({count / len(mask):.1%}), in "
         f"{', '.join(places)}{more}; use {remedy}"
     )
 

@@ -33,8 +33,9 @@ def _build(config: Any, seed: int = 0, dtype: torch.dtype = torch.float64, **cha
 
 def _csv(path: Path, text: str, **changes: Any) -> c.Csv:
     path.joinpath("f.csv").write_text(text)
-    unweighted = {"sigma": None, "sigma_kind": "relative", "weight": None}
-    options: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **unweighted, **changes}
+    detected = dict.fromkeys(("delimiter", "decimal", "encoding", "comment", "header"))
+    table = {"sigma": None, "sigma_kind": "relative", "weight": None, "drop": (), "categorical": "auto", "missing": "error", "missing_values": (), "skip_rows": 0, **detected}  # fmt: skip
+    options: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **table, **changes}
     return c.Csv(name="csv", path=str(path / "f.csv"), target="y", features=None, **options)
 
 
@@ -170,7 +171,7 @@ def test_the_offset_is_removed_in_float64_before_the_cast(tmp_path: Path) -> Non
     ):
         _build(config, dtype=torch.float32)
     dataset = _build(config, dtype=torch.float32, standardize=True)
-    steps = dataset.parts["train"].features[:, 0].diff()
+    steps = dataset.parts["train"].all.numbers[:, 0].diff()
     # Evenly spaced again, up to the rounding of numbers near 1 to 24 bits.
     expected = torch.full_like(steps, 0.25 / statistics.stdev(times))
     torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)

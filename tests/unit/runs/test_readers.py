@@ -18,7 +18,8 @@ from runner.config import expression
 from runner.config.compose import compose
 from runner.config.documents import check_yaml, parse_json
 from runner.config.files import make_folder, open_to_append, open_to_change, open_to_read, read_bytes
-from runner.data.tables import Columns, read_csv
+from runner.data.dialect import Form
+from runner.data.tables import Columns, read_text
 from runner.errors import InputError
 from runner.runs.records import read_record, read_summary, read_sweep
 from runner.runs.sinks.jsonl import JsonLines, read_lines, read_rows
@@ -107,7 +108,7 @@ def test_formulas_of_any_content(text: str) -> None:
 def test_tables_of_any_content(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes(content)
-    assert "" not in problems(lambda: read_csv(str(path), Columns("y")))
+    assert "" not in problems(lambda: read_text(str(path), Columns("y"), Form()))
 
 
 @given(content=st.binary() | st.text(alphabet="[]{}", max_size=300).map(str.encode))
