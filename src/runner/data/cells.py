@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from runner.data.diagnostics import MOST_SHOWN, Fault, field_count_fault, named
+from runner.data.diagnostics import MOST_SHOWN, NUMBERS, Fault, field_count_fault, named
 from runner.data.dialect import Dialect
 from runner.data.text import Text, divided_alike
-from runner.data.texts import ArrowTexts, PlainTexts, Texts
+from runner.data.texts import ArrowFloats, ArrowTexts, PlainTexts, Texts
 from runner.errors import DataError
 
 BLOCK_CELLS = 2**18
@@ -22,7 +22,14 @@ BLOCK_CELLS = 2**18
 LARGE = 2**24
 """Bytes of a text from which pyarrow divides it into cells, several times as fast as Python's own reader."""
 
+SAMPLE_ROWS = 100
+"""Rows that show which columns look like floats."""
+
 _BLOCK_BYTES = 2**23
+
+
+class OtherCells(Exception):
+    """A column that looked like floats has another cell, which has to be read as text."""
 
 
 @dataclass
@@ -70,15 +77,18 @@ class Cells:
         """Yield the records below header and units."""
         return islice(self.records(), self.dialect.header + self.dialect.units, None)
 
-    def blocks(self, columns: int, wanted: Sequence[int], markers: frozenset[str]) -> Iterator[list[Texts]]:
+    def blocks(
+        self, columns: int, wanted: Sequence[int], markers: frozenset[str], guessed: Collection[int] = ()
+    ) -> Iterator[list[Texts]]:
         """Yield the cells of some rows after the other, by column, for the columns of these numbers.
 
-        `columns` is the number of all columns; `markers` are cells that stand for a missing value.
+        `columns` is the number of all columns; `markers` are cells that stand for a missing value. Of the columns `guessed`,
+        those that look like floats in the first rows may be read as such. Raises `OtherCells` if one has another cell.
         """
         self.faults.clear()
         self.faulty = 0
         if self._divided_by_pyarrow:
-            return ([ArrowTexts(cells, markers) for cells in block] for block in self._arrow_blocks(columns, wanted))
+            return self._arrow_blocks(columns, wanted, markers, self._floats(columns, markers) & {*guessed})
         return ([PlainTexts(cells, markers) for cells in block] for block in self._strict_blocks(columns, wanted))
 
     def lines(self, rows: Sequence[int], columns: int) -> list[int]:
@@ -119,9 +129,21 @@ class Cells:
             return False
         return divided_alike(self.text, self.dialect.delimiter)
 
-    def _arrow_blocks(self, columns: int, wanted: Sequence[int]) -> Iterator[list[Any]]:
+    def _floats(self, columns: int, markers: frozenset[str]) -> set[int]:
+        """Return the columns whose first cells are numbers or missing, and at least one a fraction."""
+        sample = [record for _, record in islice(self.rows(), SAMPLE_ROWS) if len(record) == columns]
+        number = NUMBERS[self.dialect.decimal].fullmatch
+        floats = set()
+        for place, column in enumerate(zip(*sample, strict=True)):
+            present = [cell for cell in column if cell not in markers]
+            if all(map(number, present)) and any(self.dialect.decimal in cell for cell in present):
+                floats.add(place)
+        return floats
+
+    def _arrow_blocks(
+        self, columns: int, wanted: Sequence[int], markers: frozenset[str], floats: set[int]
+    ) -> Iterator[list[Texts]]:
         import pyarrow as pa
-        import pyarrow.compute as pc
         import pyarrow.csv as pv
 
         names = [str(i) for i in range(columns)]
@@ -146,17 +168,20 @@ class Cells:
                         delimiter=self.dialect.delimiter, newlines_in_values=True, invalid_row_handler=note
                     ),
                     convert_options=pv.ConvertOptions(
-                        column_types=dict.fromkeys(names, pa.string()),
+                        column_types={names[i]: pa.float64() if i in floats else pa.string() for i in wanted},
                         include_columns=[names[i] for i in wanted],
+                        null_values=sorted(markers),
                         strings_can_be_null=False,
+                        decimal_point=self.dialect.decimal,
                     ),
                 ) as reader,
             ):
                 for batch in reader:
-                    if any((pc.max(pc.binary_length(cells)).as_py() or 0) > csv.field_size_limit() for cells in batch):
-                        self._parse_strictly()
-                    yield list(batch.columns)
+                    columns_read = zip(wanted, batch.columns, strict=True)
+                    yield [self._texts(cells, markers, place in floats) for place, cells in columns_read]
         except pa.ArrowInvalid as error:
+            if floats:
+                raise OtherCells from None
             self._parse_strictly()
             reason = str(error).partition("\n")[0].rstrip(".")
             raise DataError(
@@ -167,6 +192,19 @@ class Cells:
             for line, record in self.rows():
                 if len(record) != columns:
                     self._note_fault(line, record, columns)
+
+    def _texts(self, cells: Any, markers: frozenset[str], are_floats: bool) -> Texts:
+        """Return cells as pyarrow has read them. Raises `OtherCells`, or `DataError` if one is too long."""
+        import pyarrow.compute as pc
+
+        if are_floats:
+            numbers = ArrowFloats(cells)
+            if not numbers.plain:
+                raise OtherCells
+            return numbers
+        if (pc.max(pc.binary_length(cells)).as_py() or 0) > csv.field_size_limit():
+            self._parse_strictly()
+        return ArrowTexts(cells, markers)
 
     def _parse_strictly(self) -> None:
         """Raise `DataError` with the line that cannot be parsed, if there is one."""

@@ -144,7 +144,9 @@ def _fitted(column: Column) -> NumberEncoding | CategoryEncoding:
     missing = column.missing
     if missing.all():
         raise DataError(_empty(column.name))
-    return NumberEncoding(column.name, column.kind, float(column.values[~missing].mean()), bool(missing.any()))
+    with np.errstate(over="ignore"):  # `data/dataset.py:build` refuses what it cannot scale
+        mean = float(column.values[~missing].mean())
+    return NumberEncoding(column.name, column.kind, mean, bool(missing.any()))
 
 
 def _empty(name: str) -> str:

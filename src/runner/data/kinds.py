@@ -122,15 +122,17 @@ class ColumnReader:
     """Row, from 0, and text of the first of these cells."""
     zeros_first: str | None = None
     """The first cell of digits that begins with a zero, as identifiers do."""
+    _fractions: bool = False
+    """Whether a number is no integer, so that the column has no identifiers."""
     _rows: int = 0
-    _values: np.ndarray = field(default_factory=lambda: np.empty(0))
-    _codes: np.ndarray | None = None
+    _values: list[np.ndarray] = field(default_factory=list)
+    _codes: list[np.ndarray] | None = None
     """Places of the cells among the distinct texts, int32; None while the column is not read as text."""
     _places: dict[str, int] = field(default_factory=dict)
     _passed: bool = False
 
     def __post_init__(self) -> None:
-        self._codes = np.empty(0, np.int32) if self.categorical else None
+        self._codes = [] if self.categorical else None
 
     def add(self, texts: Texts, decimal: str) -> None:
         """Read the cells of a block."""
@@ -138,18 +140,18 @@ class ColumnReader:
             first = not self._rows
             self._add_numbers(texts, decimal)
             if first and not self.numeric:
-                self._codes = np.empty(0, np.int32)
+                self._codes = []
         if self._codes is not None:
-            _extend(self._codes, texts.encode(self._places))
+            self._codes.append(texts.encode(self._places))
 
     def again(self) -> bool:
         """Return whether all blocks are needed a second time."""
         needed = not self.numeric and self._codes is None
         self._passed = True
         if not self.numeric:
-            self._values = np.empty(0)
+            self._values.clear()
         if needed:
-            self._codes = np.empty(0, np.int32)
+            self._codes = []
         return needed
 
     @property
@@ -160,9 +162,9 @@ class ColumnReader:
     def column(self) -> Column | str:
         """Return the column: numbers, dates or categories; or why it is none of them, as the end of a sentence."""
         if self.numeric:
-            return Numbers(self.name, self._values)
+            return Numbers(self.name, _joined(self._values, np.float64))
         assert self._codes is not None  # `again`
-        return _texts(self.name, self._codes, self._places, self.categorical is True)
+        return _texts(self.name, _joined(self._codes, np.int32), self._places, self.categorical is True)
 
     def faults(self) -> list[tuple[int, str, int]]:
         """Return row, from 0, and text of the first cells of a column of numbers that are none, and how many cells each is.
@@ -175,7 +177,7 @@ class ColumnReader:
 
     def warnings(self) -> Iterator[str]:
         """Yield what the user should know of the column."""
-        if self.numeric and self.zeros_first:
+        if self.numeric and self.zeros_first and not self._fractions:
             yield (
                 f"`data.features`: {shown(self.name)} has values such as {shown(self.zeros_first)}, whose zero in front is lost; "
                 "add it to `data.categorical` or `data.drop` if they are identifiers"
@@ -190,20 +192,26 @@ class ColumnReader:
         places = np.flatnonzero(bad)
         for row in places[: MOST_PLACES - len(self.first_bad)].tolist():
             self.first_bad.append((self._rows + row, texts.text(row)))
-        if self.zeros_first is None and (values == np.trunc(values)).any():
+        integers = values == np.trunc(values)
+        self._fractions = self._fractions or not bool(np.all(integers | np.isnan(values)))
+        if self.zeros_first is None and not self._fractions and integers.any():
             self.zeros_first = texts.zeros_first()
         self.numbers += spelled
         self.missing += int(missing.sum())
         self.bad += len(places)
         self._rows += len(values)
-        _extend(self._values, values)
+        self._values.append(values)
 
 
-def _extend(array: np.ndarray, more: np.ndarray) -> None:
-    """Append to an array in place: blocks that are kept until they are joined would take their memory twice."""
-    size = len(array)
-    array.resize(size + len(more), refcheck=False)
-    array[size:] = more
+def _joined(blocks: list[np.ndarray], dtype: type) -> np.ndarray:
+    """Return all blocks in one array. The list is emptied on the way, so that nothing takes its memory twice."""
+    end = sum(map(len, blocks))
+    joined: np.ndarray = np.empty(end, dtype)
+    while blocks:
+        block = blocks.pop()
+        joined[end - len(block) : end] = block
+        end -= len(block)
+    return joined
 
 
 def unusable(path: str, columns: Mapping[str, Column | str]) -> list[str]:

@@ -84,8 +84,7 @@ class _Decoding:
         self.windows = True
         """Whether all bytes since the fault are characters in Windows' encoding."""
         self.fault: tuple[int, int] | None = None
-        """Line and value of the first byte that is not in the encoding."""
-        self._lines = 1
+        """Place and value of the first byte that is not in the encoding."""
         self._decoder = codecs.getincrementaldecoder(encoding)()
 
     def add(self, chunk: bytes) -> None:
@@ -94,13 +93,12 @@ class _Decoding:
             try:
                 decoded = self._decoder.decode(chunk, not chunk)
                 self.binary = self.binary or "\0" in decoded
-            except UnicodeDecodeError as error:
-                line = self._lines + error.object.count(b"\n", 0, error.start)
-                self.fault = line, error.object[error.start]
+            except UnicodeDecodeError as error:  # its bytes may begin with some of the chunk before
+                place = self.size + len(chunk) - len(error.object) + error.start
+                self.fault = place, error.object[error.start]
         if self.fault is not None:
             self.binary = self.binary or b"\0" in chunk
             self.windows = self.windows and not any(byte in chunk for byte in _NOT_IN_WINDOWS)
-        self._lines += chunk.count(b"\n")
         self.size += len(chunk)
 
 
@@ -123,11 +121,19 @@ def examine(file: File, encoding: str | None, digest: Any) -> Text:
         # Five bytes are no character in Windows' encoding, and every byte is one in Latin-1.
         found = "cp1252" if decoding.windows else "latin-1"
         return Text(file, found, decoding.size, (f"encoding {found}",))
-    line, byte = decoding.fault
+    place, byte = decoding.fault
     raise DataError(
-        f"`data.encoding` must fit {named(file.path)}, but line {line} has the byte 0x{byte:02x}, which is not in {chosen}; "
+        f"`data.encoding` must fit {named(file.path)}, but line {_line(file, place)} has the byte 0x{byte:02x}, which is not in {chosen}; "
         "use another encoding"
     )
+
+
+def _line(file: File, place: int) -> int:
+    line = 1
+    for chunk in file.chunks():
+        line += chunk.count(b"\n", 0, max(place, 0))
+        place -= len(chunk)
+    return line
 
 
 def divided_alike(text: Text, delimiter: str) -> bool:
@@ -135,21 +141,24 @@ def divided_alike(text: Text, delimiter: str) -> bool:
 
     They differ on quotes inside a field, on quotes that are never closed, and on blank lines between rows.
     """
-    count, rest = 0, b""
+    quotes, ends_blank, rest = 0, False, b"\n"  # as at the end of a line before the first one
     with text.open() as stream:
         while chunk := stream.read(CHUNK_BYTES):
-            count += chunk.count(b'"')
-            whole, found, rest = (rest + chunk).rpartition(b"\n")
-            # The line break in front ends the line before.
-            lines = b"\n" + whole + found
-            if len(rest) > _LONGEST_LINE or _blank_inside(lines + rest) or not _quoted_well(lines, delimiter):
+            data = rest + chunk
+            end = data.rfind(b"\n")
+            lines, rest = data[: end + 1], data[end:]
+            body = lines.rstrip(b"\r\n")
+            if ends_blank and (body or rest.strip(b"\r\n")):
                 return False
-    return count % 2 == 0 and _quoted_well(b"\n" + rest + b"\n", delimiter)
+            ends_blank = _has_blank_line(lines[len(body) :])
+            if len(rest) > _LONGEST_LINE or (body and _has_blank_line(body)) or not _quoted_well(lines, delimiter):
+                return False
+            quotes += chunk.count(b'"') if b'"' in chunk else 0
+    return quotes % 2 == 0 and not (ends_blank and rest.strip(b"\r\n")) and _quoted_well(rest + b"\n", delimiter)
 
 
-def _blank_inside(lines: bytes) -> bool:
-    body = lines.rstrip(b"\r\n")
-    return b"\n\n" in body or (b"\r" in body and (b"\n\r" in body or b"\r\r" in body))
+def _has_blank_line(lines: bytes) -> bool:
+    return b"\n\n" in lines or (b"\r" in lines and (b"\n\r" in lines or b"\r\r" in lines))
 
 
 def _quoted_well(lines: bytes, delimiter: str) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from runner.data.cells import Cells
+from runner.data.cells import Cells, OtherCells
 from runner.data.diagnostics import Fault, listed, named, raise_problems, refuse_odd_header, refuse_other_formats
 from runner.data.dialect import Form, detect
 from runner.data.files import File
@@ -39,8 +39,10 @@ class TextSource:
 
     def read(self, names: Sequence[str], rules: Rules) -> Mapping[str, Column]:
         """Return these columns. Raises `DataError` for cells and rows that cannot be used."""
-        readers = [ColumnReader(name, rules.is_categorical(name)) for name in names]
-        self._pass(readers, rules)
+        try:
+            readers = self._first_pass(names, rules, guess=True)
+        except OtherCells:
+            readers = self._first_pass(names, rules, guess=False)
         again = [reader for reader in readers if reader.again()]
         if again:
             self._pass(again, rules)
@@ -67,14 +69,20 @@ class TextSource:
             yield cells, [row - first for row in rows if first <= row < first + count]
             first += count
 
-    def _pass(self, readers: Sequence[ColumnReader], rules: Rules) -> None:
+    def _first_pass(self, names: Sequence[str], rules: Rules, guess: bool) -> list[ColumnReader]:
+        readers = [ColumnReader(name, rules.is_categorical(name)) for name in names]
+        self._pass(readers, rules, guess)
+        return readers
+
+    def _pass(self, readers: Sequence[ColumnReader], rules: Rules, guess: bool = False) -> None:
         """Give all cells of all files to the readers of some columns."""
         places = {name: place for place, name in enumerate(self.names)}
         wanted = [places[reader.name] for reader in readers]
+        guessed = {places[reader.name] for reader in readers if guess and not reader.categorical}
         self._rows = []
         for cells in self._files:
             rows = 0
-            for block in cells.blocks(len(self.names), wanted, rules.markers):
+            for block in cells.blocks(len(self.names), wanted, rules.markers, guessed):
                 for reader, texts in zip(readers, block, strict=True):
                     reader.add(texts, cells.dialect.decimal)
                 rows += len(block[0])

@@ -10,7 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runner.data.diagnostics import NUMBERS
+from runner.data.diagnostics import EXACT_INTEGER, NUMBERS
+
+FIRST = 16
+"""Number of cells that show whether a column is one of numbers."""
 
 _ZEROS_FIRST = re.compile(r"0[0-9]+")
 
@@ -116,7 +119,9 @@ class ArrowTexts:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        if any(NUMBERS["."].fullmatch(marker) for marker in self.markers):
+        number = NUMBERS["."].fullmatch
+        # Every cell that cannot be cast takes long, so that text has to be found out before.
+        if any(map(number, self.markers)) or not all(number(cell or "") for cell in self.cells[:FIRST].to_pylist()):
             return None
         try:  # of other spellings than `NUMBERS` it accepts only those of infinity and nan
             values: np.ndarray = pc.cast(self.cells, pa.float64()).to_numpy(zero_copy_only=False)
@@ -161,3 +166,47 @@ class ArrowTexts:
         table = [-1 if text is None else places.setdefault(text, len(places)) for text in texts]
         codes: np.ndarray = np.array(table, np.int32)[self._distinct[0]]
         return codes
+
+
+@dataclass
+class ArrowFloats:
+    """Cells that pyarrow has read as numbers, all finite and within the exact integers, where a null is a missing value.
+
+    Their texts are not known, which saves half of the time.
+    """
+
+    cells: Any
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    @cached_property
+    def missing(self) -> np.ndarray:
+        """Mask [rows] of the nulls."""
+        if not self.cells.null_count:
+            return np.zeros(len(self), bool)
+        mask: np.ndarray = self.cells.is_null().to_numpy(zero_copy_only=False)
+        return mask
+
+    def text(self, row: int) -> str:
+        """Refuse: a number is used as it is."""
+        raise NotImplementedError
+
+    def numbers(self, decimal: str) -> np.ndarray:
+        """Return the numbers."""
+        values: np.ndarray = self.cells.to_numpy(zero_copy_only=False)
+        return values
+
+    def zeros_first(self) -> str | None:
+        """Return nothing: a column with fractions has no identifiers."""
+        return None
+
+    def encode(self, places: dict[str, int]) -> np.ndarray:
+        """Refuse: numbers are no categories."""
+        raise NotImplementedError
+
+    @property
+    def plain(self) -> bool:
+        """Whether the numbers are what this class promises."""
+        values = self.numbers(".")
+        return bool(np.all((np.abs(values) < EXACT_INTEGER) | self.missing))

@@ -323,6 +323,17 @@ def test_a_column_that_becomes_text_late_is_read_again(monkeypatch: pytest.Monke
     assert _values(table)["x"] == column
 
 
+def test_a_column_of_floats_may_have_other_cells_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [f"{row}.5,{row}\n" for row in range(200)]
+    for late in ("1e400", "inf", "9007199254740993", "oops", "-nan", "1,5", '"1.5"x', " 2.5", "007", "NA", "?"):
+        content = "x,y\n" + "".join(rows) + f"{late},1\n"
+        outcomes = []
+        for large in (2**30, 0):
+            monkeypatch.setattr(cells, "LARGE", large)
+            outcomes.append(_outcome(content, "mean"))
+        assert outcomes[0] == outcomes[1]
+
+
 # Missing values
 
 
