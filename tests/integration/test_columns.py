@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy.optimize import curve_fit
 
@@ -115,7 +118,36 @@ def test_a_target_of_tiny_units_is_refused_in_float32_and_right_when_standardize
     )
     for more in (["dtype=float64"], ["data.standardize=true"]):
         line: dict[str, Any] = runner.run(
-            "", ["data=csv", "data.path=t.csv", "data.target=y", "optimizer=lstsq", *more, *FIT[4:]]
+            None, ["data=csv", "data.path=t.csv", "data.target=y", "optimizer=lstsq", *more, *FIT[4:]]
         ).summary
         # float32 has 6e-8 of relative rounding.
         assert line["parameters"]["weight"][0][0] == pytest.approx(3e-50, rel=1e-6)
+
+
+# Columns of text
+
+
+def test_a_table_gives_the_same_parameters_as_text_packed_text_and_parquet() -> None:
+    random = np.random.default_rng(3)
+    size = 60
+    columns = {
+        "x": random.standard_normal(size),
+        "n": random.integers(0, 9, size),
+        "kind": random.choice(["oak", "birch", "élan"], size),
+        "part": np.where(random.random(size) < 0.1, np.nan, random.standard_normal(size)),
+        "y": random.standard_normal(size),
+    }
+    rows = zip(*(np.where(column == column, column, "") for column in columns.values()), strict=True)  # noqa: PLR0124 - nan
+    text = "\n".join(",".join(map(str, row)) for row in [list(columns), *rows])
+    Path("t.csv").write_text(text, encoding="utf-8")
+    Path("t.csv.gz").write_bytes(gzip.compress(text.encode()))
+    Path("semicolons.csv").write_bytes(text.replace(",", ";").replace(".", ",").encode("cp1252"))
+    pq.write_table(
+        pa.table({name: pa.array(column, from_pandas=True) for name, column in columns.items()}), "t.parquet"
+    )
+    common = ["data.target=y", "data.missing=mean", "model=mlp", "train.steps=20", "data.split.test=10", *FIT[4:]]
+    hashes = {
+        path: runner.run(None, [f"data={kind}", f"data.path={path}", *common]).summary["parameters_sha256"]
+        for path, kind in (("t.csv", "csv"), ("t.csv.gz", "csv"), ("semicolons.csv", "csv"), ("t.parquet", "parquet"))
+    }
+    assert len(set(hashes.values())) == 1, hashes

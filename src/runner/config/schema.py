@@ -250,7 +250,7 @@ class _Table(DataConfig):
 class Csv(_Table, name="csv", builder="runner.data.tables:from_csv"):
     """A text file of rows with a delimiter. What is null here is detected from the first lines, and reported."""
 
-    delimiter: str | None = key("sign between the fields; null detects it", pattern='[^\n\r"]', before=",")
+    delimiter: str | None = key("sign between the fields; null detects it", pattern=r'[^\n\r"]', before=",")
     decimal: Literal[".", ","] | None = key("decimal sign; null detects it", before=".")
     encoding: str | None = key("encoding of the text, such as utf-8 or cp1252; null detects it", before="utf-8")
     comment: str | None = key(
@@ -262,7 +262,7 @@ class Csv(_Table, name="csv", builder="runner.data.tables:from_csv"):
 
 @dataclass(frozen=True, kw_only=True)
 class Parquet(_Table, name="parquet", builder="runner.data.tables:from_parquet"):
-    """A Parquet file of numeric columns (extra `tables`)."""
+    """A Parquet, Feather or Arrow file, or several (extra `tables`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
