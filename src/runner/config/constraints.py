@@ -167,6 +167,26 @@ FORBIDDEN = (
         "use data.standardize=false",
     ),
     _Forbidden(
+        lambda k: k.model.keeps_units and k.data.numbers not in (None, "none"),
+        "`data.numbers` must be none with `model`={k.model.name}, whose parameters are in the units of the data, got "
+        "{k.data.numbers}; use data.numbers=none",
+    ),
+    _Forbidden(
+        lambda k: k.model.keeps_units and k.data.target_scale == "standardize",
+        "`data.target_scale` must be none with `model`={k.model.name}, whose parameters are in the units of the data; "
+        "use data.target_scale=none",
+    ),
+    _Forbidden(
+        lambda k: k.data.standardize and k.data.numbers not in (None, "standardize"),
+        "`data.numbers` must be standardize or null with `data.standardize`=true, which stands for it, got {k.data.numbers}; "
+        "use data.standardize=false data.target_scale=standardize",
+    ),
+    _Forbidden(
+        lambda k: k.data.standardize and k.data.target_scale == "none",
+        "`data.target_scale` must be standardize or null with `data.standardize`=true, which stands for it, got none; "
+        "use data.standardize=false data.numbers=standardize",
+    ),
+    _Forbidden(
         lambda k: (k.train.steps is None) == (k.train.epochs is None),
         "`train.steps` and `train.epochs` must be one number and one null; set exactly one of them",
     ),

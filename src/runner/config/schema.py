@@ -78,7 +78,31 @@ class DataConfig(Part):
     standardize: bool = key(
         "whether to scale features and target to mean 0 and standard deviation 1, computed on the training rows"
     )
+    numbers: Literal["none", "standardize", "quantile", "robust"] | None = key(
+        "transform of the features that are numbers, fitted to the training rows: standardize to mean 0 and standard deviation 1, "
+        "quantile to the quantiles of a normal distribution, robust to interquartile ranges from the median, with a smooth clip at 3; "
+        "null is standardize with data.standardize, else none",
+        before=None,
+    )
+    target_scale: Literal["none", "standardize"] | None = key(
+        "scaling of the target; null is standardize with data.standardize, else none", before=None
+    )
     split: Split
+
+    @property
+    def number_transform(self) -> str:
+        """Transform of the features that are numbers: `numbers`, or what `standardize` stands for."""
+        return self.numbers or ("standardize" if self.standardize else "none")
+
+    @property
+    def scales_target(self) -> bool:
+        """Whether the target is standardized."""
+        return (self.target_scale or ("standardize" if self.standardize else "none")) == "standardize"
+
+    @property
+    def keeps_units(self) -> bool:
+        """Whether features and target stay in the units of the file."""
+        return self.number_transform == "none" and not self.scales_target
 
     @property
     def size_keys(self) -> tuple[str, ...]:

@@ -108,10 +108,11 @@ def build(
         _require_positive(target, table.target.name)
     parts = split(config.split, len(target), stream(seed, "split"))
     train = parts["train"]
-    encoding = Encoding.fit(table.features, train.numpy())
+    encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed)
     features = torch.from_numpy(encoding.encode(table.features))
+    scaled = torch.tensor(encoding.scaled) & (config.number_transform == "standardize")
     scaling = Scaling.fit(
-        features[train], target[train], config.standardize, config.log_target, torch.tensor(encoding.scaled)
+        features[train], target[train], scaled, scales_target=config.scales_target, log_target=config.log_target
     )
     weights = weigh(table, parts, scaling)
     numbers, scaled_target = scaling.features(features), scaling.target(target)
@@ -119,7 +120,7 @@ def build(
         raise DataError(
             "`data.standardize` must be false for data whose mean or standard deviation float64 cannot represent; use a larger unit"
         )
-    columns = _columns(table, features, encoding, scaling, config.standardize)
+    columns = _columns(table, features, encoding, scaling, config)
     rounded = rounding.check(columns, str(dtype).removeprefix("torch."), accepts)
     batch = Batch(
         numbers.to(dtype),
@@ -140,11 +141,12 @@ def build(
 
 
 def _columns(
-    table: tables.Table, features: Tensor, encoding: Encoding, scaling: Scaling, standardized: bool
+    table: tables.Table, features: Tensor, encoding: Encoding, scaling: Scaling, config: c.DataConfig
 ) -> list[rounding.Column]:
     """Return all columns of numbers of a table, the target last, with their scaling."""
     # Scaled integers, and the logarithm of the target, are rounded anyway.
     integers = {column.name for column in table.features if isinstance(column, Numbers) and column.integers}
+    standardized = config.number_transform == "standardize"
     exact = frozenset() if standardized else integers
     scales = zip(scaling.feature_mean.tolist(), scaling.feature_scale.tolist(), strict=True)
     columns = [
@@ -156,8 +158,8 @@ def _columns(
     ]
     target, log = table.target, scaling.log_target
     mean, scale = float(scaling.target_mean), float(scaling.target_scale)
-    exact_target = target.integers and not (standardized or log)
-    return [*columns, rounding.Column(target.name, target.values, exact_target, standardized, mean, scale, log)]
+    exact_target = target.integers and not (config.scales_target or log)
+    return [*columns, rounding.Column(target.name, target.values, exact_target, config.scales_target, mean, scale, log)]
 
 
 def _placed(batch: Batch, rows: Tensor, device: torch.device) -> Batch:

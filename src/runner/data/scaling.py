@@ -28,26 +28,20 @@ class Scaling:
 
     @staticmethod
     def fit(
-        features: Tensor, target: Tensor, standardize: bool, log_target: bool, numeric: Tensor | None = None
+        features: Tensor, target: Tensor, scaled: Tensor, *, scales_target: bool, log_target: bool
     ) -> Scaling:
         """Return the scaling fitted to training features [rows, columns] and target [rows], both float64.
 
-        `numeric` [columns] masks the features that are scaled; None scales all of them.
-
-        Standard deviations divide by rows − 1. A constant column gets scale 1, so it becomes 0 instead of nan.
-        Without `standardize` means are 0 and scales 1.
+        `scaled` [columns] masks the features that are standardized. The others, and the target without `scales_target`, have mean
+        0 and scale 1. Standard deviations divide by rows − 1. A constant column gets scale 1, so it becomes 0 instead of nan.
         """
-        if not standardize:
-            columns = features.shape[1]
-            zeros, ones = torch.zeros(columns, dtype=torch.float64), torch.ones(columns, dtype=torch.float64)
-            return Scaling(
-                zeros, ones, torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64), log_target
-            )
-        values = target.log() if log_target else target
-        mean, scale = _moments(features)
-        if numeric is not None:
-            mean, scale = torch.where(numeric, mean, 0.0), torch.where(numeric, scale, 1.0)
-        return Scaling(mean, scale, *_moments(values), log_target)
+        mean, scale = torch.zeros(features.shape[1]).double(), torch.ones(features.shape[1]).double()
+        if bool(scaled.any()):
+            mean[scaled], scale[scaled] = _moments(features[:, scaled])
+        center, spread = torch.zeros(()).double(), torch.ones(()).double()
+        if scales_target:
+            center, spread = _moments(target.log() if log_target else target)
+        return Scaling(mean, scale, center, spread, log_target)
 
     def features(self, raw: Tensor) -> Tensor:
         """Return scaled features [rows, columns] for features in the units of the file."""
