@@ -27,8 +27,12 @@ class Scaling:
     """Whether the model is trained on the natural logarithm of the target."""
 
     @staticmethod
-    def fit(features: Tensor, target: Tensor, standardize: bool, log_target: bool) -> Scaling:
+    def fit(
+        features: Tensor, target: Tensor, standardize: bool, log_target: bool, numeric: Tensor | None = None
+    ) -> Scaling:
         """Return the scaling fitted to training features [rows, columns] and target [rows], both float64.
+
+        `numeric` [columns] masks the features that are scaled; None scales all of them.
 
         Standard deviations divide by rows − 1. A constant column gets scale 1, so it becomes 0 instead of nan.
         Without `standardize` means are 0 and scales 1.
@@ -40,7 +44,10 @@ class Scaling:
                 zeros, ones, torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64), log_target
             )
         values = target.log() if log_target else target
-        return Scaling(*_moments(features), *_moments(values), log_target)
+        mean, scale = _moments(features)
+        if numeric is not None:
+            mean, scale = torch.where(numeric, mean, 0.0), torch.where(numeric, scale, 1.0)
+        return Scaling(mean, scale, *_moments(values), log_target)
 
     def features(self, raw: Tensor) -> Tensor:
         """Return scaled features [rows, columns] for features in the units of the file."""
