@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 PIP := $(BIN)/pip install --quiet
 
-.PHONY: run test test-fast test-faults check format docs bench bench-sweep exactness scaling gpu gpu-wheels wheel clean
+.PHONY: run test test-fast test-faults endurance check format docs bench bench-sweep exactness scaling gpu gpu-wheels wheel clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m runner +experiment=linreg
@@ -27,7 +27,12 @@ test-fast: $(VENV)/.dev
 #   make test-faults TIMES=3
 TIMES ?= 1
 test-faults: $(VENV)/.dev
-	for time in $$(seq $(TIMES)); do EVERY_WRITE=1 $(BIN)/python -m pytest tests/faults -n 2 --dist loadfile || exit 1; done
+	for time in $$(seq $(TIMES)); do EVERY_WRITE=1 $(BIN)/python -m pytest tests/faults -n 2 --dist loadfile --timeout 3600 || exit 1; done
+
+# A run of 3*10^6 steps, a sweep of 4,096 trials, random kills of runs and of sweeps: half an hour.
+#   make endurance PART=steps|trials|kills|sweep-kills
+endurance: $(VENV)/.dev
+	$(BIN)/python tests/faults/endurance.py $(PART)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

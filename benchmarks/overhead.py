@@ -4,7 +4,8 @@
 
 `steps` compares the seconds of a training, with TensorBoard and JSONL at their defaults, with a loop over tensors in memory
 that has the same model, start values, optimizer and batches. `process` compares the processor time of a whole `linreg`
-with a process that imports torch and runs the loop. Everything uses one thread.
+with a process that imports torch and runs the loop, and that of a fit by `lm` with a process that imports torch and calls
+SciPy's `curve_fit` on the same table. Everything uses one thread.
 """
 
 from __future__ import annotations
@@ -45,6 +46,22 @@ for step in range(1, 2001):
     if step % 200 == 0:
         print(step, loss.item())
 print(weight.item(), bias.item(), torch.nn.functional.mse_loss(x_test @ weight + bias, y_test).item())
+"""
+
+TABLE = Path(__file__).parents[1] / "experiments" / "curve_fit" / "measured.csv"
+FIT = [
+    "data=csv", f"data.path={TABLE}", "data.target=y", "model=formula", "model.expression=a*exp(-b*x)+c", "model.start={a: 1, b: 1, c: 1}",
+    "optimizer=lm", "dtype=float64",
+]  # fmt: skip
+
+SCIPY_PROCESS = f"""
+import torch
+torch.set_num_threads(1)
+import numpy as np
+from scipy.optimize import curve_fit
+x, y = np.loadtxt({str(TABLE)!r}, delimiter=",", skiprows=1).T
+found, covariance = curve_fit(lambda x, a, b, c: a * np.exp(-b * x) + c, x, y, [1, 1, 1])
+print(found, np.sqrt(np.diag(covariance)))
 """
 
 
@@ -216,11 +233,17 @@ def processor_seconds(command: Sequence[str]) -> float:
 
 def processes(rounds: int) -> None:
     """Print the table of whole processes."""
-    run = [sys.executable, "-m", "runner", "+experiment=linreg", *THREADS]
-    hand = [sys.executable, "-c", HAND_PROCESS]
+    line = [sys.executable, "-m", "runner", "+experiment=linreg", *THREADS]
+    fit = [sys.executable, "-m", "runner", *FIT, *THREADS]
+    loop, scipy = ([sys.executable, "-c", text] for text in (HAND_PROCESS, SCIPY_PROCESS))
     print("| whole process | runner s | hand-written s | ratio |\n| --- | ---: | ---: | ---: |")
-    for name, command in (("linreg, without plots", [*run, "record.plots=false"]), ("linreg, with plots", run)):
-        a, b, ratio = interleaved(lambda c=command: processor_seconds(c), lambda: processor_seconds(hand), rounds)  # type: ignore[misc]
+    for name, command, hand in (
+        ("linreg, without plots", [*line, "record.plots=false"], loop),
+        ("linreg, with plots", line, loop),
+        ("a fit by lm, without plots", [*fit, "record.plots=false"], scipy),
+        ("a fit by lm, with plots", fit, scipy),
+    ):
+        a, b, ratio = interleaved(lambda c=command: processor_seconds(c), lambda c=hand: processor_seconds(c), rounds)  # type: ignore[misc]
         print(f"| {name} | {a:.2f} | {b:.2f} | {ratio:.2f} |", flush=True)
     a = statistics.median(processor_seconds([sys.executable, "-m", "runner", "--help"]) for _ in range(rounds))
     print(f"| --help | {a:.2f} | | |")

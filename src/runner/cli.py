@@ -17,10 +17,11 @@ from runner.commands.arguments import Parser
 from runner.compute.gc_pause import gc_paused
 from runner.compute.processes import launched
 from runner.compute.processes.exclusive import only_run
+from runner.compute.signals import has_abandoned_work
 from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import options as available_options
 from runner.config.schema import plain
-from runner.errors import ConfigError, InputError, Interrupted, RemoteRankError, RunnerError
+from runner.errors import ConfigError, InputError, Interrupted, RemoteRankError, RunnerError, printable
 from runner.runs.sinks.reporter import print_errors
 
 USAGE = """\
@@ -48,15 +49,21 @@ VERBS = ("parity", "verify", "diverge", "doctor", "explain")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Return the exit code: 0 finished, 1 failed, 2 refused, 130 or 143 stopped by a signal."""
+    """Run the command line. Return the exit code.
+
+    0 finished, 1 failed or not converged, 2 refused, 130 or 143 stopped by a signal.
+    """
     if arguments is None:
         _keep_folder_out_of_children()
-    if arguments is not None or not launched(os.environ):
-        return _exit_code(sys.argv[1:] if arguments is None else list(arguments))
+    if arguments is not None:
+        return _exit_code(list(arguments))
     code = _exit_code(sys.argv[1:])
+    if not (launched(os.environ) or has_abandoned_work()):
+        return code
     sys.stdout.flush()
     sys.stderr.flush()
-    # Skip Python's shutdown: in torch 2.13 gloo's threads sometimes abort a process that has finished its work.
+    # Skip Python's shutdown, which threads can abort: sometimes those of gloo in torch 2.13 after all work is done, and one that
+    # still computes a step which nobody waits for.
     os._exit(code)
 
 
@@ -73,28 +80,23 @@ def _exit_code(arguments: list[str]) -> int:
     except RemoteRankError as error:
         return error.exit_code  # the process in which it occurred has reported it
     except InputError as error:
-        print_errors([_one_line(problem) for problem in error.problems], error.rank)
+        print_errors([printable(problem) for problem in error.problems], error.rank)
         return error.exit_code
     except Interrupted as stop:
-        sys.stderr.write(f"{_one_line(str(stop))}\n")
+        sys.stderr.write(f"{printable(str(stop))}\n")
         return stop.exit_code
     except RunnerError as error:
-        print_errors([_one_line(str(error))], error.rank)
+        print_errors([printable(str(error))], error.rank)
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("stopped before training began; nothing was written\n")
         return 130
 
 
-def _one_line(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n")
-
-
 def _parser() -> Parser:
     parser = Parser()
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", action="store_true")
-    parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--cfg", "-c", choices=["job"])
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--multirun", "-m", action="store_true")
@@ -141,6 +143,8 @@ def _verb(verb: str, arguments: list[str]) -> int:
         raise ConfigError(
             f"`{verb}` must be started without a launcher, because it starts its own processes; start it with python"
         )
+    if "--version" in arguments:
+        return _print_version()
     module = importlib.import_module(f"runner.commands.{verb}")
     if {"--help", "-h"} & set(arguments):
         sys.stdout.write(module.USAGE)
@@ -174,7 +178,7 @@ def _show(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.help:
         sys.stdout.write(_help_text(options.config_dir))
     elif options.version:
-        sys.stdout.write(f"runner {__version__}\n")
+        return _print_version()
     else:
         from omegaconf import OmegaConf
 
@@ -183,8 +187,16 @@ def _show(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _print_version() -> int:
+    sys.stdout.write(f"runner {__version__}\n")
+    return 0
+
+
 def _run(options: argparse.Namespace, overrides: list[str], arguments: list[str]) -> int:
-    """Run once: in this process, in processes that it starts, or as one of the processes of a launcher."""
+    """Run once: in this process, in processes that it starts, or as one of the processes of a launcher.
+
+    Return exit code 1 if a least-squares solver did not converge.
+    """
 
     def compose_run(earlier: str | None) -> Composed:
         """Compose the run, or the resumption of an earlier attempt."""
@@ -194,18 +206,17 @@ def _run(options: argparse.Namespace, overrides: list[str], arguments: list[str]
             return compose(overrides, options.config_dir, options.base)
 
     from runner.compute.launch import launch, needs_launch
+    from runner.compute.processes.notes import RUN_DIRECTORY
     from runner.runs.directory import record_failure
     from runner.training.run import execute
 
     command = ["python", "-m", "runner", *arguments]
     if launched(os.environ):
-        execute(compose_run, command)
-        return 0
+        return execute(compose_run, command).exit_code
     composed = compose_run(None)
     if needs_launch(composed.config):
-        return launch(composed.config, arguments, on_failure=record_failure)
-    execute(lambda earlier: composed, command)
-    return 0
+        return launch(composed.config, arguments, on_failure={RUN_DIRECTORY: record_failure})
+    return execute(lambda earlier: composed, command).exit_code
 
 
 def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[str]) -> int:
@@ -214,8 +225,9 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
     Return exit code 1 if a trial failed.
     """
     from runner.compute.launch import launch
-    from runner.runs.directory import record_failure
+    from runner.compute.processes.notes import SWEEP_DIRECTORY
     from runner.sweep.distributed import follow, release_followers
+    from runner.sweep.manifest import record_failure
     from runner.sweep.run import audit_trials, launch_config, report_results, sweep
 
     if options.base is not None:
@@ -223,7 +235,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
     if not launched(os.environ):
         wide = launch_config(overrides, options.config_dir)
         if wide is not None:
-            return launch(wide, arguments, on_failure=record_failure)
+            return launch(wide, arguments, on_failure={SWEEP_DIRECTORY: record_failure})
     elif not _is_rank_zero():
         follow()
         return 0  # after another exit code, the launcher would end rank 0 before it has reported the error
@@ -247,4 +259,4 @@ def _help_text(config_dir: str | None = None) -> str:
 
 
 def _option_lines(choices: dict[str, str]) -> list[str]:
-    return [f"  {name:<16} {description}" for name, description in choices.items()]
+    return [printable(f"  {name:<16} {description}") for name, description in choices.items()]

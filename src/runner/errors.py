@@ -8,7 +8,7 @@ RunnerError
 │   ├── ExpressionError       a formula
 │   └── CheckpointError       a run directory or a checkpoint
 ├── RunFailed             1   a run that started and cannot continue
-│   ├── Diverged              the loss or a parameter is no longer finite
+│   ├── Diverged              the loss, a derivative or a parameter is not finite
 │   └── ProcessLost           another process of the run no longer takes part
 ├── Interrupted     130/143   a signal; the state was saved
 │   └── ForcedStop            a second signal; nothing more was saved
@@ -23,6 +23,7 @@ import signal
 from collections.abc import Callable, Iterable
 
 _LONG_WORD = re.compile(r"(?<!\S)(\S{200})\S{40,}(\S{60})")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 LONGEST_MESSAGE = 2000
 """Characters of a message at most."""
 
@@ -38,6 +39,11 @@ def shortened(text: str) -> str:
     text = _LONG_WORD.sub(r"\1…\2", text)
     half = LONGEST_MESSAGE // 2
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:half]}…{text[1 - half :]}"
+
+
+def printable(text: str) -> str:
+    """Return a line of text with control characters written out: those of a file may change what a terminal shows."""
+    return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 class RunnerError(Exception):
@@ -99,7 +105,7 @@ class RunFailed(RunnerError):
 
 
 class Diverged(RunFailed):
-    """The loss or a parameter became nan or inf."""
+    """The loss, a derivative or a parameter is nan or inf."""
 
 
 class ProcessLost(RunFailed):

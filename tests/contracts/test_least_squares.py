@@ -134,20 +134,22 @@ def test_lstsq_with_more_columns_than_rows_is_the_shortest_solution(rows: int) -
     assert steps == 2
 
 
-def test_the_time_of_lstsq_follows_the_smaller_number_of_rows_and_columns() -> None:
-    """A square matrix of 3,000 columns takes thirty times as long as numpy needs for its 100 rows."""
+def test_time_and_memory_of_lstsq_follow_the_smaller_number_of_rows_and_columns() -> None:
+    """A few times the time of numpy; a square matrix of the columns would take hundreds of times as long."""
     generator = torch.Generator().manual_seed(1)
-    features = torch.randn(100, 3000, generator=generator, dtype=torch.float64)
-    target = torch.randn(100, 1, generator=generator, dtype=torch.float64)
+    features = torch.randn(300, 5000, generator=generator, dtype=torch.float64)
+    target = torch.randn(300, 1, generator=generator, dtype=torch.float64)
 
     def seconds(work: Callable[[], object]) -> float:
         began = time.process_time()
         work()
         return time.process_time() - began
 
-    ours = min(seconds(lambda: solved(lstsq(), linear(3000), features, target)) for _ in range(3))
+    assert objective(linear(5000), features, target).at(1).residuals().factor.shape == (300, 5003)
+    ours = min(seconds(lambda: solved(lstsq(), linear(5000), features, target)) for _ in range(3))
     numpys = min(seconds(lambda: np.linalg.lstsq(with_ones(features), target.numpy()[:, 0])) for _ in range(3))
-    assert ours < 20 * numpys  # two solutions with their Jacobian; measured 4 to 8
+    # Two factorisations and two Jacobians: 2.7 to 3.8 on an idle machine (docs/performance.md), more beside other work.
+    assert ours < 25 * numpys
 
 
 def test_lstsq_without_a_bias() -> None:

@@ -91,7 +91,7 @@ def _raise(error: BaseException) -> NoReturn:
 
 
 def _one_feature_is_nan(objective: Any) -> None:
-    objective._parts[0].features[0] = float("nan")
+    objective._parts[0].rows.numbers[0] = float("nan")
 
 
 def _one_collective_more(objective: Any) -> None:

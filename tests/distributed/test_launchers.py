@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -52,6 +53,19 @@ def test_two_launches_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
             assert run.errors == []
             assert_same(run.folder / "run", whole)
             assert run.running_pids() == []
+
+
+def test_a_fit_that_has_not_converged_ends_every_launcher_with_1(tmp_path: Path) -> None:
+    fit = ("data=curve", "model=formula", "model.expression=a*sin(b*x)", "optimizer=lm", "train.steps=1")
+    run = (*fit, "device=cpu", "record.plots=false", "run_dir=run")
+    ours, theirs = runner_launch(*run), torchrun(*run)
+    with launched(ours, tmp_path / "ours") as one, launched(theirs, tmp_path / "theirs") as other:
+        for done in (one, other):
+            assert done.wait() == 1
+            assert done.errors == []
+            record = json.loads((done.folder / "run" / "run.json").read_text())
+            summary = json.loads((done.folder / "run" / "summary.json").read_text())
+            assert (record["status"], record["ended"] is None, summary["converged"]) == ("finished", False, False)
 
 
 def test_an_input_error_is_reported_once_by_all_processes_of_a_launcher(tmp_path: Path) -> None:

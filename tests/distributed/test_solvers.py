@@ -21,6 +21,7 @@ RUNS = {
     "ridge": ["data=line", "data.rows=37", "optimizer=lstsq", "optimizer.weight_decay=0.5"],
     "lm": ["data=curve", "data.expression=3*exp(-0.7*x) + 1", "data.stop=5", "data.rows=37", "model=formula", "model.expression=a*exp(-b*x) + d", "optimizer=lm"],
     "weighted": ["data=csv", "data.path=t.csv", "data.target=y", "data.features=[x]", "data.sigma=s", "model=formula", "model.expression=a*exp(-b*x) + d", "optimizer=lm"],
+    "saddle": ["data=curve", "data.expression=2*exp(-0.5*x) + 5*exp(-3*x)", "data.stop=3", "data.rows=37", "data.noise=0.01", "model=formula", "model.expression=a*exp(-b*x) + c*exp(-d*x)", "model.start={a: 1, b: 1, c: 1, d: 1}", "optimizer=lm"],
     "wide": ["data=line", "data.rows=5", "data.features=7", "optimizer=lstsq"],
 }  # fmt: skip
 
@@ -33,7 +34,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(size: int, *overrides: str) -> list[dict[str, Any]]:
-    """Return the summaries of all runs, done in sequence, with the loss before the last update."""
+    """Return the summaries of all runs, done in sequence, with the loss before the last update and the residuals."""
 
     def work(rank: int) -> list[str]:
         torch.set_num_threads(1)
@@ -43,6 +44,7 @@ def trained(size: int, *overrides: str) -> list[dict[str, Any]]:
     for path in map(Path, processes.values(size, work)[0]):
         summary = json.loads((path / "summary.json").read_text())
         summary["metrics"]["loss before the last update"] = read_rows(path / "metrics.jsonl")[-1]["train/loss"]
+        summary["residuals"] = (path / "residuals.csv").read_text()
         summaries.append(summary)
     return summaries
 
@@ -51,22 +53,26 @@ def trained(size: int, *overrides: str) -> list[dict[str, Any]]:
 def test_fast_agrees_with_one_process(size: int) -> None:
     """37 rows divide unevenly on both; with 5 rows a process has fewer rows than there are parameters."""
     for name, one, other in zip(RUNS, trained(1), trained(size, "strategy=ddp"), strict=True):
-        assert (other["steps"], other["stopped_early"], other["converged"]) == (one["steps"], True, name != "wide"), (
-            name
-        )
-        for kind in ("parameters", "standard_errors"):
+        assert (other["steps"], other["stopped_early"], other["converged"]) == (one["steps"], True, True), name
+        assert ("undetermined" in other, other.get("undetermined")) == (name == "wide", one.get("undetermined"))
+        for kind in ("parameters", "standard_errors", "coefficients", "covariance"):
             for parameter, value in one.get(kind, {}).items():
-                # The documented bound, relative to the largest: the factors of the parts are rounded differently.
+                # Relative to the largest: the factors of the parts are rounded differently. A covariance is a square.
                 largest = np.abs(value).max()
-                assert np.abs(np.asarray(other[kind][parameter]) - value).max() <= 1e-12 * largest, (name, kind)
+                assert (
+                    np.abs(np.asarray(other[kind][parameter]) - value).max()
+                    <= (2e-12 if kind == "covariance" else 1e-12) * largest
+                ), (name, kind)
         for metric, value in one["metrics"].items():
             # As above; an exact solution leaves only rounding.
             assert other["metrics"][metric] == pytest.approx(value, rel=1e-11, abs=1e-11), (name, metric)
 
 
 def test_exact_gives_the_same_bits_on_1_2_and_4_processes() -> None:
-    hashes = [
-        [summary["parameters_sha256"] for summary in trained(size, "strategy.reduction=exact")] for size in (1, 2, 4)
+    kinds = ("parameters_sha256", "covariance", "chi_square", "residuals")
+    found = [
+        [[summary.get(kind) for kind in kinds] for summary in trained(size, "strategy.reduction=exact")]
+        for size in (1, 2, 4)
     ]
-    assert hashes[0] == hashes[1] == hashes[2]
-    assert len(set(hashes[0])) == len(RUNS)
+    assert found[0] == found[1] == found[2]
+    assert len({hashed for hashed, *_ in found[0]}) == len(RUNS)

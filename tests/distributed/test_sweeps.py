@@ -11,6 +11,7 @@ from typing import Any
 import processes
 import pytest
 import torch
+from faulty import Fault
 from launching import errors, launched, runner_launch
 from processes import Outcome
 
@@ -108,3 +109,27 @@ def test_a_sweep_starts_its_own_processes(tmp_path: Path) -> None:
         assert sweep.running_pids() == []
     manifest = json.loads((tmp_path / "one" / "run" / "sweep.json").read_text())
     assert [member["state"] for member in manifest["members"]] == ["finished", "finished"]
+
+
+def test_the_launcher_records_that_rank_0_of_a_sweep_was_killed(tmp_path: Path) -> None:
+    arguments = [*TRIALS[:-2], "optimizer.lr=0.1,0.01,0.02"]
+    with launched(runner_launch("-m", *arguments, "run_dir=run"), tmp_path / "l", [Fault("kill", 0, 7)]) as sweep:
+        assert sweep.wait() == 1
+    assert sweep.errors == ["error: rank 0 was killed by SIGKILL"]  # the other one was stopped by the launcher
+    folder, reason = tmp_path / "l" / "run", "rank 0 was killed by SIGKILL"
+    manifest = json.loads((folder / "sweep.json").read_text())
+    assert (manifest["status"], manifest["reason"]) == ("failed", reason)
+    assert manifest["ended"] is not None
+    first, *_ = manifest["members"]
+    assert (first["state"], first["reason"]) == ("failed", reason)
+    for member in manifest["members"]:
+        record = folder / str(member["number"]) / "run.json"
+        state = json.loads(record.read_text())["status"] if record.exists() else "waiting"
+        assert state == member["state"] != "running"
+    assert cli.main(["-m", f"resume={folder}", "launch.processes=1"]) == 2  # which trials there are must not change
+    with launched(runner_launch("-m", f"resume={folder}")[:-1], tmp_path / "again") as sweep:
+        assert sweep.wait() == 0, sweep.err
+    manifest = json.loads((folder / "sweep.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["reason"] is None
+    assert {member["state"] for member in manifest["members"]} == {"finished"}

@@ -63,6 +63,7 @@ TABLES: dict[str, tuple[dict[str, str | bytes], list[str], list[str]]] = {
     'no row for validation': ({'t.csv': TEN}, [*CSV, 'data.split.valid=0.01'], ['`data.split.valid` must select at least one row, got 0.01 of 10 rows; use a larger value, or 0 for no valid rows']),
     'a zero byte': ({'t.csv': 'x,y\n1,2\n\x00,3\n'}, [*CSV], ["`data.path` must be text, but 't.csv' is UTF-16 or binary; save it as UTF-8"]),
     'an integer that float32 rounds': ({'t.csv': 'x,y\n16777217,1\n2,2\n'}, [*CSV, 'dtype=float32'], ["`dtype` must represent column 'x', but float32 cannot represent the integer 16777217 exactly in row 1; use dtype=float64"]),
+    'an integer that float32 rounds, with amp': ({'t.csv': 'x,y\n16777217,1\n2,2\n'}, [*CSV, 'dtype=float32', 'amp=bfloat16'], ["`dtype` must represent column 'x', but float32 cannot represent the integer 16777217 exactly in row 1; use data.standardize=true"]),
     'a number beyond float32': ({'t.csv': 'x,y\n1e39,1\n2,2\n'}, [*CSV, 'dtype=float32'], ["`dtype` must represent column 'x', but float32 cannot represent 1e+39 in row 1; use dtype=float64"]),
     'a mean beyond float64': ({'t.csv': 'x,y\n1.7e308,1\n1.7e308,2\n1.6e308,3\n'}, [*CSV, 'data.standardize=true', 'dtype=float64'], ['`data.standardize` must be false for data whose mean or standard deviation float64 cannot represent; use a larger unit']),
     'a cell of 100,000 characters': ({'t.csv': 'x,y\n' + LONG + ',1\n1,2\n'}, [*CSV], ["`data.path`: line 2 of 't.csv', column 'x', must be a finite number, got '" + "k" * 40 + "…', text; use a number, or list it in `data.missing_values`"]),
@@ -145,7 +146,7 @@ COMMANDS: dict[str, list[str]] = {
     'model=mlp model.widths=[1.5]': ['`model.widths` must be a list, each item an integer of at least 1, got [1.5]'],
     'model=mlp model.dropout=1': ['`model.dropout` must be a finite number of at least 0 and below 1, got 1'],
     'model=formula model.expression=a*x+': ["`model.expression`: the formula 'a*x+' is refused at column 5: expected a number, a name or `(`, but the formula ends"],
-    'model=formula model.expression=import(x)': ["`model.expression`: the formula 'import(x)' is refused at column 1: `import` is a reserved word of Python; choose another name"],
+    'model=formula model.expression=import(x)': ["`model.expression`: the formula 'import(x)' is refused at column 1: `import` is a reserved word of Python; choose another name, or write a column of this name in backticks"],
     'model=formula model.expression=': ["`model.expression`: the formula '' is refused at column 1: it is empty; write one such as a*x + b"],
     'model=formula model.expression=a*q': ["`model.expression` must use a column of the data (x), got 'a*q'; correct the names, and write those with blanks or signs in backticks"],
     'data=curve data.expression=x.real': ["`data.expression`: the formula 'x.real' is refused at column 2: '.' is not allowed; a formula consists of numbers, names (in backticks if they have other characters), + - * / **, comparisons, parentheses and functions"],
@@ -186,6 +187,9 @@ COMMANDS: dict[str, list[str]] = {
 }  # fmt: skip
 
 LONG_TEXTS: dict[str, tuple[list[str], list[str]]] = {
+    'name=${oc.select:… 500 deep': (['name=' + '${oc.select:' * 500 + 'x' + '}' * 500], ['`name` must nest at most 16 references ${…}, got 500; use fewer']),
+    'model.widths=[[[… 3,000 deep': (['model=mlp', 'model.widths=' + '[' * 3000], ['`model.widths` must have at most 64 levels of brackets, got 3000; use fewer']),
+    'model.widths=[[[… 3,000 deep, and closed': (['model=mlp', 'model.widths=' + '[' * 3000 + ']' * 3000], ['`model.widths` must have at most 64 levels of brackets, got 3000; use fewer']),
     'L=3': ([LONG + '=3'], ['`' + "k" * 199 + '…' + "k" * 59 + '` is not a key; see docs/config.md for the list of keys']),
     'L': ([LONG], ['`' + "k" * 199 + '…' + "k" * 59 + '` must have the form key=value, but has no `=`; see --help']),
     '--L': (['--' + LONG], ['`--' + "k" * 197 + '…' + "k" * 59 + '` is not an option; write values as key=value, such as ' + "k" * 200 + '…' + "k" * 58 + '=…']),
@@ -203,6 +207,10 @@ LONG_TEXTS: dict[str, tuple[list[str], list[str]]] = {
     'optimizer.name=L': (['optimizer.name=' + LONG], ['`optimizer.name` cannot be set by itself, because other keys depend on it; write optimizer=' + "k" * 190 + '…' + "k" * 60]),
     'record.sinks=[jsonl,L]': (['record.sinks=[jsonl,' + LONG + ']'], ['`record.sinks` must be a list of jsonl, tensorboard, got ' + "k" * 200 + '…' + "k" * 59 + '; remove it']),
     'verify rerun Px': (['verify', 'rerun', PATH], ["`RUN` must be a run directory, got '" + "a/" * 99 + 'a…/' + "a/" * 28 + "x', which is not a directory; correct the path"]),
+    'verify sweep L': (['verify', 'sweep', LONG], ["`SWEEP` must be a sweep directory, got '" + "k" * 199 + '…' + "k" * 58 + "', which has no sweep.json; correct the path"]),
+    'parity --out L': (['parity', '+experiment=linreg', '--out', LONG], ["`--out` must be a directory that does not exist yet, got '" + "k" * 199 + '…' + "k" * 59 + "' (File name too long); use another one"]),
+    '-m hydra/launcher=L': (['-m', 'seeds=2', 'hydra/launcher=' + LONG], ["`hydra/launcher` must be one of vmap, pool, basic, joblib, submitit_local, submitit_slurm, ray, got '" + "k" * 116 + '…']),
+    '-m hydra.launcher.L=1': (['-m', 'seeds=2', 'hydra.launcher.' + LONG + '=1'], ['`hydra.launcher.' + "k" * 184 + '…' + "k" * 59 + '` is not a key of hydra/launcher=vmap, which has none; leave it out']),
     '-m L=1,2': (['-m', LONG + '=1,2'], ['`' + "k" * 199 + '…' + "k" * 59 + '` is not a key; see docs/config.md for the list of keys']),
     'data.slope=[10,000 items]': (['data.slope=[' + ITEMS + ']'], ['`data.slope` must be a finite number, got [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,…']),
 }  # fmt: skip

@@ -13,22 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from leftovers import differences, events, left_by_run, left_by_sweep
 
 import faults
 from runner import cli
-from runner.runs import checkpoint
 from runner.runs.atomic import Appended
-from runner.runs.sinks.jsonl import read_rows
+from runner.runs.sinks.tensorboard import TensorBoard
 from runner.training import report
 from runner.training.recorder import RunRecorder
 
 QUICK = ["device=cpu", "device.threads=1"]
 RUN = ["+experiment=linreg", *QUICK, "train.steps=12", "record.every_steps=5", "record.hash_every_steps=4"]
 SWEEP = ["-m", *RUN, "optimizer.lr=1e-5,1e-4", "seeds=2", "record.plots=true"]
-OWN = {"started", "ended", "resumed", "pid", "command", "overrides", "run_dir", "lanes", "config_dir", "words"}
-"""Entries that say when and how a run was started, and how often."""
-TIMES = {"samples_per_second", "timing", "seconds"}
 
 
 @pytest.fixture(autouse=True)
@@ -99,70 +95,6 @@ def quietly(arguments: Sequence[str]) -> int:
     return os.waitstatus_to_exitcode(faults.in_child(lambda: os._exit(cli.main(arguments))))
 
 
-# ------------------------------------------------------------------------------------------------------- what is left
-
-
-def without(values: Any, left_out: set[str]) -> Any:
-    return {name: value for name, value in values.items() if name not in left_out}
-
-
-def events(directory: Path) -> list[tuple[int, str, bytes]]:
-    """Return step, tag and content of every value in the event files, in the order of steps and tags."""
-    found = []
-    for file in sorted(directory.glob("events.out.tfevents.*")):
-        for event in EventFileLoader(str(file)).Load():
-            for value in event.summary.value:
-                timed = value.tag in TIMES or value.tag.startswith("_hparams_/session") or value.tag == "config"
-                found.append((event.step, value.tag, b"" if timed else value.SerializeToString()))
-    return sorted(found)
-
-
-def left_by_run(directory: Path) -> dict[str, Any]:
-    """Return everything that a run has left, without its times."""
-    loaded = checkpoint.load(directory / "checkpoints")
-    assert loaded is not None
-    plots = sorted((directory / "plots").iterdir()) if (directory / "plots").is_dir() else []
-    names = {"events" if path.name.startswith("events.") else path.name for path in directory.iterdir()}
-    return {
-        "names": names,
-        "checkpoints": sorted(path.name for path in (directory / "checkpoints").iterdir()),
-        "state": {name: value.tolist() for name, value in loaded.state["model"].items()},
-        "rows": [without(row, TIMES) for row in read_rows(directory / "metrics.jsonl")],
-        "hashes": (directory / "hashes.jsonl").read_bytes(),
-        "summary": without(json.loads((directory / "summary.json").read_text()), TIMES),
-        "record": without(json.loads((directory / "run.json").read_text()), OWN),
-        "ended": json.loads((directory / "run.json").read_text())["ended"] is not None,
-        "plots": {path.name: path.read_bytes() for path in plots},
-        "events": events(directory),
-    }
-
-
-def left_by_sweep(directory: Path) -> dict[str, Any]:
-    """Return everything that a sweep has left, without its times."""
-    members = sorted(path.parent for path in directory.glob("*/run.json"))
-    rows = [line.split(",") for line in (directory / "results.csv").read_text().splitlines()]
-    timed = rows[0].index("seconds")
-    return {
-        "names": {path.name for path in directory.iterdir()},
-        "results": [row[:timed] + row[timed + 1 :] for row in rows],
-        "manifest": without(json.loads((directory / "sweep.json").read_text()), OWN),
-        "plots": {path.name: path.read_bytes() for path in sorted((directory / "plots").iterdir())},
-        **{member.name: left_by_run(member) for member in members},
-    }
-
-
-def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Return the names of what differs, at any depth."""
-    names: list[str] = []
-    for name in {**found, **expected}:
-        one, two = found.get(name), expected.get(name)
-        if isinstance(one, dict) and isinstance(two, dict):
-            names += [f"{name}: {inner}" for inner in differences(one, two)]
-        elif one != two:
-            names.append(f"{name}: {one} instead of {two}"[:500])
-    return names
-
-
 # --------------------------------------------------------------------------------------------------------------- kills
 
 
@@ -184,6 +116,19 @@ def test_a_run_killed_at_any_write_of_its_end() -> None:
         assert quietly([f"resume={directory}"]) == 0
         wrong[number] = differences(left_by_run(directory), expected)
     assert {number: names for number, names in wrong.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left_by"), [(RUN, left_by_run), (SWEEP, left_by_sweep)], ids=["a run", "a sweep"]
+)
+def test_killed_before_its_first_event(arguments: list[str], left_by: Callable[[Path], dict[str, Any]]) -> None:
+    resume = ["-m"] if arguments is SWEEP else []
+    assert quietly([*arguments, "run_dir=whole"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TensorBoard, "start", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        assert os.WTERMSIG(faults.in_child(lambda: cli.main([*arguments, "run_dir=killed"]))) == signal.SIGKILL
+    assert quietly([*resume, "resume=killed"]) == 0
+    assert differences(left_by(Path("killed")), left_by(Path("whole"))) == []
 
 
 def test_a_result_outlives_a_kill_in_the_plots(monkeypatch: pytest.MonkeyPatch) -> None:

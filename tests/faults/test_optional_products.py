@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from runner.runs import plots
 from runner.runs.sinks.tensorboard import TensorBoard
 from runner.sweep import plots as sweep_plots
 from runner.training import report
+from runner.training.step import EagerStep
 
 RUN = ["+experiment=linreg", "device=cpu", "device.threads=1", "train.steps=5"]
 INCOMPLETE = "note: the results are complete, but not"
@@ -61,6 +63,53 @@ def test_no_mplbackend_changes_a_run_or_a_plot(backend: str) -> None:
     files = {path.name: path.read_bytes() for path in Path("run/plots").iterdir()}
     assert files == {path.name: path.read_bytes() for path in Path("whole/plots").iterdir()}
     assert set(files) == {"fit.png", "loss.png", "residuals.png"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [("Latin-1", "here"), ("Latin-1", "MPLCONFIGDIR"), ("a FIFO", "here"), ("a device", "MATPLOTLIBRC")],
+)
+def test_no_matplotlibrc_costs_a_plot(kind: str, place: str) -> None:
+    Path("folder").mkdir()
+    file = Path("matplotlibrc" if place == "here" else "folder/matplotlibrc")
+    if kind == "Latin-1":
+        file.write_bytes(b"font.size: 30  # gr\xf6\xdfer\n")
+    elif kind == "a FIFO":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero")
+    command = [sys.executable, "-m", "runner", *RUN, "run_dir=run"]
+    environment = {**os.environ, "MPLCONFIGDIR": str(Path("cache").absolute())} | (
+        {} if place == "here" else {place: str(Path("folder").absolute())}
+    )
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0
+    assert "Traceback" not in process.stderr
+    assert warnings_of_finished_run() == []
+    assert {path.name for path in Path("run/plots").iterdir()} == {"fit.png", "loss.png", "residuals.png"}
+
+
+def test_settings_of_the_user_hold_after_a_plot() -> None:
+    Path("matplotlibrc").write_text("font.size: 30\n")
+    script = f"import runner; runner.run(None, {[*RUN, 'run_dir=run']!r}); import matplotlib; print(matplotlib.rcParams['font.size'])"
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert process.stdout.splitlines()[-1] == "30.0"
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize("sweep", [[], ["seeds=2"]], ids=["run", "sweep"])
+def test_a_warning_of_python_in_training_is_in_the_log(sweep: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = EagerStep.__call__
+
+    def step(self: EagerStep, number: int) -> Any:
+        if number == 2:
+            warnings.warn("slower than\nit could be", RuntimeWarning, stacklevel=1)
+        return real(self, number)
+
+    monkeypatch.setattr(EagerStep, "__call__", step)
+    assert cli.main([*RUN, *sweep, "run_dir=run"]) == 0
+    for log in ("run/0/run.log", "run/1/run.log") if sweep else ("run/run.log",):
+        assert Path(log).read_text().count("note: slower than it could be\n") == 1
 
 
 # -------------------------------------------------------------------------------------------------------- what can fail

@@ -241,9 +241,28 @@ def test_nothing_in_a_sweep_directory_is_executed(name: str, half: Path, capsys:
     strangers(half, STORED[name])
     before = Path("sweep/sweep.json").read_bytes()
     messages = refused(["-m", "resume=sweep"], capsys)
-    of_trials = name == "a model of its own"  # refused where a trial is composed
-    assert all(message.startswith("`" if of_trials else "sweep/sweep.json: `") for message in messages), messages
+    assert all(message.startswith("sweep/sweep.json: `") for message in messages), messages
     assert Path("sweep/sweep.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (["train.steps=-1", "seed=range(0,4)"], "`train.steps` must be an integer of at least 1 or null, got -1"),
+        (["seed=range(0,4)", "launch.processes=0"], "`launch.processes` must be an integer from 1 to 1024, got 0"),
+        (["seed=range(0,4)", "optimizer=nope"], "`optimizer` must be one of adam, adamw, lbfgs, lm, lstsq, momentum, sgd, got 'nope'"),
+        (["optimizer.lr=1e-5,-1"], "trial 1 and 1 more: `optimizer.lr` must be a finite number from 0 to 1e+38, got -1"),
+        (["seed=0,1", "train.accumulate=50", "train.batch_size=10"], "`train.accumulate` must be at most `train.batch_size`=10, got 50; use a smaller number"),
+    ],
+)  # fmt: skip
+def test_a_bad_argument_in_a_sweep_directory_is_named_with_its_file(
+    task: list[str], message: str, half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strangers(half, {"task": task, "members": []})
+    assert refused(["-m", "resume=sweep"], capsys) == [f"sweep/sweep.json: {message}"]
+    assert refused(["-m", "resume=sweep", "sweep.max_trials=0"], capsys)[-1] == (
+        "`sweep.max_trials` must be an integer of at least 1, got 0"
+    )
 
 
 def test_settings_of_other_plugins_are_typed_again(

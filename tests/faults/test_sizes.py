@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from runner.compute import sizes
+from runner.config.compose import compose
+
 ADDRESS_SPACE = 6 * 2**30  # torch maps some 4 GiB of libraries and reserved space, and needs under 1 GiB of memory
 CPU_SECONDS = 20  # a busy machine lets a refused command take five seconds of wall time; this ends one that never ends
 QUICK = ["device=cpu", "record.plots=false", "train.steps=2", "optimizer.lr=1e-4"]
@@ -71,22 +74,22 @@ CASES: dict[str, tuple[list[str], Callable[[], object] | None, list[str]]] = {
     "features": (
         [f"data.features={HUGE}"],
         None,
-        ["`data.rows` times `data.features` must fit in memory, got 100 rows of 1,000,000,000,000 features (1,583,248.4 GiB, of which "],
+        ["`data.rows` times `data.features` must fit in memory, got 100 rows of 1,000,000,000,000 features (2,142,041.9 GiB, of which "],
     ),
     "rows": (
         [f"data.rows={HUGE}"],
         None,
-        ["`data.rows` times `data.features` must fit in memory, got 1,000,000,000,000 rows of 1 features (29,802.3 GiB, of which "],
+        ["`data.rows` times `data.features` must fit in memory, got 1,000,000,000,000 rows of 1 features (40,978.2 GiB, of which "],
     ),
     "rows of a curve": (
         ["data=curve", f"data.rows={HUGE}"],
         None,
-        ["`data.rows` must fit in memory, got 1,000,000,000,000 rows of 1 features (29,802.3 GiB, of which "],
+        ["`data.rows` must fit in memory, got 1,000,000,000,000 rows of 1 features (40,978.2 GiB, of which "],
     ),
     "rows and features in the trials of a sweep": (
         ["-m", f"data.rows=100,{HUGE}"],
         None,
-        ["trial 1: `data.rows` times `data.features` must fit in memory, got 1,000,000,000,000 rows of 1 features (29,802.3 GiB, of which "],
+        ["trial 1: `data.rows` times `data.features` must fit in memory, got 1,000,000,000,000 rows of 1 features (40,978.2 GiB, of which "],
     ),
     "one wide layer": (
         ["model=mlp", f"model.widths=[{HUGE}]"],
@@ -123,7 +126,7 @@ CASES: dict[str, tuple[list[str], Callable[[], object] | None, list[str]]] = {
         None,
         [
             "`model.widths` must fit in memory, got 1,000,000,000,002,000,000,000,001 parameters (14,901,161,193,877,",
-            "`data.rows` times `data.features` must fit in memory, got 100 rows of 1,000,000,000,000 features (1,583,248.4 GiB, of which ",
+            "`data.rows` times `data.features` must fit in memory, got 100 rows of 1,000,000,000,000 features (2,142,041.9 GiB, of which ",
         ],
     ),
     "processes": (["launch.processes=100000"], None, ["`launch.processes` must be an integer from 1 to 1024, got 100000"]),
@@ -194,3 +197,34 @@ def test_a_size_beyond_the_machine_is_refused(
         prepare()
     problems = refused(*arguments)
     assert [problem[: len(beginning)] for problem, beginning in zip(problems, beginnings, strict=True)] == beginnings
+
+
+# Not by getrusage: a child inherits the largest memory of the process that it was forked from.
+PEAK = """
+import re, sys
+from runner import cli
+code = cli.main(sys.argv[1:])
+print(re.search("VmHWM: *([0-9]+)", open("/proc/self/status").read().replace("\t", " "))[1], file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data=line", "data.rows=8000000", "dtype=float32"],
+        ["data=line", "data.rows=200000", "data.features=100", "dtype=float64", "data.standardize=true"],
+        ["data=line", "data.rows=9", "model=mlp", "model.widths=[5000,5000]", "dtype=float64", "update=manual"],
+    ],
+)
+def test_no_more_is_needed_than_a_run_takes(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def peak(*more: str) -> int:
+        command = [sys.executable, "-c", PEAK, *QUICK, "device.threads=1", "optimizer.lr=1e-9", *more]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(done.stderr.split()[-1]) * 1024
+
+    needed = list[int]()
+    monkeypatch.setattr(sizes, "unfit", lambda size, *_: needed.append(size))
+    sizes.problems(compose([*QUICK, *arguments]).config)
+    measured = peak(*arguments) - peak()
+    assert 0.4 * measured < max(needed[1:]) < measured

@@ -19,10 +19,13 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from runner.cli import main
 from runner.runs.atomic import Appended
 from runner.runs.checkpoint_manifest import manifest_of, size_and_hash
+from runner.runs.sinks.jsonl import read_rows
+from runner.runs.sinks.tensorboard import _record as record
 
 RUN = ["+experiment=linreg", "optimizer=adam", "train.steps=4", "record.every_steps=2", "record.hash_every_steps=2"]
 QUICK = ["record.plots=false", "device=cpu", "device.threads=1"]
@@ -111,7 +114,7 @@ def test_a_strange_file_is_refused_by_every_reader(kind: str, name: str, refused
         problem = refused(*arguments)[0]
         assert problem.startswith(f"x/{name} ")
         assert what in problem
-    if kind != "30 GB" or name in ("run.json", "config.yaml"):
+    if kind != "30 GB" or name != "summary.json":
         assert any(f"x/{name} " in problem and what in problem for problem in refused(*RESUME))
 
 
@@ -146,7 +149,7 @@ def test_a_link_that_appears_during_a_run_is_not_followed(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["state.pt", "manifest.json", "extra"])
+@pytest.mark.parametrize("name", ["state.pt", "manifest.json", ".metadata", "extra"])
 def test_a_strange_file_in_a_checkpoint_is_named(kind: str, name: str, refused: Refused) -> None:
     put(kind, Path("x/checkpoints/step_4", name))
     first, last = refused(*RESUME)
@@ -176,6 +179,27 @@ def test_a_strange_file_in_a_sweep_is_refused(kind: str, name: str, refused: Ref
     if kind == "30 GB" and name != "sweep.json":
         pytest.skip("these are replaced, and not read")
     assert refused("-m", "resume=s")[0].startswith(f"s/{name} must be ")
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a device", "30 GB"])
+@pytest.mark.parametrize("name", ["run.json", "config.yaml", "summary.json", "metrics.jsonl"])
+def test_a_strange_file_of_a_trial_is_refused(kind: str, name: str, refused: Refused) -> None:
+    put(kind, Path("s/0", name))
+    what = {"a device": "it is a link", "30 GB": "it has more than "}.get(kind, "it is a FIFO")
+    for arguments in (["verify", "sweep", "s"], ["diverge", "s/0", "x"]):
+        (problem,) = refused(*arguments)
+        assert problem.startswith(f"s/0/{name} ")
+        assert what in problem
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a link"])
+def test_a_strange_summary_fails_its_trial_alone(kind: str) -> None:
+    put(kind, Path("s/0/summary.json"))
+    assert main(["-m", "resume=s"]) == 1
+    first, second = json.loads(Path("s/sweep.json").read_text())["members"]
+    assert first["reason"] == f"s/0/summary.json must be a regular file, got {kind}; remove it"
+    assert (first["state"], second["state"]) == ("failed", "finished")
+    assert Path("mine").read_text() == "mine"
 
 
 def test_a_trial_that_is_a_link_to_another_run_is_refused(refused: Refused) -> None:
@@ -216,6 +240,14 @@ def test_a_loop_of_links_is_refused(arguments: list[str], refused: Refused) -> N
     os.symlink("loop", "pool")
     assert len(refused(*arguments)) == 1
     assert sorted(os.listdir()) == ["loop", "mine", "pool", "s", "x"]
+
+
+def test_runs_below_a_loop_of_links_are_refused(refused: Refused) -> None:
+    os.symlink("runs", "runs")
+    for arguments in ([*RUN, *QUICK], ["-m", *RUN, *QUICK, "seeds=2"]):
+        (problem,) = refused(*arguments)
+        assert problem.startswith("`run_dir` must be ")
+        assert "Too many levels of symbolic links" in problem
 
 
 # -------------------------------------------------------------------------------------------------------- documents
@@ -335,6 +367,48 @@ def test_json_that_cannot_be_read_is_named(name: str, refused: Refused) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", JSON)
+def test_a_summary_that_cannot_be_read_is_named(name: str, refused: Refused) -> None:
+    text, reason = JSON[name]
+    Path("x/summary.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    for arguments in (DIVERGE, ["verify", "rerun", "x"]):
+        assert refused(*arguments) == [
+            f"x/summary.json must be the summary of a run, but cannot be read ({reason}); restore it"
+        ]
+
+
+def test_what_is_printed_has_no_control_characters_of_a_file(
+    refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = "\x1b[2J\x9b31m"
+    lines = Path("x/hashes.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    first["parameters"] = {f"{odd}weight": "0"}
+    Path("x/hashes.jsonl").write_text("\n".join([json.dumps(first), *lines[1:], ""]))
+    Path("groups/experiment").mkdir(parents=True)
+    Path("groups/experiment/mine.yaml").write_text(
+        f"# @package _global_\n# {odd}\nrun_dir: {json.dumps(odd)}\n", encoding="utf-8"
+    )
+    Path("x/checkpoints/step_4", odd).touch()
+    shutil.copytree("x/checkpoints/step_4", "x/checkpoints/step_2")
+    capsys.readouterr()
+    main(DIVERGE)
+    main(["--config-dir", "groups", "--help"])
+    main(["explain", "--config-dir", "groups", "+experiment=mine"])
+    main(RESUME)
+    printed = capsys.readouterr()
+    assert [line for line in (printed.out + printed.err).splitlines() if not line.isprintable()] == []
+    assert r"\x1b[2J" in printed.out
+
+
+def test_a_message_has_no_control_characters_of_a_file(refused: Refused) -> None:
+    manifest = json.loads(Path("s/sweep.json").read_text())
+    Path("s/sweep.json").write_text(json.dumps(manifest | {"hydra": "\x1b[2J\x9b31m\t\r\n"}))
+    (problem,) = refused("-m", "resume=s")
+    assert problem.isprintable()
+    assert problem.endswith(r"; write hydra=[\x1b[2J\x9b31m\t\r\n]")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -369,10 +443,59 @@ def test_a_row_of_another_form_is_refused(line: str, excerpt: str, refused: Refu
     assert excerpt in problem
 
 
+@pytest.mark.parametrize("value", ["x", [1], {"a": 1}, None])
+def test_a_row_that_a_resumed_run_would_keep_is_refused_before_the_run_is_changed(value: Any, refused: Refused) -> None:
+    lines = Path("x/metrics.jsonl").read_text().splitlines(keepends=True)
+    Path("x/metrics.jsonl").write_text(json.dumps(json.loads(lines[0]) | {"lr": value}) + "\n" + "".join(lines[1:]))
+    before = {path: path.read_bytes() for path in Path("x").iterdir() if path.is_file()}
+    (problem,) = refused(*RESUME)
+    assert problem.startswith("line 1 of `x/metrics.jsonl` must have numbers alone, got ")
+    assert {path: path.read_bytes() for path in Path("x").iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "hashes.jsonl"])
+@pytest.mark.parametrize("content", [b'{"step": -1}\n', b"\0" * 2**23], ids=["a step", "a long line"])
+def test_a_line_that_cannot_be_read_is_refused_before_the_run_is_changed(
+    name: str, content: bytes, refused: Refused
+) -> None:
+    with Path("x", name).open("ab") as file:
+        file.write(content)
+    before = {path: path.read_bytes() for path in Path("x").iterdir() if path.is_file()}
+    (problem,) = refused(*RESUME)
+    assert f"x/{name}" in problem
+    assert {path: path.read_bytes() for path in Path("x").iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("seed", [{"a": 1}, [1], "x", None])
+def test_any_seed_in_the_values_of_a_trial_is_reported(seed: Any) -> None:
+    manifest = json.loads(Path("s/sweep.json").read_text())
+    manifest["members"][1]["values"]["seed"] = seed
+    Path("s/sweep.json").write_text(json.dumps(manifest))
+    assert main(["-m", "resume=s"]) == 0
+    assert len(Path("s/results.csv").read_text().splitlines()) == 3
+
+
+def test_a_row_after_the_checkpoint_is_dropped_whatever_it_is() -> None:
+    with Path("x/metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lr": "x"}\n[\n')
+    assert main(RESUME) == 0
+    assert [row["step"] for row in read_rows(Path("x/metrics.jsonl"))] == [2, 4, 6]
+
+
 @pytest.mark.parametrize("name", ["events.out.tfevents.abc.x", "events.out.tfevents.", "events.out.tfevents.²"])
 def test_an_event_file_of_another_name_is_left_alone(name: str) -> None:
     Path("x", name).write_bytes(b"junk")
     assert main(RESUME) == 0
+
+
+def test_an_event_that_is_no_message_is_dropped() -> None:
+    path = next(Path("x").glob("events*"))
+    with path.open("ab") as file:
+        file.write(record(b"\xff" * 10))
+    assert main(RESUME) == 0
+    steps = [event.step for event in EventFileLoader(str(path)).Load()]
+    assert b"\xff" * 10 not in path.read_bytes()
+    assert max(steps) == 4
 
 
 @pytest.mark.parametrize("name", ["²", "٣", "007"])

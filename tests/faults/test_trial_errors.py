@@ -11,12 +11,15 @@ import pytest
 
 import runner
 from runner import cli
+from runner.data import synthetic
 from runner.runs.directory import RunDirectory
 from runner.runs.hashes import Hashes
 from runner.runs.saver import Saver
 from runner.runs.sinks.jsonl import JsonLines
 from runner.runs.sinks.tensorboard import TensorBoard
-from runner.training import report
+from runner.sweep import run as sweeps
+from runner.sweep.launcher import ManifestLauncher
+from runner.training import build, report
 from runner.training.run_state import RunState
 from runner.training.vmapped import VmappedExperiment
 
@@ -100,6 +103,46 @@ def test_a_bug_in_the_records_of_one_trial(
         assert ended["metrics"] == expected["metrics"]
 
 
+BUILDING: dict[str, tuple[Any, str]] = {
+    "the data": (synthetic, "line"),
+    "the start values": (build, "start_model"),
+    "the parts": (build, "run_info"),
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "how"),
+    [
+        ("the data", "seeds=null"),
+        ("the start values", "seeds=null"),
+        ("the start values", "hydra/launcher=basic"),
+        ("the parts", "strategy.reduction=exact"),
+        ("the parts", "hydra/launcher=basic"),
+    ],
+)
+def test_a_bug_while_one_trial_is_built(place: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, name = BUILDING[place]
+    real = getattr(where, name)
+
+    def broken(config: Any, *arguments: Any, **named: Any) -> Any:
+        if getattr(config, "data", config).slope == HIT:
+            raise TypeError("a mistake")
+        return real(config, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, broken)
+        cli.main(["-m", *LINREG, how, "data.slope=0,1,2", "run_dir=sweep"])
+    members = read("sweep/sweep.json")["members"]
+    assert [member["state"] for member in members] == ["finished", "failed", "finished"]
+    assert members[HIT]["reason"] == "TypeError: a mistake"
+    record = read(f"sweep/{HIT}/run.json")
+    assert (record["status"], record["reason"], record["world_size"]) == ("failed", "TypeError: a mistake", 1)
+    log = Path(f"sweep/{HIT}/run.log").read_text()
+    assert "error: TypeError: a mistake\nTraceback (most recent call last):\n" in log
+    assert cli.main(["-m", "resume=sweep"]) == 0
+    assert {member["state"] for member in read("sweep/sweep.json")["members"]} == {"finished"}
+
+
 def test_a_directory_that_cannot_be_made_ends_one_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     real = RunDirectory.create
 
@@ -142,6 +185,22 @@ def test_a_bug_in_the_outcome_of_one_lane_ends_one_trial(monkeypatch: pytest.Mon
     _, results = runner.multirun(None, [*LINREG, "seeds=3", "run_dir=sweep"])
     assert [member.state for member in results.members] == ["finished", "failed", "finished"]
     assert results.members[HIT].reason == "IndexError: too far"
+
+
+def test_an_error_of_a_launcher_of_others_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Foreign:
+        def launch(self, *_: Any) -> Any:
+            raise ValueError("a setting\nof mine")
+
+    monkeypatch.setattr(sweeps, "with_manifest", lambda launcher, directory: ManifestLauncher(Foreign(), directory))
+    assert cli.main(["-m", *LINREG, "seed=0,1", "hydra/launcher=basic", "run_dir=sweep"]) == 1
+    assert capsys.readouterr().err == (
+        "error: Foreign could not run the trials: ValueError: a setting of mine; check its settings, hydra.launcher.*, "
+        "or use hydra/launcher=vmap\n"
+    )
+    assert read("sweep/sweep.json")["status"] == "failed"
 
 
 # ------------------------------------------------------------------------------------------------ metrics without a value

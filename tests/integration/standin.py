@@ -298,8 +298,8 @@ def _with_loss(wrong: Callable[[Tensor, Tensor, Tensor], Any]) -> Callable[[Any]
     def planted(program: Any) -> Any:
         loss = program.objective.loss
 
-        def faulty(prediction: Tensor, target: Tensor) -> Tensor:
-            value: Tensor = loss(prediction, target)
+        def faulty(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+            value: Tensor = loss(prediction, target, weight)
             wrong(value, prediction, target)
             return value
 
@@ -321,8 +321,8 @@ def _impatient(program: Any) -> Any:
     """An evaluation that reads each chunk's sums before the next chunk is computed."""
     evaluation = program.evaluation
 
-    def loss(prediction: Tensor, target: Tensor) -> Tensor:
-        value: Tensor = evaluation.loss(prediction, target)
+    def loss(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        value: Tensor = evaluation.loss(prediction, target, weight)
         value.item()
         return value
 

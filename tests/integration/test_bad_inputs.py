@@ -201,7 +201,7 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
     "B11 an unclosed reference": (["name=${"], ["`name` cannot be set to '${': no viable alternative at input '${'; correct the value"]),
     "B11 an unknown resolver": (["name=${os.system:ls}"], ["`name` cannot be resolved: Unsupported interpolation type os.system; correct the reference, or give a value"]),
     "B19 betas": (["optimizer=adam", "optimizer.betas=[1.5,0.9]", "optimizer.eps=nan"], ["`optimizer.betas` must be a list of 2 items, each a finite number of at least 0 and below 1, got [1.5, 0.9]", "`optimizer.eps` must be a finite number above 0, got nan"]),
-    "B21": (["dtype=float16", "device=cpu"], ["`dtype` must not be float16 with `device`=cpu: adam's eps underflows to 0 and some operations are not implemented; use dtype=bfloat16, or dtype=float32 with amp=float16"]),
+    "B21": (["dtype=float16", "device=cpu"], ["`dtype` must not be float16 with `device`=cpu: adam's eps underflows to 0 and some operations are not implemented; use dtype=float32"]),
     **{f"B22 {word}": ([f"dtype={word}", "device=cpu"], [f"{DTYPE} '{word}'{hint}"]) for word, hint in {"int64": "; did you mean float64?", "complex64": "", "double": "", "float": "; did you mean float64?"}.items()},
     **{f"B27 {word!r}": ([f"device={word}"], [f"{DEVICE} '{word}'{hint}"]) for word, hint in {"cuda:7": "; did you mean cuda?", "CUDA": "; did you mean cuda?", "gpu": "; did you mean auto?", "hip": "; did you mean rocm?", "": "", "cpu:3": "; did you mean cpu?"}.items()},
     "B29 ordinals": (["device.visible=[-1]"], [f"{VISIBLE} [-1]"]),

@@ -140,6 +140,12 @@ def test_options_may_precede_a_verb(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert err(capsys, "--times", "0", "verify", "resume") == err(capsys, "verify", "resume", "--times", "0")
     for verb in ("parity", "explain", "verify resume", "verify world-size"):
         assert "`+experiment=nope`" not in err(capsys, "--config-dir", folder, *verb.split(), "+experiment=nope")
+    for verb in ("diverge no such", "verify rerun no", "verify sweep no"):
+        assert err(capsys, "--config-dir", folder, *verb.split()) == err(capsys, *verb.split())
+    assert cli.main(["--config-dir", folder, "doctor"]) == cli.main(["doctor"])
+    capsys.readouterr()
+    for verb in cli.VERBS:
+        assert out(capsys, "--version", verb) == out(capsys, verb, "--version") == out(capsys, "--version")
 
 
 def test_a_folder_may_have_the_name_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,8 +286,8 @@ SLOW = """
 import os, sys
 from runner import cli
 
-quick = ["device=cpu", "device.threads=1", "record.plots=false", "train.steps=4"]
-codes = [cli.main([*arguments, *quick]) for arguments in (["+experiment=linreg"], ["+experiment=curve_fit", "optimizer=lm"])]
+quick = ["device=cpu", "device.threads=1", "record.plots=false"]
+codes = [cli.main([*arguments, *quick]) for arguments in (["+experiment=linreg", "train.steps=4"], ["+experiment=curve_fit", "optimizer=lm", "dtype=float64"])]
 slow = sorted(set(sys.modules) & {"sympy", "torch._dynamo", "torch.distributed.tensor", "matplotlib", "scipy", "pandas", "optuna"})
 os.write(2, f"{codes} {slow}".encode())
 """
@@ -307,7 +313,7 @@ def garbage():
     return weakref.ref(node)
 
 before = garbage()
-runner.run("linreg", ["device=cpu", "record.plots=false", "train.steps=4"])
+runner.run("linreg", ["device=cpu", "record.plots=false"])
 frozen, after = gc.get_freeze_count(), garbage()
 gc.collect()
 os.write(2, f"{before()} {after()} {gc.isenabled()} {frozen > 100_000} {frozen > 0}".encode())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from scipy.optimize import curve_fit
@@ -122,6 +124,134 @@ def test_a_target_of_tiny_units_is_refused_in_float32_and_right_when_standardize
         ).summary
         # float32 has 6e-8 of relative rounding.
         assert line["parameters"]["weight"][0][0] == pytest.approx(3e-50, rel=1e-6)
+
+
+# Names: Michaelis and Menten's rates with units in the header
+
+
+def _rates(concentration: str = "[S] (uM)", rate: str = "v0 (uM/s)") -> tuple[float, float]:
+    """Write a table of rates, and return scipy's V and K."""
+    s = np.array([0.5, 1, 2, 5, 10, 20, 50, 100, 200])
+    v = 0.004 * s / (14 + s) * (1 + 0.01 * np.random.default_rng(3).standard_normal(9))
+    _write({concentration: s, rate: v})
+    (most, half), _ = curve_fit(lambda s, most, half: most * s / (half + s), s, v, p0=(0.01, 10))
+    return most, half
+
+
+def _fitted(*overrides: str) -> tuple[float, float]:
+    run = runner.run(None, [*FIT, "dtype=float64", "model.start={V: 0.01, K: 10}", *overrides])
+    return run.summary["parameters"]["V"], run.summary["parameters"]["K"]
+
+
+RENAME = 'data.rename={S: "[S] (uM)", rate: "v0 (uM/s)"}'
+FORMULA = "model.expression=V*S/(K+S)"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [RENAME, "data.target=rate", FORMULA],
+        [RENAME, "data.target=rate", "data.features=[S]", FORMULA],
+        ["data.rename.S=[S] (uM)", "data.target=v0 (uM/s)", FORMULA],
+        ["data.target=v0 (uM/s)", "model.expression=V*`[S] (uM)`/(K+`[S] (uM)`)"],
+        [RENAME.replace("S:", "λ:"), "data.target=rate", FORMULA.replace("S", "λ")],
+        [RENAME.replace("S:", "lambda:"), "data.target=rate", FORMULA.replace("S", "`lambda`")],
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_columns_of_any_name_can_be_used(overrides: list[str], kind: str) -> None:
+    expected = _rates()
+    if kind == "parquet":
+        pq.write_table(pacsv.read_csv("t.csv"), "t.parquet")
+        overrides = [*overrides, "data=parquet", "data.path=t.parquet"]
+    # MINPACK stops at a relative change of 1.5e-8, lm where no step improves.
+    assert _fitted(*overrides) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+@pytest.mark.parametrize("typed", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", ["Température", "时间", "तापमान"])
+def test_a_name_is_the_same_in_both_forms_of_its_accents(name: str, typed: Any, written: Any) -> None:
+    expected = _rates(unicodedata.normalize(written, name), "y")
+    formula = unicodedata.normalize(typed, f"model.expression=V*{name}/(K+{name})")
+    assert _fitted("data.target=y", formula) == pytest.approx(expected, rel=1e-6)
+    assert _fitted("data.target=y", formula, unicodedata.normalize(typed, f"data.features=[{name}]")) == pytest.approx(
+        expected, rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            ['data.rename={S: "[s] (uM)"}', "data.target=v0 (uM/s)"],
+            "`data.rename.S` must name a column of 't.csv', got '[s] (uM)'; the columns are '[S] (uM)', 'v0 (uM/s)' "
+            "(case and spaces matter)",
+        ),
+        (
+            [RENAME, "data.target=v0 (uM/s)"],
+            "`data.target` must use the new name of 'v0 (uM/s)'; write 'rate', as in `data.rename`",
+        ),
+        (
+            [RENAME, "data.target=rate", "data.features=[[S] (uM)]".replace("[[S]", '["[S]').replace(")]", ')"]')],
+            "`data.features` must use the new name of '[S] (uM)'; write 'S', as in `data.rename`",
+        ),
+        (
+            ['data.rename={S: "[S] (uM)", T: "[S] (uM)"}', "data.target=v0 (uM/s)"],
+            "`data.rename` must give a column one name, got S, T for '[S] (uM)'; remove all but one",
+        ),
+        (["data.rename={S: 3}", "data.target=v0 (uM/s)"], "`data.rename` must be a mapping from names to strings, got {'S': 3}; put each name in quotes"),
+        (["data.rename=S", "data.target=v0 (uM/s)"], "`data.rename` must be a mapping from names to strings, got 'S'"),
+    ],
+)  # fmt: skip
+def test_bad_new_names_are_refused(overrides: list[str], problem: str) -> None:
+    _rates()
+    assert _refused(*overrides, FORMULA)[0] == problem
+
+
+def test_a_new_name_must_be_its_own_unless_columns_change_places() -> None:
+    expected = _rates("a", "b")
+    assert _refused("data.rename={b: a}", "data.target=b", "model.expression=V*b/(K+b)") == (
+        "`data.rename` must give 'a' a name of its own, but 't.csv' has another column 'b'; use another name",
+    )
+    assert _fitted("data.rename={b: a, a: b}", "data.target=a", "model.expression=V*b/(K+b)") == pytest.approx(
+        expected, rel=1e-6
+    )
+    assert _fitted("data.rename={a: a}", "data.target=b", "model.expression=V*a/(K+a)") == pytest.approx(
+        expected, rel=1e-6
+    )
+
+
+def test_a_new_name_may_be_for_a_column_without_one() -> None:
+    expected = _rates("", "y")
+    assert _fitted("data.rename={S: ''}", "data.target=y", FORMULA) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_column_called_pi_is_refused_or_right() -> None:
+    random = np.random.default_rng(5)
+    x, pi = np.linspace(0, 5, 30), 6 * random.random(30)
+    y = 2 * x + 0.5 * pi + 1 + 0.05 * random.standard_normal(30)
+    _write({"x": x, "pi": pi, "y": y})
+    assert _refused("data.target=y", "model.expression=a*x+b*pi+c") == (
+        "`model.expression` must not use `pi`, which is both a constant and a column of the data; "
+        "write the column as `` `pi` `` in backticks, or rename it with data.rename",
+    )
+    expected = np.linalg.lstsq(np.column_stack([x, pi, np.ones(30)]), y, rcond=None)[0]
+    for more in (["model.expression=a*x+b*`pi`+c"], ["data.rename={p: pi}", "model.expression=a*x+b*p+c"]):
+        fitted = runner.run(None, [*FIT, "dtype=float64", "data.target=y", *more]).summary["parameters"]
+        assert [fitted[name] for name in "abc"] == pytest.approx(list(expected), rel=1e-9)
+
+
+def test_doubts_about_names_are_in_the_log() -> None:
+    x = np.linspace(1, 2, 9)
+    _write({"Temp": x, "time": x**2, "y": 2 * x})
+    run = runner.run(None, [*FIT, "data.target=y", "model.expression=a*time+temp", "dtype=float64"])
+    log = (run.directory / "run.log").read_text()
+    assert (
+        "note: `model.expression`: the parameter temp has nearly the name of the column 'Temp'; write Temp if the column is meant\n"
+        in log
+    )
+    assert "note: `model.expression` does not use the column 'Temp' of the data\n" in log
 
 
 # Columns of text

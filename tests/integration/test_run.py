@@ -56,6 +56,7 @@ def test_the_directory_is_complete() -> None:
         "run.json",
         "metrics.jsonl",
         "summary.json",
+        "residuals.csv",
         "checkpoints",
         "plots",
         "run.log",
@@ -293,7 +294,7 @@ def test_the_console_shows_choices_and_results(capsys: pytest.CaptureFixture[str
     for text in (
         f"run      {run.directory}", "1 thread\n", "dtype    float32", "data     line: 90 train, 10 test rows of 1 feature → y",
         "model    linear, 2 parameters, loss mse", "update   sgd by hand, lr 0.0001 (constant)", "training 400 steps of 90 rows",
-        "step 200/400  train/loss ", "step 400/400  train/loss ", "weight = ", "bias = ", f"tensorboard --logdir {run.directory.parent}",
+        "step 200/400  train/loss ", "step 400/400  train/loss ", "x = ", "constant = ", f"tensorboard --logdir {run.directory.parent}",
     ):  # fmt: skip
         assert text in printed
     assert re.search(r"train +\S+ +\S+ +\S+ +\S+ *\ntest ", printed)

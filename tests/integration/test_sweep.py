@@ -82,14 +82,20 @@ def test_the_manifest_has_the_request_and_the_end_of_every_trial() -> None:
         key: value for key, value in manifest.items() if key not in ("started", "ended", "members", "task", "fixed")
     }
     assert request == {
-        "format": 1, "status": "failed", "resumed": 0, "name": "linreg", "config_dir": None, "hydra": [], "metric": None, "directions": None,
+        "format": 1, "status": "failed", "reason": None, "resumed": 0, "name": "linreg", "config_dir": None, "hydra": [], "metric": None, "directions": None,
         "command": ["python", "-m", "runner", "-m", *LINREG, "optimizer.lr=1e-5,1e30", "seeds=2", "run_dir=sweep"],
         "words": [*LINREG, "optimizer.lr=1e-5,1e30", "seeds=2", "run_dir=sweep"], "swept": ["optimizer.lr", "seed"],
     }  # fmt: skip
     assert manifest["started"] < manifest["ended"]
     last = manifest["members"][3]
     assert (last["number"], last["state"], last["values"]) == (3, "failed", {"optimizer.lr": 1e30, "seed": 1})
-    assert last["overrides"] == [*LINREG, "optimizer.lr=1e+30", "seed=1", "record.plots=false"]
+    assert last["overrides"] == [
+        *LINREG,
+        "optimizer.lr=1e+30",
+        "seed=1",
+        "record.plots=false",
+        "record.residuals=false",
+    ]
     record = read("sweep/3/run.json")
     assert (last["reason"], last["config_hash"]) == (record["reason"], record["config_hash"])
     assert record["overrides"] == last["overrides"]

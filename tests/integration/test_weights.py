@@ -82,6 +82,34 @@ def test_a_fit_with_standard_deviations_is_that_of_curve_fit(kind: str) -> None:
     summary = run(*DECAY, "data.features=[x]", "data.sigma=s", f"data.sigma_kind={kind}").summary
     assert_is(summary, *solution(columns, columns["s"], kind == "absolute"))
     assert summary["degrees_of_freedom"] == ROWS - 3
+    chi_square = (
+        ((columns["y"] - decay(columns["x"], *solution(columns, columns["s"], True)[0])) / columns["s"]) ** 2
+    ).sum()
+    assert summary["chi_square"] == pytest.approx(chi_square, rel=1e-9)
+    assert summary["reduced_chi_square"] == pytest.approx(chi_square / (ROWS - 3), rel=1e-9)
+    assert summary["aic"] == pytest.approx(ROWS * np.log(chi_square / ROWS) + 2 * 3, rel=1e-9)
+
+
+def test_standardized_residuals_are_those_of_weighted_least_squares() -> None:
+    """By the hat matrix of the weighted problem; a row without weight has none."""
+    columns = table()
+    result = run("model=linear", "optimizer=lstsq", "data.features=[x]", "data.weight=w")
+    root = np.sqrt(columns["w"])
+    design = np.column_stack((columns["x"], np.ones(ROWS))) * root[:, None]
+    hat = design @ np.linalg.pinv(design)
+    residual = root * columns["y"] - hat @ (root * columns["y"])
+    used = columns["w"] > 0
+    deviation = np.sqrt((residual**2).sum() / (used.sum() - 2))
+    expected = residual[used] / deviation / np.sqrt(1 - np.diag(hat)[used])
+    lines = [line.split(",") for line in (result.directory / "residuals.csv").read_text().splitlines()[1:]]
+    assert [line[5] == "" for line in lines] == (~used).tolist()
+    assert [float(line[5]) for line in lines if line[5]] == pytest.approx(expected.tolist(), rel=1e-9)
+
+
+def test_the_picture_has_error_bars_and_no_band_for_new_rows() -> None:
+    table()
+    result = run(*DECAY, "data.features=[x]", "data.sigma=s", "record.plots=true")
+    assert (result.directory / "plots" / "fit.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("factor", [1e-200, 1e-3, 1e150])

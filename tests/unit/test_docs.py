@@ -17,6 +17,7 @@ from runner.cli import VERBS
 from runner.config import introspection
 from runner.config.compose import compose
 from runner.config.constraints import world_size_problems
+from runner.config.expression import COMPUTE
 from runner.config.hydra_adapter import hydra_session
 from runner.config.schema import Config
 from runner.sweep import search_space
@@ -103,6 +104,23 @@ def test_the_refusals_of_a_page_are_those_of_the_program(page: Path, capsys: pyt
         assert capsys.readouterr().err == refusal
 
 
+@pytest.mark.parametrize("page", [ROOT / "SECURITY.md", DOCS / "reliability.md"], ids=lambda page: page.name)
+def test_the_tests_of_a_page_exist(page: Path) -> None:
+    """A name alone is of a test in tests/faults; after a file, each name up to the next file is in that file."""
+    files = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py")}
+    faults = "\n".join(text for name, text in files.items() if name.startswith("tests/faults/"))
+    found = 0
+    for line in page.read_text(encoding="utf-8").splitlines():
+        text = faults
+        for name in re.findall(r"`(tests/\S+\.py|test_\w+)`", line):
+            if name.startswith("tests/"):
+                text = files[name]
+            else:
+                assert f"def {name}(" in text, name
+                found += 1
+    assert found >= 20
+
+
 def test_the_launchers_and_sweepers_of_the_pages_can_be_composed_and_their_spaces_read() -> None:
     absent = [name for name in ("submitit", "ray") if find_spec(f"hydra_plugins.hydra_{name}_launcher") is None]
     sweeps = [
@@ -123,3 +141,11 @@ def test_the_page_of_sweeps_lists_the_keys_that_may_differ_in_a_program() -> Non
     listed = {name for row in section.splitlines() if row.startswith("|") for name in re.findall(r"`([\w.]+)`", row)}
     lanes = {name for name in introspection.paths(Config) if introspection.is_lane(Config, name)}
     assert listed == {*lanes, "model.start"}
+
+
+def test_the_guide_lists_every_function_and_operator_of_formulas() -> None:
+    guide = (DOCS / "guide.md").read_text(encoding="utf-8")
+    table = guide.partition("## Formulas and names")[2].partition("A name begins")[0]
+    listed = set(" ".join(re.findall("`([^`]+)`", table)).replace("(", " ( ").split())
+    assert set(COMPUTE) - {"neg"} <= listed
+    assert "pi" in listed

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,8 +22,11 @@ LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.
 """Loggers of torch's launcher; the second has a level of its own."""
 
 
+TERM_SECONDS = 30
+"""Time that torch's launcher gives the other workers to end after one has failed. It kills those that do not."""
+
 OnFailure: TypeAlias = Callable[[Path, str], object]
-"""Receives the run directory in use, and why its processes failed."""
+"""Receives a directory in use, and why its processes failed."""
 
 
 def needs_launch(config: Config) -> bool:
@@ -35,11 +38,11 @@ def launch(
     config: Config,
     arguments: Sequence[str],
     module: str = "runner",
-    on_failure: OnFailure = lambda directory, reason: None,
+    on_failure: Mapping[str, OnFailure] | None = None,
 ) -> int:
     """Run `python -m MODULE ARGUMENTS` on all processes and return their common exit code.
 
-    `on_failure` is called if they fail while a run directory is in use: rank 0 may have ended without a record of it.
+    If they fail, `on_failure` is called for every note on a directory that is in use: rank 0 may have ended without a record.
 
     Raises `ConfigError` for a number of processes on which the run cannot be computed, `RunFailed` when the hosts cannot
     connect, and `Interrupted` for a signal before the processes are started.
@@ -64,10 +67,8 @@ def launch(
         try:
             elastic_launch(_launch_config(config), sys.executable)("-m", module, *arguments)
         except ChildFailedError as error:
-            killed = _killed(error, config.launch.max_restarts + 1)
-            for text in killed:
-                sys.stderr.write(f"error: {text}\n")
-            code, reason = _exit_code(error), kept.read(notes.REASON) or "; ".join(killed)
+            killed = _report_killed(error, config.launch.max_restarts + 1)
+            code, reason = _exit_code(error), kept.read(notes.REASON) or killed
         except SignalException as received:
             code, reason = 128 + int(received.sigval), f"its processes were stopped by {received.sigval.name}"
         except RendezvousError as error:
@@ -77,9 +78,10 @@ def launch(
             ) from None
         else:
             return 0
-        directory = kept.read(notes.RUN_DIRECTORY)
-        if directory is not None:
-            on_failure(Path(directory), reason or f"its processes ended with exit code {code}")
+        for note, record in (on_failure or {}).items():
+            directory = kept.read(note)
+            if directory is not None:
+                record(Path(directory), reason or f"its processes ended with exit code {code}")
         return code
 
 
@@ -147,14 +149,18 @@ def _local_address(endpoint: str) -> tuple[str, bool]:
     return local, True
 
 
-def _killed(error: Any, attempts: int) -> list[str]:
-    """Return a sentence for each worker that was killed: it could not report that itself."""
+def _report_killed(error: Any, attempts: int) -> str:
+    """Print a sentence for each worker that was killed, which could not report that itself. Return all of them."""
     last = f", in the last of {attempts} attempts" if attempts > 1 else ""
-    return [
+    failures = _in_order(error)
+    end = min(failure.timestamp for _, failure in failures) + TERM_SECONDS
+    killed = [
         f"rank {rank} was killed by {signal.Signals(-failure.exitcode).name}{last}"
-        for rank, failure in _in_order(error)
-        if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM
+        for rank, failure in failures
+        if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM and failure.timestamp < end
     ]
+    sys.stderr.writelines(f"error: {text}\n" for text in killed)
+    return "; ".join(killed)
 
 
 def _exit_code(error: Any) -> int:

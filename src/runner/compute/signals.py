@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from runner.errors import ForcedStop, Interrupted
+
+T = TypeVar("T")
+
+POLL_SECONDS = 0.1
+"""Time between two looks at a signal while a thread works."""
+
+FIRST_REPORT_SECONDS = 3.0
+"""Time after which work in a thread is reported; later reports come after twice, four times, … this time."""
+
+_WORK = "runner: abandoned unless it ends"
 
 
 class StopRequest:
@@ -44,6 +55,53 @@ class StopRequest:
         if self.signal_number is not None:
             raise ForcedStop(number, "stopped at once by a second signal; the last checkpoint is intact")
         self.signal_number = number
+
+
+class Abandoned(Exception):
+    """Work in a thread is not waited for, because a signal was received."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.signal_number = signal_number
+        super().__init__()
+
+
+def watched(work: Callable[[], T], stop: Callable[[], int | None], report: Callable[[float], None]) -> T:
+    """Return the result of `work`, done in a thread: Python handles a signal only between two operations of the main thread.
+
+    `report` is called now and then with the seconds so far. Raises what the work raises, and `Abandoned` as soon as `stop`
+    returns a signal. The thread then goes on until it or the process ends, so what it changes must not be used any more.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name=_WORK, daemon=True)
+    began, due = time.monotonic(), FIRST_REPORT_SECONDS
+    thread.start()
+    while True:
+        thread.join(POLL_SECONDS)
+        if not thread.is_alive():
+            break
+        signal_number = stop()
+        if signal_number is not None:
+            raise Abandoned(signal_number)
+        seconds = time.monotonic() - began
+        if seconds >= due:
+            report(seconds)
+            due *= 2
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def has_abandoned_work() -> bool:
+    """Return whether a thread of `watched` is still working."""
+    return any(thread.name == _WORK for thread in threading.enumerate())
 
 
 @contextmanager

@@ -9,14 +9,23 @@ from runner.config import schema as c
 
 GIB = 2**30
 
+NAME_BYTES = 100
+"""Memory of the name of a column at least."""
+
 SMALL = GIB // 4
 """Bytes that are never refused, so that a small run does not depend on what else is running."""
 
 PROCESS_BYTES = 100 * 2**20
 """Least memory of one more process with torch imported."""
 
+NUMBER_BYTES = 22
+"""Memory of one number of the data at least, of the 24 bytes of its float64: from the source, while scaled, and scaled."""
+
 PARAMETER_BYTES = 16
 """Memory of one parameter at least: its initial value and its gradient, in float64."""
+
+FLOAT64_PARAMETER_BYTES = 24
+"""The same where float64 is trained on the host: value, gradient, and the last finite value."""
 
 
 def problems(config: c.Config, processes: int = 1) -> list[str]:
@@ -24,21 +33,22 @@ def problems(config: c.Config, processes: int = 1) -> list[str]:
     data = config.data
     found = [
         unfit(PROCESS_BYTES, "`launch.processes`", f"got {processes:,}", "start fewer processes", processes),
-        *model_problems(config.model, data.known_columns or 1),
+        *model_problems(config, data.known_columns or 1),
     ]
     if data.known_rows is not None and data.known_columns is not None:
-        # As float64 from the source and as scaled; and a name for each column.
-        needed = 16 * data.known_rows * (data.known_columns + 1) + 100 * data.known_columns
+        needed = NUMBER_BYTES * data.known_rows * (data.known_columns + 1) + NAME_BYTES * data.known_columns
         keys = " times ".join(f"`{key}`" for key in data.size_keys)
         value = f"got {data.known_rows:,} rows of {data.known_columns:,} features"
         found.append(unfit(needed, keys, value, "use fewer", processes))
     return [problem for problem in found if problem is not None]
 
 
-def model_problems(model: c.ModelConfig, columns: int) -> list[str]:
+def model_problems(config: c.Config, columns: int) -> list[str]:
     """Return the reason why the parameters of a model for data of so many features cannot fit in memory, if they cannot."""
-    count = model.parameter_count(columns)
-    problem = unfit(count * PARAMETER_BYTES, f"`{model.size_key}`", f"got {count:,} parameters", "use a smaller model")
+    count = config.model.parameter_count(columns)
+    whole = config.device.name == "cpu" and config.strategy.name in ("auto", "single", "dp", "ddp")
+    each = FLOAT64_PARAMETER_BYTES if whole and config.dtype == "float64" else PARAMETER_BYTES
+    problem = unfit(count * each, f"`{config.model.size_key}`", f"got {count:,} parameters", "use a smaller model")
     return [] if problem is None else [problem]
 
 

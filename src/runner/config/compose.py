@@ -73,7 +73,7 @@ def _config(plan: Plan, config_dir: str | None, base: str | None) -> Config | No
         _drop_foreign_keys(values, plan)
         _notice_kept_values(values, plan, config_dir)
     try:
-        if not plan.problems:
+        if not plan.problems and not plan.dependent:
             return check(values)
     except ConfigError as error:
         raise error.changed(lambda problem: _advised(problem, written)) from None
@@ -106,7 +106,7 @@ def _advised(problem: str, composed: DictConfig) -> str:
 
 def _further_problems(values: dict[str, Any], plan: Plan) -> list[str]:
     """Return the problems of values whose key is in no problem yet and whose group's option is known."""
-    named = {problem.split("`")[1] for problem in plan.problems if "`" in problem}
+    named = plan.dependent | {problem.split("`")[1] for problem in plan.problems if "`" in problem}
     _, problems = validation.build(Config, values)
     return [
         problem

@@ -6,8 +6,9 @@ They are checked twice: for the configuration as composed, and again after `auto
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from runner.config import schema as c
@@ -101,7 +102,7 @@ FORBIDDEN = (
     _Forbidden(
         lambda k: k.dtype == "float16" and k.device.name == "cpu",
         "`dtype` must not be float16 with `device`=cpu: adam's eps underflows to 0 and some operations are not implemented; "
-        "use dtype=bfloat16, or dtype=float32 with amp=float16",
+        "use dtype=float32",
     ),
     _Forbidden(
         lambda k: _eps_is_zero(k) and k.device.name != "cpu",
@@ -149,7 +150,7 @@ FORBIDDEN = (
     _Forbidden(
         lambda k: _least_squares(k) and (k.dtype not in ("float64", "float32") or k.amp != "off"),
         "`dtype` must be float64 or float32, and `amp` off, with `optimizer`={k.optimizer.name}, which needs their precision; "
-        "use dtype=float64 and amp=off",
+        "use dtype=float64",
     ),
     _Forbidden(
         lambda k: _least_squares(k) and k.model.draws,
@@ -275,6 +276,31 @@ FORBIDDEN = (
 
 def problems(config: c.Config) -> list[str]:
     """Return the messages of all forbidden combinations that hold, and the problems of the parts themselves."""
+    return [with_allowed_dtype(problem, config) for problem in _problems(config)]
+
+
+def with_allowed_dtype(text: str, config: c.Config) -> str:
+    """Return a message in which advice to use another dtype also names what this configuration must change for it."""
+    return _DTYPE_ADVICE.sub(lambda found: " and ".join((found[0], *_needed_for(found[1], config))), text)
+
+
+_DTYPE_ADVICE = re.compile(r"(?<=use )dtype=(float64|float32)(?! and| with|\w)")
+
+
+def _needed_for(dtype: str, config: c.Config) -> tuple[str, ...]:
+    """Return the arguments without which a dtype is refused; none if there are no such ones."""
+    on_cpu = replace(config.device, name="cpu")
+    changes: Any = {"amp=off": {"amp": "off"}, "device=cpu": {"device": on_cpu}}
+    for names in ((), ("amp=off",), ("device=cpu",), ("amp=off", "device=cpu")):
+        values: Any = {"dtype": dtype}
+        for name in names:
+            values |= changes[name]
+        if not _problems(replace(config, **values)):
+            return names
+    return ()
+
+
+def _problems(config: c.Config) -> list[str]:
     messages = [rule.message(config) for rule in FORBIDDEN if rule.when(config)]
     parts = (config.data, config.model, config.loss, config.optimizer, config.schedule)
     more = (*_sink_problems(config), *_graph_problems(config))
@@ -323,10 +349,16 @@ def notices(config: c.Config) -> list[str]:
     return []
 
 
+def graph_problem(reason: str) -> str:
+    """Return the problem with `train.cuda_graph`=true where the steps are eager for a reason."""
+    return f"`train.cuda_graph` must be auto or false because {reason}, got true; use train.cuda_graph=auto"
+
+
 def _graph_problems(config: c.Config) -> Iterator[str]:
-    reason = eager_because(config) if config.train.cuda_graph is True else None
+    # Lanes may do what one run alone may not: that is known when the program is built.
+    reason = eager_because(config, lanes=2) if config.train.cuda_graph is True else None
     if reason is not None:
-        yield f"`train.cuda_graph` must be auto or false because {reason}, got true; use train.cuda_graph=auto"
+        yield graph_problem(reason)
 
 
 def _sink_problems(config: c.Config) -> Iterator[str]:

@@ -3,7 +3,7 @@
     formula    = sum [("<" | "<=" | ">" | ">=" | "==" | "!=") sum]         a comparison is 1 where it holds, else 0
     sum        = operand {("+" | "-" | "*" | "/" | "**") operand}         with the precedence of Python
     operand    = number | name | "pi" | function "(" formula {"," formula} ")" | "(" formula ")" | ("+" | "-") operand
-    name       = a letter of any alphabet or "_", then letters, digits and "_" | "`" any other text "`"
+    name       = a letter of any alphabet or "_", then letters, marks, digits and "_" | "`" any other text "`"
 
 Formulas have their own parser because `ast.parse` does not fit: it accepts a whole language, normalizes identifiers, builds
 integers of any size, counts columns in bytes, and changes its error messages between versions. Python never executes the text
@@ -17,6 +17,7 @@ import keyword
 import math
 import operator
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
@@ -44,6 +45,7 @@ _HINTS = {
     "\n": "write it on one line",
     "`": "close the name with another backtick",
 }
+_COLUMN_OF_THIS_NAME = "write a column of this name in backticks"
 _PIECES = "a formula consists of numbers, names (in backticks if they have other characters), + - * / **, comparisons, parentheses and functions"
 
 
@@ -105,6 +107,17 @@ def parse(text: str) -> Expression:
         Operation(symbol, tuple(_renumbered(o, names) for o in operands)) for symbol, operands in parser.operations
     )
     return Expression(text, names, frozenset(parser.constants), operations, _renumbered(result, names))
+
+
+def written(name: str) -> str:
+    """Return a name as it is written in a formula: in backticks if it is no plain name, or has another meaning."""
+    plain = name.isidentifier() and not name.startswith("__") and not keyword.iskeyword(name)
+    return name if plain and name not in _ARGUMENTS and name not in _CONSTANTS else f"`{name}`"
+
+
+def folded(name: str) -> str:
+    """Return what two names have in common that differ only in case, blanks, underscores and hyphens."""
+    return re.sub(r"[\s_-]", "", name).casefold()
 
 
 def _refuse(text: str, column: int, reason: str) -> NoReturn:
@@ -237,9 +250,10 @@ def _tokens(text: str) -> list[_Token]:
         if match is None:
             character = text[position]
             _refuse(text, position + 1, f"{character!r} is not allowed; {_HINTS.get(character, _PIECES)}")
-        kind = str(match.lastgroup)
-        token = _Token(kind, match.group(kind), position + 1)
-        position = match.end()
+        kind, end = str(match.lastgroup), match.end()
+        end = _end_of_name(text, end) if kind == "name" else end
+        token = _Token(kind, match.group(kind) + text[match.end() : end], position + 1)
+        position = end
         if token.kind == "number":
             _check_number(text, token)
         if token.kind == "name":
@@ -247,6 +261,13 @@ def _tokens(text: str) -> list[_Token]:
         if token.kind != "space":
             tokens.append(token)
     return [*tokens, _Token("end", "", len(text) + 1)]
+
+
+def _end_of_name(text: str, end: int) -> int:
+    """Return the end of a name that is known up to `end`. Marks, such as vowel signs of Devanagari, belong to it."""
+    while end < len(text) and (unicodedata.category(text[end]) in ("Mn", "Mc") or re.match(r"\w", text[end])):
+        end += 1
+    return end
 
 
 def _check_number(text: str, token: _Token) -> None:
@@ -266,7 +287,11 @@ def _check_name(text: str, token: _Token) -> None:
     if token.text.startswith("__"):
         _refuse(text, token.column, f"`{token.text}` begins with two underscores; choose another name")
     if keyword.iskeyword(token.text):
-        _refuse(text, token.column, f"`{token.text}` is a reserved word of Python; choose another name")
+        _refuse(
+            text,
+            token.column,
+            f"`{token.text}` is a reserved word of Python; choose another name, or {_COLUMN_OF_THIS_NAME}",
+        )
 
 
 _Parsed = float | int | str
@@ -344,7 +369,10 @@ class _Parser:
             if called:
                 return self.call(token)
             example = ", ".join("xyz"[: _ARGUMENTS[token.text]])
-            self.refuse(token, f"`{token.text}` is a function and needs an argument, as in {token.text}({example})")
+            self.refuse(
+                token,
+                f"`{token.text}` is a function and needs an argument, as in {token.text}({example}); {_COLUMN_OF_THIS_NAME}",
+            )
         if called:
             near = difflib.get_close_matches(token.text, _FUNCTIONS, n=1)
             hint = f"did you mean `{near[0]}`?" if near else "write a product with `*`"

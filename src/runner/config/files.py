@@ -45,10 +45,9 @@ def read_bytes(path: Path, limit: int, *, follow: bool = False) -> bytes:
     """Return the content of a regular file of at most `limit` bytes. Raises OSError, which says what it is otherwise."""
     with open_to_read(path, follow=follow) as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(limit + 1) if size <= limit else b""  # one more byte: the file may grow meanwhile
-    if max(size, len(content)) > limit:
-        raise OSError(errno.EFBIG, f"it has more than {limit / MIB:g} MiB", str(path))
-    return content
+        if size > limit:
+            raise OSError(errno.EFBIG, f"it has more than {limit / MIB:g} MiB", str(path))
+        return file.read(size)  # no more: it may grow, and files of /proc have a size of 0 and may have no end
 
 
 def kind_of(path: Path) -> str | None:

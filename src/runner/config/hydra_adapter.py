@@ -237,13 +237,17 @@ def resolved_values(config: DictConfig, plan: Plan) -> dict[str, Any]:
     `ConfigError` for references that lead back to themselves.
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationToMissingValueError
 
     resolve_in_order(config)
     while (error := _unresolved(config)) is not None:
         name, reason = str(error.full_key), reason_of(error)
         if name == "None" or OmegaConf.is_missing(config, name):
             raise ConfigError(f"the configuration cannot be resolved: {reason}")
-        plan.problems.append(f"`{name}` cannot be resolved: {reason}; correct the reference, or give a value")
+        if isinstance(error, InterpolationToMissingValueError):
+            plan.dependent.add(name)  # the missing value is reported itself
+        else:
+            plan.problems.append(f"`{name}` cannot be resolved: {reason}; correct the reference, or give a value")
         OmegaConf.update(config, name, validation.MISSING, merge=False)
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)

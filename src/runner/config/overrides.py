@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from runner.config import introspection, validation
 from runner.config.documents import MAX_DEPTH, MAX_REFERENCES, depth, reference_depth
@@ -42,6 +42,8 @@ class Plan:
     notices: list[str] = field(default_factory=list)
     unresolved: set[str] = field(default_factory=set)
     """Groups whose requested option does not exist. Their keys cannot be checked."""
+    dependent: set[str] = field(default_factory=set)
+    """Keys that refer to a key without a value, which is reported there. They are known after composition."""
     has_references: bool = False
     """Whether a value is a reference to another one, ${…}. It is known after composition."""
 
@@ -100,35 +102,59 @@ def _replace_length(plan: Plan) -> None:
 
 def parse(argument: str, known: Sequence[str], groups: Groups, plan: Plan) -> Override | None:
     """Return one argument as parsed by Hydra. If it cannot be parsed, add the problem to the plan and return None."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     name, _, text = argument.partition("=")
     problem = _malformed(argument, groups) or _nested(name.lstrip("+"), text)
     if problem is None:
         try:
-            return (
-                _parse_list(argument)
-                if _LONG_LIST.fullmatch(text)
-                else OverridesParser.create().parse_override(argument)
-            )
+            return _parse_list(argument) if _LONG_LIST.fullmatch(text) else parsed(argument)
         except (HydraException, ValueError, RecursionError):  # ValueError: an integer of thousands of digits
             problem = _unreadable(name.lstrip("+"), text, known)
         # Hydra's grammar has no nested references, but OmegaConf resolves them.
         if _is_string(name.lstrip("+")) or (text.startswith("${") and name.lstrip("+") in known):
-            return OverridesParser.create().parse_override(f"{name}={quoted(text)}")
+            return parsed(f"{name}={quoted(text)}")
     plan.problems.append(problem)
     return None
 
 
-def _parse_list(argument: str) -> Override:
-    """Parse a list in pieces: the time of Hydra's parser grows with the square of the number of items."""
+def parsed(argument: str, config_loader: Any = None) -> Override:
+    """Return an argument as Hydra parses it, with letters of every alphabet. Raises `HydraException`.
+
+    The loader is needed for the values of a `glob(…)` only.
+    Hydra's grammar has ASCII letters only, outside of quotes: the others are written as `_u3b1u_` for it.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    ascii_only = re.sub(r"[^\x00-\x7f]", lambda match: f"_u{ord(match[0]):x}u_", argument)
+    override = OverridesParser.create(config_loader=config_loader).parse_override(ascii_only)
+    override.config_loader = config_loader  # Hydra sets it only where it parses several
+    if ascii_only == argument:
+        return override
+    key, value = _restored(override.key_or_group), _restored(override._value)
+    return dataclasses.replace(override, key_or_group=key, _value=value, input_line=argument)
+
+
+def _restored(value: Any) -> Any:
+    """Return a parsed value with its letters that are not ASCII."""
+    if isinstance(value, str):
+        return re.sub(r"_u([0-9a-f]+)u_", lambda match: chr(int(match[1], 16)), value)
+    if isinstance(value, list):
+        return [_restored(item) for item in value]
+    if isinstance(value, dict):
+        return {_restored(name): _restored(item) for name, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):  # a string in quotes, or a choice of values
+        texts = {name: _restored(item) for name, item in vars(value).items() if isinstance(item, (str, list))}
+        return dataclasses.replace(value, **texts)
+    return value
+
+
+def _parse_list(argument: str) -> Override:
+    """Parse a list in pieces: the time of Hydra's parser grows with the square of the number of items."""
     name, _, text = argument.partition("=")
     items = text[1:-1].split(",")
     pieces = [",".join(items[first : first + 100]) for first in range(0, len(items), 100)]
-    overrides = [OverridesParser.create().parse_override(f"{name}=[{piece}]") for piece in pieces]
+    overrides = [parsed(f"{name}=[{piece}]") for piece in pieces]
     values = [item for override in overrides for item in override._value]  # type: ignore[union-attr]  # lists
     return dataclasses.replace(overrides[0], _value=values, input_line=argument)
 
@@ -181,7 +207,9 @@ def _or_sweep(name: str) -> str:
 
 
 def _is_string(name: str) -> bool:
-    return any(str in introspection.alternatives(hint) for hint in introspection.field_types(Config, name))
+    mappings = introspection.field_types(Config, name.rpartition(".")[0])
+    entries = [get_args(hint)[1] for hint in mappings if get_origin(hint) is dict]
+    return any(str in introspection.alternatives(hint) for hint in (*introspection.field_types(Config, name), *entries))
 
 
 def _add(override: Override, groups: Groups, known: Sequence[str], plan: Plan) -> None:

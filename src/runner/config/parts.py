@@ -29,6 +29,8 @@ class Key:
     """Regular expression that a string must match as a whole."""
     lane: bool = False
     """Whether trials that differ only in this value can be vmapped."""
+    names: bool = False
+    """Whether its texts name columns or parameters. Two spellings of a letter with an accent are then one name."""
     per_run: bool = False
     """Whether vmapped trials may differ in this value in any way because their program does not depend on it."""
     changes: Literal["answer", "placement", "recording"] = "answer"

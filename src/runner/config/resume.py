@@ -88,7 +88,7 @@ def saved_values(run: str, source: str) -> dict[str, Any]:
         raise CheckpointError(
             f"`{source}` must be a run directory, got {run!r}, which is not a directory; correct the path"
         )
-    if source == "resume" and (path / "sweep.json").is_file():
+    if source == "resume" and os.path.isfile(path / "sweep.json"):
         raise CheckpointError(
             f"`resume` must be a run directory, got {run!r}, which is a sweep directory; add -m to resume the sweep"
         )

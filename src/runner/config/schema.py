@@ -9,13 +9,14 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from runner.config.expression import parse
+from runner.config.expression import folded, parse, written
 from runner.config.introspection import keys_where, without, without_lanes
 from runner.config.parts import Part, group, key
 from runner.config.versions import without_newer
@@ -120,6 +121,11 @@ class DataConfig(Part):
         return None
 
     @property
+    def selects_features(self) -> bool:
+        """Whether the user chose the features among the columns."""
+        return False
+
+    @property
     def noise_deviation(self) -> float | None:
         """Standard deviation of the noise around the true function, or None if it is not known."""
         return None
@@ -131,7 +137,7 @@ class DataConfig(Part):
 
     @property
     def weighted_by(self) -> str | None:
-        """What the rows are weighted by, as a formula of a column; None if all rows count the same."""
+        """Formula of the column that weights the rows; None if all rows count the same."""
         return None
 
 
@@ -199,7 +205,7 @@ class Line(_Synthetic, name="line", builder="runner.data.synthetic:line"):
 class Curve(_Synthetic, name="curve", builder="runner.data.synthetic:curve"):
     """Rows of y = expression + noise. One feature is evenly spaced; several are drawn uniformly from the range."""
 
-    expression: str = key("formula of the target; its names are the features")
+    expression: str = key("formula of the target; its names are the features", names=True)
 
     @property
     def known_columns(self) -> int:
@@ -221,21 +227,27 @@ class Curve(_Synthetic, name="curve", builder="runner.data.synthetic:curve"):
 @dataclass(frozen=True, kw_only=True)
 class _Table(DataConfig):
     path: str = key("path of the file, relative to the working directory")
-    target: str = key("column to predict")
+    rename: dict[str, str] = key(
+        "new names of columns, {new: name in the file}; the other keys use the new ones", names=True, before={}
+    )
+    target: str = key("column to predict", names=True)
     features: tuple[str, ...] | None = key(
-        "columns to predict from; null uses all except the target and the columns of data.sigma and data.weight"
+        "columns to predict from; null uses all except the target and the columns of data.sigma, data.weight and data.drop",
+        names=True,
     )
     sigma: str | None = key(
-        "column of standard deviations of the target, in its units; each row is weighted by 1/sigma²", before=None
+        "column of standard deviations of the target, in its units; each row is weighted by 1/sigma²",
+        names=True,
+        before=None,
     )
     sigma_kind: Literal["relative", "absolute"] = key(
         "whether data.sigma is known only up to a common factor, which the residuals then determine, or as it is",
         before="relative",
     )
-    weight: str | None = key("column of weights of the rows; only their ratios count", before=None)
-    drop: tuple[str, ...] = key("columns that are no features", before=())
+    weight: str | None = key("column of weights of the rows; only their ratios count", names=True, before=None)
+    drop: tuple[str, ...] = key("columns that are no features", names=True, before=())
     categorical: Literal["auto"] | tuple[str, ...] = key(
-        "columns of categories; auto takes those whose cells are text or truth values", before=()
+        "columns of categories; auto takes those whose cells are text or truth values", names=True, before=()
     )
     missing: Literal["error", "drop", "mean"] = key(
         "what is done where a value is missing: error refuses the table, drop leaves the row out, mean fills in the mean of the "
@@ -259,8 +271,19 @@ class _Table(DataConfig):
         """The column of `weight`, or 1 over the square of the column of `sigma`."""
         return self.weight if self.sigma is None else f"1/{self.sigma}²"
 
+    @property
+    def selects_features(self) -> bool:
+        """Whether `data.features` is given."""
+        return self.features is not None
+
     def problems(self) -> Iterator[str]:
-        """Yield the problems of the keys that weight the rows."""
+        """Yield the problems of new names that are empty, of columns with two of them, and of the keys that weight the rows."""
+        if "" in self.rename:
+            yield f"`data.rename` must give {self.rename['']!r} a name that is not empty; write {{name: {self.rename['']!r}}}"
+        for column, count in Counter(self.rename.values()).items():
+            if count > 1:
+                new = ", ".join(name for name, old in self.rename.items() if old == column)
+                yield f"`data.rename` must give a column one name, got {new} for {column!r}; remove all but one"
         if self.sigma is not None and self.weight is not None:
             yield (
                 f"`data.weight` must be null with `data.sigma`={self.sigma!r}, got {self.weight!r}; use data.weight=null "
@@ -311,6 +334,8 @@ class ModelConfig(Part):
     """Whether every row of metrics includes the parameters."""
     size_key: ClassVar[str] = "model"
     """Key that decides how many parameters there are."""
+    start_key: ClassVar[str] = "seed"
+    """Key that changes the start values."""
 
     name: str = key("kind of model")
 
@@ -322,6 +347,14 @@ class ModelConfig(Part):
     def draws(self) -> bool:
         """Whether the forward pass in training draws random numbers."""
         return False
+
+    def doubts(self, features: Sequence[str], others: Sequence[str], selected: bool) -> Iterator[str]:
+        """Yield warnings about names that fit the columns and are probably not meant.
+
+        `others` are the columns that are no features, the target among them. `selected` says whether the user chose the
+        features.
+        """
+        yield from ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,11 +412,15 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
     keeps_units = True
     divisible = False
     records_parameters = True
+    start_key = "model.start"
 
     expression: str = key(
-        "formula of the prediction, such as a*exp(-b*x) + c; a column whose name has blanks or signs is written in backticks"
+        "formula of the prediction, such as a*exp(-b*x) + c; a column whose name has blanks or signs is written in backticks",
+        names=True,
     )
-    start: dict[str, float] = key("initial value of each parameter; the others are drawn as init says", lane=True)
+    start: dict[str, float] = key(
+        "initial value of each parameter; the others are drawn as init says", names=True, lane=True
+    )
     init: Literal["uniform", "normal", "zeros"] = key(
         "initial values of the other parameters; uniform is U(0, 1), normal is N(0, 1)"
     )
@@ -400,6 +437,27 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
                 f"`model.start.{name}` must name a parameter of `model.expression`={self.expression!r}, "
                 f"which has {', '.join(names) or 'no names'}; remove it or correct its name"
             )
+
+    def doubts(self, features: Sequence[str], others: Sequence[str], selected: bool) -> Iterator[str]:
+        """Yield warnings about parameters with nearly the name of a column, and about features that are not used."""
+        names = parse(self.expression).names
+        similar = {folded(column): column for column in features if column not in names}
+        for name in names:
+            if name in others:
+                yield (
+                    f"`model.expression`: {name} is a parameter and not the column {name!r}, which is not among the "
+                    "features; give the parameter another name"
+                )
+            elif name not in features and (column := similar.get(folded(name))):
+                yield (
+                    f"`model.expression`: the parameter {name} has nearly the name of the column {column!r}; "
+                    f"write {written(column)} if the column is meant"
+                )
+        unused = [column for column in features if column not in names]
+        if unused and not selected:
+            more = f" and {len(unused) - 10:,} more" if len(unused) > 10 else ""
+            columns = "columns" if len(unused) > 1 else "column"
+            yield f"`model.expression` does not use the {columns} {', '.join(map(repr, unused[:10]))}{more} of the data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -804,7 +862,7 @@ class TensorBoard(SinkConfig, name="tensorboard", builder="runner.runs.sinks.ten
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Metrics, plots and hashes that a run writes."""
+    """Metrics, plots, residuals and hashes that a run writes."""
 
     every_steps: int = key(
         "steps between rows of metrics in metrics.jsonl, TensorBoard and the console", unit="steps", at_least=1
@@ -814,6 +872,10 @@ class Record:
         before=["jsonl", "tensorboard"],
     )
     plots: bool = key("whether to write plots/*.png at the end")
+    residuals: bool = key(
+        "whether to write residuals.csv at the end, with target and prediction of each row, unless there are very many",
+        before=True,
+    )
     hash_every_steps: int | None = key(
         "steps between lines of hashes.jsonl, from step 0 on; `diverge` compares them to find where two runs differ; null writes none",
         unit="steps",

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import re
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -137,7 +138,7 @@ def _convert_option(option: Any, meaning: Key, value: Any) -> tuple[bool, Any]: 
         return isinstance(value, bool), value
     if option is str:
         fits = isinstance(value, str) and (meaning.pattern is None or re.fullmatch(meaning.pattern, value) is not None)
-        return fits, value
+        return fits, normalized(value) if fits and meaning.names else value
     if option in (int, float):
         return _convert_number(option, meaning, value)
     if origin is tuple:
@@ -176,8 +177,13 @@ def _convert_sequence(items: tuple[Any, ...], meaning: Key, value: Any) -> tuple
 def _convert_mapping(items: tuple[Any, ...], meaning: Key, value: Any) -> tuple[bool, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
         return False, None
-    converted = {k: _convert_option(items[1], meaning, v) for k, v in value.items()}
+    converted = {normalized(k) if meaning.names else k: _convert_option(items[1], meaning, v) for k, v in value.items()}
     return all(fits for fits, _ in converted.values()), {k: v for k, (_, v) in converted.items()}
+
+
+def normalized(text: str) -> str:
+    """Return a name of a column or parameter in the form in which names are compared (Unicode's NFC)."""
+    return unicodedata.normalize("NFC", text)
 
 
 def requirement(hint: Any, meaning: Key | None = None) -> str:
@@ -201,7 +207,7 @@ def _phrase(option: Any, meaning: Key) -> str:
         count = "" if get_args(option)[-1] is Ellipsis else f" of {len(items)} items"
         return f"a list{count}, each {'item ' if not count else ''}{requirement(items[0], meaning)}"
     if origin is dict:
-        return "a mapping from names to finite numbers"
+        return f"a mapping from names to {'strings' if get_args(option)[1] is str else 'finite numbers'}"
     if dataclasses.is_dataclass(option):
         return "a group of keys"
     if option is str and meaning.pattern:
@@ -221,6 +227,8 @@ def _remedy(hint: Any, meaning: Key, value: Any, path: str) -> str:
         return "; put it in quotes, because YAML reads yes, no, on and off as booleans"
     if isinstance(value, (int, float)) and str in options:
         return "; put it in quotes"
+    if isinstance(value, Mapping) and dict[str, str] in options:
+        return "; put each name in quotes"
     lists = [option for option in options if get_origin(option) is tuple]
     if isinstance(value, (int, float, str)) and any(_convert_option(option, meaning, [value])[0] for option in lists):
         return f"; write {path}=[{value}]"

@@ -41,14 +41,14 @@ class ArrowSource:
                     f"and {named(files[0].path)} has {listed(self.names)}; give one of them"
                 )
 
-    def read(self, names: Sequence[str], rules: Rules) -> Mapping[str, Column]:
-        """Return these columns. Raises `DataError` for columns of types that are no numbers, texts or dates."""
+    def read(self, places: Mapping[str, int], rules: Rules) -> Mapping[str, Column]:
+        """Return the columns at these places by name. Raises `DataError` for columns of types that are no numbers, texts or dates."""
         if not sum(self._rows):
             raise DataError(f"`data.path` must have rows, got 0 rows in {named(self.path)}; add rows")
         read: dict[str, Column | str] = {}
         faults: list[Fault] = []
-        for name in names:
-            read[name], bad = self._column(name, rules)
+        for name, place in places.items():
+            read[name], bad = self._column(name, place, rules)
             faults += bad
         for file in self._files:
             file.require_unchanged()
@@ -59,12 +59,12 @@ class ArrowSource:
         """Return the numbers of some rows, from 1 through all files."""
         return [f"row {row + 1}" for row in rows]
 
-    def _column(self, name: str, rules: Rules) -> tuple[Column | str, list[Fault]]:
+    def _column(self, name: str, place: int, rules: Rules) -> tuple[Column | str, list[Fault]]:
         """Return a column, or why it cannot be used as the end of a sentence, and its unusable cells."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        chunks = [chunk for read in self._readers for chunk in _plain(read(name)).chunks]
+        chunks = [chunk for read in self._readers for chunk in _plain(read(self.names[place])).chunks]
         kinds = list(dict.fromkeys(chunk.type for chunk in chunks if len(chunk)))
         if any(_is_text(kind) for kind in kinds) and not all(_is_text(kind) for kind in kinds):
             return f"has types {', '.join(map(str, kinds))} in different files; cast it to one", []

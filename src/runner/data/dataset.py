@@ -54,9 +54,11 @@ class Dataset:
     """Rows by part: "train", "valid" and "test"; empty parts are left out."""
     encoding: Encoding
     scaling: Scaling
-    unit_variance: float | None
-    """Variance of the target of a row with weight 1, in the units trained in; None where no standard deviations are given."""
+    unit_deviation: float | None
+    """Standard deviation of the target of a row with weight 1, in the units trained in; None where none is given."""
     target_name: str
+    other_columns: tuple[str, ...]
+    """Columns of the source that are no features, the target among them."""
     sha256: str
     """SHA-256 of the source's files; empty for synthetic data."""
     notes: tuple[str, ...]
@@ -132,8 +134,9 @@ def build(
         {name: ResidentRows(_placed(batch, rows, device), source[rows]) for name, rows in parts.items() if len(rows)},
         encoding,
         scaling,
-        None if weights is None else weights.unit_variance,
+        None if weights is None else weights.unit_deviation,
         table.target.name,
+        (*table.unread, table.target.name),
         table.sha256,
         table.notes,
         (*table.warnings, *rounded),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from runner.compute import sizes
+from runner.config.files import open_to_read
 from runner.data.diagnostics import listed, named
 from runner.errors import DataError
 
@@ -50,8 +51,12 @@ class File:
 
     def open(self) -> BinaryIO:
         """Return the bytes of the file, unpacked if the first ones say that it is packed."""
+        if self.size == 0:
+            return cast(
+                "BinaryIO", io.BufferedReader(io.BytesIO())
+            )  # files of /proc have this size, and may have no end
         try:
-            source = open(self.path, "rb")  # noqa: SIM115 - the caller closes it
+            source = cast("io.BufferedReader", open_to_read(Path(self.path), follow=True))
         except OSError as error:
             raise _unreadable(self.path, f"cannot be read ({error.strerror})") from None
         try:

@@ -37,7 +37,7 @@ _BY_HAND = {
     "small": "use a smaller unit for the column",
     "far": "remove the rows whose value is far from the others",
 }
-"""What can be done to a column in its file."""
+"""Changes to a column in its file, by the cause of its loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +68,10 @@ class Column:
 
 @dataclass(frozen=True)
 class _Loss:
-    """What a dtype does to a column, in words that follow its name."""
+    """Effect of a dtype on a column."""
 
     text: str
+    """The effect in words, to follow the name of the column and the dtype."""
     cause: Literal["offset", "large", "small"]
     """Why: its values differ by little compared with their size, or they are too large or too small."""
     refused: bool = False

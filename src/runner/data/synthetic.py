@@ -56,12 +56,7 @@ def _table(config: c.Line | c.Curve, seed: int, names: list[str], features: Tens
     return Table(
         features=tuple(Numbers(name, column) for name, column in zip(names, features.T.numpy(), strict=True)),
         target=Numbers("y", np.asarray(target.numpy())),
-        sigma=None,
-        weight=None,
         rows=np.arange(config.rows),
-        sha256="",
-        notes=(),
-        warnings=(),
     )
 
 

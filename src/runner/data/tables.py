@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Protocol
 
 import numpy as np
 
 from runner.config import schema as c
+from runner.config import validation
 from runner.data import files
 from runner.data.arrow_files import ArrowSource
 from runner.data.diagnostics import Problem, UnknownColumn, listed, named, raise_problems, shown
@@ -45,17 +46,19 @@ class Table:
 
     features: tuple[Column, ...]
     target: Numbers
-    sigma: np.ndarray | None
-    """Standard deviation of the target, float64 [rows]; None without `data.sigma`."""
-    weight: np.ndarray | None
-    """Weight of each row, float64 [rows]; None without `data.weight`."""
     rows: np.ndarray
     """Number of each row in the source, from 0, int64 [rows]."""
-    sha256: str
+    sigma: np.ndarray | None = None
+    """Standard deviation of the target, float64 [rows]; None without `data.sigma`."""
+    weight: np.ndarray | None = None
+    """Weight of each row, float64 [rows]; None without `data.weight`."""
+    sha256: str = ""
     """SHA-256 of the bytes of all files, unpacked; empty for synthetic data."""
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     """How the source was read where that is not obvious, as phrases."""
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    """Columns of the source that are neither target nor features."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Columns:
     """None means all columns that have no other role."""
     sigma: str | None = None
     weight: str | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+    """New names → names in the source; all other names are new ones."""
     drop: tuple[str, ...] = ()
     categorical: tuple[str, ...] | None = None
     """None takes those whose cells are text."""
@@ -82,6 +87,7 @@ class Columns:
             config.features,
             config.sigma,
             config.weight,
+            config.rename,
             config.drop,
             categorical,
             config.missing,
@@ -157,8 +163,8 @@ class Source(Protocol):
     def warnings(self) -> Sequence[str]:
         """What the user should know of the columns that were read."""
 
-    def read(self, names: Sequence[str], rules: Rules) -> Mapping[str, Column]:
-        """Return these columns, all of the same length. Raises `DataError` for cells that cannot be used."""
+    def read(self, places: Mapping[str, int], rules: Rules) -> Mapping[str, Column]:
+        """Return columns, all of the same length, by their new name and their place among `names`. Raises `DataError` for cells that cannot be used."""
 
     def places(self, rows: Sequence[int]) -> list[str]:
         """Return where some rows, from 0 and in ascending order, stand, such as "line 3"."""
@@ -166,9 +172,14 @@ class Source(Protocol):
 
 def _table(source: Source, columns: Columns) -> Table:
     """Return the table of a source."""
-    wanted, problems = _select_columns(source, columns)
-    raise_problems(source.path, problems, (), "")
-    read = source.read(wanted, Rules(columns.categorical, columns.missing_values, tuple(columns.roles)))
+    names, problems = _renamed(source, columns.rename)
+    wanted, others = _select_columns(source.path, names, columns)
+    raise_problems(source.path, [*problems, *others], (), "")
+    places = {name: place for place, name in enumerate(names)}
+    read = source.read(
+        {name: places[name] for name in wanted},
+        Rules(columns.categorical, columns.missing_values, tuple(columns.roles)),
+    )
     rows = _kept(source, columns, read)
     if len(next(iter(read.values())).missing if rows is None else rows) < 2:
         raise DataError(f"`data.path` must have at least two rows, got 1 in {named(source.path)}; add rows")
@@ -185,12 +196,29 @@ def _table(source: Source, columns: Columns) -> Table:
         sha256=source.sha256,
         notes=(*source.notes, *_notes(features)),
         warnings=(*source.warnings, *_dropped(read, rows), *_warnings(features, target)),
+        unread=tuple(name for name in names if name not in read),
     )
 
 
-def _select_columns(source: Source, columns: Columns) -> tuple[list[str], list[Problem]]:
+def _renamed(source: Source, rename: Mapping[str, str]) -> tuple[list[str], list[Problem]]:
+    """Return the names of all columns after `data.rename`, and its problems. What cannot be renamed keeps its name."""
+    names = [validation.normalized(name) for name in source.names]
+    problems: list[Problem] = [
+        UnknownColumn(source.path, f"data.rename.{new}", old, names) for new, old in rename.items() if old not in names
+    ]
+    taken = set(names) - set(rename.values())
+    problems += [
+        f"`data.rename` must give {shown(old)} a name of its own, but {named(source.path)} has another column {shown(new)}; use another name"
+        for new, old in rename.items()
+        if new in taken
+    ]
+    new_names = {old: new for new, old in rename.items() if new not in taken}
+    return [new_names.get(name, name) for name in names], problems
+
+
+def _select_columns(path: str, names: Sequence[str], columns: Columns) -> tuple[list[str], list[Problem]]:
     """Return the columns to read, features first, and no problems; or no columns and all problems with their names."""
-    path, names, features, roles = source.path, source.names, columns.features, columns.roles
+    features, roles, rename = columns.features, columns.roles, columns.rename
     without = {*roles, *columns.drop}
     chosen = [name for name in names if name not in without] if features is None else list(features)
     problems: list[Problem] = [
@@ -231,8 +259,15 @@ def _select_columns(source: Source, columns: Columns) -> tuple[list[str], list[P
     if not chosen:
         problems.append(f"`data.features` must name at least one column, got none of {named(path)}; name one")
     requested = {**dict.fromkeys(features or (), "data.features"), **dict.fromkeys(columns.drop, "data.drop"), **dict.fromkeys(columns.categorical or (), "data.categorical"), **roles}  # fmt: skip
-    present = set(names)
-    problems += [UnknownColumn(path, key, name, names) for name, key in requested.items() if name not in present]
+    present = {*names, *rename}
+    new_names = {old: new for new, old in rename.items()}
+    problems += [
+        f"`{key}` must use the new name of {shown(name)}; write {shown(new_names[name])}, as in `data.rename`"
+        if name in new_names
+        else UnknownColumn(path, key, name, names)
+        for name, key in requested.items()
+        if name not in present
+    ]
     return ([], problems) if problems else ([*chosen, *roles], [])
 
 

@@ -37,15 +37,15 @@ class TextSource:
         self._rows: list[int] = []
         """Number of rows of each file."""
 
-    def read(self, names: Sequence[str], rules: Rules) -> Mapping[str, Column]:
-        """Return these columns. Raises `DataError` for cells and rows that cannot be used."""
+    def read(self, places: Mapping[str, int], rules: Rules) -> Mapping[str, Column]:
+        """Return the columns at these places by name. Raises `DataError` for cells and rows that cannot be used."""
         try:
-            readers = self._first_pass(names, rules, guess=True)
+            readers = self._first_pass(places, rules, guess=True)
         except OtherCells:
-            readers = self._first_pass(names, rules, guess=False)
+            readers = self._first_pass(places, rules, guess=False)
         again = [reader for reader in readers if reader.again()]
         if again:
-            self._pass(again, rules)
+            self._pass(again, places, rules)
         for cells in self._files:
             cells.text.file.require_unchanged()
         columns = {reader.name: reader.column() for reader in readers}
@@ -69,14 +69,15 @@ class TextSource:
             yield cells, [row - first for row in rows if first <= row < first + count]
             first += count
 
-    def _first_pass(self, names: Sequence[str], rules: Rules, guess: bool) -> list[ColumnReader]:
-        readers = [ColumnReader(name, rules.is_categorical(name)) for name in names]
-        self._pass(readers, rules, guess)
+    def _first_pass(self, places: Mapping[str, int], rules: Rules, guess: bool) -> list[ColumnReader]:
+        readers = [ColumnReader(name, rules.is_categorical(name)) for name in places]
+        self._pass(readers, places, rules, guess)
         return readers
 
-    def _pass(self, readers: Sequence[ColumnReader], rules: Rules, guess: bool = False) -> None:
+    def _pass(
+        self, readers: Sequence[ColumnReader], places: Mapping[str, int], rules: Rules, guess: bool = False
+    ) -> None:
         """Give all cells of all files to the readers of some columns."""
-        places = {name: place for place, name in enumerate(self.names)}
         wanted = [places[reader.name] for reader in readers]
         guessed = {places[reader.name] for reader in readers if guess and not reader.categorical}
         self._rows = []

@@ -19,8 +19,8 @@ class Weights:
 
     values: Tensor
     """Weights [rows] with mean 1 over the training rows, float64 on the CPU."""
-    unit_variance: float | None
-    """Variance of the target of a row with weight 1, in the units trained in; None where no standard deviations are given."""
+    unit_deviation: float | None
+    """Standard deviation of the target of a row with weight 1, in the units trained in; None where none is given."""
 
 
 def weigh(table: Table, parts: Mapping[str, Tensor], scaling: Scaling) -> Weights | None:
@@ -52,7 +52,7 @@ def weigh(table: Table, parts: Mapping[str, Tensor], scaling: Scaling) -> Weight
     if problems:
         raise DataError(problems)
     mean = raw[parts["train"]].mean()
-    return Weights(raw / mean, None if unit is None else float(unit.square() / mean))
+    return Weights(raw / mean, None if unit is None else float(unit / mean.sqrt()))
 
 
 def _require(good: Tensor, values: Tensor, key: str, rule: str) -> None:

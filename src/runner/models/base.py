@@ -49,6 +49,14 @@ class Model(torch.nn.Module):
         """Return the parameters to report, by name. A model that is linear in the features undoes the scaling."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
+    def terms(self, columns: Sequence[str]) -> Sequence[str]:
+        """Return the names of the terms whose coefficients are the entries of `fitted`, in order, for these columns.
+
+        A term is a column ("x"), a power of one ("x^2"), or the "constant", which comes last and which `fitted` may leave
+        out. Empty for a model that is not a sum of such terms.
+        """
+        return ()
+
     def unscaling(self, scaling: Standardization) -> Tensor | None:
         """Return the matrix [reported, numbers] that maps the model's parameters to those of `fitted`, up to a constant.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runner.config import schema as c
-from runner.config.expression import Expression, parse
+from runner.config.expression import Expression, parse, written
 from runner.errors import DataError
 from runner.models.base import Model
 from runner.models.derivatives import Derivatives, Formula
@@ -94,16 +94,22 @@ def build(config: c.Formula, feature_names: Sequence[str], generator: torch.Gene
         for name in config.start
         if name in feature_names
     ]
+    ambiguous = sorted(expression.constants & set(feature_names) - set(expression.names))
     problems += [
         f"`model.expression` must not use `{name}`, which is both a constant and a column of the data; "
-        f"write the column as `` `{name}` `` in backticks, or rename the column in the file"
-        for name in sorted(expression.constants & set(feature_names))
-        if name not in expression.names
+        f"write the column as `` `{name}` `` in backticks, or rename it with data.rename"
+        for name in ambiguous
     ]
-    if len(free) == len(expression.names):
+    strange = [name for name in free if written(name) != name]
+    problems += [
+        f"`model.expression` must name a column of the data in backticks, got {name!r}; the columns are {', '.join(map(repr, feature_names))}"
+        for name in strange
+    ]
+    if len(free) == len(expression.names) and not strange + ambiguous:
+        rename = ", or rename them with data.rename" if any(written(name) != name for name in feature_names) else ""
         problems.append(
             f"`model.expression` must use a column of the data ({', '.join(feature_names)}), got {config.expression!r}; "
-            "correct the names, and write those with blanks or signs in backticks"
+            f"correct the names, and write those with blanks or signs in backticks{rename}"
         )
     if not free:
         problems.append(

@@ -26,6 +26,10 @@ class LinearModel(nn.Linear, Model):
         bias = bias * scaling.target_scale + scaling.target_mean - weight @ scaling.feature_mean
         return {"weight": weight} if self.bias is None and not bias.any() else {"weight": weight, "bias": bias}
 
+    def terms(self, columns: Sequence[str]) -> Sequence[str]:
+        """Return the columns, and the constant."""
+        return _terms(columns, 1)
+
     def unscaling(self, scaling: Standardization) -> Tensor | None:
         """Return the matrix for weights and bias, in float64 on the CPU."""
         slopes = torch.diag(scaling.target_scale / scaling.feature_scale)
@@ -75,23 +79,25 @@ class PolynomialModel(Model):
         fitted = self.unscaling(scaling) @ own
         return {"linear.weight": fitted[:-1].unsqueeze(0), "linear.bias": fitted[-1:] + scaling.target_mean}
 
+    def terms(self, columns: Sequence[str]) -> Sequence[str]:
+        """Return the powers of each column, and the constant."""
+        return _terms(columns, len(self.get_buffer("powers")))
+
     def unscaling(self, scaling: Standardization) -> Tensor:
         """Return the matrix for weights and bias, in float64 on the CPU.
 
         Each power of (x − mean)/scale is expanded by the binomial theorem.
         """
-        degree, columns = len(self.get_buffer("powers")), len(scaling.feature_mean)
-        matrix = torch.zeros(columns * degree + 1, columns * degree + 1, dtype=torch.float64)
+        power, degree = self.get_buffer("powers").cpu().double(), len(self.get_buffer("powers"))
+        lower = torch.arange(degree + 1, dtype=torch.float64).unsqueeze(1)
+        choose = torch.tensor([[math.comb(j, i) for j in range(1, degree + 1)] for i in range(degree + 1)]).double()
+        matrix = torch.zeros(len(scaling.feature_mean) * degree + 1, len(scaling.feature_mean) * degree + 1).double()
         matrix[-1, -1] = 1.0
-        for column, (mean, scale) in enumerate(
-            zip(scaling.feature_mean.tolist(), scaling.feature_scale.tolist(), strict=True)
-        ):
-            for power in range(1, degree + 1):
-                place = column * degree + power - 1
-                matrix[-1, place] = (-mean / scale) ** power
-                for lower in range(1, power + 1):
-                    factor = math.comb(power, lower) * (-mean / scale) ** (power - lower) / scale**lower
-                    matrix[column * degree + lower - 1, place] = factor
+        for column, (mean, scale) in enumerate(zip(scaling.feature_mean, scaling.feature_scale, strict=True)):
+            expanded = choose * (-mean / scale) ** (power - lower) / scale**lower
+            expanded = torch.where(lower <= power, expanded, 0.0)
+            place = slice(column * degree, (column + 1) * degree)
+            matrix[-1, place], matrix[place, place] = expanded[0], expanded[1:]
         return matrix * scaling.target_scale
 
     def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
@@ -105,6 +111,16 @@ class PolynomialModel(Model):
     def tensor_plan(self) -> Mapping[str, str]:
         """Return the linear layer, split by its inputs."""
         return {"linear": "row"}
+
+
+def _terms(columns: Sequence[str], degree: int) -> list[str]:
+    """Return "x", "x^2", … for each column, and "constant"; with the columns in backticks if two terms had one name."""
+    for names in (columns, [f"`{column}`" for column in columns]):
+        powers = [name if power == 1 else f"{name}^{power}" for name in names for power in range(1, degree + 1)]
+        terms = [*powers, "constant"]
+        if len({*terms}) == len(terms):
+            break
+    return terms
 
 
 def _with_ones(design: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from runner.config import schema as c
 from runner.optim.base import Objective, State
-from runner.optim.linearised import Linearised, lengths
+from runner.optim.linearised import Linearised, RowSpace, lengths
 from runner.optim.qr import penalised
+from runner.optim.saddle import step_away
 
 SOLVES = 2
 """Number of steps of `lstsq`: the solution, and one step of iterative refinement.
@@ -72,6 +73,8 @@ class LstsqSolver(_LeastSquares):
         super().__init__(parameters, lanes)
         self._weight_decay = [config.weight_decay for config in configs]
         self._count = torch.zeros((), dtype=torch.float32)
+        self._solved: tuple[Tensor, Linearised, RowSpace] | None = None
+        """The newest Jacobian with its decomposition and row space, which the next step uses if the Jacobian is the same."""
 
     def step(self, objective: Objective, lr: Any) -> Tensor:
         """Write the solution into the parameters; return this process's share of the loss [] or [lanes] before it."""
@@ -84,8 +87,12 @@ class LstsqSolver(_LeastSquares):
         factor = _with_lanes(linearisation.factor)[:, : linearisation.rows, : n + 1]
         factor = penalised(factor, rows, torch.tensor(self._weight_decay).to(rows), linearisation.rows)
         jacobian = factor[:, :n, :n]
-        model = Linearised.from_triangle(jacobian, factor[:, :n, n], lengths(jacobian))
-        self._write(model.shortest(rows + model.unscaled(model.full)))
+        if self._solved is None or not torch.equal(jacobian, self._solved[0]):
+            model = Linearised.from_triangle(jacobian, factor[:, :n, n], lengths(jacobian))
+            self._solved = jacobian, model, model.row_space()
+        _, model, row_space = self._solved
+        model = model.with_residuals(factor[:, :n, n])
+        self._write(row_space.projection(rows + model.unscaled(model.full)))
         self._count = self._count + 1
         self._settle([float(self._count) >= SOLVES] * self._lanes)
         return linearisation.share if share is None else share
@@ -106,7 +113,8 @@ class LevenbergMarquardt(_LeastSquares):
     Marquardt, "An Algorithm for Least-Squares Estimation of Nonlinear Parameters", J. SIAM 11 (1963). Scaling and trust
     region follow Moré, "The Levenberg–Marquardt Algorithm: Implementation and Theory", Lecture Notes in Mathematics 630
     (1978). Near the optimum the sum of squares is too rounded to compare two points. A step is then accepted as long as it
-    makes the residuals more nearly orthogonal to the columns of the Jacobian.
+    makes the residuals more nearly orthogonal to the columns of the Jacobian. A fit that would end where the Jacobian does not
+    determine every parameter first tries to leave that point as a saddle.
     """
 
     def __init__(self, configs: Sequence[c.Lm], parameters: Mapping[str, Tensor], lanes: int | None) -> None:
@@ -154,6 +162,17 @@ class LevenbergMarquardt(_LeastSquares):
             last_offset = torch.where(waiting & rounded, offset, last_offset)
             stuck = waiting & ~good & (radius <= eps * (scale * origin).norm(dim=1))
             ended, waiting = ended | stuck, waiting & ~good & ~stuck
+        saddle = ended & ~torch.tensor(self._ended, device=ended.device) & ~present.determined.all(1)
+        if bool(saddle.any()):
+
+            def gain_at(step: Tensor) -> Tensor:
+                self._write(origin + torch.where(saddle.unsqueeze(1), step, taken))
+                return _gain(length, objective.squares().reshape(-1).sqrt())
+
+            away, found = step_away(present, origin, gain_at, noise.clamp(min=ACCEPTED))
+            left = saddle & found
+            taken, ended = torch.where(left.unsqueeze(1), away, taken), ended & ~left
+            radius = torch.where(left, torch.maximum(radius, (scale * away).norm(dim=1)), radius)
         self._write(origin + taken)
         self._slots = {"scale": scale, "radius": _spread(radius, n), "offset": _spread(last_offset, n)}
         self._settle(ended.tolist())

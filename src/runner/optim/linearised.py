@@ -5,7 +5,7 @@ Every tensor has a leading lane axis; a single run is one lane.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Linearised:
     """Singular values [lanes, k] of the scaled Jacobian, in descending order; k is the smaller of its numbers of rows and columns."""
     directions: Tensor
     """Right singular vectors [lanes, k, n], one per row."""
+    left: Tensor
+    """Left singular vectors [lanes, rows, k], one per column."""
     along: Tensor
     """Component [lanes, k] of the residuals along each left singular vector."""
 
@@ -41,8 +43,12 @@ class Linearised:
         """
         scaled = (triangle / scale.unsqueeze(1)).nan_to_num(0.0, 0.0, 0.0)
         left, values, directions = _decomposed(scaled)
-        along = (left.mT @ projected.nan_to_num(0.0, 0.0, 0.0).unsqueeze(2)).squeeze(2)
-        return Linearised(scale, values, directions, along)
+        return Linearised(scale, values, directions, left, torch.empty(0)).with_residuals(projected)
+
+    def with_residuals(self, projected: Tensor) -> Linearised:
+        """Return the problem with the same Jacobian and other residuals, given Qᵀr [lanes, rows]."""
+        along = (self.left.mT @ projected.nan_to_num(0.0, 0.0, 0.0).unsqueeze(2)).squeeze(2)
+        return replace(self, along=along)
 
     def step_of(self, other: Linearised) -> Tensor:
         """Return the Gauss–Newton step [lanes, n] of the same problem in another scale, in the basis of `directions`."""
@@ -98,17 +104,34 @@ class Linearised:
 
     def shortest(self, parameters: Tensor) -> Tensor:
         """Return the shortest parameters [lanes, n] that have the same residuals as the given ones."""
+        return self.row_space().projection(parameters)
+
+    def row_space(self) -> RowSpace:
+        """Return the row space of J: what is orthogonal to all its rows changes no residual."""
         full_rank, (_, k, n) = bool(self.determined.all()), self.directions.shape
         if full_rank and k == n:
-            return parameters
-        # Their part in the row space of J: what is orthogonal to all its rows changes no residual.
+            return RowSpace(None)
         rows = torch.where(self.determined.unsqueeze(2), self.directions * self.scale.unsqueeze(1), 0.0)
         rows = torch.nn.functional.normalize(rows, dim=2)
         if full_rank:
             basis: Tensor = torch.linalg.qr(rows.mT).Q
-            return (basis @ (basis.mT @ parameters.unsqueeze(2))).squeeze(2)
-        along: Tensor = torch.linalg.pinv(rows.mT) @ parameters.unsqueeze(2)
-        return (rows.mT @ along).squeeze(2)
+            return RowSpace((basis, basis.mT))
+        return RowSpace((rows.mT, torch.linalg.pinv(rows.mT)))
+
+
+@dataclass(frozen=True)
+class RowSpace:
+    """A space of parameters, given by vectors that span it."""
+
+    factors: tuple[Tensor, Tensor] | None
+    """Vectors [lanes, n, k] and their pseudo-inverse [lanes, k, n]; None for the space of all parameters."""
+
+    def projection(self, parameters: Tensor) -> Tensor:
+        """Return the orthogonal projection of parameters [lanes, n]."""
+        if self.factors is None:
+            return parameters
+        vectors, inverse = self.factors
+        return (vectors @ (inverse @ parameters.unsqueeze(2))).squeeze(2)
 
 
 def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,5 +146,8 @@ def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def lengths(triangle: Tensor) -> Tensor:
     """Return the lengths [lanes, n] of the columns of R [lanes, rows, n] as divisors: 1 for a zero or non-finite column."""
-    norms = triangle.norm(dim=1)
+    largest = triangle.abs().amax(1)
+    # A power of two changes no digit of the columns, whose squares may be too small or too large for the dtype.
+    unit = torch.where((largest > 0) & largest.isfinite(), largest.log2().floor().exp2(), 1.0)
+    norms = unit * (triangle / unit.unsqueeze(1)).norm(dim=1)
     return torch.where((norms > 0) & norms.isfinite(), norms, 1.0)

@@ -6,7 +6,8 @@ Every tensor has a leading lane axis; a single run is one lane.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,16 +239,18 @@ def _root(total: float, product: float) -> float:
     return math.sqrt(product) if discriminant < 0 else (abs(total) + math.sqrt(discriminant)) / 2
 
 
-def observed_rate(rows: Sequence[Mapping[str, Any]], floor: float) -> float | None:
+def observed_rate(rows: Iterable[Mapping[str, Any]], floor: float) -> float | None:
     """Return the mean factor per step of `optimum/distance`, or None for fewer than two usable rows.
 
     It is measured over the second half of the metric rows whose distance is above `floor`, the level of rounding.
     """
-    distances = [
-        (row["step"], row["optimum/distance"]) for row in rows if isinstance(row.get("optimum/distance"), float)
-    ]
-    above = [(step, distance) for step, distance in distances if distance > floor]
-    if len(above) < 2:
+    steps, distances = array("q"), array("d")  # rows are read one by one: there may be millions
+    for row in rows:
+        distance = row.get("optimum/distance")
+        if isinstance(distance, float) and distance > floor:
+            steps.append(row["step"])
+            distances.append(distance)
+    if len(steps) < 2:
         return None
-    (first, far), (last, near) = above[(len(above) - 1) // 2], above[-1]
-    return float((near / far) ** (1 / (last - first)))
+    middle = (len(steps) - 1) // 2
+    return float((distances[-1] / distances[middle]) ** (1 / (steps[-1] - steps[middle])))

@@ -9,6 +9,7 @@ Comput. 34 (2012). Normal equations are not formed, since they would lose half o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import numpy as np
 import torch
@@ -25,11 +26,15 @@ NUMBERS_AT_ONCE = 2**23
 
 
 def triangle(matrix: Tensor) -> Tensor:
-    """Return R […, n, n] with RᵀR = MᵀM for a matrix M […, rows, n]; missing rows count as zeros."""
+    """Return R […, min(rows, n), n] with RᵀR = MᵀM for a matrix M […, rows, n]."""
     factor: Tensor = torch.linalg.qr(matrix, mode="r").R
-    missing = matrix.shape[-1] - matrix.shape[-2]
-    # Zeros are added to the factor: to factor them would take the time of a square matrix.
-    return torch.nn.functional.pad(factor, (0, 0, 0, missing)) if missing > 0 else factor
+    return factor
+
+
+def padded(matrix: Tensor, rows: int) -> Tensor:
+    """Return a matrix with zeros below, so that it has so many rows. To factor the zeros would take the time of a square matrix."""
+    missing = rows - matrix.shape[-2]
+    return torch.nn.functional.pad(matrix, (0, 0, 0, missing)) if missing > 0 else matrix
 
 
 def qr_of_pieces(pieces: Iterable[Tensor]) -> Tensor:
@@ -38,7 +43,19 @@ def qr_of_pieces(pieces: Iterable[Tensor]) -> Tensor:
     for piece in pieces:
         factor = triangle(piece if factor is None else torch.cat((factor, piece), -2))
     assert factor is not None
-    return factor
+    return padded(factor, factor.shape[-1])
+
+
+def compressed(matrices: Iterator[Tensor], rows: int) -> Tensor:
+    """Return F with FᵀF = MᵀM for the pieces M […, rows, n + 2] of [J, r, y], of whose whole `rows` is the number of rows.
+
+    It is the triangular factor if there are more rows than parameters. With fewer rows it is M itself, which is smaller, and
+    padded to `rows` where it is only a portion of them.
+    """
+    first = next(matrices)
+    if rows > first.shape[-1] - 2:
+        return qr_of_pieces(chain([first], matrices))
+    return padded(torch.cat([first, *matrices], -2), rows)
 
 
 def augmented(jacobian: Tensor, prediction: Tensor, rows: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Convergence, standard errors and confidence intervals of a least-squares fit.
+"""Standard errors and confidence intervals of a least-squares fit.
 
 Standard errors are the square roots of the diagonal of s²·(JᵀJ)⁻¹ for residual standard deviation s and Jacobian J: Bates and
 Watts, "Nonlinear Regression Analysis and Its Applications" (1988), sections 1.2 and 2.3. With weights w, the rows of J and r
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,38 +20,63 @@ from torch.func import functional_call, vmap
 
 from runner.compute.batch import Batch
 from runner.compute.precision import DTYPES, widest
-from runner.config import constraints
 from runner.config import schema as c
 from runner.optim.base import Differentiable
+from runner.optim.convergence import Evidence, Verdict, judge, other_values
+from runner.optim.covariance import MOST_PARAMETERS, Covariance, rows_by_name
 from runner.optim.linearised import Linearised, lengths
 from runner.optim.optimum import MOST_NUMBERS, MOST_WORK, work
 from runner.optim.qr import augmented, inverse, lanes_at_once, penalised, pieces, qr_of_pieces, select_lanes
 from runner.optim.student_t import CONFIDENCE, t_quantile
-
-CONVERGED = 1e-6
-"""Largest relative offset of a converged fit.
-
-The relative offset is the length of the residuals' projection on the column space of the Jacobian, over the length of the
-residuals. Parameters then differ from the optimum by about this fraction of their standard errors.
-"""
 
 
 @dataclass(frozen=True)
 class Inference:
     """Result for one fit."""
 
-    converged: bool
-    reason: str
-    """Why it did not converge, with a remedy where there is one; empty if it did."""
+    verdict: Verdict
+    """Whether the fit has converged."""
+    numbers: int
+    """Number of fitted parameters."""
     degrees_of_freedom: int
     """Number of rows with a weight above 0 minus number of parameters."""
-    residual_deviation: float
-    """Standard deviation of the residuals of rows with weight 1, in the units trained in; nan without degrees of freedom."""
+    residual_length: float
+    """Length of the weighted residuals of training, in the target's units in the file, or in those of its logarithm."""
+    given_deviation: float | None
+    """Standard deviation of a row with weight 1 by `data.sigma`, in the same units; None without it."""
     standard_errors: Mapping[str, Tensor] | None
     """Standard errors by name, in the shapes and units of the reported parameters.
 
     None if the fit did not converge, has too few rows, has an l2 penalty, or does not determine every parameter.
     """
+    covariance: Covariance | None
+    """Covariance of the parameters; None without standard errors, and for more than 50 parameters."""
+
+    @property
+    def residual_deviation(self) -> float:
+        """Standard deviation of rows with weight 1 by their residuals, in the same units; nan without degrees of freedom."""
+        return self.residual_length / math.sqrt(self.degrees_of_freedom) if self.degrees_of_freedom > 0 else math.nan
+
+    @property
+    def chi_square(self) -> float:
+        """Sum of squared residuals, each over its standard deviation where `data.sigma` gives one."""
+        length = self.residual_length / (1.0 if self.given_deviation is None else self.given_deviation)
+        return length * length
+
+    def information_criteria(self) -> dict[str, float]:
+        """Return Akaike's and the Bayesian information criterion.
+
+        aic = N·ln(χ²/N) + 2·k and bic = N·ln(χ²/N) + ln(N)·k for N rows and k parameters, as lmfit defines them. The
+        likelihood of normal noise adds the constant N·(1 + ln 2π) to both, as in statsmodels, which moves no difference.
+        """
+        rows = self.degrees_of_freedom + self.numbers
+        fit = rows * math.log(self.chi_square / rows) if self.chi_square else -math.inf
+        return {"aic": fit + 2 * self.numbers, "bic": fit + math.log(rows) * self.numbers}
+
+    @property
+    def converged(self) -> bool:
+        """Whether the fit has converged."""
+        return self.verdict.converged
 
     def intervals(self, fitted: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return Student's 95 % confidence intervals: name → (low, high), in the parameters' shapes and units.
@@ -62,21 +88,34 @@ class Inference:
         values = {name: fitted[name].cpu().double() for name in errors}
         return {name: (values[name] - t * error, values[name] + t * error) for name, error in errors.items()}
 
-    def summary(self, fitted: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the entries of summary.json for these reported parameters."""
+    def summary(self, fitted: Mapping[str, Tensor], names: Sequence[str], settled: bool) -> dict[str, Any]:
+        """Return the entries of summary.json for these reported parameters, with `names` for all their entries.
+
+        `settled` says that the optimizer has stopped, because it found no better parameters.
+        """
         entries: dict[str, Any] = {"converged": self.converged}
         if not self.converged:
-            entries["not_converged_because"] = self.reason
+            entries["not_converged_because"] = self.verdict.reason(settled)
+        if self.verdict.undetermined:
+            entries["undetermined"] = list(self.verdict.undetermined)
         entries |= {
             "degrees_of_freedom": self.degrees_of_freedom,
             "residual_standard_deviation": self.residual_deviation,
+            "chi_square": self.chi_square,
+            "reduced_chi_square": self.chi_square / self.degrees_of_freedom
+            if self.degrees_of_freedom > 0
+            else math.nan,
         }
         if self.standard_errors is not None:
+            entries |= self.information_criteria()
             entries["standard_errors"] = {name: error.tolist() for name, error in self.standard_errors.items()}
             entries["confidence_intervals"] = {
                 name: {"low": low.tolist(), "high": high.tolist()}
                 for name, (low, high) in self.intervals(fitted).items()
             }
+        if self.covariance is not None:
+            entries["covariance"] = rows_by_name(self.covariance.matrix, names)
+            entries["correlation"] = rows_by_name(self.covariance.correlation, names)
         return entries
 
 
@@ -89,8 +128,8 @@ class Fit:
     """Reported parameters by name, in the units of the file where the model undoes the scaling."""
     scaling: Any
     """Scaling of the data that the model was trained on (`runner.data.scaling.Scaling`)."""
-    unit_variance: float | None
-    """Variance of the target of a row with weight 1, in the units trained in; None where no standard deviations are given."""
+    unit_deviation: float | None
+    """Standard deviation of the target of a row with weight 1, in the units trained in; None where none is given."""
 
 
 def infer(
@@ -98,8 +137,9 @@ def infer(
 ) -> list[Inference | None]:
     """Return the result of each of several vmapped fits, or None where it would not hold.
 
-    `parameters` are the raw parameters [lanes, …] by name. `rows` are those of training, [rows, …] or [lanes, rows, …]. There is no result if the loss is not mse or the model draws random numbers, in reduced precision, for
-    decoupled weight decay, for a model that is too large, and for a network unless it was fitted by least squares.
+    `parameters` are the raw parameters [lanes, …] by name. `rows` are those of training, [rows, …] or [lanes, rows, …].
+    There is no result if the loss is not mse or the model draws random numbers, in reduced precision, for decoupled weight
+    decay, for a model that is too large, and for a network unless it was fitted by least squares.
     """
     count, numbers = rows.target.shape[-2], sum(value[0].numel() for value in parameters.values())
     if not _applies(fits[0].config, numbers) or work(count, numbers) > MOST_WORK:
@@ -134,32 +174,35 @@ def _infer_lanes(
     objective = penalised(factor[:, :, : numbers + 1], flat, decay, count)
     jacobian = objective[:, :numbers, :numbers]
     problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))
-    full_rank = problem.determined.all(1).tolist()
     eps = torch.finfo(DTYPES[fits[0].config.dtype]).eps
-    # Parameters and predictions are rounded to the run's dtype, which may leave an offset of this length.
-    rounding = 4 * eps * (factor[:, :, numbers + 1].norm(dim=1) + (lengths(jacobian) * flat.abs()).sum(1))
-    length = factor[:, :, numbers].norm(dim=1)
-    relative_offset = problem.offset / length
-    near = (problem.offset <= CONVERGED * length + rounding).tolist()
+
+    evidence = Evidence(
+        problem=problem,
+        length=factor[:, :, numbers].norm(dim=1),
+        # Parameters and predictions are rounded to the run's dtype, which may leave an offset of this length.
+        rounding=4 * eps * (factor[:, :, numbers + 1].norm(dim=1) + (lengths(jacobian) * flat.abs()).sum(1)),
+        finite=finite,
+        names=_names(parameters),
+        linear=cache(lambda: model.is_linear(rows.numbers if rows.numbers.dim() == 2 else rows.numbers[0])),
+        ranks=lambda lane: _ranks_elsewhere(model, parameters, rows, lane),
+    )
+    verdicts = judge(evidence, [fit.config for fit in fits])
+    full_rank = problem.determined.all(1).tolist()
     inverted = inverse(factor[:, :numbers, :numbers])
-    linear = not all(near) and model.is_linear(rows.numbers if rows.numbers.dim() == 2 else rows.numbers[0])
-    for lane, fit in enumerate(fits):
-        known = (
-            finite[lane] and full_rank[lane] and near[lane] and free[lane] > 0 and not fit.config.optimizer.l2_penalty
-        )
-        known_variance = fit.unit_variance if fit.config.data.knows_variance else None
-        spread = float(deviation[lane]) if known_variance is None else math.sqrt(known_variance)
-        errors = _errors(model, fit, inverted[lane], spread) if known else None
-        unique = full_rank[lane] or not fit.config.model.identifiable
-        reason = _reason(finite[lane], unique)
-        if not (reason or near[lane]):
-            reason = _offset_reason(fit.config, float(relative_offset[lane]), linear)
+    for lane, (fit, verdict) in enumerate(zip(fits, verdicts, strict=True)):
+        known = verdict.converged and full_rank[lane] and free[lane] > 0 and not fit.config.optimizer.l2_penalty
+        given = fit.unit_deviation
+        spread = given if fit.config.data.knows_variance and given is not None else float(deviation[lane])
+        covariance = _covariance(model, fit, inverted[lane], spread) if known else None
+        unit = float(fit.scaling.target_scale)
         yield Inference(
-            converged=not reason,
-            reason=reason,
+            verdict=verdict,
+            numbers=numbers,
             degrees_of_freedom=free[lane],
-            residual_deviation=float(deviation[lane]) if free[lane] > 0 else math.nan,
-            standard_errors=errors,
+            residual_length=float(evidence.length[lane]) * unit if finite[lane] else math.nan,
+            given_deviation=None if given is None else given * unit,
+            standard_errors=None if covariance is None else _errors(covariance, fit.parameters),
+            covariance=covariance if numbers <= MOST_PARAMETERS else None,
         )
 
 
@@ -171,8 +214,30 @@ def _weighted_rows(rows: Batch, lanes: int) -> list[int]:
     return counts
 
 
+def _ranks_elsewhere(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch, lane: int) -> Tensor:
+    """Return the ranks [sets] of the Jacobian of a lane at other parameters, as far as it is finite there."""
+    fitted = torch.cat([value[lane].reshape(-1) for value in parameters.values()])
+    parts = torch.split(other_values(fitted), [value[0].numel() for value in parameters.values()], 1)
+    named = {
+        name: part.reshape(-1, *value.shape[1:]) for (name, value), part in zip(parameters.items(), parts, strict=True)
+    }
+    numbers, of_lane = len(fitted), rows.map(lambda values: values if values.dim() == 2 else values[lane])
+    elsewhere = _factor(model, named, of_lane)
+    elsewhere = elsewhere[elsewhere.isfinite().all(2).all(1), :numbers, :numbers]
+    return Linearised.from_triangle(elsewhere, elsewhere[:, :, 0], lengths(elsewhere)).determined.sum(1)
+
+
+def _names(parameters: Mapping[str, Tensor]) -> list[str]:
+    """Return the name of every entry of the parameters [lanes, …], in order: `bias` of one, `weight[0]` of several."""
+    return [
+        name if value[0].numel() == 1 else f"{name}[{i}]"
+        for name, value in parameters.items()
+        for i in range(value[0].numel())
+    ]
+
+
 def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch) -> Tensor:
-    """Return the triangular factor [lanes, n + 2, n + 2] of [J, r, y]."""
+    """Return the triangular factor [lanes, n + 2, n + 2] of [J, r, y], with each row times the root of its weight."""
 
     def matrices() -> Iterator[Tensor]:
         wide = widest(rows.target.device)
@@ -186,32 +251,14 @@ def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch
     return qr_of_pieces(matrices())
 
 
-def _errors(model: Differentiable, fit: Fit, inverted: Tensor, deviation: float) -> dict[str, Tensor]:
-    """Return the standard errors of the reported parameters, given R⁻¹ [n, n] of J = QR and s."""
-    inverted, fitted = inverted.cpu(), fit.parameters
-    unscaling = model.unscaling(fit.scaling)
-    errors = deviation * (inverted if unscaling is None else unscaling.to(inverted) @ inverted).norm(dim=1)
+def _covariance(model: Differentiable, fit: Fit, inverted: Tensor, deviation: float) -> Covariance:
+    """Return the covariance, given R⁻¹ [n, n] of J = QR and s."""
+    inverted, unscaling = inverted.cpu(), model.unscaling(fit.scaling)
+    return Covariance(inverted, inverted if unscaling is None else unscaling.to(inverted) @ inverted, deviation)
+
+
+def _errors(covariance: Covariance, fitted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the standard errors of the reported parameters, in their shapes."""
+    errors = covariance.deviation * covariance.reported.norm(dim=1)
     parts = torch.split(errors, [value.numel() for value in fitted.values()])
     return {name: part.reshape(fitted[name].shape) for name, part in zip(fitted, parts, strict=True)}
-
-
-def _reason(finite: bool, unique: bool) -> str:
-    if not finite:
-        return "the residuals or their derivatives are not finite"
-    if not unique:
-        return "the data do not determine every parameter: some can change together without changing any prediction"
-    return ""
-
-
-def _offset_reason(config: c.Config, relative_offset: float, linear: bool) -> str:
-    """Return why a fit with this relative offset has not converged, with remedies that its configuration allows."""
-    remedies = ["train longer"]
-    if not config.optimizer.least_squares:
-        if not (config.data.standardize or config.model.keeps_units):
-            remedies.append("use data.standardize=true")
-        solver: c.OptimizerConfig = c.Lstsq(name="lstsq", weight_decay=0.0) if linear else c.Lm(name="lm", radius=1.0)
-        if not constraints.problems(replace(config, optimizer=solver)):
-            remedies.append(f"use optimizer={solver.name}")
-    *others, last = remedies
-    advice = f"{', '.join(others)} or {last}" if others else last
-    return f"relative offset {relative_offset:.1g}, threshold {CONVERGED:g}; {advice}"

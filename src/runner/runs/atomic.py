@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, lru_cache
@@ -80,8 +80,8 @@ class Appended:
             self.sync()
 
 
-def write_atomic(path: Path, data: bytes, *, temporary_name: str | None = None) -> None:
-    """Replace the content of `path` by `data`. Readers see the old content or the new one, never a part.
+def write_atomic(path: Path, data: bytes | Iterable[bytes], *, temporary_name: str | None = None) -> None:
+    """Replace the content of `path` by `data`, or by pieces of it that are made one by one. Readers see the old content or the new one, never a part.
 
     Raises OSError. The old file is then unchanged, and no temporary file is left; `remove_temporary_files` removes that of a
     killed process. The name of the temporary file starts with that of the file, or with `temporary_name`.
@@ -177,10 +177,10 @@ def remove_temporary_files(*folders: Path) -> None:
                     file.unlink()
 
 
-def write_new(path: Path, data: bytes) -> None:
-    """Write a new file, and wait until the disk has it. Raises OSError, also where the file exists."""
+def write_new(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a new file from its content or pieces of it, and wait until the disk has it. Raises OSError, also where the file exists."""
     with open(path, "xb") as file:
-        file.write(data)
+        file.writelines([data] if isinstance(data, bytes) else data)
         sync(file)
 
 

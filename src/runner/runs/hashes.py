@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runner.runs.sinks.jsonl import JsonLines, read_lines
+from runner.runs.sinks.jsonl import JsonLines, each_line
 
 
 def parameters_sha256(parameters: Mapping[str, Tensor]) -> str:
@@ -42,8 +42,8 @@ class Hashes:
     def open(self, first_step: int) -> None:
         """Prepare for lines from `first_step` on. Lines of an earlier attempt with step >= `first_step` are dropped."""
         self._lines.open(first_step)
-        if self._path.exists() and (kept := read_lines(self._path)):
-            self._rolling = str(kept[-1].get("rolling", ""))
+        for line in each_line(self._path) if self._path.exists() else ():
+            self._rolling = str(line.get("rolling", ""))
 
     def write(self, step: int, parameters: Mapping[str, Tensor]) -> None:
         """Add the line of the whole parameters after `step` updates."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import math
 import os
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.config.files import make_folder
+from runner.config.files import MIB, make_folder
 from runner.runs.atomic import write_atomic
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ Part: TypeAlias = tuple[Array, Array, Array]
 
 MAX_POINTS = 10_000
 """Most points that are drawn of one part or curve: more are indistinguishable, and cost time and bytes."""
+
+MAX_ERROR_BARS = 300
+"""Largest number of points with error bars."""
 
 MAX_CROSSES = 50
 """Most crosses that are drawn on a line: more would hide it."""
@@ -52,7 +57,9 @@ class RunPlots:
 
     `parts`: "train", "valid" or "test" → (features [rows, k], target [rows], prediction [rows]), in the file's units.
     `line`: for one feature, x [m] ascending and the fitted y [m] over the range of the plot.
-    `rows`: the rows of `metrics.jsonl`; "train/loss" and "valid/loss" are drawn.
+    `bands`: name → low [m] and high [m] at the x of the line, from the narrowest to the widest.
+    `errors`: part → standard deviations of the targets [rows], where they are known.
+    `rows`: the rows of `metrics.jsonl`, which are read once; "train/loss" and "valid/loss" are drawn.
     `levels`: name → a known loss, drawn as a thin line unless it would flatten the curves.
     """
 
@@ -61,8 +68,10 @@ class RunPlots:
     target_name: str
     parts: Mapping[str, Part]
     line: tuple[Array, Array] | None
-    rows: Sequence[Mapping[str, Any]]
+    rows: Iterable[Mapping[str, Any]]
     levels: Mapping[str, float] = field(default_factory=dict)
+    bands: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+    errors: Mapping[str, Array] = field(default_factory=dict)
 
 
 def draw(content: RunPlots) -> dict[str, bytes]:
@@ -72,7 +81,7 @@ def draw(content: RunPlots) -> dict[str, bytes]:
     10,000 evenly spaced ones are drawn, and the legend says so.
     """
     parts = {name: part for name in COLOURS if (part := _finite(content.parts.get(name))) is not None}
-    curves = {part: curve for part in COLOURS if len((curve := _curve(content.rows, f"{part}/loss"))[0])}
+    curves = _curves(content.rows)
     with plot_style():
         figures: dict[str, Figure] = {}
         if parts:
@@ -108,19 +117,28 @@ def _finite(part: Part | None) -> Part | None:
     return (features[usable], target[usable], prediction[usable]) if usable.any() else None
 
 
-def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
-    """Return steps and values of a metric, where it has a value that can be drawn."""
-    points = np.array([(row["step"], row[name]) for row in rows if name in row], np.float64).reshape(-1, 2)
-    points = points[_usable(points[:, 1])]
-    return points[:, 0], points[:, 1]
+def _curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Array, Array]]:
+    """Return steps and losses by part, where they can be drawn. Parts without any are left out."""
+    # Rows are read one by one, and of each only these numbers are kept: there may be millions.
+    found = {part: (array("d"), array("d")) for part in COLOURS}
+    for row in rows:
+        for part, (steps, losses) in found.items():
+            loss = row.get(f"{part}/loss")
+            if loss is not None and abs(loss) < LARGEST:
+                steps.append(row["step"])
+                losses.append(loss)
+    return {part: (np.array(steps), np.array(losses)) for part, (steps, losses) in found.items() if steps}
 
 
 def _fit(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
     figure, (axes,) = page(content.title, "Data and fit", content.feature_names[0], content.target_name)
     _points(axes, {part: (features[:, 0], target) for part, (features, target, _) in parts.items()})
+    for part, errors in content.errors.items():
+        _error_bars(axes, part, content.parts[part], errors)
     if content.line is not None:
         x, y = (np.asarray(column, np.float64) for column in content.line)
         axes.plot(x, np.where(_usable(x, y), y, np.nan), color=INK, linewidth=1.6, label="fit", zorder=3)
+        _bands(axes, x, content.bands)
     if "test" in parts:
         features, _, prediction = parts["test"]
         shown, count = _thin(len(prediction), MAX_CROSSES), len(prediction)
@@ -129,6 +147,27 @@ def _fit(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
         axes.plot(features[shown, 0], prediction[shown], "x", label=label, **style)
     legend(figure, axes)
     return figure
+
+
+def _error_bars(axes: Axes, part: str, rows: Part, errors: Array) -> None:
+    """Draw one standard deviation on each side of the points, if there are few enough to see them."""
+    x, y = rows[0][:, 0], rows[1]
+    usable = _usable(x, y, errors)
+    if usable.sum() <= MAX_ERROR_BARS:
+        style: Any = {"fmt": "none", "ecolor": COLOURS[part], "elinewidth": 0.8, "alpha": 0.6, "zorder": 2}
+        axes.errorbar(x[usable], y[usable], errors[usable], **style)
+
+
+def _bands(axes: Axes, x: Array, bands: Mapping[str, tuple[Array, Array]]) -> None:
+    """Draw bands around a line, as far as they leave at least half of the height to what is drawn already."""
+    bottom, top = axes.get_ylim()
+    ends = [bottom, top]
+    for (name, (low, high)), alpha in zip(bands.items(), (0.25, 0.1), strict=False):
+        usable = _usable(x, low, high)
+        axes.fill_between(x, low, high, where=usable, color=INK, alpha=alpha, linewidth=0, label=name, zorder=1.5)
+        ends += [*low[usable], *high[usable]]
+    spare = (top - bottom) / 2
+    axes.set_ylim(max(min(ends), bottom - spare), min(max(ends), top + spare))
 
 
 def _agreement(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
@@ -240,15 +279,34 @@ def plot_style() -> Iterator[None]:
 
 
 def _matplotlib() -> Any:
-    """Return matplotlib, imported without MPLBACKEND: the import fails for a backend that is not installed here."""
-    # A notebook sets it to its own backend, for its own processes and for those that it starts.
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
+    """Return matplotlib, whose import fails for a backend that is not installed, and for a matplotlibrc that it cannot read."""
+    if "matplotlib" in sys.modules:
+        return sys.modules["matplotlib"]
+    with _without_settings():
         import matplotlib
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
+    with suppress(Exception):  # a program that uses matplotlib itself later on has its user's settings
+        file = matplotlib.matplotlib_fname()
+        if os.path.isfile(file) and os.path.getsize(file) <= MIB:  # a FIFO would wait for a writer
+            matplotlib.rc_file(file, use_default_template=False)
     return matplotlib
+
+
+@contextmanager
+def _without_settings() -> Iterator[None]:
+    """Hide the user's settings from the import of matplotlib: MPLBACKEND, and a matplotlibrc, first of the current folder."""
+    # A notebook sets MPLBACKEND to its own backend, for its own processes and for those that it starts.
+    hidden = {"MPLBACKEND": os.environ.pop("MPLBACKEND", None), "MATPLOTLIBRC": os.environ.get("MATPLOTLIBRC")}
+    os.environ["MATPLOTLIBRC"] = os.devnull
+    exists = os.path.exists
+    # The only place that is searched before MATPLOTLIBRC, and by this name. No other folder can be made the current one:
+    # other threads use relative paths.
+    os.path.exists = lambda path: path != "matplotlibrc" and exists(path)
+    try:
+        yield
+    finally:
+        os.path.exists = exists
+        del os.environ["MATPLOTLIBRC"]
+        os.environ.update({name: value for name, value in hidden.items() if value is not None})
 
 
 def _users_settings(matplotlib: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +73,7 @@ class Sweep:
     swept: tuple[str, ...] = key("keys that differ between trials", before=[])
     metric: str | tuple[str, ...] | None = key("metric of the search", before=None)
     directions: tuple[str, ...] | None = key("directions of the search", before=None)
+    reason: str | None = key("why it did not finish, where its processes could not record that", before=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,29 @@ def read_summary(run: Path) -> dict[str, Any] | None:
     summary = checked(Summary, {**values, "metrics": metrics}, path)
     finite = {name: float(value) for name, value in summary["metrics"].items()}
     return {**summary, "metrics": {name: finite.get(name, not_finite.get(name)) for name in values["metrics"]}}
+
+
+def number_names(summary: Mapping[str, Any]) -> list[str]:
+    """Return the names of all numbers of `parameters` in order: those of `coefficients`, or "a" and "weight[0]"."""
+    if "coefficients" in summary:
+        return [*summary["coefficients"]]
+    names = []
+    for name, value in summary.get("parameters", {}).items():
+        count = len(flat(value))
+        names += [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
+    return names
+
+
+def scalar_parameters(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the parameters that are single numbers: those of a formula."""
+    parameters = summary.get("parameters")
+    found = parameters if isinstance(parameters, dict) else {}
+    return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+def flat(value: Any) -> list[float]:
+    """Return the numbers of a nested list, or of a single number, in order."""
+    return [number for item in value for number in flat(item)] if isinstance(value, list) else [value]
 
 
 def read_sweep(sweep: Path) -> dict[str, Any]:

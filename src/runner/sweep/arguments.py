@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,10 +100,18 @@ def replayed(saved: Mapping[str, Any], file: Path, typed: SweepArguments, config
     ]
     if problems:
         raise ConfigError(f"{file}: {problem}" for problem in problems)
-    try:
+    with named_in_problems(file, typed):
         return classify([*kept, *typed.hydra, *typed.task], config_dir)
+
+
+@contextmanager
+def named_in_problems(file: Path, typed: SweepArguments) -> Iterator[None]:
+    """Name the file in every problem with an argument that was not `typed`, and so was read from it."""
+    here = {key_of(argument) for argument in (*typed.hydra, *typed.task)}
+    try:
+        yield
     except ConfigError as error:
-        raise ConfigError(f"{file}: {problem}" for problem in error.problems) from None
+        raise error.changed(lambda text: text if here & {*text.split("`")[1:2]} else f"{file}: {text}") from None
 
 
 def _set_sweep_key(arguments: SweepArguments, name: str, override: Any) -> list[str]:
@@ -185,12 +194,13 @@ def expand_seeds(arguments: SweepArguments, seed: int) -> None:
     arguments.sample.append(f"seed={seed}")
 
 
-def disable_plots(arguments: SweepArguments) -> None:
-    """Turn off the plots of the trials unless `record.plots` is given."""
-    # A plot takes longer than a small trial.
-    if not any(override.lstrip("+").startswith("record.plots") for override in arguments.task):
-        for overrides in (arguments.task, arguments.fixed, arguments.sample):
-            overrides.append("record.plots=false")
+def disable_products(arguments: SweepArguments) -> None:
+    """Turn off the plots and the residuals of the trials unless `record.plots` or `record.residuals` is given."""
+    # They take longer than a small trial.
+    for name in ("record.plots", "record.residuals"):
+        if not any(override.lstrip("+").startswith(name) for override in arguments.task):
+            for overrides in (arguments.task, arguments.fixed, arguments.sample):
+                overrides.append(f"{name}=false")
 
 
 def check_resume_overrides(arguments: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from itertools import product
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
+from runner.config.overrides import parsed
 from runner.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,9 +24,7 @@ def jobs(arguments: Sequence[str], config_loader: Any, max_trials: int) -> list[
 
     Raises `ConfigError` if a key has no list of values, or if there are more than `max_trials` combinations.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    overrides = OverridesParser.create(config_loader=config_loader).parse_overrides(list(arguments))
+    overrides = [parsed(argument, config_loader) for argument in arguments]
     problems = [_continuous(o) for o in overrides if o.is_sweep_override() and not o.is_discrete_sweep()]
     if problems:
         raise ConfigError(problems)

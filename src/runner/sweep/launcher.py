@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from runner.errors import Interrupted, RunFailed
+from runner.errors import Interrupted, RunFailed, RunnerError
 from runner.sweep.manifest import DONE, Manifest
 from runner.sweep.trials import Trial, plan
 
@@ -57,13 +57,26 @@ class ManifestLauncher:
         for done, group in groupby(trials, lambda trial: trial.number in returns and not queue):
             if not done:
                 waiting = list(group)
-                with _sigterm_stops():
+                with _sigterm_stops(), self._explained():
                     results = self.launcher.launch([list(trial.overrides) for trial in waiting], waiting[0].number)
                 for trial, result in zip(waiting, results, strict=True):
                     returns[trial.number] = result
                     _note_return(manifest, trial.number, result)
         manifest.save()
         return [returns[trial.number] for trial in trials]
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise an error of a launcher of others, such as one in its settings, as `RunFailed`."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, (RunnerError, OSError)) or type(self.launcher).__module__.startswith("runner."):
+                raise
+            raise RunFailed(
+                f"{type(self.launcher).__name__} could not run the trials: {type(error).__name__}: {' '.join(str(error).split())}; "
+                "check its settings, hydra.launcher.*, or use hydra/launcher=vmap"
+            ) from error
 
 
 @contextmanager

@@ -21,8 +21,9 @@ from runner.config.documents import FORMAT
 from runner.config.files import is_folder
 from runner.config.overrides import key_of, values_of
 from runner.errors import CheckpointError, ConfigError
+from runner.runs import directory as runs
 from runner.runs.atomic import write_json
-from runner.runs.directory import is_complete, now
+from runner.runs.directory import is_complete, lock, now, unlock
 from runner.runs.records import SWEEP, read_record, read_summary, read_sweep
 
 DONE = ("finished", "pruned")
@@ -169,6 +170,25 @@ class Manifest:
         for member in self.members.values():
             counts[member["state"]] = counts.get(member["state"], 0) + 1
         return counts
+
+
+def record_failure(path: Path, reason: str) -> None:
+    """Record why the processes of a sweep, and of the trials that were running, have ended, unless they have done so themselves.
+
+    Does nothing if another process uses the directory, or if that is impossible.
+    """
+    with suppress(CheckpointError, OSError):
+        descriptor = lock(path)
+        try:
+            manifest = Manifest.read(path)
+            if manifest.values["status"] == "running":
+                for number in manifest.members:
+                    runs.record_failure(manifest.member_directory(number), reason)
+                manifest.update_from_records()
+                manifest.values.update(status="failed", ended=now(), reason=reason)
+                manifest.save()
+        finally:
+            unlock(descriptor)
 
 
 def sweep_directory(name: str, run_dir: str | None) -> Path:

@@ -262,8 +262,9 @@ class Pool:
         return self._outcome(job, process.returncode, errors)
 
     def _outcome(self, job: Job, code: int, errors: str) -> Outcome:
-        if code == 0:
-            return Outcome(job.number, "finished", job.metrics or {})
+        metrics = job.metrics
+        if code == 0 or (code == 1 and metrics is not None):  # a fit that did not converge has finished
+            return Outcome(job.number, "finished", metrics or {})
         if code in _STOPPED or (self._stopping.is_set() and -code in (signal.SIGINT, signal.SIGTERM)):
             return Outcome(job.number, "interrupted", reason="stopped by a signal")
         reason = _reason(job, code, errors)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from runner.errors import CheckpointError
 from runner.optim.student_t import Estimate, estimate
 from runner.runs.atomic import write_atomic
-from runner.runs.records import read_summary, read_sweep
+from runner.runs.records import read_summary, read_sweep, scalar_parameters
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +30,10 @@ SHOWN_SETTINGS = 20
 """Largest number of settings in the table."""
 
 SHOWN_ROWS = 60
-"""Largest number of rows of the table. If all metrics need more, only the one that compares the settings is shown."""
+"""Largest number of rows of the table."""
+
+FEWEST_SETTINGS = 5
+"""Number of settings that the table has at least, where there are so many, before it has the parameters of each."""
 
 _MAIN = ("valid/rmse", "test/rmse", "train/rmse")
 _KNOWN = [f"{part}/{metric}" for part in ("train", "valid", "test") for metric in ("loss", "rmse", "mae", "r2")]
@@ -39,9 +42,11 @@ _NOT_FINITE = {text: float(text) for text in ("nan", "inf", "-inf")}
 
 @dataclass(frozen=True)
 class Member:
-    """One trial. Only a finished one has steps, metrics, seconds of training and the SHA-256 of its parameters.
+    """One trial. Only a finished one has steps, metrics, seconds of training and its parameters' SHA-256.
 
-    `state` is the state in `sweep.json`, or "unreadable". `reason` says why the trial did not finish.
+    `state` is the state in `sweep.json`, or "unreadable". `reason` says why the trial did not finish. `converged` says whether
+    its fit has converged, where that is known. `parameters` has those of a formula, as "param/a" → value, and nothing for other
+    models.
     """
 
     number: int
@@ -52,6 +57,13 @@ class Member:
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     parameters_sha256: str | None = None
+    converged: bool | None = None
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def results(self) -> dict[str, float]:
+        """Metrics and parameters."""
+        return {**self.metrics, **self.parameters}
 
     @property
     def failed(self) -> bool:
@@ -80,6 +92,16 @@ class Results:
         return _metrics(self.members)
 
     @property
+    def parameters(self) -> list[str]:
+        """Names of the parameters of the members' formulas, in the order in which they come up."""
+        return [*dict.fromkeys(name for member in self.members for name in member.parameters)]
+
+    @property
+    def knows_convergence(self) -> bool:
+        """Whether it is known of some members whether their fits have converged."""
+        return any(member.converged is not None for member in self.members)
+
+    @property
     def counts(self) -> str:
         """Text such as "512 trials, 3 failed"."""
         states = Counter(member.state for member in self.members if member.state != "finished")
@@ -95,19 +117,25 @@ class Setting:
     members: Sequence[Member]
 
     @property
-    def finished(self) -> dict[tuple[Any, ...], Member]:
-        """Seeds → the finished member that has them; the first one if a sweep has several."""
+    def finished(self) -> dict[str, Member]:
+        """Seeds as JSON → the finished member that has them; the first one if a sweep has several."""
         finished = [member for member in self.members if member.state == "finished"]
-        return {tuple(member.values.get(key) for key in SEEDS): member for member in reversed(finished)}
+        return {json.dumps([member.values.get(key) for key in SEEDS]): member for member in reversed(finished)}
 
     @property
     def failed(self) -> int:
         """Number of members that failed."""
         return sum(member.failed for member in self.members)
 
-    def estimate(self, metric: str) -> Estimate:
-        """Return the mean of a metric over the seeds that finished, with its 95 % interval."""
-        return estimate([m.metrics[metric] for m in self.finished.values() if metric in m.metrics])
+    @property
+    def converged(self) -> int:
+        """Number of members whose fit has converged."""
+        return sum(member.converged is True for member in self.members)
+
+    def estimate(self, name: str) -> Estimate:
+        """Return the mean of a metric or parameter over the seeds that finished, with its 95 % interval."""
+        found = [member.results for member in self.finished.values()]
+        return estimate([results[name] for results in found if name in results])
 
     def minus(self, other: Setting, metric: str) -> Estimate:
         """Return the mean difference of a metric to another setting, paired by seed, over the seeds that finished in both.
@@ -159,12 +187,15 @@ def _with_summary(member: Member, path: Path) -> Member:
     if summary is None:
         reason = f"{path} must be the summary of a run, but cannot be read (No such file or directory); restore it"
         return replace(member, state=UNREADABLE, reason=reason)
+    known = summary.get("converged")
     return replace(
         member,
         steps=summary["steps"],
         metrics=summary["metrics"],
         seconds=summary["timing"]["seconds"],
         parameters_sha256=summary["parameters_sha256"],
+        parameters={f"param/{name}": value for name, value in scalar_parameters(summary).items()},
+        converged=known if isinstance(known, bool) else None,
     )
 
 
@@ -191,14 +222,17 @@ def write_csv(results: Results, path: Path) -> None:
 
     A cell without a value is empty. Raises OSError and keeps the previous file.
     """
-    metrics, text = results.metrics, io.StringIO()
+    names, text = [*results.metrics, *results.parameters], io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["number", "state", *results.swept, "steps", *metrics, "seconds", "parameters_sha256"])
+    converged = ["converged"] if results.knows_convergence else []
+    lines.writerow(["number", "state", *results.swept, "steps", *converged, *names, "seconds", "parameters_sha256"])
     for member in results.members:
         values = [as_text(member.values[key]) if key in member.values else "" for key in results.swept]
-        numbers = [member.metrics.get(name) for name in metrics]
+        found = member.results
+        numbers = [found.get(name) for name in names]
         ends = [member.seconds, member.parameters_sha256]
-        lines.writerow([member.number, member.state, *values, member.steps, *numbers, *ends])
+        known = ["" if member.converged is None else as_text(member.converged)] if converged else []
+        lines.writerow([member.number, member.state, *values, member.steps, *known, *numbers, *ends])
     write_atomic(path, text.getvalue().encode())
 
 
@@ -235,29 +269,45 @@ def table(results: Results) -> Table:
     from rich.text import Text
 
     ranked = settings(results)
-    shown = ranked[:SHOWN_SETTINGS]
-    metrics = results.metrics if len(shown) * len(results.metrics) <= SHOWN_ROWS else [results.metric]
-    remarks = "\n".join(_remarks(results, ranked))
+    shown, names = _shown(results, ranked)
+    remarks = "\n".join(_remarks(results, ranked, len(shown)))
     style: Any = {"title_justify": "left", "title_style": "", "caption_justify": "left", "caption_style": ""}
     result = Table(title=Text(f"{results.name}: {results.counts}"), caption=Text(remarks) if remarks else None, **style)
     result.box, result.pad_edge = None, False
     for key in results.varied:
         result.add_column(Text(key))
     comparison = ["minus best ± 95 %", "pairs"] if len(ranked) > 1 else []
-    for heading in ("n", "failed", "metric", "mean ± 95 % interval", "sd", *comparison):
+    converged = ["converged"] if results.knows_convergence else []
+    for heading in ("n", "failed", *converged, "metric", "mean ± 95 % interval", "sd", *comparison):
         result.add_column(heading, justify="left" if heading == "metric" else "right")
     for setting in shown:
-        for row in _rows(setting, ranked[0], metrics or [""], results.metric):
+        for row in _rows(setting, ranked[0], names or [""], results):
             result.add_row(*map(Text, row[: len(result.columns)]))
     return result
 
 
-def _rows(setting: Setting, best: Setting, metrics: Sequence[str], main: str) -> Iterable[list[str]]:
-    """Yield a row for each metric. Only the first one names the setting."""
-    first = [*map(_short, setting.values.values()), f"{len(setting.finished):,}", f"{setting.failed:,}"]
+def _shown(results: Results, ranked: Sequence[Setting]) -> tuple[Sequence[Setting], Sequence[str]]:
+    """Return the settings of the table, and the metrics and parameters that it has of each.
+
+    If all of them need too many rows, the other metrics are left out first, then settings, then the parameters.
+    """
+    shown, parameters = ranked[:SHOWN_SETTINGS], results.parameters
+    every, fewer = [*results.metrics, *parameters], [results.metric, *parameters]
+    if len(shown) * len(every) <= SHOWN_ROWS:
+        return shown, every
+    fitting = SHOWN_ROWS // len(fewer)
+    return (shown[:fitting], fewer) if fitting >= FEWEST_SETTINGS else (shown, [results.metric])
+
+
+def _rows(setting: Setting, best: Setting, metrics: Sequence[str], results: Results) -> Iterable[list[str]]:
+    """Yield a row for each metric and parameter. Only the first one names the setting."""
+    converged = [f"{setting.converged:,}"] if results.knows_convergence else []
+    first = [*map(_short, setting.values.values()), f"{len(setting.finished):,}", f"{setting.failed:,}", *converged]
     for metric in metrics:
         mean = setting.estimate(metric)
-        difference = setting.minus(best, metric) if metric == main and setting is not best else Estimate(0, math.nan)
+        difference = (
+            setting.minus(best, metric) if metric == results.metric and setting is not best else Estimate(0, math.nan)
+        )
         pairs = f"{difference.count:,}" if difference.count else ""
         yield [*first, metric, _spread(mean, ".6g"), _known(mean.deviation), _spread(difference, "+.4g"), pairs]
         first = [""] * len(first)
@@ -277,12 +327,12 @@ def _known(number: float) -> str:
     return "" if math.isnan(number) else f"{number:.3g}"
 
 
-def _remarks(results: Results, ranked: Sequence[Setting]) -> list[str]:
+def _remarks(results: Results, ranked: Sequence[Setting], shown: int) -> list[str]:
     """Return the lines below the table: settings left out, settings with one seed, and reasons of failures."""
     lines = []
-    if len(ranked) > SHOWN_SETTINGS:
-        lines.append(f"… and {len(ranked) - SHOWN_SETTINGS:,} more in results.csv")
-    if any(len(setting.finished) == 1 for setting in ranked[:SHOWN_SETTINGS]):
+    if len(ranked) > shown:
+        lines.append(f"… and {len(ranked) - shown:,} more in results.csv")
+    if any(len(setting.finished) == 1 for setting in ranked[:shown]):
         lines.append("n = 1: one seed has no interval")
     first: dict[str, int] = {}
     for member in results.members:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from runner.compute.gc_pause import gc_paused
 from runner.compute.launch import needs_launch
 from runner.compute.processes import launched
+from runner.compute.processes.notes import SWEEP_DIRECTORY, LaunchNotes
 from runner.config.compose import Composed, compose
 from runner.config.documents import MAX_BYTES
 from runner.config.files import read_bytes
@@ -30,8 +31,9 @@ from runner.sweep.arguments import (
     SweepArguments,
     check_resume_overrides,
     classify,
-    disable_plots,
+    disable_products,
     expand_seeds,
+    named_in_problems,
     replayed,
 )
 from runner.sweep.manifest import Manifest, sweep_directory
@@ -47,38 +49,46 @@ def launch_config(arguments: Sequence[str], config_dir: str | None) -> Config | 
     """Return the configuration with which a sweep starts its processes, or None if it runs in this process."""
     parsed = classify(arguments, config_dir)
     if parsed.resume is not None:
-        saved = Manifest.read(Path(str(parsed.resume)))
-        parsed = replayed(saved.values, saved.directory / SWEEP, parsed, config_dir)
-    if not any(override.startswith("launch.") for override in parsed.fixed):
+        saved, typed = Manifest.read(Path(str(parsed.resume))), parsed
+        parsed = replayed(saved.values, saved.directory / SWEEP, typed, config_dir)
+        with named_in_problems(saved.directory / SWEEP, typed):
+            return _launch_config(parsed, config_dir)
+    return _launch_config(parsed, config_dir)
+
+
+def _launch_config(arguments: SweepArguments, config_dir: str | None) -> Config | None:
+    if not any(override.startswith("launch.") for override in arguments.fixed):
         return None
-    config = compose(parsed.sample, config_dir).config
+    config = compose(arguments.sample, config_dir).config
     return config if needs_launch(config) else None
 
 
-def sweep(arguments: Sequence[str], config_dir: str | None, command: Sequence[str]) -> Manifest:
+def sweep(words: Sequence[str], config_dir: str | None, command: Sequence[str]) -> Manifest:
     """Run or resume a sweep, and return its manifest, whose members have the end of each trial.
 
     Raises `InputError` before any trial starts, and `Interrupted` after a signal.
     """
-    parsed = classify(arguments, config_dir)
+    parsed = classify(words, config_dir)
     if parsed.resume is not None:
-        check_resume_overrides(arguments)
+        check_resume_overrides(words)
         directory = Path(str(parsed.resume))
         with _locked(directory):
             refuse_odd_files(directory)
             manifest = Manifest.read(directory)
-            return _resume(manifest, replayed(manifest.values, directory / SWEEP, parsed, config_dir), config_dir)
+            arguments = replayed(manifest.values, directory / SWEEP, parsed, config_dir)
+            with named_in_problems(directory / SWEEP, parsed):
+                return _resume(manifest, arguments, config_dir)
     composed = compose(parsed.sample, config_dir)
     config = composed.config
     _print_notices(parsed, composed)
     expand_seeds(parsed, config.seed)
-    disable_plots(parsed)
+    disable_products(parsed)
     directory = sweep_directory(config.name, parsed.run_dir)
     values = {
         "name": config.name,
         "command": list(command),
         "config_dir": config_dir,
-        "words": list(arguments),
+        "words": list(words),
         "task": parsed.task,
         "hydra": parsed.hydra,
         "fixed": parsed.fixed,
@@ -129,7 +139,7 @@ def _resume(manifest: Manifest, arguments: SweepArguments, config_dir: str | Non
     manifest.rerun_lost()
     states = manifest.states()
     manifest.values.update(status="running", ended=None, resumed=manifest.values["resumed"] + 1, config_dir=config_dir)
-    manifest.values.update(hydra=arguments.hydra, task=arguments.task, fixed=arguments.fixed)
+    manifest.values.update(reason=None, hydra=arguments.hydra, task=arguments.task, fixed=arguments.fixed)
     manifest.save()
     try:
         return _run(manifest, compose(arguments.sample, config_dir).config)
@@ -145,6 +155,7 @@ def _run(manifest: Manifest, config: Config) -> Manifest:
     from omegaconf.errors import OmegaConfBaseException
 
     directory, result, status = manifest.directory, None, "failed"
+    LaunchNotes.of(os.environ).write(SWEEP_DIRECTORY, os.path.abspath(directory))
     try:
         with hydra_session() as hydra:
             result = _sweep_with_hydra(hydra, manifest, config.sweep.max_trials)

@@ -15,7 +15,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from runner.config import introspection, validation
-from runner.config.overrides import quoted
+from runner.config.overrides import parsed, quoted
 from runner.config.schema import Config
 
 if TYPE_CHECKING:
@@ -174,11 +174,10 @@ def read(arguments: Sequence[str]) -> tuple[Space, list[str]]:
 def _parse(argument: str, problems: list[str]) -> Override | None:
     """Parse the argument with Hydra. Return None if that fails, and add a problem if the argument looks like a sweep."""
     # A formula fails as well: it is one value for all trials.
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        return OverridesParser.create().parse_override(argument)
+        return parsed(argument)
     except (HydraException, ValueError) as error:
         name, _, text = argument.partition("=")
         if _SWEEPING.match(text):

@@ -107,16 +107,16 @@ class TrialBatches:
         )
         try:
             with gc_paused():
-                resolved = build.resolve(config, self._choice, 1)
+                records.config = resolved = build.resolve(config, self._choice, 1)
                 prepared, _ = build.prepare(resolved, self._choice, 1, self._data)
             loaded = None if config.resume is None else saved_state.load(Path(config.resume) / CHECKPOINTS)
         except Interrupted:
             raise
         except Exception as error:
+            records.fail_unbuilt(error, self._choice)
             failure = as_run_failed(error, config, Path())
             self._reporter.ended({trial.number: TrialResult("failed", {}, failure)})
             return None
-        records.config = resolved
         return PreparedTrial(trial, resolved, prepared, prepared.model, records, 0 if loaded is None else loaded.step)
 
     def _data(self, config: Any, seed: int, *more: Any) -> Dataset:

@@ -117,8 +117,8 @@ class _Composer:
 
     def config(self, overrides: tuple[str, ...]) -> Config:
         """Return the configuration of one trial. Raises `ConfigError`."""
-        numbers = [number for override in overrides if (number := _number(override)) is not None]
-        shape = tuple(override if _number(override) is None else f"{key_of(override)}=" for override in overrides)
+        numbers = [number for override in overrides for number in _numbers(override)]
+        shape = tuple(_shape(override) for override in overrides)
         if shape not in self.composed or len({name for name, _ in numbers}) < len(numbers):
             return self._compose(overrides, shape)
         config, problems = self.composed[shape], list[str]()
@@ -145,9 +145,19 @@ class _Composer:
 
 
 @lru_cache(maxsize=100_000)
-def _number(override: str) -> tuple[str, Any] | None:
-    """Return key and value if the value may differ between the trials of one program, else None."""
-    return _value(override) if introspection.is_lane(Config, key_of(override)) else None
+def _numbers(override: str) -> tuple[tuple[str, Any], ...]:
+    """Return keys and values that may differ between the trials of one program; the entries of a mapping one by one."""
+    key = key_of(override)
+    if introspection.is_lane(Config, key):
+        return (_value(override),)
+    entries = _value(override)[1] if introspection.is_mapping(Config, key) else None
+    numbers = tuple((f"{key}.{name}", value) for name, value in entries.items()) if isinstance(entries, dict) else ()
+    return numbers if all(introspection.is_lane(Config, name) for name, _ in numbers) else ()
+
+
+def _shape(override: str) -> str:
+    numbers = _numbers(override)
+    return f"{','.join(name for name, _ in numbers)}=" if numbers else override
 
 
 @lru_cache(maxsize=100_000)

@@ -35,6 +35,7 @@ class VmapLauncher:
         waiting = [trial for trial in trials if not manifest.done(trial.number)]
         reporter = ManifestReporter(manifest)
         if waiting:
+            manifest.mark((trial.number for trial in waiting), "waiting")  # not as an earlier attempt at it ended
             train(waiting, manifest.values["command"], reporter, self.watch)
             manifest.update_from_records()  # trials that other processes trained
             manifest.save()

@@ -17,7 +17,7 @@ from runner.runs.atomic import synced_together
 from runner.sweep.reporter import SweepReporter, TrialResult, Watch
 from runner.sweep.trial_batches import PreparedTrial, TrialBatches
 from runner.sweep.trials import Trial, by_program
-from runner.training.failures import as_run_failed, error_of
+from runner.training.failures import as_run_failed, error_of, python_warnings_to
 from runner.training.recorder import CHECKPOINTS
 from runner.training.run import checkpoint_metadata, first_new_row
 
@@ -83,6 +83,7 @@ class VmappedTrials:
         except Interrupted:
             raise
         except Exception as error:
+            item.records.fail_unbuilt(error, self.choice)
             failure = as_run_failed(error, item.config, Path())
             self.reporter.ended({item.trial.number: TrialResult("failed", {}, failure)})
             return
@@ -118,7 +119,10 @@ class VmappedTrials:
                 records.begin(members, loop)
                 self._warn(batch, parts.warnings)
             startup, steps, seconds = time.perf_counter() - began, loop.step, loop.seconds
-            with preserve_rng_state(draws, torch.device(self.choice.torch_device)):
+            with (
+                preserve_rng_state(draws, torch.device(self.choice.torch_device)),
+                python_warnings_to(lambda text: self._warn(batch, [[text]] * len(batch))),
+            ):
                 loop.run()
         except BaseException as error:
             self.reporter.ended(records.fail(members, error))
@@ -181,9 +185,7 @@ class _BatchRecords:
     def begin(self, members: Sequence[RunState], loop: Loop) -> None:
         """Start the records of every run that could be opened."""
         for item, member in zip(self.batch, members, strict=True):
-            first = 0 if item.config.resume is None else 1
-            if loop.step:
-                first = first_new_row(loop.calendar, loop.step, member)
+            first = first_new_row(loop.calendar, loop.step, member) if loop.step else 0
             if member.failure is None:
                 member.failure = error_of(partial(item.records.begin, loop.step, first))
 

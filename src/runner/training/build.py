@@ -23,7 +23,7 @@ from runner.data import dataset as data
 from runner.data.base import Batches, Rows
 from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset
-from runner.errors import ConfigError
+from runner.errors import ConfigError, DataError
 from runner.models import losses
 from runner.models.base import Model, start_model
 from runner.optim import schedules
@@ -86,13 +86,16 @@ def prepare(
     Raises `DataError` and `ConfigError`.
     """
     device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
-    dataset = build_data(resolved.data, resolved.seed, dtype, device, partial(constraints.accepts, resolved))
+    try:
+        dataset = build_data(resolved.data, resolved.seed, dtype, device, partial(constraints.accepts, resolved))
+    except DataError as error:
+        raise error.changed(lambda problem: constraints.with_allowed_dtype(problem, resolved)) from None
     rows = len(dataset.parts["train"])
     if size > rows:
         raise ConfigError(
             f"the number of processes must not be above the number of training rows, {rows}, got {size}; start fewer processes"
         )
-    problems = sizes.model_problems(resolved.model, len(dataset.feature_names))
+    problems = sizes.model_problems(resolved, len(dataset.feature_names))
     if problems:
         raise ConfigError(problems)
     model = start_model(resolved, dataset.feature_names)
@@ -211,18 +214,24 @@ def objective(
         draw=dropout_seeder(config.model.draws, config.seed, device),
         predict=lambda features: strategy.predict(model, widened(), features),
         jacobian=lambda features: model.jacobian(widened(), features),
+        named=widened if config.model.records_parameters else dict,
     )
 
 
 def training_step(
     config: c.Config, minimized: BatchObjective, optimizer: Optimizer, schedule: Callable[[int], Any], lanes: int = 1
 ) -> Step:
-    """Return the function that takes a training step of a run, or of `lanes` vmapped runs."""
-    eager = EagerStep(minimized, optimizer, schedule)
-    if constraints.eager_because(config, lanes) is not None:
-        return eager
-    graphs = CudaGraphs(minimized.rows.all.target.device)
-    return GraphedStep(eager, graphs, required=config.train.cuda_graph is True)
+    """Return the function that takes a training step of a run, or of a program of `lanes` runs.
+
+    Raises `ConfigError` where `train.cuda_graph` is true and the steps are eager.
+    """
+    eager, required = EagerStep(minimized, optimizer, schedule), config.train.cuda_graph is True
+    reason = constraints.eager_because(config, lanes)
+    if reason is None:
+        return GraphedStep(eager, CudaGraphs(minimized.rows.all.target.device), required=required)
+    if required:
+        raise ConfigError(constraints.graph_problem(reason))
+    return eager
 
 
 def run_info(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from runner.compute.precision import Scaler
 from runner.compute.processes import Stop
 from runner.compute.strategies.base import Strategy
 from runner.config import schema as c
+from runner.config.constraints import with_allowed_dtype
 from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset
 from runner.models.base import Model, start_model
@@ -29,6 +30,9 @@ from runner.training.metrics import LARGER_IS_BETTER, Best, Evaluation
 from runner.training.objective import BatchObjective
 from runner.training.run_state import Calendar, RunState
 from runner.training.step import Step
+
+LONG_WORK = 2**31
+"""Multiplications of a factorisation that takes about a second on one core."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,23 @@ def batch_size(config: c.Config, dataset: Dataset) -> int:
 
 def warnings(infos: Sequence[RunInfo], objective: BatchObjective, optimum: Optimum | None) -> list[list[str]]:
     """Return for each run the warnings about its data and batches, and about its learning rate where the optimum is known."""
-    texts = [[*info.dataset.warnings, *objective.warnings] for info in infos]
+    texts = [
+        [
+            with_allowed_dtype(text, info.config)
+            for text in (*info.dataset.warnings, *_doubts(info), *objective.warnings)
+        ]
+        for info in infos
+    ]
     if optimum is not None:
         for lines, sentence in zip(texts, stability_warnings([info.config for info in infos], optimum), strict=True):
             if sentence is not None:
                 lines.append(sentence)
     return texts
+
+
+def _doubts(info: RunInfo) -> Iterator[str]:
+    dataset = info.dataset
+    return info.config.model.doubts(dataset.feature_names, dataset.other_columns, info.config.data.selects_features)
 
 
 @dataclass(frozen=True)
@@ -118,6 +133,8 @@ class Outcome:
     """Raw parameters by name, gathered from all processes."""
     fitted: Mapping[str, Tensor]
     """The parameters to report, by name, in the units of the file where the model can undo the scaling."""
+    terms: Sequence[str]
+    """Names of the terms whose coefficients they are, as `Model.terms` returns them."""
     evaluation: Callable[[], Evaluation]
     """Builds the evaluation of the whole model on this process."""
     optimum: dict[str, float | None] | None
@@ -200,12 +217,15 @@ class Experiment:
         resolved, optimum = self.info.config, self.optimum
         train, fitted = dataset.parts["train"], model.fitted(dataset.scaling)
         stacked = {name: value.detach().unsqueeze(0) for name, value in parameters.items()}
-        (inference,) = infer(model, stacked, train.all, [Fit(resolved, fitted, dataset.scaling, dataset.unit_variance)])
+        (inference,) = infer(
+            model, stacked, train.all, [Fit(resolved, fitted, dataset.scaling, dataset.unit_deviation)]
+        )
         return [
             Outcome(
                 metrics,
                 parameters,
                 fitted,
+                model.terms(dataset.feature_names),
                 lambda: replace(self.evaluation, model=model, forward=model),
                 None if optimum is None else summarize(optimum, [resolved], _row(parameters))[0],
                 inference,
@@ -229,8 +249,8 @@ class Experiment:
         """Restore the state of the only lane."""
         self.restore(states[0])
 
-    def loop(self, runs: Sequence[RunState], stop: Stop) -> Loop:
-        """Return the training loop of this experiment. `runs` has one run."""
+    def loop(self, runs: Sequence[RunState], stop: Stop, report: Callable[[str], None] | None = None) -> Loop:
+        """Return the training loop of this experiment. `runs` has one run; `report` is for the progress of long steps."""
         return Loop(
             program=self,
             runs=runs,
@@ -238,7 +258,16 @@ class Experiment:
             calendar=self.info.calendar(),
             watched=self.info.watched,
             stop=stop,
+            report=report if self._has_long_steps else None,
         )
+
+    @property
+    def _has_long_steps(self) -> bool:
+        """Whether a step may take seconds in which it does not look at signals, as one factorisation of a large matrix does."""
+        info, rows = self.info, self.info.batch_size
+        on_cpu = info.size == 1 and next(self.model.parameters()).device.type == "cpu"
+        multiplications = rows * info.parameter_count * min(rows, info.parameter_count)
+        return on_cpu and info.config.optimizer.least_squares and multiplications > LONG_WORK
 
 
 def _row(parameters: Mapping[str, Tensor]) -> Tensor:

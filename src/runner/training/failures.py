@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +25,7 @@ def as_failure(error: BaseException, config: Config, directory: Path) -> RunnerE
     if isinstance(error, OSError):
         return RunFailed(explain_os_error(error, Path(error.filename or directory)))
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         batch = config.train.batch_size or "all rows"
         return RunFailed(
             f"out of memory with `train.batch_size`={batch}; make it smaller, or cut batches with train.accumulate ({text[:200]})"
@@ -32,6 +33,16 @@ def as_failure(error: BaseException, config: Config, directory: Path) -> RunnerE
     if isinstance(error, RuntimeError) and any(word in text for word in ("CUDA error", "HIP error", "device lost")):
         return RunFailed(f"the device was lost: {text[:300]}; start again with resume=…")
     return None
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error of Python, torch or a library of the GPU means that no memory was left."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
+    )
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc")
 
 
 def as_run_failed(error: BaseException, config: Config, directory: Path) -> RunnerError:
@@ -67,6 +78,19 @@ def error_of(work: Callable[[], object]) -> Exception | None:
 
 def _type_and_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+@contextlib.contextmanager
+def python_warnings_to(warn: Callable[[str], None]) -> Iterator[None]:
+    """Report the warnings of Python, which a training step and torch may give, inside the context by `warn`."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        with contextlib.suppress(OSError):  # of run.log, whose own lines report it
+            warn(" ".join(str(message).split()))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 @contextlib.contextmanager

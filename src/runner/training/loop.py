@@ -14,19 +14,21 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
 from runner.compute.processes import Stop
+from runner.compute.signals import Abandoned, watched
 from runner.data.base import Batches
 from runner.errors import Interrupted
 from runner.optim.base import Optimizer
+from runner.training.divergence import Divergence
 from runner.training.failures import error_of
 from runner.training.metrics import Evaluation
 from runner.training.objective import BatchObjective
-from runner.training.run_state import Calendar, Divergence, RunState
+from runner.training.run_state import Calendar, RunState
 from runner.training.step import Step
 
 MIN_ACTIVE_SHARE = 0.75
@@ -110,6 +112,8 @@ class Loop:
     stop: Stop
     saving: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Context in which the states of several runs are saved at once."""
+    report: Callable[[str], None] | None = None
+    """Reports the progress of steps that may take long. Such a step is abandoned after a signal; None if steps are short."""
     step: int = 0
     """Number of updates so far."""
     seconds: float = 0.0
@@ -134,24 +138,37 @@ class Loop:
         self._write_hashes()
         self._end([lane for lane, run in self._active.items() if run.ended_early])
         while self._active and self.step < self.calendar.last:
-            self._advance(self.calendar.next_due(self.step))
+            try:
+                self._advance(self.calendar.next_due(self.step))
+            except Abandoned as error:
+                self._interrupt(error.signal_number, self._good_state)
             if self._read_losses():
                 self._do_due()
             signal_number = self.stop.requested(self.step)
             if signal_number is not None and self._active and self.step < self.calendar.last:
-                self._interrupt(signal_number)
+                self._interrupt(signal_number, self.program.capture())
         self._end(list(self._active))
 
     def _advance(self, until: int) -> None:
         """Take training steps to step `until`, to a signal or to convergence. Losses stay on the device."""
         step, unread, requested = self.step, self._unread_losses, self.stop.requested
         take_step, optimizer = self.program.step, self.program.optimizer
+        long = self.report is not None
         while step < until and requested(step) is None:
             step += 1
-            unread.append(take_step(step))
-            if optimizer.settled:
+            unread.append(self._take_long_step(step) if long else take_step(step))
+            if optimizer.settled or long:  # after a long step, the good state is that before the next one
                 break
         self.step = step
+
+    def _take_long_step(self, step: int) -> Tensor:
+        """Take a step that is reported and abandoned. Raises `Abandoned`."""
+
+        def report(seconds: float) -> None:
+            assert self.report is not None
+            self.report(f"step {step} has been computing for {seconds:.0f} s")
+
+        return watched(partial(self.program.step, step), lambda: self.stop.requested(self.step), report)
 
     def _read_losses(self) -> bool:
         """Read the unread losses at once and end every run that diverged.
@@ -284,8 +301,10 @@ class Loop:
             if (self.watched, name) != ("train", "loss")
         }
 
-    def _save(self, program: Program, step: int, runs: Mapping[int, RunState]) -> None:
-        """Save the states of some lanes at this step. Their rows up to it are flushed first."""
+    def _save(
+        self, program: Program, step: int, runs: Mapping[int, RunState], state: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save the states of some lanes at this step: a captured one or the present one. Rows up to it are flushed first."""
         if not runs:
             return
 
@@ -293,14 +312,14 @@ class Loop:
             # A checkpoint that only a signal caused is never the best one: an uninterrupted run would not have it.
             due = self.calendar.checkpoint_due(step) or run.ended_early
             best = due and run.best.update(self._watched_metrics(program, step)[lane][run.best.metric])
-            saved = {**program.lane_state(state, lane), **run.decisions(), "seconds": self.seconds}
+            saved = {**program.lane_state(captured, lane), **run.decisions(), "seconds": self.seconds}
             run.saver.save(step, saved, best)
             run.saved_step = step
 
         with self.saving():
             flushed = self._for_each(runs, lambda _, run: run.flush())
             self._count_seconds()
-            state = program.capture()
+            captured = program.capture() if state is None else state
             self._for_each(flushed, save)
 
     def _end(self, lanes: Sequence[int]) -> None:
@@ -330,9 +349,9 @@ class Loop:
             self._active = dict(enumerate(self._active.values()))
             self._good_state = copy_state(self.program.capture())
 
-    def _interrupt(self, signal_number: int) -> None:
+    def _interrupt(self, signal_number: int, state: Mapping[str, Any]) -> NoReturn:
         unsaved = {lane: run for lane, run in self._active.items() if run.saved_step != self.step}
-        self._save(self.program, self.step, unsaved)
+        self._save(self.program, self.step, unsaved, state)
         for run in self._active.values():
             run.step = self.step
         raise Interrupted(signal_number, f"stopped after step {self.step}; the state is saved")
@@ -374,13 +393,14 @@ class Loop:
 
         `lanes` maps lanes of the replay to lanes of the program.
         """
-        steps = {diverged[lane].step for lane in lanes.values()}
-        nonfinite_rows = {at: replay.objective.nonfinite_rows(at) for at in steps}
+        if not lanes:
+            return
+        nonfinite = replay.objective.nonfinite(step + 1)
 
         def fail(i: int, run: RunState) -> None:
             divergence = diverged[lanes[i]]
             epoch = self.batches.epoch(divergence.step)
-            run.fail(divergence, epoch, step, self._first_step, nonfinite_rows[divergence.step][i])
+            run.fail(divergence, epoch, step, self._first_step, nonfinite[i])
 
         failed = self._for_each({i: self._active.pop(lane) for i, lane in lanes.items()}, fail)
         self._save(replay, step, {i: run for i, run in failed.items() if step > 0 and step != run.saved_step})

@@ -14,6 +14,8 @@ from runner.compute.batch import Batch
 from runner.compute.precision import widest
 from runner.compute.strategies.base import Loss, Strategy
 from runner.data.base import Rows
+from runner.errors import RunFailed
+from runner.training.failures import is_out_of_memory
 
 NEEDS_SPREAD = ("r2",)
 """Metrics without a value where all targets are equal."""
@@ -87,7 +89,7 @@ class Evaluation:
         if weight is not None:
             weight = weight.to(wide)
             terms = [term * weight for term in terms]
-        total = loss.new_tensor(count, dtype=wide) if weight is None else weight.sum((-2, -1))
+        total = torch.full_like(loss, count, dtype=wide) if weight is None else weight.sum((-2, -1))
         sums = [loss.to(wide) * count, *(term.sum((-2, -1)) for term in terms), total]
         return torch.stack([part.expand(loss.shape) for part in sums])
 
@@ -132,9 +134,14 @@ class _EvaluationMode:
         self._model.eval()
         self._no_grad.__enter__()
 
-    def __exit__(self, *error: Any) -> None:
-        self._no_grad.__exit__(*error)
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._no_grad.__exit__(kind, error, trace)
         self._model.train(self._training)
+        if is_out_of_memory(error):
+            raise RunFailed(
+                f"out of memory in an evaluation, which takes up to {CHUNK_ROWS:,} rows at a time whatever `train.batch_size` is; "
+                f"make the model smaller ({' '.join(str(error).split())[:200]})"
+            ) from error
 
 
 class Best:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,7 +17,8 @@ from runner.compute.precision import Scaler, widest
 from runner.compute.strategies.base import Loss, MicroBatch, Portion, Strategy
 from runner.data.base import Batches, Rows
 from runner.optim.base import Linearisation
-from runner.optim.qr import augmented, pieces, qr_of_pieces, triangle, weighted
+from runner.optim.qr import augmented, compressed, pieces, triangle, weighted
+from runner.training.divergence import Nonfinite
 
 
 @dataclass
@@ -45,6 +46,8 @@ class BatchObjective:
     """Features […, rows, columns] in the widest type → predictions in it, without communication between processes."""
     jacobian: Callable[[Tensor], Tensor]
     """The same features → derivatives of the predictions by the parameters […, rows, numbers]."""
+    named: Callable[[], Mapping[str, Tensor]] = dict
+    """Returns the parameters [] or [lanes] by name, in the order of the derivatives, for a model of which each has a meaning."""
     norm: Tensor | None = field(default=None, init=False)
     """Norm of the newest gradients before clipping; None where it is not measured."""
     step: int = field(default=0, init=False)
@@ -131,10 +134,9 @@ class BatchObjective:
 
         Every row is multiplied by the root of its weight.
         """
-        factor = self.strategy.concatenate([qr_of_pieces(self._matrices(part)) for part in self._parts])
-        rows, columns = self.batches.size(self.step), factor.shape[-1]
-        # One factor of fewer rows than columns is done: to factor it again would take the time of a square matrix.
-        if factor.shape[-2] > columns or rows >= columns:
+        rows = self.batches.size(self.step)
+        factor = self.strategy.concatenate([compressed(self._matrices(part), rows) for part in self._parts])
+        if factor.shape[-2] > rows or rows > factor.shape[-1] - 2:
             factor = triangle(factor)
         loss = factor[..., -2].square().sum(-1) / rows
         return Linearisation(self.strategy.share(loss), factor, rows)
@@ -154,21 +156,27 @@ class BatchObjective:
                 prediction = self.predict(rows.numbers)
             yield augmented(self.jacobian(rows.numbers), prediction, rows)
 
-    def nonfinite_rows(self, step: int) -> list[list[int]]:
-        """Return for each lane the rows of a step's batch whose predictions are not finite, as row numbers of the source.
+    def nonfinite(self, step: int) -> list[Nonfinite]:
+        """Return for each lane what is not finite in a step's batch at the current parameters.
 
-        The list is empty when that holds for all rows: then the parameters are the cause.
+        Derivatives are examined one by one for a model with `named` parameters, such as a formula.
         """
-        chosen, source = self.batches.at(step), self.rows.source
+        chosen, named = self.batches.at(step), self.named()
+        features = self.rows.take(chosen).numbers
         with torch.no_grad(), self.autocast():
-            prediction = self.model(self.rows.take(chosen).numbers).squeeze(-1)
-        nonfinite = (~prediction.isfinite()).reshape(-1, prediction.shape[-1]).cpu()
+            prediction = self.model(features).squeeze(-1)
+        prediction = prediction.reshape(-1, prediction.shape[-1]).cpu()
+        slopes = self.jacobian(features) if named else features.new_zeros((*features.shape[:-1], 0))
+        slopes = slopes.expand(len(prediction), *slopes.shape[-2:]).cpu()
         # Row numbers can be shared by all lanes while the predictions are not.
+        source = self.rows.source
         numbers = source[..., chosen] if isinstance(chosen, slice) else _drawn(source, chosen.cpu())
-        numbers = numbers.expand(nonfinite.shape)
-        return [
-            [] if bool(where.all()) else lane[where].tolist() for lane, where in zip(numbers, nonfinite, strict=True)
+        numbers = numbers.expand(prediction.shape)
+        values = [
+            {name: float(value.reshape(-1)[lane if value.dim() else 0]) for name, value in named.items()}
+            for lane in range(len(prediction))
         ]
+        return [_nonfinite(*of_lane) for of_lane in zip(numbers, prediction, slopes, values, strict=True)]
 
     def _backward(self, part: MicroBatch, factor: float) -> Tensor:
         if part.stream != self._stream:
@@ -196,6 +204,20 @@ class BatchObjective:
                 torch._foreach_mul_(parts, [coefficient] * len(parts))
             else:
                 torch._foreach_mul_(parts, coefficient)
+
+
+def _nonfinite(numbers: Tensor, prediction: Tensor, slopes: Tensor, values: Mapping[str, float]) -> Nonfinite:
+    """Return what is not finite of one lane: row numbers and predictions [rows], derivatives [rows, numbers]."""
+    lost = ~prediction.isfinite()
+    if bool(lost.any()):
+        return Nonfinite(predictions=[] if bool(lost.all()) else numbers[lost].tolist(), values=values)
+    infinite = ~slopes.isfinite()
+    if not bool(infinite.any()):
+        return Nonfinite(values=values)
+    column = int(infinite.any(0).nonzero()[0])
+    rows = infinite[:, column]
+    derivative = float(slopes[rows, column][0])
+    return Nonfinite((), numbers[rows].tolist(), list(values)[column], derivative, values)
 
 
 def _widened(part: MicroBatch) -> Iterator[Batch]:

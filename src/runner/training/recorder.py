@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from runner.runs.checkpoint import Loaded
     from runner.runs.hashes import Hashes
     from runner.runs.sinks.base import Sink
-    from runner.training.experiment import RunInfo
+    from runner.training.experiment import Outcome, RunInfo
     from runner.training.run_state import RunState
 
 T = TypeVar("T")
@@ -70,6 +70,12 @@ class Recorder(Protocol):
         Raises `InputError` for a directory that must not be used or resumed.
         """
 
+    def fail_unbuilt(self, error: Exception, choice: DeviceChoice, size: int = 1) -> None:
+        """Record that a bug ended the run before its directory was open. Input that cannot be run leaves no record.
+
+        `size` is the number of processes.
+        """
+
     def begin(self, step: int, first_step: int) -> None:
         """Start the records: training starts after `step` updates, and rows from `first_step` on are new."""
 
@@ -99,6 +105,9 @@ class NullRecorder:
         """Return None: rank 0 opens the directory and broadcasts it."""
         self._config = info.config
         return None
+
+    def fail_unbuilt(self, error: Exception, choice: DeviceChoice, size: int = 1) -> None:
+        """Do nothing: rank 0 has the record."""
 
     def begin(self, step: int, first_step: int) -> None:
         """Do nothing: there are no sinks to open."""
@@ -149,6 +158,7 @@ class RunRecorder:
         from runner.runs.hashes import Hashes
 
         self._info, self._choice = info, choice
+        self._placement = {"strategy": info.strategy, "world_size": info.size, "lanes": info.lanes}
         opened = self._create() if self.config.resume is None else self._reopen(Path(self.config.resume))
         if opened.summary is None:
             self.reporter.attach(opened.path / "run.log")
@@ -159,6 +169,23 @@ class RunRecorder:
             if self.config.record.hash_every_steps is not None or path.exists():
                 self.hashes = Hashes(path, held=self.held)
         return opened
+
+    def fail_unbuilt(self, error: Exception, choice: DeviceChoice, size: int = 1) -> None:
+        """Leave a directory whose run.log has the traceback, unless the error is one that a user can cause."""
+        if as_failure(error, self.config, Path()) is None:
+            error_of(lambda: self._keep(error, choice, size))  # the error itself is reported in any case
+            self.close()
+
+    def _keep(self, error: Exception, choice: DeviceChoice, size: int) -> None:
+        self._choice = choice
+        self._placement = {"strategy": self.config.strategy.name, "world_size": size, "lanes": 1}
+        if self.config.resume is None:
+            self._create()
+        else:
+            self._directory = RunDirectory.reopen(Path(self.config.resume), locked=not self.held)
+        self.reporter.attach(self.directory.path / "run.log")
+        self.sinks.append(self.reporter)
+        self.fail(error)
 
     @property
     def directory(self) -> RunDirectory:
@@ -190,9 +217,13 @@ class RunRecorder:
     def _load(self, directory: RunDirectory) -> Opened:
         """Load the last checkpoint of a reopened run. Raises `InputError` if the run must not be resumed."""
         from runner.runs import saved_state
+        from runner.runs.sinks.jsonl import refuse_odd_lines
         from runner.training.saved_model import refuse_misfit
 
         loaded = saved_state.load(directory.path / CHECKPOINTS)
+        last = 0 if loaded is None else loaded.step
+        refuse_odd_lines(directory.path / "metrics.jsonl", last, numbers=True)
+        refuse_odd_lines(directory.path / "hashes.jsonl", last, numbers=False)
         if loaded is None:
             return Opened(directory.path)
         for skipped in loaded.skipped:
@@ -203,7 +234,7 @@ class RunRecorder:
         if summary is not None:
             from runner.training import report
 
-            self.reporter.say(report.nothing_left(directory.path, loaded.step, loaded.state))
+            self.reporter.say(report.nothing_left(directory.path, loaded.step, loaded.state, summary))
         return Opened(directory.path, loaded, summary)
 
     def _summary_of(self, directory: RunDirectory, loaded: Loaded) -> dict[str, Any] | None:
@@ -234,9 +265,7 @@ class RunRecorder:
             "seed": self.config.seed,
             **self.environment(self._choice),
             "dtype": self.config.dtype,
-            "strategy": self._info.strategy,
-            "world_size": self._info.size,
-            "lanes": self._info.lanes,
+            **self._placement,
         }
 
     # ------------------------------------------------------------------------------------------------------- training
@@ -267,17 +296,18 @@ class RunRecorder:
     # --------------------------------------------------------------------------------------------------------- ending
 
     def finish(self, run: RunState, timing: Mapping[str, float]) -> dict[str, Any]:
-        """Write summary.json and the status, then plots, last events and printed results, whose failure is a warning.
+        """Write summary.json and the status, then residuals, plots, last events and printed results, whose failure is a warning.
 
         `ended` is written last: a run without it that is resumed writes all of them again.
         """
         from runner.training import report
 
         info, path = self._info, self.directory.path
-        answers = report.answers(info, run.outcome, path)
+        answers = report.answers(info, run, path)
         summary = report.summary(info, run, answers, timing)
         write_json(path / "summary.json", summary)
         self.directory.update(status="finished")
+        self._optional("residuals.csv", lambda: self._residuals(run.outcome))
         figures = self._plots(lambda: report.plot(info, run.outcome, answers, path))
         for sink in self.sinks:
             end = partial(sink.finish, {**summary, "status": "finished"}, figures)
@@ -287,6 +317,18 @@ class RunRecorder:
             self._optional(f"the end of {type(sink).__name__}", sink.close)
         self._optional("run.json", lambda: self.directory.update(ended=now()))
         return summary
+
+    def _residuals(self, outcome: Outcome) -> None:
+        """Write residuals.csv if it is configured, and not too large."""
+        from runner.training import predictions
+
+        rows, most = sum(map(len, self._info.dataset.parts.values())), predictions.MOST_ROWS
+        if self.config.record.residuals and rows > most:
+            self.reporter.say(
+                f"residuals.csv is not written: there are {rows:,} rows, and more than {most:,} make it too large"
+            )
+        elif self.config.record.residuals:
+            write_atomic(self.directory.path / "residuals.csv", predictions.residuals_csv(self._info, outcome))
 
     def _plots(self, draw: Callable[[], Mapping[str, bytes]]) -> Mapping[str, bytes]:
         """Draw the plots that are configured, and write them. Return those that could be drawn."""

@@ -13,15 +13,22 @@ from runner.compute.gc_pause import gc_paused
 from runner.config.constraints import eager_because
 from runner.config.documents import FORMAT
 from runner.config.schema import Config
+from runner.data.dataset import Dataset
+from runner.optim.convergence import free
+from runner.optim.covariance import nearly_equal
 from runner.optim.optimum import noise_floor, observed_rate
 from runner.runs import hashes
-from runner.runs.sinks.jsonl import read_rows
+from runner.runs.records import number_names
+from runner.runs.sinks.jsonl import each_row
 from runner.training.experiment import Outcome, RunInfo
 from runner.training.metrics import Evaluation
 from runner.training.run_state import RunState
 
 MOST_PARAMETERS = 1_000
 """Largest number of parameters that summary.json lists; those of a larger model are in the checkpoint only."""
+
+MOST_PAIRS = 3
+"""Largest number of pairs of correlated parameters that are printed."""
 
 LINE_POINTS = 400
 """Number of points of the fitted curve."""
@@ -80,35 +87,48 @@ def hyperparameters(config: Config, swept: Mapping[str, Any]) -> dict[str, float
 # ----------------------------------------------------------------------------------------------------------------- end
 
 
-def answers(info: RunInfo, outcome: Outcome, path: Path) -> dict[str, Any]:
+def fitted(info: RunInfo, outcome: Outcome) -> dict[str, Any]:
+    """Return the summary's entries on the fitted parameters; none for a model with more than 1,000 of them."""
+    if info.parameter_count > MOST_PARAMETERS:
+        return {}
+    entries: dict[str, Any] = {"parameters": {name: value.tolist() for name, value in outcome.fitted.items()}}
+    if outcome.terms:
+        values = [number for value in outcome.fitted.values() for number in value.flatten().tolist()]
+        entries["coefficients"] = dict(zip(outcome.terms, values, strict=False))  # there may be no constant
+    if info.config.data.log_target:
+        entries["fitted_to"] = f"log({info.dataset.target_name})"
+    return entries
+
+
+def answers(info: RunInfo, run: RunState, path: Path) -> dict[str, Any]:
     """Return the summary's entries on the quality of the answer.
 
     These are the optimum and the noise floor where they are known, and the standard errors of the parameters where the
     method gives them. The rows of `path`/metrics.jsonl give the observed rate of convergence.
     """
     entries: dict[str, Any] = {}
+    outcome: Outcome = run.outcome
     if outcome.optimum is not None:
         rounding = outcome.optimum["rounding_distance"] or 0.0
-        rate = observed_rate(read_rows(path / "metrics.jsonl"), rounding)
+        rate = observed_rate(each_row(path / "metrics.jsonl"), rounding)
         entries["optimum"] = {**outcome.optimum, "observed_rate": rate}
     floor = noise_floor(info.config, float(info.dataset.scaling.target_scale))
     if floor is not None:
         entries["noise_floor"] = floor
     if outcome.inference is not None:
-        entries.update(outcome.inference.summary(outcome.fitted))
+        entries.update(outcome.inference.summary(outcome.fitted, number_names(fitted(info, outcome)), run.settled))
     return entries
 
 
 def summary(info: RunInfo, run: RunState, answers: Mapping[str, Any], timing: Mapping[str, float]) -> dict[str, Any]:
     """Return the content of summary.json of a finished run."""
     outcome: Outcome = run.outcome
-    listed = info.parameter_count <= MOST_PARAMETERS
     return {
         "format": FORMAT,
         "steps": run.step,
         "stopped_early": run.stopped_early,
         "metrics": outcome.metrics,
-        **({"parameters": {name: value.tolist() for name, value in outcome.fitted.items()}} if listed else {}),
+        **fitted(info, outcome),
         "parameters_sha256": hashes.parameters_sha256(outcome.parameters),
         **answers,
         "timing": dict(timing),
@@ -118,10 +138,9 @@ def summary(info: RunInfo, run: RunState, answers: Mapping[str, Any], timing: Ma
 def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines that explain the metrics and parameters of a finished run."""
     config = info.config
-    yield from _verdict(answers, config)
-    if run.settled:
-        yield f"settled  after {_counted(run.step, 'step')}: a further one finds no better parameters"
-    elif run.stopped_early:
+    yield from _quality(answers, config)
+    yield from _fit(answers, run)
+    if run.stopped_early and not run.settled:
         metric, patience = f"{info.watched}/{config.train.early_stopping.metric}", config.train.early_stopping.patience
         best = "has had no value" if run.early.value is None else f"has not become better than {run.early.value:.6g}"
         yield f"stopped  early: {metric} {best} in {patience} evaluations"
@@ -129,8 +148,8 @@ def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Ite
         yield f"units    rmse and mae are in the units of {info.dataset.target_name}; loss is in the units of training"
 
 
-def _verdict(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
-    """Yield the lines on the quality of the answer."""
+def _quality(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """Yield the lines that compare the answer with what is possible."""
     optimum, floor = answers.get("optimum"), answers.get("noise_floor")
     if optimum is not None:
         yield (
@@ -149,16 +168,35 @@ def _verdict(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
             f"noise    rmse {floor['rmse']:.6g}{loss} is the error of the function that made the data; "
             "on average no model is better on new rows"
         )
-    if answers.get("converged"):
-        deviation = answers["residual_standard_deviation"]
-        freedom = _counted(answers["degrees_of_freedom"], "degree")
-        yield f"fit      converged; residual standard deviation {deviation:.6g}, {freedom} of freedom"
-    elif "converged" in answers:
-        yield f"fit      not converged: {answers['not_converged_because']}"
 
 
-def nothing_left(path: Path, step: int, state: Mapping[str, Any]) -> str:
-    """Return the line for a resumed run that is finished already, from the state of its last checkpoint."""
+def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
+    """Yield the lines on whether the fit has converged."""
+    after = f"after {_counted(run.step, 'step')}"
+    if "converged" not in answers:
+        if run.settled:
+            yield f"settled  {after}: a further one finds no better parameters"
+        return
+    if not answers["converged"]:
+        yield f"fit      not converged {after}: {answers['not_converged_because']}"
+        return
+    deviation = answers["residual_standard_deviation"]
+    freedom = _counted(answers["degrees_of_freedom"], "degree")
+    yield f"fit      converged {after}; residual standard deviation {deviation:.6g}, {freedom} of freedom"
+    if "undetermined" in answers:
+        yield f"fit      {free(answers['undetermined'])}, so there are no standard errors"
+    pairs = [*nearly_equal(answers.get("correlation", {}))]
+    for first, second, value in sorted(pairs, key=lambda pair: -abs(pair[2]))[:MOST_PAIRS]:
+        yield (
+            f"fit      the data hardly tell {first} and {second} apart, since a change of one makes up for a change of the other: "
+            f"correlation {value:.6f}"
+        )
+    if len(pairs) > MOST_PAIRS:
+        yield f"fit      {len(pairs) - MOST_PAIRS:,} more such pairs: see `correlation` in summary.json"
+
+
+def nothing_left(path: Path, step: int, state: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Return the line for a resumed run that is finished already, from its last checkpoint and its summary."""
     reason = (
         "a further step finds no better parameters"
         if state.get("settled")
@@ -166,7 +204,10 @@ def nothing_left(path: Path, step: int, state: Mapping[str, Any]) -> str:
         if state["stopped_early"]
         else "for more steps: train.steps=…"
     )
-    return f"{path} is finished at step {step}; there is nothing left to do ({reason})"
+    why = (
+        f"; the fit has not converged: {summary['not_converged_because']}" if "not_converged_because" in summary else ""
+    )
+    return f"{path} is finished at step {step}; there is nothing left to do ({reason}){why}"
 
 
 def _counted(number: int, thing: str) -> str:
@@ -182,38 +223,59 @@ def plot(info: RunInfo, outcome: Outcome, answers: Mapping[str, Any], path: Path
     known = {"optimum": answers.get("optimum"), "noise floor": answers.get("noise_floor")}
     levels = {name: entry["loss"] for name, entry in known.items() if entry and "loss" in entry}
     with gc_paused():
-        return _draw(info, outcome.evaluation(), path / "metrics.jsonl", levels)
+        return _draw(info, outcome, path / "metrics.jsonl", levels)
 
 
-def _draw(info: RunInfo, evaluation: Evaluation, metrics: Path, levels: Mapping[str, float]) -> dict[str, bytes]:
+def _draw(info: RunInfo, outcome: Outcome, metrics: Path, levels: Mapping[str, float]) -> dict[str, bytes]:
     """Return PNG files by name, from the predictions of the whole model and the known losses `levels`."""
     # Imported here: a run without plots does not pay for it.
     from runner.runs.plots import RunPlots, draw
 
-    dataset, scaling = info.dataset, info.dataset.scaling
+    dataset, scaling, evaluation = info.dataset, info.dataset.scaling, outcome.evaluation()
     parts = {}
     for name, rows in dataset.parts.items():
         features = rows.all.numbers.cpu().double() * scaling.feature_scale + scaling.feature_mean
         target = scaling.undo(rows.all.target.cpu().double()).flatten()
         parts[name] = (features.numpy(), target.numpy(), evaluation.predictions(name).numpy())
+    curve = _curve(info, outcome, evaluation, parts) if len(dataset.feature_names) == 1 else (None, {})
     return draw(
         RunPlots(
             title=info.config.name,
             feature_names=dataset.feature_names,
             target_name=dataset.target_name,
             parts=parts,
-            line=_line(info, evaluation, parts) if len(dataset.feature_names) == 1 else None,
-            rows=read_rows(metrics),
+            line=curve[0],
+            bands=curve[1],
+            errors=_deviations(dataset),
+            rows=each_row(metrics),
             levels=levels,
         )
     )
 
 
-def _line(info: RunInfo, evaluation: Evaluation, parts: dict[str, Any]) -> Any:
-    """Return x and y of the fitted curve over the range of all rows."""
+def _deviations(dataset: Dataset) -> dict[str, Any]:
+    """Return the standard deviations [rows] of the targets of each part, in the units of the file, as far as they are known."""
+    if dataset.unit_deviation is None:
+        return {}
+    deviations = {}
+    for name, rows in dataset.parts.items():
+        weight = torch.ones(len(rows), 1) if rows.all.weight is None else rows.all.weight
+        deviation = dataset.unit_deviation * float(dataset.scaling.target_scale) / weight.cpu().double().sqrt()
+        # That of a logarithm is relative.
+        factor = dataset.scaling.undo(rows.all.target.cpu().double()) if dataset.scaling.log_target else 1.0
+        deviations[name] = (deviation * factor).flatten().numpy()
+    return deviations
+
+
+def _curve(info: RunInfo, outcome: Outcome, evaluation: Evaluation, parts: dict[str, Any]) -> Any:
+    """Return x and y of the fitted curve over the range of all rows, and the bands around it."""
+    from runner.training.predictions import bands
+
     low = min(features.min() for features, _, _ in parts.values())
     high = max(features.max() for features, _, _ in parts.values())
     x = torch.linspace(float(low), float(high), LINE_POINTS, dtype=torch.float64).unsqueeze(1)
-    like = info.dataset.parts["train"].all.numbers
-    prediction = evaluation.predict(info.dataset.scaling.features(x).to(like))
-    return x.flatten().numpy(), prediction.numpy()
+    scaled = info.dataset.scaling.features(x).to(info.dataset.parts["train"].all.numbers)
+    around = bands(info, outcome, evaluation.model, scaled)
+    return (x.flatten().numpy(), evaluation.predict(scaled).numpy()), {
+        name: (lower.numpy(), upper.numpy()) for name, (lower, upper) in around.items()
+    }

@@ -17,7 +17,7 @@ from runner.config.compose import Composed, check
 from runner.config.schema import Config, plain
 from runner.errors import ConfigError
 from runner.runs.sinks.reporter import Reporter
-from runner.training.failures import explain_out_of_memory
+from runner.training.failures import explain_out_of_memory, python_warnings_to
 from runner.training.recorder import CHECKPOINTS, NullRecorder, Opened, Recorder, RunRecorder
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Run:
 
     directory: Path
     summary: dict[str, Any]
+    exit_code: int = 0
+    """Exit code of a process that does only this run: 1 if a least-squares solver did not converge, else 0."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -51,7 +53,8 @@ def execute(compose: Compose, command: Sequence[str], *, quiet: bool = False) ->
     """Execute one run, on this process and on the others that a launcher started.
 
     Rank 0 composes the configuration and sends it to the others, keeps the records and reports: with `quiet` to run.log only.
-    Raises a `RunnerError` for everything that a user can cause; other errors are bugs.
+    Raises a `RunnerError` for everything that a user can cause; other errors are bugs. A fit that did not converge is no error:
+    its run is finished.
     """
     began = time.perf_counter()
     # A launcher ends all processes when the first one exits. A process that still has to report its error only notes the signal.
@@ -62,12 +65,17 @@ def execute(compose: Compose, command: Sequence[str], *, quiet: bool = False) ->
         from runner.training import build
 
         world.connect(choice.kind, config.launch.timeout_seconds)
-        with gc_paused(), explain_out_of_memory(config):
-            prepared = world.run_on_all_ranks(lambda: build.prepare(config, choice, world.size))
-            parts = world.run_on_all_ranks(lambda: (build.build(config, prepared, world), {}))
+        try:
+            with gc_paused(), explain_out_of_memory(config):
+                prepared = world.run_on_all_ranks(lambda: build.prepare(config, choice, world.size))
+                parts = world.run_on_all_ranks(lambda: (build.build(config, prepared, world), {}))
+        except Exception as error:
+            records.fail_unbuilt(error, choice, world.size)
+            raise
         for warning in parts.warnings[0]:
             records.warn(warning)
-        return _Job(parts, choice, records, world, began, stop).run()
+        run = _Job(parts, choice, records, world, began, stop).run()
+    return replace(run, exit_code=world.exit_code)
 
 
 def _lead(
@@ -129,7 +137,7 @@ class _Job:
             opened = self.world.broadcast(self.records.open(self.parts.info, self.choice))
             assert opened is not None
             if opened.summary is not None:
-                return Run(opened.path, opened.summary)
+                return self._ended(opened.path, opened.summary)
             self.world.store_run_dir(str(opened.path))
             self.world.on_failure(self.records.mark_failed)
             return self._train(opened)
@@ -161,14 +169,17 @@ class _Job:
         )
         with preserve_rng_state(config.model.draws, torch.device(self.choice.torch_device)):
             loop = self.parts.loop(
-                [info.run_state(self.records.sinks, saver, self.records.hashes)], self.world.all_ranks_stop(self.stop)
+                [info.run_state(self.records.sinks, saver, self.records.hashes)],
+                self.world.all_ranks_stop(self.stop),
+                self.records.warn,
             )
-            first_step = self._restore(loop, opened.loaded, resumed=config.resume is not None)
+            first_step = self._restore(loop, opened.loaded)
             self.records.begin(loop.step, first_step)
             startup_seconds = time.perf_counter() - self.began
             steps_before, seconds_before = loop.step, loop.seconds
             try:
-                loop.run()
+                with python_warnings_to(self.records.warn):
+                    loop.run()
             finally:
                 saver.close()
             (run,) = loop.runs
@@ -179,12 +190,18 @@ class _Job:
                 "steps_per_second": (loop.step - steps_before) / max(loop.seconds - seconds_before, 1e-9),
                 "startup_seconds": startup_seconds,
             }
-            return Run(opened.path, self.records.finish(run, timing))
+            return self._ended(opened.path, self.records.finish(run, timing))
 
-    def _restore(self, loop: Loop, loaded: Loaded | None, resumed: bool) -> int:
+    def _ended(self, path: Path, summary: dict[str, Any]) -> Run:
+        """Return the finished run. A fit that did not converge has a result and an exit code of its own."""
+        if self.world.rank == 0 and self.parts.info.config.optimizer.least_squares:
+            self.world.exit_code = int(summary.get("converged") is False)
+        return Run(path, summary)
+
+    def _restore(self, loop: Loop, loaded: Loaded | None) -> int:
         """Restore the loop from a checkpoint. Returns the first step whose rows are new."""
         if loaded is None:
-            return 1 if resumed else 0
+            return 0
         self.parts.restore(loaded.state)
         (run,) = loop.runs
         run.load_decisions(loaded.state)

@@ -13,6 +13,7 @@ from runner.errors import Diverged
 from runner.runs.hashes import Hashes
 from runner.runs.saver import Saver
 from runner.runs.sinks.base import Writer
+from runner.training.divergence import Divergence, Nonfinite, sentence
 from runner.training.metrics import Best
 
 MAX_UNREAD_STEPS = 1_000
@@ -51,14 +52,6 @@ class Calendar:
         """Return the first step after `step` at which anything is due, or the losses must be read."""
         every = (self.record_every, self.evaluate_every, self.checkpoint_every, self.hash_every, MAX_UNREAD_STEPS)
         return min(self.last, *(step - step % n + n for n in every if n is not None))
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """The update at which a run diverged, and its losses from the previous reading up to that update."""
-
-    step: int
-    losses: Sequence[float]
 
 
 @dataclass
@@ -143,42 +136,24 @@ class RunState:
             if journal is not None:
                 journal.flush()
 
-    def fail(
-        self, divergence: Divergence, epoch: int, restored: int, first_step: int, nonfinite_rows: Sequence[int]
-    ) -> None:
+    def fail(self, divergence: Divergence, epoch: int, restored: int, first_step: int, nonfinite: Nonfinite) -> None:
         """End the run as diverged: set `failure`, and write a last row with the loss that ended it.
 
         `restored` is the step whose parameters are restored, and `first_step` the step at which training started or
-        was resumed. `nonfinite_rows` are row numbers of the data, from 0, whose own predictions are not finite.
+        was resumed. `nonfinite` says what is not finite at these parameters.
         """
         losses = divergence.losses
         self.last_finite_loss = next((x for x in reversed(losses) if math.isfinite(x)), self.last_finite_loss)
         loss, lr = losses[-1], self.lr(divergence.step)
-        event = (
-            f"the loss became {loss:g}" if not math.isfinite(loss) else "a gradient or a parameter became nan or inf"
-        )
-        rate = "" if lr is None else f" with lr={lr:g}"
-        finite = (
+        history = (
             f"the last finite loss was {self.last_finite_loss:.6g}"
             if math.isfinite(self.last_finite_loss)
             else f"no loss since step {first_step} was finite"
         )
         self.step = divergence.step
+        may_standardize = self.may_standardize
         self.failure = Diverged(
-            f"training diverged at step {divergence.step}: {event}{rate}, {finite}; "
-            f"the parameters of step {restored} are restored. {self._advice(nonfinite_rows, lr)}"
+            sentence(divergence, nonfinite, restored=restored, lr=lr, history=history, may_standardize=may_standardize)
         )
         # The curves show the loss that ended the run.
         self.write({"step": divergence.step, "epoch": epoch, "train/loss": loss, **self.lr_column(divergence.step)})
-
-    def _advice(self, rows: Sequence[int], lr: float | None) -> str:
-        """Name rows without a finite prediction if there are any; else advise another learning rate or other start values."""
-        change = "start from other values" if lr is None else "make optimizer.lr smaller"
-        if not rows:
-            other = ", or standardize the data with data.standardize=true" if self.may_standardize else ""
-            return change.capitalize() + other
-        numbers = ", ".join(str(row + 1) for row in rows[:5])
-        return (
-            f"{len(rows)} rows of its batch have no finite prediction, such as row {numbers} of the data: "
-            f"remove them, fix the model, or {change}"
-        )

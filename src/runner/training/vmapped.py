@@ -236,13 +236,14 @@ class VmappedExperiment:
                 for name, value in by_lane[lane].items()
             }
             fitted = {name: value.clone() for name, value in self.template.fitted(info.dataset.scaling).items()}
-            results.append((metrics, parameters, fitted, _evaluation_of_run(info, parameters)))
+            terms = self.template.terms(info.dataset.feature_names)
+            results.append((metrics, parameters, fitted, terms, _evaluation_of_run(info, parameters)))
         return [
             Outcome(*result, optimum, inference)
             for result, optimum, inference in zip(
                 results,
                 self._summarised(lanes),
-                self._inferred(lanes, [fitted for _, _, fitted, _ in results]),
+                self._inferred(lanes, [fitted for _, _, fitted, *_ in results]),
                 strict=True,
             )
         ]
@@ -260,7 +261,7 @@ class VmappedExperiment:
         chosen = torch.tensor(lanes, device=self.strategy.stack.device)
         rows = select_lanes(self.objective.rows.all, chosen)
         fits = [
-            Fit(self.infos[lane].config, parameters, dataset.scaling, dataset.unit_variance)
+            Fit(self.infos[lane].config, parameters, dataset.scaling, dataset.unit_deviation)
             for lane, parameters in zip(lanes, fitted, strict=True)
             for dataset in [self.infos[lane].dataset]
         ]
@@ -326,7 +327,7 @@ def _built(
         objective=minimized,
         evaluation=Evaluation(template, forward, loss, autocast, scaling.undo, rows, strategy),
         schedule=schedule,
-        step=training_step(config, minimized, optimizer, schedule, lanes=len(infos)),
+        step=training_step(config, minimized, optimizer, schedule, lanes=infos[0].lanes),
         batches=batches,
         optimum=optimum(rows["train"]),
     )

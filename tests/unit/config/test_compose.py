@@ -185,6 +185,19 @@ def test_unresolved_references_are_reported_with_the_other_problems(monkeypatch:
     }
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["name=${run_dir}", "run_dir=${name}"],
+        ["seed=${train.steps}", "train.steps=${train.accumulate}", "train.accumulate=${seed}"],
+        ["name=${name}", "run_dir=${name}/a", "dtype=${run_dir}"],
+    ],
+)
+def test_a_circle_of_references_is_one_problem(arguments: list[str]) -> None:
+    (problem,) = problems(*arguments)
+    assert problem.endswith("Recursive interpolation detected; correct the reference, or give a value")
+
+
 # -------------------------------------------------------------------------------------------------------- user folder
 
 

@@ -144,6 +144,22 @@ def test_a_resolved_device_is_checked_like_a_requested_one() -> None:
     assert problem.startswith("`dtype` must not be float16 with `device`=cpu")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        ("dtype=bfloat16 optimizer=lm", "dtype=float64"),
+        ("amp=bfloat16 optimizer=lm", "dtype=float64 and amp=off"),
+        ("dtype=bfloat16 optimizer=lm device=mps", "dtype=float64 and device=cpu"),
+        ("amp=bfloat16 optimizer=lm device=mps", "dtype=float64 and amp=off and device=cpu"),
+    ],
+)
+def test_advice_on_a_dtype_is_allowed(arguments: str, advice: str) -> None:
+    (problem,) = problems(f"{arguments} model=polynomial")
+    assert problem.endswith(f"; use {advice}")
+    kept = [argument for argument in arguments.split() if not argument.startswith(("amp", "dtype"))]
+    assert compose([*kept, *advice.split(" and "), "model=polynomial"]).config
+
+
 def test_a_learning_rate_of_zero_gets_a_notice() -> None:
     assert compose(["optimizer.lr=0"]).notices == ("`optimizer.lr` is 0, so the parameters will not change",)
 

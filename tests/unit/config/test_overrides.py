@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from runner.config.hydra_adapter import options
-from runner.config.overrides import Plan, read
+from runner.config.overrides import Plan, parsed, read
 
 GROUPS = options()
 
@@ -137,3 +137,23 @@ def test_no_message_advises_to_add_a_key() -> None:
 def test_every_argument_is_checked() -> None:
     arguments = ["--lr=3", "foo", "=3", "lrr=1", "model=nope", "~seed", "seed=1,2", "optimizer.lr=a=b", "a@b=c", "train.early_stopping=3"]  # fmt: skip
     assert len(plan(*arguments).problems) == len(arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "key", "value"),
+    [
+        ("model.start={α: 1, 时间: 2.5}", "model.start", {"α": 1, "时间": 2.5}),
+        ("model.start.α=1", "model.start.α", 1),
+        ("data.features=[Température, 'a é']", "data.features", ["Température", "a é"]),
+        ("data.target=时间", "data.target", "时间"),
+    ],
+)
+def test_letters_of_every_alphabet_need_no_quotes(argument: str, key: str, value: object) -> None:
+    found = plan(argument)
+    assert (found.values, found.problems) == ({key: value}, [])
+
+
+def test_choices_may_have_letters_of_every_alphabet() -> None:
+    swept = parsed("data.target=α,'β γ'")
+    assert swept.is_sweep_override()
+    assert list(swept.sweep_string_iterator()) == ["α", "'β γ'"]

@@ -36,7 +36,7 @@ def _csv(path: Path, text: str, **changes: Any) -> c.Csv:
     detected = dict.fromkeys(("delimiter", "decimal", "encoding", "comment", "header"))
     table = {"sigma": None, "sigma_kind": "relative", "weight": None, "drop": (), "categorical": "auto", "missing": "error", "missing_values": (), "skip_rows": 0, **detected}  # fmt: skip
     options: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **table, **changes}
-    return c.Csv(name="csv", path=str(path / "f.csv"), target="y", features=None, **options)
+    return c.Csv(name="csv", path=str(path / "f.csv"), target="y", features=None, rename={}, **options)
 
 
 def _same(one: Dataset, other: Dataset) -> bool:

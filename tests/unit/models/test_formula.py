@@ -143,15 +143,60 @@ def test_columns_of_any_name_are_written_in_backticks() -> None:
     torch.testing.assert_close(model(features).flatten(), torch.tensor([4.0, 5.0 + torch.pi], dtype=torch.float64))
 
 
+def test_a_name_in_backticks_must_be_a_column() -> None:
+    assert _problems("a*x + `[S] (um)`", ("x", "[S] (uM)")) == (
+        "`model.expression` must name a column of the data in backticks, got '[S] (um)'; the columns are 'x', '[S] (uM)'",
+    )
+    assert _problems("V*S/(K + S)", ("[S] (uM)",)) == (
+        "`model.expression` must use a column of the data ([S] (uM)), got 'V*S/(K + S)'; correct the names, and write "
+        "those with blanks or signs in backticks, or rename them with data.rename",
+    )
+    assert _values(_formula("`a`*x", ("x",), start={"a": 2.0})) == {"a": 2.0}
+
+
+def _doubts(expression: str, features: Sequence[str], *others: str, selected: bool = False) -> list[str]:
+    return list(_config(expression).doubts(features, others, selected))
+
+
+def test_parameters_with_nearly_the_name_of_a_column_are_reported() -> None:
+    assert _doubts("a*temp + `Temp 2`*b*temp_2", ("Temp", "Temp 2", "TEMP-2"), "y") == [
+        "`model.expression`: the parameter temp has nearly the name of the column 'Temp'; write Temp if the column is meant",
+        "`model.expression`: the parameter temp_2 has nearly the name of the column 'TEMP-2'; "
+        "write `TEMP-2` if the column is meant",
+        "`model.expression` does not use the columns 'Temp', 'TEMP-2' of the data",
+    ]
+    # The micro sign and the Greek letter look the same.
+    assert len(_doubts("a*x + \u00b5", ("x", "\u03bc"), selected=True)) == 1
+    assert _doubts("a*x + b", ("x",), "y") == []
+
+
+def test_parameters_with_the_name_of_a_column_that_is_no_feature_are_reported() -> None:
+    assert _doubts("a*x + z*y", ("x",), "z", "y", selected=True) == [
+        f"`model.expression`: {name} is a parameter and not the column '{name}', which is not among the features; "
+        "give the parameter another name"
+        for name in "zy"
+    ]
+
+
+def test_columns_that_are_not_used_are_one_line_unless_the_user_chose_them() -> None:
+    columns = [f"c{i}" for i in range(15)]
+    assert _doubts("a*c0 + b", columns[:2]) == ["`model.expression` does not use the column 'c1' of the data"]
+    (line,) = _doubts("a*c0 + b", columns)
+    assert line.endswith("'c9', 'c10' and 4 more of the data")
+    assert _doubts("a*c0 + b", columns, selected=True) == []
+
+
 def test_letters_of_every_alphabet_are_letters() -> None:
     model = _formula("α*时间 + Température", ("时间",), start={"α": 2.0, "Température": 1.0})
     assert model(torch.tensor([[3.0]], dtype=torch.float64)).tolist() == [[7.0]]
     assert [name for name, _ in model.named_parameters()] == ["α", "Température"]
+    # Vowel signs and accents that are characters of their own.
+    assert list(_values(_formula("तापमान*x + e\u0301te\u0301 + ที่"))) == ["तापमान", "e\u0301te\u0301", "ที่"]
 
 
 def test_a_name_that_is_a_constant_and_a_column_is_refused() -> None:
     assert _problems("a*x + b*pi", ("x", "pi")) == (
         "`model.expression` must not use `pi`, which is both a constant and a column of the data; "
-        "write the column as `` `pi` `` in backticks, or rename the column in the file",
+        "write the column as `` `pi` `` in backticks, or rename it with data.rename",
     )
     assert _values(_formula("a*x + b*pi", ("x", "pi2"), start={"a": 1.0, "b": 2.0})) == {"a": 1.0, "b": 2.0}

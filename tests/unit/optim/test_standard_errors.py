@@ -20,7 +20,7 @@ from runner.config.compose import compose
 from runner.data.scaling import Scaling
 from runner.models.base import Model
 from runner.models.base import build as build_model
-from runner.optim import standard_errors
+from runner.optim import convergence
 from runner.optim.standard_errors import Fit, Inference, infer
 
 PLAIN = ["dtype=float64", "optimizer=lm"]
@@ -36,6 +36,11 @@ def make_model(settings: c.Config, columns: int = 1) -> Model:
 
 def no_scaling(columns: int) -> Scaling:
     return Scaling(torch.zeros(columns).double(), torch.ones(columns).double(), torch.zeros(()).double(), torch.ones(()).double(), False)  # fmt: skip
+
+
+def because(result: Inference) -> str:
+    """Return why a fit whose optimizer could go on has not converged."""
+    return result.verdict.reason(settled=False)
 
 
 def infer_one(
@@ -98,7 +103,7 @@ def test_a_curve_has_the_errors_and_intervals_of_scipy(rows: int) -> None:
     x, y, best, covariance = decay_rows(rows)
     values = dict(zip(("a", "b", "d"), best, strict=True))
     result = infer_one(config(*DECAY), values, x, y)
-    assert result.converged, result.reason
+    assert result.converged, because(result)
     assert result.standard_errors is not None
     errors = np.sqrt(np.diag(covariance))
     assert [float(e) for e in result.standard_errors.values()] == pytest.approx(
@@ -181,7 +186,11 @@ def test_vmapped_fits_have_the_results_of_single_fits(monkeypatch: pytest.Monkey
     for lane, one in enumerate(together):
         single = infer_one(settings, {name: value[lane] for name, value in parameters.items()}, x, y)
         assert one is not None
-        assert (one.converged, one.reason, one.degrees_of_freedom) == (single.converged, single.reason, 47)
+        assert (one.converged, one.verdict.cause, one.degrees_of_freedom) == (
+            single.converged,
+            single.verdict.cause,
+            47,
+        )
         if one.standard_errors is not None and single.standard_errors is not None:
             for name, error in single.standard_errors.items():
                 assert float(one.standard_errors[name]) == pytest.approx(float(error), rel=1e-11)  # roundings
@@ -200,7 +209,10 @@ def test_parameters_away_from_the_optimum_have_not_converged() -> None:
     # The residuals change along ∂f/∂a only, by 0.3 standard errors; the offset is relative to their length.
     effect = 0.3 * math.sqrt(covariance[0, 0]) * np.linalg.norm(np.exp(-best[1] * x.numpy()))
     share = effect / np.linalg.norm(decay(x.numpy(), *off) - y.numpy())
-    assert result.reason == f"relative offset {share:.1g}, threshold 1e-06; train longer"
+    assert (
+        because(result)
+        == f"the parameters are still changing (relative offset {share:.1g}, threshold 1e-06); train longer"
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,8 +232,8 @@ def test_the_advice_for_a_fit_that_has_not_converged_is_allowed_by_its_configura
     settings = config(*overrides.split())
     names = {"weight": [[1.0]], "bias": [1.0]} if "linear" in overrides else {"w": 1.0, "b": 1.0}
     result = infer_one(settings, names, column(), 2 * column() + noise())
-    assert result.reason.startswith("relative offset ")
-    assert result.reason.partition("; ")[2] == advice
+    assert because(result).startswith("the parameters are still changing (relative offset ")
+    assert because(result).partition("; ")[2] == advice
     for key in ("data.standardize=true", "optimizer=lstsq", "optimizer=lm"):
         if f"use {key}" in advice:
             config(*[word for word in overrides.split() if not word.startswith(key.split("=")[0] + "=")], key)
@@ -231,7 +243,7 @@ def test_the_threshold_of_convergence_is_a_relative_offset() -> None:
     x, y, best, covariance = decay_rows()
     for share, converged in ((0.5, True), (2.0, False)):
         # A change of d changes all residuals by the same amount.
-        away = share * standard_errors.CONVERGED * math.sqrt(float((y - torch.tensor(decay(x.numpy(), *best))).square().sum())) / math.sqrt(50)  # fmt: skip
+        away = share * convergence.CONVERGED * math.sqrt(float((y - torch.tensor(decay(x.numpy(), *best))).square().sum())) / math.sqrt(50)  # fmt: skip
         values = dict(zip(("a", "b", "d"), best + np.array([0.0, 0.0, away]), strict=True))
         assert infer_one(config(*DECAY), values, x, y).converged == converged
     assert covariance[2, 2] > 0
@@ -243,22 +255,58 @@ def test_a_plateau_is_not_a_solution() -> None:
     level = float(y.mean())
     result = infer_one(config("model=formula", "model.expression=a*(1 - exp(-b*x))"), {"a": level, "b": 1e4}, x, y)
     assert not result.converged
-    assert result.reason == "the data do not determine every parameter: some can change together without changing any prediction"  # fmt: skip
+    assert because(result) == "near these values b can change without changing any prediction; start from other values with model.start"  # fmt: skip
 
 
 def test_a_formula_with_too_many_parameters_is_not_determined() -> None:
     x, y = column(), 3 * column() + noise()
     slope = float((x * y).sum() / x.square().sum())
     result = infer_one(config("model=formula", "model.expression=a*b*x"), {"a": 2.0, "b": slope / 2}, x, y)
-    assert not result.converged
-    assert result.reason.startswith("the data do not determine every parameter")
-    assert result.standard_errors is None
+    assert (result.converged, result.verdict.undetermined, result.standard_errors) == (True, ("a", "b"), None)
+    assert result.summary({}, [], settled=True)["undetermined"] == ["a", "b"]
+
+
+def test_columns_that_say_the_same_leave_a_linear_model_undetermined() -> None:
+    x, y = torch.cat((column(), 2 * column(), column(50, 5, 9)), 1), 3 * column() + noise()
+    design = np.column_stack((x.numpy(), np.ones(50)))
+    *weight, bias = np.linalg.lstsq(design, y.numpy()[:, 0], rcond=None)[0].tolist()
+    result = infer_one(config(LINE, "data.features=3"), {"weight": [weight], "bias": [bias]}, x, y)
+    # The third column and the constant are a multiple of the first two as well.
+    assert (result.converged, result.verdict.undetermined) == (True, ("weight[0]", "weight[1]", "weight[2]", "bias"))
+
+
+def test_equal_terms_are_not_a_solution() -> None:
+    """Where both terms are equal, only two of the four parameters are determined; elsewhere all of them are."""
+    x = column()
+    y = 2 * (-0.5 * x).exp() + 3 * (-2 * x).exp() + 0.01 * noise()
+    equal = scipy.optimize.curve_fit(lambda x, a, b: 2 * a * np.exp(-b * x), x[:, 0].numpy(), y[:, 0].numpy(), [1, 1], xtol=1e-15, ftol=1e-15)[0]  # fmt: skip
+    values = dict(zip("abcd", (*equal, *equal), strict=True))
+    result = infer_one(config("model=formula", "model.expression=a*exp(-b*x) + c*exp(-d*x)"), values, x, y)
+    assert because(result) == "near these values a, b, c and d can change together without changing any prediction; start from other values with model.start"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "advice"),
+    [
+        (["optimizer=lm"], "; start from other values with model.start"),
+        (["optimizer=lm", "dtype=float32"], "; start from other values with model.start or use dtype=float64"),
+    ],
+)
+def test_a_fit_that_has_stopped_short_of_a_minimum_is_advised_to_start_elsewhere(
+    overrides: list[str], advice: str
+) -> None:
+    x, y = column(), 3 * column() + noise()
+    result = infer_one(config("model=formula", "model.expression=a*x + b", *overrides), {"a": 2.0, "b": 0.0}, x, y)
+    text = result.verdict.reason(settled=True)
+    assert text.startswith("no further step finds better parameters, but they are not at a minimum (relative offset ")
+    assert text.endswith(f", threshold 1e-06){advice}")
 
 
 def test_residuals_that_are_not_finite_are_the_reason() -> None:
     x, y = column(), noise()
     result = infer_one(config("model=formula", "model.expression=a*log(b - x)"), {"a": 1.0, "b": 3.0}, x, y)
-    assert (result.converged, result.reason) == (False, "the residuals or their derivatives are not finite")
+    reason = "the residuals or their derivatives are not finite; start from other values with model.start"
+    assert (result.converged, because(result)) == (False, reason)
 
 
 def test_as_many_parameters_as_rows_leave_no_errors() -> None:
@@ -266,7 +314,7 @@ def test_as_many_parameters_as_rows_leave_no_errors() -> None:
     result = infer_one(config(LINE), {"weight": [[3.0]], "bias": [1.0]}, x, 3 * x + 1)
     assert (result.converged, result.degrees_of_freedom, result.standard_errors) == (True, 0, None)
     assert math.isnan(result.residual_deviation)
-    assert "standard_errors" not in result.summary({})
+    assert "standard_errors" not in result.summary({}, [], settled=True)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -277,7 +325,7 @@ def test_an_exact_fit_has_converged_at_the_level_of_rounding(dtype: Any) -> None
         x, y = x.float(), y.float()
     values = {"a": 3.0, "b": float(torch.tensor(1.2, dtype=x.dtype)), "d": 0.5}
     result = infer_one(replace(config(*DECAY), dtype=dtype), values, x, y)
-    assert result.converged, result.reason
+    assert result.converged, because(result)
     assert result.standard_errors is not None
     eps = torch.finfo(x.dtype).eps
     assert all(float(error) < 10 * eps for error in result.standard_errors.values())
@@ -310,13 +358,19 @@ def test_the_summary_has_names_and_shapes() -> None:
     x, y = column(), 2 * column() - 1 + noise()
     line = scipy.stats.linregress(x[:, 0].numpy(), y[:, 0].numpy())
     values = {"weight": torch.tensor([[line.slope]]), "bias": torch.tensor([line.intercept])}
-    summary = infer_one(config(LINE), values, x, y).summary(values)
+    summary = infer_one(config(LINE), values, x, y).summary(values, ["x", "constant"], settled=True)
     assert list(summary) == [
         "converged",
         "degrees_of_freedom",
         "residual_standard_deviation",
+        "chi_square",
+        "reduced_chi_square",
+        "aic",
+        "bic",
         "standard_errors",
         "confidence_intervals",
+        "covariance",
+        "correlation",
     ]
     assert summary["converged"] is True
     assert summary["standard_errors"]["weight"] == [[pytest.approx(line.stderr, rel=1e-12)]]

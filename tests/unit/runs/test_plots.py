@@ -85,6 +85,27 @@ def test_one_feature_shows_rows_line_and_predictions(drawn: dict[str, Figure]) -
     assert len(set(COLOURS.values())) == 3
 
 
+def test_bands_are_drawn_around_the_line_and_leave_room_for_the_rows(drawn: dict[str, Figure]) -> None:
+    x = np.array([0.0, 50, 100])
+    narrow, wide = (x - 1, x + 1), (x - np.array([2, 2, 1e9]), x + np.array([2, 2, np.inf]))
+    content = plots_of({"train": part(20)}, line=(x, x), bands={"95 % confidence band": narrow, "95 % prediction band": wide})  # fmt: skip
+    alone = plots_of({"train": part(20)}, line=(x, x))
+    draw(alone)
+    bottom, top = drawn["Data and fit"].axes[0].get_ylim()
+    draw(content)
+    figure = drawn["Data and fit"]
+    (axes,) = figure.axes
+    assert legend(figure) == ["train (20 rows)", "fit", "95 % confidence band", "95 % prediction band"]
+    first, second = (
+        [tuple(p) for path in band.get_paths() for p in np.asarray(path.vertices)] for band in axes.collections
+    )
+    assert {*first} >= {(0, -1), (0, 1), (100, 99), (100, 101)}
+    assert {*second} >= {(0, -2), (50, 52)}
+    assert max(point[0] for point in second) == 50  # the last place is not finite
+    low, high = axes.get_ylim()
+    assert (low, high) == (min(bottom, -2), top)  # the end of the narrow band is below the top of the rows
+
+
 def test_several_features_show_predicted_against_true(drawn: dict[str, Figure]) -> None:
     parts = {"train": part(20, 1, 10), "test": part(5, 2, 10)}
     draw(plots_of(parts, feature_names=[f"f{i}" for i in range(10)]))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,11 +19,16 @@ from runner.config import expression
 from runner.config.compose import compose
 from runner.config.documents import check_yaml, parse_json
 from runner.config.files import make_folder, open_to_append, open_to_change, open_to_read, read_bytes
+from runner.config.resume import saved_values
+from runner.config.schema import plain
 from runner.data.dialect import Form
-from runner.data.tables import Columns, read_text
+from runner.data.tables import Columns, read_arrow, read_text
 from runner.errors import InputError
+from runner.runs.checkpoint_manifest import listed_sizes, manifest_of, mismatch, size_and_hash
+from runner.runs.hashes import Hashes
 from runner.runs.records import read_record, read_summary, read_sweep
-from runner.runs.sinks.jsonl import JsonLines, read_lines, read_rows
+from runner.runs.sinks.jsonl import JsonLines, each_line, each_row
+from runner.runs.sinks.tensorboard import TensorBoard, _record
 
 some = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
@@ -39,6 +45,39 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 CONTENT = (
     VALUES.map(lambda value: json.dumps(value).encode()) | st.binary() | st.text(alphabet='[]{}":,0e-9').map(str.encode)
 )
+
+
+RECORD: dict[str, Any] = {
+    "format": 1, "status": "failed", "reason": "x", "resumed": 0, "pid": 1, "host": "a", "overrides": ["seed=1"], "world_size": 1,
+    "threads": 1, "lanes": 1,
+}  # fmt: skip
+SUMMARY = {
+    "format": 1, "steps": 4, "metrics": {"train/loss": 1.0, "test/r2": "nan"}, "parameters_sha256": "0", "timing": {"seconds": 1.0},
+}  # fmt: skip
+MEMBER = {"number": 0, "overrides": ["seed=0"], "values": {"seed": 0}, "state": "finished", "reason": None}
+SAVED = plain(compose([]).config)
+SWEEP = {"format": 1, "status": "running", "name": "a", "task": ["seed=0,1"], "swept": ["seed"], "members": [MEMBER]}
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the place of each value inside another one."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for name, item in inner for found in ((*place, name), *places(item, (*place, name)))]
+
+
+def changed(record: dict[str, Any], place: tuple[Any, ...], value: Any) -> bytes:
+    """Return a record as JSON with another value in one place."""
+    record = json.loads(json.dumps(record))
+    inner: Any = record
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    return json.dumps(record).encode()
+
+
+def damaged(record: dict[str, Any]) -> st.SearchStrategy[bytes]:
+    """A record with any value in any place, or any content at all."""
+    return st.builds(changed, st.just(record), st.sampled_from(places(record)), VALUES) | CONTENT
 
 
 def problems(call: Callable[[], Any]) -> tuple[str, ...]:
@@ -60,12 +99,17 @@ def refusal(call: Callable[[], Any]) -> str | None:
 
 
 @pytest.mark.parametrize(
-    ("name", "read"), [("run.json", read_record), ("summary.json", read_summary), ("sweep.json", read_sweep)]
+    ("name", "read", "record"),
+    [("run.json", read_record, RECORD), ("summary.json", read_summary, SUMMARY), ("sweep.json", read_sweep, SWEEP)],
 )
-@given(content=CONTENT)
+@given(data=st.data())
 @some
-def test_records_of_any_content(name: str, read: Callable[[Path], Any], content: bytes, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
+def test_records_of_any_content(
+    name: str, read: Callable[[Path], Any], record: dict[str, Any], data: st.DataObject, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(json.dumps(record))
+    assert problems(lambda: read(tmp_path)) == ()
+    (tmp_path / name).write_bytes(data.draw(damaged(record)))
     assert all(problem.startswith(str(tmp_path / name)) for problem in problems(lambda: read(tmp_path)))
 
 
@@ -74,12 +118,48 @@ def test_records_of_any_content(name: str, read: Callable[[Path], Any], content:
 def test_rows_of_any_content(content: bytes, step: int, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)
-    for read in (read_rows, read_lines):
-        assert all(str(path) in problem for problem in problems(lambda read=read: read(path)))  # type: ignore[misc]
+    for read in (each_row, each_line):
+        assert all(str(path) in problem for problem in problems(lambda read=read: list(read(path))))  # type: ignore[misc]
     sink = JsonLines(path)
     sink.open(step)
     sink.close()
     assert all(json.loads(line)["step"] < step for line in path.read_bytes().splitlines())
+
+
+@given(content=st.lists(CONTENT, max_size=5).map(b"\n".join), step=st.integers(0, 9))
+@some
+def test_hashes_of_any_content(content: bytes, step: int, tmp_path: Path) -> None:
+    path = tmp_path / "hashes.jsonl"
+    path.write_bytes(content)
+
+    def resumed() -> None:
+        hashes = Hashes(path)
+        hashes.open(step)
+        hashes.write(step, {"weight": torch.zeros(1)})
+        hashes.close()
+
+    assert all(str(path) in problem for problem in problems(resumed))
+
+
+@given(content=st.binary() | st.binary().map(_record), step=st.integers(0, 9))
+@some
+def test_events_of_any_content(content: bytes, step: int, tmp_path: Path) -> None:
+    path = tmp_path / "events.out.tfevents.1.host.1"
+    path.write_bytes(content)
+    sink = TensorBoard(tmp_path)
+    sink.open(step)
+    sink.close()
+    assert not path.exists() or content.startswith(path.read_bytes())
+
+
+@given(data=st.data())
+@some
+def test_manifests_of_any_content(data: st.DataObject) -> None:
+    files = {"state.pt": size_and_hash(b"x")}
+    manifest = json.loads(manifest_of(4, files))
+    content = data.draw(damaged(manifest))
+    assert mismatch(4, content, files)
+    assert all(size >= 0 for size in listed_sizes(content).values())
 
 
 @given(text=st.text(alphabet="ab:-[]{}&*!?<|>~#%@'\"$ \n\t01.e", max_size=200) | VALUES.map(yaml.safe_dump) | st.text())
@@ -95,6 +175,16 @@ def test_configurations_of_any_content(text: str, tmp_path: Path, monkeypatch: p
     os.makedirs("mine/experiment", exist_ok=True)
     Path("mine/experiment/odd.yaml").write_bytes(f"# @package _global_\n{text}".encode(errors="replace"))
     assert "" not in problems(lambda: compose(["+experiment=odd"], "mine"))
+
+
+@given(data=st.data())
+@settings(some, max_examples=50)
+def test_saved_configurations_of_any_content(data: st.DataObject, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(SAVED))
+    assert saved_values(str(tmp_path), "resume") == SAVED
+    path.write_bytes(data.draw(damaged(SAVED)))
+    assert all(problem.startswith(str(path)) for problem in problems(lambda: saved_values(str(tmp_path), "resume")))
 
 
 @given(text=st.text(alphabet="xab01.+-*/^() ,e_", max_size=60) | st.text(max_size=30))
@@ -145,6 +235,17 @@ def test_a_link_is_followed_where_that_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="it has more than") as caught:
         read_bytes(tmp_path / "link", 4, follow=True)
     assert caught.value.filename == str(tmp_path / "link")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/pagemap"), reason="only Linux has such files")
+@pytest.mark.parametrize("name", ["/proc/kmsg", "/proc/self/pagemap", "/proc/self/maps"])
+def test_a_file_without_a_size_is_empty(name: str) -> None:
+    """One waits for ever, and another one does not end."""
+    if os.access(name, os.R_OK):
+        assert read_bytes(Path(name), 100) == b""
+        for read in (lambda: read_text(name, Columns("y"), Form()), lambda: read_arrow(name, Columns("y"))):
+            (problem,) = problems(read)
+            assert name in problem
 
 
 def test_a_folder_is_not_made_through_a_link(tmp_path: Path) -> None:

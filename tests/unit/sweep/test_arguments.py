@@ -8,7 +8,7 @@ import pytest
 
 from runner.config.compose import compose
 from runner.errors import ConfigError
-from runner.sweep.arguments import check_resume_overrides, classify, disable_plots, expand_seeds
+from runner.sweep.arguments import check_resume_overrides, classify, disable_products, expand_seeds
 
 
 def test_arguments_are_classified_by_purpose() -> None:
@@ -131,13 +131,17 @@ def test_seeds_with_a_swept_seed_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "added"), [([], True), (["record.plots=true"], False), (["record.plots=true,false"], False)]
+    ("arguments", "added"), [([], True), (["record.{}=true"], False), (["record.{}=true,false"], False)]
 )
-def test_trials_draw_no_plots_unless_requested(arguments: list[str], added: bool) -> None:
-    found = classify(arguments, None)
-    disable_plots(found)
+@pytest.mark.parametrize(("product", "other"), [("plots", "residuals"), ("residuals", "plots")])
+def test_trials_have_no_plots_and_no_residuals_unless_requested(
+    product: str, other: str, arguments: list[str], added: bool
+) -> None:
+    found = classify([argument.format(product) for argument in arguments], None)
+    disable_products(found)
     for overrides in (found.task, found.fixed, found.sample):
-        assert ("record.plots=false" in overrides) is added
+        assert (f"record.{product}=false" in overrides) is added
+        assert f"record.{other}=false" in overrides
 
 
 # Overrides of a resumed sweep.

@@ -219,6 +219,21 @@ def test_swept_values_are_written_as_on_the_command_line(tmp_path: Path) -> None
     assert row == ["0", "waiting", "[8, 8]", "null", "true", 'a "b", ü', "", "", "", ""]
 
 
+def test_the_csv_says_which_fits_converged_where_that_is_known(tmp_path: Path) -> None:
+    members = [
+        Member(number, {"seed": number}, "finished", None, 10, {"valid/rmse": 1.0}, 0.5, SHA, converged)
+        for number, converged in enumerate([True, False, None])
+    ]
+    given = Results("x", ["seed"], members, "valid/rmse", False)
+    write_csv(given, tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["converged"] for row in csv.DictReader(file)] == ["true", "false", ""]
+    assert shown(given)[1:] == [
+        "n  failed  converged  metric  mean ± 95 % interval  sd",
+        "3  0  1  valid/rmse  1 ± 0  0",
+    ]
+
+
 def test_the_csv_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     write_csv(results([(0.1, 0, 1.0), (0.1, 1, 2.0)]), path)
@@ -329,6 +344,58 @@ def test_a_large_table_has_one_metric_and_is_cut() -> None:
     assert lines[2] == "1  2  0  valid/rmse  1 ± 0  0"
     assert lines[3] == "2  2  0  valid/rmse  2 ± 0  0  +1 ± 0  2"
     assert lines[21:] == ["20  2  0  valid/rmse  20 ± 0  0  +19 ± 0  2", "… and 3 more in results.csv"]
+
+
+def fitted(lr: float, seed: int, names: str) -> Member:
+    """Return a trial of a formula whose parameters are all lr + seed."""
+    parameters = {f"param/{name}": lr + seed for name in names}
+    metrics = {f"{part}/rmse": lr + seed for part in ("train", "valid")}
+    return Member(0, {"optimizer.lr": lr, "seed": seed}, "finished", None, 10, metrics, 0.5, SHA, parameters=parameters)
+
+
+def test_the_table_has_the_parameters_of_formulas() -> None:
+    members = [fitted(lr, seed, names) for lr, names in ((1.0, "ba"), (2.0, "bc")) for seed in (0, 1)]
+    assert shown(Results("linreg", ["optimizer.lr", "seed"], members, "valid/rmse", False)) == [
+        "linreg: 4 trials",
+        "optimizer.lr  n  failed  metric  mean ± 95 % interval  sd  minus best ± 95 %  pairs",
+        "1  2  0  train/rmse  1.5 ± 6.4  0.707",
+        "valid/rmse  1.5 ± 6.4  0.707",
+        "param/b  1.5 ± 6.4  0.707",
+        "param/a  1.5 ± 6.4  0.707",
+        "param/c",
+        "2  2  0  train/rmse  2.5 ± 6.4  0.707",
+        "valid/rmse  2.5 ± 6.4  0.707  +1 ± 0  2",
+        "param/b  2.5 ± 6.4  0.707",
+        "param/a",
+        "param/c  2.5 ± 6.4  0.707",
+    ]
+
+
+@pytest.mark.parametrize(("count", "settings"), [(2, 20), (3, 15), (11, 5), (12, 20)])
+def test_a_large_table_has_the_parameters_of_as_many_settings_as_fit(count: int, settings: int) -> None:
+    members = [fitted(float(lr), 0, "abcdefghijkl"[:count]) for lr in range(1, 24)]
+    lines = shown(Results("linreg", ["optimizer.lr", "seed"], members, "valid/rmse", False))
+    assert sum("valid/rmse" in line for line in lines) == settings
+    assert not any("train/rmse" in line for line in lines)
+    assert sum("param/a" in line for line in lines) == (settings if count < 12 else 0)
+    assert lines[-2:] == [f"… and {23 - settings} more in results.csv", "n = 1: one seed has no interval"]
+
+
+def test_results_csv_has_the_parameters_of_formulas(tmp_path: Path) -> None:
+    entries = [entry(0, {"seed": 0}), entry(1, {"seed": 1}), entry(2, {"seed": 2})]
+    summaries = {
+        0: summary({"train/rmse": 0.5}, parameters={"b": 1e-300, "a": 2.0}),
+        1: summary({"train/rmse": 0.25}, parameters={"c": 0.1}),
+        2: summary({"train/rmse": 0.25}, parameters={"weight": [[3.0]], "bias": [1.0]}),
+    }
+    write_csv(collect(write(tmp_path, entries, summaries, swept=["seed"])), tmp_path / "results.csv")
+    rows = [line.split(",") for line in (tmp_path / "results.csv").read_text(encoding="utf-8").splitlines()]
+    assert rows[0] == ["number", "state", "seed", "steps", "train/rmse", "param/b", "param/a", "param/c", "seconds", "parameters_sha256"]  # fmt: skip
+    assert [row[4:8] for row in rows[1:]] == [
+        ["0.5", "1e-300", "2.0", ""],
+        ["0.25", "", "", "0.1"],
+        ["0.25", "", "", ""],
+    ]
 
 
 def test_a_table_of_one_setting_has_no_comparison() -> None:

@@ -76,6 +76,11 @@ NUMBERS = [
     (["+experiment=mlp", "schedule=cosine"], "schedule.final_factor", ["0", "1"]),
     (["+experiment=curve_fit"], "model.start.w", ["3", "0.5", "-1"]),
     (["+experiment=curve_fit", "model.expression=w*x+v"], "++model.start.v", ["3", "0.5"]),
+    (
+        ["+experiment=curve_fit", "model.expression=w*x+v"],
+        "model.start",
+        ["{w: 1, v: 2}", "{w: 3, v: 0.5}", "{w: -1, v: 1e3}"],
+    ),
 ]
 
 
@@ -100,6 +105,14 @@ def test_other_values_are_composed_for_every_trial(sweep: Sweep) -> None:
     for number, (trial, job) in enumerate(zip(sweep.plan(jobs), jobs, strict=True)):
         assert trial.config == replace(composing.compose(job).config, run_dir=f"sweep/{number}")
     assert sweep.composed == 7
+
+
+def test_start_values_of_other_names_are_composed(sweep: Sweep) -> None:
+    starts = ["{v: 1}", "{v: 2}", "{w: 3}", "{w: 3, v: 4}", "{}", "{v: 5}"]
+    jobs = [["+experiment=curve_fit", "model.expression=w*x+v", f"model.start={start}"] for start in starts]
+    for number, (trial, job) in enumerate(zip(sweep.plan(jobs), jobs, strict=True)):
+        assert trial.config == replace(composing.compose(job).config, run_dir=f"sweep/{number}")
+    assert sweep.composed == 4
 
 
 def test_a_value_that_refers_to_another_follows_it_in_every_trial(sweep: Sweep) -> None:

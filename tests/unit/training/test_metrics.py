@@ -28,6 +28,19 @@ X = np.linspace(-1.0, 2.0, 23)
 Y = np.exp(0.7 * X) + 0.3 * np.sin(9 * X) + 2
 
 
+@pytest.mark.parametrize("error", [MemoryError("bad"), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")])  # fmt: skip
+def test_an_evaluation_without_memory_is_named(error: Exception) -> None:
+    def forward(features: Tensor) -> Tensor:
+        raise error
+
+    rows = ResidentRows(Batch(torch.zeros(3, 1), torch.zeros(3, 1)), torch.arange(3))
+    loss, autocast = losses.build(c.Mse(name="mse")), precision.autocast("off", CPU)
+    evaluation = Evaluation(Half(), forward, loss, autocast, lambda target: target, {"valid": rows}, Single(CPU))
+    for evaluate in (evaluation.metrics, evaluation.predictions):
+        with pytest.raises(RunFailed, match=r"^out of memory in an evaluation, .*; make the model smaller"):
+            evaluate("valid")
+
+
 class Half(torch.nn.Module):
     """Half of the only feature plus one, with a dropout that must be off; records the rows of every call."""
 

@@ -20,6 +20,7 @@ from runner.data.dataset import ResidentRows
 from runner.models import losses
 from runner.models.base import Model
 from runner.models.base import build as build_model
+from runner.training.divergence import Nonfinite
 from runner.training.objective import BatchObjective
 
 CPU = torch.device("cpu")
@@ -188,14 +189,16 @@ def test_rows_without_a_finite_prediction_are_numbered_as_in_the_source(batch_si
     rows, batches = _rows(), EpochBatches(ROWS, batch_size, 0, CPU)
     objective = _objective(Overflowing(limit=1.0), batches=batches)
     nonfinite = rows.source[rows.all.numbers[:, 0] > 1.0].tolist()
-    reported = [number for step in range(1, batches.per_epoch + 1) for number in objective.nonfinite_rows(step)[0]]
+    reported = [
+        number for step in range(1, batches.per_epoch + 1) for number in objective.nonfinite(step)[0].predictions
+    ]
     assert 0 < len(nonfinite) < ROWS
     assert sorted(reported) == nonfinite
 
 
 @pytest.mark.parametrize("limit", [1e9, -1e9])
 def test_no_row_is_named_when_all_or_no_predictions_are_finite(limit: float) -> None:
-    assert _objective(Overflowing(limit)).nonfinite_rows(1) == [[]]
+    assert _objective(Overflowing(limit)).nonfinite(1) == [Nonfinite([] if limit < 0 else ())]
 
 
 def _scaled(limit: float) -> BatchObjective:

@@ -14,7 +14,7 @@ from runner.compute.devices import DeviceChoice
 from runner.compute.processes import SingleProcess
 from runner.compute.rng import preserve_rng_state
 from runner.config.compose import compose
-from runner.config.constraints import eager_because
+from runner.config.constraints import eager_because, problems
 from runner.config.schema import Config
 from runner.errors import ConfigError, RunFailed
 from runner.optim.schedules import DeviceRates
@@ -201,6 +201,16 @@ def test_reasons_for_eager_steps(overrides: list[str], reason: str | None) -> No
 
 def test_lanes_may_change_the_learning_rate_in_float64() -> None:
     assert eager_because(configured("dtype=float64", "schedule=cosine"), lanes=3) is None
+
+
+def test_a_capture_that_only_lanes_may_have_is_judged_when_the_program_is_built() -> None:
+    config = configured("dtype=float64", "schedule=cosine")
+    config = replace(config, train=replace(config.train, cuda_graph=True))
+    assert problems(config) == []
+    step = built().step
+    assert isinstance(step, EagerStep)
+    with pytest.raises(ConfigError, match="because torch's fused optimizers take a learning rate that changes in"):
+        build.training_step(config, step.objective, step.optimizer, step.schedule)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 
 from runner.commands.arguments import Parser
 from runner.commands.diverge.comparison import compare
+from runner.errors import printable
 
 USAGE = """\
 python -m runner diverge A B        the first step and the first tensor in which two runs differ
@@ -27,5 +28,5 @@ def command(arguments: list[str]) -> int:
     parser.add_argument("b", metavar="B")
     parsed = parser.parse_args(arguments)
     comparison = compare(parsed.a, parsed.b)
-    sys.stdout.write("\n".join(comparison.report()) + "\n")
+    sys.stdout.write("\n".join(map(printable, comparison.report())) + "\n")
     return 1 if comparison.differ else 0

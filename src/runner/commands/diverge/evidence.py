@@ -6,9 +6,12 @@ Equal means equal bits: equal hashes, equal numbers (JSON keeps every bit of the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from runner.commands.diverge.runs import RecordedRun
 from runner.config.schema import hashed
@@ -80,11 +83,12 @@ def data_differences(one: RecordedRun, other: RecordedRun) -> list[Difference]:
 
 def compare_hashes(one: RecordedRun, other: RecordedRun) -> Evidence:
     """Compare `hashes.jsonl`."""
-    steps = sorted(one.hashes.keys() & other.hashes.keys())
-    for i, step in enumerate(steps):
-        names = [d.name for d in _differences(one.hashes[step], other.hashes[step])]
+    steps = array("q")
+    for step, a, b in _of_both(one.hashes(), other.hashes()):
+        steps.append(step)
+        names = [d.name for d in _differences(a["parameters"], b["parameters"])]
         if names:
-            return Evidence("hashes.jsonl", steps[: i + 1], step, _named(names))
+            return Evidence("hashes.jsonl", steps, step, _named(names))
     return Evidence("hashes.jsonl", steps)
 
 
@@ -93,24 +97,39 @@ def compare_rows(one: RecordedRun, other: RecordedRun) -> Evidence:
 
     A missing row counts only if both runs write rows at the same steps.
     """
-    steps, differs = sorted(one.rows.keys() & other.rows.keys()), dict[int, str]()
-    for step in steps:
-        description = _row_difference(one.rows[step], other.rows[step])
+    steps, differs = array("q"), dict[int, str]()
+    for step, a, b in _of_both(one.rows(), other.rows()):
+        steps.append(step)
+        description = _row_difference(a, b)
         if description:
             differs[step] = description
             break
     if all(_cadence(one)[key] == _cadence(other)[key] for key in _cadence(one)):
         # Below the last step of both runs only: a run writes a row at its last step whatever the interval.
-        end = min(max(one.rows, default=0), max(other.rows, default=0))
-        lost = [step for step in one.rows.keys() ^ other.rows.keys() if step < end]
-        if lost:
-            step = min(lost)
-            differs[step] = f"only {'A' if step in one.rows else 'B'} has a row"
+        end = min(max(one.row_steps, default=0), max(other.row_steps, default=0))
+        lost = np.setxor1d(one.row_steps, other.row_steps)
+        if len(lost) and lost[0] < end:
+            differs[int(lost[0])] = f"only {'A' if lost[0] in one.row_steps else 'B'} has a row"
     for letter, run in (("A", one), ("B", other)):
-        differs |= dict.fromkeys(run.repeated, f"{letter} has more than one row")
+        found, counts = np.unique(run.row_steps, return_counts=True)
+        if (counts > 1).any():
+            differs[int(found[counts > 1][0])] = f"{letter} has more than one row"
     first = min(differs, default=None)
-    before = [step for step in steps if first is None or step <= first]
+    before = steps if first is None else array("q", (step for step in steps if step <= first))
     return Evidence("metrics.jsonl", before, first, differs.get(first or 0, ""), parameters=False)
+
+
+def _of_both(
+    one: Iterator[Mapping[str, Any]], other: Iterator[Mapping[str, Any]]
+) -> Iterator[tuple[int, Mapping[str, Any], Mapping[str, Any]]]:
+    """Yield the lines of the steps that two files have in common, both in the order of the steps, with one pair in memory."""
+    a, b = next(one, None), next(other, None)
+    while a is not None and b is not None:
+        if a["step"] == b["step"]:
+            yield a["step"], a, b
+        behind = a["step"] - b["step"]
+        a = next(one, None) if behind <= 0 else a
+        b = next(other, None) if behind >= 0 else b
 
 
 def compare_checkpoints(one: RecordedRun, other: RecordedRun) -> Evidence:

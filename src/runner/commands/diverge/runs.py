@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +14,48 @@ from runner.config.files import is_folder
 from runner.config.resume import saved_values
 from runner.errors import CheckpointError
 from runner.runs.records import read_record, read_summary
-from runner.runs.sinks.jsonl import read_lines, read_rows
+from runner.runs.sinks.jsonl import each_line, each_row
 from runner.training.recorder import CHECKPOINTS
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """Contents of a run directory. `rows`, `hashes` and `checkpoints` map a step to what was recorded there."""
+    """Contents of a run directory. Of rows and hashes only the steps are kept, in the order of the file."""
 
     path: Path
     config: Mapping[str, Any]
     record: Mapping[str, Any]
     summary: Mapping[str, Any]
-    rows: Mapping[int, Mapping[str, Any]]
-    repeated: Collection[int]
-    """Steps with more than one row. No step should have more than one."""
-    hashes: Mapping[int, Mapping[str, str]]
-    """Step -> tensor name -> SHA-256."""
+    row_steps: Sequence[int]
+    hash_steps: Sequence[int]
     checkpoints: Mapping[int, Path]
+    """Step -> directory."""
 
     @property
     def step(self) -> int:
         """Last step of which there is any record."""
         return max(
-            [*self.rows, *self.hashes, *self.checkpoints, int(self.summary.get("steps", 0))],
-            default=0,
+            (
+                int(self.summary.get("steps", 0)),
+                *(max(steps, default=0) for steps in (self.row_steps, self.hash_steps, self.checkpoints)),
+            )
         )
+
+    def rows(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the rows of `metrics.jsonl`."""
+        path = self.path / "metrics.jsonl"
+        return each_row(path) if os.path.lexists(path) else iter(())
+
+    def hashes(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the lines of `hashes.jsonl`, each with the hashes of its `parameters`. Raises `CheckpointError`."""
+        path = self.path / "hashes.jsonl"
+        for line in each_line(path) if os.path.lexists(path) else ():
+            hashes = line.get("parameters")
+            if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+                raise CheckpointError(
+                    f"{path} must have hashes by parameter at step {line['step']}, and has none; restore it"
+                )
+            yield line
 
     @property
     def status(self) -> str:
@@ -56,36 +72,20 @@ class RecordedRun:
 def read_run(path: str, name: str) -> RecordedRun:
     """Read the run in a directory. Raises `CheckpointError`, which calls the argument `name`, if there is none."""
     config, folder = saved_values(path, name), Path(path)
-    rows = _rows(folder / "metrics.jsonl")
-    steps = [int(row["step"]) for row in rows]
-    return RecordedRun(
+    run = RecordedRun(
         path=folder,
         config=config,
         record=read_record(folder),
         summary=read_summary(folder) or {},
-        rows=dict(zip(steps, rows, strict=True)),
-        repeated=[step for step, count in Counter(steps).items() if count > 1],
-        hashes={
-            int(row["step"]): _hashes(row, folder / "hashes.jsonl") for row in _hash_lines(folder / "hashes.jsonl")
-        },
+        row_steps=(),
+        hash_steps=(),
         checkpoints=_checkpoints(folder / CHECKPOINTS),
     )
+    return replace(run, row_steps=_steps(run.rows()), hash_steps=_steps(run.hashes()))
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return read_rows(path) if os.path.lexists(path) else []
-
-
-def _hash_lines(path: Path) -> list[dict[str, Any]]:
-    return read_lines(path) if os.path.lexists(path) else []
-
-
-def _hashes(row: Mapping[str, Any], path: Path) -> Mapping[str, str]:
-    """Return the hashes of a row by parameter. Raises `CheckpointError` if there are none."""
-    hashes = row.get("parameters")
-    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
-        raise CheckpointError(f"{path} must have hashes by parameter at step {row['step']}, and has none; restore it")
-    return hashes
+def _steps(lines: Iterable[Mapping[str, Any]]) -> Sequence[int]:
+    return array("q", (line["step"] for line in lines))  # eight bytes each: there may be millions
 
 
 def _checkpoints(folder: Path) -> dict[int, Path]:

@@ -26,7 +26,6 @@ options
 def command(arguments: list[str]) -> int:
     """Explain the configuration that the arguments request and return 0. Raises the errors that a run would raise."""
     parser = Parser("explain")
-    parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("requested", nargs="*")
     parsed, rest = parser.parse_known_intermixed_args(arguments)

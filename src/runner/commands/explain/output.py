@@ -7,6 +7,7 @@ from typing import Any
 
 from runner.commands.explain.explanation import Explanation, Value, as_yaml
 from runner.commands.explain.sources import GROUPS, Assignment
+from runner.errors import printable
 
 MAX_WIDTH = 40
 """Largest width of the column with the values."""
@@ -55,7 +56,7 @@ def text(explanation: Explanation) -> str:
             lines += ["", *_head(*heads[group], width)]
         lines += _row(left, value, width)
     lines += [f"warning: {notice}" for notice in explanation.notices]
-    return "\n".join(lines).lstrip("\n") + "\n"
+    return "\n".join(map(printable, lines)).lstrip("\n") + "\n"
 
 
 def _head(left: str, assignments: Sequence[Assignment], width: int) -> list[str]:

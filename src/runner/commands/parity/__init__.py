@@ -6,6 +6,7 @@ and `plot` show how far they are.
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 from collections.abc import Sequence
@@ -46,7 +47,6 @@ def command(arguments: list[str]) -> int:
     parser = Parser("parity")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--out")
-    parser.add_argument("--config-dir", "-cd")
     parser.add_argument("overrides", nargs="*")
     parsed, rest = parser.parse_known_intermixed_args(arguments)
     if parsed.steps is not None and parsed.steps < 1:
@@ -66,8 +66,17 @@ def command(arguments: list[str]) -> int:
 
 
 def _refuse_existing(out: str | None) -> None:
-    if out is not None and (not out or Path(out).exists()):
-        raise ConfigError(f"`--out` must be a directory that does not exist yet, got {out!r}; use another one")
+    """Raise `ConfigError` for a directory that exists or cannot be made: it is written after minutes of training."""
+    if out is None:
+        return
+    reason = ""
+    try:
+        os.lstat(out or ".")
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = f" ({error.strerror if isinstance(error, OSError) else error})"
+    raise ConfigError(f"`--out` must be a directory that does not exist yet, got {out!r}{reason}; use another one")
 
 
 def _default_directory(name: str) -> Path:

@@ -48,6 +48,8 @@ class RunProcess:
         errors = [line[7:] for line in output.splitlines() if line.startswith("error: ")]
         if code == InputError.exit_code:
             raise InputError(errors)
+        if code == 1 and not errors and "Traceback (most recent call last)" not in output:
+            return  # a fit that did not converge: its run has finished
         if code:
             reason = next(reversed(errors or output.splitlines()), "no output")
             raise RunFailed(f"a run ended with exit code {code}: {reason}; its output is kept in {self._log}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def _drawn_members(directory: Path, count: int) -> list[RecordedRun]:
     """Draw finished members. Raises `InputError` if there are none, or if one has a dtype without a bound."""
     if count < 1:
         raise ConfigError(f"`--members` must be at least 1, got {count}; use a larger number")
-    if not (directory / SWEEP).is_file():
+    if not os.path.isfile(directory / SWEEP):  # Path.is_file raises an error for a name that is too long
         raise CheckpointError(
             f"`SWEEP` must be a sweep directory, got {str(directory)!r}, which has no {SWEEP}; correct the path"
         )

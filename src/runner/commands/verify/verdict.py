@@ -64,7 +64,6 @@ def read_request(
 
     Raises `ConfigError` with every problem.
     """
-    parser.add_argument("--config-dir", "-cd")
     parser.add_argument("overrides", nargs="*")
     parsed, rest = parser.parse_known_intermixed_args(list(arguments))
     overrides = (*parsed.overrides, *rest)

@@ -41,6 +41,8 @@ class World(Protocol):
     """Number of this process among those on its host."""
     local_size: int
     """Number of processes on this host."""
+    exit_code: int
+    """Exit code of a run that ends without an error: rank 0 sets it, and the others have it once they have left."""
 
     def __enter__(self) -> World:
         """Return the world itself; the processes meet at the first communication."""
@@ -102,6 +104,7 @@ class SingleProcess:
     size = 1
     local_rank = 0
     local_size = 1
+    exit_code = 0
     previous_run_dir: str | None = None
 
     def __enter__(self) -> SingleProcess:

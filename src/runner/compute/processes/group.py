@@ -16,7 +16,7 @@ from runner.compute.processes.consensus import StopConsensus, run_on_all_ranks
 from runner.compute.processes.environment import RankEnvironment, network_interface
 from runner.compute.processes.notes import REASON, RUN_DIRECTORY
 from runner.compute.processes.rendezvous import JOIN_SECONDS, Rendezvous, join
-from runner.compute.processes.watchdog import FailureChannel, Watchdog, is_lost
+from runner.compute.processes.watchdog import GRACE_SECONDS, FailureChannel, Watchdog, is_lost
 from runner.compute.signals import StopRequest
 from runner.errors import (
     ConfigError,
@@ -26,6 +26,7 @@ from runner.errors import (
     Interrupted,
     ProcessLost,
     RemoteRankError,
+    RunFailed,
     RunnerError,
 )
 
@@ -53,6 +54,7 @@ class ProcessGroup:
     def __init__(self, environment: RankEnvironment) -> None:
         self.rank, self.size = environment.rank, environment.size
         self.local_rank, self.local_size = environment.local_rank, environment.local_size
+        self.exit_code = 0
         self._environment = environment
         self._attempt: Attempt | None = None
         self._timeout = JOIN_SECONDS
@@ -99,13 +101,15 @@ class ProcessGroup:
 
     def _agree(self, error: BaseException | None) -> None:
         """Publish the exit code on rank 0; wait for it on the others."""
-        with contextlib.suppress(ProcessLost):  # the work is done already
+        stopped = isinstance(error, Interrupted)  # by a signal, which may have ended rank 0
+        with contextlib.suppress(RunFailed if stopped else ProcessLost):  # the work is done already
             if self.rank == 0:
                 code = str(getattr(error, "exit_code", 0))
                 self.attempt.rendezvous.set_persistent("ended", code)
-                self.attempt.rendezvous.publish("over", code)
+                self.attempt.rendezvous.publish("over", code if error is not None else str(self.exit_code))
             else:  # rank 0 still draws plots and writes the last checkpoint
-                self.attempt.failures.wait_for("over", max(self._timeout, JOIN_SECONDS))
+                seconds = 2 * GRACE_SECONDS if stopped else max(self._timeout, JOIN_SECONDS)
+                self.exit_code = int(self.attempt.failures.wait_for("over", seconds))
 
     def _fail(self, error: BaseException | None) -> None:
         """Report a failure of this process to the others and, when it is the first, to the user."""

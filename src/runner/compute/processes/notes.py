@@ -12,9 +12,10 @@ from pathlib import Path
 VARIABLE = "RUNNER_LAUNCH_NOTES"
 """Environment variable that names the folder of the notes. Another launcher than ours does not set it."""
 
-RUN_DIRECTORY = "run_dir"
+RUN_DIRECTORY, SWEEP_DIRECTORY = "run_dir", "sweep_dir"
+"""Names of the notes on the directories in use."""
 REASON = "reason"
-"""Names of the notes: the run directory in use, and why this attempt at the run failed if no exit code shows it."""
+"""Name of the note on why this attempt failed, if no exit code shows it."""
 
 
 @dataclass(frozen=True)

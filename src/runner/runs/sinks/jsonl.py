@@ -5,20 +5,22 @@ Each line is one object, in the order of the steps. nan and infinity, which JSON
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from runner.config import schema as c
-from runner.config.files import MIB, read_bytes
+from runner.config.files import MIB, open_to_read
 from runner.config.validation import cut, shown
 from runner.errors import CheckpointError
 from runner.runs.atomic import Appended, strict, write_atomic
 
-MAX_BYTES = 1024 * MIB
-"""Largest file of rows, some ten million of them."""
+MAX_LINE_BYTES = 4 * MIB
+"""Longest line. Lines are read one at a time: a file may have any number of them."""
 
 _NOT_FINITE = {text: float(text) for text in ("nan", "inf", "-inf")}
 _ENCODER = json.JSONEncoder(allow_nan=False)  # made once: it takes longer than encoding a row
@@ -37,11 +39,10 @@ class JsonLines:
 
     def open(self, first_step: int) -> None:
         """Drop rows from `first_step` on, and a line that a kill cut off."""
-        if os.path.lexists(self._path):
-            content = read_bytes(self._path, MAX_BYTES)
-            kept = b"".join(line + b"\n" for line in content.splitlines() if _step(line) < first_step)
-            if kept != content:
-                write_atomic(self._path, kept)
+        lines = _lines(self._path) if os.path.lexists(self._path) else ()
+        if not all(line.endswith(b"\n") and _step(line) < first_step for line in lines):
+            kept = (line for line in _lines(self._path) if _step(line) < first_step)
+            write_atomic(self._path, (line if line.endswith(b"\n") else line + b"\n" for line in kept))
         self._file = Appended(self._path, held=self._held)
 
     def start(
@@ -86,32 +87,67 @@ def build(config: c.JsonLines, directory: Path, held: bool) -> JsonLines:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a `metrics.jsonl`, with "nan", "inf" and "-inf" as numbers.
+    """Return all rows of a `metrics.jsonl` at once, as `each_row` yields them."""
+    return list(each_row(path))
+
+
+def each_row(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a `metrics.jsonl`, with "nan", "inf" and "-inf" as numbers.
 
     A last line without its end is left out: a kill cut it off, or it is being written. Raises `CheckpointError` for any
     other line that is not a row, and for anything but a regular file; and `FileNotFoundError`.
     """
-    rows = read_lines(path)
-    for number, row in enumerate(rows, start=1):
-        for name, value in row.items():
-            if type(value) not in (int, float, bool):
-                raise CheckpointError(
-                    f"line {number} of `{path}` must have numbers alone, got {shown(value)} for `{cut(name)}`; restore the file or delete the line"
-                )
-    return rows
+    for number, row in enumerate(each_line(path), start=1):
+        _refuse_other_values(row, f"line {number} of `{path}`")
+        yield row
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file as `read_rows` does, with values of any type besides `step`."""
+def refuse_odd_lines(path: Path, last: int, *, numbers: bool) -> None:
+    """Raise `CheckpointError` for a file that cannot be read, and for an odd line of a step up to `last`.
+
+    A resumed run keeps these lines. With `numbers`, they must be numbers alone.
+    """
+    if os.path.lexists(path):
+        for number, line in enumerate(_lines(path), start=1):
+            if _step(line) <= last:
+                place = f"line {number} of `{path}`"
+                row = _row(line, place)
+                if numbers:
+                    _refuse_other_values(row, place)
+
+
+def each_line(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a file as `each_row` does, with values of any type besides `step`."""
+    for number, line in enumerate(_lines(path), start=1):
+        if line.endswith(b"\n"):
+            yield _row(line, f"line {number} of `{path}`")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file with their ends. Raises `CheckpointError` if it cannot be read, and `FileNotFoundError`."""
     try:
-        *whole, _incomplete = read_bytes(path, MAX_BYTES).split(b"\n")
+        with open_to_read(path) as file:
+            for number in itertools.count(1):
+                line = file.readline(MAX_LINE_BYTES + 1)
+                if len(line) > MAX_LINE_BYTES:
+                    raise OSError(errno.EFBIG, f"it has more than {MAX_LINE_BYTES / MIB:g} MiB in line {number}")
+                if not line:
+                    return
+                yield line
     except FileNotFoundError:
         raise
     except OSError as error:
         raise CheckpointError(
             f"{path} must be rows of metrics, but cannot be read ({error.strerror}); restore it"
         ) from None
-    return [_row(line, f"line {number} of `{path}`") for number, line in enumerate(whole, start=1)]
+
+
+def _refuse_other_values(row: Mapping[str, Any], place: str) -> None:
+    for name, value in row.items():
+        if type(value) not in (int, float, bool):
+            raise CheckpointError(
+                f"{place} must have numbers alone, got {shown(value)} for `{cut(name)}`; restore the file or delete the line"
+            )
 
 
 def _row(line: bytes, place: str) -> dict[str, Any]:
@@ -119,7 +155,7 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError):
         row = None
-    start = line[:40].decode(errors="replace")
+    start = line[:40].decode(errors="replace").rstrip("\n")
     if not isinstance(row, dict):
         raise CheckpointError(f"{place} must be a JSON object, got {start!r}; restore the file or delete the line")
     if type(row.get("step")) is not int or not 0 <= row["step"] < 2**63:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import shortened
+from runner.errors import printable, shortened
+from runner.runs.records import flat, number_names
 
 if TYPE_CHECKING:
     from runner.runs.atomic import Appended
@@ -21,9 +22,6 @@ WIDTH = 120
 
 MAX_PRINTED = 20
 """Largest number of fitted values that are printed; summary.json has all of them."""
-
-MAX_WITH_ERRORS = 10
-"""Largest number of fitted values that are printed one a line, each with its standard error."""
 
 LINES = 50
 """Approximate number of plain lines for the rows of one run."""
@@ -58,7 +56,7 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Print and log a warning that does not stop the run."""
-        self.say(f"note: {shortened(text)}")
+        self.say(f"note: {printable(shortened(text))}")
 
     def fail(self, text: str) -> None:
         """Log why the run ended. The caller prints it on the error stream."""
@@ -262,24 +260,31 @@ def _metrics_table(metrics: Mapping[str, float]) -> Any:
 
 def _fitted(summary: Mapping[str, Any]) -> list[str]:
     """Return the fitted parameters as lines; none where they are too many to read."""
-    parameters = {name: _flat(value) for name, value in summary.get("parameters", {}).items()}
-    count = sum(map(len, parameters.values()))
-    if count > MAX_PRINTED:
+    parameters = summary.get("parameters", {})
+    values = flat([*parameters.values()])
+    if not 0 < len(values) <= MAX_PRINTED:
         return []
-    if count <= MAX_WITH_ERRORS and "standard_errors" in summary:
-        return [text for name in parameters for text in _with_errors(summary, name)]
-    return [f"{name} = {', '.join(map(_number, values))}" for name, values in parameters.items()]
+    if "standard_errors" in summary:
+        lines = _with_errors(summary, values)
+    elif "coefficients" in summary:
+        lines = [f"{name} = {_number(value)}" for name, value in summary["coefficients"].items()]
+    else:
+        lines = [f"{name} = {', '.join(map(_number, flat(value)))}" for name, value in parameters.items()]
+    target = summary.get("fitted_to")
+    return lines if target is None else [f"fitted to {target}, the natural logarithm:", *lines]
 
 
-def _with_errors(summary: Mapping[str, Any], name: str) -> list[str]:
-    """Return a line for each value of a parameter: value ± standard error, and its confidence interval."""
-    interval = summary["confidence_intervals"][name]
-    columns = (summary["parameters"][name], summary["standard_errors"][name], interval["low"], interval["high"])
-    numbers = list(zip(*map(_flat, columns), strict=True))
-    names = [name] if len(numbers) == 1 else [f"{name}[{i}]" for i in range(len(numbers))]
+def _with_errors(summary: Mapping[str, Any], values: Sequence[float]) -> list[str]:
+    """Return a line for each value: value ± standard error, and its confidence interval."""
+    intervals = summary["confidence_intervals"].values()
+    columns = (
+        values,
+        flat([*summary["standard_errors"].values()]),
+        *(flat([interval[end] for interval in intervals]) for end in ("low", "high")),
+    )
     return [
-        "{} = {} ± {} (95 %: {} … {})".format(label, *_aligned(values))
-        for label, values in zip(names, numbers, strict=True)
+        "{} = {} ± {} (95 %: {} … {})".format(name, *_aligned(numbers))
+        for name, numbers in zip(number_names(summary), zip(*columns, strict=True), strict=True)
     ]
 
 
@@ -288,7 +293,3 @@ def _aligned(values: Sequence[float]) -> list[str]:
     error = values[1]
     places = 2 - math.floor(math.log10(error)) if 0 < error < math.inf else -1
     return [f"{value:.{places}f}" if 0 <= places <= 9 and abs(value) < 1e9 else _number(value) for value in values]
-
-
-def _flat(value: Any) -> list[float]:
-    return [number for item in value for number in _flat(item)] if isinstance(value, list) else [value]

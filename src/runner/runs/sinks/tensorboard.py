@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from runner.config import schema as c
-from runner.config.files import MIB, read_bytes
+from runner.config.files import MIB, open_to_read
 from runner.runs.atomic import Appended, as_yaml, write_atomic
 from runner.runs.sinks.base import Row
 from runner.runs.sinks.crc32c import masked_crc32c
 
-MAX_BYTES = 1024 * MIB
-"""Largest event file of an earlier attempt."""
+MAX_RECORD_BYTES = 64 * MIB
+"""Longest record of an event file. Records are read one at a time: a file may have any number of them."""
 
 _PREFIX = "events.out.tfevents."
 _HPARAMS = "_hparams_/"
@@ -137,27 +137,44 @@ def _drop(file: Path, first_step: int) -> int | None:
 
     A record that a kill cut off is dropped. A file of which nothing is kept is removed.
     """
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    content, config_step = read_bytes(file, MAX_BYTES), None
-    kept = bytearray()
-    for record, data in _split(content):
-        try:
-            event = Event.FromString(data)
-        except Exception:  # protobuf's own: the checksum is right, but it is no event
-            continue
-        tags = [value.tag for value in event.summary.value]
-        if "config" in tags:
+    config_step, kept = None, 0
+    for record, event in _events(file):
+        if any(value.tag == "config" for value in event.summary.value):
             config_step = event.step
-        # TensorBoard uses the first session that it reads: a resumed run would stay "failed" in its table.
-        if event.step < first_step and not any(tag.startswith(_OF_AN_ATTEMPT) for tag in tags):
-            kept += record
+        if _is_kept(event, first_step):
+            kept += len(record)
     if not kept:
         file.unlink()
-    elif kept != content:
+    elif kept < file.stat().st_size:
+        records = (record for record, event in _events(file) if _is_kept(event, first_step))
         # The new file does not have the name of an event file before it is complete, because TensorBoard would read it.
-        write_atomic(file, bytes(kept), temporary_name="events")
+        write_atomic(file, records, temporary_name="events")
     return config_step
+
+
+def _is_kept(event: Any, first_step: int) -> bool:
+    """Return whether an event of an earlier attempt is not written again."""
+    # TensorBoard uses the first session that it reads: a resumed run would stay "failed" in its table.
+    return event.step < first_step and not any(value.tag.startswith(_OF_AN_ATTEMPT) for value in event.summary.value)
+
+
+def _events(path: Path) -> Iterator[tuple[bytes, Any]]:
+    """Yield record and event of each record of an event file, up to the first damaged one. Raises OSError."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    with open_to_read(path) as file:
+        while len(head := file.read(12)) == 12:
+            (length,) = struct.unpack_from("<Q", head)
+            if length > MAX_RECORD_BYTES or head != _head(length):
+                return
+            data, checksum = file.read(length), file.read(4)
+            if checksum != struct.pack("<I", masked_crc32c(data)):
+                return
+            try:
+                event = Event.FromString(data)
+            except Exception:  # protobuf's own: the checksum is right, but it is no event
+                continue
+            yield head + data + checksum, event
 
 
 def _record(data: bytes) -> bytes:
@@ -169,18 +186,6 @@ def _record(data: bytes) -> bytes:
 def _head(length: int) -> bytes:
     packed = struct.pack("<Q", length)
     return packed + struct.pack("<I", masked_crc32c(packed))
-
-
-def _split(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Return the records of an event file up to the first damaged one, each with its data."""
-    start = 0
-    while start + 16 <= len(content):
-        (length,) = struct.unpack_from("<Q", content, start)
-        data, end = content[start + 12 : start + 12 + length], start + 16 + length
-        if content[start:end] != _record(data):
-            return
-        yield content[start:end], data
-        start = end
 
 
 def _masked(value: Any) -> Any:

@@ -1,12 +1,16 @@
 import json
 import math
 import os
+import re
+import tracemalloc
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from runner.errors import CheckpointError
-from runner.runs.sinks.jsonl import JsonLines, read_rows
+from runner.runs.sinks.jsonl import JsonLines, each_row, read_rows
 
 
 def write(path: Path, first_step: int, steps: range) -> None:
@@ -137,3 +141,31 @@ def test_a_damaged_line_is_named(path: Path) -> None:
 def test_a_sink_that_was_never_opened_can_be_closed(path: Path) -> None:
     JsonLines(path).close()
     assert not path.exists()
+
+
+def test_memory_does_not_grow_with_the_file(path: Path) -> None:
+    row = b'{"step": %d, "train/loss": 0.1, "valid/loss": 0.2}\n'
+    path.write_bytes(b"".join(row % step for step in range(100_000)))
+    size = path.stat().st_size
+
+    def largest(work: Callable[[], object]) -> int:
+        tracemalloc.start()
+        work()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak
+
+    assert largest(lambda: write(path, 100_000, range(0))) < size / 10
+    assert largest(lambda: write(path, 99_990, range(0))) < size / 10
+    assert sum(row["step"] for row in each_row(path)) == sum(range(99_990))
+    assert largest(lambda: deque(each_row(path), maxlen=1)) < size / 10
+
+
+def test_a_line_without_an_end_is_refused(path: Path) -> None:
+    path.write_bytes(b'{"step": 1}\n')
+    os.truncate(path, 2**33)
+    reason = f"{path} must be rows of metrics, but cannot be read (it has more than 4 MiB in line 2); restore it"
+    for read in (lambda: read_rows(path), lambda: JsonLines(path).open(1)):
+        with pytest.raises(CheckpointError, match=re.escape(reason)):
+            read()
+    assert path.stat().st_size == 2**33

@@ -4,6 +4,7 @@ import re
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
+from runner.runs.sinks.crc32c import masked_crc32c
 from runner.runs.sinks.tensorboard import TensorBoard
 
 CONFIG = {"name": "linreg", "train": {"steps": 100, "widths": [8, 8]}}
@@ -157,6 +159,27 @@ def test_records_after_a_damaged_one_are_dropped(tmp_path: Path, damage: bytes) 
     file.write_bytes(file.read_bytes() + damage)
     attempt(tmp_path, 10, 12)
     assert len(file.read_bytes()) < whole  # the session was removed as well
+    assert [step for step, _ in scalars(read(tmp_path), "lr")] == [*range(12)]
+
+
+def test_events_are_read_one_at_a_time(tmp_path: Path) -> None:
+    file = attempt(tmp_path, 0, 20_000)
+    size = file.stat().st_size
+    tracemalloc.start()
+    attempt(tmp_path, 19_990, 19_991)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < size / 4
+    assert [step for step, _ in scalars(read(tmp_path), "lr")] == [*range(19_991)]
+
+
+def test_a_record_that_claims_to_be_enormous_is_damage(tmp_path: Path) -> None:
+    file = attempt(tmp_path, 0, 10)
+    length = struct.pack("<Q", 2**40)
+    with file.open("ab") as end:
+        end.write(length + struct.pack("<I", masked_crc32c(length)))
+    os.truncate(file, 2**41)
+    attempt(tmp_path, 10, 12)
     assert [step for step, _ in scalars(read(tmp_path), "lr")] == [*range(12)]
 
 
