@@ -817,6 +817,10 @@ class TensorBoard(SinkConfig, name="tensorboard", builder="runner.runs.sinks.ten
     """TensorBoard event files."""
 
 
+BASELINES = ("mean", "linear", "boosting")
+"""Entries of `record.baselines`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """Metrics, plots, residuals and hashes that a run writes."""
@@ -832,6 +836,11 @@ class Record:
     residuals: bool = key(
         "whether to write residuals.csv at the end, with target and prediction of each row, unless there are very many",
         before=True,
+    )
+    baselines: tuple[str, ...] = key(
+        "simple models that the results of a table are compared with: mean (of the training rows), linear (least squares) and "
+        "boosting (trees of scikit-learn, which the extra `baselines` installs)",
+        before=["mean", "linear"],
     )
     hash_every_steps: int | None = key(
         "steps between lines of hashes.jsonl, from step 0 on; `diverge` compares them to find where two runs differ; null writes none",

@@ -43,7 +43,7 @@ class ResidentRows:
         return self.all.map(lambda values: values.index_select(0, rows))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Scaled rows for training and evaluation, and the scaling to undo."""
 

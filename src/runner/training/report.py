@@ -20,6 +20,7 @@ from runner.optim.optimum import noise_floor, observed_rate
 from runner.runs import hashes
 from runner.runs.records import number_names
 from runner.runs.sinks.jsonl import each_row
+from runner.training.baselines import baselines
 from runner.training.experiment import Outcome, RunInfo
 from runner.training.metrics import Evaluation
 from runner.training.run_state import RunState
@@ -118,6 +119,12 @@ def answers(info: RunInfo, run: RunState, path: Path) -> dict[str, Any]:
     return entries
 
 
+def comparison(info: RunInfo) -> dict[str, Any]:
+    """Return the summary's entry on what simple models reach with the same table; none where the true function is known."""
+    chosen = info.config.record.baselines
+    return {"baselines": baselines(info.dataset, chosen)} if chosen and info.config.data.noise_deviation is None else {}
+
+
 def summary(info: RunInfo, run: RunState, answers: Mapping[str, Any], timing: Mapping[str, float]) -> dict[str, Any]:
     """Return the content of summary.json of a finished run."""
     outcome: Outcome = run.outcome
@@ -137,6 +144,7 @@ def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Ite
     """Yield the lines that explain the metrics and parameters of a finished run."""
     config = info.config
     yield from _quality(answers, config)
+    yield from _no_better_than_the_mean(answers, run.outcome)
     yield from _fit(answers, run)
     if run.stopped_early and not run.settled:
         metric, patience = f"{info.watched}/{config.train.early_stopping.metric}", config.train.early_stopping.patience
@@ -165,6 +173,19 @@ def _quality(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
         yield (
             f"noise    rmse {floor['rmse']:.6g}{loss} is the error of the function that made the data; "
             "on average no model is better on new rows"
+        )
+
+
+def _no_better_than_the_mean(answers: Mapping[str, Any], outcome: Outcome) -> Iterator[str]:
+    """Yield a line if the model is not better than the mean on the rows that it was trained on least."""
+    mean = answers.get("baselines", {}).get("mean")
+    if mean is None:
+        return
+    judged = next(part for part in ("test", "valid", "train") if f"{part}/rmse" in mean)
+    own, its = outcome.metrics[f"{judged}/rmse"], mean[f"{judged}/rmse"]
+    if not own < its:
+        yield (
+            f"mean     the model is not better than the mean of the training rows: {judged}/rmse {own:.6g}, and {its:.6g} for the mean"
         )
 
 

@@ -81,7 +81,7 @@ def test_sinks_that_do_not_fit_are_refused() -> None:
     expected = {
         "[jsonl,tensorbord]": "`record.sinks` must be a list of jsonl, tensorboard, got tensorbord; did you mean tensorboard?",
         "[jsonl,x]": "`record.sinks` must be a list of jsonl, tensorboard, got x; remove it",
-        "[jsonl,jsonl]": "`record.sinks` must not repeat a sink, got [jsonl, jsonl]; remove one",
+        "[jsonl,jsonl]": "`record.sinks` must not repeat an entry, got [jsonl, jsonl]; remove one",
         "[tensorboard]": "`record.sinks` must include jsonl, which resume and comparisons read, got [tensorboard]; add it",
     }
     assert {sinks: problems(f"record.sinks={sinks}") for sinks in expected} == {
