@@ -53,7 +53,7 @@ def expected(model: Any, x: np.ndarray, w: np.ndarray, y: np.ndarray, log: bool)
     parts = {"train": slice(0, TRAIN), "test": slice(TRAIN, None)}
     some = parts["train"]
     model.fit(x[some], np.log(y[some]) if log else y[some], sample_weight=w[some])
-    metrics = {}
+    metrics: dict[str, float] = {}
     for part, rows in parts.items():
         prediction = np.exp(model.predict(x[rows])) if log else model.predict(x[rows])
         arguments: Any = (y[rows], prediction)
@@ -140,7 +140,7 @@ def test_a_baseline_that_fails_costs_a_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table()
-    monkeypatch.setitem(baselines._FITS, "linear", lambda dataset: 1 / 0)  # type: ignore[index]
+    monkeypatch.setitem(baselines._FITS, "linear", lambda dataset: 1 / 0)
     assert "baselines" not in run().summary
     assert (
         "note: the results are complete, but not the comparison with `record.baselines`: ZeroDivisionError: division by zero"
