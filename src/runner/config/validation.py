@@ -201,7 +201,8 @@ def _phrase(option: Any, meaning: Key) -> str:
         count = "" if get_args(option)[-1] is Ellipsis else f" of {len(items)} items"
         return f"a list{count}, each {'item ' if not count else ''}{requirement(items[0], meaning)}"
     if origin is dict:
-        return "a mapping from names to finite numbers"
+        each = get_args(option)[1]
+        return f"a mapping from names to {'finite numbers' if each is float else requirement(each, meaning)}"
     if dataclasses.is_dataclass(option):
         return "a group of keys"
     if option is str and meaning.pattern:

@@ -79,7 +79,8 @@ def find_optimum(
     rows, numbers = features.shape[-2], sum(parameter.numel() for _, parameter in model.named_parameters())
     affordable = numbers <= MOST_NUMBERS and work(rows, numbers) <= MOST_WORK
     sample = features if features.dim() == 2 else features[0]
-    if not (config.loss.squares and config.amp == "off" and affordable and model.is_linear(sample)):
+    free = config.amp == "off" and not config.model.limits
+    if not (config.loss.squares and free and affordable and model.is_linear(sample)):
         return None
     lanes, most = len(weight_decay), lanes_at_once(rows, numbers)
     decay = torch.tensor(weight_decay, dtype=widest(features.device), device=features.device)

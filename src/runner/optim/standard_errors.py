@@ -1,8 +1,8 @@
 """Convergence, standard errors and confidence intervals of a least-squares fit.
 
 Standard errors are the square roots of the diagonal of s²·(JᵀJ)⁻¹ for residual standard deviation s and Jacobian J: Bates and
-Watts, "Nonlinear Regression Analysis and Its Applications" (1988), sections 1.2 and 2.3. Every tensor has a leading lane
-axis; a single run is one lane.
+Watts, "Nonlinear Regression Analysis and Its Applications" (1988), sections 1.2 and 2.3. A parameter at a bound has none, and
+counts as known for the others. Every tensor has a leading lane axis; a single run is one lane.
 """
 
 from __future__ import annotations
@@ -16,13 +16,23 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from runner.compute.bounds import Bounds
 from runner.compute.precision import DTYPES, widest
 from runner.config import constraints
 from runner.config import schema as c
 from runner.optim.base import Differentiable
 from runner.optim.linearised import Linearised, lengths
 from runner.optim.optimum import MOST_NUMBERS, MOST_WORK, work
-from runner.optim.qr import augmented, inverse, lanes_at_once, penalised, pieces, qr_of_pieces, select_lanes
+from runner.optim.qr import (
+    augmented,
+    inverse,
+    lanes_at_once,
+    penalised,
+    pieces,
+    qr_of_pieces,
+    select_lanes,
+    without_columns,
+)
 from runner.optim.student_t import CONFIDENCE, t_quantile
 
 CONVERGED = 1e-6
@@ -41,11 +51,11 @@ class Inference:
     reason: str
     """Why it did not converge, with a remedy where there is one; empty if it did."""
     degrees_of_freedom: int
-    """Number of rows minus number of parameters."""
+    """Number of rows minus number of parameters that are not at a bound."""
     residual_deviation: float
     """Standard deviation of the residuals, in the units trained in; nan without degrees of freedom."""
     standard_errors: Mapping[str, Tensor] | None
-    """Standard errors by name, in the shapes and units of the reported parameters.
+    """Standard errors by name, in the shapes and units of the reported parameters, without those that are at a bound.
 
     None if the fit did not converge, has too few rows, has an l2 penalty, or does not determine every parameter.
     """
@@ -127,24 +137,34 @@ def _infer_lanes(
     factor = _factor(model, parameters, rows).expand(len(flat), -1, -1)
     finite = factor.isfinite().all(2).all(1).tolist()
     factor = factor.nan_to_num(0.0, 0.0, 0.0)
-    deviation = factor[:, :, numbers].norm(dim=1) / math.sqrt(max(1, count - numbers))
     decay = torch.tensor([fit.config.optimizer.l2_penalty for fit in fits], dtype=flat.dtype, device=flat.device)
     objective = penalised(factor[:, :, : numbers + 1], flat, decay, count)
+    # Predictions are rounded, and this much of them is no part of the fit.
+    rounded = factor[:, :, numbers + 1].norm(dim=1) + (lengths(objective[:, :numbers, :numbers]) * flat.abs()).sum(1)
+    bounds = _bounds(fits[0].config, parameters).to(flat)
+    active = bounds.active(flat, (objective[:, :, :numbers].mT @ objective[:, :, numbers:]).squeeze(2))
+    at_bounds = torch.logical_or(*bounds.reached(flat))
+    factor, objective = without_columns(factor, at_bounds), without_columns(objective, active)
+    freedom = count - numbers + at_bounds.sum(1)
+    deviation = factor[:, :, numbers].norm(dim=1) / freedom.clamp(min=1).to(flat).sqrt()
     jacobian = objective[:, :numbers, :numbers]
     problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))
     full_rank = problem.determined.all(1).tolist()
     eps = torch.finfo(DTYPES[fits[0].config.dtype]).eps
     # Parameters and predictions are rounded to the run's dtype, which may leave an offset of this length.
-    rounding = 4 * eps * (factor[:, :, numbers + 1].norm(dim=1) + (lengths(jacobian) * flat.abs()).sum(1))
+    rounding = 4 * eps * rounded
     length = factor[:, :, numbers].norm(dim=1)
     relative_offset = problem.offset / length
     near = (problem.offset <= CONVERGED * length + rounding).tolist()
     inverted = inverse(factor[:, :numbers, :numbers])
-    free = count - numbers
     linear = not all(near) and model.is_linear(rows[0] if rows[0].dim() == 2 else rows[0][0])
     for lane, fit in enumerate(fits):
+        free = int(freedom[lane])
         known = finite[lane] and full_rank[lane] and near[lane] and free > 0 and not fit.config.optimizer.l2_penalty
         errors = _errors(model, fit, inverted[lane], float(deviation[lane])) if known else None
+        if errors is not None and bool(at_bounds[lane].any()):  # bounded parameters are single numbers
+            free_ones = (~at_bounds[lane]).tolist()
+            errors = {name: error for (name, error), known in zip(errors.items(), free_ones, strict=True) if known}
         unique = full_rank[lane] or not fit.config.model.identifiable
         reason = _reason(finite[lane], unique)
         if not (reason or near[lane]):
@@ -156,6 +176,12 @@ def _infer_lanes(
             residual_deviation=float(deviation[lane]) if free > 0 else math.nan,
             standard_errors=errors,
         )
+
+
+def _bounds(config: c.Config, parameters: Mapping[str, Tensor]) -> Bounds:
+    """Return the bounds of parameters [lanes, …] by name, rounded as in training."""
+    trained = {name: value[0].to(DTYPES[config.dtype]) for name, value in parameters.items()}
+    return Bounds.of(config.model.limits, trained)
 
 
 def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: tuple[Tensor, Tensor]) -> Tensor:
@@ -195,7 +221,8 @@ def _offset_reason(config: c.Config, relative_offset: float, linear: bool) -> st
     if not config.optimizer.least_squares:
         if not (config.data.standardize or config.model.keeps_units):
             remedies.append("use data.standardize=true")
-        solver: c.OptimizerConfig = c.Lstsq(name="lstsq", weight_decay=0.0) if linear else c.Lm(name="lm", radius=1.0)
+        solved = linear and not config.model.limits
+        solver: c.OptimizerConfig = c.Lstsq(name="lstsq", weight_decay=0.0) if solved else c.Lm(name="lm", radius=1.0)
         if not constraints.problems(replace(config, optimizer=solver)):
             remedies.append(f"use optimizer={solver.name}")
     *others, last = remedies

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from runner.compute.bounds import Bounds
 from runner.compute.devices import DeviceChoice
 from runner.compute.gc_pause import gc_paused
 from runner.config.constraints import eager_because
@@ -93,19 +94,34 @@ def answers(info: RunInfo, outcome: Outcome, path: Path) -> dict[str, Any]:
         entries["noise_floor"] = floor
     if outcome.inference is not None:
         entries.update(outcome.inference.summary(outcome.fitted))
+    if info.config.model.fixed_parameters:
+        entries["fixed"] = list(info.config.model.fixed_parameters)
+    if at_bounds := _at_bounds(info, outcome):
+        entries["at_bounds"] = at_bounds
     return entries
+
+
+def _at_bounds(info: RunInfo, outcome: Outcome) -> dict[str, str]:
+    """Return the parameters that are at a bound, and which: "lower" or "upper"."""
+    limits = info.config.model.limits
+    if not limits:
+        return {}
+    low, high = Bounds.of(limits, outcome.parameters).reached(torch.stack(list(outcome.parameters.values())))
+    sides = zip(outcome.parameters, low.tolist(), high.tolist(), strict=True)
+    return {name: "lower" if lower else "upper" for name, lower, upper in sides if lower or upper}
 
 
 def summary(info: RunInfo, run: RunState, answers: Mapping[str, Any], timing: Mapping[str, float]) -> dict[str, Any]:
     """Return the content of summary.json of a finished run."""
     outcome: Outcome = run.outcome
     listed = info.parameter_count <= MOST_PARAMETERS
+    fitted = {name: value.tolist() for name, value in outcome.fitted.items()}
     return {
         "format": FORMAT,
         "steps": run.step,
         "stopped_early": run.stopped_early,
         "metrics": outcome.metrics,
-        **({"parameters": {name: value.tolist() for name, value in outcome.fitted.items()}} if listed else {}),
+        **({"parameters": {**fitted, **info.config.model.fixed_parameters}} if listed else {}),
         "parameters_sha256": hashes.parameters_sha256(outcome.parameters),
         **answers,
         "timing": dict(timing),
@@ -152,6 +168,9 @@ def _verdict(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
         yield f"fit      converged; residual standard deviation {deviation:.6g}, {freedom} of freedom"
     elif "converged" in answers:
         yield f"fit      not converged: {answers['not_converged_because']}"
+    for name, side in answers.get("at_bounds", {}).items():
+        more = ": it has no standard error, and those of the others hold for this value"
+        yield f"bounds   {name} is at its {side} bound{more if 'standard_errors' in answers else ''}"
 
 
 def nothing_left(path: Path, step: int, state: Mapping[str, Any]) -> str:

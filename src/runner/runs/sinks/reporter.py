@@ -266,9 +266,18 @@ def _fitted(summary: Mapping[str, Any]) -> list[str]:
     count = sum(map(len, parameters.values()))
     if count > MAX_PRINTED:
         return []
-    if count <= MAX_WITH_ERRORS and "standard_errors" in summary:
-        return [text for name in parameters for text in _with_errors(summary, name)]
-    return [f"{name} = {', '.join(map(_number, values))}" for name, values in parameters.items()]
+    notes = dict.fromkeys(summary.get("fixed", ()), " (fixed)")
+    notes |= {name: f" (at its {side} bound)" for name, side in summary.get("at_bounds", {}).items()}
+    errors = summary.get("standard_errors", {}) if count <= MAX_WITH_ERRORS else {}
+    return [
+        text
+        for name, values in parameters.items()
+        for text in (
+            _with_errors(summary, name)
+            if name in errors
+            else [f"{name} = {', '.join(map(_number, values))}{notes.get(name, '')}"]
+        )
+    ]
 
 
 def _with_errors(summary: Mapping[str, Any], name: str) -> list[str]:
