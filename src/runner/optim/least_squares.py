@@ -18,7 +18,7 @@ from runner.config import schema as c
 from runner.optim.active_set import step_within, times
 from runner.optim.base import Objective, State
 from runner.optim.linearised import Linearised, lengths
-from runner.optim.qr import penalised
+from runner.optim.qr import penalised, without_columns
 
 SOLVES = 2
 """Number of steps of `lstsq`: the solution, and one step of iterative refinement.
@@ -136,10 +136,12 @@ class _Problem:
     """Bounds of a step, [lanes, n]."""
     held: Tensor
     """Mask [lanes, n] of the entries at a bound that descent would leave."""
+    scale: Tensor
+    """Scale [lanes, n] of the trust region: the largest lengths of the columns of J so far."""
     present: Linearised
-    """The problem of the other entries, in the scale of the present Jacobian, in which rank and convergence are decided."""
+    """The problem of the entries that are not held, in the scale of the present J, in which rank and convergence are decided."""
     model: Linearised
-    """The same in the scale of the trust region, the largest one so far. Columns that became short look like rounding in it."""
+    """The same in the scale of the trust region. Columns that became short look like rounding in it."""
     full: Tensor
     """Gauss–Newton step [lanes, n] in the basis of `model`."""
 
@@ -149,12 +151,14 @@ class _Problem:
         n = origin.shape[1]
         matrix, residuals = factor[:, :n, :n], factor[:, :n, n]
         held = bounds.active(origin, times(matrix.mT, residuals))
-        free, scale = matrix.masked_fill(held.unsqueeze(1), 0.0), lengths(matrix)
-        present = model = Linearised.from_triangle(free, residuals, scale)
+        free = without_columns(factor[:, :n, : n + 1], held)
+        scale = lengths(matrix)
+        present = model = _linearised(free, scale, held)
         if largest is not None:
-            model = Linearised.from_triangle(free, residuals, torch.maximum(scale, largest))
+            scale = torch.maximum(scale, largest)
+            model = _linearised(free, scale, held)
         room = Bounds(bounds.low - origin, bounds.high - origin)
-        return _Problem(matrix, residuals, room, held, present, model, model.step_of(present))
+        return _Problem(matrix, residuals, room, held, scale, present, model, model.step_of(present))
 
     def trial(self, radius: Tensor, waiting: Tensor) -> _Trial:
         """Return the best step within a trust region of this radius [lanes], or within the bounds for its damping."""
@@ -166,13 +170,13 @@ class _Problem:
         cut = waiting & (self.room.project(step) != step).any(1)
         if not bool(cut.any()):
             return _Trial(step, along.norm(dim=1), linear, damped, cut)
-        scale = torch.where(damping.unsqueeze(1) > 0, model.scale, self.present.scale)
+        scale = torch.where(damping.unsqueeze(1) > 0, self.scale, lengths(self.matrix))
         within = step_within(self.matrix, self.residuals, scale, damping, self.room)
         change = times(self.matrix, within)
         squares = change.square().sum(1)
         return _Trial(
             torch.where(cut.unsqueeze(1), within, step),
-            torch.where(cut, (model.scale * within).norm(dim=1), along.norm(dim=1)),
+            torch.where(cut, (self.scale * within).norm(dim=1), along.norm(dim=1)),
             torch.where(cut, squares, linear),
             torch.where(cut, -(change * self.residuals).sum(1) - squares, damped),
             cut,
@@ -209,7 +213,7 @@ class LevenbergMarquardt(_LeastSquares):
         origin = self._rows().to(factor)
         n, bounds = origin.shape[1], self._bounds.to(factor)
         problem = _Problem.at(origin, factor, bounds, self._slots.get("scale"))
-        scale = problem.model.scale
+        scale = problem.scale
         length, size = (factor[:, :, column].norm(dim=1) for column in (n, n + 1))  # lengths of r and y
         radius, last_offset = self._trust_region(scale * origin, problem.full)
         eps = torch.finfo(self._tensors[0].dtype).eps
@@ -276,6 +280,12 @@ def lm(
 ) -> LevenbergMarquardt:
     """Return the solver of one run, or of vmapped runs if `lanes` has their configurations."""
     return LevenbergMarquardt(lanes or [config], parameters, None if lanes is None else len(lanes), bounds)
+
+
+def _linearised(free: Tensor, scale: Tensor, held: Tensor) -> Linearised:
+    """Return the problem of a factor [lanes, rows, n + 1] of [J, r] whose held columns are unit vectors."""
+    n = scale.shape[1]
+    return Linearised.from_triangle(free[:, :n, :n], free[:, :n, n], torch.where(held, 1.0, scale))
 
 
 def _with_lanes(factor: Tensor) -> Tensor:
