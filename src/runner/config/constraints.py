@@ -164,6 +164,14 @@ FORBIDDEN = (
         "process; use strategy=ddp",
     ),
     _Forbidden(
+        lambda k: bool(k.model.limits) and k.optimizer.linear_only,
+        "`model.bounds` must be empty with `optimizer`={k.optimizer.name}, which solves without bounds; use optimizer=lm",
+    ),
+    _Forbidden(
+        lambda k: bool(k.model.limits) and _repeats(k),
+        "`model.bounds` must be empty with `optimizer`={k.optimizer.name}, whose line search would leave them; use optimizer=adam",
+    ),
+    _Forbidden(
         lambda k: k.model.keeps_units and k.data.standardize,
         "`data.standardize` must be false with `model`={k.model.name}, whose parameters are in the units of the data; "
         "use data.standardize=false",

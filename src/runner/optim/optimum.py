@@ -79,7 +79,7 @@ def find_optimum(model: Differentiable, rows: Batch, config: c.Config, weight_de
     features = rows.numbers
     count, numbers = features.shape[-2], sum(parameter.numel() for _, parameter in model.named_parameters())
     sample = features if features.dim() == 2 else features[0]
-    quadratic = config.loss.squares and config.amp == "off"
+    quadratic = config.loss.squares and config.amp == "off" and not config.model.limits
     if not (quadratic and _affordable(count, numbers) and model.is_linear(sample)):
         return None
     lanes, most = len(weight_decay), lanes_at_once(count, numbers)

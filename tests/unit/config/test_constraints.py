@@ -22,6 +22,8 @@ REFUSED = {
     "optimizer=lbfgs update=manual": "`update` must be optimizer with `optimizer`=lbfgs",
     "optimizer=lbfgs amp=float16": "`amp` must not be float16 with `optimizer`=lbfgs",
     "optimizer=lbfgs train.clip_norm=1": "`train.clip_norm` must be null with `optimizer`=lbfgs",
+    "model=formula model.bounds.a=[0,null] optimizer=lstsq": "`model.bounds` must be empty with `optimizer`=lstsq",
+    "model=formula model.bounds.a=[0,null] optimizer=lbfgs update=optimizer": "`model.bounds` must be empty with `optimizer`=lbfgs",
     "model=formula data.standardize=true": "`data.standardize` must be false with `model`=formula",
     "train.steps=null": "`train.steps` and `train.epochs` must be one number and one null",
     "train.early_stopping.patience=3": "`train.eval_every_steps` must be an integer with `train.early_stopping.patience`",

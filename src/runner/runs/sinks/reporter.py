@@ -278,22 +278,36 @@ def _fitted(summary: Mapping[str, Any]) -> list[str]:
     elif "coefficients" in summary:
         lines = [f"{name} = {_number(value)}" for name, value in summary["coefficients"].items()]
     else:
-        lines = [f"{name} = {', '.join(map(_number, flat(value)))}" for name, value in parameters.items()]
+        notes = _notes(summary)
+        lines = [
+            f"{name} = {', '.join(map(_number, flat(value)))}{notes.get(name, '')}"
+            for name, value in parameters.items()
+        ]
     target = summary.get("fitted_to")
     return lines if target is None else [f"fitted to {target}, the natural logarithm:", *lines]
 
 
+def _notes(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is said of parameters that were not fitted, or that ended at a bound."""
+    notes = dict.fromkeys(summary.get("fixed", ()), " (fixed)")
+    return notes | {name: f" (at its {side} bound)" for name, side in summary.get("at_bounds", {}).items()}
+
+
 def _with_errors(summary: Mapping[str, Any], values: Sequence[float]) -> list[str]:
-    """Return a line for each value: value ± standard error, and its confidence interval."""
+    """Return a line for each value: value ± standard error, and its confidence interval where it has them."""
+    notes, names = _notes(summary), number_names(summary)
     intervals = summary["confidence_intervals"].values()
     columns = (
-        values,
+        [value for name, value in zip(names, values, strict=True) if name not in notes],
         flat([*summary["standard_errors"].values()]),
         *(flat([interval[end] for interval in intervals]) for end in ("low", "high")),
     )
+    known = iter(zip(*columns, strict=True))
     return [
-        "{} = {} ± {} (95 %: {} … {})".format(name, *_aligned(numbers))
-        for name, numbers in zip(number_names(summary), zip(*columns, strict=True), strict=True)
+        f"{name} = {_number(value)}{notes[name]}"
+        if name in notes
+        else "{} = {} ± {} (95 %: {} … {})".format(name, *_aligned(next(known)))
+        for name, value in zip(names, values, strict=True)
     ]
 
 
