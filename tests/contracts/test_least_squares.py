@@ -39,7 +39,7 @@ def linear(columns: int, dtype: torch.dtype = torch.float64, bias: bool = True) 
 
 
 def formula(expression: str, **start: float) -> Model:
-    return build_model(c.Formula(name="formula", expression=expression, start=start, init="uniform"), ["x"], stream(0, "init"))  # fmt: skip
+    return build_model(c.Formula(name="formula", expression=expression, start=start, init="uniform", bounds={}, fixed={}), ["x"], stream(0, "init"))  # fmt: skip
 
 
 def objective(model: Model, features: Tensor, target: Tensor, **changes: Any) -> BatchObjective:

@@ -6,8 +6,9 @@ They are checked twice: for the configuration as composed, and again after `auto
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -163,6 +164,14 @@ FORBIDDEN = (
         "process; use strategy=ddp",
     ),
     _Forbidden(
+        lambda k: bool(k.model.limits) and k.optimizer.linear_only,
+        "`model.bounds` must be empty with `optimizer`={k.optimizer.name}, which solves without bounds; use optimizer=lm",
+    ),
+    _Forbidden(
+        lambda k: bool(k.model.limits) and _repeats(k),
+        "`model.bounds` must be empty with `optimizer`={k.optimizer.name}, whose line search would leave them; use optimizer=adam",
+    ),
+    _Forbidden(
         lambda k: k.model.keeps_units and k.data.standardize,
         "`data.standardize` must be false with `model`={k.model.name}, whose parameters are in the units of the data; "
         "use data.standardize=false",
@@ -303,7 +312,7 @@ def _needed_for(dtype: str, config: c.Config) -> tuple[str, ...]:
 def _problems(config: c.Config) -> list[str]:
     messages = [rule.message(config) for rule in FORBIDDEN if rule.when(config)]
     parts = (config.data, config.model, config.loss, config.optimizer, config.schedule)
-    more = (*_sink_problems(config), *_graph_problems(config))
+    more = (*_sink_problems(config), *_baseline_problems(config), *_graph_problems(config))
     return [*messages, *(problem for part in parts for problem in part.problems()), *more]
 
 
@@ -361,14 +370,29 @@ def _graph_problems(config: c.Config) -> Iterator[str]:
         yield graph_problem(reason)
 
 
-def _sink_problems(config: c.Config) -> Iterator[str]:
-    known, names = c.SinkConfig.choices, config.record.sinks
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, list(known), n=1)
+def _list_problems(name: str, values: Sequence[str], known: Collection[str]) -> Iterator[str]:
+    """Yield the problems of a list that may name each of the known things once."""
+    for value in values:
+        if value not in known:
+            near = difflib.get_close_matches(value, list(known), n=1)
             hint = f"did you mean {near[0]}?" if near else "remove it"
-            yield f"`record.sinks` must be a list of {', '.join(known)}, got {name}; {hint}"
-    if len(set(names)) < len(names):
-        yield f"`record.sinks` must not repeat a sink, got [{', '.join(names)}]; remove one"
+            yield f"`{name}` must be a list of {', '.join(known)}, got {value}; {hint}"
+    if len(set(values)) < len(values):
+        yield f"`{name}` must not repeat an entry, got [{', '.join(values)}]; remove one"
+
+
+def _baseline_problems(config: c.Config) -> Iterator[str]:
+    chosen = config.record.baselines
+    yield from _list_problems("record.baselines", chosen, c.BASELINES)
+    if "boosting" in chosen and importlib.util.find_spec("sklearn") is None:
+        yield (
+            "`record.baselines` must not contain boosting, because scikit-learn is not installed; "
+            'install it with `pip install "runner[baselines]"`, or remove boosting'
+        )
+
+
+def _sink_problems(config: c.Config) -> Iterator[str]:
+    names = config.record.sinks
+    yield from _list_problems("record.sinks", names, c.SinkConfig.choices)
     if "jsonl" not in names:
         yield f"`record.sinks` must include jsonl, which resume and comparisons read, got [{', '.join(names)}]; add it"

@@ -6,11 +6,12 @@ A meaning is a phrase that `explain` and docs/config.md print with the value.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -344,6 +345,16 @@ class ModelConfig(Part):
         return 0
 
     @property
+    def limits(self) -> Mapping[str, tuple[float, float]]:
+        """Lower and upper bound of each bounded parameter; −∞ or ∞ for one that is missing."""
+        return {}
+
+    @property
+    def fixed_parameters(self) -> Mapping[str, float]:
+        """Values of the parameters that are not trained."""
+        return {}
+
+    @property
     def draws(self) -> bool:
         """Whether the forward pass in training draws random numbers."""
         return False
@@ -422,20 +433,62 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
         "initial value of each parameter; the others are drawn as init says", names=True, lane=True
     )
     init: Literal["uniform", "normal", "zeros"] = key(
-        "initial values of the other parameters; uniform is U(0, 1), normal is N(0, 1)"
+        "initial values of the other parameters; uniform is U(0, 1), normal is N(0, 1); one outside of its bounds is moved inside"
     )
+    bounds: dict[str, tuple[float | None, float | None]] = key(
+        "lower and upper bound of parameters, such as {k: [0, null]}; null is no bound", names=True, before={}
+    )
+    fixed: dict[str, float] = key("values of parameters that are not trained", names=True, before={})
+
+    @property
+    def limits(self) -> Mapping[str, tuple[float, float]]:
+        """Bounds as numbers, without the pairs that have none."""
+        return {
+            name: (-math.inf if low is None else low, math.inf if high is None else high)
+            for name, (low, high) in self.bounds.items()
+            if (low, high) != (None, None)
+        }
+
+    @property
+    def fixed_parameters(self) -> Mapping[str, float]:
+        """Values as configured."""
+        return self.fixed
 
     def problems(self) -> Iterator[str]:
-        """Yield the problems of the expression and of initial values that name no parameter."""
+        """Yield the problems of the expression, and of values for its parameters."""
         try:
             names = parse(self.expression).names
         except ExpressionError as error:
             yield f"`model.expression`: {error}"
             return
-        for name in sorted(set(self.start) - set(names)):
+        for values in ("start", "bounds", "fixed"):
+            for name in sorted(set(getattr(self, values)) - set(names)):
+                near = difflib.get_close_matches(name, names, n=1)
+                remedy = f"did you mean `{near[0]}`?" if near else "remove it or correct its name"
+                yield (
+                    f"`model.{values}.{name}` must name a parameter of `model.expression`={self.expression!r}, "
+                    f"which has {', '.join(names) or 'no names'}; {remedy}"
+                )
+        for name, (low, high) in self.limits.items():
+            yield from self._problems_of_bounds(name, low, high)
+        try:
+            parse(self.expression, self.fixed)
+        except ExpressionError as error:
+            yield f"`model.fixed`: {error}"
+
+    def _problems_of_bounds(self, name: str, low: float, high: float) -> Iterator[str]:
+        shown = f"[{', '.join(f'{limit:g}' if math.isfinite(limit) else 'null' for limit in (low, high))}]"
+        start = self.start.get(name)
+        if low > high:
+            yield f"`model.bounds.{name}` must have a lower bound below the upper one, got {shown}; exchange them"
+        elif low == high:
+            yield f"`model.bounds.{name}` must be two different numbers, got {shown}; use model.fixed.{name}={low:g} instead"
+        elif start is not None and name not in self.fixed and not low <= start <= high:
+            yield f"`model.start.{name}` must lie within `model.bounds.{name}`={shown}, got {start:g}; change one of them"
+        if name in self.fixed:
             yield (
-                f"`model.start.{name}` must name a parameter of `model.expression`={self.expression!r}, "
-                f"which has {', '.join(names) or 'no names'}; remove it or correct its name"
+                f"`model.bounds.{name}` must not be given with `model.fixed.{name}`={self.fixed[name]:g}, "
+                "which is not trained; remove one of them"
             )
 
     def doubts(self, features: Sequence[str], others: Sequence[str], selected: bool) -> Iterator[str]:
@@ -500,7 +553,7 @@ class OptimizerConfig(Part):
     """Optimizer: a method that changes the parameters to reduce the loss.
 
     A builder takes (config, parameters by name) and returns a `runner.optim.base.Optimizer`. The builder of a
-    least-squares method also takes the configurations of all lanes. An optimizer that supports update=manual names its
+    least-squares method also takes the configurations of all lanes, and bounds of the parameters if there are any. An optimizer that supports update=manual names its
     `rule`, which takes (configurations of all lanes, numbers) and returns a `runner.optim.rules.Rule`.
     """
 
@@ -860,6 +913,10 @@ class TensorBoard(SinkConfig, name="tensorboard", builder="runner.runs.sinks.ten
     """TensorBoard event files."""
 
 
+BASELINES = ("mean", "linear", "boosting")
+"""Entries of `record.baselines`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """Metrics, plots, residuals and hashes that a run writes."""
@@ -875,6 +932,11 @@ class Record:
     residuals: bool = key(
         "whether to write residuals.csv at the end, with target and prediction of each row, unless there are very many",
         before=True,
+    )
+    baselines: tuple[str, ...] = key(
+        "simple models that the results of a table are compared with: mean (of the training rows), linear (least squares) and "
+        "boosting (trees of scikit-learn, which the extra `baselines` installs)",
+        before=["mean", "linear"],
     )
     hash_every_steps: int | None = key(
         "steps between lines of hashes.jsonl, from step 0 on; `diverge` compares them to find where two runs differ; null writes none",
@@ -950,7 +1012,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (str, int, float)) or value is None:
         return value
     if isinstance(value, dict):
-        return dict(value)
+        return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, tuple):
         return list(value)
     kind: Any = type(value)

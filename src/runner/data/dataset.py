@@ -46,7 +46,7 @@ class ResidentRows:
         return self.all.map(lambda values: values.index_select(0, rows))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Scaled rows for training and evaluation, and what made them from the columns of the source."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,40 +88,58 @@ class FormulaModel(Model):
 
 def build(config: c.Formula, feature_names: Sequence[str], generator: torch.Generator) -> FormulaModel:
     """Return a formula with given or drawn start values. Raises `DataError` if its names do not fit the columns."""
-    expression = parse(config.expression)
-    free = [name for name in expression.names if name not in feature_names]
+    whole, expression = parse(config.expression), parse(config.expression, config.fixed)
+    parameters = [name for name in whole.names if name not in feature_names]
+    free = [name for name in parameters if name not in config.fixed]
     problems = [
-        f"`model.start.{name}` must name a parameter, but {name!r} is a column of the data; remove it"
-        for name in config.start
+        f"`model.{key}.{name}` must name a parameter, but {name!r} is a column of the data; remove it"
+        for key, values in (("start", config.start), ("bounds", config.bounds), ("fixed", config.fixed))
+        for name in values
         if name in feature_names
     ]
-    ambiguous = sorted(expression.constants & set(feature_names) - set(expression.names))
+    ambiguous = sorted(whole.constants & set(feature_names) - set(whole.names))
     problems += [
         f"`model.expression` must not use `{name}`, which is both a constant and a column of the data; "
         f"write the column as `` `{name}` `` in backticks, or rename it with data.rename"
         for name in ambiguous
     ]
-    strange = [name for name in free if written(name) != name]
+    strange = [name for name in parameters if written(name) != name]
     problems += [
         f"`model.expression` must name a column of the data in backticks, got {name!r}; the columns are {', '.join(map(repr, feature_names))}"
         for name in strange
     ]
-    if len(free) == len(expression.names) and not strange + ambiguous:
+    if len(parameters) == len(whole.names) and not strange + ambiguous:
         rename = ", or rename them with data.rename" if any(written(name) != name for name in feature_names) else ""
         problems.append(
             f"`model.expression` must use a column of the data ({', '.join(feature_names)}), got {config.expression!r}; "
             f"correct the names, and write those with blanks or signs in backticks{rename}"
         )
-    if not free:
+    if parameters and not free:
+        problems.append(
+            f"`model.fixed` must leave a parameter to fit, but has all of {', '.join(parameters)}; remove one"
+        )
+    if not parameters:
         problems.append(
             f"`model.expression` must have a parameter to fit, but every name in {config.expression!r} is a column; add one"
         )
     if problems:
         raise DataError(problems)
-    start = {}
-    for name in free:
-        value = torch.empty((), dtype=torch.float64)
+    # Draw for every parameter, so that setting one start value does not change the others.
+    drawn = {name: torch.empty((), dtype=torch.float64) for name in parameters}
+    for name, value in drawn.items():
         init_tensor(value, config.init, 1, generator)
-        # Draw for every parameter, so that setting one start value does not change the others.
-        start[name] = torch.tensor(config.start[name], dtype=torch.float64) if name in config.start else value
-    return FormulaModel(expression, feature_names, start)
+        if name in config.start:
+            value.fill_(config.start[name])
+        elif name in config.limits:
+            value.fill_(_moved_inside(float(value), *config.limits[name]))
+    return FormulaModel(expression, feature_names, {name: drawn[name] for name in free})
+
+
+def _moved_inside(drawn: float, low: float, high: float) -> float:
+    """Return a drawn start value, or if it is outside of its bounds, the point that far from one, or between both."""
+    if low <= drawn <= high:
+        return drawn
+    if math.isfinite(low) and math.isfinite(high):
+        share = abs(drawn) % 1
+        return low * (1 - share) + high * share
+    return low + abs(drawn) if math.isfinite(low) else high - abs(drawn)

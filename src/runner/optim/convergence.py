@@ -80,8 +80,9 @@ class Verdict:
         remedies = ["train longer"]
         if not self.config.optimizer.least_squares:
             remedies += ["use data.standardize=true"] if self._may_standardize else []
+            solved = self.linear and not self.config.model.limits
             solver: c.OptimizerConfig = (
-                c.Lstsq(name="lstsq", weight_decay=0.0) if self.linear else c.Lm(name="lm", radius=1.0)
+                c.Lstsq(name="lstsq", weight_decay=0.0) if solved else c.Lm(name="lm", radius=1.0)
             )
             if not constraints.problems(replace(self.config, optimizer=solver)):
                 remedies.append(f"use optimizer={solver.name}")

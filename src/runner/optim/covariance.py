@@ -27,7 +27,7 @@ class Covariance:
     inverted: Tensor
     """R⁻¹ [n, n], for the parameters that the model has."""
     reported: Tensor
-    """Its rows [reported, n] for the parameters that are reported, in their units."""
+    """Its rows [reported, n] for the parameters that are reported and not at a bound, in their units."""
     deviation: float
     """Standard deviation s of a row with weight 1, in the units trained in: by the residuals, or given."""
 

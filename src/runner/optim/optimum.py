@@ -78,9 +78,9 @@ def find_optimum(model: Differentiable, rows: Batch, config: c.Config, weight_de
     """
     features = rows.numbers
     count, numbers = features.shape[-2], sum(parameter.numel() for _, parameter in model.named_parameters())
-    affordable = numbers <= MOST_NUMBERS and work(count, numbers) <= MOST_WORK
     sample = features if features.dim() == 2 else features[0]
-    if not (config.loss.squares and config.amp == "off" and affordable and model.is_linear(sample)):
+    quadratic = config.loss.squares and config.amp == "off" and not config.model.limits
+    if not (quadratic and _affordable(count, numbers) and model.is_linear(sample)):
         return None
     lanes, most = len(weight_decay), lanes_at_once(count, numbers)
     decay = torch.tensor(weight_decay, dtype=widest(features.device), device=features.device)
@@ -90,6 +90,19 @@ def find_optimum(model: Differentiable, rows: Batch, config: c.Config, weight_de
         part = _of_lanes(model, select_lanes(rows, some), decay[some], config.dtype)
         parts.append([value.expand(len(decay[some]), *value.shape[1:]) for value in vars(part).values()])
     return Optimum(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def least_squares(model: Differentiable, rows: Batch) -> Tensor | None:
+    """Return the parameters [n] of a linear model of one run with the least squared error, or None if it takes too long."""
+    count, numbers = len(rows.target), sum(parameter.numel() for _, parameter in model.named_parameters())
+    if not _affordable(count, numbers):
+        return None
+    no_decay = torch.zeros(1, dtype=widest(rows.target.device), device=rows.target.device)
+    return _of_lanes(model, rows, no_decay, "float64").solution[0]
+
+
+def _affordable(rows: int, numbers: int) -> bool:
+    return numbers <= MOST_NUMBERS and work(rows, numbers) <= MOST_WORK
 
 
 def _of_lanes(model: Differentiable, rows: Batch, decay: Tensor, dtype: str) -> Optimum:

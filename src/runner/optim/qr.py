@@ -101,6 +101,18 @@ def penalised(factor: Tensor, parameters: Tensor, decay: Tensor, rows: int) -> T
     return triangle(torch.cat((factor.expand(lanes, -1, -1), penalty), 1))
 
 
+def without_columns(factor: Tensor, left_out: Tensor) -> Tensor:
+    """Return the factor [lanes, rows, m] after columns were replaced by unit vectors that are orthogonal to all others.
+
+    `left_out` is a mask [lanes, n] of its first n columns. The factor is returned unchanged if it is empty.
+    """
+    if not bool(left_out.any()):
+        return factor
+    mask = torch.nn.functional.pad(left_out, (0, factor.shape[-1] - left_out.shape[1]))
+    units = torch.diag_embed(mask.to(factor.dtype))
+    return triangle(torch.cat((factor.masked_fill(mask.unsqueeze(1), 0.0), units), 1))
+
+
 def pieces(rows: Batch) -> Iterator[Batch]:
     """Yield the rows in pieces of at most `PIECE_ROWS`; one empty piece for no rows."""
     count = rows.target.shape[-2]

@@ -2,8 +2,8 @@
 
 Standard errors are the square roots of the diagonal of s²·(JᵀJ)⁻¹ for residual standard deviation s and Jacobian J: Bates and
 Watts, "Nonlinear Regression Analysis and Its Applications" (1988), sections 1.2 and 2.3. With weights w, the rows of J and r
-are multiplied by √w, and s is the standard deviation of a row with weight 1, which may be known. Every tensor has a leading lane
-axis; a single run is one lane.
+are multiplied by √w, and s is the standard deviation of a row with weight 1, which may be known. A parameter at a bound has no
+standard error, and counts as known for the others. Every tensor has a leading lane axis; a single run is one lane.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import compress
+from operator import not_
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from runner.compute.batch import Batch
+from runner.compute.bounds import Bounds
 from runner.compute.precision import DTYPES, widest
 from runner.config import schema as c
 from runner.optim.base import Differentiable
@@ -26,7 +29,16 @@ from runner.optim.convergence import Evidence, Verdict, judge, other_values
 from runner.optim.covariance import MOST_PARAMETERS, Covariance, rows_by_name
 from runner.optim.linearised import Linearised, lengths
 from runner.optim.optimum import MOST_NUMBERS, MOST_WORK, work
-from runner.optim.qr import augmented, inverse, lanes_at_once, penalised, pieces, qr_of_pieces, select_lanes
+from runner.optim.qr import (
+    augmented,
+    inverse,
+    lanes_at_once,
+    penalised,
+    pieces,
+    qr_of_pieces,
+    select_lanes,
+    without_columns,
+)
 from runner.optim.student_t import CONFIDENCE, t_quantile
 
 
@@ -36,16 +48,16 @@ class Inference:
 
     verdict: Verdict
     """Whether the fit has converged."""
-    numbers: int
-    """Number of fitted parameters."""
+    at_bounds: Sequence[bool]
+    """Whether each of the n fitted numbers is at a bound."""
     degrees_of_freedom: int
-    """Number of rows with a weight above 0 minus number of parameters."""
+    """Number of rows with a weight above 0 minus number of parameters that are not at a bound."""
     residual_length: float
     """Length of the weighted residuals of training, in the target's units in the file, or in those of its logarithm."""
     given_deviation: float | None
     """Standard deviation of a row with weight 1 by `data.sigma`, in the same units; None without it."""
     standard_errors: Mapping[str, Tensor] | None
-    """Standard errors by name, in the shapes and units of the reported parameters.
+    """Standard errors by name, in the shapes and units of the reported parameters, without those that are at a bound.
 
     None if the fit did not converge, has too few rows, has an l2 penalty, or does not determine every parameter.
     """
@@ -66,12 +78,13 @@ class Inference:
     def information_criteria(self) -> dict[str, float]:
         """Return Akaike's and the Bayesian information criterion.
 
-        aic = N·ln(χ²/N) + 2·k and bic = N·ln(χ²/N) + ln(N)·k for N rows and k parameters, as lmfit defines them. The
+        aic = N·ln(χ²/N) + 2·k and bic = N·ln(χ²/N) + ln(N)·k for N rows and k parameters that are not at a bound, as lmfit defines them. The
         likelihood of normal noise adds the constant N·(1 + ln 2π) to both, as in statsmodels, which moves no difference.
         """
-        rows = self.degrees_of_freedom + self.numbers
+        numbers = self.at_bounds.count(False)
+        rows = self.degrees_of_freedom + numbers
         fit = rows * math.log(self.chi_square / rows) if self.chi_square else -math.inf
-        return {"aic": fit + 2 * self.numbers, "bic": fit + math.log(rows) * self.numbers}
+        return {"aic": fit + 2 * numbers, "bic": fit + math.log(rows) * numbers}
 
     @property
     def converged(self) -> bool:
@@ -114,8 +127,9 @@ class Inference:
                 for name, (low, high) in self.intervals(fitted).items()
             }
         if self.covariance is not None:
-            entries["covariance"] = rows_by_name(self.covariance.matrix, names)
-            entries["correlation"] = rows_by_name(self.covariance.correlation, names)
+            free = names if True not in self.at_bounds else [*compress(names, map(not_, self.at_bounds))]
+            entries["covariance"] = rows_by_name(self.covariance.matrix, free)
+            entries["correlation"] = rows_by_name(self.covariance.correlation, free)
         return entries
 
 
@@ -168,10 +182,16 @@ def _infer_lanes(
     factor = _factor(model, parameters, rows).expand(len(flat), -1, -1)
     finite = factor.isfinite().all(2).all(1).tolist()
     factor = factor.nan_to_num(0.0, 0.0, 0.0)
-    free = [used - numbers for used in _weighted_rows(rows, len(flat))]
-    deviation = factor[:, :, numbers].norm(dim=1) / torch.tensor(free).clamp(min=1).to(factor).sqrt()
     decay = torch.tensor([fit.config.optimizer.l2_penalty for fit in fits], dtype=flat.dtype, device=flat.device)
     objective = penalised(factor[:, :, : numbers + 1], flat, decay, count)
+    # Predictions are rounded, and this much of them is no part of the fit.
+    rounded = factor[:, :, numbers + 1].norm(dim=1) + (lengths(objective[:, :numbers, :numbers]) * flat.abs()).sum(1)
+    bounds = _bounds(fits[0].config, parameters).to(flat)
+    active = bounds.active(flat, (objective[:, :, :numbers].mT @ objective[:, :, numbers:]).squeeze(2))
+    at_bounds = torch.logical_or(*bounds.reached(flat))
+    factor, objective = without_columns(factor, at_bounds), without_columns(objective, active)
+    freedom = torch.tensor(_weighted_rows(rows, len(flat))).to(flat.device) - numbers + at_bounds.sum(1)
+    deviation = factor[:, :, numbers].norm(dim=1) / freedom.clamp(min=1).to(flat).sqrt()
     jacobian = objective[:, :numbers, :numbers]
     problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))
     eps = torch.finfo(DTYPES[fits[0].config.dtype]).eps
@@ -180,7 +200,7 @@ def _infer_lanes(
         problem=problem,
         length=factor[:, :, numbers].norm(dim=1),
         # Parameters and predictions are rounded to the run's dtype, which may leave an offset of this length.
-        rounding=4 * eps * (factor[:, :, numbers + 1].norm(dim=1) + (lengths(jacobian) * flat.abs()).sum(1)),
+        rounding=4 * eps * rounded,
         finite=finite,
         names=_names(parameters),
         linear=cache(lambda: model.is_linear(rows.numbers if rows.numbers.dim() == 2 else rows.numbers[0])),
@@ -190,18 +210,19 @@ def _infer_lanes(
     full_rank = problem.determined.all(1).tolist()
     inverted = inverse(factor[:, :numbers, :numbers])
     for lane, (fit, verdict) in enumerate(zip(fits, verdicts, strict=True)):
-        known = verdict.converged and full_rank[lane] and free[lane] > 0 and not fit.config.optimizer.l2_penalty
+        free, held = int(freedom[lane]), at_bounds[lane].tolist()
+        known = verdict.converged and full_rank[lane] and free > 0 and not fit.config.optimizer.l2_penalty
         given = fit.unit_deviation
         spread = given if fit.config.data.knows_variance and given is not None else float(deviation[lane])
-        covariance = _covariance(model, fit, inverted[lane], spread) if known else None
+        covariance = _covariance(model, fit, inverted[lane], at_bounds[lane], spread) if known else None
         unit = float(fit.scaling.target_scale)
         yield Inference(
             verdict=verdict,
-            numbers=numbers,
-            degrees_of_freedom=free[lane],
+            at_bounds=held,
+            degrees_of_freedom=free,
             residual_length=float(evidence.length[lane]) * unit if finite[lane] else math.nan,
             given_deviation=None if given is None else given * unit,
-            standard_errors=None if covariance is None else _errors(covariance, fit.parameters),
+            standard_errors=None if covariance is None else _errors(covariance, _free(fit.parameters, held)),
             covariance=covariance if numbers <= MOST_PARAMETERS else None,
         )
 
@@ -236,6 +257,12 @@ def _names(parameters: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
+def _bounds(config: c.Config, parameters: Mapping[str, Tensor]) -> Bounds:
+    """Return the bounds of parameters [lanes, …] by name, rounded as in training."""
+    trained = {name: value[0].to(DTYPES[config.dtype]) for name, value in parameters.items()}
+    return Bounds.of(config.model.limits, trained)
+
+
 def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch) -> Tensor:
     """Return the triangular factor [lanes, n + 2, n + 2] of [J, r, y], with each row times the root of its weight."""
 
@@ -251,10 +278,17 @@ def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch
     return qr_of_pieces(matrices())
 
 
-def _covariance(model: Differentiable, fit: Fit, inverted: Tensor, deviation: float) -> Covariance:
-    """Return the covariance, given R⁻¹ [n, n] of J = QR and s."""
-    inverted, unscaling = inverted.cpu(), model.unscaling(fit.scaling)
-    return Covariance(inverted, inverted if unscaling is None else unscaling.to(inverted) @ inverted, deviation)
+def _covariance(model: Differentiable, fit: Fit, inverted: Tensor, at_bounds: Tensor, deviation: float) -> Covariance:
+    """Return the covariance, given R⁻¹ [n, n] of J = QR, a mask [n] of the entries at a bound, which count as known, and s."""
+    inverted, unscaling = inverted.masked_fill(at_bounds.unsqueeze(1), 0.0).cpu(), model.unscaling(fit.scaling)
+    # Bounds are those of parameters in the units of the file.
+    reported = inverted[~at_bounds.cpu()] if unscaling is None else unscaling.to(inverted) @ inverted
+    return Covariance(inverted, reported, deviation)
+
+
+def _free(parameters: Mapping[str, Tensor], at_bounds: Sequence[bool]) -> Mapping[str, Tensor]:
+    """Return the parameters that are not at a bound; a parameter that has bounds is a single number."""
+    return dict(compress(parameters.items(), map(not_, at_bounds))) if True in at_bounds else parameters
 
 
 def _errors(covariance: Covariance, fitted: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from runner.compute import precision, sizes, strategies
+from runner.compute.bounds import Bounds
 from runner.compute.devices import DeviceChoice
 from runner.compute.graphs import CudaGraphs
 from runner.compute.precision import Scaler
@@ -147,7 +148,9 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
     batches = EpochBatches(len(rows), resolved.train.batch_size, resolved.seed, device)
     scaler = precision.scaler(resolved.amp, device)
     info = run_info(resolved, prepared, strategy=strategy.name, batches=batches, size=world.size)
-    optimizer = build_optimizer(resolved.optimizer, resolved.update, strategy.parameters(model))
+    optimizer = build_optimizer(
+        resolved.optimizer, resolved.update, strategy.parameters(model), bounds(resolved.model, model)
+    )
     minimized = objective(
         resolved,
         model,
@@ -175,6 +178,11 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
         scaler=scaler,
         optimum=optimum,
     )
+
+
+def bounds(config: c.ModelConfig, model: Model) -> Bounds | None:
+    """Return the bounds of a placed model's parameters, or None if it has none."""
+    return Bounds.of(config.limits, dict(model.named_parameters())) if config.limits else None
 
 
 def objective(

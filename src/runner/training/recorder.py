@@ -303,7 +303,8 @@ class RunRecorder:
         from runner.training import report
 
         info, path = self._info, self.directory.path
-        answers = report.answers(info, run, path)
+        compared = self._optional("the comparison with `record.baselines`", lambda: report.comparison(info))
+        answers = {**report.answers(info, run, path), **(compared or {})}
         summary = report.summary(info, run, answers, timing)
         write_json(path / "summary.json", summary)
         self.directory.update(status="finished")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from runner.compute.bounds import Bounds
 from runner.compute.devices import DeviceChoice
 from runner.compute.gc_pause import gc_paused
 from runner.config.constraints import eager_because
@@ -20,6 +21,7 @@ from runner.optim.optimum import noise_floor, observed_rate
 from runner.runs import hashes
 from runner.runs.records import number_names
 from runner.runs.sinks.jsonl import each_row
+from runner.training.baselines import baselines
 from runner.training.experiment import Outcome, RunInfo
 from runner.training.metrics import Evaluation
 from runner.training.run_state import RunState
@@ -91,7 +93,8 @@ def fitted(info: RunInfo, outcome: Outcome) -> dict[str, Any]:
     """Return the summary's entries on the fitted parameters; none for a model with more than 1,000 of them."""
     if info.parameter_count > MOST_PARAMETERS:
         return {}
-    entries: dict[str, Any] = {"parameters": {name: value.tolist() for name, value in outcome.fitted.items()}}
+    trained = {name: value.tolist() for name, value in outcome.fitted.items()}
+    entries: dict[str, Any] = {"parameters": {**trained, **info.config.model.fixed_parameters}}
     if outcome.terms:
         values = [number for value in outcome.fitted.values() for number in value.flatten().tolist()]
         entries["coefficients"] = dict(zip(outcome.terms, values, strict=False))  # there may be no constant
@@ -116,8 +119,30 @@ def answers(info: RunInfo, run: RunState, path: Path) -> dict[str, Any]:
     if floor is not None:
         entries["noise_floor"] = floor
     if outcome.inference is not None:
-        entries.update(outcome.inference.summary(outcome.fitted, number_names(fitted(info, outcome)), run.settled))
+        fixed = info.config.model.fixed_parameters
+        names = [name for name in number_names(fitted(info, outcome)) if name not in fixed]
+        entries.update(outcome.inference.summary(outcome.fitted, names, run.settled))
+    if info.config.model.fixed_parameters:
+        entries["fixed"] = list(info.config.model.fixed_parameters)
+    if at_bounds := _at_bounds(info, outcome):
+        entries["at_bounds"] = at_bounds
     return entries
+
+
+def comparison(info: RunInfo) -> dict[str, Any]:
+    """Return the summary's entry on what simple models reach with the same table; none where the true function is known."""
+    chosen = info.config.record.baselines
+    return {"baselines": baselines(info.dataset, chosen)} if chosen and info.config.data.noise_deviation is None else {}
+
+
+def _at_bounds(info: RunInfo, outcome: Outcome) -> dict[str, str]:
+    """Return the parameters that are at a bound, and which: "lower" or "upper"."""
+    limits = info.config.model.limits
+    if not limits:
+        return {}
+    low, high = Bounds.of(limits, outcome.parameters).reached(torch.stack(list(outcome.parameters.values())))
+    sides = zip(outcome.parameters, low.tolist(), high.tolist(), strict=True)
+    return {name: "lower" if lower else "upper" for name, lower, upper in sides if lower or upper}
 
 
 def summary(info: RunInfo, run: RunState, answers: Mapping[str, Any], timing: Mapping[str, float]) -> dict[str, Any]:
@@ -139,6 +164,7 @@ def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Ite
     """Yield the lines that explain the metrics and parameters of a finished run."""
     config = info.config
     yield from _quality(answers, config)
+    yield from _no_better_than_the_mean(answers, run.outcome)
     yield from _fit(answers, run)
     if run.stopped_early and not run.settled:
         metric, patience = f"{info.watched}/{config.train.early_stopping.metric}", config.train.early_stopping.patience
@@ -170,6 +196,19 @@ def _quality(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
         )
 
 
+def _no_better_than_the_mean(answers: Mapping[str, Any], outcome: Outcome) -> Iterator[str]:
+    """Yield a line if the model is not better than the mean on the rows that it was trained on least."""
+    mean = answers.get("baselines", {}).get("mean")
+    if mean is None:
+        return
+    judged = next(part for part in ("test", "valid", "train") if f"{part}/rmse" in mean)
+    own, its = outcome.metrics[f"{judged}/rmse"], mean[f"{judged}/rmse"]
+    if not own < its:
+        yield (
+            f"mean     the model is not better than the mean of the training rows: {judged}/rmse {own:.6g}, and {its:.6g} for the mean"
+        )
+
+
 def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
     """Yield the lines on whether the fit has converged."""
     after = f"after {_counted(run.step, 'step')}"
@@ -183,6 +222,9 @@ def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
     deviation = answers["residual_standard_deviation"]
     freedom = _counted(answers["degrees_of_freedom"], "degree")
     yield f"fit      converged {after}; residual standard deviation {deviation:.6g}, {freedom} of freedom"
+    for name, side in answers.get("at_bounds", {}).items():
+        more = ": it has no standard error, and those of the others hold for this value"
+        yield f"fit      {name} is at its {side} bound{more if 'standard_errors' in answers else ''}"
     if "undetermined" in answers:
         yield f"fit      {free(answers['undetermined'])}, so there are no standard errors"
     pairs = [*nearly_equal(answers.get("correlation", {}))]

@@ -28,7 +28,7 @@ from runner.optim.optimum import Optimum, find_optimum, progress_columns, summar
 from runner.optim.qr import PIECE_ROWS, select_lanes
 from runner.optim.schedules import DeviceRates
 from runner.optim.standard_errors import Fit, Inference, infer
-from runner.training.build import Inputs, objective, run_info, training_step
+from runner.training.build import Inputs, bounds, objective, run_info, training_step
 from runner.training.experiment import Outcome, RunInfo, batch_size, warnings
 from runner.training.loop import Loop
 from runner.training.metrics import Evaluation
@@ -306,7 +306,9 @@ def _built(
     forward = strategy.place(template, loss)
     seeds = [info.config.seed for info in infos]
     batches = StackedBatches(len(rows["train"]), config.train.batch_size, seeds, device)
-    optimizer = build_lanes([info.config.optimizer for info in infos], strategy.parameters(template))
+    optimizer = build_lanes(
+        [info.config.optimizer for info in infos], strategy.parameters(template), bounds(config.model, template)
+    )
     schedule = _schedule(infos, strategy.stack)
     minimized = objective(
         config,

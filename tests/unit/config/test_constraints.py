@@ -22,6 +22,8 @@ REFUSED = {
     "optimizer=lbfgs update=manual": "`update` must be optimizer with `optimizer`=lbfgs",
     "optimizer=lbfgs amp=float16": "`amp` must not be float16 with `optimizer`=lbfgs",
     "optimizer=lbfgs train.clip_norm=1": "`train.clip_norm` must be null with `optimizer`=lbfgs",
+    "model=formula model.bounds.a=[0,null] optimizer=lstsq": "`model.bounds` must be empty with `optimizer`=lstsq",
+    "model=formula model.bounds.a=[0,null] optimizer=lbfgs update=optimizer": "`model.bounds` must be empty with `optimizer`=lbfgs",
     "model=formula data.standardize=true": "`data.standardize` must be false with `model`=formula",
     "train.steps=null": "`train.steps` and `train.epochs` must be one number and one null",
     "train.early_stopping.patience=3": "`train.eval_every_steps` must be an integer with `train.early_stopping.patience`",
@@ -81,7 +83,7 @@ def test_sinks_that_do_not_fit_are_refused() -> None:
     expected = {
         "[jsonl,tensorbord]": "`record.sinks` must be a list of jsonl, tensorboard, got tensorbord; did you mean tensorboard?",
         "[jsonl,x]": "`record.sinks` must be a list of jsonl, tensorboard, got x; remove it",
-        "[jsonl,jsonl]": "`record.sinks` must not repeat a sink, got [jsonl, jsonl]; remove one",
+        "[jsonl,jsonl]": "`record.sinks` must not repeat an entry, got [jsonl, jsonl]; remove one",
         "[tensorboard]": "`record.sinks` must include jsonl, which resume and comparisons read, got [tensorboard]; add it",
     }
     assert {sinks: problems(f"record.sinks={sinks}") for sinks in expected} == {
