@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,10 +98,13 @@ def build(
     dtype: torch.dtype,
     device: torch.device,
     accepts: rounding.Accepts = lambda key, value: True,
+    *,
+    reference: bool = False,
 ) -> Dataset:
     """Return the dataset of a configuration in `dtype` on `device`.
 
-    `seed` is the run's seed; `data.seed` takes precedence. `accepts` says which other values of a key may be advised.
+    `seed` is the run's seed; `data.seed` takes precedence. `accepts` says which other values of a key may be advised, and
+    `reference` whether the first value of each column of categories has no column of its own.
     Raises `DataError` if the data cannot be read, split or represented in `dtype`.
     """
     seed = seed if config.seed is None else config.seed
@@ -110,17 +114,17 @@ def build(
         _require_positive(target, table.target.name)
     parts = split(config.split, len(target), stream(seed, "split"))
     train = parts["train"]
-    encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed)
+    encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed, reference)
     features = torch.from_numpy(encoding.encode(table.features))
     scaled = torch.tensor(encoding.scaled) & (config.number_transform == "standardize")
     scaling = Scaling.fit(
-        features[train], target[train], scaled, scales_target=config.scales_target, log_target=config.log_target
+        features[train], target[train], scaled=scaled, scales_target=config.scales_target, log_target=config.log_target
     )
     weights = weigh(table, parts, scaling)
     numbers, scaled_target = scaling.features(features), scaling.target(target)
     if not _finite(numbers, scaled_target):
         raise DataError(
-            "`data.standardize` must be false for data whose mean or standard deviation float64 cannot represent; use a larger unit"
+            f"{_SCALED_BY[config.standardize]} for data whose mean or standard deviation float64 cannot represent; use a larger unit"
         )
     columns = _columns(table, features, encoding, scaling, config)
     rounded = rounding.check(columns, str(dtype).removeprefix("torch."), accepts)
@@ -138,9 +142,20 @@ def build(
         table.target.name,
         (*table.unread, table.target.name),
         table.sha256,
-        table.notes,
+        (*table.notes, *_reference_note(encoding)),
         (*table.warnings, *rounded),
     )
+
+
+def _reference_note(encoding: Encoding) -> Iterator[str]:
+    if encoding.references:
+        yield f"reference {', '.join(encoding.references)}"
+
+
+_SCALED_BY = {
+    True: "`data.standardize` must be false",
+    False: "`data.numbers` and `data.target_scale` must be none",
+}
 
 
 def _columns(

@@ -1,7 +1,8 @@
 """Columns of a table as numbers for a model: fitted on the training rows, applied to any rows, saved with the run.
 
 A number stays one column. A category becomes one column for each value of the training rows, 1 where a row has it (one-hot);
-a value that is missing or new is 0 in all of them. Where `data.missing` is mean, a missing number becomes the mean of the
+a value that is missing or new is 0 in all of them. A solver that has a constant gets one column less, for the columns would
+add up to the constant: the first value is the reference that the coefficients of the others are compared with. Where `data.missing` is mean, a missing number becomes the mean of the
 training rows, and another column says where one was missing. `data.numbers` may transform the numbers after that.
 """
 
@@ -73,7 +74,9 @@ class CategoryEncoding:
 
     name: str
     values: tuple[str, ...]
-    """Values of the training rows, sorted by their text."""
+    """Values of the training rows, sorted by their text, without the reference."""
+    reference: str | None = None
+    """Value that is 0 in all columns, as a missing or new one is; None if every value has its column."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,7 +99,7 @@ class CategoryEncoding:
 
     def state(self) -> dict[str, Any]:
         """Return the encoding as JSON."""
-        return {"name": self.name, "kind": "category", "values": list(self.values)}
+        return {"name": self.name, "kind": "category", "values": list(self.values), "reference": self.reference}
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,11 @@ class Encoding:
         return tuple(scaled for column in self.columns for scaled in column.scaled)
 
     @staticmethod
-    def fit(columns: Sequence[Column], train: np.ndarray, numbers: str, seed: int) -> Encoding:
+    def fit(columns: Sequence[Column], train: np.ndarray, numbers: str, seed: int, reference: bool) -> Encoding:
         """Return the encoding fitted to the training rows, whose numbers are `train`.
 
-        `numbers` is the value of `data.numbers`, and `seed` that of the data. Raises `DataError` for a column without a value
-        in the training rows.
+        `numbers` is the value of `data.numbers`, and `seed` that of the data. With `reference`, the first value of a column of
+        categories has no column, unless values are missing. Raises `DataError` for a column without a value in the training rows.
         """
 
         def transform(name: str, values: np.ndarray) -> Transform | None:
@@ -128,7 +131,21 @@ class Encoding:
                 return Quantile.fit(values, stream(seed, f"quantile/{name}"))
             return Robust.fit(values) if numbers == Robust.kind else None
 
-        return Encoding(tuple(_fitted(column.take(train), transform) for column in columns))
+        def fitted(column: Column) -> NumberEncoding | CategoryEncoding:
+            if isinstance(column, Categories):
+                return _fitted_categories(column, reference)
+            return _fitted_numbers(column, transform)
+
+        return Encoding(tuple(fitted(column.take(train)) for column in columns))
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Categories without a column, such as "color=blue"."""
+        return tuple(
+            f"{column.name}={column.reference}"
+            for column in self.columns
+            if isinstance(column, CategoryEncoding) and column.reference is not None
+        )
 
     def encode(self, columns: Sequence[Column]) -> np.ndarray:
         """Return the encoded columns, float64 [rows, len(names)]. Raises `DataError` if they do not fit in memory."""
@@ -153,23 +170,28 @@ class Encoding:
         return [column.state() for column in self.columns]
 
 
-def _fitted(
-    column: Column, transform: Callable[[str, np.ndarray], Transform | None]
-) -> NumberEncoding | CategoryEncoding:
+def _fitted_categories(column: Categories, reference: bool) -> CategoryEncoding:
     """Return the encoding of a column of training rows."""
-    if isinstance(column, Categories):
-        present = np.unique(column.codes[column.codes >= 0])
-        values = tuple(column.values[code] for code in present.tolist())
-        if not values:
-            raise DataError(_empty(column.name))
-        return CategoryEncoding(column.name, values)
+    present = np.unique(column.codes[column.codes >= 0])
+    values = tuple(column.values[code] for code in present.tolist())
+    if not values:
+        raise DataError(_empty(column.name))
+    # Where values are missing, the columns do not add up to a constant: the missing ones are the reference.
+    if reference and not column.missing.any():
+        return CategoryEncoding(column.name, values[1:], values[0])
+    return CategoryEncoding(column.name, values)
+
+
+def _fitted_numbers(column: Numbers, transform: Callable[[str, np.ndarray], Transform | None]) -> NumberEncoding:
+    """Return the encoding of a column of training rows."""
     missing = column.missing
     if missing.all():
         raise DataError(_empty(column.name))
     with np.errstate(over="ignore"):  # `data/dataset.py:build` refuses what it cannot scale
         mean = float(column.values[~missing].mean())
-    fitted = transform(column.name, column.values[~missing])
-    return NumberEncoding(column.name, column.kind, mean, bool(missing.any()), fitted)
+    return NumberEncoding(
+        column.name, column.kind, mean, bool(missing.any()), transform(column.name, column.values[~missing])
+    )
 
 
 def _empty(name: str) -> str:

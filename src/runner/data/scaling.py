@@ -28,17 +28,19 @@ class Scaling:
 
     @staticmethod
     def fit(
-        features: Tensor, target: Tensor, scaled: Tensor, *, scales_target: bool, log_target: bool
+        features: Tensor, target: Tensor, *, scaled: Tensor | bool, scales_target: bool, log_target: bool
     ) -> Scaling:
         """Return the scaling fitted to training features [rows, columns] and target [rows], both float64.
 
-        `scaled` [columns] masks the features that are standardized. The others, and the target without `scales_target`, have mean
-        0 and scale 1. Standard deviations divide by rows − 1. A constant column gets scale 1, so it becomes 0 instead of nan.
+        `scaled` masks the features [columns] that are standardized, or says whether all are. The others, and the target without
+        `scales_target`, have mean 0 and scale 1. Standard deviations divide by rows − 1. A constant column gets scale 1, so it
+        becomes 0 instead of nan.
         """
-        mean, scale = torch.zeros(features.shape[1]).double(), torch.ones(features.shape[1]).double()
-        if bool(scaled.any()):
-            mean[scaled], scale[scaled] = _moments(features[:, scaled])
-        center, spread = torch.zeros(()).double(), torch.ones(()).double()
+        mask = torch.as_tensor(scaled).expand(features.shape[1])
+        mean, scale = torch.zeros(len(mask), dtype=torch.float64), torch.ones(len(mask), dtype=torch.float64)
+        if bool(mask.any()):
+            mean[mask], scale[mask] = _moments(features[:, mask])
+        center, spread = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
         if scales_target:
             center, spread = _moments(target.log() if log_target else target)
         return Scaling(mean, scale, center, spread, log_target)

@@ -88,7 +88,8 @@ def prepare(
     """
     device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
     try:
-        dataset = build_data(resolved.data, resolved.seed, dtype, device, partial(constraints.accepts, resolved))
+        accepts = partial(constraints.accepts, resolved)
+        dataset = build_data(resolved.data, resolved.seed, dtype, device, accepts, reference=resolved.has_references)
     except DataError as error:
         raise error.changed(lambda problem: constraints.with_allowed_dtype(problem, resolved)) from None
     rows = len(dataset.parts["train"])

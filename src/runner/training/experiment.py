@@ -87,7 +87,7 @@ class RunInfo:
             sinks=sinks,
             saver=saver,
             hashes=hashes,
-            may_standardize=not (self.config.data.standardize or self.config.model.keeps_units),
+            may_standardize=self.config.may_standardize,
         )
 
 

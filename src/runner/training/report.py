@@ -170,7 +170,7 @@ def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Ite
         metric, patience = f"{info.watched}/{config.train.early_stopping.metric}", config.train.early_stopping.patience
         best = "has had no value" if run.early.value is None else f"has not become better than {run.early.value:.6g}"
         yield f"stopped  early: {metric} {best} in {patience} evaluations"
-    if config.data.standardize or config.data.log_target:
+    if config.data.scales_target or config.data.log_target:
         yield f"units    rmse and mae are in the units of {info.dataset.target_name}; loss is in the units of training"
 
 

@@ -20,7 +20,14 @@ from runner.errors import DataError
 
 CPU = torch.device("cpu")
 SPLIT = c.Split(test=2, valid=2, order="random")
-COMMON: dict[str, Any] = {"seed": None, "log_target": False, "standardize": False, "split": SPLIT}
+COMMON: dict[str, Any] = {
+    "seed": None,
+    "log_target": False,
+    "standardize": False,
+    "numbers": None,
+    "target_scale": None,
+    "split": SPLIT,
+}
 LINE = c.Line(
     name="line", features=2, slope=2.0, intercept=3.0, rows=12, start=0.0, stop=1.0, noise=0.5,
     noise_distribution="uniform", **COMMON,

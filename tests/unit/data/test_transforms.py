@@ -30,7 +30,9 @@ def test_quantiles_are_those_of_scikit_learn(values: np.ndarray) -> None:
     noise = torch.randn(len(values), generator=generator(), dtype=torch.float64).numpy()
     noisy = values + NOISE * values.std() * noise
     theirs = QuantileTransformer(
-        n_quantiles=min(max(min(len(values) // 30, 1000), 10), len(values)), output_distribution="normal", subsample=None
+        n_quantiles=min(max(min(len(values) // 30, 1000), 10), len(values)),
+        output_distribution="normal",
+        subsample=None,
     ).fit(noisy[:, None])
     new = np.concatenate([values, np.linspace(values.min() - 1, values.max() + 1, 97)])
     # Both interpolate in float64; near the ends a rounding error of 1e-17 in a probability of 1e-7 is one of 1e-10 in the value.
@@ -66,7 +68,9 @@ def test_the_scale_of_a_column_without_an_interquartile_range(values: list[float
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=60), st.data())
-def test_transformed_numbers_are_bounded_in_order_and_the_same_from_a_state(rows: list[float], data: st.DataObject) -> None:
+def test_transformed_numbers_are_bounded_in_order_and_the_same_from_a_state(
+    rows: list[float], data: st.DataObject
+) -> None:
     values = np.array(rows)
     transforms: list[tuple[Transform, float]] = [(Quantile.fit(values, generator()), 5.2), (Robust.fit(values), 3.0)]
     for transform, bound in transforms:
