@@ -97,14 +97,14 @@ def build(
     seed: int,
     dtype: torch.dtype,
     device: torch.device,
-    accepts: rounding.Accepts = lambda key, value: True,
+    advised: rounding.Advised = lambda key, value: None,
     *,
     reference: bool = False,
 ) -> Dataset:
     """Return the dataset of a configuration in `dtype` on `device`.
 
-    `seed` is the run's seed; `data.seed` takes precedence. `accepts` says which other values of a key may be advised, and
-    `reference` whether the first value of each column of categories has no column of its own.
+    `seed` is the run's seed; `data.seed` takes precedence. `advised` returns the advice to use another value of a key, and
+    `reference` says whether the first value of each column of categories has no column of its own.
     Raises `DataError` if the data cannot be read, split or represented in `dtype`.
     """
     seed = seed if config.seed is None else config.seed
@@ -127,7 +127,7 @@ def build(
             f"{_SCALED_BY[config.standardize]} for data whose mean or standard deviation float64 cannot represent; use a larger unit"
         )
     columns = _columns(table, features, encoding, scaling, config)
-    rounded = rounding.check(columns, str(dtype).removeprefix("torch."), accepts)
+    rounded = rounding.check(columns, str(dtype).removeprefix("torch."), advised)
     batch = Batch(
         numbers.to(dtype),
         scaled_target.to(dtype).unsqueeze(1),

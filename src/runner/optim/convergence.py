@@ -66,7 +66,8 @@ class Verdict:
         if settled:
             remedies = ["use data.standardize=true"] if self.config.may_standardize else []
             remedies += [] if self.config.optimizer.linear_only else [start]
-            remedies += ["use dtype=float64"] if self.config.dtype == "float32" else []
+            wider = constraints.advised(self.config, "dtype", "float64") if self.config.dtype == "float32" else None
+            remedies += [f"use {wider}"] if wider else []
             advice = f"; {_alternatives(remedies)}" if remedies else ""
             return f"no further step finds better parameters, but they are not at a minimum {threshold}{advice}"
         return f"the parameters are still changing {threshold}; {_alternatives(self._quicker())}"

@@ -230,8 +230,8 @@ def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
     pairs = [*nearly_equal(answers.get("correlation", {}))]
     for first, second, value in sorted(pairs, key=lambda pair: -abs(pair[2]))[:MOST_PAIRS]:
         yield (
-            f"fit      the data hardly tell {first} and {second} apart, since a change of one makes up for a change of the other: "
-            f"correlation {value:.6f}"
+            f"fit      the parameters {first} and {second} are strongly correlated ({value:.6f}): "
+            "a change of one compensates a change of the other"
         )
     if len(pairs) > MOST_PAIRS:
         yield f"fit      {len(pairs) - MOST_PAIRS:,} more such pairs: see `correlation` in summary.json"

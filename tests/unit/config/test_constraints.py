@@ -166,6 +166,24 @@ def test_advice_on_a_dtype_is_allowed(arguments: str, advice: str) -> None:
     assert compose([*kept, *advice.split(" and "), "model=polynomial"]).config
 
 
+@pytest.mark.parametrize(
+    ("arguments", "key", "value", "advice"),
+    [
+        ("", "dtype", "float64", "dtype=float64"),
+        ("amp=bfloat16", "dtype", "float64", "dtype=float64 and amp=off"),
+        ("device=mps", "dtype", "float64", "dtype=float64 and device=cpu"),
+        ("", "data.standardize", True, "data.standardize=true"),
+        ("model=formula model.expression=a*x", "data.standardize", True, None),
+        ("", "dtype", "float31", None),
+    ],
+)
+def test_advice_on_a_value_names_what_must_change_for_it(arguments: str, key: str, value: object, advice: str) -> None:
+    config = compose(arguments.split()).config
+    assert constraints.advised(config, key, value) == advice
+    if advice is not None:
+        compose([*arguments.split(), *advice.split(" and ")])
+
+
 def test_a_learning_rate_of_zero_gets_a_notice() -> None:
     assert compose(["optimizer.lr=0"]).notices == ("`optimizer.lr` is 0, so the parameters will not change",)
 
