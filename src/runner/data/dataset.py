@@ -53,7 +53,7 @@ class Dataset:
     unit_deviation: float | None
     """Standard deviation of the target of a row with weight 1, in the units trained in; None where none is given."""
     feature_names: tuple[str, ...]
-    target_name: str
+    target_names: tuple[str, ...]
     other_columns: tuple[str, ...]
     """Columns of the source that are no features, the target among them."""
     sha256: str
@@ -98,7 +98,7 @@ def build(
         scaling,
         None if weights is None else weights.unit_deviation,
         table.feature_names,
-        table.target_name,
+        (table.target_name,),
         (*table.unread, table.target_name),
         table.sha256,
         (*table.warnings, *rounded),

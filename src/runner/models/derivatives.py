@@ -130,6 +130,7 @@ class Derivatives:
 
     def __init__(self, expression: Expression, parameters: Sequence[str]) -> None:
         self.expression = expression
+        self.names = tuple(parameters)
         self._parameters = [expression.names.index(name) for name in parameters]
         numbers = {o: None for _, operands in expression.operations for o in operands if isinstance(o, float)}
         self._constants = list(numbers)
