@@ -163,8 +163,11 @@ def test_standardized_parameters_are_reported_in_the_units_of_the_file() -> None
     overrides = [*QUICK, "model=linear", "optimizer=lbfgs", "train.steps=20", "dtype=float64"]
     raw = runner.run(None, ["data=diabetes", "data.standardize=true", *overrides])
     table = read_diabetes()
-    design = torch.cat([torch.from_numpy(table.features), torch.ones(442, 1, dtype=torch.float64)], 1)
-    solution = torch.linalg.lstsq(design, torch.from_numpy(table.target)[:, None], driver="gelsd").solution.flatten()
+    columns = [torch.from_numpy(column.values) for column in table.features]
+    design = torch.stack([*columns, torch.ones(442, dtype=torch.float64)], 1)
+    solution = torch.linalg.lstsq(
+        design, torch.from_numpy(table.targets[0].values)[:, None], driver="gelsd"
+    ).solution.flatten()
     fitted = torch.tensor(
         raw.summary["parameters"]["weight"][0] + raw.summary["parameters"]["bias"], dtype=torch.float64
     )

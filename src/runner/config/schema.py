@@ -212,9 +212,9 @@ class _Table(DataConfig):
     rename: dict[str, str] = key(
         "new names of columns, {new: name in the file}; the other keys use the new ones", names=True, before={}
     )
-    target: str = key("column to predict", names=True)
+    target: str | tuple[str, ...] = key("column to predict, or a list of several", names=True)
     features: tuple[str, ...] | None = key(
-        "columns to predict from; null uses all except the target and the columns of data.sigma and data.weight",
+        "columns to predict from; null uses all except the target and the columns of data.sigma, data.weight and data.drop",
         names=True,
     )
     sigma: str | None = key(
@@ -227,6 +227,26 @@ class _Table(DataConfig):
         before="relative",
     )
     weight: str | None = key("column of weights of the rows; only their ratios count", names=True, before=None)
+    drop: tuple[str, ...] = key("columns that are no features", names=True, before=())
+    categorical: Literal["auto"] | tuple[str, ...] = key(
+        "columns of categories; auto takes those whose cells are text or truth values", names=True, before=()
+    )
+    missing: Literal["error", "drop", "mean"] = key(
+        "what is done where a value is missing: error refuses the table, drop leaves the row out, mean fills in the mean of the "
+        "training rows and adds a column that says where",
+        before="error",
+    )
+    missing_values: tuple[str, ...] = key("texts that stand for a missing value, besides the usual ones", before=())
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns to predict."""
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def known_targets(self) -> int:
+        """Number of targets."""
+        return len(self.targets)
 
     @property
     def size_keys(self) -> tuple[str, ...]:
@@ -249,7 +269,17 @@ class _Table(DataConfig):
         return self.features is not None
 
     def problems(self) -> Iterator[str]:
-        """Yield the problems of new names that are empty, of columns with two of them, and of the keys that weight the rows."""
+        """Yield the problems of targets, of new names that are empty, of columns with two of them, and of the keys that weight the rows."""
+        if not self.targets:
+            yield "`data.target` must name a column, got []; name one"
+        for name, count in Counter(self.targets).items():
+            if count > 1:
+                yield f"`data.target` must name each column once, got {name!r} {count} times; remove the duplicates"
+        if self.sigma is not None and len(self.targets) > 1:
+            yield (
+                f"`data.sigma` must be null with several targets, got {self.sigma!r}, the deviations of one; "
+                "use data.weight, or name one target"
+            )
         if "" in self.rename:
             yield f"`data.rename` must give {self.rename['']!r} a name that is not empty; write {{name: {self.rename['']!r}}}"
         for column, count in Counter(self.rename.values()).items():
@@ -267,12 +297,21 @@ class _Table(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Csv(_Table, name="csv", builder="runner.data.tables:from_csv"):
-    """A comma-separated file: a header line and rows of numbers."""
+    """A text file of rows with a delimiter. What is null here is detected from the first lines, and reported."""
+
+    delimiter: str | None = key("sign between the fields; null detects it", pattern=r'[^\n\r"]', before=",")
+    decimal: Literal[".", ","] | None = key("decimal sign; null detects it", before=".")
+    encoding: str | None = key("encoding of the text, such as utf-8 or cp1252; null detects it", before="utf-8")
+    comment: str | None = key(
+        "beginning of lines that are no rows; null knows only comments above the header", before=None
+    )
+    skip_rows: int = key("lines above the header that are left out", unit="lines", at_least=0, before=0)
+    header: bool | None = key("whether the first line has the names of the columns; null detects it", before=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parquet(_Table, name="parquet", builder="runner.data.tables:from_parquet"):
-    """A Parquet file of numeric columns (extra `tables`)."""
+    """A Parquet, Feather or Arrow file, or several (extra `tables`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

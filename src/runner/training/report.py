@@ -57,6 +57,8 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
     features = _counted(len(dataset.feature_names), "feature")
     weighted = "" if config.data.weighted_by is None else f", weighted by {config.data.weighted_by}"
     yield f"data     {config.data.name}: {rows} rows of {features} → {_targets(dataset)}{weighted}"
+    if dataset.notes:
+        yield f"read     {'; '.join(dataset.notes)}"
     yield f"model    {config.model.name}, {_counted(info.parameter_count, 'parameter')}, loss {config.loss.name}"
     lr, update = config.optimizer.lr, "by hand" if config.update == "manual" else "by torch.optim"
     rate = "" if lr is None else f" {update}, lr {lr:g} ({config.schedule.name})"

@@ -33,8 +33,9 @@ def _build(config: Any, seed: int = 0, dtype: torch.dtype = torch.float64, **cha
 
 def _csv(path: Path, text: str, **changes: Any) -> c.Csv:
     path.joinpath("f.csv").write_text(text)
-    unweighted = {"sigma": None, "sigma_kind": "relative", "weight": None}
-    options: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **unweighted, **changes}
+    detected = dict.fromkeys(("delimiter", "decimal", "encoding", "comment", "header"))
+    table = {"sigma": None, "sigma_kind": "relative", "weight": None, "drop": (), "categorical": "auto", "missing": "error", "missing_values": (), "skip_rows": 0, **detected}  # fmt: skip
+    options: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **table, **changes}
     return c.Csv(name="csv", path=str(path / "f.csv"), target="y", features=None, rename={}, **options)
 
 

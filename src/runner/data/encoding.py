@@ -1,0 +1,153 @@
+"""Columns of a table as numbers for a model: fitted on the training rows, applied to any rows, saved with the run.
+
+A number stays one column. A category becomes one column for each value of the training rows, 1 where a row has it (one-hot);
+a value that is missing or new is 0 in all of them. Where `data.missing` is mean, a missing number becomes the mean of the
+training rows, and another column says where one was missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runner.compute import sizes
+from runner.data.diagnostics import shown
+from runner.data.kinds import Categories, Column, Numbers
+from runner.errors import DataError
+
+
+@dataclass(frozen=True)
+class NumberEncoding:
+    """A column of numbers, and of the places where they are missing."""
+
+    name: str
+    kind: str
+    """number or date."""
+    mean: float
+    """Mean of the training rows, for missing values."""
+    indicated: bool
+    """Whether a column says where a value is missing: if one is missing in the training rows."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The column, and where it is missing."""
+        return (self.name, f"{self.name} missing") if self.indicated else (self.name,)
+
+    @property
+    def scaled(self) -> tuple[bool, ...]:
+        """Whether each column may be standardized: only the numbers themselves."""
+        return (True, False)[: len(self.names)]
+
+    def write(self, column: Column, into: np.ndarray) -> None:
+        """Write the encoded rows into a matrix [rows, len(names)]."""
+        assert isinstance(column, Numbers)
+        into[:, 0] = column.values
+        into[column.missing, 0] = self.mean
+        if self.indicated:
+            into[:, 1] = column.missing
+
+    def state(self) -> dict[str, Any]:
+        """Return the encoding as JSON."""
+        return {"name": self.name, "kind": self.kind, "mean": self.mean, "indicated": self.indicated}
+
+
+@dataclass(frozen=True)
+class CategoryEncoding:
+    """A column of categories, one-hot."""
+
+    name: str
+    values: tuple[str, ...]
+    """Values of the training rows, sorted by their text."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One column for each value."""
+        return tuple(f"{self.name}={value}" for value in self.values)
+
+    @property
+    def scaled(self) -> tuple[bool, ...]:
+        """Whether each column may be standardized: none."""
+        return (False,) * len(self.values)
+
+    def write(self, column: Column, into: np.ndarray) -> None:
+        """Write the encoded rows into a matrix [rows, len(names)]."""
+        assert isinstance(column, Categories)
+        place = {value: i for i, value in enumerate(self.values)}
+        places = np.array([*(place.get(value, -1) for value in column.values), -1])[column.codes]
+        into[:] = 0
+        known = np.flatnonzero(places >= 0)
+        into[known, places[known]] = 1
+
+    def state(self) -> dict[str, Any]:
+        """Return the encoding as JSON."""
+        return {"name": self.name, "kind": "category", "values": list(self.values)}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The encoding of all features."""
+
+    columns: tuple[NumberEncoding | CategoryEncoding, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the encoded columns."""
+        return tuple(name for column in self.columns for name in column.names)
+
+    @property
+    def scaled(self) -> tuple[bool, ...]:
+        """Whether each encoded column may be standardized."""
+        return tuple(scaled for column in self.columns for scaled in column.scaled)
+
+    @staticmethod
+    def fit(columns: Sequence[Column], train: np.ndarray) -> Encoding:
+        """Return the encoding fitted to the training rows, whose numbers are `train`.
+
+        Raises `DataError` for a column without a value in the training rows.
+        """
+        return Encoding(tuple(_fitted(column.take(train)) for column in columns))
+
+    def encode(self, columns: Sequence[Column]) -> np.ndarray:
+        """Return the encoded columns, float64 [rows, len(names)]. Raises `DataError` if they do not fit in memory."""
+        rows, width = len(columns[0].missing), len(self.names)
+        problem = sizes.unfit(
+            rows * width * 8,
+            "`data.categorical`",
+            f"got {rows:,} rows of {width:,} columns, one for each category",
+            "add columns of many values to `data.drop`",
+        )
+        if problem is not None:
+            raise DataError(problem)
+        matrix = np.empty((rows, width))
+        first = 0
+        for encoding, column in zip(self.columns, columns, strict=True):
+            encoding.write(column, matrix[:, first : first + len(encoding.names)])
+            first += len(encoding.names)
+        return matrix
+
+    def state(self) -> list[Mapping[str, Any]]:
+        """Return the encoding as JSON, to be saved with the run."""
+        return [column.state() for column in self.columns]
+
+
+def _fitted(column: Column) -> NumberEncoding | CategoryEncoding:
+    """Return the encoding of a column of training rows."""
+    if isinstance(column, Categories):
+        present = np.unique(column.codes[column.codes >= 0])
+        values = tuple(column.values[code] for code in present.tolist())
+        if not values:
+            raise DataError(_empty(column.name))
+        return CategoryEncoding(column.name, values)
+    missing = column.missing
+    if missing.all():
+        raise DataError(_empty(column.name))
+    with np.errstate(over="ignore"):  # `data/dataset.py:build` refuses what it cannot scale
+        mean = float(column.values[~missing].mean())
+    return NumberEncoding(column.name, column.kind, mean, bool(missing.any()))
+
+
+def _empty(name: str) -> str:
+    return f"`data.features` must have values in the training rows, but {shown(name)} has none there; add it to `data.drop`"
