@@ -60,7 +60,7 @@ def fitted(name: str, dtype: torch.dtype = torch.float64) -> tuple[dict[str, flo
     x, y = data(name)
     config = c.Formula(name="formula", expression=expression, start=start, init="uniform", bounds=bounds, fixed={})
     assert not list(config.problems())
-    model = build_model(config, ["x"], stream(0, "init")).to(dtype)
+    model = build_model(config, ["x"], ["y"], stream(0, "init")).to(dtype)
     parameters = dict(model.named_parameters())
     optimizer = build_optimizer(LM, "manual", parameters, Bounds.of(config.limits, parameters))
     problem = objective(model, x.to(dtype).unsqueeze(1), y.to(dtype).unsqueeze(1))

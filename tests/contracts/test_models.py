@@ -47,7 +47,7 @@ def choice(request: pytest.FixtureRequest) -> Any:
 
 
 def _build(choice: Any, seed: int = 0) -> Model:
-    return build_model(choice, COLUMNS, stream(seed, "init"))
+    return build_model(choice, COLUMNS, ["y"], stream(seed, "init"))
 
 
 def _features(dtype: torch.dtype = torch.float64) -> Tensor:

@@ -196,7 +196,7 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
     "B20 seeds": (["seed=-1", "data.seed=4294967296"], [f"{SEED} -1", "`data.seed` must be an integer from 0 to 4294967295 or null, got 4294967296"]),
     "B20 a huge seed": (["seed=18446744073709551616", f"optimizer.lr={'9' * 400}"], [f"{SEED} an integer of more than 64 bits", f"{RATE} an integer of more than 64 bits"]),
     "B20 a seed that Python cannot parse": ([f"seed={'9' * 5000}"], [f"`seed` has a value that cannot be read, {'9' * 117}…; write seed=VALUE"]),
-    "B10 missing values": (["data=csv"], ["`data.path` is missing; give a string with data.path=…", "`data.target` is missing; give a string with data.target=…"]),
+    "B10 missing values": (["data=csv"], ["`data.path` is missing; give a string with data.path=…", "`data.target` is missing; give a string, or a list, each item a string with data.target=…"]),
     "B11 references": (["name=${nope}", "run_dir=${oc.env:NOPE_}"], ["`name` cannot be resolved: Interpolation key 'nope' not found; correct the reference, or give a value", "`run_dir` cannot be resolved: \"Environment variable 'NOPE_' not found\"; correct the reference, or give a value"]),
     "B11 an unclosed reference": (["name=${"], ["`name` cannot be set to '${': no viable alternative at input '${'; correct the value"]),
     "B11 an unknown resolver": (["name=${os.system:ls}"], ["`name` cannot be resolved: Unsupported interpolation type os.system; correct the reference, or give a value"]),

@@ -131,7 +131,7 @@ def test_numbers_are_transformed_and_the_target_is_not(numbers: str, name: str) 
         ranks = (scipy.stats.rankdata(x) - 0.5) / ROWS
         slope = result.summary["coefficients"][name]
         assert slope == pytest.approx((scipy.stats.norm.ppf(ranks) * y).mean(), rel=0.15)
-    assert preprocessing(result)["target"] == {"name": "y", "log": False, "mean": 0.0, "scale": 1.0}
+    assert preprocessing(result)["targets"] == [{"name": "y", "log": False, "mean": 0.0, "scale": 1.0}]
 
 
 def test_standardize_is_shorthand_for_both() -> None:

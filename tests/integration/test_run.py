@@ -167,7 +167,7 @@ def test_standardized_parameters_are_reported_in_the_units_of_the_file() -> None
     table = read_diabetes()
     columns = [torch.from_numpy(column.values) for column in table.features if isinstance(column, Numbers)]
     design = torch.stack([*columns, torch.ones(442, dtype=torch.float64)], 1)
-    target = torch.from_numpy(table.target.values)[:, None]
+    target = torch.from_numpy(table.targets[0].values)[:, None]
     solution = torch.linalg.lstsq(design, target, driver="gelsd").solution.flatten()
     fitted = torch.tensor(
         raw.summary["parameters"]["weight"][0] + raw.summary["parameters"]["bias"], dtype=torch.float64

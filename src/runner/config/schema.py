@@ -117,6 +117,11 @@ class DataConfig(Part):
         return None
 
     @property
+    def known_targets(self) -> int:
+        """Number of targets."""
+        return 1
+
+    @property
     def selects_features(self) -> bool:
         """Whether the user chose the features among the columns."""
         return False
@@ -226,7 +231,7 @@ class _Table(DataConfig):
     rename: dict[str, str] = key(
         "new names of columns, {new: name in the file}; the other keys use the new ones", names=True, before={}
     )
-    target: str = key("column to predict", names=True)
+    target: str | tuple[str, ...] = key("column to predict, or a list of several", names=True)
     features: tuple[str, ...] | None = key(
         "columns to predict from; null uses all except the target and the columns of data.sigma, data.weight and data.drop",
         names=True,
@@ -253,6 +258,16 @@ class _Table(DataConfig):
     missing_values: tuple[str, ...] = key("texts that stand for a missing value, besides the usual ones", before=())
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns to predict."""
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def known_targets(self) -> int:
+        """Number of targets."""
+        return len(self.targets)
+
+    @property
     def size_keys(self) -> tuple[str, ...]:
         """The file."""
         return ("data.path",)
@@ -273,7 +288,17 @@ class _Table(DataConfig):
         return self.features is not None
 
     def problems(self) -> Iterator[str]:
-        """Yield the problems of new names that are empty, of columns with two of them, and of the keys that weight the rows."""
+        """Yield the problems of targets, of new names that are empty, of columns with two of them, and of the keys that weight the rows."""
+        if not self.targets:
+            yield "`data.target` must name a column, got []; name one"
+        for name, count in Counter(self.targets).items():
+            if count > 1:
+                yield f"`data.target` must name each column once, got {name!r} {count} times; remove the duplicates"
+        if self.sigma is not None and len(self.targets) > 1:
+            yield (
+                f"`data.sigma` must be null with several targets, got {self.sigma!r}, the deviations of one; "
+                "use data.weight, or name one target"
+            )
         if "" in self.rename:
             yield f"`data.rename` must give {self.rename['']!r} a name that is not empty; write {{name: {self.rename['']!r}}}"
         for column, count in Counter(self.rename.values()).items():
@@ -317,7 +342,8 @@ class Diabetes(DataConfig, name="diabetes", builder="runner.data.tables:from_dia
 class ModelConfig(Part):
     """Model: a function with parameters to learn.
 
-    A builder takes (config, feature_names, generator) and returns a `runner.models.base.Model` in float64 on the CPU.
+    A builder takes (config, feature_names, target_names, generator) and returns a `runner.models.base.Model` in float64 on
+    the CPU.
     """
 
     identifiable: ClassVar[bool] = True
@@ -335,8 +361,8 @@ class ModelConfig(Part):
 
     name: str = key("kind of model")
 
-    def parameter_count(self, columns: int) -> int:
-        """Return the number of parameters for data of so many features, or 0 for a model that does not know it."""
+    def parameter_count(self, columns: int, targets: int) -> int:
+        """Return the number of parameters for so many features and targets, or 0 for a model that does not know it."""
         return 0
 
     @property
@@ -391,9 +417,9 @@ class Polynomial(ModelConfig, name="polynomial", builder="runner.models.linear:p
     degree: int = key("highest power", at_least=1, at_most=50)
     init: Init = key("initial parameters; kaiming is torch's default, uniform is U(0, 1), normal is N(0, 1)")
 
-    def parameter_count(self, columns: int) -> int:
-        """Return one for each power of each feature, and one."""
-        return columns * self.degree + 1
+    def parameter_count(self, columns: int, targets: int) -> int:
+        """Return for each target one for each power of each feature, and one."""
+        return (columns * self.degree + 1) * targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,22 +443,32 @@ class Mlp(ModelConfig, name="mlp", builder="runner.models.mlp:build"):
         if len(self.widths) > 1000:
             yield f"`model.widths` must have at most 1000 layers, got {len(self.widths):,}; use fewer and wider ones"
 
-    def parameter_count(self, columns: int) -> int:
+    def parameter_count(self, columns: int, targets: int) -> int:
         """Return the weights and biases of all layers."""
-        return sum((inputs + 1) * outputs for inputs, outputs in pairwise((columns, *self.widths, 1)))
+        return sum((inputs + 1) * outputs for inputs, outputs in pairwise((columns, *self.widths, targets)))
+
+
+def _error_of(formula: str, fixed: Mapping[str, float]) -> ExpressionError | None:
+    """Return the error of a formula with these values of parameters, or None."""
+    try:
+        parse(formula, fixed)
+    except ExpressionError as error:
+        return error
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"):
-    """A formula of the data columns. Every other name in it is a parameter."""
+    """A formula of the data columns, or one for each target. Every other name in them is a parameter, which they share."""
 
     keeps_units = True
     divisible = False
     records_parameters = True
     start_key = "model.start"
 
-    expression: str = key(
-        "formula of the prediction, such as a*exp(-b*x) + c; a column whose name has blanks or signs is written in backticks",
+    expression: str | dict[str, str] = key(
+        "formula of the prediction, such as a*exp(-b*x) + c, or {target: formula} for several targets; "
+        "a column whose name has blanks or signs is written in backticks",
         names=True,
     )
     start: dict[str, float] = key(
@@ -445,6 +481,17 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
         "lower and upper bound of parameters, such as {k: [0, null]}; null is no bound", names=True, before={}
     )
     fixed: dict[str, float] = key("values of parameters that are not trained", names=True, before={})
+
+    @property
+    def formulas(self) -> dict[str, str]:
+        """Formulas by the key that has them."""
+        if isinstance(self.expression, str):
+            return {"model.expression": self.expression}
+        return {f"model.expression.{target}": text for target, text in self.expression.items()}
+
+    def _names(self) -> tuple[str, ...]:
+        """Return the names in all formulas, in order. Raises `ExpressionError`."""
+        return tuple(dict.fromkeys(name for text in self.formulas.values() for name in parse(text).names))
 
     @property
     def limits(self) -> Mapping[str, tuple[float, float]]:
@@ -461,26 +508,34 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
         return self.fixed
 
     def problems(self) -> Iterator[str]:
-        """Yield the problems of the expression, and of values for its parameters."""
-        try:
-            names = parse(self.expression).names
-        except ExpressionError as error:
-            yield f"`model.expression`: {error}"
+        """Yield the problems of the formulas, and of values for their parameters."""
+        if invalid := [*self._invalid({})]:
+            yield from (f"`{key}`: {error}" for key, error in invalid)
             return
+        names = self._names()
         for values in ("start", "bounds", "fixed"):
             for name in sorted(set(getattr(self, values)) - set(names)):
                 near = difflib.get_close_matches(name, names, n=1)
                 remedy = f"did you mean `{near[0]}`?" if near else "remove it or correct its name"
                 yield (
-                    f"`model.{values}.{name}` must name a parameter of `model.expression`={self.expression!r}, "
+                    f"`model.{values}.{name}` must name a parameter of `model.expression`={self._shown()}, "
                     f"which has {', '.join(names) or 'no names'}; {remedy}"
                 )
         for name, (low, high) in self.limits.items():
             yield from self._problems_of_bounds(name, low, high)
-        try:
-            parse(self.expression, self.fixed)
-        except ExpressionError as error:
-            yield f"`model.fixed`: {error}"
+        yield from (f"`model.fixed`: {error}" for _, error in self._invalid(self.fixed))
+
+    def _invalid(self, fixed: Mapping[str, float]) -> Iterator[tuple[str, ExpressionError]]:
+        """Yield key and error of each formula that cannot be read with these values of parameters."""
+        for place, text in self.formulas.items():
+            if (error := _error_of(text, fixed)) is not None:
+                yield place, error
+
+    def _shown(self) -> str:
+        """Return `expression` as it is typed."""
+        if isinstance(self.expression, str):
+            return repr(self.expression)
+        return f"{{{', '.join(f'{target}: {text!r}' for target, text in self.expression.items())}}}"
 
     def _problems_of_bounds(self, name: str, low: float, high: float) -> Iterator[str]:
         shown = f"[{', '.join(f'{limit:g}' if math.isfinite(limit) else 'null' for limit in (low, high))}]"
@@ -499,7 +554,7 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
 
     def doubts(self, features: Sequence[str], others: Sequence[str], selected: bool) -> Iterator[str]:
         """Yield warnings about parameters with nearly the name of a column, and about features that are not used."""
-        names = parse(self.expression).names
+        names = self._names()
         similar = {folded(column): column for column in features if column not in names}
         for name in names:
             if name in others:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,9 +58,9 @@ class Dataset:
     scaling: Scaling
     unit_deviation: float | None
     """Standard deviation of the target of a row with weight 1, in the units trained in; None where none is given."""
-    target_name: str
+    target_names: tuple[str, ...]
     other_columns: tuple[str, ...]
-    """Columns of the source that are no features, the target among them."""
+    """Columns of the source that are no features, the targets among them."""
     sha256: str
     """SHA-256 of the source's files; empty for synthetic data."""
     notes: tuple[str, ...]
@@ -83,12 +84,12 @@ class Dataset:
                     self.feature_names, scaling.feature_mean.tolist(), scaling.feature_scale.tolist(), strict=True
                 )
             ],
-            "target": {
-                "name": self.target_name,
-                "log": scaling.log_target,
-                "mean": float(scaling.target_mean),
-                "scale": float(scaling.target_scale),
-            },
+            "targets": [
+                {"name": name, "log": scaling.log_target, "mean": mean, "scale": scale}
+                for name, mean, scale in zip(
+                    self.target_names, scaling.target_mean.tolist(), scaling.target_scale.tolist(), strict=True
+                )
+            ],
         }
 
 
@@ -109,9 +110,9 @@ def build(
     """
     seed = seed if config.seed is None else config.seed
     table: tables.Table = config.build(seed)
-    target = torch.from_numpy(table.target.values)
+    target = torch.stack([torch.from_numpy(column.values) for column in table.targets], 1)
     if config.log_target:
-        _require_positive(target, table.target.name)
+        _require_positive(table.targets)
     parts = split(config.split, len(target), stream(seed, "split"))
     train = parts["train"]
     encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed, reference)
@@ -130,7 +131,7 @@ def build(
     rounded = rounding.check(columns, str(dtype).removeprefix("torch."), advised)
     batch = Batch(
         numbers.to(dtype),
-        scaled_target.to(dtype).unsqueeze(1),
+        scaled_target.to(dtype),
         None if weights is None else _lossless(weights.values, dtype).unsqueeze(1),
     )
     source = torch.from_numpy(table.rows)
@@ -139,8 +140,8 @@ def build(
         encoding,
         scaling,
         None if weights is None else weights.unit_deviation,
-        table.target.name,
-        (*table.unread, table.target.name),
+        table.target_names,
+        (*table.unread, *table.target_names),
         table.sha256,
         (*table.notes, *_reference_note(encoding)),
         (*table.warnings, *rounded),
@@ -161,8 +162,8 @@ _SCALED_BY = {
 def _columns(
     table: tables.Table, features: Tensor, encoding: Encoding, scaling: Scaling, config: c.DataConfig
 ) -> list[rounding.Column]:
-    """Return all columns of numbers of a table, the target last, with their scaling."""
-    # Scaled integers, and the logarithm of the target, are rounded anyway.
+    """Return all columns of numbers of a table, the targets last, with their scaling."""
+    # Scaled integers, and the logarithm of a target, are rounded anyway.
     integers = {column.name for column in table.features if isinstance(column, Numbers) and column.integers}
     standardized = config.number_transform == "standardize"
     exact = frozenset() if standardized else integers
@@ -174,10 +175,13 @@ def _columns(
         )
         if numeric
     ]
-    target, log = table.target, scaling.log_target
-    mean, scale = float(scaling.target_mean), float(scaling.target_scale)
-    exact_target = target.integers and not (config.scales_target or log)
-    return [*columns, rounding.Column(target.name, target.values, exact_target, config.scales_target, mean, scale, log)]
+    log, scales = scaling.log_target, zip(scaling.target_mean.tolist(), scaling.target_scale.tolist(), strict=True)
+    for target, (mean, scale) in zip(table.targets, scales, strict=True):
+        exact_target = target.integers and not (config.scales_target or log)
+        columns.append(
+            rounding.Column(target.name, target.values, exact_target, config.scales_target, mean, scale, log)
+        )
+    return columns
 
 
 def _placed(batch: Batch, rows: Tensor, device: torch.device) -> Batch:
@@ -197,14 +201,15 @@ def _lossless(weights: Tensor, dtype: torch.dtype) -> Tensor:
     return cast
 
 
-def _require_positive(target: Tensor, name: str) -> None:
-    bad = (target <= 0).nonzero().flatten()
-    if len(bad):
-        row = int(bad[0])
-        raise DataError(
-            f"`data.log_target` needs a target above 0, got {float(target[row]):g} for {name!r} in row {row + 1} "
-            f"({len(bad)} such rows); remove those rows or use data.log_target=false"
-        )
+def _require_positive(targets: Sequence[Numbers]) -> None:
+    problems = [
+        f"`data.log_target` needs a target above 0, got {target.values[bad[0]]:g} for {target.name!r} in row {bad[0] + 1} "
+        f"({len(bad)} such rows); remove those rows or use data.log_target=false"
+        for target in targets
+        if len(bad := np.flatnonzero(target.values <= 0))
+    ]
+    if problems:
+        raise DataError(problems)
 
 
 def _finite(features: Tensor, target: Tensor) -> bool:

@@ -45,7 +45,7 @@ class Table:
     """Columns of one source."""
 
     features: tuple[Column, ...]
-    target: Numbers
+    targets: tuple[Numbers, ...]
     rows: np.ndarray
     """Number of each row in the source, from 0, int64 [rows]."""
     sigma: np.ndarray | None = None
@@ -58,14 +58,20 @@ class Table:
     """How the source was read where that is not obvious, as phrases."""
     warnings: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
-    """Columns of the source that are neither target nor features."""
+    """Columns of the source that are neither targets nor features."""
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Names of the targets."""
+        return tuple(target.name for target in self.targets)
 
 
 @dataclass(frozen=True)
 class Columns:
     """Names of the columns to read, and how."""
 
-    target: str
+    target: str | tuple[str, ...]
+    """One name, or several."""
     features: tuple[str, ...] | None = None
     """None means all columns that have no other role."""
     sigma: str | None = None
@@ -95,6 +101,11 @@ class Columns:
         )
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of all targets."""
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
     def weighting(self) -> dict[str, str]:
         """Column by the key that weights the rows by it."""
         pairs = (("data.sigma", self.sigma), ("data.weight", self.weight))
@@ -103,7 +114,7 @@ class Columns:
     @property
     def roles(self) -> dict[str, str]:
         """Key by the column that it names, for the columns that are no features."""
-        return {name: key for key, name in self.weighting.items()} | {self.target: "data.target"}
+        return {name: key for key, name in self.weighting.items()} | dict.fromkeys(self.targets, "data.target")
 
 
 def from_csv(config: c.Csv, seed: int) -> Table:
@@ -186,16 +197,16 @@ def _table(source: Source, columns: Columns) -> Table:
     if rows is not None:
         read = {name: column.take(rows) for name, column in read.items()}
     features = tuple(read[name] for name in wanted if name not in columns.roles)
-    target = _numbers(read[columns.target])
+    targets = tuple(_numbers(read[name]) for name in columns.targets)
     return Table(
         features=features,
-        target=target,
+        targets=targets,
         sigma=None if columns.sigma is None else _numbers(read[columns.sigma]).values,
         weight=None if columns.weight is None else _numbers(read[columns.weight]).values,
-        rows=np.arange(len(target.values)) if rows is None else rows,
+        rows=np.arange(len(targets[0].values)) if rows is None else rows,
         sha256=source.sha256,
         notes=(*source.notes, *_notes(features)),
-        warnings=(*source.warnings, *_dropped(read, rows), *_warnings(features, target)),
+        warnings=(*source.warnings, *_dropped(read, rows), *_warnings(features, targets)),
         unread=tuple(name for name in names if name not in read),
     )
 
@@ -242,9 +253,9 @@ def _select_columns(path: str, names: Sequence[str], columns: Columns) -> tuple[
         if name in chosen
     ]
     problems += [
-        f"`{key}` must not be the target, got {shown(name)}; name another column"
+        f"`{key}` must not be {'the' if len(columns.targets) == 1 else 'a'} target, got {shown(name)}; name another column"
         for key, name in columns.weighting.items()
-        if name == columns.target
+        if name in columns.targets
     ]
     problems += [
         f"`data.drop` must not contain {shown(name)}, the column of `{key}`; remove it from one of them"
@@ -322,14 +333,15 @@ def _dropped(read: Mapping[str, Column], rows: np.ndarray | None) -> Iterator[st
         yield f"`data.missing`=drop left out rows with a missing value; {kept:,} rows are left"
 
 
-def _warnings(features: Sequence[Column], target: Numbers) -> Iterator[str]:
-    rows = len(target.values)
+def _warnings(features: Sequence[Column], targets: Sequence[Numbers]) -> Iterator[str]:
+    rows = len(targets[0].values)
     if constant := [column.name for column in features if _is_constant(column)]:
         yield f"`data.features`: every row has the same value in {listed(constant)}, which explains nothing"
     if equal := _equal_columns(features):
         yield f"`data.features`: {' and '.join(map(listed, equal[:PLACES]))} are equal in every row; add all but one to `data.drop`"
-    if np.all(target.values == target.values[0]):
-        yield f"`data.target`: {shown(target.name)} is {float(target.values[0])!r} in every row, so r2 is undefined"
+    for target in targets:
+        if _is_constant(target):
+            yield f"`data.target`: {shown(target.name)} is {float(target.values[0])!r} in every row, so r2 is undefined"
     if rows < len(features) + 1:
         yield f"`data.path`: there are {rows} rows for {len(features)} features, so many models fit exactly"
     numbered = [column.name for column in features if isinstance(column, Numbers) and _is_numbering(column)]

@@ -3,7 +3,14 @@
 Standard errors are the square roots of the diagonal of s²·(JᵀJ)⁻¹ for residual standard deviation s and Jacobian J: Bates and
 Watts, "Nonlinear Regression Analysis and Its Applications" (1988), sections 1.2 and 2.3. With weights w, the rows of J and r
 are multiplied by √w, and s is the standard deviation of a row with weight 1, which may be known. A parameter at a bound has no
-standard error, and counts as known for the others. Every tensor has a leading lane axis; a single run is one lane.
+standard error, and counts as known for the others.
+
+Several targets have residuals of different variances, which in one row may be correlated. With their covariance Σ, estimated
+from the residuals, the covariance of the parameters is (JᵀJ)⁻¹·Jᵀ(I ⊗ Σ)J·(JᵀJ)⁻¹: that of least squares of Zellner, "An
+Efficient Method of Estimating Seemingly Unrelated Regressions", J. Amer. Statist. Assoc. 57 (1962). If the targets share no
+parameters, standard errors are those of separate fits.
+
+Every tensor has a leading lane axis; a single run is one lane.
 """
 
 from __future__ import annotations
@@ -37,6 +44,7 @@ from runner.optim.qr import (
     pieces,
     qr_of_pieces,
     select_lanes,
+    weighted,
     without_columns,
 )
 from runner.optim.student_t import CONFIDENCE, t_quantile
@@ -51,9 +59,9 @@ class Inference:
     at_bounds: Sequence[bool]
     """Whether each of the n fitted numbers is at a bound."""
     degrees_of_freedom: int
-    """Number of rows with a weight above 0 minus number of parameters that are not at a bound."""
-    residual_length: float
-    """Length of the weighted residuals of training, in the target's units in the file, or in those of its logarithm."""
+    """Number of residuals with a weight above 0 minus number of parameters that are not at a bound."""
+    residual_lengths: Sequence[float]
+    """Length of each target's weighted residuals of training, in its units in the file, or in those of its logarithm."""
     given_deviation: float | None
     """Standard deviation of a row with weight 1 by `data.sigma`, in the same units; None without it."""
     standard_errors: Mapping[str, Tensor] | None
@@ -65,14 +73,19 @@ class Inference:
     """Covariance of the parameters; None without standard errors, and for more than 50 parameters."""
 
     @property
-    def residual_deviation(self) -> float:
-        """Standard deviation of rows with weight 1 by their residuals, in the same units; nan without degrees of freedom."""
-        return self.residual_length / math.sqrt(self.degrees_of_freedom) if self.degrees_of_freedom > 0 else math.nan
+    def residual_deviations(self) -> list[float]:
+        """Standard deviation of each target in rows with weight 1, in the same units; nan without degrees of freedom.
+
+        The targets have equal parts of the degrees of freedom.
+        """
+        free = self.degrees_of_freedom / len(self.residual_lengths)
+        return [length / math.sqrt(free) if free > 0 else math.nan for length in self.residual_lengths]
 
     @property
     def chi_square(self) -> float:
-        """Sum of squared residuals, each over its standard deviation where `data.sigma` gives one."""
-        length = self.residual_length / (1.0 if self.given_deviation is None else self.given_deviation)
+        """Sum of squared residuals of one target, each over its standard deviation where `data.sigma` gives one."""
+        (length,) = self.residual_lengths
+        length /= 1.0 if self.given_deviation is None else self.given_deviation
         return length * length
 
     def information_criteria(self) -> dict[str, float]:
@@ -97,30 +110,34 @@ class Inference:
         `fitted` has the reported parameters. The result is empty without standard errors.
         """
         errors = self.standard_errors or {}
-        t = t_quantile((1 + CONFIDENCE) / 2, self.degrees_of_freedom) if errors else math.nan
+        free = self.degrees_of_freedom // len(self.residual_lengths)
+        t = t_quantile((1 + CONFIDENCE) / 2, free) if errors else math.nan
         values = {name: fitted[name].cpu().double() for name in errors}
         return {name: (values[name] - t * error, values[name] + t * error) for name, error in errors.items()}
 
-    def summary(self, fitted: Mapping[str, Tensor], names: Sequence[str], settled: bool) -> dict[str, Any]:
+    def summary(
+        self, fitted: Mapping[str, Tensor], names: Sequence[str], targets: Sequence[str], settled: bool
+    ) -> dict[str, Any]:
         """Return the entries of summary.json for these reported parameters, with `names` for all their entries.
 
         `settled` says that the optimizer has stopped, because it found no better parameters.
         """
+        several = len(targets) > 1
         entries: dict[str, Any] = {"converged": self.converged}
         if not self.converged:
             entries["not_converged_because"] = self.verdict.reason(settled)
         if self.verdict.undetermined:
             entries["undetermined"] = list(self.verdict.undetermined)
+        deviations = dict(zip(targets, self.residual_deviations, strict=True))
         entries |= {
             "degrees_of_freedom": self.degrees_of_freedom,
-            "residual_standard_deviation": self.residual_deviation,
-            "chi_square": self.chi_square,
-            "reduced_chi_square": self.chi_square / self.degrees_of_freedom
-            if self.degrees_of_freedom > 0
-            else math.nan,
+            "residual_standard_deviation": deviations if several else deviations[targets[0]],
         }
+        if not several:  # the others are sums over residuals of one unit
+            reduced = self.chi_square / self.degrees_of_freedom if self.degrees_of_freedom > 0 else math.nan
+            entries |= {"chi_square": self.chi_square, "reduced_chi_square": reduced}
         if self.standard_errors is not None:
-            entries |= self.information_criteria()
+            entries |= {} if several else self.information_criteria()
             entries["standard_errors"] = {name: error.tolist() for name, error in self.standard_errors.items()}
             entries["confidence_intervals"] = {
                 name: {"low": low.tolist(), "high": high.tolist()}
@@ -155,7 +172,7 @@ def infer(
     There is no result if the loss is not mse or the model draws random numbers, in reduced precision, for decoupled weight
     decay, for a model that is too large, and for a network unless it was fitted by least squares.
     """
-    count, numbers = rows.target.shape[-2], sum(value[0].numel() for value in parameters.values())
+    count, numbers = rows.residuals, sum(value[0].numel() for value in parameters.values())
     if not _applies(fits[0].config, numbers) or work(count, numbers) > MOST_WORK:
         return [None] * len(fits)
     most = lanes_at_once(count, numbers)
@@ -178,19 +195,19 @@ def _infer_lanes(
     model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch, fits: Sequence[Fit]
 ) -> Iterator[Inference]:
     flat = torch.cat([value.reshape(len(value), -1) for value in parameters.values()], 1)
-    numbers, count = flat.shape[1], rows.target.shape[-2]
+    numbers, targets = flat.shape[1], rows.target.shape[-1]
     factor = _factor(model, parameters, rows).expand(len(flat), -1, -1)
     finite = factor.isfinite().all(2).all(1).tolist()
     factor = factor.nan_to_num(0.0, 0.0, 0.0)
     decay = torch.tensor([fit.config.optimizer.l2_penalty for fit in fits], dtype=flat.dtype, device=flat.device)
-    objective = penalised(factor[:, :, : numbers + 1], flat, decay, count)
+    objective = penalised(factor[:, :, : numbers + 1], flat, decay, rows.residuals)
     # Predictions are rounded, and this much of them is no part of the fit.
     rounded = factor[:, :, numbers + 1].norm(dim=1) + (lengths(objective[:, :numbers, :numbers]) * flat.abs()).sum(1)
     bounds = _bounds(fits[0].config, parameters).to(flat)
     active = bounds.active(flat, (objective[:, :, :numbers].mT @ objective[:, :, numbers:]).squeeze(2))
     at_bounds = torch.logical_or(*bounds.reached(flat))
     factor, objective = without_columns(factor, at_bounds), without_columns(objective, active)
-    freedom = torch.tensor(_weighted_rows(rows, len(flat))).to(flat.device) - numbers + at_bounds.sum(1)
+    freedom = targets * torch.tensor(_weighted_rows(rows, len(flat))).to(flat.device) - numbers + at_bounds.sum(1)
     deviation = factor[:, :, numbers].norm(dim=1) / freedom.clamp(min=1).to(flat).sqrt()
     jacobian = objective[:, :numbers, :numbers]
     problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))
@@ -208,20 +225,26 @@ def _infer_lanes(
     )
     verdicts = judge(evidence, [fit.config for fit in fits])
     full_rank = problem.determined.all(1).tolist()
-    inverted = inverse(factor[:, :numbers, :numbers])
+    inverted, of_targets = inverse(factor[:, :numbers, :numbers]), evidence.length.unsqueeze(1)
+    if targets > 1:
+        residuals = _residuals(model, parameters, rows).nan_to_num(0.0, 0.0, 0.0)
+        root = residuals / (freedom.clamp(min=1).to(flat) / targets).sqrt()[:, None, None]
+        mixed = without_columns(_mixed(model, parameters, rows, root).nan_to_num(0.0, 0.0, 0.0), at_bounds)
+        inverted = inverted @ (mixed @ inverted).mT
+        of_targets, deviation = residuals.norm(dim=1), torch.ones_like(deviation)
     for lane, (fit, verdict) in enumerate(zip(fits, verdicts, strict=True)):
         free, held = int(freedom[lane]), at_bounds[lane].tolist()
-        known = verdict.converged and full_rank[lane] and free > 0 and not fit.config.optimizer.l2_penalty
+        known = verdict.converged and full_rank[lane] and free >= targets and not fit.config.optimizer.l2_penalty
         given = fit.unit_deviation
         spread = given if fit.config.data.knows_variance and given is not None else float(deviation[lane])
         covariance = _covariance(model, fit, inverted[lane], at_bounds[lane], spread) if known else None
-        unit = float(fit.scaling.target_scale)
+        units = fit.scaling.target_scale.reshape(-1)
         yield Inference(
             verdict=verdict,
             at_bounds=held,
             degrees_of_freedom=free,
-            residual_length=float(evidence.length[lane]) * unit if finite[lane] else math.nan,
-            given_deviation=None if given is None else given * unit,
+            residual_lengths=(units * (of_targets[lane].cpu().double() if finite[lane] else math.nan)).tolist(),
+            given_deviation=None if given is None else given * float(units),
             standard_errors=None if covariance is None else _errors(covariance, _free(fit.parameters, held)),
             covariance=covariance if numbers <= MOST_PARAMETERS else None,
         )
@@ -265,15 +288,42 @@ def _bounds(config: c.Config, parameters: Mapping[str, Tensor]) -> Bounds:
 
 def _factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch) -> Tensor:
     """Return the triangular factor [lanes, n + 2, n + 2] of [J, r, y], with each row times the root of its weight."""
+    return qr_of_pieces(
+        augmented(model.jacobian(parameters, piece.numbers), prediction, piece)
+        for piece, prediction in _predicted(model, parameters, rows)
+    )
+
+
+def _predicted(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield the rows in pieces, in the widest type, with their predictions [lanes, rows, targets]."""
+    wide = widest(rows.target.device)
+    for narrow in pieces(rows):
+        piece = narrow.map(lambda values: values.to(wide))
+        x, shared = piece.numbers, None if piece.numbers.dim() == 2 else 0
+        with torch.no_grad():
+            prediction = vmap(lambda p, x: functional_call(model, p, (x,)), in_dims=(0, shared))(parameters, x)  # type: ignore[arg-type]
+        yield piece, prediction
+
+
+def _residuals(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch) -> Tensor:
+    """Return the triangular factor [lanes, targets, targets] of the weighted residuals [lanes, rows, targets]."""
+    return qr_of_pieces(
+        weighted(prediction - piece.target, None if piece.weight is None else piece.weight.sqrt())
+        for piece, prediction in _predicted(model, parameters, rows)
+    )
+
+
+def _mixed(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch, root: Tensor) -> Tensor:
+    """Return the triangular factor [lanes, n, n] of (I ⊗ S)·J for a factor S [lanes, targets, targets].
+
+    With SᵀS as the covariance of the targets in a row it is M of the covariance R⁻¹R⁻ᵀ·MᵀM·R⁻¹R⁻ᵀ of the parameters.
+    """
 
     def matrices() -> Iterator[Tensor]:
-        wide = widest(rows.target.device)
-        for narrow in pieces(rows):
-            piece = narrow.map(lambda values: values.to(wide))
-            x, shared = piece.numbers, None if piece.numbers.dim() == 2 else 0
-            with torch.no_grad():
-                prediction = vmap(lambda p, x: functional_call(model, p, (x,)), in_dims=(0, shared))(parameters, x)  # type: ignore[arg-type]
-            yield augmented(model.jacobian(parameters, x), prediction, piece)
+        for piece, prediction in _predicted(model, parameters, rows):
+            matrix = augmented(model.jacobian(parameters, piece.numbers), prediction, piece)[..., :-2]
+            of_rows = matrix.reshape(*prediction.shape, matrix.shape[-1])
+            yield (root.unsqueeze(1) @ of_rows).flatten(1, 2)
 
     return qr_of_pieces(matrices())
 

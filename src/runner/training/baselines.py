@@ -19,12 +19,10 @@ from runner.optim.optimum import least_squares
 from runner.training.metrics import Evaluation
 
 Predict = Callable[[Tensor], Tensor]
-"""Function of features [rows, columns] that returns scaled predictions [rows, 1]."""
-
-METRICS = ("rmse", "mae", "r2")
+"""Function of features [rows, columns] that returns scaled predictions [rows, targets]."""
 
 MOST_NUMBERS = 10_000_000
-"""Largest number of values, rows times features, to which boosted trees are fitted: it takes about a minute."""
+"""Largest number of values, rows times features times targets, to which boosted trees are fitted: it takes about a minute."""
 
 _known: WeakKeyDictionary[Dataset, dict[str, dict[str, float]]] = WeakKeyDictionary()
 """Those computed already: thousands of trials of a sweep share a dataset."""
@@ -43,13 +41,13 @@ def baselines(dataset: Dataset, names: Sequence[str]) -> dict[str, dict[str, flo
 
 
 def _mean(dataset: Dataset) -> Predict:
-    """Return the mean target of the training rows, in the units of the file."""
+    """Return the mean of each target over the training rows, in the units of the file."""
     _, target, weight = dataset.parts["train"].all
     truth = dataset.scaling.undo(target.to(widest(target.device)))
     weight = torch.ones_like(truth) if weight is None else weight.to(truth)
-    mean = (truth * weight).sum() / weight.sum()
+    mean = (truth * weight).sum(0) / weight.sum(0)
     scaled = dataset.scaling.target(mean.cpu().double()).to(truth)
-    return lambda features: scaled.expand(len(features), 1)
+    return lambda features: scaled.expand(len(features), -1)
 
 
 def _linear(dataset: Dataset) -> Predict | None:
@@ -57,26 +55,32 @@ def _linear(dataset: Dataset) -> Predict | None:
     train = dataset.parts["train"].all
     wide = widest(train.numbers.device)
     model = LinearModel(train.numbers.shape[1], 1, dtype=wide, device=train.numbers.device)
-    solution = least_squares(model, train)
-    if solution is None:
+    fits = (least_squares(model, train._replace(target=column.unsqueeze(1))) for column in train.target.T)
+    solutions = [solution for solution in fits if solution is not None]
+    if len(solutions) < train.target.shape[1]:
         return None
-    weight, bias = solution[:-1], solution[-1]
-    return lambda features: (features.to(wide) @ weight + bias).unsqueeze(1)
+    columns = torch.stack(solutions, 1)
+    return lambda features: features.to(wide) @ columns[:-1] + columns[-1]
 
 
 def _boosting(dataset: Dataset) -> Predict | None:
-    """Return scikit-learn's `HistGradientBoostingRegressor` with its defaults, fitted to the scaled target; None where it is slow."""
+    """Return scikit-learn's `HistGradientBoostingRegressor` with its defaults for each scaled target; None where it is slow."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    if dataset.parts["train"].all.numbers.numel() > MOST_NUMBERS:
+    train = dataset.parts["train"].all
+    if train.numbers.numel() * train.target.shape[1] > MOST_NUMBERS:
         return None
-    numbers, target, weight = dataset.parts["train"].all.map(lambda values: values.cpu().double())
-    trees = HistGradientBoostingRegressor(random_state=0)
-    trees.fit(numbers.numpy(), target.flatten().numpy(), None if weight is None else weight.flatten().numpy())
+    numbers, target, weight = train.map(lambda values: values.cpu().double())
+    weights = None if weight is None else weight.flatten().numpy()
+    trees = [
+        HistGradientBoostingRegressor(random_state=0).fit(numbers.numpy(), column.numpy(), weights)
+        for column in target.T
+    ]
 
     def predict(features: Tensor) -> Tensor:
-        values = trees.predict(features.cpu().double().numpy())
-        return torch.from_numpy(values).to(features.device, widest(features.device)).unsqueeze(1)
+        values = features.cpu().double().numpy()
+        predictions = torch.stack([torch.from_numpy(of_target.predict(values)) for of_target in trees], 1)
+        return predictions.to(features.device, widest(features.device))
 
     return predict
 
@@ -97,10 +101,12 @@ def _metrics(dataset: Dataset, predict: Predict) -> dict[str, float]:
     """Return the metrics of a function of features on every part of the data."""
     target = dataset.parts["train"].all.target
     model, loss, strategy = _Function(predict, target.dtype), build_loss(c.Mse(name="mse")), Single(target.device)
-    evaluation = Evaluation(model, model, loss, nullcontext, dataset.scaling.undo, dataset.parts, strategy)
+    undo, targets = dataset.scaling.undo, dataset.target_names
+    evaluation = Evaluation(model, model, loss, nullcontext, undo, dataset.parts, strategy, targets)
     return {
-        f"{part}/{name}": values[name]
+        f"{part}/{name}": value
         for part in dataset.parts
         for values in evaluation.metrics(part)
-        for name in METRICS
+        for name, value in values.items()
+        if name != "loss"
     }

@@ -68,7 +68,7 @@ def test_parts_have_the_rows_of_the_source_and_their_numbers(tmp_path: Path) -> 
         assert rows.all.numbers[:, 0].tolist() == rows.source.tolist()
         assert rows.all.target.tolist() == [[float(number * number)] for number in rows.source.tolist()]
     assert dataset.sha256 == hashlib.sha256(text.encode()).hexdigest()
-    assert (dataset.feature_names, dataset.target_name) == (("x",), "y")
+    assert (dataset.feature_names, dataset.target_names) == (("x",), ("y",))
 
 
 def test_a_part_without_rows_is_left_out() -> None:

@@ -60,7 +60,7 @@ def _parquet(columns: dict[str, pa.Array], wanted: Columns = Y) -> Table:
 
 def _values(table: Table) -> dict[str, list[float] | list[str | None]]:
     """Return the columns, categories as their texts."""
-    return {column.name: _cells(column) for column in (*table.features, table.target)}
+    return {column.name: _cells(column) for column in (*table.features, *table.targets)}
 
 
 def _cells(column: Numbers | Categories) -> list[float] | list[str | None]:
@@ -93,7 +93,7 @@ def test_values_names_and_hash() -> None:
     content = "a,y,b\n1,2,0.1\n-3,4,1e-3\n+5,6,.5\n"
     table = _csv(content)
     assert _values(table) == {"a": [1, -3, 5], "b": [0.1, 0.001, 0.5], "y": [2, 4, 6]}
-    assert [column.integers for column in (*table.features, table.target) if isinstance(column, Numbers)] == [
+    assert [column.integers for column in (*table.features, *table.targets) if isinstance(column, Numbers)] == [
         True,
         False,
         True,
@@ -156,7 +156,7 @@ def test_floats_come_back_with_equal_bits(monkeypatch: pytest.MonkeyPatch, rows:
 def test_a_column_with_one_fraction_or_beyond_53_bits_is_not_an_integer_column() -> None:
     table = _csv("a,b,c,y\n1,1,1.0,1\n2,2.5,2.0,1e16\n")
     assert [
-        column.name for column in (*table.features, table.target) if isinstance(column, Numbers) and column.integers
+        column.name for column in (*table.features, *table.targets) if isinstance(column, Numbers) and column.integers
     ] == ["a", "c"]
 
 
@@ -179,7 +179,7 @@ def test_a_column_with_one_fraction_or_beyond_53_bits_is_not_an_integer_column()
 def test_what_was_detected_is_noted(content: Content, notes: tuple[str, ...]) -> None:
     table = _csv(content)
     assert table.notes == notes
-    assert table.target.values.tolist() == [2, 3]
+    assert table.targets[0].values.tolist() == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_a_column_of_mostly_numbers_is_one_of_numbers(late: int) -> None:
     table = _csv("x,y\n" + "".join(rows) + "7.5,1\n")
     assert _values(table)["x"][late] == 7.5
     table = _csv("x,y\n" + "".join(rows) + "oops,1\n", Columns("y", missing="drop", missing_values=("oops",)))
-    assert len(table.target.values) == late
+    assert len(table.targets[0].values) == late
     table = _csv("x,y\n" + "".join(rows) + "oops,1\n", Columns("y", categorical=("x",)))
     assert _values(table)["x"][late] == "oops"
 
@@ -765,7 +765,7 @@ def _outcome(content: str, missing: str) -> object:
         table = _csv(content, Columns("y", missing=missing))
     except DataError as error:
         return error.problems
-    columns = [(type(column), column.name, _bits(column)) for column in (*table.features, table.target)]
+    columns = [(type(column), column.name, _bits(column)) for column in (*table.features, *table.targets)]
     return columns, table.rows.tolist(), table.notes, table.warnings, table.sha256
 
 
@@ -817,8 +817,8 @@ def test_a_table_is_the_same_as_text_and_as_parquet(rows: list[tuple[object, ...
     of_parquet = _parquet(
         {n: pa.array(v, t) for n, v, t in zip(names, zip(*rows, strict=True), types, strict=True)}, columns
     )
-    assert [_bits(column) for column in (*of_text.features, of_text.target)] == [
-        _bits(column) for column in (*of_parquet.features, of_parquet.target)
+    assert [_bits(column) for column in (*of_text.features, *of_text.targets)] == [
+        _bits(column) for column in (*of_parquet.features, *of_parquet.targets)
     ]
 
 
@@ -1000,7 +1000,7 @@ def test_diabetes_has_the_published_least_squares_fit() -> None:
     features = np.array([column.values for column in table.features]).T
     centred = features - features.mean(0)
     x = centred / np.sqrt((centred**2).sum(0))
-    coefficients = np.linalg.lstsq(x, table.target.values - table.target.values.mean(), rcond=None)[0]
+    coefficients = np.linalg.lstsq(x, table.targets[0].values - table.targets[0].values.mean(), rcond=None)[0]
     # Efron et al. (2004) standardize the columns this way. These are the coefficients of the full least-squares solution as
     # printed by the authors' R package lars, which rounds s5 differently: hence three digits, not five.
     published = [-10.012, -239.819, 519.840, 324.390, -792.184, 476.746, 101.045, 177.064, 751.279, 67.625]

@@ -24,7 +24,7 @@ def _config(expression: str, **options: Any) -> c.Formula:
 
 
 def _formula(expression: str, columns: Sequence[str] = ("x",), **options: Any) -> Model:
-    return build_model(_config(expression, **options), columns, stream(3, "init"))
+    return build_model(_config(expression, **options), columns, ["y"], stream(3, "init"))
 
 
 def _values(model: Model) -> dict[str, float]:

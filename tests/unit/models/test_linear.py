@@ -22,11 +22,11 @@ LINEAR = c.Linear(name="linear", bias=True, init="kaiming")
 
 
 def _linear(columns: tuple[str, ...] = COLUMNS, seed: int = 0, **changes: Any) -> Model:
-    return build_model(dataclasses.replace(LINEAR, **changes), columns, stream(seed, "init"))
+    return build_model(dataclasses.replace(LINEAR, **changes), columns, ["y"], stream(seed, "init"))
 
 
 def _polynomial(degree: int, columns: tuple[str, ...] = COLUMNS, init: Any = "kaiming") -> Model:
-    return build_model(c.Polynomial(name="polynomial", degree=degree, init=init), columns, stream(0, "init"))
+    return build_model(c.Polynomial(name="polynomial", degree=degree, init=init), columns, ["y"], stream(0, "init"))
 
 
 def _with(model: Model, **values: Any) -> Model:
@@ -57,7 +57,7 @@ def test_kaiming_is_the_default_of_torch() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         layer = torch.nn.Linear(3, 1, dtype=torch.float64)
-    model = build_model(LINEAR, COLUMNS, torch.Generator().manual_seed(5))
+    model = build_model(LINEAR, COLUMNS, ["y"], torch.Generator().manual_seed(5))
     # The same numbers in the same order; torch computes the bound as √(6 / (1 + 5)) / √3, which may round differently.
     torch.testing.assert_close(dict(model.named_parameters()), dict(layer.named_parameters()), rtol=1e-15, atol=0)
 

@@ -35,7 +35,7 @@ def test_an_evaluation_without_memory_is_named(error: Exception) -> None:
 
     rows = ResidentRows(Batch(torch.zeros(3, 1), torch.zeros(3, 1)), torch.arange(3))
     loss, autocast = losses.build(c.Mse(name="mse")), precision.autocast("off", CPU)
-    evaluation = Evaluation(Half(), forward, loss, autocast, lambda target: target, {"valid": rows}, Single(CPU))
+    evaluation = Evaluation(Half(), forward, loss, autocast, lambda target: target, {"valid": rows}, Single(CPU), ["y"])
     for evaluate in (evaluation.metrics, evaluation.predictions):
         with pytest.raises(RunFailed, match=r"^out of memory in an evaluation, .*; make the model smaller"):
             evaluate("valid")
@@ -80,6 +80,7 @@ def _evaluation(
         undo=scaling.undo,
         parts={"train": rows},
         strategy=Single(CPU),
+        targets=["y"],
     )
 
 
@@ -159,7 +160,7 @@ def test_the_scaling_of_narrow_predictions_is_inverted_in_float64() -> None:
     narrow = _evaluation(scaling=scaling, dtype=torch.bfloat16)
     truth = scaling.undo(narrow.parts["train"].all.target.double()).flatten().numpy()
     metrics = narrow.metrics("train")[0]
-    expected = _expected(truth, narrow.predictions("train").numpy())
+    expected = _expected(truth, narrow.predictions("train").flatten().numpy())
     _close({name: metrics[name] for name in expected}, expected)
 
 
@@ -179,11 +180,11 @@ def test_predictions_are_in_the_units_of_the_file() -> None:
     truth = torch.from_numpy(Y)
     scaling = Scaling.fit(torch.from_numpy(X).unsqueeze(1), truth, scaled=True, scales_target=True, log_target=True)
     predicted = _evaluation(scaling=scaling, dtype=torch.float32).predictions("train")
-    assert (predicted.dtype, predicted.shape) == (torch.float64, (23,))
+    assert (predicted.dtype, predicted.shape) == (torch.float64, (23, 1))
     logs = np.log(Y)
     expected = np.exp((0.5 * X + 1) * logs.std(ddof=1) + logs.mean())
     # The prediction is float32 and its scaling is inverted in float64: 1e-7 of a logarithm near 1.
-    np.testing.assert_allclose(predicted.numpy(), expected, rtol=3e-7)
+    np.testing.assert_allclose(predicted.flatten().numpy(), expected, rtol=3e-7)
 
 
 @pytest.mark.parametrize("training", [True, False])

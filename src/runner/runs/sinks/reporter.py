@@ -33,7 +33,7 @@ SILENCE_SECONDS = 10.0
 """Longest time without a line while rows arrive."""
 
 PRINTED = ("loss", "/gap", "/rmse", "param/", "skipped")
-"""Names of a row's printed values: they start or end with one of these."""
+"""Names of a row's printed values: they start or end with one of these. Those of a single target, such as "valid/rmse/y", are not."""
 
 
 class Reporter:
@@ -212,7 +212,8 @@ def print_errors(problems: Sequence[str], rank: int | None = None) -> None:
 def line(row: Mapping[str, Any], last: int, pace: float | None = None, printed: tuple[str, ...] = PRINTED) -> str:
     """Return a row as text. `last` is the last step of the run, `pace` its steps per second."""
     cells = [f"step {row['step']:>{len(str(last))}}/{last}"]
-    names = [name for name in row if (name.endswith(printed) or name.startswith(printed)) and name != "optimum/loss"]
+    shown = [name for name in row if (name.endswith(printed) or name.startswith(printed)) and name != "optimum/loss"]
+    names = [name for name in shown if name.count("/") < 2]
     cells += [f"{name} {_number(row[name])}" for name in names]
     if "lr" in row:
         cells.append(f"lr {row['lr']:g}")
@@ -231,15 +232,27 @@ def lines_of(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield the label of a line and its metrics by name: of each part those of the model, and below them the baselines'."""
+    """Yield the label of a line and its metrics by name.
+
+    There is a line for each part, and below it, indented, one for each of several targets and for each baseline.
+    """
     metrics = summary["metrics"]
     for part in dict.fromkeys(name.split("/")[0] for name in metrics):
-        for label, values in {part: metrics, **_indented(summary.get("baselines", {}))}.items():
-            yield label, {n.split("/")[1]: value for n, value in values.items() if n.startswith(f"{part}/")}
+        by_target = _by_target(metrics, part)
+        yield part, by_target.pop("", {})
+        yield from ((f"  → {target}", values) for target, values in by_target.items())
+        for baseline, values in summary.get("baselines", {}).items():
+            yield f"  {baseline}", _by_target(values, part).get("", {})
 
 
-def _indented(baselines: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"  {name}": values for name, values in baselines.items()}
+def _by_target(metrics: Mapping[str, float], part: str) -> dict[str, dict[str, float]]:
+    """Return the metrics of a part by target and name. "" stands for the means, or for the only target."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        of, metric, *target = name.split("/", 2)
+        if of == part:
+            found.setdefault("".join(target), {})[metric] = value
+    return found
 
 
 def _number(value: float) -> str:
