@@ -27,8 +27,12 @@ CHOICES: dict[str, Any] = {
     "mlp": c.Mlp(name="mlp", widths=(5, 4), activation="tanh", dropout=0.0),
     "mlp without layers": c.Mlp(name="mlp", widths=(), activation="gelu", dropout=0.0),
     "mlp dropout": c.Mlp(name="mlp", widths=(5,), activation="silu", dropout=0.5),
-    "formula": c.Formula(name="formula", expression="a*exp(-b*x) + c*z", start={"b": 0.5}, init="uniform"),
-    "formula of one column": c.Formula(name="formula", expression="a*x + type", start={}, init="normal"),
+    "formula": c.Formula(
+        name="formula", expression="a*exp(-b*x) + c*z", start={"b": 0.5}, init="uniform", bounds={}, fixed={}
+    ),
+    "formula of one column": c.Formula(
+        name="formula", expression="a*x + type", start={}, init="normal", bounds={}, fixed={}
+    ),
 }
 
 # Models that are not listed above, with the values of their YAML files.
@@ -43,7 +47,7 @@ def choice(request: pytest.FixtureRequest) -> Any:
 
 
 def _build(choice: Any, seed: int = 0) -> Model:
-    return build_model(choice, COLUMNS, stream(seed, "init"))
+    return build_model(choice, COLUMNS, ["y"], stream(seed, "init"))
 
 
 def _features(dtype: torch.dtype = torch.float64) -> Tensor:

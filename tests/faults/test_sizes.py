@@ -154,17 +154,17 @@ CASES: dict[str, tuple[list[str], Callable[[], object] | None, list[str]]] = {
     "a file beyond memory": (
         CSV,
         lambda: sparse("x,y\n1,2\n", 30 * 2**30),
-        ["`data.path` must fit in memory, got 't.csv' of 30.0 GiB (90.0 GiB, of which "],
+        ["`data.path` must fit in memory, got 't.csv' of 30.0 GiB (30.0 GiB, of which "],
     ),
     "a Parquet file beyond memory": (
         ["data=parquet", *CSV[1:]],
         lambda: sparse("PAR1", 300 * 2**30),
-        ["`data.path` must fit in memory, got 't.csv' of 300.0 GiB (900.0 GiB, of which "],
+        ["`data.path` must fit in memory, got 't.csv' of 300.0 GiB (300.0 GiB, of which "],
     ),
     "a hole in a file": (
         CSV,
         lambda: sparse("x,y\n1,2\n", 2**28),
-        ["`data.path` must be UTF-8 text, but 't.csv' is UTF-16 or binary; save it as UTF-8"],
+        ["`data.path` must be text, but 't.csv' is UTF-16 or binary; save it as UTF-8"],
     ),
     "columns": (
         CSV,

@@ -196,7 +196,7 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
     "B20 seeds": (["seed=-1", "data.seed=4294967296"], [f"{SEED} -1", "`data.seed` must be an integer from 0 to 4294967295 or null, got 4294967296"]),
     "B20 a huge seed": (["seed=18446744073709551616", f"optimizer.lr={'9' * 400}"], [f"{SEED} an integer of more than 64 bits", f"{RATE} an integer of more than 64 bits"]),
     "B20 a seed that Python cannot parse": ([f"seed={'9' * 5000}"], [f"`seed` has a value that cannot be read, {'9' * 117}…; write seed=VALUE"]),
-    "B10 missing values": (["data=csv"], ["`data.path` is missing; give a string with data.path=…", "`data.target` is missing; give a string with data.target=…"]),
+    "B10 missing values": (["data=csv"], ["`data.path` is missing; give a string with data.path=…", "`data.target` is missing; give a string, or a list, each item a string with data.target=…"]),
     "B11 references": (["name=${nope}", "run_dir=${oc.env:NOPE_}"], ["`name` cannot be resolved: Interpolation key 'nope' not found; correct the reference, or give a value", "`run_dir` cannot be resolved: \"Environment variable 'NOPE_' not found\"; correct the reference, or give a value"]),
     "B11 an unclosed reference": (["name=${"], ["`name` cannot be set to '${': no viable alternative at input '${'; correct the value"]),
     "B11 an unknown resolver": (["name=${os.system:ls}"], ["`name` cannot be resolved: Unsupported interpolation type os.system; correct the reference, or give a value"]),
@@ -272,7 +272,7 @@ TEN = "x,y\n" + "".join(f"{i},{2 * i}\n" for i in range(10))
     [
         (None, [], "`data.path` must be a readable file, but 'rows.csv' does not exist; give a path relative to the working directory"),
         ("", [], "`data.path` must have a header and rows, but 'rows.csv' is empty; use another file"),
-        ("x,y\n", [], "`data.path` must have rows of numbers, got a header and 0 rows in 'rows.csv'; add rows"),
+        ("x,y\n", [], "`data.path` must have rows, got a header and 0 rows in 'rows.csv'; add rows"),
         ("x,y\n1,2\na,3\n", [], "`data.path`: line 3 of 'rows.csv', column 'x', must be a finite number, got 'a', text; "),
         ("x,y\n1,2\n1,2,3\n", [], "`data.path`: line 3 of 'rows.csv' must have 2 fields like the header, got 3; "),
         (TEN, ["data.features=[y]"], "`data.features` must not contain the target 'y'; remove it"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
@@ -250,3 +252,32 @@ def test_doubts_about_names_are_in_the_log() -> None:
         in log
     )
     assert "note: `model.expression` does not use the column 'Temp' of the data\n" in log
+
+
+# Columns of text
+
+
+def test_a_table_gives_the_same_parameters_as_text_packed_text_and_parquet() -> None:
+    random = np.random.default_rng(3)
+    size = 60
+    columns = {
+        "x": random.standard_normal(size),
+        "n": random.integers(0, 9, size),
+        "kind": random.choice(["oak", "birch", "élan"], size),
+        "part": np.where(random.random(size) < 0.1, np.nan, random.standard_normal(size)),
+        "y": random.standard_normal(size),
+    }
+    rows = zip(*(np.where(column == column, column, "") for column in columns.values()), strict=True)  # noqa: PLR0124 - nan
+    text = "\n".join(",".join(map(str, row)) for row in [list(columns), *rows])
+    Path("t.csv").write_text(text, encoding="utf-8")
+    Path("t.csv.gz").write_bytes(gzip.compress(text.encode()))
+    Path("semicolons.csv").write_bytes(text.replace(",", ";").replace(".", ",").encode("cp1252"))
+    pq.write_table(
+        pa.table({name: pa.array(column, from_pandas=True) for name, column in columns.items()}), "t.parquet"
+    )
+    common = ["data.target=y", "data.missing=mean", "model=mlp", "train.steps=20", "data.split.test=10", *FIT[4:]]
+    hashes = {
+        path: runner.run(None, [f"data={kind}", f"data.path={path}", *common]).summary["parameters_sha256"]
+        for path, kind in (("t.csv", "csv"), ("t.csv.gz", "csv"), ("semicolons.csv", "csv"), ("t.parquet", "parquet"))
+    }
+    assert len(set(hashes.values())) == 1, hashes

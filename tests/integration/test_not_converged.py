@@ -14,6 +14,7 @@ import pytest
 
 import runner
 from runner import cli
+from runner.optim import standard_errors
 from runner.optim.least_squares import LstsqSolver
 
 COMMON = ["device=cpu", "device.threads=1", "dtype=float64", "data=curve", "data.expression=3*exp(-0.7*x) + 1", "data.stop=5", "data.rows=40"]  # fmt: skip
@@ -172,3 +173,24 @@ def test_large_fits_of_a_sweep_are_judged_one_by_one() -> None:
     network = [*WIDE, "model=mlp", "model.widths=[1]", "optimizer=lm", "seed=0,1", "train.steps=1"]
     assert cli.main(["-m", *network, "run_dir=sweep"]) == 0
     assert [read(f"sweep/{trial}/summary.json")["converged"] for trial in range(2)] == [False, False]
+
+
+BOUNDED = ["model=formula", "model.expression=a*x0 + b*x1 + d", "model.bounds={a: [5, null]}", "optimizer=lm"]
+WEIGHTED = ["data.weight=x2", "optimizer=lstsq", "data.features=[x0, x1, x3]"]
+TWO_TARGETS = ["data.target=[y, x9]", "data.features=[x0, x1, x3]", "data.standardize=true", "optimizer=lstsq"]
+
+
+@pytest.mark.parametrize("fit", [BOUNDED, WEIGHTED, TWO_TARGETS], ids=["bounded", "weighted", "two targets"])
+def test_a_fit_that_counts_as_large_has_the_same_numbers(fit: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = np.abs(np.random.default_rng(5).normal(size=(40, 11)))
+    names = ",".join([*(f"x{i}" for i in range(10)), "y"])
+    np.savetxt("t.csv", drawn, delimiter=",", header=names, comments="")
+    small = runner.run(None, [*WIDE, *fit]).summary
+    monkeypatch.setattr(standard_errors, "MOST_NUMBERS", 0)
+    large = runner.run(None, [*WIDE, *fit]).summary
+    assert large["converged"] is True
+    assert "standard_errors" in small.keys() - large.keys()
+    assert large["degrees_of_freedom"] == small["degrees_of_freedom"]
+    # Sums of 40 squares in another order.
+    for name in small.keys() & {"residual_standard_deviation", "chi_square"}:
+        assert large[name] == pytest.approx(small[name], rel=1e-13)

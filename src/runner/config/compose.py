@@ -182,7 +182,9 @@ def _drop_foreign_keys(values: dict[str, Any], plan: Plan) -> None:
         dropped = [
             name
             for name in present
-            if name not in fields and f"{group}.{name}" in known and f"{group}.{name}" not in plan.values
+            if name not in fields
+            and f"{group}.{name}" in known
+            and not any(introspection.is_within(typed, [f"{group}.{name}"]) for typed in plan.values)
         ]
         for name in dropped:
             del present[name]

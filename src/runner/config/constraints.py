@@ -6,7 +6,8 @@ They are checked twice: for the configuration as composed, and again after `auto
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+import importlib.util
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,9 +173,37 @@ FORBIDDEN = (
         "process; use strategy=ddp",
     ),
     _Forbidden(
+        lambda k: bool(k.model.limits) and k.optimizer.linear_only,
+        "`model.bounds` must be empty with `optimizer`={k.optimizer.name}, which solves without bounds; use optimizer=lm",
+    ),
+    _Forbidden(
+        lambda k: bool(k.model.limits) and _repeats(k),
+        "`model.bounds` must be empty with `optimizer`={k.optimizer.name}, whose line search would leave them; use optimizer=adam",
+    ),
+    _Forbidden(
         lambda k: k.model.keeps_units and k.data.standardize,
         "`data.standardize` must be false with `model`={k.model.name}, whose parameters are in the units of the data; "
         "use data.standardize=false",
+    ),
+    _Forbidden(
+        lambda k: k.model.keeps_units and k.data.numbers not in (None, "none"),
+        "`data.numbers` must be none with `model`={k.model.name}, whose parameters are in the units of the data, got "
+        "{k.data.numbers}; use data.numbers=none",
+    ),
+    _Forbidden(
+        lambda k: k.model.keeps_units and k.data.target_scale == "standardize",
+        "`data.target_scale` must be none with `model`={k.model.name}, whose parameters are in the units of the data; "
+        "use data.target_scale=none",
+    ),
+    _Forbidden(
+        lambda k: k.data.standardize and k.data.numbers not in (None, "standardize"),
+        "`data.numbers` must be standardize or null with `data.standardize`=true, which stands for it, got {k.data.numbers}; "
+        "use data.standardize=false data.target_scale=standardize",
+    ),
+    _Forbidden(
+        lambda k: k.data.standardize and k.data.target_scale == "none",
+        "`data.target_scale` must be standardize or null with `data.standardize`=true, which stands for it, got none; "
+        "use data.standardize=false data.numbers=standardize",
     ),
     _Forbidden(
         lambda k: (k.train.steps is None) == (k.train.epochs is None),
@@ -272,6 +301,7 @@ def _other_problems(config: c.Config) -> Iterator[str]:
     for part in (config.data, config.model, config.loss, config.optimizer, config.schedule):
         yield from part.problems()
     yield from _sink_problems(config)
+    yield from _baseline_problems(config)
     yield from _graph_problems(config)
 
 
@@ -347,14 +377,29 @@ def _graph_problems(config: c.Config) -> Iterator[str]:
         yield graph_problem(reason)
 
 
-def _sink_problems(config: c.Config) -> Iterator[str]:
-    known, names = c.SinkConfig.choices, config.record.sinks
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, list(known), n=1)
+def _list_problems(name: str, values: Sequence[str], known: Collection[str]) -> Iterator[str]:
+    """Yield the problems of a list that may name each of the known things once."""
+    for value in values:
+        if value not in known:
+            near = difflib.get_close_matches(value, list(known), n=1)
             hint = f"did you mean {near[0]}?" if near else "remove it"
-            yield f"`record.sinks` must be a list of {', '.join(known)}, got {name}; {hint}"
-    if len(set(names)) < len(names):
-        yield f"`record.sinks` must not repeat a sink, got [{', '.join(names)}]; remove one"
+            yield f"`{name}` must be a list of {', '.join(known)}, got {value}; {hint}"
+    if len(set(values)) < len(values):
+        yield f"`{name}` must not repeat an entry, got [{', '.join(values)}]; remove one"
+
+
+def _baseline_problems(config: c.Config) -> Iterator[str]:
+    chosen = config.record.baselines
+    yield from _list_problems("record.baselines", chosen, c.BASELINES)
+    if "boosting" in chosen and importlib.util.find_spec("sklearn") is None:
+        yield (
+            "`record.baselines` must not contain boosting, because scikit-learn is not installed; "
+            'install it with `pip install "runner[baselines]"`, or remove boosting'
+        )
+
+
+def _sink_problems(config: c.Config) -> Iterator[str]:
+    names = config.record.sinks
+    yield from _list_problems("record.sinks", names, c.SinkConfig.choices)
     if "jsonl" not in names:
         yield f"`record.sinks` must include jsonl, which resume and comparisons read, got [{', '.join(names)}]; add it"

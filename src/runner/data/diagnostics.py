@@ -6,7 +6,7 @@ import difflib
 import heapq
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from runner.config import validation
 from runner.errors import DataError
@@ -14,40 +14,44 @@ from runner.errors import DataError
 EXACT_INTEGER = 2**53
 """Largest integer up to which float64 represents every integer."""
 
-NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
-"""Accepted spelling of a number. Others that Python accepts (1_000, nan, digits of other scripts) are refused."""
+NUMBERS = {
+    sign: re.compile(rf"[+-]?([0-9]+({re.escape(sign)}[0-9]*)?|{re.escape(sign)}[0-9]+)([eE][+-]?[0-9]+)?")
+    for sign in ".,"
+}
+"""Accepted spelling of a number by decimal sign. Others that Python accepts (1_000, nan, digits of other scripts) are refused."""
 
-_MOST_SHOWN = 10  # further problems or names are only counted
+MOST_SHOWN = 10
+"""Number of problems, or of names, that are shown; further ones are only counted."""
+
 _MOST_COMPARED = 1000  # names that are compared with a misspelled one
-_MISREADINGS = tuple(
+_MISSPELLED = tuple(
     (re.compile(pattern, re.IGNORECASE), problem)
     for pattern, problem in (
-        (
-            r"|[+-]?nan|n/?a|<na>|#n/a|null|none|nil|-|\?|\.",
-            "a missing value; remove or fill such rows first",
-        ),
-        (r"[+-]?inf(inity)?", "not finite; remove or fill such rows first"),
-        (r"true|false|yes|no", "a truth value; use 1 and 0"),
+        (r"[+-]?inf(inity)?", "not finite; correct it, or list it in `data.missing_values`"),
         (r"[+-]?0x[0-9a-f]+", "hexadecimal; use decimal"),
         (r"[+-]?[0-9.,]+ *%", "a percentage; use a fraction without the sign"),
         (
             r"([0-9]{4}([-/.])[0-9]{1,2}\2[0-9]{1,2}|[0-9]{1,2}([-/.])[0-9]{1,2}\3[0-9]{2,4})([ T].*)?",
-            "a date; use a number, such as days since a start",
+            "a date; write all cells as 2024-01-31, or all as numbers",
         ),
         (r"[+-]?[0-9.,]*,[0-9.,e+-]*", "a number with a comma; write 1000 for a thousand and 0.5 for a half"),
-        (r"[+-]?[0-9_]+(\.[0-9_]*)?", "a number with underscores; remove them"),
+        (r"[+-]?[0-9]+(_[0-9]+)+(\.[0-9_]*)?", "a number with underscores; remove them"),
     )
+)
+_OTHER_TEXTS = (
+    (re.compile(r"[+-]?nan", re.IGNORECASE), "a missing value; list it in `data.missing_values`"),
+    (re.compile(r"true|false|yes|no", re.IGNORECASE), "a truth value; use 1 and 0"),
 )
 _OTHER_FORMATS = (  # file name suffixes, first bytes, description with remedy
     ((".xlsx", ".xlsm", ".xls", ".ods"), (b"\xd0\xcf\x11\xe0",), "is a spreadsheet; save its sheet as CSV"),
     ((".parquet",), (b"PAR1\x15",), "is a Parquet file; read it with data=parquet"),
+    ((".feather", ".arrow", ".ipc"), (b"ARROW1",), "is an Arrow file; read it with data=parquet"),
     (
-        (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z"),
-        (b"\x1f\x8b", b"PK\x03\x04", b"BZh91AY", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf"),
-        "is compressed; unpack it first (a spreadsheet: save its sheet as CSV)",
+        (".zip", ".7z", ".rar"),
+        (b"PK\x03\x04", b"7z\xbc\xaf", b"Rar!"),
+        "is an archive; unpack it first (a spreadsheet: save its sheet as CSV)",
     ),
 )
-_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 class Fault(NamedTuple):
@@ -93,13 +97,27 @@ def _folded(name: str) -> str:
     return name[:100].strip().casefold()
 
 
-def number_problem(cell: str) -> str | None:
-    """Return what a cell is and the remedy, or None if it is a finite number that float64 can represent."""
+def number_problem(cell: str) -> str:
+    """Return what the cell of a column of numbers is, if it is no finite number that float64 represents, and the remedy."""
     text = cell.strip(" \t")
-    if not NUMBER.fullmatch(text):
-        # A long cell is text in any case, and some of these patterns take quadratic time.
-        matching = (problem for pattern, problem in _MISREADINGS if len(text) <= 100 and pattern.fullmatch(text))
-        return next(matching, "text; use a number, or exclude the column from `data.features`")
+    for decimal, number in NUMBERS.items():
+        if number.fullmatch(text) and (problem := _unrepresentable(text.replace(decimal, "."))):
+            return problem
+    if NUMBERS["."].fullmatch(text):
+        return "a number with a decimal point; write a comma as in other rows, or set `data.decimal`"
+    # A long cell is text in any case, and some of these patterns take quadratic time.
+    matching = (problem for pattern, problem in _OTHER_TEXTS if len(text) <= 100 and pattern.fullmatch(text))
+    return misspelled(text) or next(matching, "text; use a number, or list it in `data.missing_values`")
+
+
+def misspelled(text: str) -> str | None:
+    """Return what is wrong with a text that was meant as a number or a date, and the remedy; None for other texts."""
+    matching = (problem for pattern, problem in _MISSPELLED if len(text) <= 100 and pattern.fullmatch(text))
+    return next(matching, None)
+
+
+def _unrepresentable(text: str) -> str | None:
+    """Return why float64 does not represent a number, and the remedy."""
     size = abs(float(text))
     if size == float("inf"):
         return "beyond the largest float64, 1.8e308; use a larger unit"
@@ -113,44 +131,18 @@ def refuse_other_formats(path: str, beginning: bytes) -> None:
     """Raise `DataError` if a file is not text, with its format as its name and first bytes show it."""
     for suffixes, beginnings, description in _OTHER_FORMATS:
         if path.lower().endswith(suffixes) or beginning.startswith(beginnings):
-            raise DataError(f"`data.path` must be comma-separated text, but {named(path)} {description}")
+            raise DataError(f"`data.path` must be text, but {named(path)} {description}")
 
 
-def refuse_binary(path: str, data: bytes) -> None:
-    """Raise `DataError` if a piece of a file cannot be UTF-8 text because it has zero bytes."""
-    if b"\0" in data:
-        raise DataError(f"`data.path` must be UTF-8 text, but {named(path)} is UTF-16 or binary; save it as UTF-8")
-
-
-def refuse_other_encodings(path: str, data: bytes) -> None:
-    """Raise `DataError` if the content of a file is not UTF-8 text."""
-    try:
-        data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"`data.path` must be UTF-8 text, but line {line} of {named(path)} has the byte "
-            f"0x{error.object[error.start]:02x} of another encoding; save it as UTF-8"
-        ) from None
-
-
-def refuse_odd_header(path: str, header: list[str]) -> None:
-    """Raise `DataError` if the first line does not consist of comma-separated column names."""
+def refuse_odd_header(path: str, header: list[str], delimiter: str) -> None:
+    """Raise `DataError` if the first record does not consist of column names."""
     text = "".join(header)
     if not text.strip():
         raise DataError(f"`data.path` must start with a header, but {named(path)} starts with a blank line; remove it")
     if len(header) < 2:
-        separator = next((name for sign, name in _SEPARATORS.items() if sign in text), None)
-        finding = f"{separator} in" if separator else "one column in"
-        remedy = "use commas, and decimal points" if separator else "use commas"
         raise DataError(
-            f"`data.path` must have at least two columns separated by commas, got {finding} the first line of {named(path)}, "
-            f"{shown(text)}; {remedy}"
-        )
-    if all(NUMBER.fullmatch(name.strip()) for name in header):
-        raise DataError(
-            f"`data.path` must have column names in its first line, got numbers in {named(path)} ({listed(header)}); "
-            "add a header line"
+            f"`data.path` must have at least two columns, but with the delimiter {shown(delimiter)} {named(path)} has one, "
+            f"{shown(text)}; set `data.delimiter`"
         )
 
 
@@ -165,31 +157,18 @@ def field_count_fault(line: int, row: list[str], expected: int) -> Fault:
     return Fault(line, None, f"must have {expected} fields like the header, got {finding}; {remedy}")
 
 
-def column_type_problem(path: str, name: str, kind: Any, types: Any) -> str | None:
-    """Return the message for a Parquet column that is not numeric, or None; `types` is `pyarrow.types`."""
-    if types.is_integer(kind) or types.is_floating(kind):
-        return None
-    return (
-        f"`data.path` must have numbers in column {shown(name)}, got type {kind} in {named(path)}; "
-        "cast it to double, or exclude it from `data.features`"
-    )
-
-
-def merge_column_faults(faults: list[Fault], rows: int) -> list[Fault]:
-    """Return a single fault if every one of `rows` values of a column is unusable: it is hardly meant to be numeric."""
-    return [faults[0]._replace(values=rows)] if len(faults) == rows else faults
-
-
-def raise_problems(path: str, problems: Sequence[Problem], faults: Sequence[Fault], row_name: str) -> None:
+def raise_problems(
+    path: str, problems: Sequence[Problem], faults: Sequence[Fault], row_name: str, others: int = 0
+) -> None:
     """Raise `DataError` if there is a problem or fault, with the first ten in row order and the number of others.
 
-    `row_name` is "line" or "row", as the user counts them.
+    `row_name` is "line" or "row", as the user counts them. `others` faults come on top of those given.
     """
     if not problems and not faults:
         return
-    first = heapq.nsmallest(max(0, _MOST_SHOWN - len(problems)), faults, key=lambda fault: fault.row)
-    messages = [*map(str, problems[:_MOST_SHOWN]), *(_message(path, fault, row_name) for fault in first)]
-    more = len(problems) + len(faults) - len(messages)
+    first = heapq.nsmallest(max(0, MOST_SHOWN - len(problems)), faults, key=lambda fault: fault.row)
+    messages = [*map(str, problems[:MOST_SHOWN]), *(_message(path, fault, row_name) for fault in first)]
+    more = len(problems) + len(faults) + others - len(messages)
     raise DataError([*messages, f"and {more:,} more problems in {named(path)}"] if more else messages)
 
 
@@ -214,5 +193,5 @@ def named(path: str) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """Return the first ten names in quotes and the number of others."""
-    more = f" and {len(names) - _MOST_SHOWN:,} more" if len(names) > _MOST_SHOWN else ""
-    return ", ".join(map(shown, names[:_MOST_SHOWN])) + more
+    more = f" and {len(names) - MOST_SHOWN:,} more" if len(names) > MOST_SHOWN else ""
+    return ", ".join(map(shown, names[:MOST_SHOWN])) + more

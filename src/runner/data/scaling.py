@@ -20,38 +20,41 @@ class Scaling:
     feature_scale: Tensor
     """Standard deviation [columns] of the training features; 1 without standardization and for constant columns."""
     target_mean: Tensor
-    """Mean [] of the training target; 0 without standardization."""
+    """Mean [targets] of the training targets; 0 without standardization."""
     target_scale: Tensor
-    """Standard deviation [] of the training target; 1 without standardization and for a constant target."""
+    """Standard deviation [targets] of the training targets; 1 without standardization and for a constant target."""
     log_target: bool
-    """Whether the model is trained on the natural logarithm of the target."""
+    """Whether the model is trained on the natural logarithm of the targets."""
 
     @staticmethod
-    def fit(features: Tensor, target: Tensor, standardize: bool, log_target: bool) -> Scaling:
-        """Return the scaling fitted to training features [rows, columns] and target [rows], both float64.
+    def fit(
+        features: Tensor, target: Tensor, *, scaled: Tensor | bool, scales_target: bool, log_target: bool
+    ) -> Scaling:
+        """Return the scaling fitted to training features [rows, columns] and target [rows, targets], both float64.
 
-        Standard deviations divide by rows − 1. A constant column gets scale 1, so it becomes 0 instead of nan.
-        Without `standardize` means are 0 and scales 1.
+        `scaled` masks the features [columns] that are standardized, or says whether all are. The others, and the target without
+        `scales_target`, have mean 0 and scale 1. Standard deviations divide by rows − 1. A constant column gets scale 1, so it
+        becomes 0 instead of nan.
         """
-        if not standardize:
-            columns = features.shape[1]
-            zeros, ones = torch.zeros(columns, dtype=torch.float64), torch.ones(columns, dtype=torch.float64)
-            return Scaling(
-                zeros, ones, torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64), log_target
-            )
-        values = target.log() if log_target else target
-        return Scaling(*_moments(features), *_moments(values), log_target)
+        mask = torch.as_tensor(scaled).expand(features.shape[1])
+        mean, scale = torch.zeros_like(features[0]), torch.ones_like(features[0])
+        if bool(mask.any()):
+            mean[mask], scale[mask] = _moments(features[:, mask])
+        center, spread = torch.zeros_like(target[0]), torch.ones_like(target[0])
+        if scales_target:
+            center, spread = _moments(target.log() if log_target else target)
+        return Scaling(mean, scale, center, spread, log_target)
 
     def features(self, raw: Tensor) -> Tensor:
         """Return scaled features [rows, columns] for features in the units of the file."""
         return (raw - self.feature_mean) / self.feature_scale
 
     def target(self, raw: Tensor) -> Tensor:
-        """Return the scaled target for a target in the units of the file."""
+        """Return the scaled target [rows, targets] for a target in the units of the file."""
         return ((raw.log() if self.log_target else raw) - self.target_mean) / self.target_scale
 
     def undo(self, prediction: Tensor) -> Tensor:
-        """Return a prediction in the units of the file, on the prediction's device and in its dtype."""
+        """Return a prediction […, targets] in the units of the file, on the prediction's device and in its dtype."""
         mean, scale = self.target_mean.to(prediction), self.target_scale.to(prediction)
         values = prediction * scale + mean
         return values.exp() if self.log_target else values

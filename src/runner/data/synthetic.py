@@ -9,6 +9,7 @@ from torch import Tensor
 from runner.compute.rng import stream
 from runner.config import schema as c
 from runner.config.expression import parse
+from runner.data.kinds import Numbers
 from runner.data.tables import Table
 from runner.errors import DataError
 
@@ -53,15 +54,9 @@ def _table(config: c.Line | c.Curve, seed: int, names: list[str], features: Tens
     target = target + config.noise * draw(config.rows, dtype=torch.float64, generator=stream(seed, "noise"))
     _require_finite(config, target)
     return Table(
-        features=features.numpy(),
-        target=np.asarray(target.numpy()),
-        sigma=None,
-        weight=None,
-        feature_names=tuple(names),
-        target_name="y",
-        integer_columns=frozenset(),
-        sha256="",
-        warnings=(),
+        features=tuple(Numbers(name, column) for name, column in zip(names, features.T.numpy(), strict=True)),
+        targets=(Numbers("y", np.asarray(target.numpy())),),
+        rows=np.arange(config.rows),
     )
 
 

@@ -68,7 +68,7 @@ class Verdict:
             return f"{self.cause}; {start}"
         threshold = f"(relative offset {self.offset:.1g}, threshold {CONVERGED:g})"
         if settled:
-            remedies = ["use data.standardize=true"] if self._may_standardize else []
+            remedies = ["use data.standardize=true"] if self.config.may_standardize else []
             remedies += [] if self.config.optimizer.linear_only else [start]
             wider = constraints.advised(self.config, "dtype", "float64") if self.config.dtype == "float32" else None
             remedies += [f"use {wider}"] if wider else []
@@ -76,17 +76,14 @@ class Verdict:
             return f"no further step finds better parameters, but they are not at a minimum {threshold}{advice}"
         return f"the parameters are still changing {threshold}; {_alternatives(self._quicker())}"
 
-    @property
-    def _may_standardize(self) -> bool:
-        return not (self.config.data.standardize or self.config.model.keeps_units)
-
     def _quicker(self) -> list[str]:
         """Return what brings a fit nearer to the optimum, as far as its configuration allows it."""
         remedies = ["train longer"]
         if not self.config.optimizer.least_squares:
-            remedies += ["use data.standardize=true"] if self._may_standardize else []
+            remedies += ["use data.standardize=true"] if self.config.may_standardize else []
+            solved = self.linear and not self.config.model.limits
             solver: c.OptimizerConfig = (
-                c.Lstsq(name="lstsq", weight_decay=0.0) if self.linear else c.Lm(name="lm", radius=1.0)
+                c.Lstsq(name="lstsq", weight_decay=0.0) if solved else c.Lm(name="lm", radius=1.0)
             )
             if not constraints.problems(replace(self.config, optimizer=solver)):
                 remedies.append(f"use optimizer={solver.name}")

@@ -73,6 +73,11 @@ class Linearised:
         """Gauss–Newton step [lanes, k] in the basis of `directions`; the shortest one if several are equally good."""
         return torch.where(self.determined, -self.along / self.values, 0.0)
 
+    def damped(self, damping: Tensor) -> Tensor:
+        """Return the step [lanes, k] for a damping [lanes], in the basis of `directions`; the Gauss–Newton step for 0."""
+        step = -self.values * self.along / (self.values.square() + damping.unsqueeze(1))
+        return torch.where(damping.unsqueeze(1) > 0, step, self.full)
+
     def bounded(self, radius: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
         """Return the best step [lanes, n] no longer than 1.1·`radius` [lanes], and its damping [lanes].
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from runner.errors import CheckpointError
 from runner.optim.student_t import Estimate, estimate
 from runner.runs.atomic import write_atomic
-from runner.runs.records import read_summary, read_sweep, scalar_parameters
+from runner.runs.records import baselines, read_summary, read_sweep, scalar_parameters
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,6 +59,8 @@ class Member:
     parameters_sha256: str | None = None
     converged: bool | None = None
     parameters: Mapping[str, float] = field(default_factory=dict)
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Name of a simple model → its metrics on the same rows."""
 
     @property
     def results(self) -> dict[str, float]:
@@ -80,6 +82,8 @@ class Results:
     members: Sequence[Member]
     metric: str
     larger_is_better: bool
+    searched: bool = False
+    """Whether the metric is that of a search."""
 
     @property
     def varied(self) -> list[str]:
@@ -163,7 +167,7 @@ def collect(sweep_dir: Path) -> Results:
     sweep = read_sweep(sweep_dir)
     members = sorted((_member(sweep_dir, entry) for entry in sweep["members"]), key=lambda member: member.number)
     metric, larger_is_better = _comparison(sweep, _metrics(members))
-    return Results(sweep["name"], list(sweep["swept"]), members, metric, larger_is_better)
+    return Results(sweep["name"], list(sweep["swept"]), members, metric, larger_is_better, bool(sweep.get("metric")))
 
 
 def _member(sweep_dir: Path, entry: Mapping[str, Any]) -> Member:
@@ -196,6 +200,7 @@ def _with_summary(member: Member, path: Path) -> Member:
         parameters_sha256=summary["parameters_sha256"],
         parameters={f"param/{name}": value for name, value in scalar_parameters(summary).items()},
         converged=known if isinstance(known, bool) else None,
+        baselines=baselines(summary),
     )
 
 
@@ -299,6 +304,16 @@ def _shown(results: Results, ranked: Sequence[Setting]) -> tuple[Sequence[Settin
     return (shown[:fitting], fewer) if fitting >= FEWEST_SETTINGS else (shown, [results.metric])
 
 
+def _baselines(results: Results) -> dict[str, float]:
+    """Return the mean of the compared metric over the trials for each baseline."""
+    found: dict[str, list[float]] = {}
+    for member in results.members:
+        for name, metrics in member.baselines.items():
+            if results.metric in metrics:
+                found.setdefault(name, []).append(metrics[results.metric])
+    return {name: estimate(values).mean for name, values in found.items()}
+
+
 def _rows(setting: Setting, best: Setting, metrics: Sequence[str], results: Results) -> Iterable[list[str]]:
     """Yield a row for each metric and parameter. Only the first one names the setting."""
     converged = [f"{setting.converged:,}"] if results.knows_convergence else []
@@ -328,8 +343,17 @@ def _known(number: float) -> str:
 
 
 def _remarks(results: Results, ranked: Sequence[Setting], shown: int) -> list[str]:
-    """Return the lines below the table: settings left out, settings with one seed, and reasons of failures."""
+    """Return the lines below the table: baselines, settings left out, settings with one seed, and reasons of failures."""
     lines = []
+    if known := _baselines(results):
+        lines.append(
+            f"baselines {results.metric}: " + ", ".join(f"{name} {value:.6g}" for name, value in known.items())
+        )
+    if results.metric.startswith("test/") and not results.searched and len(ranked) > 1:
+        lines.append(
+            "settings are compared on test rows, since there are no validation rows: the best one will look better than it is; "
+            "use data.split.valid"
+        )
     if len(ranked) > shown:
         lines.append(f"… and {len(ranked) - shown:,} more in results.csv")
     if any(len(setting.finished) == 1 for setting in ranked[:shown]):

@@ -25,7 +25,7 @@ from runner.runs.hashes import Hashes
 from runner.runs.saver import Saver
 from runner.runs.sinks.base import Writer
 from runner.training.loop import Loop
-from runner.training.metrics import LARGER_IS_BETTER, Best, Evaluation
+from runner.training.metrics import Best, Evaluation, metric_names
 from runner.training.objective import BatchObjective
 from runner.training.run_state import Calendar, RunState
 from runner.training.step import Step
@@ -62,7 +62,7 @@ class RunInfo:
     @property
     def metric_names(self) -> list[str]:
         """Names of the metrics of the summary, such as "valid/rmse"."""
-        return [f"{part}/{name}" for part in self.dataset.parts for name in LARGER_IS_BETTER]
+        return [f"{part}/{name}" for part in self.dataset.parts for name in metric_names(self.dataset.target_names)]
 
     @property
     def batch_size(self) -> int:
@@ -86,7 +86,7 @@ class RunInfo:
             sinks=sinks,
             saver=saver,
             hashes=hashes,
-            may_standardize=not (self.config.data.standardize or self.config.model.keeps_units),
+            may_standardize=self.config.may_standardize,
         )
 
 
@@ -205,7 +205,8 @@ class Experiment:
         (parameters,) = self.parameters()
         model = self.model
         if self.strategy.sharded:
-            model = start_model(self.info.config, dataset.feature_names).to(next(iter(parameters.values())).device)
+            model = start_model(self.info.config, dataset.feature_names, dataset.target_names)
+            model = model.to(next(iter(parameters.values())).device)
             model.load_state_dict(parameters)
         resolved, optimum = self.info.config, self.optimum
         train, fitted = dataset.parts["train"], model.fitted(dataset.scaling)
@@ -218,7 +219,7 @@ class Experiment:
                 metrics,
                 parameters,
                 fitted,
-                model.terms(dataset.feature_names),
+                model.terms(dataset.feature_names, dataset.target_names),
                 lambda: replace(self.evaluation, model=model, forward=model),
                 None if optimum is None else summarize(optimum, [resolved], _row(parameters))[0],
                 inference,

@@ -181,7 +181,7 @@ def test_unresolved_references_are_reported_with_the_other_problems(monkeypatch:
         "`optimizer.lr` cannot be resolved: \"Environment variable 'NOPE' not found\"; correct the reference, or give a value",
         "`seed` must be an integer from 0 to 4294967295, got -1",
         "`data.path` is missing; give a string with data.path=…",
-        "`data.target` is missing; give a string with data.target=…",
+        "`data.target` is missing; give a string, or a list, each item a string with data.target=…",
     }
 
 

@@ -20,7 +20,14 @@ from runner.errors import DataError
 
 CPU = torch.device("cpu")
 SPLIT = c.Split(test=2, valid=2, order="random")
-COMMON: dict[str, Any] = {"seed": None, "log_target": False, "standardize": False, "split": SPLIT}
+COMMON: dict[str, Any] = {
+    "seed": None,
+    "log_target": False,
+    "standardize": False,
+    "numbers": None,
+    "target_scale": None,
+    "split": SPLIT,
+}
 LINE = c.Line(
     name="line", features=2, slope=2.0, intercept=3.0, rows=12, start=0.0, stop=1.0, noise=0.5,
     noise_distribution="uniform", **COMMON,
@@ -33,8 +40,9 @@ def _build(config: Any, seed: int = 0, dtype: torch.dtype = torch.float64, **cha
 
 def _csv(path: Path, text: str, **changes: Any) -> c.Csv:
     path.joinpath("f.csv").write_text(text)
-    unweighted = {"sigma": None, "sigma_kind": "relative", "weight": None}
-    options: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **unweighted, **changes}
+    detected = dict.fromkeys(("delimiter", "decimal", "encoding", "comment", "header"))
+    table = {"sigma": None, "sigma_kind": "relative", "weight": None, "drop": (), "categorical": "auto", "missing": "error", "missing_values": (), "skip_rows": 0, **detected}  # fmt: skip
+    options: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **table, **changes}
     return c.Csv(name="csv", path=str(path / "f.csv"), target="y", features=None, rename={}, **options)
 
 
@@ -60,7 +68,7 @@ def test_parts_have_the_rows_of_the_source_and_their_numbers(tmp_path: Path) -> 
         assert rows.all.numbers[:, 0].tolist() == rows.source.tolist()
         assert rows.all.target.tolist() == [[float(number * number)] for number in rows.source.tolist()]
     assert dataset.sha256 == hashlib.sha256(text.encode()).hexdigest()
-    assert (dataset.feature_names, dataset.target_name) == (("x",), "y")
+    assert (dataset.feature_names, dataset.target_names) == (("x",), ("y",))
 
 
 def test_a_part_without_rows_is_left_out() -> None:

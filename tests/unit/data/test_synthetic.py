@@ -13,66 +13,78 @@ import torch
 from runner.compute.rng import stream
 from runner.config import schema as c
 from runner.data.synthetic import curve, line
+from runner.data.tables import Table
 from runner.errors import DataError
 
 COMMON: dict[str, Any] = {
-    "seed": None, "log_target": False, "standardize": False, "split": c.Split(test=0, valid=0, order="random"),
+    "seed": None, "log_target": False, "standardize": False, "numbers": None, "target_scale": None, "split": c.Split(test=0, valid=0, order="random"),
     "rows": 5, "start": -1.0, "stop": 1.0, "noise": 0.0, "noise_distribution": "normal",
 }  # fmt: skip
 LINE = c.Line(name="line", features=1, slope=2.0, intercept=3.0, **COMMON)
 CURVE = c.Curve(name="curve", expression="exp(x) + 1", **COMMON)
 
 
+def _features(table: Table) -> np.ndarray:
+    features: np.ndarray = np.array([column.values for column in table.features]).T
+    return features
+
+
+def _names(table: Table) -> tuple[str, ...]:
+    return tuple(column.name for column in table.features)
+
+
 def test_a_line_lies_on_an_even_grid_that_includes_both_ends() -> None:
     table = line(LINE, seed=0)
-    assert table.features.tolist() == [[-1.0], [-0.5], [0.0], [0.5], [1.0]]
-    assert table.target.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert (table.feature_names, table.target_name) == (("x",), "y")
-    assert table.features.dtype == table.target.dtype == np.float64
+    assert _features(table).tolist() == [[-1.0], [-0.5], [0.0], [0.5], [1.0]]
+    assert table.targets[0].values.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert (_names(table), table.targets[0].name) == (("x",), "y")
+    assert _features(table).dtype == table.targets[0].values.dtype == np.float64
 
 
 def test_a_single_row_is_at_the_start() -> None:
-    assert line(dataclasses.replace(LINE, rows=1), seed=0).features.tolist() == [[-1.0]]
+    assert _features(line(dataclasses.replace(LINE, rows=1), seed=0)).tolist() == [[-1.0]]
 
 
 def test_every_feature_of_a_line_has_the_same_slope() -> None:
     table = line(dataclasses.replace(LINE, features=3, rows=200, start=2.0, stop=4.0), seed=1)
-    assert table.feature_names == ("x1", "x2", "x3")
-    assert table.features.shape == (200, 3)
+    assert _names(table) == ("x1", "x2", "x3")
+    assert _features(table).shape == (200, 3)
     # The sum of three numbers below 4, in another order: a few roundings.
-    np.testing.assert_allclose(table.target, 2 * table.features.sum(axis=1) + 3, rtol=1e-15)
-    assert table.features.min() >= 2
-    assert table.features.max() < 4
+    np.testing.assert_allclose(table.targets[0].values, 2 * _features(table).sum(axis=1) + 3, rtol=1e-15)
+    assert _features(table).min() >= 2
+    assert _features(table).max() < 4
     # Uniform on [2, 4): the mean is 3 with a standard deviation of 0.577/√600 = 0.024; five of them are allowed.
-    assert abs(table.features.mean() - 3) < 0.12
+    assert abs(_features(table).mean() - 3) < 0.12
 
 
 def test_a_curve_has_the_values_of_its_formula() -> None:
     table = curve(CURVE, seed=0)
     # One rounding each in exp and in the sum, and exp of libm and torch may differ in the last place.
-    np.testing.assert_allclose(table.target, [math.exp(x) + 1 for x in (-1, -0.5, 0, 0.5, 1)], rtol=1e-15)
-    assert table.feature_names == ("x",)
+    np.testing.assert_allclose(table.targets[0].values, [math.exp(x) + 1 for x in (-1, -0.5, 0, 0.5, 1)], rtol=1e-15)
+    assert _names(table) == ("x",)
 
 
 def test_a_curve_of_two_names_draws_both_features() -> None:
     table = curve(dataclasses.replace(CURVE, expression="b - a"), seed=0)
-    assert table.feature_names == ("b", "a")
-    assert table.target.tolist() == (table.features[:, 0] - table.features[:, 1]).tolist()
+    assert _names(table) == ("b", "a")
+    assert table.targets[0].values.tolist() == (_features(table)[:, 0] - _features(table)[:, 1]).tolist()
 
 
 @pytest.mark.parametrize(("distribution", "draw"), [("normal", torch.randn), ("uniform", torch.rand)])
 def test_noise_is_drawn_from_the_noise_stream(distribution: str, draw: Any) -> None:
     noisy: Any = {"noise": 0.25, "noise_distribution": distribution}
     drawn = draw(5, dtype=torch.float64, generator=stream(7, "noise")).numpy()
-    clean = line(LINE, seed=7).target
-    assert line(dataclasses.replace(LINE, **noisy), seed=7).target.tolist() == (clean + 0.25 * drawn).tolist()
+    clean = line(LINE, seed=7).targets[0].values
+    assert (
+        line(dataclasses.replace(LINE, **noisy), seed=7).targets[0].values.tolist() == (clean + 0.25 * drawn).tolist()
+    )
 
 
 def test_noise_does_not_change_the_features() -> None:
     wide = dataclasses.replace(LINE, features=2)
     noisy = dataclasses.replace(wide, noise=1.0)
-    assert line(wide, seed=3).features.tolist() == line(noisy, seed=3).features.tolist()
-    assert line(wide, seed=3).features.tolist() != line(wide, seed=4).features.tolist()
+    assert _features(line(wide, seed=3)).tolist() == _features(line(noisy, seed=3)).tolist()
+    assert _features(line(wide, seed=3)).tolist() != _features(line(wide, seed=4)).tolist()
 
 
 def test_the_global_generator_is_not_used() -> None:

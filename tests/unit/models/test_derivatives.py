@@ -25,7 +25,7 @@ INF = math.inf
 
 def model(text: str, parameters: dict[str, float], column: str = "x") -> FormulaModel:
     start = {name: torch.tensor(value, dtype=torch.float64) for name, value in parameters.items()}
-    return FormulaModel(parse(text), [column], start)
+    return FormulaModel([parse(text)], [column], start)
 
 
 def rows(*values: float) -> Tensor:

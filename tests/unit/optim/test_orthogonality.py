@@ -32,7 +32,7 @@ def no_scaling(columns: int) -> Scaling:
 def judged(parameters: Sequence[Any], *overrides: str) -> list[Inference]:
     """Return the results of fits with the given weights and bias, as lanes."""
     config = compose(["dtype=float64", "optimizer=lstsq", *overrides]).config
-    model = build_model(config.model, [f"x{i}" for i in range(COLUMNS)], stream(0, "init"))
+    model = build_model(config.model, [f"x{i}" for i in range(COLUMNS)], ["y"], stream(0, "init"))
     scaling = no_scaling(COLUMNS)
     values = torch.tensor(np.array(parameters))
     named = {"weight": values[:, None, :COLUMNS], "bias": values[:, COLUMNS:]}
@@ -129,7 +129,7 @@ def test_an_exact_large_fit_has_converged(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("_large")
 def test_other_optimizers_do_not_judge_large_fits() -> None:
     config = compose(["dtype=float64", "optimizer=adam", "optimizer.lr=0.1"]).config
-    model = build_model(config.model, ["x"], stream(0, "init"))
+    model = build_model(config.model, ["x"], ["y"], stream(0, "init"))
     rows = Batch(torch.ones(3, 1).double(), torch.ones(3, 1).double())
     named: dict[str, Tensor] = {name: value.detach().unsqueeze(0) for name, value in model.named_parameters()}
     scaling = no_scaling(1)

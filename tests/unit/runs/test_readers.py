@@ -21,7 +21,8 @@ from runner.config.documents import check_yaml, parse_json
 from runner.config.files import make_folder, open_to_append, open_to_change, open_to_read, read_bytes
 from runner.config.resume import saved_values
 from runner.config.schema import plain
-from runner.data.tables import Columns, read_csv, read_parquet
+from runner.data.dialect import Form
+from runner.data.tables import Columns, read_arrow, read_text
 from runner.errors import InputError
 from runner.runs.checkpoint_manifest import listed_sizes, manifest_of, mismatch, size_and_hash
 from runner.runs.hashes import Hashes
@@ -197,7 +198,7 @@ def test_formulas_of_any_content(text: str) -> None:
 def test_tables_of_any_content(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes(content)
-    assert "" not in problems(lambda: read_csv(str(path), Columns("y")))
+    assert "" not in problems(lambda: read_text(str(path), Columns("y"), Form()))
 
 
 @given(content=st.binary() | st.text(alphabet="[]{}", max_size=300).map(str.encode))
@@ -242,8 +243,8 @@ def test_a_file_without_a_size_is_empty(name: str) -> None:
     """One waits for ever, and another one does not end."""
     if os.access(name, os.R_OK):
         assert read_bytes(Path(name), 100) == b""
-        for read in (read_csv, read_parquet):
-            (problem,) = problems(lambda read=read: read(name, Columns("y")))  # type: ignore[misc]
+        for read in (lambda: read_text(name, Columns("y"), Form()), lambda: read_arrow(name, Columns("y"))):
+            (problem,) = problems(read)
             assert name in problem
 
 

@@ -1,0 +1,291 @@
+"""The kind of a column, decided by all of its cells: numbers, dates, categories, or text that cannot be used.
+
+Every column of text is read as numbers first. Columns with other cells are read as text, a second time where that shows late.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+
+import numpy as np
+
+from runner.data.diagnostics import EXACT_INTEGER, misspelled, named, shown
+from runner.data.texts import Texts
+
+MISSING = ("", "NA", "N/A", "n/a", "na", "<NA>", "#N/A", "NaN", "nan", "NAN", "null", "NULL", "Null", "None", "none", "nil", "-", "?", ".")  # fmt: skip
+"""Cells that stand for a missing value."""
+
+MOST_PLACES = 10
+"""Number of cells of a column whose place is kept."""
+
+FREE_TEXT_VALUES = 100
+"""Number of distinct values up to which a column is one of categories, also where most rows have a value of their own."""
+
+_DAY_FIRST = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})(?:[ T]([0-9:.]+))?")
+_YEAR_FIRST = re.compile(r"([0-9]{4})[-/]([0-9]{1,2})[-/]([0-9]{1,2})((?:[ T].*)?)")
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """A column of numbers."""
+
+    name: str
+    values: np.ndarray
+    """Float64 [rows]; nan where missing."""
+    kind: str = "number"
+    """What a cell is: number, or date, whose values are seconds since 1970-01-01 00:00 UTC."""
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Mask [rows] of the missing values."""
+        mask: np.ndarray = np.isnan(self.values)
+        return mask
+
+    @property
+    def integers(self) -> bool:
+        """Whether every value is an integer that float64 represents exactly, and none is missing."""
+        # Beyond 2**53 every float64 is an integer, so such a value is a large measurement, not a count or an identifier.
+        return bool(np.all((self.values == np.trunc(self.values)) & (np.abs(self.values) <= EXACT_INTEGER)))
+
+    def take(self, rows: np.ndarray) -> Numbers:
+        """Return the column with these rows only."""
+        return Numbers(self.name, self.values[rows], self.kind)
+
+
+@dataclass(frozen=True, eq=False)
+class Categories:
+    """A column of categories."""
+
+    name: str
+    codes: np.ndarray
+    """Place of each value among `values`, int32 [rows]; -1 where missing."""
+    values: tuple[str, ...]
+    """Distinct values, sorted by their text."""
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Mask [rows] of the missing values."""
+        mask: np.ndarray = self.codes < 0
+        return mask
+
+    def take(self, rows: np.ndarray) -> Categories:
+        """Return the column with these rows only."""
+        return Categories(self.name, self.codes[rows], self.values)
+
+
+Column = Numbers | Categories
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the configuration says of the kinds of columns."""
+
+    categorical: tuple[str, ...] | None = None
+    """Columns of categories; None takes those whose cells are text."""
+    missing_values: tuple[str, ...] = ()
+    """Texts that stand for a missing value, besides the usual ones."""
+    numbers: tuple[str, ...] = ()
+    """Columns that must be numbers."""
+
+    def is_categorical(self, name: str) -> bool | None:
+        """Return whether a column is one of categories; None if its cells decide."""
+        if name in self.numbers:
+            return False
+        return None if self.categorical is None else name in self.categorical
+
+    @property
+    def markers(self) -> frozenset[str]:
+        """All texts that stand for a missing value."""
+        return frozenset((*MISSING, *self.missing_values))
+
+
+@dataclass
+class ColumnReader:
+    """Reads one column of cells of text, block after block.
+
+    Every cell is read as a number first. A column whose first block looks like text is read as text at once; where only
+    later blocks do, `again` says that all blocks are to be added a second time.
+    """
+
+    name: str
+    categorical: bool | None
+    """Whether the cells are categories whatever they are; None decides by the cells."""
+    numbers: int = 0
+    """Number of cells that spell a number, also one that float64 does not represent."""
+    missing: int = 0
+    bad: int = 0
+    """Number of cells that are neither usable numbers nor missing."""
+    first_bad: list[tuple[int, str]] = field(default_factory=list)
+    """Row, from 0, and text of the first of these cells."""
+    zeros_first: str | None = None
+    """The first cell of digits that begins with a zero, as identifiers do."""
+    _fractions: bool = False
+    """Whether a number is no integer, so that the column has no identifiers."""
+    _rows: int = 0
+    _values: list[np.ndarray] = field(default_factory=list)
+    _codes: list[np.ndarray] | None = None
+    """Places of the cells among the distinct texts, int32; None while the column is not read as text."""
+    _places: dict[str, int] = field(default_factory=dict)
+    _passed: bool = False
+
+    def __post_init__(self) -> None:
+        self._codes = [] if self.categorical else None
+
+    def add(self, texts: Texts, decimal: str) -> None:
+        """Read the cells of a block."""
+        if not self.categorical and not self._passed:
+            first = not self._rows
+            self._add_numbers(texts, decimal)
+            if first and not self.numeric:
+                self._codes = []
+        if self._codes is not None:
+            self._codes.append(texts.encode(self._places))
+
+    def again(self) -> bool:
+        """Return whether all blocks are needed a second time."""
+        needed = not self.numeric and self._codes is None
+        self._passed = True
+        if not self.numeric:
+            self._values.clear()
+        if needed:
+            self._codes = []
+        return needed
+
+    @property
+    def numeric(self) -> bool:
+        """Whether the column is one of numbers: at least half of its cells that are not missing are, or it has to be."""
+        return self.categorical is False or (self.categorical is None and 2 * self.numbers >= self._rows - self.missing)
+
+    def column(self) -> Column | str:
+        """Return the column: numbers, dates or categories; or why it is none of them, as the end of a sentence."""
+        if self.numeric:
+            return Numbers(self.name, _joined(self._values, np.float64))
+        assert self._codes is not None  # `again`
+        return _texts(self.name, _joined(self._codes, np.int32), self._places, self.categorical is True)
+
+    def faults(self) -> list[tuple[int, str, int]]:
+        """Return row, from 0, and text of the first cells of a column of numbers that are none, and how many cells each is.
+
+        A column without any number is one fault.
+        """
+        if self.bad == self._rows > 1:
+            return [(*self.first_bad[0], self.bad)]
+        return [(row, text, 1) for row, text in self.first_bad]
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what the user should know of the column."""
+        if self.numeric and self.zeros_first and not self._fractions:
+            yield (
+                f"`data.features`: {shown(self.name)} has values such as {shown(self.zeros_first)}, whose zero in front is lost; "
+                "add it to `data.categorical` or `data.drop` if they are identifiers"
+            )
+
+    def _add_numbers(self, texts: Texts, decimal: str) -> None:
+        values, missing = texts.numbers(decimal), texts.missing
+        bad = np.isnan(values) & ~missing
+        spelled = len(values) - int(bad.sum()) - int(missing.sum())
+        large = np.flatnonzero(np.abs(values) >= EXACT_INTEGER)  # one beyond may be rounded to it
+        bad[large] = [_rounded(texts.text(row)) for row in large.tolist()]
+        places = np.flatnonzero(bad)
+        for row in places[: MOST_PLACES - len(self.first_bad)].tolist():
+            self.first_bad.append((self._rows + row, texts.text(row)))
+        integers = values == np.trunc(values)
+        self._fractions = self._fractions or not bool(np.all(integers | np.isnan(values)))
+        if self.zeros_first is None and not self._fractions and integers.any():
+            self.zeros_first = texts.zeros_first()
+        self.numbers += spelled
+        self.missing += int(missing.sum())
+        self.bad += len(places)
+        self._rows += len(values)
+        self._values.append(values)
+
+
+def _joined(blocks: list[np.ndarray], dtype: type) -> np.ndarray:
+    """Return all blocks in one array. The list is emptied on the way, so that nothing takes its memory twice."""
+    end = sum(map(len, blocks))
+    joined: np.ndarray = np.empty(end, dtype)
+    while blocks:
+        block = blocks.pop()
+        joined[end - len(block) : end] = block
+        end -= len(block)
+    return joined
+
+
+def unusable(path: str, columns: Mapping[str, Column | str]) -> list[str]:
+    """Return the messages for the columns that cannot be used."""
+    return [
+        f"`data.features`: column {shown(name)} of {named(path)} {column}"
+        for name, column in columns.items()
+        if isinstance(column, str)
+    ]
+
+
+def usable(columns: Mapping[str, Column | str]) -> dict[str, Column]:
+    """Return the columns that can be used."""
+    return {name: column for name, column in columns.items() if not isinstance(column, str)}
+
+
+def _texts(name: str, codes: np.ndarray, places: Mapping[str, int], chosen: bool) -> Column | str:
+    """Return a column of texts: dates, or categories; or why it is neither, as the end of a sentence.
+
+    `codes` are the places of the cells among the distinct texts. `chosen` says that the texts are categories in any case.
+    """
+    texts, present = list(places), int((codes >= 0).sum())
+    if not chosen:
+        seconds = _seconds(texts)
+        if isinstance(seconds, str):
+            return seconds
+        if seconds is not None:
+            return Numbers(name, np.array([*seconds, np.nan])[codes], "date")
+        wrong = [text for text in texts if misspelled(text)]
+        if wrong and 2 * len(wrong) >= len(texts):
+            return f"has {shown(wrong[0])}, {misspelled(wrong[0])}, or add the column to `data.drop`"
+        if len(texts) > max(FREE_TEXT_VALUES, present / 2):
+            return (
+                f"has {len(texts):,} distinct values in {present:,} rows, as free text has; add it to `data.drop`, or to "
+                "`data.categorical` if they are categories"
+            )
+    order = sorted(range(len(texts)), key=texts.__getitem__)
+    ranks = np.full(len(texts) + 1, -1, np.int32)
+    ranks[order] = np.arange(len(texts), dtype=np.int32)
+    return Categories(name, ranks[codes], tuple(texts[place] for place in order))
+
+
+def _rounded(text: str) -> bool:
+    """Return whether float64 rounds an integer that is written out."""
+    digits = text.lstrip("+-0")
+    return digits.isdigit() and int(digits) > EXACT_INTEGER
+
+
+def _seconds(texts: Sequence[str]) -> list[float] | str | None:
+    """Return the seconds since 1970 of dates, as UTC where they name no time zone.
+
+    None if most texts are no dates, and the end of a sentence if another one is none, or a date that does not exist.
+    Year-first and dotted day-first dates are known; with slashes, day and month could be told apart only by chance.
+    """
+    dates = [_iso_date(text) for text in texts]
+    if 2 * sum(date is not None for date in dates) <= len(texts):
+        return None
+    seconds: list[float] = []
+    for text, date in zip(texts, dates, strict=True):
+        try:
+            moment = datetime.fromisoformat(date or "none")
+        except ValueError:
+            return f"has dates, but {shown(text)} is none; correct it, or list it in `data.missing_values`"
+        seconds.append((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp())
+    return seconds
+
+
+def _iso_date(text: str) -> str | None:
+    """Return what has the form of a date as ISO 8601 writes it, or None."""
+    if match := _DAY_FIRST.fullmatch(text):
+        day, month, year, time = match.groups()
+        rest = f"T{time}" if time else ""
+    elif match := _YEAR_FIRST.fullmatch(text):
+        year, month, day, rest = match.groups()
+    else:
+        return None
+    return f"{year}-{month:0>2}-{day:0>2}{rest}"
