@@ -134,6 +134,19 @@ def test_lstsq_with_more_columns_than_rows_is_the_shortest_solution(rows: int) -
     assert steps == 2
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_columns_that_rounding_makes_equal_leave_a_good_fit(unit: float) -> None:
+    """Powers of a Julian date: the columns have units apart, and float64 cannot tell the square from a straight line."""
+    day = torch.rand(50, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    date = (2_459_000 + day) * unit
+    target = 12 + 0.3 * day + 0.01 * torch.randn(50, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    result, _ = solved(lstsq(), linear(2), torch.cat((date, date**2), 1), target)
+    residuals = target[:, 0].numpy() - with_ones(torch.cat((date, date**2), 1)) @ result
+    line = np.linalg.lstsq(with_ones(day), target.numpy()[:, 0])[1]
+    # Each of three terms is about 1e6 and rounded to 1e-10, a hundred-millionth of the residuals.
+    assert float(residuals @ residuals) < float(line[0]) * (1 + 1e-6)
+
+
 def test_time_and_memory_of_lstsq_follow_the_smaller_number_of_rows_and_columns() -> None:
     """A few times the time of numpy; a square matrix of the columns would take hundreds of times as long."""
     generator = torch.Generator().manual_seed(1)

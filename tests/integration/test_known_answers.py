@@ -210,8 +210,13 @@ UNDETERMINED = {
     ),
     "a constant column": (
         ["data=csv", "data.path=constant.csv", "data.target=y", "optimizer=lstsq"],
-        ["weight[1]", "bias"],
-        "weight[1] and bias can change together without changing any prediction, so there are no standard errors",
+        ["z", "constant"],
+        "z and constant can change together without changing any prediction, so there are no standard errors",
+    ),
+    "powers of two values": (  # x² = 4·x − 3, although the square of the standardized x is 1
+        ["data=csv", "data.path=two.csv", "data.target=y", "optimizer=lstsq", "model=polynomial", "model.degree=2", "data.standardize=true"],
+        ["x", "x^2", "constant"],
+        "x, x^2 and constant can change together without changing any prediction, so there are no standard errors",
     ),
     "a column of zeros": (
         ["data=csv", "data.path=zeros.csv", "data.target=y", "model=formula", "model.expression=a*exp(-b*x) + c*z", "optimizer=lm"],
@@ -226,6 +231,7 @@ def test_parameters_that_the_data_leave_open_are_named(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "constant.csv").write_text("x,z,y\n1,3,2\n2,3,4.5\n3,3,6\n4,3,8\n")
+    (tmp_path / "two.csv").write_text("x,y\n1,2\n3,3\n1,2.5\n3,3.75\n1,2.25\n")
     (tmp_path / "zeros.csv").write_text("x,z,y\n0,0,3\n1,0,2.1\n2,0,1.3\n3,0,0.9\n4,0,0.7\n")
     overrides, names, sentence = UNDETERMINED[case]
     summary = run(*overrides).summary

@@ -30,7 +30,7 @@ NAMED = 5
 """Largest number of parameters that a sentence names."""
 
 NEGLIGIBLE = 1e-6
-"""A parameter takes part in an undetermined direction [n] of length 1 if its component is above this."""
+"""A parameter is undetermined if a larger share of it than this is outside of the directions that the Jacobian determines."""
 
 
 NOT_FINITE = "the residuals or their derivatives are not finite"
@@ -102,8 +102,10 @@ class Evidence:
     """Offset [lanes] that rounding may leave."""
     finite: Sequence[bool]
     """Whether all residuals and derivatives of each fit are finite."""
-    names: Sequence[str]
-    """Name of each of the n parameters."""
+    names: Sequence[Sequence[str]]
+    """For each fit the names of its reported parameters."""
+    unscaling: Callable[[int], Tensor | None]
+    """Returns the matrix [reported, n] from the parameters of a lane to the reported ones; None if they are the same."""
     linear: Callable[[], bool]
     """Returns whether the model is linear in its parameters."""
     ranks: Callable[[int], Tensor]
@@ -126,7 +128,7 @@ def judge(evidence: Evidence, configs: Sequence[c.Config]) -> list[Verdict]:
         if not evidence.finite[lane]:
             cause = NOT_FINITE
         elif not full_rank[lane] and config.model.identifiable:
-            undetermined = _undetermined(problem, lane, evidence.names)
+            undetermined = _undetermined(evidence, lane)
             flat = not evidence.linear() and bool((evidence.ranks(lane) > ranks[lane]).any())
             cause = f"near these values {free(undetermined)}" if flat else ""
         offset = 0.0 if cause or near[lane] else offsets[lane]
@@ -153,12 +155,17 @@ def free(names: Sequence[str]) -> str:
     return f"{_joined(shown, 'and')} can change{together} without changing any prediction"
 
 
-def _undetermined(problem: Linearised, lane: int, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the parameters with a component in the directions that the Jacobian does not determine."""
+def _undetermined(evidence: Evidence, lane: int) -> tuple[str, ...]:
+    """Return the names of the reported parameters that change along directions which the Jacobian does not determine."""
+    problem, unscaling = evidence.problem, evidence.unscaling(lane)
     known = torch.where(problem.determined[lane].unsqueeze(1), problem.directions[lane], 0.0)
-    # Length of each parameter's unit vector outside of the space of the known directions.
-    outside = (1 - known.square().sum(0)).clamp(min=0).sqrt()
-    return tuple(name for name, size in zip(names, outside.tolist(), strict=True) if size > NEGLIGIBLE)
+    outside = torch.eye(known.shape[1]).to(known) - known.mT @ known
+    # Each reported parameter as a vector in the scaled parameters, and the part of it outside of the known directions.
+    reported = torch.diag(1 / problem.scale[lane])
+    reported = reported if unscaling is None else unscaling.to(reported) @ reported
+    reported = reported / reported.abs().amax(1, keepdim=True)  # squares of numbers in tiny units would be 0
+    shares = (reported @ outside).norm(dim=1) / reported.norm(dim=1)
+    return tuple(name for name, share in zip(evidence.names[lane], shares.tolist(), strict=False) if share > NEGLIGIBLE)
 
 
 def _alternatives(texts: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from runner.compute.bounds import Bounds
 from runner.config import schema as c
 from runner.optim.active_set import step_within, times
 from runner.optim.base import Objective, State
-from runner.optim.linearised import Linearised, RowSpace, lengths
+from runner.optim.linearised import Linearised, ShortestSteps, lengths
 from runner.optim.qr import penalised, without_columns
 from runner.optim.saddle import step_away
 
@@ -76,8 +76,8 @@ class LstsqSolver(_LeastSquares):
         super().__init__(parameters, lanes)
         self._weight_decay = [config.weight_decay for config in configs]
         self._count = torch.zeros((), dtype=torch.float32)
-        self._solved: tuple[Tensor, Linearised, RowSpace] | None = None
-        """The newest Jacobian with its decomposition and row space, which the next step uses if the Jacobian is the same."""
+        self._solved: tuple[Tensor, Linearised, ShortestSteps] | None = None
+        """The newest Jacobian with its decomposition and shortest steps, which the next step uses if the Jacobian is the same."""
 
     def step(self, objective: Objective, lr: Any) -> Tensor:
         """Write the solution into the parameters; return this process's share of the loss [] or [lanes] before it."""
@@ -92,10 +92,10 @@ class LstsqSolver(_LeastSquares):
         jacobian = factor[:, :n, :n]
         if self._solved is None or not torch.equal(jacobian, self._solved[0]):
             model = Linearised.from_triangle(jacobian, factor[:, :n, n], lengths(jacobian))
-            self._solved = jacobian, model, model.row_space()
-        _, model, row_space = self._solved
+            self._solved = jacobian, model, model.shortest_steps()
+        _, model, steps = self._solved
         model = model.with_residuals(factor[:, :n, n])
-        self._write(row_space.projection(rows + model.unscaled(model.full)))
+        self._write(rows + steps.of(model))
         self._count = self._count + 1
         self._settle([float(self._count) >= SOLVES] * self._lanes)
         return linearisation.share if share is None else share

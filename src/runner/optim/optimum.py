@@ -126,7 +126,7 @@ def _of_lanes(model: Differentiable, rows: Batch, decay: Tensor, dtype: str) -> 
         objective = penalised(factor[:, :, : numbers + 1], solution, decay, count)
         jacobian = objective[:, :numbers, :numbers]
         problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))
-        solution = problem.shortest(solution + problem.unscaled(problem.full))
+        solution = solution + problem.shortest  # the sum of shortest steps from 0 is the shortest solution
     residual, size = (factor[:, :, column].norm(dim=1) for column in (numbers, numbers + 1))
     values: Tensor = torch.linalg.svdvals(factor[:, :numbers, :numbers])
     return Optimum(

@@ -158,6 +158,17 @@ class Fit:
     """Scaling of the data that the model was trained on (`runner.data.scaling.Scaling`)."""
     unit_deviation: float | None
     """Standard deviation of the target of a row with weight 1, in the units trained in; None where none is given."""
+    terms: Sequence[str] = ()
+    """Names of the entries of the reported parameters, if the model is a sum of terms."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the entries of the reported parameters, in order: of a term, else `bias` of one, `weight[0]` of several."""
+        return self.terms or [
+            name if value.numel() == 1 else f"{name}[{i}]"
+            for name, value in self.parameters.items()
+            for i in range(value.numel())
+        ]
 
 
 def infer(
@@ -219,7 +230,8 @@ def _infer_lanes(
         # Parameters and predictions are rounded to the run's dtype, which may leave an offset of this length.
         rounding=4 * eps * rounded,
         finite=finite,
-        names=_names(parameters),
+        names=[fit.names for fit in fits],
+        unscaling=lambda lane: model.unscaling(fits[lane].scaling),
         linear=cache(lambda: model.is_linear(rows.numbers if rows.numbers.dim() == 2 else rows.numbers[0])),
         ranks=lambda lane: _ranks_elsewhere(model, parameters, rows, lane),
     )
@@ -301,15 +313,6 @@ def _ranks_elsewhere(model: Differentiable, parameters: Mapping[str, Tensor], ro
     elsewhere = factors.factor(model, named, of_lane)
     elsewhere = elsewhere[elsewhere.isfinite().all(2).all(1), :numbers, :numbers]
     return Linearised.from_triangle(elsewhere, elsewhere[:, :, 0], lengths(elsewhere)).determined.sum(1)
-
-
-def _names(parameters: Mapping[str, Tensor]) -> list[str]:
-    """Return the name of every entry of the parameters [lanes, …], in order: `bias` of one, `weight[0]` of several."""
-    return [
-        name if value[0].numel() == 1 else f"{name}[{i}]"
-        for name, value in parameters.items()
-        for i in range(value[0].numel())
-    ]
 
 
 def _bounds(config: c.Config, parameters: Mapping[str, Tensor]) -> Bounds:

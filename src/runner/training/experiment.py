@@ -211,15 +211,15 @@ class Experiment:
         resolved, optimum = self.info.config, self.optimum
         train, fitted = dataset.parts["train"], model.fitted(dataset.scaling)
         stacked = {name: value.detach().unsqueeze(0) for name, value in parameters.items()}
-        (inference,) = infer(
-            model, stacked, train.all, [Fit(resolved, fitted, dataset.scaling, dataset.unit_deviation)]
-        )
+        terms = model.terms(dataset.feature_names, dataset.target_names)
+        fit = Fit(resolved, fitted, dataset.scaling, dataset.unit_deviation, terms)
+        (inference,) = infer(model, stacked, train.all, [fit])
         return [
             Outcome(
                 metrics,
                 parameters,
                 fitted,
-                model.terms(dataset.feature_names, dataset.target_names),
+                terms,
                 lambda: replace(self.evaluation, model=model, forward=model),
                 None if optimum is None else summarize(optimum, [resolved], _row(parameters))[0],
                 inference,

@@ -243,7 +243,7 @@ class VmappedExperiment:
             for result, optimum, inference in zip(
                 results,
                 self._summarised(lanes),
-                self._inferred(lanes, [fitted for _, _, fitted, *_ in results]),
+                self._inferred(lanes, [(fitted, terms) for _, _, fitted, terms, _ in results]),
                 strict=True,
             )
         ]
@@ -256,13 +256,15 @@ class VmappedExperiment:
         configs = [self.infos[lane].config for lane in lanes]
         return summarize(self.optimum.select(chosen), configs, self.strategy.stack.detach()[chosen])
 
-    def _inferred(self, lanes: Sequence[int], fitted: Sequence[Mapping[str, Tensor]]) -> Sequence[Inference | None]:
-        """Return for each of these lanes its standard errors."""
+    def _inferred(
+        self, lanes: Sequence[int], fitted: Sequence[tuple[Mapping[str, Tensor], Sequence[str]]]
+    ) -> Sequence[Inference | None]:
+        """Return for each of these lanes its standard errors, given the reported parameters and the names of their terms."""
         chosen = torch.tensor(lanes, device=self.strategy.stack.device)
         rows = select_lanes(self.objective.rows.all, chosen)
         fits = [
-            Fit(self.infos[lane].config, parameters, dataset.scaling, dataset.unit_deviation)
-            for lane, parameters in zip(lanes, fitted, strict=True)
+            Fit(self.infos[lane].config, parameters, dataset.scaling, dataset.unit_deviation, terms)
+            for lane, (parameters, terms) in zip(lanes, fitted, strict=True)
             for dataset in [self.infos[lane].dataset]
         ]
         return infer(self.template, self.strategy.split(self.strategy.stack.detach()[chosen]), rows, fits)
