@@ -414,18 +414,26 @@ def test_nan_at_the_last_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         runner.run("linreg", [*QUICK, "train.steps=20"])
 
 
-def test_rows_outside_the_domain_of_a_formula_are_named() -> None:
+@pytest.mark.parametrize(
+    ("start", "named"),
+    [
+        (
+            -2,
+            "3 rows of its batch have no finite prediction, such as row 1, 2, 3 of the data; .*, or remove these rows",
+        ),
+        (0, "row 1 of the data has no finite prediction; .*, or remove this row"),
+    ],
+)
+def test_rows_outside_the_domain_of_a_formula_are_named(start: int, named: str) -> None:
     overrides = [
         "data=line",
-        "data.start=-2",
-        "data.stop=7",
+        f"data.start={start}",
+        f"data.stop={start + 9}",
         "data.rows=10",
         "model=formula",
         "model.expression=a*log(x)+b",
     ]
-    with pytest.raises(
-        runner.Diverged, match=r"3 rows of its batch have no finite prediction, such as row 1, 2, 3 of the data"
-    ):
+    with pytest.raises(runner.Diverged, match=named):
         runner.run(None, [*QUICK, *overrides, "data.noise=0"])
 
 

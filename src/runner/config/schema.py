@@ -555,7 +555,8 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
     def doubts(self, features: Sequence[str], others: Sequence[str], selected: bool) -> Iterator[str]:
         """Yield warnings about parameters with nearly the name of a column, and about features that are not used."""
         names = self._names()
-        similar = {folded(column): column for column in features if column not in names}
+        unused = [column for column in features if column not in names]
+        similar = {folded(column): column for column in (*features, *unused)}  # an unused one is more likely meant
         for name in names:
             if name in others:
                 yield (
@@ -567,7 +568,6 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
                     f"`model.expression`: the parameter {name} has nearly the name of the column {column!r}; "
                     f"write {written(column)} if the column is meant"
                 )
-        unused = [column for column in features if column not in names]
         if unused and not selected:
             more = f" and {len(unused) - 10:,} more" if len(unused) > 10 else ""
             columns = "columns" if len(unused) > 1 else "column"

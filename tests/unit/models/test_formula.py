@@ -208,6 +208,10 @@ def test_parameters_with_nearly_the_name_of_a_column_are_reported() -> None:
     # The micro sign and the Greek letter look the same.
     assert len(_doubts("a*x + \u00b5", ("x", "\u03bc"), selected=True)) == 1
     assert _doubts("a*x + b", ("x",), "y") == []
+    # The column is used once, and written differently the second time.
+    assert _doubts("a*X + exp(-b*x)", ("X",), "y") == [
+        "`model.expression`: the parameter x has nearly the name of the column 'X'; write X if the column is meant"
+    ]
 
 
 def test_parameters_with_the_name_of_a_column_that_is_no_feature_are_reported() -> None:
