@@ -475,7 +475,10 @@ def test_an_encoding_that_does_not_fit_is_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (gzip.compress(b"x,y\n1,2\n", mtime=0)[:-4], "Compressed file ended before the end-of-stream marker was reached"),
+        (
+            gzip.compress(b"x,y\n1,2\n", mtime=0)[:-4],
+            "Compressed file ended before the end-of-stream marker was reached",
+        ),
         (b"\x1f\x8b\x08\x00", "Compressed file ended before the end-of-stream marker was reached"),
         (b"BZh9nonsense", "Invalid data stream"),
     ],
