@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -129,10 +130,13 @@ def test_float32_start_values_are_rounded_float64_values(choice: Choice) -> None
         assert torch.equal(other, one.float())
 
 
-def test_a_copy_is_equal_and_independent(choice: Choice) -> None:
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_is_equal_and_independent(choice: Choice, copier: Any) -> None:
     model = _build(choice).eval()
-    copied = copy.deepcopy(model)
+    copied = copier(model)
     assert torch.equal(copied(_features()), model(_features()))
+    parameters = dict(model.named_parameters())
+    assert torch.equal(copied.jacobian(parameters, _features()), model.jacobian(parameters, _features()))
     assert copied.draws == model.draws
     before = _bits(model)
     with torch.no_grad():

@@ -23,6 +23,7 @@ import faults
 import runner
 from runner import cli
 from runner.compute.strategies.base import MicroBatch
+from runner.data.kinds import Numbers
 from runner.data.tables import read_diabetes
 from runner.runs import checkpoint
 from runner.runs.hashes import parameters_sha256
@@ -56,6 +57,7 @@ def test_the_directory_is_complete() -> None:
         "run.json",
         "metrics.jsonl",
         "summary.json",
+        "preprocessing.json",
         "residuals.csv",
         "checkpoints",
         "plots",
@@ -163,11 +165,10 @@ def test_standardized_parameters_are_reported_in_the_units_of_the_file() -> None
     overrides = [*QUICK, "model=linear", "optimizer=lbfgs", "train.steps=20", "dtype=float64"]
     raw = runner.run(None, ["data=diabetes", "data.standardize=true", *overrides])
     table = read_diabetes()
-    columns = [torch.from_numpy(column.values) for column in table.features]
+    columns = [torch.from_numpy(column.values) for column in table.features if isinstance(column, Numbers)]
     design = torch.stack([*columns, torch.ones(442, dtype=torch.float64)], 1)
-    solution = torch.linalg.lstsq(
-        design, torch.from_numpy(table.targets[0].values)[:, None], driver="gelsd"
-    ).solution.flatten()
+    target = torch.from_numpy(table.targets[0].values)[:, None]
+    solution = torch.linalg.lstsq(design, target, driver="gelsd").solution.flatten()
     fitted = torch.tensor(
         raw.summary["parameters"]["weight"][0] + raw.summary["parameters"]["bias"], dtype=torch.float64
     )
@@ -513,7 +514,7 @@ def test_memory_that_runs_out_before_training_is_reported_by_the_keys_that_need_
 ) -> None:
     """Sizes that are known before are refused earlier: tests/faults/test_sizes.py."""
 
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **more: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("runner.training.build.data.build", full)

@@ -80,7 +80,26 @@ class DataConfig(Part):
     standardize: bool = key(
         "whether to scale features and target to mean 0 and standard deviation 1, computed on the training rows"
     )
+    numbers: Literal["none", "standardize", "quantile", "robust"] | None = key(
+        "transform of the features that are numbers, fitted to the training rows: standardize to mean 0 and standard deviation 1, "
+        "quantile to the quantiles of a normal distribution, robust to interquartile ranges from the median, with a smooth clip at 3; "
+        "null is standardize with data.standardize, else none",
+        before=None,
+    )
+    target_scale: Literal["none", "standardize"] | None = key(
+        "scaling of the target; null is standardize with data.standardize, else none", before=None
+    )
     split: Split
+
+    @property
+    def number_transform(self) -> str:
+        """Transform of the features that are numbers: `numbers`, or what `standardize` stands for."""
+        return self.numbers or ("standardize" if self.standardize else "none")
+
+    @property
+    def scales_target(self) -> bool:
+        """Whether the target is standardized."""
+        return (self.target_scale or ("standardize" if self.standardize else "none")) == "standardize"
 
     @property
     def size_keys(self) -> tuple[str, ...]:
@@ -357,6 +376,11 @@ class ModelConfig(Part):
         return {}
 
     @property
+    def adds_constant(self) -> bool:
+        """Whether the prediction is a constant plus a function of each feature by itself."""
+        return False
+
+    @property
     def draws(self) -> bool:
         """Whether the forward pass in training draws random numbers."""
         return False
@@ -377,12 +401,18 @@ class Linear(ModelConfig, name="linear", builder="runner.models.linear:linear"):
     bias: bool = key("whether there is a constant term")
     init: Init = key("initial parameters; kaiming is torch's default, uniform is U(0, 1), normal is N(0, 1)")
 
+    @property
+    def adds_constant(self) -> bool:
+        """Whether there is a bias."""
+        return self.bias
+
 
 @dataclass(frozen=True, kw_only=True)
 class Polynomial(ModelConfig, name="polynomial", builder="runner.models.linear:polynomial"):
     """A linear model of the powers 1 … degree of every feature."""
 
     size_key = "model.degree"
+    adds_constant = True
 
     degree: int = key("highest power", at_least=1, at_most=50)
     init: Init = key("initial parameters; kaiming is torch's default, uniform is U(0, 1), normal is N(0, 1)")
@@ -1030,6 +1060,20 @@ class Config:
     checkpoint: Checkpoint = group(changes="recording", resumable=True)
     record: Record = group(changes="recording", resumable=True)
     sweep: Sweep = group(changes="recording", per_run=True)
+
+    @property
+    def may_standardize(self) -> bool:
+        """Whether data.standardize=true is a change that the configuration allows, so that it can be advised."""
+        data = self.data
+        return not (data.standardize or data.numbers or data.target_scale or self.model.keeps_units)
+
+    @property
+    def has_references(self) -> bool:
+        """Whether the first value of a column of categories has no coefficient, since the columns add up to the constant.
+
+        A gradient method and a penalty have an answer for every column.
+        """
+        return self.model.adds_constant and self.optimizer.least_squares and not self.optimizer.l2_penalty
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,11 +98,14 @@ def build(
     seed: int,
     dtype: torch.dtype,
     device: torch.device,
-    accepts: rounding.Accepts = lambda key, value: True,
+    advised: rounding.Advised = lambda key, value: None,
+    *,
+    reference: bool = False,
 ) -> Dataset:
     """Return the dataset of a configuration in `dtype` on `device`.
 
-    `seed` is the run's seed; `data.seed` takes precedence. `accepts` says which other values of a key may be advised.
+    `seed` is the run's seed; `data.seed` takes precedence. `advised` returns the advice to use another value of a key, and
+    `reference` says whether the first value of each column of categories has no column of its own.
     Raises `DataError` if the data cannot be read, split or represented in `dtype`.
     """
     seed = seed if config.seed is None else config.seed
@@ -112,19 +115,20 @@ def build(
         _require_positive(table.targets)
     parts = split(config.split, len(target), stream(seed, "split"))
     train = parts["train"]
-    encoding = Encoding.fit(table.features, train.numpy())
+    encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed, reference)
     features = torch.from_numpy(encoding.encode(table.features))
+    scaled = torch.tensor(encoding.scaled) & (config.number_transform == "standardize")
     scaling = Scaling.fit(
-        features[train], target[train], config.standardize, config.log_target, torch.tensor(encoding.scaled)
+        features[train], target[train], scaled=scaled, scales_target=config.scales_target, log_target=config.log_target
     )
     weights = weigh(table, parts, scaling)
     numbers, scaled_target = scaling.features(features), scaling.target(target)
     if not _finite(numbers, scaled_target):
         raise DataError(
-            "`data.standardize` must be false for data whose mean or standard deviation float64 cannot represent; use a larger unit"
+            f"{_SCALED_BY[config.standardize]} for data whose mean or standard deviation float64 cannot represent; use a larger unit"
         )
-    columns = _columns(table, features, encoding, scaling, config.standardize)
-    rounded = rounding.check(columns, str(dtype).removeprefix("torch."), accepts)
+    columns = _columns(table, features, encoding, scaling, config)
+    rounded = rounding.check(columns, str(dtype).removeprefix("torch."), advised)
     batch = Batch(
         numbers.to(dtype),
         scaled_target.to(dtype),
@@ -139,17 +143,29 @@ def build(
         table.target_names,
         (*table.unread, *table.target_names),
         table.sha256,
-        table.notes,
+        (*table.notes, *_reference_note(encoding)),
         (*table.warnings, *rounded),
     )
 
 
+def _reference_note(encoding: Encoding) -> Iterator[str]:
+    if encoding.references:
+        yield f"reference {', '.join(encoding.references)}"
+
+
+_SCALED_BY = {
+    True: "`data.standardize` must be false",
+    False: "`data.numbers` and `data.target_scale` must be none",
+}
+
+
 def _columns(
-    table: tables.Table, features: Tensor, encoding: Encoding, scaling: Scaling, standardized: bool
+    table: tables.Table, features: Tensor, encoding: Encoding, scaling: Scaling, config: c.DataConfig
 ) -> list[rounding.Column]:
     """Return all columns of numbers of a table, the targets last, with their scaling."""
     # Scaled integers, and the logarithm of a target, are rounded anyway.
     integers = {column.name for column in table.features if isinstance(column, Numbers) and column.integers}
+    standardized = config.number_transform == "standardize"
     exact = frozenset() if standardized else integers
     scales = zip(scaling.feature_mean.tolist(), scaling.feature_scale.tolist(), strict=True)
     columns = [
@@ -161,8 +177,10 @@ def _columns(
     ]
     log, scales = scaling.log_target, zip(scaling.target_mean.tolist(), scaling.target_scale.tolist(), strict=True)
     for target, (mean, scale) in zip(table.targets, scales, strict=True):
-        exact_target = target.integers and not (standardized or log)
-        columns.append(rounding.Column(target.name, target.values, exact_target, standardized, mean, scale, log))
+        exact_target = target.integers and not (config.scales_target or log)
+        columns.append(
+            rounding.Column(target.name, target.values, exact_target, config.scales_target, mean, scale, log)
+        )
     return columns
 
 

@@ -16,8 +16,8 @@ import torch
 from runner.data.diagnostics import listed, shown
 from runner.errors import DataError
 
-Accepts = Callable[[str, Any], bool]
-"""Whether the configuration would be accepted with another value of a key."""
+Advised = Callable[[str, Any], str | None]
+"""Returns the advice to use another value of a key, as an argument; None if the configuration would be refused with it."""
 
 _SIGNIFICANT_BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 _WIDER = ("float32", "float64")
@@ -79,18 +79,18 @@ class _Loss:
     """Whether it is a single value that cannot be represented."""
 
 
-def check(columns: Sequence[Column], dtype_name: str, accepts: Accepts) -> list[str]:
+def check(columns: Sequence[Column], dtype_name: str, advised: Advised) -> list[str]:
     """Return a warning for each column that loses information in the dtype, and names its values and a remedy.
 
     Raises `DataError` with every column that overflows, has an integer that would be rounded, or loses half of its
-    distinct values or more. Advised are only values that the configuration `accepts`.
+    distinct values or more. Values of keys are recommended only as `advised`.
     """
     problems, warnings = [], dict[str, str]()
     for column in columns:
         loss = _loss(column, dtype_name)
         if loss is None:
             continue
-        remedy = _remedy(column, dtype_name, loss, accepts)
+        remedy = _remedy(column, dtype_name, loss, advised)
         if loss.refused:
             problems.append(
                 f"`dtype` must represent column {shown(column.name)}, but {dtype_name} {loss.text}; {remedy}"
@@ -104,17 +104,18 @@ def check(columns: Sequence[Column], dtype_name: str, accepts: Accepts) -> list[
     return [*list(warnings.values())[:_MOST_SHOWN], *more]
 
 
-def _remedy(column: Column, dtype_name: str, loss: _Loss, accepts: Accepts) -> str:
+def _remedy(column: Column, dtype_name: str, loss: _Loss, advised: Advised) -> str:
     """Return what to do: a wider dtype that loses nothing, standardizing, or a change of the data."""
-    sufficient = (d for d in _WIDER if d != dtype_name and accepts("dtype", d) and _loss(column, d) is None)
-    wider = [f"dtype={dtype}" for dtype in sufficient][:1]
+    sufficient = (advised("dtype", d) for d in _WIDER if d != dtype_name and _loss(column, d) is None)
+    wider = next((argument for argument in sufficient if argument), None)
     if wider and loss.inexact:
-        return f"use {wider[0]}"
-    scaling = ["data.standardize=true"] if not column.standardized and accepts("data.standardize", True) else []
+        return f"use {wider}"
+    scaling = None if column.standardized else advised("data.standardize", True)
     by_hand = _BY_HAND["far" if column.standardized else loss.cause]
     if wider and not scaling and not column.standardized:
-        return f"use {wider[0]}, or {by_hand}"
-    return f"use {' or '.join(wider + scaling)}" if wider or scaling else by_hand
+        return f"use {wider}, or {by_hand}"
+    arguments = [argument for argument in (wider, scaling) if argument]
+    return f"use {', or '.join(arguments)}" if arguments else by_hand
 
 
 def _loss(column: Column, dtype_name: str) -> _Loss | None:

@@ -28,23 +28,22 @@ class Scaling:
 
     @staticmethod
     def fit(
-        features: Tensor, target: Tensor, standardize: bool, log_target: bool, numeric: Tensor | None = None
+        features: Tensor, target: Tensor, *, scaled: Tensor | bool, scales_target: bool, log_target: bool
     ) -> Scaling:
         """Return the scaling fitted to training features [rows, columns] and target [rows, targets], both float64.
 
-        `numeric` [columns] masks the features that are scaled; None scales all of them.
-
-        Standard deviations divide by rows − 1. A constant column gets scale 1, so it becomes 0 instead of nan.
-        Without `standardize` means are 0 and scales 1.
+        `scaled` masks the features [columns] that are standardized, or says whether all are. The others, and the target without
+        `scales_target`, have mean 0 and scale 1. Standard deviations divide by rows − 1. A constant column gets scale 1, so it
+        becomes 0 instead of nan.
         """
-        if not standardize:
-            zeros, ones = torch.zeros_like(features[0]), torch.ones_like(features[0])
-            return Scaling(zeros, ones, torch.zeros_like(target[0]), torch.ones_like(target[0]), log_target)
-        values = target.log() if log_target else target
-        mean, scale = _moments(features)
-        if numeric is not None:
-            mean, scale = torch.where(numeric, mean, 0.0), torch.where(numeric, scale, 1.0)
-        return Scaling(mean, scale, *_moments(values), log_target)
+        mask = torch.as_tensor(scaled).expand(features.shape[1])
+        mean, scale = torch.zeros_like(features[0]), torch.ones_like(features[0])
+        if bool(mask.any()):
+            mean[mask], scale[mask] = _moments(features[:, mask])
+        center, spread = torch.zeros_like(target[0]), torch.ones_like(target[0])
+        if scales_target:
+            center, spread = _moments(target.log() if log_target else target)
+        return Scaling(mean, scale, center, spread, log_target)
 
     def features(self, raw: Tensor) -> Tensor:
         """Return scaled features [rows, columns] for features in the units of the file."""

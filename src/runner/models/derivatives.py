@@ -153,6 +153,9 @@ class Derivatives:
         ]
         """Index of each parameter among the names of the expression, and the derivative by it if that is a number."""
 
+    def __reduce__(self) -> tuple[type[Derivatives], tuple[Expression, tuple[str, ...]]]:
+        return Derivatives, (self.expression, self.names)  # compiled again: functions without a name cannot be pickled
+
     def evaluate(self, values: Sequence[Tensor]) -> tuple[Tensor, list[float | Tensor]]:
         """Return the formula's value and its derivative by each parameter, for the values of all its names."""
         slots: list[Any] = [*values, *self._constants]

@@ -64,22 +64,19 @@ class Verdict:
             return f"{self.cause}; {start}"
         threshold = f"(relative offset {self.offset:.1g}, threshold {CONVERGED:g})"
         if settled:
-            remedies = ["use data.standardize=true"] if self._may_standardize else []
+            remedies = ["use data.standardize=true"] if self.config.may_standardize else []
             remedies += [] if self.config.optimizer.linear_only else [start]
-            remedies += ["use dtype=float64"] if self.config.dtype == "float32" else []
+            wider = constraints.advised(self.config, "dtype", "float64") if self.config.dtype == "float32" else None
+            remedies += [f"use {wider}"] if wider else []
             advice = f"; {_alternatives(remedies)}" if remedies else ""
             return f"no further step finds better parameters, but they are not at a minimum {threshold}{advice}"
         return f"the parameters are still changing {threshold}; {_alternatives(self._quicker())}"
-
-    @property
-    def _may_standardize(self) -> bool:
-        return not (self.config.data.standardize or self.config.model.keeps_units)
 
     def _quicker(self) -> list[str]:
         """Return what brings a fit nearer to the optimum, as far as its configuration allows it."""
         remedies = ["train longer"]
         if not self.config.optimizer.least_squares:
-            remedies += ["use data.standardize=true"] if self._may_standardize else []
+            remedies += ["use data.standardize=true"] if self.config.may_standardize else []
             solved = self.linear and not self.config.model.limits
             solver: c.OptimizerConfig = (
                 c.Lstsq(name="lstsq", weight_decay=0.0) if solved else c.Lm(name="lm", radius=1.0)

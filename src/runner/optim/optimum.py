@@ -217,10 +217,9 @@ def _stability_warning(config: c.Config, eigenvalue: float) -> str | None:
     if lr <= limit:
         return None
     formula = "(1 + momentum)·2/λmax" if momentum else "2/λmax"
-    can_standardize = not (config.data.standardize or config.model.keeps_units)
     return (
         f"lr is above the stability limit {formula} = {limit:.6g}: with `optimizer.lr`={lr:g} steps lead away from the optimum; "
-        f"use a smaller learning rate{' or data.standardize=true' if can_standardize else ''}"
+        f"use a smaller learning rate{' or data.standardize=true' if config.may_standardize else ''}"
     )
 
 

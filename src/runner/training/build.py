@@ -24,7 +24,7 @@ from runner.data import dataset as data
 from runner.data.base import Batches, Rows
 from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset
-from runner.errors import ConfigError, DataError
+from runner.errors import ConfigError
 from runner.models import losses
 from runner.models.base import Model, start_model
 from runner.optim import schedules
@@ -87,10 +87,8 @@ def prepare(
     Raises `DataError` and `ConfigError`.
     """
     device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
-    try:
-        dataset = build_data(resolved.data, resolved.seed, dtype, device, partial(constraints.accepts, resolved))
-    except DataError as error:
-        raise error.changed(lambda problem: constraints.with_allowed_dtype(problem, resolved)) from None
+    advised = partial(constraints.advised, resolved)
+    dataset = build_data(resolved.data, resolved.seed, dtype, device, advised, reference=resolved.has_references)
     rows = len(dataset.parts["train"])
     if size > rows:
         raise ConfigError(

@@ -14,7 +14,6 @@ from runner.compute.precision import Scaler
 from runner.compute.processes import Stop
 from runner.compute.strategies.base import Strategy
 from runner.config import schema as c
-from runner.config.constraints import with_allowed_dtype
 from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset
 from runner.models.base import Model, start_model
@@ -87,7 +86,7 @@ class RunInfo:
             sinks=sinks,
             saver=saver,
             hashes=hashes,
-            may_standardize=not (self.config.data.standardize or self.config.model.keeps_units),
+            may_standardize=self.config.may_standardize,
         )
 
 
@@ -104,13 +103,7 @@ def batch_size(config: c.Config, dataset: Dataset) -> int:
 
 def warnings(infos: Sequence[RunInfo], objective: BatchObjective, optimum: Optimum | None) -> list[list[str]]:
     """Return for each run the warnings about its data and batches, and about its learning rate where the optimum is known."""
-    texts = [
-        [
-            with_allowed_dtype(text, info.config)
-            for text in (*info.dataset.warnings, *_doubts(info), *objective.warnings)
-        ]
-        for info in infos
-    ]
+    texts = [[*info.dataset.warnings, *_doubts(info), *objective.warnings] for info in infos]
     if optimum is not None:
         for lines, sentence in zip(texts, stability_warnings([info.config for info in infos], optimum), strict=True):
             if sentence is not None:

@@ -189,7 +189,7 @@ def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Ite
 def _units(info: RunInfo) -> Iterator[str]:
     """Yield the lines on the units of the metrics, and on targets without plots."""
     data, targets = info.config.data, info.dataset.target_names
-    if data.standardize or data.log_target:
+    if data.scales_target or data.log_target:
         yield f"units    rmse and mae are in the units of {_targets(info.dataset)}; loss is in the units of training"
     if len(targets) > 1:
         yield f"targets  rmse, mae and r2 of a part are means over {len(targets)} targets"
@@ -255,8 +255,8 @@ def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
     pairs = [*nearly_equal(answers.get("correlation", {}))]
     for first, second, value in sorted(pairs, key=lambda pair: -abs(pair[2]))[:MOST_PAIRS]:
         yield (
-            f"fit      the data hardly tell {first} and {second} apart, since a change of one makes up for a change of the other: "
-            f"correlation {value:.6f}"
+            f"fit      the parameters {first} and {second} are strongly correlated ({value:.6f}): "
+            "a change of one compensates a change of the other"
         )
     if len(pairs) > MOST_PAIRS:
         yield f"fit      {len(pairs) - MOST_PAIRS:,} more such pairs: see `correlation` in summary.json"

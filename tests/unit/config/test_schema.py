@@ -229,7 +229,11 @@ def test_a_checkpoint_without_a_newer_key_has_the_value_from_before() -> None:
 
 def test_older_keys_stay_in_the_hash() -> None:
     values = hashed(plain(compose(["+experiment=linreg"]).config))
-    assert versions.without_newer(Config, values) == values
+    newer = {"data": {"numbers", "target_scale"}}
+    assert versions.without_newer(Config, values) == {
+        group: {key: value[key] for key in value if key not in newer[group]} if group in newer else value
+        for group, value in values.items()
+    }
     assert {"reduction", "chunks", "tensor_parallel"} <= values["strategy"].keys()
 
 

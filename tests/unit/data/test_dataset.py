@@ -20,7 +20,14 @@ from runner.errors import DataError
 
 CPU = torch.device("cpu")
 SPLIT = c.Split(test=2, valid=2, order="random")
-COMMON: dict[str, Any] = {"seed": None, "log_target": False, "standardize": False, "split": SPLIT}
+COMMON: dict[str, Any] = {
+    "seed": None,
+    "log_target": False,
+    "standardize": False,
+    "numbers": None,
+    "target_scale": None,
+    "split": SPLIT,
+}
 LINE = c.Line(
     name="line", features=2, slope=2.0, intercept=3.0, rows=12, start=0.0, stop=1.0, noise=0.5,
     noise_distribution="uniform", **COMMON,
@@ -137,7 +144,7 @@ def test_integers_that_the_dtype_would_round_are_refused(tmp_path: Path) -> None
     config = _csv(tmp_path, "x,y\n1,1\n16777217,2\n")  # 2²⁴ + 1
     with pytest.raises(
         DataError,
-        match=r"^`dtype` must represent column 'x', but float32 .* 16777217 .*use dtype=float64$",
+        match=r"^`dtype` must represent column 'x', but float32 .* 16777217 .*subtract an offset from the column$",
     ):
         _build(config, dtype=torch.float32)
     assert _build(config).parts["train"].all.numbers.tolist() == [[1.0], [16777217.0]]
@@ -159,7 +166,7 @@ def test_features_beyond_the_dtype_are_refused_with_log_target_too(tmp_path: Pat
     with pytest.raises(DataError) as caught:
         _build(_csv(tmp_path, "x,y\n1e39,1\n2,2\n", log_target=True), dtype=torch.float32)
     assert caught.value.problems == (
-        "`dtype` must represent column 'x', but float32 cannot represent 1e+39 in row 1; use dtype=float64",
+        "`dtype` must represent column 'x', but float32 cannot represent 1e+39 in row 1; use a larger unit for the column",
     )
 
 

@@ -142,7 +142,7 @@ def test_a_formula_without_a_free_parameter_is_refused() -> None:
 
 def test_reported_parameters_are_the_formulas_own() -> None:
     features = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
-    scaling = Scaling.fit(features, features[:, 0], False, False)
+    scaling = Scaling.fit(features, features[:, 0], scaled=False, scales_target=False, log_target=False)
     model = _formula("a*x + b", start={"a": 0.1, "b": 2.0})
     fitted = model.fitted(scaling)
     assert {name: float(value) for name, value in fitted.items()} == {"a": 0.1, "b": 2.0}

@@ -292,6 +292,10 @@ def test_equal_terms_are_not_a_solution() -> None:
     [
         (["optimizer=lm"], "; start from other values with model.start"),
         (["optimizer=lm", "dtype=float32"], "; start from other values with model.start or use dtype=float64"),
+        (
+            ["optimizer=lm", "dtype=float32", "device=mps"],
+            "; start from other values with model.start or use dtype=float64 and device=cpu",
+        ),
     ],
 )
 def test_a_fit_that_has_stopped_short_of_a_minimum_is_advised_to_start_elsewhere(

@@ -67,7 +67,7 @@ def _evaluation(
     """Return the evaluation of the model above on X. The target is scaled, the features are not."""
     truth = torch.tensor(np.asarray(target), dtype=torch.float64)
     features = torch.from_numpy(X[: len(truth)]).unsqueeze(1)
-    scaling = scaling or Scaling.fit(features, truth, False, False)
+    scaling = scaling or Scaling.fit(features, truth, scaled=False, scales_target=False, log_target=False)
     rows = ResidentRows(
         Batch(features.to(dtype), scaling.target(truth).unsqueeze(1).to(dtype)), torch.arange(len(truth))
     )
@@ -115,7 +115,9 @@ def test_loss_is_in_the_units_of_training_and_the_others_in_the_units_of_the_fil
     log_target: bool, standardize: bool
 ) -> None:
     truth = torch.from_numpy(Y)
-    scaling = Scaling.fit(torch.from_numpy(X).unsqueeze(1), truth, standardize, log_target)
+    scaling = Scaling.fit(
+        torch.from_numpy(X).unsqueeze(1), truth, scaled=standardize, scales_target=standardize, log_target=log_target
+    )
     logs = np.log(Y) if log_target else Y
     mean, scale = (logs.mean(), logs.std(ddof=1)) if standardize else (0.0, 1.0)
     undone = (0.5 * X + 1) * scale + mean
@@ -152,7 +154,9 @@ def test_sums_of_narrow_predictions_are_taken_in_float64(amp: str) -> None:
 
 
 def test_the_scaling_of_narrow_predictions_is_inverted_in_float64() -> None:
-    scaling = Scaling.fit(torch.from_numpy(X).unsqueeze(1), torch.from_numpy(Y), True, True)
+    scaling = Scaling.fit(
+        torch.from_numpy(X).unsqueeze(1), torch.from_numpy(Y), scaled=True, scales_target=True, log_target=True
+    )
     narrow = _evaluation(scaling=scaling, dtype=torch.bfloat16)
     truth = scaling.undo(narrow.parts["train"].all.target.double()).flatten().numpy()
     metrics = narrow.metrics("train")[0]
@@ -174,7 +178,7 @@ def test_a_perfect_prediction_has_r2_one() -> None:
 
 def test_predictions_are_in_the_units_of_the_file() -> None:
     truth = torch.from_numpy(Y)
-    scaling = Scaling.fit(torch.from_numpy(X).unsqueeze(1), truth, True, True)
+    scaling = Scaling.fit(torch.from_numpy(X).unsqueeze(1), truth, scaled=True, scales_target=True, log_target=True)
     predicted = _evaluation(scaling=scaling, dtype=torch.float32).predictions("train")
     assert (predicted.dtype, predicted.shape) == (torch.float64, (23, 1))
     logs = np.log(Y)
