@@ -576,9 +576,9 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig(Part):
-    """Loss: the mean over the rows of a function of the error.
+    """Loss: the mean over rows and targets of a function of the error.
 
-    A builder takes (config) and returns a function (prediction, target, reduction) that returns the loss of each row for
+    A builder takes (config) and returns a function (prediction, target, reduction) that returns the loss of each number for
     reduction 0 and their mean for reduction 1, as the losses of `torch.ops.aten` do.
     """
 

@@ -92,7 +92,7 @@ class Results:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics of the members, ordered by train, valid, test, and in each by loss, rmse, mae, r2."""
+        """Names of the metrics of the members, ordered by train, valid, test, in each by loss, rmse, mae, r2, and then by target."""
         return _metrics(self.members)
 
     @property
@@ -205,8 +205,15 @@ def _with_summary(member: Member, path: Path) -> Member:
 
 
 def _metrics(members: Iterable[Member]) -> list[str]:
-    names = {name for member in members for name in member.metrics}
-    return [name for name in _KNOWN if name in names] + sorted(names.difference(_KNOWN))
+    names = dict.fromkeys(name for member in members for name in member.metrics)
+    known = {name: place for place, name in enumerate(_KNOWN)}
+
+    def order(name: str) -> tuple[int, str]:
+        """Put the metric of a target, such as "test/rmse/y", below the mean over the targets."""
+        metric = "/".join(name.split("/", 2)[:2])
+        return (known[metric], "") if metric in known else (len(known), name)
+
+    return sorted(names, key=order)
 
 
 def _comparison(sweep: Mapping[str, Any], names: Sequence[str]) -> tuple[str, bool]:
