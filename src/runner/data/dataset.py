@@ -51,7 +51,7 @@ class Dataset:
     """Scaled rows for training and evaluation, and what made them from the columns of the source."""
 
     parts: dict[str, ResidentRows]
-    """Rows by part: "train", "valid" and "test"; empty parts are left out."""
+    """Rows by part: "train", "valid", "calibrate" and "test"; empty parts are left out."""
     encoding: Encoding
     scaling: Scaling
     unit_deviation: float | None
@@ -64,6 +64,11 @@ class Dataset:
     notes: tuple[str, ...]
     """How the source was read where that is not obvious, as phrases."""
     warnings: tuple[str, ...]
+
+    @property
+    def evaluated(self) -> dict[str, ResidentRows]:
+        """Parts with metrics: all but "calibrate", whose rows must not choose a model."""
+        return {name: rows for name, rows in self.parts.items() if name != "calibrate"}
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -108,7 +113,7 @@ def build(
     target = torch.from_numpy(table.target.values)
     if config.log_target:
         _require_positive(target, table.target.name)
-    parts = split(config.split, len(target), stream(seed, "split"))
+    parts = split(config.split, table.target.values, stream(seed, "split"), table.given, table.groups)
     train = parts["train"]
     encoding = Encoding.fit(table.features, train.numpy())
     features = torch.from_numpy(encoding.encode(table.features))

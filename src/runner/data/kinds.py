@@ -89,9 +89,13 @@ class Rules:
     """Texts that stand for a missing value, besides the usual ones."""
     numbers: tuple[str, ...] = ()
     """Columns that must be numbers."""
+    texts: tuple[str, ...] = ()
+    """Columns whose cells are texts whatever they are."""
 
     def is_categorical(self, name: str) -> bool | None:
         """Return whether a column is one of categories; None if its cells decide."""
+        if name in self.texts:
+            return True
         if name in self.numbers:
             return False
         return None if self.categorical is None else name in self.categorical

@@ -22,6 +22,7 @@ from runner.data.arrow_files import ArrowSource
 from runner.data.diagnostics import Problem, UnknownColumn, listed, named, raise_problems, shown
 from runner.data.dialect import Form
 from runner.data.kinds import Categories, Column, Numbers, Rules
+from runner.data.split import PARTS
 from runner.data.text_files import TextSource
 from runner.errors import DataError
 
@@ -52,6 +53,10 @@ class Table:
     """Standard deviation of the target, float64 [rows]; None without `data.sigma`."""
     weight: np.ndarray | None = None
     """Weight of each row, float64 [rows]; None without `data.weight`."""
+    given: np.ndarray | None = None
+    """Place in `split.PARTS` of the part that a row is given, and 0 where the split decides, int8 [rows]; None without such rows."""
+    groups: np.ndarray | None = None
+    """Number of the group of each row, int64 [rows]; None without `data.split.group`."""
     sha256: str = ""
     """SHA-256 of the bytes of all files, unpacked; empty for synthetic data."""
     notes: tuple[str, ...] = ()
@@ -70,6 +75,8 @@ class Columns:
     """None means all columns that have no other role."""
     sigma: str | None = None
     weight: str | None = None
+    part: str | None = None
+    group: str | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
     """New names → names in the source; all other names are new ones."""
     drop: tuple[str, ...] = ()
@@ -87,6 +94,8 @@ class Columns:
             config.features,
             config.sigma,
             config.weight,
+            config.split.column,
+            config.split.group,
             config.rename,
             config.drop,
             categorical,
@@ -95,15 +104,21 @@ class Columns:
         )
 
     @property
-    def weighting(self) -> dict[str, str]:
-        """Column by the key that weights the rows by it."""
-        pairs = (("data.sigma", self.sigma), ("data.weight", self.weight))
-        return {key: name for key, name in pairs if name is not None}
+    def named(self) -> list[tuple[str, str]]:
+        """Key and column of every role besides that of a feature."""
+        pairs = (("data.target", self.target), ("data.sigma", self.sigma), ("data.weight", self.weight), ("data.split.column", self.part), ("data.split.group", self.group))  # fmt: skip
+        return [(key, name) for key, name in pairs if name is not None]
 
     @property
     def roles(self) -> dict[str, str]:
         """Key by the column that it names, for the columns that are no features."""
-        return {name: key for key, name in self.weighting.items()} | {self.target: "data.target"}
+        return {name: key for key, name in reversed(self.named)}
+
+    @property
+    def rules(self) -> Rules:
+        """What kinds the columns must be."""
+        texts = tuple(name for name in (self.part, self.group) if name is not None)
+        return Rules(self.categorical, self.missing_values, tuple({*self.roles} - {*texts}), texts)
 
 
 def from_csv(config: c.Csv, seed: int) -> Table:
@@ -178,7 +193,7 @@ def _table(source: Source, columns: Columns) -> Table:
     places = {name: place for place, name in enumerate(names)}
     read = source.read(
         {name: places[name] for name in wanted},
-        Rules(columns.categorical, columns.missing_values, tuple(columns.roles)),
+        columns.rules,
     )
     rows = _kept(source, columns, read)
     if len(next(iter(read.values())).missing if rows is None else rows) < 2:
@@ -192,6 +207,8 @@ def _table(source: Source, columns: Columns) -> Table:
         target=target,
         sigma=None if columns.sigma is None else _numbers(read[columns.sigma]).values,
         weight=None if columns.weight is None else _numbers(read[columns.weight]).values,
+        given=None if columns.part is None else _given(source.path, _categories(read[columns.part])),
+        groups=None if columns.group is None else _categories(read[columns.group]).codes.astype(np.int64),
         rows=np.arange(len(target.values)) if rows is None else rows,
         sha256=source.sha256,
         notes=(*source.notes, *_notes(features)),
@@ -236,15 +253,14 @@ def _select_columns(path: str, names: Sequence[str], columns: Columns) -> tuple[
             f"`data.features` must be set, because column {names.index('') + 1} of {named(path)} has no name"
         )
     problems += [
-        f"`data.features` must not contain {'the target' if key == 'data.target' else f'the column of `{key}`,'} {shown(name)}; "
-        "remove it"
+        f"`data.features` must not contain {_owner(key)}{'' if key == 'data.target' else ','} {shown(name)}; remove it"
         for name, key in roles.items()
         if name in chosen
     ]
     problems += [
-        f"`{key}` must not be the target, got {shown(name)}; name another column"
-        for key, name in columns.weighting.items()
-        if name == columns.target
+        f"`{key}` must not be {_owner(roles[name])}, got {shown(name)}; name another column"
+        for key, name in columns.named
+        if roles[name] != key
     ]
     problems += [
         f"`data.drop` must not contain {shown(name)}, the column of `{key}`; remove it from one of them"
@@ -269,6 +285,11 @@ def _select_columns(path: str, names: Sequence[str], columns: Columns) -> tuple[
         if name not in present
     ]
     return ([], problems) if problems else ([*chosen, *roles], [])
+
+
+def _owner(key: str) -> str:
+    """Return what a message calls the column of a key."""
+    return "the target" if key == "data.target" else f"the column of `{key}`"
 
 
 def _kept(source: Source, columns: Columns, read: Mapping[str, Column]) -> np.ndarray | None:
@@ -300,6 +321,30 @@ def _missing(source: Source, columns: Columns, name: str, mask: np.ndarray) -> s
         f"`data.missing`: column {shown(name)} of {named(source.path)} has {count:,} missing value{'' if count == 1 else 's'} ({count / len(mask):.1%}), in "
         f"{', '.join(places)}{more}; use {remedy}"
     )
+
+
+def _given(path: str, column: Categories) -> np.ndarray:
+    """Return the place in `split.PARTS` of the part of each row. Raises `DataError` for other words, and without training rows."""
+    words = {"train": PARTS.index("train"), "valid": PARTS.index("valid"), "test": PARTS.index("test")}
+    present = [column.values[code] for code in np.unique(column.codes).tolist()]
+    others = [value for value in present if value not in words]
+    if others:
+        raise DataError(
+            f"`data.split.column` must have the words {', '.join(words)}, got {listed(others)} in column {shown(column.name)} of "
+            f"{named(path)}; write one of them in each row"
+        )
+    if "train" not in present:
+        raise DataError(
+            f"`data.split.column` must leave rows for training, but column {shown(column.name)} of {named(path)} has only "
+            f"{listed(present)}; write train in some rows"
+        )
+    given: np.ndarray = np.array([words.get(value, 0) for value in column.values], np.int8)[column.codes]
+    return given
+
+
+def _categories(column: Column) -> Categories:
+    assert isinstance(column, Categories)  # `Rules.texts`
+    return column
 
 
 def _numbers(column: Column) -> Numbers:

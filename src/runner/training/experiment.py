@@ -63,7 +63,7 @@ class RunInfo:
     @property
     def metric_names(self) -> list[str]:
         """Names of the metrics of the summary, such as "valid/rmse"."""
-        return [f"{part}/{name}" for part in self.dataset.parts for name in LARGER_IS_BETTER]
+        return [f"{part}/{name}" for part in self.dataset.evaluated for name in LARGER_IS_BETTER]
 
     @property
     def batch_size(self) -> int:
@@ -206,7 +206,7 @@ class Experiment:
         dataset = self.info.dataset
         metrics = {
             f"{part}/{name}": value
-            for part in dataset.parts
+            for part in dataset.evaluated
             for name, value in self.evaluation.metrics(part)[0].items()
         }
         (parameters,) = self.parameters()
