@@ -54,6 +54,12 @@ class Numbers:
         """Return the column with these rows only."""
         return Numbers(self.name, self.values[rows], self.kind)
 
+    def followed_by(self, other: Column) -> Numbers | None:
+        """Return the column with the rows of another one added at its end; None if that is of another kind."""
+        if not isinstance(other, Numbers) or (other.kind != self.kind and not other.missing.all()):
+            return None
+        return Numbers(self.name, np.concatenate([self.values, other.values]), self.kind)
+
 
 @dataclass(frozen=True, eq=False)
 class Categories:
@@ -74,6 +80,18 @@ class Categories:
     def take(self, rows: np.ndarray) -> Categories:
         """Return the column with these rows only."""
         return Categories(self.name, self.codes[rows], self.values)
+
+    def followed_by(self, other: Column) -> Categories | None:
+        """Return the column with the rows of another one added at its end; None if that is of another kind."""
+        if not isinstance(other, Categories):
+            return None
+        values = tuple(sorted({*self.values, *other.values}))
+        places = {value: place for place, value in enumerate(values)}
+        codes = [
+            np.array([*(places[value] for value in column.values), -1], np.int32)[column.codes]
+            for column in (self, other)
+        ]
+        return Categories(self.name, np.concatenate(codes), values)
 
 
 Column = Numbers | Categories
