@@ -277,7 +277,7 @@ TEN = "x,y\n" + "".join(f"{i},{2 * i}\n" for i in range(10))
         ("x,y\n1,2\n1,2,3\n", [], "`data.path`: line 3 of 'rows.csv' must have 2 fields like the header, got 3; "),
         (TEN, ["data.features=[y]"], "`data.features` must not contain the target 'y'; remove it"),
         (TEN, ["data.features=[z]"], "`data.features` must name a column of 'rows.csv', got 'z'; the columns are 'x', 'y'"),
-        (TEN, ["data.split.test=10"], "`data.split.test` and `data.split.valid` must leave rows for training, got 10 and 0 of 10; use smaller values"),
+        (TEN, ["data.split.test=10"], "`data.split.test` must leave rows for training, got 10 of 10; use smaller values"),
         (TEN, ["data.split.test=5", "data.split.valid=0.5"], "`data.split.test` and `data.split.valid` must leave rows for training, got 5 and 5 of 10; use smaller values"),
         (TEN, ["data.split.test=0.01"], "`data.split.test` must select at least one row, got 0.01 of 10 rows; use a larger value, or 0 for no test rows"),
         (TEN, ["data.log_target=true"], "`data.log_target` needs a target above 0, got 0 for 'y' in row 1 (1 such rows); "),

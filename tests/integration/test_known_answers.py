@@ -163,9 +163,10 @@ def test_lm_agrees_with_scipy() -> None:
 def _target(x: Any) -> Any:
     """Return the target of DECAY, by the data package only."""
     from runner.config import schema as c
+    from runner.config.compose import compose
     from runner.data import dataset
 
-    made = c.Curve(name="curve", expression="3*exp(-0.7*x) + 1", rows=40, start=0.0, stop=5.0, noise=0.1, noise_distribution="normal", log_target=False, standardize=False, numbers=None, target_scale=None, seed=None, split=c.Split(test=0, valid=0, order="random"))  # fmt: skip
+    made = c.Curve(name="curve", expression="3*exp(-0.7*x) + 1", rows=40, start=0.0, stop=5.0, noise=0.1, noise_distribution="normal", log_target=False, standardize=False, numbers=None, target_scale=None, seed=None, split=compose(["data=line"]).config.data.split)  # fmt: skip
     rows = dataset.build(made, 0, torch.float64, torch.device("cpu")).parts["train"]
     order = rows.all.numbers[:, 0].argsort()
     assert rows.all.numbers[order, 0].numpy() == pytest.approx(x)

@@ -46,10 +46,6 @@ def _least_squares(config: c.Config) -> bool:
     return config.optimizer.least_squares
 
 
-def _invalid_fraction(rows: float) -> bool:
-    return isinstance(rows, float) and not rows < 1
-
-
 def _eps_is_zero(config: c.Config) -> bool:
     return config.dtype == "float16" and getattr(config.optimizer, "eps", 1.0) < 6e-8
 
@@ -219,16 +215,6 @@ FORBIDDEN = (
         "`train.accumulate` must be at most `train.batch_size`={k.train.batch_size}, got {k.train.accumulate}; use a smaller number",
     ),
     _Forbidden(
-        lambda k: _invalid_fraction(k.data.split.test),
-        "`data.split.test` must be an integer number of rows or a fraction below 1, got {k.data.split.test}; "
-        "write a number of rows without a decimal point",
-    ),
-    _Forbidden(
-        lambda k: _invalid_fraction(k.data.split.valid),
-        "`data.split.valid` must be an integer number of rows or a fraction below 1, got {k.data.split.valid}; "
-        "write a number of rows without a decimal point",
-    ),
-    _Forbidden(
         lambda k: k.strategy.chunks & (k.strategy.chunks - 1) != 0,
         "`strategy.chunks` must be a power of two, got {k.strategy.chunks}, because gradients are added in a binary tree; use 8 or 16",
     ),
@@ -298,7 +284,7 @@ def problems(config: c.Config) -> list[str]:
 
 
 def _other_problems(config: c.Config) -> Iterator[str]:
-    for part in (config.data, config.model, config.loss, config.optimizer, config.schedule):
+    for part in (config.data, config.data.split, config.model, config.loss, config.optimizer, config.schedule):
         yield from part.problems()
     yield from _sink_problems(config)
     yield from _baseline_problems(config)

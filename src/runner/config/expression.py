@@ -45,6 +45,7 @@ _HINTS = {
     "=": "write only the right-hand side, and compare with `==`",
     "\n": "write it on one line",
     "`": "close the name with another backtick",
+    "{": 'put the formula of each target in quotes, as in {u: "a*x", v: "b*x"}',
 }
 _COLUMN_OF_THIS_NAME = "write a column of this name in backticks"
 _PIECES = "a formula consists of numbers, names (in backticks if they have other characters), + - * / **, comparisons, parentheses and functions"

@@ -50,7 +50,10 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Split of the rows into training, validation and test rows."""
+    """Split of the rows into training, validation, calibration and test rows."""
+
+    held_out: ClassVar[tuple[str, ...]] = ("test", "calibrate", "valid")
+    """Parts that have a share of their own; training has the other rows."""
 
     test: int | float = key(
         "test rows; an integer is a number of rows, a float below 1 a fraction of all rows", unit="rows", at_least=0
@@ -61,8 +64,73 @@ class Split:
         at_least=0,
     )
     order: Literal["sequential", "random"] = key(
-        "order before the split into train, valid and test; sequential keeps the order of the rows, random shuffles them"
+        "order before the split into train, valid, calibrate and test; sequential keeps the order of the rows, random shuffles "
+        "them"
     )
+    calibrate: int | float = key(
+        "rows that neither train nor choose the model and have no metrics, for intervals around its predictions; an integer is "
+        "a number of rows, a float below 1 a fraction of all rows",
+        unit="rows",
+        at_least=0,
+        before=0,
+    )
+    column: str | None = key(
+        "column that says train, valid or test for each row; it is no feature", names=True, before=None
+    )
+    group: str | None = key(
+        "column whose values are groups of rows; the rows of a group stay in one part, and it is no feature",
+        names=True,
+        before=None,
+    )
+    stratify: bool | int = key(
+        "number of bins of the target, with as many rows each, of which every part gets its share; true is 10 bins",
+        at_least=2,
+        before=False,
+    )
+    folds: int | None = key(
+        "number of folds of a cross-validation, a sweep whose runs have one fold each as their validation rows; null is one run",
+        at_least=2,
+        before=None,
+    )
+    fold: int | None = key(
+        "the fold, from 1, that is the validation rows of this run; a sweep over the folds sets it",
+        at_least=1,
+        lane=True,
+        before=None,
+    )
+
+    @property
+    def shares(self) -> dict[str, int | float]:
+        """Share of each part that has one."""
+        return {part: getattr(self, part) for part in self.held_out}
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problems of shares that are no fractions, and of keys that exclude each other."""
+        for part, share in self.shares.items():
+            if isinstance(share, float) and not share < 1:
+                yield (
+                    f"`data.split.{part}` must be an integer number of rows or a fraction below 1, got {share}; "
+                    "write a number of rows without a decimal point"
+                )
+        if self.folds is not None and self.valid:
+            yield (
+                f"`data.split.valid` must be 0 with `data.split.folds`, each of which is the validation rows of a run, "
+                f"got {self.valid}; use data.split.valid=0"
+            )
+        if self.folds is None and self.fold is not None:
+            yield f"`data.split.fold` must be null without `data.split.folds`, got {self.fold}; give the number of folds"
+        if self.folds is not None and self.fold is not None and self.fold > self.folds:
+            yield f"`data.split.fold` must be at most `data.split.folds`={self.folds}, got {self.fold}; use a smaller number"
+        if self.stratify and self.group is not None:
+            yield (
+                "`data.split.stratify` must be false with `data.split.group`, whose groups are not divided, got "
+                f"{str(self.stratify).lower()}; use data.split.stratify=false"
+            )
+        if self.stratify and self.order == "sequential":
+            yield (
+                "`data.split.order` must be random with `data.split.stratify`, which draws from each bin, got sequential; "
+                "use data.split.order=random"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +209,20 @@ class DataConfig(Part):
         """Formula of the column that weights the rows; None if all rows count the same."""
         return None
 
+    @property
+    def has_columns(self) -> bool:
+        """Whether `data.split` can name columns."""
+        return False
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problems of columns that the data do not have."""
+        for name in ("column", "group") if not self.has_columns else ():
+            if getattr(self.split, name) is not None:
+                yield (
+                    f"`data.split.{name}` must be null with `data`={self.name}, whose columns have no roles to choose, got "
+                    f"{getattr(self.split, name)!r}; use data=csv or data.split.{name}=null"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Synthetic(DataConfig):
@@ -171,7 +253,8 @@ class _Synthetic(DataConfig):
         return self.noise / (math.sqrt(12) if self.noise_distribution == "uniform" else 1)
 
     def problems(self) -> Iterator[str]:
-        """Yield the problem of an empty feature range."""
+        """Yield the problems of columns that the data do not have, and of an empty feature range."""
+        yield from super().problems()
         if not self.start < self.stop:
             yield f"`data.start` must be below `data.stop`={self.stop}, got {self.start}; use a smaller data.start"
         elif not math.isfinite(self.stop - self.start):
@@ -228,12 +311,18 @@ class Curve(_Synthetic, name="curve", builder="runner.data.synthetic:curve"):
 @dataclass(frozen=True, kw_only=True)
 class _Table(DataConfig):
     path: str = key("path of the file, relative to the working directory")
+    valid_path: str | None = key(
+        "path of a file with the validation rows, read like that of data.path; null takes them from there", before=None
+    )
+    test_path: str | None = key(
+        "path of a file with the test rows, read like that of data.path; null takes them from there", before=None
+    )
     rename: dict[str, str] = key(
         "new names of columns, {new: name in the file}; the other keys use the new ones", names=True, before={}
     )
     target: str | tuple[str, ...] = key("column to predict, or a list of several", names=True)
     features: tuple[str, ...] | None = key(
-        "columns to predict from; null uses all except the target and the columns of data.sigma, data.weight and data.drop",
+        "columns to predict from; null uses all except the target and the columns of data.sigma, data.weight, data.split and data.drop",
         names=True,
     )
     sigma: str | None = key(
@@ -287,18 +376,22 @@ class _Table(DataConfig):
         """Whether `data.features` is given."""
         return self.features is not None
 
+    @property
+    def has_columns(self) -> bool:
+        """True: a file names its columns."""
+        return True
+
+    @property
+    def own_paths(self) -> dict[str, str]:
+        """Path of the file of each part that has its own."""
+        paths = {"valid": self.valid_path, "test": self.test_path}
+        return {part: path for part, path in paths.items() if path is not None}
+
     def problems(self) -> Iterator[str]:
-        """Yield the problems of targets, of new names that are empty, of columns with two of them, and of the keys that weight the rows."""
-        if not self.targets:
-            yield "`data.target` must name a column, got []; name one"
-        for name, count in Counter(self.targets).items():
-            if count > 1:
-                yield f"`data.target` must name each column once, got {name!r} {count} times; remove the duplicates"
-        if self.sigma is not None and len(self.targets) > 1:
-            yield (
-                f"`data.sigma` must be null with several targets, got {self.sigma!r}, the deviations of one; "
-                "use data.weight, or name one target"
-            )
+        """Yield the problems of targets and new names, of the keys that weight the rows, and of parts with a file and a share."""
+        yield from super().problems()
+        yield from self._target_problems()
+        yield from self._part_problems()
         if "" in self.rename:
             yield f"`data.rename` must give {self.rename['']!r} a name that is not empty; write {{name: {self.rename['']!r}}}"
         for column, count in Counter(self.rename.values()).items():
@@ -312,6 +405,36 @@ class _Table(DataConfig):
             )
         if self.sigma is None and self.sigma_kind == "absolute":
             yield "`data.sigma_kind` must be relative without `data.sigma`, got absolute; name the column of `data.sigma`"
+
+    def _target_problems(self) -> Iterator[str]:
+        if not self.targets:
+            yield "`data.target` must name a column, got []; name one"
+        for name, count in Counter(self.targets).items():
+            if count > 1:
+                yield f"`data.target` must name each column once, got {name!r} {count} times; remove the duplicates"
+        if self.sigma is not None and len(self.targets) > 1:
+            yield (
+                f"`data.sigma` must be null with several targets, got {self.sigma!r}, the deviations of one; "
+                "use data.weight, or name one target"
+            )
+        if self.split.stratify and len(self.targets) > 1:
+            yield (
+                "`data.split.stratify` must be false with several targets, since the bins are those of one, got "
+                f"{str(self.split.stratify).lower()}; use data.split.stratify=false"
+            )
+
+    def _part_problems(self) -> Iterator[str]:
+        for part in self.own_paths:
+            if self.split.shares[part]:
+                yield (
+                    f"`data.split.{part}` must be 0 with `data.{part}_path`, which has the {part} rows, got "
+                    f"{self.split.shares[part]}; use data.split.{part}=0"
+                )
+        if self.valid_path is not None and self.split.folds is not None:
+            yield (
+                f"`data.split.folds` must be null with `data.valid_path`, which has the validation rows, got {self.split.folds}; "
+                "use data.split.folds=null"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -576,9 +699,9 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig(Part):
-    """Loss: the mean over the rows of a function of the error.
+    """Loss: the mean over rows and targets of a function of the error.
 
-    A builder takes (config) and returns a function (prediction, target, reduction) that returns the loss of each row for
+    A builder takes (config) and returns a function (prediction, target, reduction) that returns the loss of each number for
     reduction 0 and their mean for reduction 1, as the losses of `torch.ops.aten` do.
     """
 

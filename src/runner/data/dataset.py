@@ -53,7 +53,7 @@ class Dataset:
     """Scaled rows for training and evaluation, and what made them from the columns of the source."""
 
     parts: dict[str, ResidentRows]
-    """Rows by part: "train", "valid" and "test"; empty parts are left out."""
+    """Rows by part: "train", "valid", "calibrate" and "test"; empty parts are left out."""
     encoding: Encoding
     scaling: Scaling
     unit_deviation: float | None
@@ -66,6 +66,11 @@ class Dataset:
     notes: tuple[str, ...]
     """How the source was read where that is not obvious, as phrases."""
     warnings: tuple[str, ...]
+
+    @property
+    def evaluated(self) -> dict[str, ResidentRows]:
+        """Parts with metrics: all but "calibrate", whose rows must not choose a model."""
+        return {name: rows for name, rows in self.parts.items() if name != "calibrate"}
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -113,7 +118,7 @@ def build(
     target = torch.stack([torch.from_numpy(column.values) for column in table.targets], 1)
     if config.log_target:
         _require_positive(table.targets)
-    parts = split(config.split, len(target), stream(seed, "split"))
+    parts = split(config.split, table.targets[0].values, stream(seed, "split"), table.given, table.groups)
     train = parts["train"]
     encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed, reference)
     features = torch.from_numpy(encoding.encode(table.features))

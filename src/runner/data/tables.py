@@ -7,9 +7,11 @@ a year later. The data are public; the values are the ones in scikit-learn (BSD-
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Protocol
 
@@ -22,6 +24,7 @@ from runner.data.arrow_files import ArrowSource
 from runner.data.diagnostics import Problem, UnknownColumn, listed, named, raise_problems, shown
 from runner.data.dialect import Form
 from runner.data.kinds import Categories, Column, Numbers, Rules
+from runner.data.split import PARTS
 from runner.data.text_files import TextSource
 from runner.errors import DataError
 
@@ -47,11 +50,17 @@ class Table:
     features: tuple[Column, ...]
     targets: tuple[Numbers, ...]
     rows: np.ndarray
-    """Number of each row in the source, from 0, int64 [rows]."""
+    """Number of each row in the source, from 0, int64 [rows]. It counts on through the files of parts that have their own."""
+    count: int = 0
+    """Number of rows in the source, those that are left out among them."""
     sigma: np.ndarray | None = None
     """Standard deviation of the target, float64 [rows]; None without `data.sigma`."""
     weight: np.ndarray | None = None
     """Weight of each row, float64 [rows]; None without `data.weight`."""
+    given: np.ndarray | None = None
+    """Place in `split.PARTS` of the part that a row is given, and 0 where the split decides, int8 [rows]; None without such rows."""
+    groups: np.ndarray | None = None
+    """Number of the group of each row, int64 [rows]; None without `data.split.group`."""
     sha256: str = ""
     """SHA-256 of the bytes of all files, unpacked; empty for synthetic data."""
     notes: tuple[str, ...] = ()
@@ -76,6 +85,8 @@ class Columns:
     """None means all columns that have no other role."""
     sigma: str | None = None
     weight: str | None = None
+    part: str | None = None
+    group: str | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
     """New names → names in the source; all other names are new ones."""
     drop: tuple[str, ...] = ()
@@ -93,6 +104,8 @@ class Columns:
             config.features,
             config.sigma,
             config.weight,
+            config.split.column,
+            config.split.group,
             config.rename,
             config.drop,
             categorical,
@@ -106,25 +119,34 @@ class Columns:
         return (self.target,) if isinstance(self.target, str) else self.target
 
     @property
-    def weighting(self) -> dict[str, str]:
-        """Column by the key that weights the rows by it."""
-        pairs = (("data.sigma", self.sigma), ("data.weight", self.weight))
-        return {key: name for key, name in pairs if name is not None}
+    def named(self) -> list[tuple[str, str]]:
+        """Key and column of every role besides that of a feature."""
+        others = (("data.sigma", self.sigma), ("data.weight", self.weight), ("data.split.column", self.part), ("data.split.group", self.group))  # fmt: skip
+        return [
+            *(("data.target", name) for name in self.targets),
+            *((key, name) for key, name in others if name is not None),
+        ]
 
     @property
     def roles(self) -> dict[str, str]:
         """Key by the column that it names, for the columns that are no features."""
-        return {name: key for key, name in self.weighting.items()} | dict.fromkeys(self.targets, "data.target")
+        return {name: key for key, name in reversed(self.named)}
+
+    @property
+    def rules(self) -> Rules:
+        """What kinds the columns must be."""
+        texts = tuple(name for name in (self.part, self.group) if name is not None)
+        return Rules(self.categorical, self.missing_values, tuple({*self.roles} - {*texts}), texts)
 
 
 def from_csv(config: c.Csv, seed: int) -> Table:
     """Return the table of `data=csv`; the seed is not used."""
-    return read_text(config.path, Columns.of(config), Form.of(config))
+    return _with_own_files(config, lambda path: _text_source(path, Form.of(config)))
 
 
 def from_parquet(config: c.Parquet, seed: int) -> Table:
     """Return the table of `data=parquet`; the seed is not used."""
-    return read_arrow(config.path, Columns.of(config))
+    return _with_own_files(config, _arrow_source)
 
 
 def from_diabetes(config: c.Diabetes, seed: int) -> Table:
@@ -134,7 +156,7 @@ def from_diabetes(config: c.Diabetes, seed: int) -> Table:
 
 def read_text(path: str, columns: Columns, form: Form) -> Table:
     """Return columns of text files. Raises `DataError` with every problem found; line numbers count from 1."""
-    return _table(TextSource(path, files.find(path, TEXT_SUFFIXES), form), columns)
+    return _table(_text_source(path, form), columns)
 
 
 def read_arrow(path: str, columns: Columns) -> Table:
@@ -142,13 +164,21 @@ def read_arrow(path: str, columns: Columns) -> Table:
 
     Raises `DataError` with every problem found, its row numbers counted from 1, or if pyarrow is not installed.
     """
-    return _table(ArrowSource(path, files.find(path, ARROW_SUFFIXES)), columns)
+    return _table(_arrow_source(path), columns)
 
 
 def read_diabetes() -> Table:
     """Return the shipped diabetes data: 442 rows, ten features, target `progression`."""
     with resources.as_file(resources.files("runner.data").joinpath("diabetes.csv")) as path:
         return read_text(str(path), Columns("progression"), Form())
+
+
+def _text_source(path: str, form: Form) -> Source:
+    return TextSource(path, files.find(path, TEXT_SUFFIXES), form)
+
+
+def _arrow_source(path: str) -> Source:
+    return ArrowSource(path, files.find(path, ARROW_SUFFIXES))
 
 
 class Source(Protocol):
@@ -183,32 +213,117 @@ class Source(Protocol):
 
 def _table(source: Source, columns: Columns) -> Table:
     """Return the table of a source."""
+    table = _read(source, columns, columns.rules)
+    if len(table.rows) < 2:
+        raise DataError(f"`data.path` must have at least two rows, got 1 in {named(source.path)}; add rows")
+    warnings = (*table.warnings, *_warnings(table.features, table.targets))
+    return replace(table, notes=(*table.notes, *_notes(table.features)), warnings=warnings)
+
+
+def _read(source: Source, columns: Columns, rules: Rules) -> Table:
+    """Return the columns of a source, without what there is to say of their values."""
     names, problems = _renamed(source, columns.rename)
     wanted, others = _select_columns(source.path, names, columns)
     raise_problems(source.path, [*problems, *others], (), "")
     places = {name: place for place, name in enumerate(names)}
-    read = source.read(
-        {name: places[name] for name in wanted},
-        Rules(columns.categorical, columns.missing_values, tuple(columns.roles)),
-    )
-    rows = _kept(source, columns, read)
-    if len(next(iter(read.values())).missing if rows is None else rows) < 2:
-        raise DataError(f"`data.path` must have at least two rows, got 1 in {named(source.path)}; add rows")
+    read = source.read({name: places[name] for name in wanted}, rules)
+    count, rows = len(read[columns.targets[0]].missing), _kept(source, columns, read)
     if rows is not None:
         read = {name: column.take(rows) for name, column in read.items()}
-    features = tuple(read[name] for name in wanted if name not in columns.roles)
     targets = tuple(_numbers(read[name]) for name in columns.targets)
     return Table(
-        features=features,
+        features=tuple(read[name] for name in wanted if name not in columns.roles),
         targets=targets,
         sigma=None if columns.sigma is None else _numbers(read[columns.sigma]).values,
         weight=None if columns.weight is None else _numbers(read[columns.weight]).values,
-        rows=np.arange(len(targets[0].values)) if rows is None else rows,
+        given=None if columns.part is None else _given(source.path, _categories(read[columns.part])),
+        groups=None if columns.group is None else _categories(read[columns.group]).codes.astype(np.int64),
+        rows=np.arange(count) if rows is None else rows,
+        count=count,
         sha256=source.sha256,
-        notes=(*source.notes, *_notes(features)),
-        warnings=(*source.warnings, *_dropped(read, rows), *_warnings(features, targets)),
+        notes=tuple(source.notes),
+        warnings=(*source.warnings, *_dropped(rows)),
         unread=tuple(name for name in names if name not in read),
     )
+
+
+def _with_own_files(config: c.Csv | c.Parquet, opened: Callable[[str], Source]) -> Table:
+    """Return the table of a configuration, with the rows of the files of its parts after those of `data.path`.
+
+    Problems with such a file are those of `data.valid_path` or `data.test_path`.
+    """
+    columns = Columns.of(config)
+    table = training = _table(opened(config.path), columns)
+    for part, path in config.own_paths.items():
+        if table.given is not None and (table.given == PARTS.index(part)).any():
+            raise DataError(
+                f"`data.{part}_path` must be null, because `data.split.column` says which rows are {part} rows, got "
+                f"{named(path)}; use data.{part}_path=null"
+            )
+        with _problems_of(f"data.{part}_path"):
+            own = _own(opened(path), columns, table)
+            if own.sha256 == training.sha256:
+                text = f"`data.{part}_path` has the content of `data.path`, so its rows are no test of the model"
+                own = replace(own, warnings=(*own.warnings, text))
+            table = _joined(table, own, part, path)
+    return table
+
+
+@contextmanager
+def _problems_of(key: str) -> Iterator[None]:
+    """Name another key in the problems with the file of `data.path`."""
+    try:
+        yield
+    except DataError as error:
+        raise error.changed(lambda text: text.replace("`data.path`", f"`{key}`")) from None
+
+
+def _own(source: Source, columns: Columns, table: Table) -> Table:
+    """Return the rows of a part's own file, with the columns of the training rows, read as those are."""
+    features = tuple(column.name for column in table.features)
+    needed = replace(columns, features=features, part=None, group=None, drop=(), categorical=None)
+    rename = {new: old for new, old in columns.rename.items() if new in (*features, *needed.roles)}
+    needed = replace(needed, rename=rename)
+    names, _ = _renamed(source, rename)
+    lacking = [name for name in (*features, *needed.roles) if name not in names]
+    if lacking:
+        raise DataError(
+            f"`data.path` must have the columns of the training rows, but {named(source.path)} lacks {listed(lacking)}; add them"
+        )
+    texts = tuple(column.name for column in table.features if isinstance(column, Categories))
+    numbers = tuple(column.name for column in table.features if isinstance(column, Numbers) and column.kind == "number")
+    return _read(source, needed, Rules(None, columns.missing_values, (*numbers, *needed.roles), texts))
+
+
+def _joined(table: Table, own: Table, part: str, path: str) -> Table:
+    """Return a table with the rows of a part's own file added at its end."""
+    features = [column.followed_by(more) for column, more in zip(table.features, own.features, strict=True)]
+    others = [column.name for column, more in zip(table.features, features, strict=True) if more is None]
+    if others:
+        raise DataError(
+            f"`data.path` must have the same kinds of columns as the training rows, but {listed(others)} of {named(path)} "
+            "has other ones; write its cells in the same way"
+        )
+    targets = [target.followed_by(more) for target, more in zip(table.targets, own.targets, strict=True)]
+    count, given = len(own.rows), np.zeros(len(table.rows), np.int8) if table.given is None else table.given
+    return replace(
+        table,
+        features=tuple(column for column in features if column is not None),
+        targets=tuple(target for target in targets if target is not None),
+        sigma=_appended(table.sigma, own.sigma),
+        weight=_appended(table.weight, own.weight),
+        given=np.concatenate([given, np.full(count, PARTS.index(part), np.int8)]),
+        groups=None if table.groups is None else np.concatenate([table.groups, np.full(count, -1)]),
+        rows=np.concatenate([table.rows, table.count + own.rows]),
+        count=table.count + own.count,
+        sha256=hashlib.sha256(f"{table.sha256}\n{part}\n{own.sha256}".encode()).hexdigest(),
+        notes=(*table.notes, f"{part} rows of {named(path)}"),
+        warnings=(*table.warnings, *own.warnings),
+    )
+
+
+def _appended(values: np.ndarray | None, more: np.ndarray | None) -> np.ndarray | None:
+    return None if values is None or more is None else np.concatenate([values, more])
 
 
 def _renamed(source: Source, rename: Mapping[str, str]) -> tuple[list[str], list[Problem]]:
@@ -247,15 +362,14 @@ def _select_columns(path: str, names: Sequence[str], columns: Columns) -> tuple[
             f"`data.features` must be set, because column {names.index('') + 1} of {named(path)} has no name"
         )
     problems += [
-        f"`data.features` must not contain {'the target' if key == 'data.target' else f'the column of `{key}`,'} {shown(name)}; "
-        "remove it"
+        f"`data.features` must not contain {_owner(key, columns)}{'' if key == 'data.target' else ','} {shown(name)}; remove it"
         for name, key in roles.items()
         if name in chosen
     ]
     problems += [
-        f"`{key}` must not be {'the' if len(columns.targets) == 1 else 'a'} target, got {shown(name)}; name another column"
-        for key, name in columns.weighting.items()
-        if name in columns.targets
+        f"`{key}` must not be {_owner(roles[name], columns)}, got {shown(name)}; name another column"
+        for key, name in columns.named
+        if roles[name] != key
     ]
     problems += [
         f"`data.drop` must not contain {shown(name)}, the column of `{key}`; remove it from one of them"
@@ -280,6 +394,13 @@ def _select_columns(path: str, names: Sequence[str], columns: Columns) -> tuple[
         if name not in present
     ]
     return ([], problems) if problems else ([*chosen, *roles], [])
+
+
+def _owner(key: str, columns: Columns) -> str:
+    """Return what a message calls the column of a key."""
+    if key == "data.target":
+        return "the target" if len(columns.targets) == 1 else "a target"
+    return f"the column of `{key}`"
 
 
 def _kept(source: Source, columns: Columns, read: Mapping[str, Column]) -> np.ndarray | None:
@@ -313,6 +434,30 @@ def _missing(source: Source, columns: Columns, name: str, mask: np.ndarray) -> s
     )
 
 
+def _given(path: str, column: Categories) -> np.ndarray:
+    """Return the place in `split.PARTS` of the part of each row. Raises `DataError` for other words, and without training rows."""
+    words = {"train": PARTS.index("train"), "valid": PARTS.index("valid"), "test": PARTS.index("test")}
+    present = [column.values[code] for code in np.unique(column.codes).tolist()]
+    others = [value for value in present if value not in words]
+    if others:
+        raise DataError(
+            f"`data.split.column` must have the words {', '.join(words)}, got {listed(others)} in column {shown(column.name)} of "
+            f"{named(path)}; write one of them in each row"
+        )
+    if "train" not in present:
+        raise DataError(
+            f"`data.split.column` must leave rows for training, but column {shown(column.name)} of {named(path)} has only "
+            f"{listed(present)}; write train in some rows"
+        )
+    given: np.ndarray = np.array([words.get(value, 0) for value in column.values], np.int8)[column.codes]
+    return given
+
+
+def _categories(column: Column) -> Categories:
+    assert isinstance(column, Categories)  # `Rules.texts`
+    return column
+
+
 def _numbers(column: Column) -> Numbers:
     assert isinstance(column, Numbers)  # `Rules.numbers`
     return column
@@ -327,7 +472,7 @@ def _notes(features: Sequence[Column]) -> Iterator[str]:
         yield f"dates as seconds {', '.join(dates[:PLACES])}"
 
 
-def _dropped(read: Mapping[str, Column], rows: np.ndarray | None) -> Iterator[str]:
+def _dropped(rows: np.ndarray | None) -> Iterator[str]:
     if rows is not None:
         kept = len(rows)
         yield f"`data.missing`=drop left out rows with a missing value; {kept:,} rows are left"

@@ -12,15 +12,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.config.overrides import values_of
 from runner.errors import CheckpointError
 from runner.optim.student_t import Estimate, estimate
 from runner.runs.atomic import write_atomic
 from runner.runs.records import baselines, read_summary, read_sweep, scalar_parameters
+from runner.sweep.arguments import FOLD, FOLDS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-SEEDS = ("seed", "data.seed")
+REPETITIONS = ("seed", "data.seed", FOLD)
 """Keys in which the repetitions of one setting differ."""
 
 UNREADABLE = "unreadable"
@@ -84,15 +86,22 @@ class Results:
     larger_is_better: bool
     searched: bool = False
     """Whether the metric is that of a search."""
+    folds: int | None = None
+    """Number of folds of a cross-validation, or None."""
+
+    @property
+    def held_out(self) -> float:
+        """Validation rows of a member for each of its training rows, where members share their rows as folds do; else 0."""
+        return 0.0 if self.folds is None else 1 / (self.folds - 1)
 
     @property
     def varied(self) -> list[str]:
-        """Swept keys that make up a setting: all but the seeds."""
-        return [key for key in self.swept if key not in SEEDS]
+        """Swept keys that make up a setting: all but the seeds and the fold."""
+        return [key for key in self.swept if key not in REPETITIONS]
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics of the members, ordered by train, valid, test, and in each by loss, rmse, mae, r2."""
+        """Names of the metrics of the members, ordered by train, valid, test, in each by loss, rmse, mae, r2, and then by target."""
         return _metrics(self.members)
 
     @property
@@ -115,16 +124,18 @@ class Results:
 
 @dataclass(frozen=True)
 class Setting:
-    """Members that differ in their seeds only."""
+    """Members that differ in their seeds and folds only."""
 
     values: Mapping[str, Any]
     members: Sequence[Member]
+    held_out: float = 0.0
+    """Held-out rows of a member for each of its training rows, where members share their rows; else 0."""
 
     @property
     def finished(self) -> dict[str, Member]:
-        """Seeds as JSON → the finished member that has them; the first one if a sweep has several."""
+        """Seeds and fold as JSON → the finished member that has them; the first one if a sweep has several."""
         finished = [member for member in self.members if member.state == "finished"]
-        return {json.dumps([member.values.get(key) for key in SEEDS]): member for member in reversed(finished)}
+        return {json.dumps([member.values.get(key) for key in REPETITIONS]): member for member in reversed(finished)}
 
     @property
     def failed(self) -> int:
@@ -137,20 +148,21 @@ class Setting:
         return sum(member.converged is True for member in self.members)
 
     def estimate(self, name: str) -> Estimate:
-        """Return the mean of a metric or parameter over the seeds that finished, with its 95 % interval."""
+        """Return the mean of a metric or parameter over the members that finished, with its 95 % interval."""
         found = [member.results for member in self.finished.values()]
-        return estimate([results[name] for results in found if name in results])
+        return estimate([results[name] for results in found if name in results], self.held_out)
 
     def minus(self, other: Setting, metric: str) -> Estimate:
-        """Return the mean difference of a metric to another setting, paired by seed, over the seeds that finished in both.
+        """Return the mean difference of a metric to another setting, paired by seed and fold, over those that finished in both.
 
-        Pairing removes the effect of a seed on both settings. The interval is for one comparison: it does not allow for
+        Pairing removes the effect of a seed or fold on both settings. The interval is for one comparison: it does not allow for
         the other setting having been chosen as the best of many.
         """
         others = other.finished
         pairs = [(member.metrics, others[seeds].metrics) for seeds, member in self.finished.items() if seeds in others]
         return estimate(
-            [first[metric] - second[metric] for first, second in pairs if metric in first and metric in second]
+            [first[metric] - second[metric] for first, second in pairs if metric in first and metric in second],
+            self.held_out,
         )
 
 
@@ -167,7 +179,10 @@ def collect(sweep_dir: Path) -> Results:
     sweep = read_sweep(sweep_dir)
     members = sorted((_member(sweep_dir, entry) for entry in sweep["members"]), key=lambda member: member.number)
     metric, larger_is_better = _comparison(sweep, _metrics(members))
-    return Results(sweep["name"], list(sweep["swept"]), members, metric, larger_is_better, bool(sweep.get("metric")))
+    folds = values_of(sweep["fixed"]).get(FOLDS)
+    known = folds if FOLD in sweep["swept"] and isinstance(folds, int) and folds > 1 else None
+    searched = bool(sweep.get("metric"))
+    return Results(sweep["name"], list(sweep["swept"]), members, metric, larger_is_better, searched, known)
 
 
 def _member(sweep_dir: Path, entry: Mapping[str, Any]) -> Member:
@@ -205,8 +220,15 @@ def _with_summary(member: Member, path: Path) -> Member:
 
 
 def _metrics(members: Iterable[Member]) -> list[str]:
-    names = {name for member in members for name in member.metrics}
-    return [name for name in _KNOWN if name in names] + sorted(names.difference(_KNOWN))
+    names = dict.fromkeys(name for member in members for name in member.metrics)
+    known = {name: place for place, name in enumerate(_KNOWN)}
+
+    def order(name: str) -> tuple[int, str]:
+        """Put the metric of a target, such as "test/rmse/y", below the mean over the targets."""
+        metric = "/".join(name.split("/", 2)[:2])
+        return (known[metric], "") if metric in known else (len(known), name)
+
+    return sorted(names, key=order)
 
 
 def _comparison(sweep: Mapping[str, Any], names: Sequence[str]) -> tuple[str, bool]:
@@ -252,14 +274,17 @@ def as_text(value: Any) -> str:
 
 
 def settings(results: Results) -> list[Setting]:
-    """Group the members by every swept key but the seeds. The best mean comes first, settings without a mean last.
+    """Group the members by every swept key but the seeds and the fold. The best mean comes first, settings without a mean last.
 
     A mean is over the seeds that finished. If some failed, `minus` is the fairer comparison: it uses the common seeds.
     """
     groups: dict[str, list[Member]] = {}
     for member in results.members:
         groups.setdefault(json.dumps([member.values.get(key) for key in results.varied]), []).append(member)
-    unranked = [Setting({key: group[0].values.get(key) for key in results.varied}, group) for group in groups.values()]
+    unranked = [
+        Setting({key: group[0].values.get(key) for key in results.varied}, group, results.held_out)
+        for group in groups.values()
+    ]
 
     def rank(setting: Setting) -> tuple[bool, float]:
         mean = setting.estimate(results.metric).mean
@@ -358,6 +383,8 @@ def _remarks(results: Results, ranked: Sequence[Setting], shown: int) -> list[st
         lines.append(f"… and {len(ranked) - shown:,} more in results.csv")
     if any(len(setting.finished) == 1 for setting in ranked[:shown]):
         lines.append("n = 1: one seed has no interval")
+    if results.folds is not None:
+        lines.append(f"intervals over {results.folds} folds allow for the training rows that these share")
     first: dict[str, int] = {}
     for member in results.members:
         if member.failed and member.reason is not None:

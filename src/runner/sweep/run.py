@@ -32,6 +32,7 @@ from runner.sweep.arguments import (
     check_resume_overrides,
     classify,
     disable_products,
+    expand_folds,
     expand_seeds,
     named_in_problems,
     replayed,
@@ -82,6 +83,7 @@ def sweep(words: Sequence[str], config_dir: str | None, command: Sequence[str]) 
     config = composed.config
     _print_notices(parsed, composed)
     expand_seeds(parsed, config.seed)
+    expand_folds(parsed, config.data.split.folds)
     disable_products(parsed)
     directory = sweep_directory(config.name, parsed.run_dir)
     values = {

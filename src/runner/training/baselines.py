@@ -102,10 +102,10 @@ def _metrics(dataset: Dataset, predict: Predict) -> dict[str, float]:
     target = dataset.parts["train"].all.target
     model, loss, strategy = _Function(predict, target.dtype), build_loss(c.Mse(name="mse")), Single(target.device)
     undo, targets = dataset.scaling.undo, dataset.target_names
-    evaluation = Evaluation(model, model, loss, nullcontext, undo, dataset.parts, strategy, targets)
+    evaluation = Evaluation(model, model, loss, nullcontext, undo, dataset.evaluated, strategy, targets)
     return {
         f"{part}/{name}": value
-        for part in dataset.parts
+        for part in dataset.evaluated
         for values in evaluation.metrics(part)
         for name, value in values.items()
         if name != "loss"

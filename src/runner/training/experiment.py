@@ -62,7 +62,7 @@ class RunInfo:
     @property
     def metric_names(self) -> list[str]:
         """Names of the metrics of the summary, such as "valid/rmse"."""
-        return [f"{part}/{name}" for part in self.dataset.parts for name in metric_names(self.dataset.target_names)]
+        return [f"{part}/{name}" for part in self.dataset.evaluated for name in metric_names(self.dataset.target_names)]
 
     @property
     def batch_size(self) -> int:
@@ -199,7 +199,7 @@ class Experiment:
         dataset = self.info.dataset
         metrics = {
             f"{part}/{name}": value
-            for part in dataset.parts
+            for part in dataset.evaluated
             for name, value in self.evaluation.metrics(part)[0].items()
         }
         (parameters,) = self.parameters()

@@ -309,7 +309,7 @@ def _draw(info: RunInfo, outcome: Outcome, metrics: Path, levels: Mapping[str, f
 
     dataset, scaling, evaluation = info.dataset, info.dataset.scaling, outcome.evaluation()
     parts = {}
-    for name, rows in dataset.parts.items():
+    for name, rows in dataset.evaluated.items():
         features = rows.all.numbers.cpu().double() * scaling.feature_scale + scaling.feature_mean
         targets = scaling.undo(rows.all.target.cpu().double())
         parts[name] = (features.numpy(), targets.numpy(), evaluation.predictions(name).numpy())

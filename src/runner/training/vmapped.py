@@ -224,7 +224,7 @@ class VmappedExperiment:
 
     def outcomes(self, lanes: Sequence[int]) -> list[Outcome]:
         """Return the outcomes of these lanes, from copies of their parameters."""
-        metrics_by_part = {part: self.evaluation.metrics(part) for part in self.infos[0].dataset.parts}
+        metrics_by_part = {part: self.evaluation.metrics(part) for part in self.infos[0].dataset.evaluated}
         all_parameters = self.parameters()
         results = []
         for lane in lanes:

@@ -67,12 +67,12 @@ def test_an_option_overrides_the_experiment_and_drops_keys_that_it_does_not_have
 def test_another_data_source_keeps_the_keys_that_both_have() -> None:
     composed = compose(["+experiment=linreg", "data=csv", "data.path=x.csv", "data.target=y"])
     assert isinstance(composed.config.data, c.Csv)
-    assert composed.config.data.split == c.Split(test=10, valid=0, order="sequential")
+    split = composed.config.data.split
+    assert (split.test, split.valid, split.order) == (10, 0, "sequential")
     assert composed.notices == (
         "`data.rows`, `data.start`, `data.stop`, `data.slope`, `data.intercept`, `data.noise` "
         "of the experiment left out: csv has no such key",
-        "kept from the experiment: `data.split`={'test': 10, 'valid': 0, 'order': 'sequential'} "
-        "(csv: {'test': 0, 'valid': 0, 'order': 'random'})",
+        "kept from the experiment: `data.split.test`=10 (csv: 0), `data.split.order`=sequential (csv: random)",
     )
 
 

@@ -228,12 +228,7 @@ def test_a_checkpoint_without_a_newer_key_has_the_value_from_before() -> None:
 
 
 def test_older_keys_stay_in_the_hash() -> None:
-    values = hashed(plain(compose(["+experiment=linreg"]).config))
-    newer = {"data": {"numbers", "target_scale"}}
-    assert versions.without_newer(Config, values) == {
-        group: {key: value[key] for key in value if key not in newer[group]} if group in newer else value
-        for group, value in values.items()
-    }
+    values = versions.without_newer(Config, hashed(plain(compose(["+experiment=linreg"]).config)))
     assert {"reduction", "chunks", "tensor_parallel"} <= values["strategy"].keys()
 
 

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from runner.config import schema as c
+from runner.config.compose import compose
 from runner.data import dataset as data
 from runner.data.dataset import Dataset
 from runner.errors import DataError
 
 CPU = torch.device("cpu")
-SPLIT = c.Split(test=2, valid=2, order="random")
+NO_SPLIT = compose(["data=line"]).config.data.split
+SPLIT = dataclasses.replace(NO_SPLIT, test=2, valid=2)
 COMMON: dict[str, Any] = {
     "seed": None,
     "log_target": False,
@@ -42,8 +44,17 @@ def _csv(path: Path, text: str, **changes: Any) -> c.Csv:
     path.joinpath("f.csv").write_text(text)
     detected = dict.fromkeys(("delimiter", "decimal", "encoding", "comment", "header"))
     table = {"sigma": None, "sigma_kind": "relative", "weight": None, "drop": (), "categorical": "auto", "missing": "error", "missing_values": (), "skip_rows": 0, **detected}  # fmt: skip
-    options: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **table, **changes}
-    return c.Csv(name="csv", path=str(path / "f.csv"), target="y", features=None, rename={}, **options)
+    options: dict[str, Any] = {**COMMON, "split": dataclasses.replace(NO_SPLIT, order="sequential"), **table, **changes}
+    return c.Csv(
+        name="csv",
+        path=str(path / "f.csv"),
+        valid_path=None,
+        test_path=None,
+        target="y",
+        features=None,
+        rename={},
+        **options,
+    )
 
 
 def _same(one: Dataset, other: Dataset) -> bool:
@@ -72,7 +83,7 @@ def test_parts_have_the_rows_of_the_source_and_their_numbers(tmp_path: Path) -> 
 
 
 def test_a_part_without_rows_is_left_out() -> None:
-    assert set(_build(LINE, split=c.Split(test=0, valid=3, order="random")).parts) == {"train", "valid"}
+    assert set(_build(LINE, split=dataclasses.replace(NO_SPLIT, valid=3)).parts) == {"train", "valid"}
 
 
 def test_rows_are_taken_by_number_or_by_slice() -> None:
@@ -193,7 +204,9 @@ def test_a_rounded_column_is_a_warning_of_the_dataset(tmp_path: Path) -> None:
 
 
 def test_diabetes_is_the_shipped_file() -> None:
-    dataset = _build(c.Diabetes(name="diabetes", **{**COMMON, "split": c.Split(test=0, valid=0, order="sequential")}))
+    dataset = _build(
+        c.Diabetes(name="diabetes", **{**COMMON, "split": dataclasses.replace(NO_SPLIT, order="sequential")})
+    )
     shipped = resources.files("runner.data").joinpath("diabetes.csv").read_bytes()
     assert dataset.sha256 == hashlib.sha256(shipped).hexdigest()
     assert dataset.parts["train"].all.numbers.shape == (442, 10)

@@ -12,12 +12,13 @@ import torch
 
 from runner.compute.rng import stream
 from runner.config import schema as c
+from runner.config.compose import compose
 from runner.data.synthetic import curve, line
 from runner.data.tables import Table
 from runner.errors import DataError
 
 COMMON: dict[str, Any] = {
-    "seed": None, "log_target": False, "standardize": False, "numbers": None, "target_scale": None, "split": c.Split(test=0, valid=0, order="random"),
+    "seed": None, "log_target": False, "standardize": False, "numbers": None, "target_scale": None, "split": compose(["data=line"]).config.data.split,
     "rows": 5, "start": -1.0, "stop": 1.0, "noise": 0.0, "noise_distribution": "normal",
 }  # fmt: skip
 LINE = c.Line(name="line", features=1, slope=2.0, intercept=3.0, **COMMON)
