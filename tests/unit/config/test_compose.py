@@ -86,7 +86,14 @@ def test_a_key_on_the_command_line_is_not_dropped() -> None:
 @pytest.mark.parametrize("model", options()["model"])
 def test_every_experiment_composes_with_every_model_and_other_data(experiment: str, model: str) -> None:
     data = "line" if experiment in ("mlp", "diabetes") else "diabetes"
-    found = config(f"+experiment={experiment}", f"model={model}", f"data={data}", "data.standardize=false")
+    found = config(
+        f"+experiment={experiment}",
+        f"model={model}",
+        f"data={data}",
+        "data.standardize=false",
+        "data.numbers=null",
+        "data.target_scale=null",
+    )
     assert (found.model.name, found.data.name) == (model, data)
 
 
