@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from runner.config import schema as c
 from runner.config import validation
 from runner.data import files
 from runner.data.arrow_files import ArrowSource
-from runner.data.diagnostics import Problem, UnknownColumn, listed, named, raise_problems, shown
+from runner.data.diagnostics import MOST_SHOWN, Problem, UnknownColumn, listed, named, raise_problems, shown
 from runner.data.dialect import Form
 from runner.data.kinds import Categories, Column, Numbers, Rules
 from runner.data.split import PARTS
@@ -414,7 +415,9 @@ def _kept(source: Source, columns: Columns, read: Mapping[str, Column]) -> np.nd
     if not gone:
         return None
     if columns.missing != "drop":
-        raise_problems(source.path, [_missing(source, columns, name, mask) for name, mask in gone.items()], (), "")
+        # Places are looked up in the file, which takes long, and are needed for the first ones only.
+        problems = [_missing(source, columns, name, mask) for name, mask in islice(gone.items(), MOST_SHOWN)]
+        raise_problems(source.path, problems, (), "", len(gone) - len(problems))
     rows: np.ndarray = np.flatnonzero(~np.logical_or.reduce(list(gone.values())))
     if not len(rows):
         raise DataError(
