@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,31 +28,39 @@ class Scaling:
     """Whether the model is trained on the natural logarithm of the target."""
 
     @staticmethod
-    def fit(
-        features: Tensor, target: Tensor, standardize: bool, log_target: bool, numeric: Tensor | None = None
-    ) -> Scaling:
-        """Return the scaling fitted to training features [rows, columns] and target [rows], both float64.
+    def fit(features: Tensor, target: Tensor, standardize: bool, log_target: bool) -> Scaling:
+        """Return the scaling fitted to training features [rows, columns] and target [rows], both float64."""
+        return Scaling.fit_blocks([features], [True] * features.shape[1], target, standardize, log_target)
 
-        `numeric` [columns] masks the features that are scaled; None scales all of them.
+    @staticmethod
+    def fit_blocks(
+        blocks: Iterable[Tensor], scaled: Sequence[bool], target: Tensor, standardize: bool, log_target: bool
+    ) -> Scaling:
+        """Return the scaling fitted to training features and target [rows], float64.
+
+        `scaled` says of each feature whether it is to be scaled; the blocks [rows, columns] together are those that are.
 
         Standard deviations divide by rows − 1. A constant column gets scale 1, so it becomes 0 instead of nan.
         Without `standardize` means are 0 and scales 1.
         """
+        mean, scale = torch.zeros(len(scaled), dtype=torch.float64), torch.ones(len(scaled), dtype=torch.float64)
         if not standardize:
-            columns = features.shape[1]
-            zeros, ones = torch.zeros(columns, dtype=torch.float64), torch.ones(columns, dtype=torch.float64)
-            return Scaling(
-                zeros, ones, torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64), log_target
-            )
-        values = target.log() if log_target else target
-        mean, scale = _moments(features)
-        if numeric is not None:
-            mean, scale = torch.where(numeric, mean, 0.0), torch.where(numeric, scale, 1.0)
-        return Scaling(mean, scale, *_moments(values), log_target)
+            return Scaling(mean, scale, mean.new_zeros(()), mean.new_ones(()), log_target)
+        first, places = 0, torch.tensor(scaled, dtype=torch.bool).nonzero().flatten()
+        for block in blocks:
+            own = places[first : first + block.shape[1]]
+            mean[own], scale[own] = _moments(block)
+            first += len(own)
+            del block  # before the next one is made
+        return Scaling(mean, scale, *_moments(target.log() if log_target else target), log_target)
 
     def features(self, raw: Tensor) -> Tensor:
         """Return scaled features [rows, columns] for features in the units of the file."""
         return (raw - self.feature_mean) / self.feature_scale
+
+    def feature(self, place: int, raw: Tensor, into: Tensor) -> Tensor:
+        """Return one scaled feature [rows], by its place among the columns, in memory that is given."""
+        return torch.sub(raw, self.feature_mean[place], out=into).div_(self.feature_scale[place])
 
     def target(self, raw: Tensor) -> Tensor:
         """Return the scaled target for a target in the units of the file."""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ from runner.config import schema as c
 from runner.config import validation
 from runner.data import files
 from runner.data.arrow_files import ArrowSource
-from runner.data.diagnostics import Problem, UnknownColumn, listed, named, raise_problems, shown
+from runner.data.diagnostics import MOST_SHOWN, Problem, UnknownColumn, listed, named, raise_problems, shown
 from runner.data.dialect import Form
 from runner.data.kinds import Categories, Column, Numbers, Rules
 from runner.data.text_files import TextSource
@@ -44,7 +45,8 @@ NUMBERED_ROWS = 50
 class Table:
     """Columns of one source."""
 
-    features: tuple[Column, ...]
+    features: list[Column]
+    """`data/dataset.py:build` takes them out one by one, so that no column is in memory in two forms for long."""
     target: Numbers
     rows: np.ndarray
     """Number of each row in the source, from 0, int64 [rows]."""
@@ -59,6 +61,10 @@ class Table:
     warnings: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     """Columns of the source that are neither target nor features."""
+
+    def row_number(self, row: int) -> int:
+        """Return the number in the source, from 1, of a row counted from 0."""
+        return int(self.rows[row]) + 1
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ class Source(Protocol):
     def warnings(self) -> Sequence[str]:
         """What the user should know of the columns that were read."""
 
-    def read(self, places: Mapping[str, int], rules: Rules) -> Mapping[str, Column]:
+    def read(self, places: Mapping[str, int], rules: Rules) -> dict[str, Column]:
         """Return columns, all of the same length, by their new name and their place among `names`. Raises `DataError` for cells that cannot be used."""
 
     def places(self, rows: Sequence[int]) -> list[str]:
@@ -184,8 +190,9 @@ def _table(source: Source, columns: Columns) -> Table:
     if len(next(iter(read.values())).missing if rows is None else rows) < 2:
         raise DataError(f"`data.path` must have at least two rows, got 1 in {named(source.path)}; add rows")
     if rows is not None:
-        read = {name: column.take(rows) for name, column in read.items()}
-    features = tuple(read[name] for name in wanted if name not in columns.roles)
+        for name in read:  # one by one, so that no more than one column is in memory twice
+            read[name] = read[name].take(rows)
+    features = [read[name] for name in wanted if name not in columns.roles]
     target = _numbers(read[columns.target])
     return Table(
         features=features,
@@ -282,7 +289,9 @@ def _kept(source: Source, columns: Columns, read: Mapping[str, Column]) -> np.nd
     if not gone:
         return None
     if columns.missing != "drop":
-        raise_problems(source.path, [_missing(source, columns, name, mask) for name, mask in gone.items()], (), "")
+        # Places are looked up in the file, which takes long, and are needed for the first ones only.
+        problems = [_missing(source, columns, name, mask) for name, mask in islice(gone.items(), MOST_SHOWN)]
+        raise_problems(source.path, problems, (), "", len(gone) - len(problems))
     rows: np.ndarray = np.flatnonzero(~np.logical_or.reduce(list(gone.values())))
     if not len(rows):
         raise DataError(
