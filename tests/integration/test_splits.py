@@ -372,6 +372,7 @@ def test_a_run_of_a_fold_is_resumed_and_repeated_to_the_bit() -> None:
     network = ["model=mlp", "model.widths=[4]", "optimizer=adam", "train.batch_size=8", "checkpoint.every_steps=5"]
     split = ["data.split.folds=3", "data.split.fold=2", "data.split.group=patient", "data.split.calibrate=4"]
     whole = _fit(*network, *split, "train.steps=20")
+    assert "rows of 2 features → y, fold 2 of 3\n" in (whole.directory / "run.log").read_text()
     begun = _fit(*network, *split, "train.steps=10")
     resumed = runner.run(None, [f"resume={begun.directory}", "train.steps=20"])
     assert resumed.summary["parameters_sha256"] == whole.summary["parameters_sha256"]

@@ -260,7 +260,8 @@ def _with_own_files(config: c.Csv | c.Parquet, opened: Callable[[str], Source]) 
     Problems with such a file are those of `data.valid_path` or `data.test_path`.
     """
     columns = Columns.of(config)
-    table = training = _table(opened(config.path), columns)
+    table = _table(opened(config.path), columns)
+    sha256 = table.sha256
     for part, path in config.own_paths.items():
         if table.given is not None and (table.given == PARTS.index(part)).any():
             raise DataError(
@@ -269,7 +270,7 @@ def _with_own_files(config: c.Csv | c.Parquet, opened: Callable[[str], Source]) 
             )
         with _problems_of(f"data.{part}_path"):
             own = _own(opened(path), columns, table)
-            if own.sha256 == training.sha256:
+            if own.sha256 == sha256:
                 text = f"`data.{part}_path` has the content of `data.path`, so its rows are no test of the model"
                 own = replace(own, warnings=(*own.warnings, text))
             table = _joined(table, own, part, path)
@@ -303,9 +304,14 @@ def _own(source: Source, columns: Columns, table: Table) -> Table:
 
 
 def _joined(table: Table, own: Table, part: str, path: str) -> Table:
-    """Return a table with the rows of a part's own file added at its end."""
-    features = [column.followed_by(more) for column, more in zip(table.features, own.features, strict=True)]
-    others = [column.name for column, more in zip(table.features, features, strict=True) if more is None]
+    """Return a table with the rows of a part's own file added at its end. The columns of the given one go into it."""
+    others = []
+    for place, more in enumerate(own.features):  # one by one, so that no more than one column is in memory twice
+        column = table.features[place].followed_by(more)
+        if column is None:
+            others.append(more.name)
+        else:
+            table.features[place] = column
     if others:
         raise DataError(
             f"`data.path` must have the same kinds of columns as the training rows, but {listed(others)} of {named(path)} "
@@ -315,7 +321,6 @@ def _joined(table: Table, own: Table, part: str, path: str) -> Table:
     count, given = len(own.rows), np.zeros(len(table.rows), np.int8) if table.given is None else table.given
     return replace(
         table,
-        features=[column for column in features if column is not None],
         targets=tuple(target for target in targets if target is not None),
         sigma=_appended(table.sigma, own.sigma),
         weight=_appended(table.weight, own.weight),

@@ -56,7 +56,9 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
     yield f"dtype    {config.dtype}" + (f", amp {config.amp}" if config.amp != "off" else "")
     features = _counted(len(dataset.feature_names), "feature")
     weighted = "" if config.data.weighted_by is None else f", weighted by {config.data.weighted_by}"
-    yield f"data     {config.data.name}: {rows} rows of {features} → {_targets(dataset)}{weighted}"
+    split = config.data.split
+    fold = "" if split.fold is None else f", fold {split.fold} of {split.folds}"
+    yield f"data     {config.data.name}: {rows} rows of {features} → {_targets(dataset)}{weighted}{fold}"
     if dataset.notes:
         yield f"read     {'; '.join(dataset.notes)}"
     yield f"model    {config.model.name}, {_counted(info.parameter_count, 'parameter')}, loss {config.loss.name}"
