@@ -88,8 +88,9 @@ class Inference:
     def information_criteria(self) -> dict[str, float]:
         """Return Akaike's and the Bayesian information criterion.
 
-        aic = N·ln(χ²/N) + 2·k and bic = N·ln(χ²/N) + ln(N)·k for N rows and k parameters that are not at a bound, as lmfit defines them. The
-        likelihood of normal noise adds the constant N·(1 + ln 2π) to both, as in statsmodels, which moves no difference.
+        aic = N·ln(χ²/N) + 2·k and bic = N·ln(χ²/N) + ln(N)·k for N rows and k parameters that are not at a bound, as lmfit
+        defines them. The likelihood of normal noise adds the constant N·(1 + ln 2π) to both, as in statsmodels, which moves no
+        difference.
         """
         numbers = self.at_bounds.count(False)
         rows = self.degrees_of_freedom + numbers

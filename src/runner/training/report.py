@@ -243,9 +243,7 @@ def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
         yield f"fit      not converged {after}: {answers['not_converged_because']}"
         return
     yield f"fit      converged {after}; {_spread(answers)}"
-    for name, side in answers.get("at_bounds", {}).items():
-        more = ": it has no standard error, and those of the others hold for this value"
-        yield f"fit      {name} is at its {side} bound{more if 'standard_errors' in answers else ''}"
+    yield from _bounded(answers)
     if "undetermined" in answers:
         yield f"fit      {free(answers['undetermined'])}, so there are no standard errors"
     pairs = [*nearly_equal(answers.get("correlation", {}))]
@@ -256,6 +254,15 @@ def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
         )
     if len(pairs) > MOST_PAIRS:
         yield f"fit      {len(pairs) - MOST_PAIRS:,} more such pairs: see `correlation` in summary.json"
+
+
+def _bounded(answers: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each parameter at a bound, with what it means for the standard errors where there are any."""
+    errors = answers.get("standard_errors")
+    others = ", and those of the others hold for this value" if errors else ""
+    without = "" if errors is None else f": it has no standard error{others}"
+    for name, side in answers.get("at_bounds", {}).items():
+        yield f"fit      {name} is at its {side} bound{without}"
 
 
 def _spread(answers: Mapping[str, Any]) -> str:
