@@ -14,6 +14,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from runner.compute import sizes
@@ -74,22 +77,22 @@ CASES: dict[str, tuple[list[str], Callable[[], object] | None, list[str]]] = {
     "features": (
         [f"data.features={HUGE}"],
         None,
-        ["`data.rows` times `data.features` must fit in memory, got 100 rows of 1,000,000,000,000 features (2,142,041.9 GiB, of which "],
+        ["`data.rows` times `data.features` must fit in memory, got 100 rows of 1,000,000,000,000 features (1,583,248.4 GiB, of which "],
     ),
     "rows": (
         [f"data.rows={HUGE}"],
         None,
-        ["`data.rows` times `data.features` must fit in memory, got 1,000,000,000,000 rows of 1 features (40,978.2 GiB, of which "],
+        ["`data.rows` times `data.features` must fit in memory, got 1,000,000,000,000 rows of 1 features (29,802.3 GiB, of which "],
     ),
     "rows of a curve": (
         ["data=curve", f"data.rows={HUGE}"],
         None,
-        ["`data.rows` must fit in memory, got 1,000,000,000,000 rows of 1 features (40,978.2 GiB, of which "],
+        ["`data.rows` must fit in memory, got 1,000,000,000,000 rows of 1 features (29,802.3 GiB, of which "],
     ),
     "rows and features in the trials of a sweep": (
         ["-m", f"data.rows=100,{HUGE}"],
         None,
-        ["trial 1: `data.rows` times `data.features` must fit in memory, got 1,000,000,000,000 rows of 1 features (40,978.2 GiB, of which "],
+        ["trial 1: `data.rows` times `data.features` must fit in memory, got 1,000,000,000,000 rows of 1 features (29,802.3 GiB, of which "],
     ),
     "one wide layer": (
         ["model=mlp", f"model.widths=[{HUGE}]"],
@@ -126,7 +129,7 @@ CASES: dict[str, tuple[list[str], Callable[[], object] | None, list[str]]] = {
         None,
         [
             "`model.widths` must fit in memory, got 1,000,000,000,002,000,000,000,001 parameters (14,901,161,193,877,",
-            "`data.rows` times `data.features` must fit in memory, got 100 rows of 1,000,000,000,000 features (2,142,041.9 GiB, of which ",
+            "`data.rows` times `data.features` must fit in memory, got 100 rows of 1,000,000,000,000 features (1,583,248.4 GiB, of which ",
         ],
     ),
     "processes": (["launch.processes=100000"], None, ["`launch.processes` must be an integer from 1 to 1024, got 100000"]),
@@ -228,3 +231,41 @@ def test_no_more_is_needed_than_a_run_takes(arguments: list[str], monkeypatch: p
     sizes.problems(compose([*QUICK, *arguments]).config)
     measured = peak(*arguments) - peak()
     assert 0.4 * measured < max(needed[1:]) < measured
+
+
+TABLE = """
+import torch
+from runner.config.compose import compose
+from runner.data import dataset
+
+def peak():
+    status = open("/proc/self/status").read().replace("\t", " ")
+    return int(re.search("VmHWM: *([0-9]+)", status)[1]) * 1024
+
+import re, sys
+config = compose(sys.argv[1:]).config
+before = peak()
+parts = dataset.build(config.data, 0, getattr(torch, config.dtype), torch.device("cpu")).parts.values()
+print(peak() - before, sum(values.nbytes for rows in parts for values in rows.all if values is not None))
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["data.standardize=true"], ["dtype=float64", "data.missing=drop"]])
+def test_a_table_takes_twice_the_memory_of_its_rows_and_300_mebibytes(arguments: list[str]) -> None:
+    random = np.random.default_rng(0)
+    columns = {f"x{i}": random.standard_normal(1_500_000) for i in range(20)}
+    columns["x0"][::1000] = np.nan
+    pq.write_table(pa.table(columns), "t.parquet")
+    del columns
+    command = [
+        "data=parquet",
+        "data.path=t.parquet",
+        "data.target=x1",
+        "data.split.test=0.2",
+        "data.missing=mean",
+        *arguments,
+    ]
+    done = subprocess.run([sys.executable, "-c", TABLE, *command], capture_output=True, text=True, check=True)
+    measured, resident = map(int, done.stdout.split())
+    assert resident > 100 * 2**20
+    assert measured < 2 * resident + 300 * 2**20

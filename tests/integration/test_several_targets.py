@@ -266,6 +266,16 @@ def test_names_that_look_like_others_stay_apart(
     assert [row[1] for row in rows] == ["a/b", "loss,"]
 
 
+def test_preprocessing_has_the_scale_of_each_target(table: dict[str, np.ndarray]) -> None:
+    result = run(BOTH, *SOLVE, *SPLIT, "data.target_scale=standardize", "data.features=[x]")
+    u, v = json.loads((result.directory / "preprocessing.json").read_text())["targets"]
+    for found, name in ((u, "u"), (v, "v")):
+        assert (found["name"], found["log"]) == (name, False)
+        # Sums of 45 numbers in another order.
+        assert found["mean"] == pytest.approx(table[name][TRAIN].mean(), rel=1e-14)
+        assert found["scale"] == pytest.approx(table[name][TRAIN].std(ddof=1), rel=1e-14)
+
+
 def test_there_are_plots_for_each_target(table: dict[str, np.ndarray]) -> None:
     result = run(BOTH, *SOLVE, "data.features=[x]", "record.plots=true")
     assert sorted(path.name for path in (result.directory / "plots").iterdir()) == [
@@ -341,7 +351,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["data.target=[u,q]"],
         ["`data.target` must name a column of 't.csv', got 'q'; the columns are 'x', 'z', 'w', 'u', 'v'"],
     ),
-    "a feature": (["data.features=[x,v]"], ["`data.features` must not contain the target 'v'; remove it"]),
+    "a feature": (["data.features=[x,v]"], ["`data.features` must not contain a target 'v'; remove it"]),
     "a weight": (["data.weight=v"], ["`data.weight` must not be a target, got 'v'; name another column"]),
     "sigma": (
         ["data.sigma=w"],

@@ -18,8 +18,8 @@ SMALL = GIB // 4
 PROCESS_BYTES = 100 * 2**20
 """Least memory of one more process with torch imported."""
 
-NUMBER_BYTES = 22
-"""Memory of one number of the data at least, of the 24 bytes of its float64: from the source, while scaled, and scaled."""
+NUMBER_BYTES = 16
+"""Memory of one number of the data at least: in float64 twice while it is made, later from the source and in the dtype."""
 
 PARAMETER_BYTES = 16
 """Memory of one parameter at least: its initial value and its gradient, in float64."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from runner.data.diagnostics import EXACT_INTEGER, Fault, listed, named, raise_problems
 from runner.data.files import File
-from runner.data.kinds import Column, ColumnReader, Numbers, Rules, unusable, usable
+from runner.data.kinds import Column, ColumnReader, Growing, Numbers, Rules, unusable, usable
 from runner.data.texts import ArrowTexts
 from runner.errors import DataError
 
@@ -41,7 +41,7 @@ class ArrowSource:
                     f"and {named(files[0].path)} has {listed(self.names)}; give one of them"
                 )
 
-    def read(self, places: Mapping[str, int], rules: Rules) -> Mapping[str, Column]:
+    def read(self, places: Mapping[str, int], rules: Rules) -> dict[str, Column]:
         """Return the columns at these places by name. Raises `DataError` for columns of types that are no numbers, texts or dates."""
         if not sum(self._rows):
             raise DataError(f"`data.path` must have rows, got 0 rows in {named(self.path)}; add rows")
@@ -78,7 +78,9 @@ class ArrowSource:
             # A truth value has two values and is never a number.
             asked = rules.is_categorical(name)
             chosen = True if types.is_boolean(kind) and asked is None else asked
-            return self._texts(ColumnReader(name, chosen), [pc.cast(chunk, pa.string()) for chunk in chunks], rules)
+            return self._texts(
+                ColumnReader(name, chosen, sum(self._rows)), [pc.cast(chunk, pa.string()) for chunk in chunks], rules
+            )
         if types.is_temporal(kind):
             micros = [pc.cast(pc.cast(chunk, pa.timestamp("us"), safe=False), pa.int64()) for chunk in chunks]
             return Numbers(name, np.concatenate([_values(chunk) for chunk in micros]) / 1e6, "date"), []
@@ -122,7 +124,7 @@ def _numeric(name: str, chunks: Sequence[Any]) -> tuple[Numbers, list[Fault]]:
     import pyarrow.compute as pc
 
     faults: list[Fault] = []
-    blocks = [np.empty(0)]
+    column = Growing(sum(map(len, chunks)), np.float64)
     first = 1
     for chunk in chunks:
         values = _values(pc.cast(chunk, pa.float64(), safe=False) if pa.types.is_decimal(chunk.type) else chunk)
@@ -131,9 +133,9 @@ def _numeric(name: str, chunks: Sequence[Any]) -> tuple[Numbers, list[Fault]]:
             exact = chunk.fill_null(0).to_numpy(zero_copy_only=False)
             bad = (exact > EXACT_INTEGER) | (exact < -EXACT_INTEGER)
         faults += [Fault(first + row, name, str(chunk[row].as_py())) for row in np.flatnonzero(bad).tolist()]
-        blocks.append(values)
+        column.extend(values)
         first += len(chunk)
-    return Numbers(name, np.concatenate(blocks)), faults
+    return Numbers(name, column.array), faults
 
 
 def _values(chunk: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 from runner.data.diagnostics import MOST_SHOWN, NUMBERS, Fault, field_count_fault, named
 from runner.data.dialect import Dialect
-from runner.data.text import Text, divided_alike
+from runner.data.text import LONGEST_LINE, Text, divided_alike
 from runner.data.texts import ArrowFloats, ArrowTexts, PlainTexts, Texts
 from runner.errors import DataError
 
@@ -24,8 +24,6 @@ LARGE = 2**24
 
 SAMPLE_ROWS = 100
 """Rows that show which columns look like floats."""
-
-_BLOCK_BYTES = 2**23
 
 
 class OtherCells(Exception):
@@ -162,7 +160,7 @@ class Cells:
                 pv.open_csv(
                     source,
                     read_options=pv.ReadOptions(
-                        use_threads=False, block_size=_BLOCK_BYTES, column_names=names, skip_rows=line
+                        use_threads=False, block_size=LONGEST_LINE, column_names=names, skip_rows=line
                     ),
                     parse_options=pv.ParseOptions(
                         delimiter=self.dialect.delimiter, newlines_in_values=True, invalid_row_handler=note

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,9 @@ from runner.compute.batch import Batch
 from runner.compute.rng import stream
 from runner.config import schema as c
 from runner.data import rounding, tables
-from runner.data.encoding import Encoding
-from runner.data.kinds import Numbers
+from runner.data.encoding import Encoding, NumberEncoding
+from runner.data.kinds import Categories, Column, Numbers
+from runner.data.memory import allocate
 from runner.data.scaling import Scaling
 from runner.data.split import split
 from runner.data.weights import weigh
@@ -117,31 +119,30 @@ def build(
     table: tables.Table = config.build(seed)
     target = torch.stack([torch.from_numpy(column.values) for column in table.targets], 1)
     if config.log_target:
-        _require_positive(table.targets)
+        _require_positive(table)
     parts = split(config.split, table.targets[0].values, stream(seed, "split"), table.given, table.groups)
     train = parts["train"]
     encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed, reference)
-    features = torch.from_numpy(encoding.encode(table.features))
-    scaled = torch.tensor(encoding.scaled) & (config.number_transform == "standardize")
-    scaling = Scaling.fit(
-        features[train], target[train], scaled=scaled, scales_target=config.scales_target, log_target=config.log_target
+    encoding.require_memory(len(target), dtype.itemsize)
+    standardized = config.number_transform == "standardize"
+    blocks = map(torch.from_numpy, encoding.blocks(table.features, train.numpy())) if standardized else ()
+    scaled = [numeric and standardized for numeric in encoding.scaled]
+    scaling = Scaling.fit_blocks(
+        blocks, scaled, target[train], scales_target=config.scales_target, log_target=config.log_target
     )
     weights = weigh(table, parts, scaling)
-    numbers, scaled_target = scaling.features(features), scaling.target(target)
-    if not _finite(numbers, scaled_target):
-        raise DataError(
-            f"{_SCALED_BY[config.standardize]} for data whose mean or standard deviation float64 cannot represent; use a larger unit"
-        )
-    columns = _columns(table, features, encoding, scaling, config)
-    rounded = rounding.check(columns, str(dtype).removeprefix("torch."), advised)
-    batch = Batch(
-        numbers.to(dtype),
-        scaled_target.to(dtype),
-        None if weights is None else _lossless(weights.values, dtype).unsqueeze(1),
-    )
-    source = torch.from_numpy(table.rows)
+    check = rounding.Check(str(dtype).removeprefix("torch."), advised, table.row_number)
+    cast = _Cast(scaling, config, dtype, check)
+    parts = {name: rows for name, rows in parts.items() if len(rows)}
+    numbers, scaled_target = cast.features(table.features, encoding, parts), cast.targets(table.targets, target)
+    weight = None if weights is None else cast.weight(weights.values)
+    rounded = check.warnings()
+    source, resident = torch.from_numpy(table.rows), {}
+    for name, rows in parts.items():
+        batch = Batch(numbers.pop(name), scaled_target[rows], None if weight is None else weight[rows])
+        resident[name] = ResidentRows(batch.map(lambda values: values.to(device)), source[rows])
     return Dataset(
-        {name: ResidentRows(_placed(batch, rows, device), source[rows]) for name, rows in parts.items() if len(rows)},
+        resident,
         encoding,
         scaling,
         None if weights is None else weights.unit_deviation,
@@ -164,58 +165,97 @@ _SCALED_BY = {
 }
 
 
-def _columns(
-    table: tables.Table, features: Tensor, encoding: Encoding, scaling: Scaling, config: c.DataConfig
-) -> list[rounding.Column]:
-    """Return all columns of numbers of a table, the targets last, with their scaling."""
-    # Scaled integers, and the logarithm of a target, are rounded anyway.
-    integers = {column.name for column in table.features if isinstance(column, Numbers) and column.integers}
-    standardized = config.number_transform == "standardize"
-    exact = frozenset() if standardized else integers
-    scales = zip(scaling.feature_mean.tolist(), scaling.feature_scale.tolist(), strict=True)
-    columns = [
-        rounding.Column(name, values, name in exact, standardized, mean, scale)
-        for name, values, numeric, (mean, scale) in zip(
-            encoding.names, features.T.numpy(), encoding.scaled, scales, strict=True
-        )
-        if numeric
-    ]
-    log, scales = scaling.log_target, zip(scaling.target_mean.tolist(), scaling.target_scale.tolist(), strict=True)
-    for target, (mean, scale) in zip(table.targets, scales, strict=True):
-        exact_target = target.integers and not (config.scales_target or log)
-        columns.append(
-            rounding.Column(target.name, target.values, exact_target, config.scales_target, mean, scale, log)
-        )
-    return columns
+@dataclass(frozen=True)
+class _Cast:
+    """Scales columns in float64, checks what a dtype loses of them, and casts them."""
+
+    scaling: Scaling
+    config: c.DataConfig
+    dtype: torch.dtype
+    check: rounding.Check
+
+    def features(self, columns: list[Column], encoding: Encoding, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the encoded features [rows, columns] of each part.
+
+        The columns are taken out of the list one by one and cast, and put together only then: what is in memory is the
+        table and one column of the dtype, and later twice the features in the dtype.
+        """
+        columns.reverse()
+        scaled = torch.empty(sum(map(len, parts.values())), dtype=torch.float64)
+        cast: deque[tuple[Tensor, Tensor | None]] = deque()
+        for place, encoded in encoding.placed():
+            column = columns.pop()
+            if isinstance(encoded, NumberEncoding):
+                assert isinstance(column, Numbers)
+                missing = torch.from_numpy(column.missing) if encoded.indicated else None
+                cast.append((self._feature(encoded, column, place, scaled), missing))
+            else:
+                assert isinstance(column, Categories)
+                cast.append((torch.from_numpy(encoded.places(column)), None))
+        del column, scaled  # the last column may hold the memory of all
+        width = len(encoding.scaled)
+        numbers = {name: torch.zeros(len(rows), width, dtype=self.dtype) for name, rows in parts.items()}
+        for place, encoded in encoding.placed():
+            values, missing = cast.popleft()
+            for name, rows in parts.items():
+                own = values[rows]
+                if isinstance(encoded, NumberEncoding):
+                    numbers[name][:, place] = own
+                else:
+                    known = (own >= 0).nonzero().flatten()
+                    numbers[name][known, place + own[known]] = 1
+                if missing is not None:
+                    numbers[name][:, place + 1] = missing[rows]
+        return numbers
+
+    def targets(self, columns: Sequence[Numbers], values: Tensor) -> Tensor:
+        """Return the targets [rows, targets], whose values in the file are float64 of that shape."""
+        scaled = self.scaling.target(values)
+        self._require_finite(scaled)
+        log, standardized = self.scaling.log_target, self.config.scales_target
+        scales = zip(self.scaling.target_mean.tolist(), self.scaling.target_scale.tolist(), strict=True)
+        for column, (mean, scale) in zip(columns, scales, strict=True):
+            exact = column.integers and not (standardized or log)
+            self.check.add(rounding.Column(column.name, column.values, exact, standardized, mean, scale, log))
+        return scaled.to(self.dtype)
+
+    def weight(self, weights: Tensor) -> Tensor:
+        """Return the weights [rows, 1]."""
+        self.check.add_weights(weights.numpy())
+        return weights.to(self.dtype).unsqueeze(1)
+
+    def _feature(self, encoded: NumberEncoding, column: Numbers, place: int, scaled: Tensor) -> Tensor:
+        """Return a column [rows], transformed and scaled in memory [rows] of float64; its missing values are filled in."""
+        values = encoded.filled(column)
+        mean, scale = float(self.scaling.feature_mean[place]), float(self.scaling.feature_scale[place])
+        self._require_finite(self.scaling.feature(place, torch.from_numpy(values), scaled))
+        if encoded.transform is None:  # a transform leaves no large offset, and bounds the values
+            standardized = self.config.number_transform == "standardize"
+            exact = column.integers and not standardized  # scaled integers are rounded anyway
+            self.check.add(rounding.Column(column.name, values, exact, standardized, mean, scale))
+        memory = allocate(len(values) * self.dtype.itemsize)
+        return torch.frombuffer(memory, dtype=self.dtype, count=len(values)).copy_(scaled)
+
+    def _require_finite(self, scaled: Tensor) -> None:
+        if not bool(scaled.isfinite().all()):
+            raise DataError(
+                f"{_SCALED_BY[self.config.standardize]} for data whose mean or standard deviation float64 cannot represent; use a larger unit"
+            )
 
 
-def _placed(batch: Batch, rows: Tensor, device: torch.device) -> Batch:
-    return batch.map(lambda values: values[rows].to(device))
-
-
-def _lossless(weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return weights in a dtype. Raises `DataError` where it would turn a weight into 0."""
-    cast = weights.to(dtype)
-    lost = ((cast == 0) & (weights > 0)).nonzero().flatten()
-    if len(lost):
-        row = int(lost[0])
+def _require_finite(scaled: Tensor) -> None:
+    if not bool(torch.stack(scaled.aminmax()).isfinite().all()):
         raise DataError(
-            f"`dtype` must hold the weight of every row, but {str(dtype).removeprefix('torch.')} turns {float(weights[row]):g} "
-            f"of row {row + 1}, relative to the mean weight, into 0; use a larger dtype, or set that weight to 0"
+            "`data.standardize` must be false for data whose mean or standard deviation float64 cannot represent; use a larger unit"
         )
-    return cast
 
 
-def _require_positive(targets: Sequence[Numbers]) -> None:
+def _require_positive(table: tables.Table) -> None:
     problems = [
-        f"`data.log_target` needs a target above 0, got {target.values[bad[0]]:g} for {target.name!r} in row {bad[0] + 1} "
-        f"({len(bad)} such rows); remove those rows or use data.log_target=false"
-        for target in targets
+        f"`data.log_target` needs a target above 0, got {target.values[bad[0]]:g} for {target.name!r} in row "
+        f"{table.row_number(int(bad[0]))} ({len(bad)} such rows); remove those rows or use data.log_target=false"
+        for target in table.targets
         if len(bad := np.flatnonzero(target.values <= 0))
     ]
     if problems:
         raise DataError(problems)
-
-
-def _finite(features: Tensor, target: Tensor) -> bool:
-    return bool(features.isfinite().all()) and bool(target.isfinite().all())

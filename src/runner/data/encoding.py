@@ -8,7 +8,7 @@ training rows, and another column says where one was missing. `data.numbers` may
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from runner.data.diagnostics import shown
 from runner.data.kinds import Categories, Column, Numbers
 from runner.data.transforms import Quantile, Robust, Transform
 from runner.errors import DataError
+
+BLOCK_BYTES = 2**27
+"""Bytes of the columns of numbers that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,11 @@ class NumberEncoding:
         """Whether each column may be standardized: only the numbers themselves."""
         return (self.transform is None, False)[: len(self.names)]
 
-    def write(self, column: Column, into: np.ndarray) -> None:
-        """Write the encoded rows into a matrix [rows, len(names)]."""
-        assert isinstance(column, Numbers)
-        into[:, 0] = column.values
-        into[column.missing, 0] = self.mean
-        if self.transform is not None:
-            into[:, 0] = self.transform.apply(into[:, 0])
-        if self.indicated:
-            into[:, 1] = column.missing
+    def filled(self, column: Numbers) -> np.ndarray:
+        """Return the values [rows], and the mean where one is missing, after the transform."""
+        missing = column.missing
+        values = np.where(missing, self.mean, column.values) if missing.any() else column.values
+        return values if self.transform is None else self.transform.apply(values)
 
     def state(self) -> dict[str, Any]:
         """Return the encoding as JSON."""
@@ -88,14 +87,11 @@ class CategoryEncoding:
         """Whether each column may be standardized: none."""
         return (False,) * len(self.values)
 
-    def write(self, column: Column, into: np.ndarray) -> None:
-        """Write the encoded rows into a matrix [rows, len(names)]."""
-        assert isinstance(column, Categories)
+    def places(self, column: Categories) -> np.ndarray:
+        """Return the column in which each row has its 1, int32 [rows]; -1 for a value that is missing or new."""
         place = {value: i for i, value in enumerate(self.values)}
-        places = np.array([*(place.get(value, -1) for value in column.values), -1])[column.codes]
-        into[:] = 0
-        known = np.flatnonzero(places >= 0)
-        into[known, places[known]] = 1
+        places: np.ndarray = np.array([*(place.get(value, -1) for value in column.values), -1], np.int32)[column.codes]
+        return places
 
     def state(self) -> dict[str, Any]:
         """Return the encoding as JSON."""
@@ -147,23 +143,41 @@ class Encoding:
             if isinstance(column, CategoryEncoding) and column.reference is not None
         )
 
-    def encode(self, columns: Sequence[Column]) -> np.ndarray:
-        """Return the encoded columns, float64 [rows, len(names)]. Raises `DataError` if they do not fit in memory."""
-        rows, width = len(columns[0].missing), len(self.names)
+    def blocks(self, columns: Sequence[Column], rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield some rows of all columns of numbers, without missing ones: float64 [rows, some columns]."""
+        # A smaller table is one block: how torch adds a column depends on the number of columns, and older runs had all.
+        width = max(BLOCK_BYTES // (8 * len(rows)), 1)
+        pairs = [
+            (encoding, column)
+            for encoding, column in zip(self.columns, columns, strict=True)
+            if isinstance(encoding, NumberEncoding) and isinstance(column, Numbers)
+        ]
+        for first in range(0, len(pairs), width):
+            some = pairs[first : first + width]
+            block = np.empty((len(rows), len(some)))
+            for place, (encoding, column) in enumerate(some):
+                block[:, place] = encoding.filled(column)[rows]
+            yield block
+            del block  # before the next one is made
+
+    def placed(self) -> Iterator[tuple[int, NumberEncoding | CategoryEncoding]]:
+        """Yield the encoding of each column, and the place of its first one among all encoded columns."""
+        place = 0
+        for encoding in self.columns:
+            yield place, encoding
+            place += len(encoding.scaled)
+
+    def require_memory(self, rows: int, number_bytes: int) -> None:
+        """Raise `DataError` if so many encoded rows do not fit in memory."""
+        width = len(self.scaled)
         problem = sizes.unfit(
-            rows * width * 8,
+            rows * width * number_bytes,
             "`data.categorical`",
             f"got {rows:,} rows of {width:,} columns, one for each category",
             "add columns of many values to `data.drop`",
         )
         if problem is not None:
             raise DataError(problem)
-        matrix = np.empty((rows, width))
-        first = 0
-        for encoding, column in zip(self.columns, columns, strict=True):
-            encoding.write(column, matrix[:, first : first + len(encoding.names)])
-            first += len(encoding.names)
-        return matrix
 
     def state(self) -> list[Mapping[str, Any]]:
         """Return the encoding as JSON, to be saved with the run."""
@@ -187,11 +201,19 @@ def _fitted_numbers(column: Numbers, transform: Callable[[str, np.ndarray], Tran
     missing = column.missing
     if missing.all():
         raise DataError(_empty(column.name))
-    with np.errstate(over="ignore"):  # `data/dataset.py:build` refuses what it cannot scale
-        mean = float(column.values[~missing].mean())
     return NumberEncoding(
-        column.name, column.kind, mean, bool(missing.any()), transform(column.name, column.values[~missing])
+        column.name,
+        column.kind,
+        _mean(column.values[~missing]),
+        bool(missing.any()),
+        transform(column.name, column.values[~missing]),
     )
+
+
+def _mean(values: np.ndarray) -> float:
+    with np.errstate(over="ignore"):
+        mean = float(values.mean())
+    return mean if np.isfinite(mean) else float((values / len(values)).sum())  # their sum is beyond float64
 
 
 def _empty(name: str) -> str:

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 import numpy as np
 
 from runner.data.diagnostics import EXACT_INTEGER, misspelled, named, shown
+from runner.data.memory import allocate
 from runner.data.texts import Texts
 
 MISSING = ("", "NA", "N/A", "n/a", "na", "<NA>", "#N/A", "NaN", "nan", "NAN", "null", "NULL", "Null", "None", "none", "nil", "-", "?", ".")  # fmt: skip
@@ -124,6 +125,27 @@ class Rules:
         return frozenset((*MISSING, *self.missing_values))
 
 
+class Growing:
+    """An array that is filled from its beginning. Memory of a part that is never filled is never used."""
+
+    def __init__(self, size: int, dtype: type) -> None:
+        self._array: np.ndarray = np.frombuffer(allocate(size * np.dtype(dtype).itemsize), dtype)
+        self._filled = 0
+
+    def extend(self, values: np.ndarray) -> None:
+        """Add values at the end."""
+        end = self._filled + len(values)
+        if end > len(self._array):
+            self._array = np.concatenate([self.array, np.empty(end, self._array.dtype)])
+        self._array[self._filled : end] = values
+        self._filled = end
+
+    @property
+    def array(self) -> np.ndarray:
+        """The values that were added."""
+        return self._array[: self._filled]
+
+
 @dataclass
 class ColumnReader:
     """Reads one column of cells of text, block after block.
@@ -135,6 +157,8 @@ class ColumnReader:
     name: str
     categorical: bool | None
     """Whether the cells are categories whatever they are; None decides by the cells."""
+    expected: int
+    """Number of rows that there may be. Where there are more, the column is in memory twice for a moment."""
     numbers: int = 0
     """Number of cells that spell a number, also one that float64 does not represent."""
     missing: int = 0
@@ -147,14 +171,18 @@ class ColumnReader:
     _fractions: bool = False
     """Whether a number is no integer, so that the column has no identifiers."""
     _rows: int = 0
-    _values: list[np.ndarray] = field(default_factory=list)
-    _codes: list[np.ndarray] | None = None
+    _values: Growing | None = None
+    """The cells as numbers, float64; None if the column is not read as numbers."""
+    _codes: Growing | None = None
     """Places of the cells among the distinct texts, int32; None while the column is not read as text."""
     _places: dict[str, int] = field(default_factory=dict)
     _passed: bool = False
 
     def __post_init__(self) -> None:
-        self._codes = [] if self.categorical else None
+        if self.categorical:
+            self._codes = Growing(self.expected, np.int32)
+        else:
+            self._values = Growing(self.expected, np.float64)
 
     def add(self, texts: Texts, decimal: str) -> None:
         """Read the cells of a block."""
@@ -162,18 +190,18 @@ class ColumnReader:
             first = not self._rows
             self._add_numbers(texts, decimal)
             if first and not self.numeric:
-                self._codes = []
+                self._codes = Growing(self.expected, np.int32)
         if self._codes is not None:
-            self._codes.append(texts.encode(self._places))
+            self._codes.extend(texts.encode(self._places))
 
     def again(self) -> bool:
         """Return whether all blocks are needed a second time."""
         needed = not self.numeric and self._codes is None
         self._passed = True
         if not self.numeric:
-            self._values.clear()
+            self._values = None
         if needed:
-            self._codes = []
+            self._codes = Growing(self._rows, np.int32)
         return needed
 
     @property
@@ -184,9 +212,10 @@ class ColumnReader:
     def column(self) -> Column | str:
         """Return the column: numbers, dates or categories; or why it is none of them, as the end of a sentence."""
         if self.numeric:
-            return Numbers(self.name, _joined(self._values, np.float64))
+            assert self._values is not None  # `again`
+            return Numbers(self.name, self._values.array)
         assert self._codes is not None  # `again`
-        return _texts(self.name, _joined(self._codes, np.int32), self._places, self.categorical is True)
+        return _texts(self.name, self._codes.array, self._places, self.categorical is True)
 
     def faults(self) -> list[tuple[int, str, int]]:
         """Return row, from 0, and text of the first cells of a column of numbers that are none, and how many cells each is.
@@ -222,18 +251,8 @@ class ColumnReader:
         self.missing += int(missing.sum())
         self.bad += len(places)
         self._rows += len(values)
-        self._values.append(values)
-
-
-def _joined(blocks: list[np.ndarray], dtype: type) -> np.ndarray:
-    """Return all blocks in one array. The list is emptied on the way, so that nothing takes its memory twice."""
-    end = sum(map(len, blocks))
-    joined: np.ndarray = np.empty(end, dtype)
-    while blocks:
-        block = blocks.pop()
-        joined[end - len(block) : end] = block
-        end -= len(block)
-    return joined
+        if self._values is not None:
+            self._values.extend(values)
 
 
 def unusable(path: str, columns: Mapping[str, Column | str]) -> list[str]:

@@ -6,8 +6,8 @@ become equal, and a target of 3e-50 becomes 0. Both are found among the sorted d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -77,31 +77,57 @@ class _Loss:
     refused: bool = False
     inexact: bool = False
     """Whether it is a single value that cannot be represented."""
+    row: int | None = None
+    """The row of that value, from 0."""
 
 
-def check(columns: Sequence[Column], dtype_name: str, advised: Advised) -> list[str]:
-    """Return a warning for each column that loses information in the dtype, and names its values and a remedy.
+@dataclass
+class Check:
+    """Collects the losses of columns and weights, one column after the other."""
 
-    Raises `DataError` with every column that overflows, has an integer that would be rounded, or loses half of its
-    distinct values or more. Values of keys are recommended only as `advised`.
-    """
-    problems, warnings = [], dict[str, str]()
-    for column in columns:
-        loss = _loss(column, dtype_name)
+    dtype_name: str
+    advised: Advised
+    row_number: Callable[[int], int] = lambda row: row + 1
+    """Number of a row in its source, from 1."""
+    _problems: list[str] = field(default_factory=list)
+    _warnings: dict[str, str] = field(default_factory=dict)
+
+    def add(self, column: Column) -> None:
+        """Refuse a column that overflows, has an integer that would be rounded, or loses half of its distinct values or more.
+
+        Other losses are a warning.
+        """
+        loss = _loss(column, self.dtype_name)
         if loss is None:
-            continue
-        remedy = _remedy(column, dtype_name, loss, advised)
+            return
+        place = "" if loss.row is None else f" in row {self.row_number(loss.row)}"
+        effect = f"{self.dtype_name} {loss.text}{place}; {_remedy(column, self.dtype_name, loss, self.advised)}"
         if loss.refused:
-            problems.append(
-                f"`dtype` must represent column {shown(column.name)}, but {dtype_name} {loss.text}; {remedy}"
-            )
+            self._problems.append(f"`dtype` must represent column {shown(column.name)}, but {effect}")
         else:
-            warnings[column.name] = f"`dtype` rounds column {shown(column.name)}: {dtype_name} {loss.text}; {remedy}"
-    if problems:
-        raise DataError(problems)
-    others = list(warnings)[_MOST_SHOWN:]
-    more = [f"`dtype` also rounds columns {listed(others)}"] if others else []
-    return [*list(warnings.values())[:_MOST_SHOWN], *more]
+            self._warnings[column.name] = f"`dtype` rounds column {shown(column.name)}: {effect}"
+
+    def add_weights(self, weights: np.ndarray) -> None:
+        """Refuse weights [rows], relative to their mean, if one becomes 0. Only their relative rounding matters besides."""
+        cast = torch.from_numpy(weights).to(getattr(torch, self.dtype_name)).double().numpy()
+        lost = (cast == 0) & (weights > 0)
+        if lost.any():
+            row = int(lost.argmax())
+            self._problems.append(
+                f"`dtype` must hold the weight of every row, but {self.dtype_name} turns {float(weights[row]):g} of row "
+                f"{self.row_number(row)}, relative to the mean weight, into 0; use a larger dtype, or set that weight to 0"
+            )
+
+    def warnings(self) -> list[str]:
+        """Return a warning for each column that loses information, with its values and a remedy.
+
+        Raises `DataError` with every column and weight that is refused.
+        """
+        if self._problems:
+            raise DataError(self._problems)
+        others = list(self._warnings)[_MOST_SHOWN:]
+        more = [f"`dtype` also rounds columns {listed(others)}"] if others else []
+        return [*list(self._warnings.values())[:_MOST_SHOWN], *more]
 
 
 def _remedy(column: Column, dtype_name: str, loss: _Loss, advised: Advised) -> str:
@@ -138,7 +164,7 @@ def _overflow(column: Column, dtype_name: str) -> _Loss | None:
     row = int(lost.argmax())
     value = float(column.values[row])
     what = f"the integer {value:.0f} exactly" if column.integers else repr(value)
-    return _Loss(f"cannot represent {what} in row {row + 1}", cause, refused=True, inexact=True)
+    return _Loss(f"cannot represent {what}", cause, refused=True, inexact=True, row=row)
 
 
 def _rounding(column: Column, dtype_name: str) -> _Loss | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,14 +33,29 @@ class Scaling:
     ) -> Scaling:
         """Return the scaling fitted to training features [rows, columns] and target [rows, targets], both float64.
 
-        `scaled` masks the features [columns] that are standardized, or says whether all are. The others, and the target without
-        `scales_target`, have mean 0 and scale 1. Standard deviations divide by rows − 1. A constant column gets scale 1, so it
-        becomes 0 instead of nan.
+        `scaled` masks the features [columns] that are standardized, or says whether all are.
         """
         mask = torch.as_tensor(scaled).expand(features.shape[1])
-        mean, scale = torch.zeros_like(features[0]), torch.ones_like(features[0])
-        if bool(mask.any()):
-            mean[mask], scale[mask] = _moments(features[:, mask])
+        blocks = [features[:, mask]] if bool(mask.any()) else []
+        return Scaling.fit_blocks(blocks, mask.tolist(), target, scales_target=scales_target, log_target=log_target)
+
+    @staticmethod
+    def fit_blocks(
+        blocks: Iterable[Tensor], scaled: Sequence[bool], target: Tensor, *, scales_target: bool, log_target: bool
+    ) -> Scaling:
+        """Return the scaling fitted to training features, and to target [rows, targets] in float64.
+
+        `scaled` says of each feature whether it is standardized; the blocks [rows, columns] together are those that are. The
+        others, and the target without `scales_target`, have mean 0 and scale 1. Standard deviations divide by rows − 1. A
+        constant column gets scale 1, so it becomes 0 instead of nan.
+        """
+        mean, scale = torch.zeros(len(scaled), dtype=torch.float64), torch.ones(len(scaled), dtype=torch.float64)
+        first, places = 0, torch.tensor(scaled, dtype=torch.bool).nonzero().flatten()
+        for block in blocks:
+            own = places[first : first + block.shape[1]]
+            mean[own], scale[own] = _moments(block)
+            first += len(own)
+            del block  # before the next one is made
         center, spread = torch.zeros_like(target[0]), torch.ones_like(target[0])
         if scales_target:
             center, spread = _moments(target.log() if log_target else target)
@@ -48,6 +64,10 @@ class Scaling:
     def features(self, raw: Tensor) -> Tensor:
         """Return scaled features [rows, columns] for features in the units of the file."""
         return (raw - self.feature_mean) / self.feature_scale
+
+    def feature(self, place: int, raw: Tensor, into: Tensor) -> Tensor:
+        """Return one scaled feature [rows], by its place among the columns, in memory that is given."""
+        return torch.sub(raw, self.feature_mean[place], out=into).div_(self.feature_scale[place])
 
     def target(self, raw: Tensor) -> Tensor:
         """Return the scaled target [rows, targets] for a target in the units of the file."""

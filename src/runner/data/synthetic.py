@@ -54,7 +54,7 @@ def _table(config: c.Line | c.Curve, seed: int, names: list[str], features: Tens
     target = target + config.noise * draw(config.rows, dtype=torch.float64, generator=stream(seed, "noise"))
     _require_finite(config, target)
     return Table(
-        features=tuple(Numbers(name, column) for name, column in zip(names, features.T.numpy(), strict=True)),
+        features=[Numbers(name, column) for name, column in zip(names, features.T.numpy(), strict=True)],
         targets=(Numbers("y", np.asarray(target.numpy())),),
         rows=np.arange(config.rows),
     )

@@ -48,7 +48,8 @@ NUMBERED_ROWS = 50
 class Table:
     """Columns of one source."""
 
-    features: tuple[Column, ...]
+    features: list[Column]
+    """`data/dataset.py:build` takes them out one by one, so that no column is in memory in two forms for long."""
     targets: tuple[Numbers, ...]
     rows: np.ndarray
     """Number of each row in the source, from 0, int64 [rows]. It counts on through the files of parts that have their own."""
@@ -74,6 +75,10 @@ class Table:
     def target_names(self) -> tuple[str, ...]:
         """Names of the targets."""
         return tuple(target.name for target in self.targets)
+
+    def row_number(self, row: int) -> int:
+        """Return the number in the source, from 1, of a row counted from 0."""
+        return int(self.rows[row]) + 1
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,7 @@ class Source(Protocol):
     def warnings(self) -> Sequence[str]:
         """What the user should know of the columns that were read."""
 
-    def read(self, places: Mapping[str, int], rules: Rules) -> Mapping[str, Column]:
+    def read(self, places: Mapping[str, int], rules: Rules) -> dict[str, Column]:
         """Return columns, all of the same length, by their new name and their place among `names`. Raises `DataError` for cells that cannot be used."""
 
     def places(self, rows: Sequence[int]) -> list[str]:
@@ -230,10 +235,11 @@ def _read(source: Source, columns: Columns, rules: Rules) -> Table:
     read = source.read({name: places[name] for name in wanted}, rules)
     count, rows = len(read[columns.targets[0]].missing), _kept(source, columns, read)
     if rows is not None:
-        read = {name: column.take(rows) for name, column in read.items()}
+        for name in read:  # one by one, so that no more than one column is in memory twice
+            read[name] = read[name].take(rows)
     targets = tuple(_numbers(read[name]) for name in columns.targets)
     return Table(
-        features=tuple(read[name] for name in wanted if name not in columns.roles),
+        features=[read[name] for name in wanted if name not in columns.roles],
         targets=targets,
         sigma=None if columns.sigma is None else _numbers(read[columns.sigma]).values,
         weight=None if columns.weight is None else _numbers(read[columns.weight]).values,
@@ -309,7 +315,7 @@ def _joined(table: Table, own: Table, part: str, path: str) -> Table:
     count, given = len(own.rows), np.zeros(len(table.rows), np.int8) if table.given is None else table.given
     return replace(
         table,
-        features=tuple(column for column in features if column is not None),
+        features=[column for column in features if column is not None],
         targets=tuple(target for target in targets if target is not None),
         sigma=_appended(table.sigma, own.sigma),
         weight=_appended(table.weight, own.weight),

@@ -17,7 +17,9 @@ from runner.errors import DataError
 _UTF8_MARK = codecs.BOM_UTF8
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NOT_IN_WINDOWS = bytes((0x81, 0x8D, 0x8F, 0x90, 0x9D))
-_LONGEST_LINE = 2**23
+
+LONGEST_LINE = 2**20
+"""Bytes of a line that pyarrow may divide. It reads blocks of this size, up to 32 of them ahead."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Text:
     encoding: str
     size: int
     """Bytes, unpacked."""
+    lines: int
+    """Number of lines, if all end alike."""
     notes: tuple[str, ...] = ()
     """What was detected and is not the default, as phrases."""
 
@@ -86,6 +90,7 @@ class _Decoding:
         self.fault: tuple[int, int] | None = None
         """Place and value of the first byte that is not in the encoding."""
         self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._ends = {b"\n": 0, b"\r": 0}
 
     def add(self, chunk: bytes) -> None:
         """Look at the next bytes; none at the end."""
@@ -100,6 +105,13 @@ class _Decoding:
             self.binary = self.binary or b"\0" in chunk
             self.windows = self.windows and not any(byte in chunk for byte in _NOT_IN_WINDOWS)
         self.size += len(chunk)
+        for end in self._ends:
+            self._ends[end] += chunk.count(end)
+
+    @property
+    def lines(self) -> int:
+        """Number of lines, if all end alike."""
+        return max(self._ends.values()) + 1
 
 
 def examine(file: File, encoding: str | None, digest: Any) -> Text:
@@ -116,11 +128,17 @@ def examine(file: File, encoding: str | None, digest: Any) -> Text:
         if decoding.binary:
             raise DataError(f"`data.path` must be text, but {named(file.path)} is UTF-16 or binary; save it as UTF-8")
     if decoding.fault is None:
-        return Text(file, chosen, decoding.size, () if encoding or chosen == "utf-8" else (f"encoding {chosen}",))
+        return Text(
+            file,
+            chosen,
+            decoding.size,
+            decoding.lines,
+            () if encoding or chosen == "utf-8" else (f"encoding {chosen}",),
+        )
     if encoding is None and chosen == "utf-8":
         # Five bytes are no character in Windows' encoding, and every byte is one in Latin-1.
         found = "cp1252" if decoding.windows else "latin-1"
-        return Text(file, found, decoding.size, (f"encoding {found}",))
+        return Text(file, found, decoding.size, decoding.lines, (f"encoding {found}",))
     place, byte = decoding.fault
     raise DataError(
         f"`data.encoding` must fit {named(file.path)}, but line {_line(file, place)} has the byte 0x{byte:02x}, which is not in {chosen}; "
@@ -151,7 +169,7 @@ def divided_alike(text: Text, delimiter: str) -> bool:
             if ends_blank and (body or rest.strip(b"\r\n")):
                 return False
             ends_blank = _has_blank_line(lines[len(body) :])
-            if len(rest) > _LONGEST_LINE or (body and _has_blank_line(body)) or not _quoted_well(lines, delimiter):
+            if len(rest) > LONGEST_LINE or (body and _has_blank_line(body)) or not _quoted_well(lines, delimiter):
                 return False
             quotes += chunk.count(b'"') if b'"' in chunk else 0
     return quotes % 2 == 0 and not (ends_blank and rest.strip(b"\r\n")) and _quoted_well(rest + b"\n", delimiter)

@@ -37,7 +37,7 @@ class TextSource:
         self._rows: list[int] = []
         """Number of rows of each file."""
 
-    def read(self, places: Mapping[str, int], rules: Rules) -> Mapping[str, Column]:
+    def read(self, places: Mapping[str, int], rules: Rules) -> dict[str, Column]:
         """Return the columns at these places by name. Raises `DataError` for cells and rows that cannot be used."""
         try:
             readers = self._first_pass(places, rules, guess=True)
@@ -70,7 +70,9 @@ class TextSource:
             first += count
 
     def _first_pass(self, places: Mapping[str, int], rules: Rules, guess: bool) -> list[ColumnReader]:
-        readers = [ColumnReader(name, rules.is_categorical(name)) for name in places]
+        # A row has a line of its own, and a sign after each of its cells.
+        rows = sum(min(cells.text.lines, cells.text.size // len(self.names) + 1) for cells in self._files)
+        readers = [ColumnReader(name, rules.is_categorical(name), rows) for name in places]
         self._pass(readers, places, rules, guess)
         return readers
 

@@ -32,7 +32,7 @@ def weigh(table: Table, parts: Mapping[str, Tensor], scaling: Scaling) -> Weight
     """
     if table.sigma is not None:
         sigma = torch.from_numpy(table.sigma)
-        _require(sigma > 0, sigma, "data.sigma", "must be above 0 in every row")
+        _require(sigma > 0, sigma, "data.sigma", "must be above 0 in every row", table)
         if scaling.log_target:
             sigma = sigma / torch.from_numpy(table.targets[0].values)
         sigma = sigma / scaling.target_scale
@@ -40,7 +40,7 @@ def weigh(table: Table, parts: Mapping[str, Tensor], scaling: Scaling) -> Weight
         raw = (unit / sigma).square()  # not 1/σ², which may overflow
     elif table.weight is not None:
         raw, unit = torch.from_numpy(table.weight), None
-        _require(raw >= 0, raw, "data.weight", "must not be below 0 in any row")
+        _require(raw >= 0, raw, "data.weight", "must not be below 0 in any row", table)
         raw = raw / raw.max().clamp(min=torch.finfo(raw.dtype).tiny)
     else:
         return None
@@ -55,11 +55,12 @@ def weigh(table: Table, parts: Mapping[str, Tensor], scaling: Scaling) -> Weight
     return Weights(raw / mean, None if unit is None else float(unit / mean.sqrt()))
 
 
-def _require(good: Tensor, values: Tensor, key: str, rule: str) -> None:
+def _require(good: Tensor, values: Tensor, key: str, rule: str, table: Table) -> None:
     """Raise `DataError` with the first row for which a rule does not hold."""
     bad = (~good).nonzero().flatten()
     if len(bad):
         row = int(bad[0])
         raise DataError(
-            f"`{key}` {rule}, got {float(values[row]):g} in row {row + 1} ({len(bad):,} such rows); correct or remove those rows"
+            f"`{key}` {rule}, got {float(values[row]):g} in row {table.row_number(row)} ({len(bad):,} such rows); correct or "
+            "remove those rows"
         )

@@ -39,6 +39,7 @@ from runner.sweep.arguments import (
 )
 from runner.sweep.manifest import Manifest, sweep_directory
 from runner.sweep.task import Task
+from runner.sweep.trials import numbered
 from runner.sweep.vmap_launcher import with_manifest
 from runner.training.failures import optional
 
@@ -178,7 +179,28 @@ def _run(manifest: Manifest, config: Config) -> Manifest:
     if isinstance(result, dict):
         manifest.values.update({k: v for k, v in result.items() if k in ("metric", "directions")})
         manifest.save()
+    elif not manifest.values["resumed"]:
+        _refuse_unbuilt(manifest, result or ())
     return manifest
+
+
+def _refuse_unbuilt(manifest: Manifest, returns: Sequence[Any]) -> None:
+    """Raise the errors of all trials of a grid as one if none of them could be built, as where a file is missing."""
+    errors = [getattr(trial, "_return_value", None) for trial in returns]
+    refused = [error for error in errors if isinstance(error, InputError)]
+    if (
+        not refused
+        or len(refused) < len(errors)
+        or any(map(os.path.exists, map(manifest.member_directory, manifest.members)))
+    ):
+        return
+    problems: dict[str, list[int]] = {}
+    for number, error in enumerate(refused):
+        for problem in error.problems:
+            problems.setdefault(problem, []).append(number)
+    manifest.mark(manifest.members, "waiting")
+    manifest.save()
+    raise type(refused[0])(numbered(problems, len(refused)))
 
 
 def _sweep_with_hydra(hydra: Any, manifest: Manifest, max_trials: int) -> Any:

@@ -16,6 +16,7 @@ import torch
 from runner.config import schema as c
 from runner.config.compose import compose
 from runner.data import dataset as data
+from runner.data import encoding
 from runner.data.dataset import Dataset
 from runner.errors import DataError
 
@@ -221,3 +222,65 @@ def test_a_mean_beyond_float64_does_not_advise_float64(tmp_path: Path) -> None:
         "`data.standardize` must be false for data whose mean or standard deviation float64 cannot represent; use a larger unit",
     )
     assert len(_build(config).parts["train"]) == 3
+
+
+def test_columns_are_scaled_as_one_matrix_was() -> None:
+    """Runs of older versions keep their bits."""
+    whole = dataclasses.replace(
+        LINE, features=37, rows=3001, split=dataclasses.replace(NO_SPLIT, test=0, valid=0, order="sequential")
+    )
+    matrix = _build(whole).parts["train"].all.numbers
+    scaled = _build(whole, standardize=True).parts["train"].all.numbers
+    assert torch.equal(scaled, (matrix - matrix.mean(0)) / matrix.std(0))
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_blocks_of_columns_give_what_all_columns_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standardize: bool
+) -> None:
+    rows = [f"{i % 5},{'ab'[i % 2]},{i * 0.25},{'' if i % 3 == 1 else i},{i % 7}" for i in range(12)]
+    config = _csv(tmp_path, "a,kind,b,c,y\n" + "\n".join(rows), missing="mean", split=SPLIT, standardize=standardize)
+    whole = _build(config)
+    assert whole.feature_names == ("a", "kind=a", "kind=b", "b", "c", "c missing")
+    monkeypatch.setattr(encoding, "BLOCK_BYTES", 1)
+    one_by_one = _build(config)
+    for name, rows_of_part in whole.parts.items():
+        for values, others in zip(rows_of_part.all[:2], one_by_one.parts[name].all[:2], strict=True):
+            # A sum of eight numbers in another order.
+            torch.testing.assert_close(values, others, rtol=1e-14, atol=1e-15)
+
+
+def test_the_mean_of_large_numbers_is_filled_in(tmp_path: Path) -> None:
+    dataset = _build(_csv(tmp_path, "x,y\n1.5e308,1\n,2\n1.6e308,3\n", missing="mean"))
+    assert dataset.parts["train"].all.numbers[:, 0].tolist() == [1.5e308, 1.55e308, 1.6e308]
+
+
+# Rows keep their numbers where others are left out
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "problem"),
+    [
+        ("x,y\n,1\n2,1\n3,0\n", {"log_target": True}, "`data.log_target` needs a target above 0, got 0 for 'y' in row 3 (1 such rows); "),
+        ("x,y\n,1\n2,1\n16777217,0\n", {}, "`dtype` must represent column 'x', but float32 cannot represent the integer 16777217 exactly in row 3; "),
+        ("x,y,s\n,1,1\n2,1,1\n3,0,-1\n", {"sigma": "s"}, "`data.sigma` must be above 0 in every row, got -1 in row 3 (1 such rows); "),
+        ("x,y,s\n,1,1\n2,1,1\n3,0,-1\n", {"weight": "s"}, "`data.weight` must not be below 0 in any row, got -1 in row 3 (1 such rows); "),
+        ("x,y,s\n,1,1\n2,1,1\n3,0,1e-50\n", {"weight": "s"}, "`dtype` must hold the weight of every row, but float32 turns 2e-50 of row 3, relative "),
+    ],
+    ids=["logarithm", "integers", "sigma", "weight", "weight that is lost"],
+)  # fmt: skip
+def test_messages_name_the_rows_of_the_file(tmp_path: Path, text: str, options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(DataError) as caught:
+        _build(_csv(tmp_path, text, missing="drop", **options), dtype=torch.float32)
+    assert [found[: len(problem)] for found in caught.value.problems] == [problem]
+
+
+def test_columns_and_weights_that_are_lost_are_named_together(tmp_path: Path) -> None:
+    config = _csv(tmp_path, "x,y,s\n1,1e39,1\n1e39,1,1e30\n", sigma="s")
+    with pytest.raises(DataError) as caught:
+        _build(config, dtype=torch.float32)
+    assert [problem.partition(";")[0] for problem in caught.value.problems] == [
+        "`dtype` must represent column 'x', but float32 cannot represent 1e+39 in row 2",
+        "`dtype` must represent column 'y', but float32 cannot represent 1e+39 in row 1",
+        "`dtype` must hold the weight of every row, but float32 turns 2e-60 of row 2, relative to the mean weight, into 0",
+    ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from runner.data.rounding import Advised, Column, check
+from runner.data.rounding import Advised, Check, Column
 from runner.errors import DataError
 
 RANDOM = np.random.default_rng(14)
@@ -25,9 +25,16 @@ ALL, NOTHING = _advised("dtype=float32", "dtype=float64", "data.standardize=true
 def _report(values: Any, dtype: str = "float32", advised: Advised = ALL, **options: Any) -> tuple[str, ...]:
     """Return the warnings of one column, or the problems for which it is refused, after the word "refused"."""
     try:
-        return tuple(check([Column("t", np.asarray(values, dtype=np.float64), **options)], dtype, advised))
+        return tuple(_warnings([Column("t", np.asarray(values, dtype=np.float64), **options)], dtype, advised))
     except DataError as error:
         return ("refused", *error.problems)
+
+
+def _warnings(columns: Sequence[Column], dtype: str = "float32", advised: Advised = ALL) -> list[str]:
+    check = Check(dtype, advised)
+    for column in columns:
+        check.add(column)
+    return check.warnings()
 
 
 def _standardized(values: Any, dtype: str = "float32") -> tuple[str, ...]:
@@ -189,12 +196,12 @@ def test_fractions_may_be_rounded_but_must_not_overflow() -> None:
 def test_every_refused_column_is_named_and_many_warnings_are_one_line() -> None:
     columns = [Column(name, 2e9 + np.linspace(0, 1, 10)) for name in "ab"]
     with pytest.raises(DataError) as caught:
-        check(columns, "float32", ALL)
+        _warnings(columns)
     assert [problem.partition(",")[0] for problem in caught.value.problems] == [
         "`dtype` must represent column 'a'",
         "`dtype` must represent column 'b'",
     ]
-    warnings = check([Column(name, JULIAN) for name in "abcde"], "float32", ALL)
+    warnings = _warnings([Column(name, JULIAN) for name in "abcde"])
     assert [warning.partition(":")[0] for warning in warnings[:3]] == [f"`dtype` rounds column '{n}'" for n in "abc"]
     assert warnings[3:] == ["`dtype` also rounds columns 'd', 'e'"]
 

@@ -317,7 +317,7 @@ def test_a_column_of_mostly_numbers_is_one_of_numbers(late: int) -> None:
 @pytest.mark.usefixtures("either")
 def test_a_column_that_becomes_text_late_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "BLOCK_CELLS", 100)
-    monkeypatch.setattr(cells, "_BLOCK_BYTES", 500)
+    monkeypatch.setattr(cells, "LONGEST_LINE", 500)
     column = [*map(str, range(200)), *["text"] * 300]
     table = _csv("x,y\n" + "".join(f"{cell},{row}\n" for row, cell in enumerate(column)))
     assert _values(table)["x"] == column
