@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import scipy.optimize
 import scipy.stats
 
 import runner
+from runner import cli
 from runner.runs import plots
 from runner.training.run import Run
 
@@ -164,6 +166,30 @@ def test_where_every_parameter_is_at_a_bound_there_are_no_errors(capsys: pytest.
     assert "those of the others" not in printed
 
 
+@pytest.mark.parametrize("optimizer", ["lm", "adam"])
+def test_an_infinite_derivative_at_a_bound_is_answered_by_moving_it(
+    optimizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mean of y is below 0, so the best D is at its bound; the derivative of its root at 0 is infinite."""
+    write({"x": np.linspace(0.1, 4, ROWS), "y": np.linspace(-0.2, 0.1, ROWS)})
+    fit = [
+        *QUICK,
+        "data.target=y",
+        "model=formula",
+        "model.expression=sqrt(D*x)",
+        "model.start.D=1",
+        f"optimizer={optimizer}",
+    ]
+    fit += ["optimizer.lr=0.05"] if optimizer == "adam" else []
+    assert cli.main([*fit, "model.bounds.D=[0,null]"]) == 1
+    assert re.search(
+        r"the derivatives must be finite at step \d+, got inf by D in row 1 and 39 more of the data with D=0; the parameters of "
+        r"step \d+ are restored\. D is at its lower bound: move the bound with model\.bounds\.D, or remove these rows",
+        capsys.readouterr().err,
+    )
+    assert run(*fit[len(QUICK) :], "model.bounds.D=[1e-6,null]").summary["at_bounds"] == {"D": "lower"}
+
+
 # ------------------------------------------------------------------------------------------------ a bound that holds nothing
 
 
@@ -210,6 +236,16 @@ def test_a_bounded_fit_has_the_answers_of_lmfit(name: str) -> None:
         assert summary["standard_errors"][p] == pytest.approx(expected.params[p].stderr, rel=1e-3)  # by differences
     for entry, value in {"chi_square": "chisqr", "aic": "aic", "bic": "bic"}.items():
         assert summary[entry] == pytest.approx(getattr(expected, value), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_bound_does_not_determine_what_the_data_leave_open(seed: int) -> None:
+    """The derivative by a is 0 up to rounding, whose sign is no reason to hold a at its bound."""
+    x = np.linspace(0.1, 4, ROWS)
+    write({"x": x, "y": 3 * x + 0.1 * np.random.default_rng(seed).normal(size=ROWS)})
+    summary = run("data.target=y", "model=formula", "model.expression=a*b*x", "model.start={a: 2, b: 1}", "model.bounds={a: [null, 2]}", "optimizer=lm").summary  # fmt: skip
+    assert (summary["converged"], summary["undetermined"]) == (True, ["a", "b"])
+    assert "standard_errors" not in summary
 
 
 # --------------------------------------------------------------------------------------------------------- linear problems

@@ -153,9 +153,8 @@ def _at_bounds(info: RunInfo, outcome: Outcome) -> dict[str, str]:
     limits = info.config.model.limits
     if not limits:
         return {}
-    low, high = Bounds.of(limits, outcome.parameters).reached(torch.stack(list(outcome.parameters.values())))
-    sides = zip(outcome.parameters, low.tolist(), high.tolist(), strict=True)
-    return {name: "lower" if lower else "upper" for name, lower, upper in sides if lower or upper}
+    sides = Bounds.of(limits, outcome.parameters).sides(torch.stack(list(outcome.parameters.values())))
+    return {name: side for name, side in zip(outcome.parameters, sides, strict=True) if side}
 
 
 def summary(info: RunInfo, run: RunState, answers: Mapping[str, Any], timing: Mapping[str, float]) -> dict[str, Any]:
