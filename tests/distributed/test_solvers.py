@@ -23,6 +23,8 @@ RUNS = {
     "weighted": ["data=csv", "data.path=t.csv", "data.target=y", "data.features=[x]", "data.sigma=s", "model=formula", "model.expression=a*exp(-b*x) + d", "optimizer=lm"],
     "saddle": ["data=curve", "data.expression=2*exp(-0.5*x) + 5*exp(-3*x)", "data.stop=3", "data.rows=37", "data.noise=0.01", "model=formula", "model.expression=a*exp(-b*x) + c*exp(-d*x)", "model.start={a: 1, b: 1, c: 1, d: 1}", "optimizer=lm"],
     "bounded lm": ["data=curve", "data.expression=3*exp(-0.7*x) + 1", "data.stop=5", "data.rows=37", "model=formula", "model.expression=a*exp(-b*x) + d", "model.bounds={b: [0.8, 3], a: [0, null]}", "model.start.b=1", "optimizer=lm"],
+    "weighted bounded lm": ["data=csv", "data.path=t.csv", "data.target=y", "data.features=[x]", "data.sigma=s", "model=formula", "model.expression=a*exp(-b*x) + d + g*x", "model.start.b=1", "model.bounds={b: [0.8, 3], a: [0, null]}", "model.fixed.g=0.01", "optimizer=lm"],
+    "weighted bounded momentum": ["data=csv", "data.path=t.csv", "data.target=y", "data.features=[x]", "data.sigma=s", "model=formula", "model.expression=a*exp(-b*x) + d", "model.start.b=1", "model.bounds={b: [0.8, 3]}", "model.fixed.d=0.05", "optimizer=momentum", "optimizer.lr=0.05", "update=optimizer"],
     "bounded adam": ["data=curve", "data.expression=3*exp(-0.7*x) + 1", "data.stop=5", "data.rows=37", "model=formula", "model.expression=a*exp(-b*x) + d", "model.bounds={b: [0.8, 3]}", "model.start.b=1", "model.fixed.d=1.1", "optimizer=adam", "optimizer.lr=0.1", "update=manual"],
     "several targets": ["data=csv", "data.path=t.csv", "data.target=[y,v]", "data.features=[x]", "data.weight=s", "optimizer=lstsq"],
     "shared parameters": ["data=csv", "data.path=t.csv", "data.target=[y,v]", "data.features=[x]", "model=formula", 'model.expression={y: "a*exp(-b*x) + d", v: "a*x + c"}', "optimizer=lm"],
@@ -60,8 +62,10 @@ def trained(size: int, *overrides: str) -> list[dict[str, Any]]:
 def test_fast_agrees_with_one_process(size: int) -> None:
     """37 rows divide unevenly on both; with 5 rows a process has fewer rows than there are parameters."""
     for name, one, other in zip(RUNS, trained(1), trained(size, "strategy=ddp"), strict=True):
-        ends = (one["steps"], name != "bounded adam", name != "bounded adam")
+        solved = name not in ("bounded adam", "weighted bounded momentum")
+        ends = (one["steps"], solved, solved)
         assert (other["steps"], other["stopped_early"], other["converged"]) == ends, name
+        assert other.get("at_bounds") == one.get("at_bounds") == ({"b": "lower"} if "bounded" in name else None), name
         assert ("undetermined" in other, other.get("undetermined")) == (name == "wide", one.get("undetermined"))
         for kind in ("parameters", "standard_errors", "coefficients", "covariance"):
             for parameter, value in one.get(kind, {}).items():
@@ -77,7 +81,7 @@ def test_fast_agrees_with_one_process(size: int) -> None:
 
 
 def test_exact_gives_the_same_bits_on_1_2_and_4_processes() -> None:
-    kinds = ("parameters_sha256", "covariance", "chi_square", "residuals")
+    kinds = ("parameters_sha256", "covariance", "chi_square", "residuals", "at_bounds")
     found = [
         [[summary.get(kind) for kind in kinds] for summary in trained(size, "strategy.reduction=exact")]
         for size in (1, 2, 4)

@@ -42,6 +42,14 @@ class Bounds:
         """Return masks of the values at their lower and at their upper bound."""
         return values <= self.low, values >= self.high
 
+    def sides(self, values: Tensor) -> list[str]:
+        """Return for each value [n] at a bound which one it is, "lower" or "upper", and "" for the others."""
+        low, high = self.reached(values)
+        return [
+            "lower" if below else "upper" if above else ""
+            for below, above in zip(low.tolist(), high.tolist(), strict=True)
+        ]
+
     def active(self, values: Tensor, gradient: Tensor) -> Tensor:
         """Return a mask of the values at a bound that descent along a gradient of their shape would leave."""
         low, high = self.reached(values)

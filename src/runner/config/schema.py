@@ -737,8 +737,9 @@ class OptimizerConfig(Part):
     """Optimizer: a method that changes the parameters to reduce the loss.
 
     A builder takes (config, parameters by name) and returns a `runner.optim.base.Optimizer`. The builder of a
-    least-squares method also takes the configurations of all lanes, and bounds of the parameters if there are any. An optimizer that supports update=manual names its
-    `rule`, which takes (configurations of all lanes, numbers) and returns a `runner.optim.rules.Rule`.
+    least-squares method also takes the configurations of all lanes, and bounds of the parameters if there are any. An
+    optimizer that supports update=manual names its `rule`, which takes (configurations of all lanes, numbers) and returns
+    a `runner.optim.rules.Rule`.
     """
 
     rule: ClassVar[str | None] = None

@@ -1,8 +1,8 @@
 """Damped least squares within bounds: the step δ that minimises ‖J·δ + r‖² + damping·‖scale·δ‖² with low ≤ δ ≤ high.
 
-Primal active set method: Nocedal and Wright, "Numerical Optimization" (2006), section 16.5. The free entries move towards their own
-minimum until one meets a bound, where it is held. At the minimum, the held entry that descent would move inside most is
-released. No move increases the objective. Every tensor has a leading lane axis.
+Primal active set method: Nocedal and Wright, "Numerical Optimization" (2006), section 16.5. The free entries move towards
+their own minimum until one meets a bound, where it is held. At the minimum, the held entry that descent would move inside
+most is released. No move increases the objective. Every tensor has a leading lane axis.
 """
 
 from __future__ import annotations

@@ -334,7 +334,6 @@ def _radius(radius: Tensor, trial: _Trial, gain: Tensor, squares: Tensor) -> Ten
     shrink = torch.where((gain <= -1) | (shrink < 0.1), 0.1, shrink)
     shorter = shrink * torch.minimum(radius, 10 * step)
     longer = torch.where((damped == 0) | (ratio >= 0.75), 2 * step, radius)
-    longer = torch.where(
-        trial.cut, torch.maximum(longer, radius), longer
-    )  # it was not the radius that kept the step short
+    # Where a bound cuts the step, it was not the radius that kept it short.
+    longer = torch.where(trial.cut, torch.maximum(longer, radius), longer)
     return torch.where(ratio <= 0.25, shorter, longer)

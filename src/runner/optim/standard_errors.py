@@ -88,8 +88,9 @@ class Inference:
     def information_criteria(self) -> dict[str, float]:
         """Return Akaike's and the Bayesian information criterion.
 
-        aic = N·ln(χ²/N) + 2·k and bic = N·ln(χ²/N) + ln(N)·k for N rows and k parameters that are not at a bound, as lmfit defines them. The
-        likelihood of normal noise adds the constant N·(1 + ln 2π) to both, as in statsmodels, which moves no difference.
+        aic = N·ln(χ²/N) + 2·k and bic = N·ln(χ²/N) + ln(N)·k for N rows and k parameters that are not at a bound, as lmfit
+        defines them. The likelihood of normal noise adds the constant N·(1 + ln 2π) to both, as in statsmodels, which moves no
+        difference.
         """
         numbers = self.at_bounds.count(False)
         rows = self.degrees_of_freedom + numbers
@@ -212,23 +213,24 @@ def _infer_lanes(
     factor = factor.nan_to_num(0.0, 0.0, 0.0)
     decay = torch.tensor([fit.config.optimizer.l2_penalty for fit in fits], dtype=flat.dtype, device=flat.device)
     objective = penalised(factor[:, :, : numbers + 1], flat, decay, rows.residuals)
-    # Predictions are rounded, and this much of them is no part of the fit.
-    rounded = factor[:, :, numbers + 1].norm(dim=1) + (lengths(objective[:, :numbers, :numbers]) * flat.abs()).sum(1)
+    # Parameters and predictions are rounded to the run's dtype, which may leave an offset of this length.
+    columns, eps = lengths(objective[:, :numbers, :numbers]), torch.finfo(DTYPES[fits[0].config.dtype]).eps
+    rounding = 4 * eps * (factor[:, :, numbers + 1].norm(dim=1) + (columns * flat.abs()).sum(1))
     bounds = _bounds(fits[0].config, parameters).to(flat)
-    active = bounds.active(flat, (objective[:, :, :numbers].mT @ objective[:, :, numbers:]).squeeze(2))
+    gradient = (objective[:, :, :numbers].mT @ objective[:, :, numbers:]).squeeze(2)
+    # The sign of rounding is no reason to hold a parameter at its bound.
+    active = bounds.active(flat, torch.where(gradient.abs() > rounding.unsqueeze(1) * columns, gradient, 0.0))
     at_bounds = torch.logical_or(*bounds.reached(flat))
     factor, objective = without_columns(factor, at_bounds), without_columns(objective, active)
     freedom = targets * torch.tensor(_weighted_rows(rows, len(flat))).to(flat.device) - numbers + at_bounds.sum(1)
     deviation = factor[:, :, numbers].norm(dim=1) / freedom.clamp(min=1).to(flat).sqrt()
     jacobian = objective[:, :numbers, :numbers]
     problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))
-    eps = torch.finfo(DTYPES[fits[0].config.dtype]).eps
 
     evidence = Evidence(
         problem=problem,
         length=factor[:, :, numbers].norm(dim=1),
-        # Parameters and predictions are rounded to the run's dtype, which may leave an offset of this length.
-        rounding=4 * eps * rounded,
+        rounding=rounding,
         finite=finite,
         names=[fit.names for fit in fits],
         unscaling=lambda lane: model.unscaling(fits[lane].scaling),

@@ -224,6 +224,7 @@ def objective(
         predict=lambda features: strategy.predict(model, widened(), features),
         jacobian=lambda features: model.jacobian(widened(), features),
         named=widened if config.model.records_parameters else dict,
+        bounds=bounds(config.model, model),
     )
 
 

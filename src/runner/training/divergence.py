@@ -26,6 +26,8 @@ class Nonfinite:
     """The derivative in the first of these rows."""
     values: Mapping[str, float] = field(default_factory=dict)
     """Parameters of a formula by name; empty for other models."""
+    at_bound: str = ""
+    """Which bound `parameter` is at, "lower" or "upper"; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,15 @@ def _derivative(nonfinite: Nonfinite, restored: int) -> str:
     found = f"{nonfinite.derivative:g} by {nonfinite.parameter} in row {first + 1}{more} of the data with {_values(nonfinite)}"
     if restored == 0:
         return f"`model.start` must give finite derivatives, got {found}; start from other values, or {remove}"
+    name = nonfinite.parameter
+    change = (
+        f"{name} is at its {nonfinite.at_bound} bound: move the bound with model.bounds.{name}"
+        if nonfinite.at_bound
+        else "Start from other values with model.start"
+    )
     return (
         f"the derivatives must be finite at step {restored + 1}, got {found}; "
-        f"the parameters of step {restored} are restored. Start from other values with model.start, or {remove}"
+        f"the parameters of step {restored} are restored. {change}, or {remove}"
     )
 
 

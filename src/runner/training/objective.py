@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from runner.compute.batch import Batch
+from runner.compute.bounds import Bounds
 from runner.compute.dtensor import local
 from runner.compute.precision import Scaler, widest
 from runner.compute.strategies.base import Loss, MicroBatch, Portion, Strategy
@@ -48,6 +49,8 @@ class BatchObjective:
     """The same features → derivatives of the predictions by the parameters […, rows·targets, numbers]."""
     named: Callable[[], Mapping[str, Tensor]] = dict
     """Returns the parameters [] or [lanes] by name, in the order of the derivatives, for a model of which each has a meaning."""
+    bounds: Bounds | None = None
+    """Bounds of the named parameters, if there are any."""
     norm: Tensor | None = field(default=None, init=False)
     """Norm of the newest gradients before clipping; None where it is not measured."""
     step: int = field(default=0, init=False)
@@ -181,7 +184,8 @@ class BatchObjective:
             {name: float(value.reshape(-1)[lane if value.dim() else 0]) for name, value in named.items()}
             for lane in range(len(prediction))
         ]
-        return [_nonfinite(*of_lane) for of_lane in zip(numbers, prediction, slopes, values, strict=True)]
+        found = [_nonfinite(*of_lane) for of_lane in zip(numbers, prediction, slopes, values, strict=True)]
+        return found if self.bounds is None else [_with_bound(lane, self.bounds) for lane in found]
 
     def _backward(self, part: MicroBatch, factor: float) -> Tensor:
         if part.stream != self._stream:
@@ -223,6 +227,12 @@ def _nonfinite(numbers: Tensor, prediction: Tensor, slopes: Tensor, values: Mapp
     derivative = float(slopes[infinite[:, column], column][0])
     rows = infinite[:, column].reshape(prediction.shape).any(1)
     return Nonfinite((), numbers[rows].tolist(), list(values)[column], derivative, values)
+
+
+def _with_bound(found: Nonfinite, bounds: Bounds) -> Nonfinite:
+    """Return what is not finite of one lane, with the bound that the parameter concerned is at."""
+    sides = dict(zip(found.values, bounds.sides(bounds.low.new_tensor([*found.values.values()])), strict=True))
+    return replace(found, at_bound=sides.get(found.parameter, ""))
 
 
 def _widened(part: MicroBatch) -> Iterator[Batch]:

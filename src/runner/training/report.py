@@ -155,9 +155,8 @@ def _at_bounds(info: RunInfo, outcome: Outcome) -> dict[str, str]:
     limits = info.config.model.limits
     if not limits:
         return {}
-    low, high = Bounds.of(limits, outcome.parameters).reached(torch.stack(list(outcome.parameters.values())))
-    sides = zip(outcome.parameters, low.tolist(), high.tolist(), strict=True)
-    return {name: "lower" if lower else "upper" for name, lower, upper in sides if lower or upper}
+    sides = Bounds.of(limits, outcome.parameters).sides(torch.stack(list(outcome.parameters.values())))
+    return {name: side for name, side in zip(outcome.parameters, sides, strict=True) if side}
 
 
 def summary(info: RunInfo, run: RunState, answers: Mapping[str, Any], timing: Mapping[str, float]) -> dict[str, Any]:
@@ -245,9 +244,7 @@ def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
         yield f"fit      not converged {after}: {answers['not_converged_because']}"
         return
     yield f"fit      converged {after}; {_spread(answers)}"
-    for name, side in answers.get("at_bounds", {}).items():
-        more = ": it has no standard error, and those of the others hold for this value"
-        yield f"fit      {name} is at its {side} bound{more if 'standard_errors' in answers else ''}"
+    yield from _bounded(answers)
     if "undetermined" in answers:
         yield f"fit      {free(answers['undetermined'])}, so there are no standard errors"
     pairs = [*nearly_equal(answers.get("correlation", {}))]
@@ -258,6 +255,15 @@ def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
         )
     if len(pairs) > MOST_PAIRS:
         yield f"fit      {len(pairs) - MOST_PAIRS:,} more such pairs: see `correlation` in summary.json"
+
+
+def _bounded(answers: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each parameter at a bound, with what it means for the standard errors where there are any."""
+    errors = answers.get("standard_errors")
+    others = ", and those of the others hold for this value" if errors else ""
+    without = "" if errors is None else f": it has no standard error{others}"
+    for name, side in answers.get("at_bounds", {}).items():
+        yield f"fit      {name} is at its {side} bound{without}"
 
 
 def _spread(answers: Mapping[str, Any]) -> str:
