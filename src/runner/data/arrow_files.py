@@ -50,6 +50,7 @@ class ArrowSource:
         for name, place in places.items():
             read[name], bad = self._column(name, place, rules)
             faults += bad
+            self._files[0].progress.at(f"{len(read):,} of {len(places):,} columns")
         for file in self._files:
             file.require_unchanged()
         raise_problems(self.path, unusable(self.path, read), faults, "row")

@@ -18,6 +18,7 @@ from runner.data import rounding, tables
 from runner.data.encoding import Encoding, NumberEncoding
 from runner.data.kinds import Categories, Column, Numbers
 from runner.data.memory import allocate
+from runner.data.progress import Report, unreported
 from runner.data.scaling import Scaling
 from runner.data.split import split
 from runner.data.weights import weigh
@@ -100,15 +101,18 @@ def build(
     seed: int,
     dtype: torch.dtype,
     device: torch.device,
+    *,
     accepts: rounding.Accepts = lambda key, value: True,
+    report: Report = unreported,
 ) -> Dataset:
     """Return the dataset of a configuration in `dtype` on `device`.
 
     `seed` is the run's seed; `data.seed` takes precedence. `accepts` says which other values of a key may be advised.
+    `report` receives lines of progress where reading takes long.
     Raises `DataError` if the data cannot be read, split or represented in `dtype`.
     """
     seed = seed if config.seed is None else config.seed
-    table: tables.Table = config.build(seed)
+    table: tables.Table = config.build(seed, report)
     target = torch.from_numpy(table.target.values)
     if config.log_target:
         _require_positive(table)

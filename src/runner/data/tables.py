@@ -23,6 +23,7 @@ from runner.data.arrow_files import ArrowSource
 from runner.data.diagnostics import MOST_SHOWN, Problem, UnknownColumn, listed, named, raise_problems, shown
 from runner.data.dialect import Form
 from runner.data.kinds import Categories, Column, Numbers, Rules
+from runner.data.progress import Report, unreported
 from runner.data.text_files import TextSource
 from runner.errors import DataError
 
@@ -112,32 +113,32 @@ class Columns:
         return {name: key for key, name in self.weighting.items()} | {self.target: "data.target"}
 
 
-def from_csv(config: c.Csv, seed: int) -> Table:
+def from_csv(config: c.Csv, seed: int, report: Report) -> Table:
     """Return the table of `data=csv`; the seed is not used."""
-    return read_text(config.path, Columns.of(config), Form.of(config))
+    return read_text(config.path, Columns.of(config), Form.of(config), report)
 
 
-def from_parquet(config: c.Parquet, seed: int) -> Table:
+def from_parquet(config: c.Parquet, seed: int, report: Report) -> Table:
     """Return the table of `data=parquet`; the seed is not used."""
-    return read_arrow(config.path, Columns.of(config))
+    return read_arrow(config.path, Columns.of(config), report)
 
 
-def from_diabetes(config: c.Diabetes, seed: int) -> Table:
-    """Return the table of `data=diabetes`; the seed is not used."""
+def from_diabetes(config: c.Diabetes, seed: int, report: Report) -> Table:
+    """Return the table of `data=diabetes`; seed and report are not used."""
     return read_diabetes()
 
 
-def read_text(path: str, columns: Columns, form: Form) -> Table:
+def read_text(path: str, columns: Columns, form: Form, report: Report = unreported) -> Table:
     """Return columns of text files. Raises `DataError` with every problem found; line numbers count from 1."""
-    return _table(TextSource(path, files.find(path, TEXT_SUFFIXES), form), columns)
+    return _table(TextSource(path, files.find(path, TEXT_SUFFIXES, report), form), columns)
 
 
-def read_arrow(path: str, columns: Columns) -> Table:
+def read_arrow(path: str, columns: Columns, report: Report = unreported) -> Table:
     """Return columns of Parquet, Feather or Arrow files.
 
     Raises `DataError` with every problem found, its row numbers counted from 1, or if pyarrow is not installed.
     """
-    return _table(ArrowSource(path, files.find(path, ARROW_SUFFIXES)), columns)
+    return _table(ArrowSource(path, files.find(path, ARROW_SUFFIXES, report)), columns)
 
 
 def read_diabetes() -> Table:

@@ -23,6 +23,7 @@ from runner.data import dataset as data
 from runner.data.base import Batches, Rows
 from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset
+from runner.data.progress import unreported
 from runner.errors import ConfigError, DataError
 from runner.models import losses
 from runner.models.base import Model, start_model
@@ -79,15 +80,23 @@ def _resolved(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:
 
 
 def prepare(
-    resolved: c.Config, choice: DeviceChoice, size: int, build_data: Callable[..., Dataset] = data.build
+    resolved: c.Config,
+    choice: DeviceChoice,
+    size: int,
+    *,
+    report: Callable[[str], None] = unreported,
+    build_data: Callable[..., Dataset] = data.build,
 ) -> tuple[Inputs, dict[str, str]]:
     """Return data and model, not placed yet, and the properties that must be equal on all processes: name → text.
+
+    `report` receives lines of progress where reading takes long.
 
     Raises `DataError` and `ConfigError`.
     """
     device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
     try:
-        dataset = build_data(resolved.data, resolved.seed, dtype, device, partial(constraints.accepts, resolved))
+        accepts = partial(constraints.accepts, resolved)
+        dataset = build_data(resolved.data, resolved.seed, dtype, device, accepts=accepts, report=report)
     except DataError as error:
         raise error.changed(lambda problem: constraints.with_allowed_dtype(problem, resolved)) from None
     rows = len(dataset.parts["train"])
