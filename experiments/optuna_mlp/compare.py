@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,9 @@ from pathlib import Path
 import runner
 from runner.errors import RunnerError
 from runner.optim.student_t import Estimate, estimate
-from runner.sweep.results import collect, settings
+from runner.sweep.results import Member, collect, settings
 
 METRIC = "test/rmse"
-BASELINE = Path(__file__).parents[1] / "diabetes" / "baseline.py"
 
 
 def best(sweep_dir: Path) -> list[str]:
@@ -29,19 +27,23 @@ def best(sweep_dir: Path) -> list[str]:
     return overrides
 
 
-def measured(overrides: Sequence[str], seeds: int) -> list[float]:
-    """Return the test rmse of every seed, in order. Raises `RunFailed` if a run failed."""
+def trained(overrides: Sequence[str], seeds: int) -> Sequence[Member]:
+    """Return the trials of every seed, in order. Raises `RunFailed` if a run failed."""
     directory, results = runner.multirun(None, [*overrides, "seed=1", f"seeds={seeds}"])
     failed = [member.number for member in results.members if METRIC not in member.metrics]
     if failed:
         raise runner.RunFailed(f"runs {failed} of {directory} failed, so there is nothing to compare")
-    return [member.metrics[METRIC] for member in results.members]
+    return results.members
 
 
-def line(seeds: int) -> list[float]:
+def measured(members: Sequence[Member]) -> list[float]:
+    """Return the test rmse of every seed."""
+    return [member.metrics[METRIC] for member in members]
+
+
+def line(members: Sequence[Member]) -> list[float]:
     """Return the test rmse of the linear fit on the same rows, for every seed."""
-    fit = runpy.run_path(str(BASELINE))["fit"]
-    return [fit([f"seed={seed}"])["test"]["rmse"] for seed in range(1, 1 + seeds)]
+    return [member.baselines["linear"][METRIC] for member in members]
 
 
 def main() -> int:
@@ -52,11 +54,12 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         overrides = best(arguments.sweep_dir)
+        experiment = trained(["+experiment=diabetes"], arguments.seeds)
         rows = {
-            "best trial": measured(overrides, arguments.seeds),
-            "experiment": measured(["+experiment=diabetes"], arguments.seeds),
-            "… without dropout": measured(["+experiment=diabetes", "model.dropout=0"], arguments.seeds),
-            "line": line(arguments.seeds),
+            "best trial": measured(trained(overrides, arguments.seeds)),
+            "experiment": measured(experiment),
+            "… without dropout": measured(trained(["+experiment=diabetes", "model.dropout=0"], arguments.seeds)),
+            "line": line(experiment),
         }
     except RunnerError as error:
         sys.stderr.write(f"{error}\n")

@@ -29,6 +29,7 @@ python -m runner +experiment=NAME [key=value …]     one run
 python -m runner resume=RUN_DIR [key=value …]       resume a run
 python -m runner rerun RUN_DIR [key=value …]        repeat a run in a new directory
 python -m runner -m … key=a,b,c key='range(0,8)'    a sweep over every combination; seeds=8 for eight seeds
+python -m runner … data.split.folds=5               a cross-validation, which is a sweep over five folds
 python -m runner -m resume=SWEEP_DIR                resume a sweep: run its missing and failed trials
 
 python -m runner explain +experiment=NAME …         show each value, where it was set and what it means; nothing is run
@@ -118,9 +119,16 @@ def _command(arguments: list[str]) -> int:
         return ConfigError.exit_code
     if options.help or options.version or options.cfg:
         return _show(options, overrides) if _is_rank_zero() else 0
-    is_sweep = options.multirun or any(override.lstrip("+").startswith("seeds=") for override in overrides)
+    is_sweep = options.multirun or _repeats(overrides)
     with only_run():
         return (_sweep if is_sweep else _run)(options, overrides, arguments)
+
+
+def _repeats(overrides: Sequence[str]) -> bool:
+    """Return whether arguments ask for a sweep without -m: over seeds, or over all folds of a cross-validation."""
+    values = {name.lstrip("+"): value for name, _, value in (override.partition("=") for override in overrides)}
+    folds = values.get("data.split.folds", "null") != "null" and "data.split.fold" not in values
+    return "seeds" in values or folds
 
 
 def _verb_place(arguments: list[str]) -> int | None:

@@ -41,7 +41,7 @@ PAIRS = [
 
 COSTLY = ("pool", *NEEDS)
 
-WHOLE = {"config.yaml", "run.json", "metrics.jsonl", "summary.json", "checkpoints", "run.log"}
+WHOLE = {"config.yaml", "run.json", "metrics.jsonl", "summary.json", "checkpoints", "run.log", "preprocessing.json"}
 
 
 def written(sweeper: str, files: Sequence[str]) -> list[str]:

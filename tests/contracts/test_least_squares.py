@@ -35,11 +35,11 @@ def lstsq(weight_decay: float = 0.0) -> c.Lstsq:
 
 
 def linear(columns: int, dtype: torch.dtype = torch.float64, bias: bool = True) -> Model:
-    return build_model(c.Linear(name="linear", bias=bias, init="kaiming"), [f"x{i}" for i in range(columns)], stream(0, "init")).to(dtype)  # fmt: skip
+    return build_model(c.Linear(name="linear", bias=bias, init="kaiming"), [f"x{i}" for i in range(columns)], ["y"], stream(0, "init")).to(dtype)  # fmt: skip
 
 
 def formula(expression: str, **start: float) -> Model:
-    return build_model(c.Formula(name="formula", expression=expression, start=start, init="uniform"), ["x"], stream(0, "init"))  # fmt: skip
+    return build_model(c.Formula(name="formula", expression=expression, start=start, init="uniform", bounds={}, fixed={}), ["x"], ["y"], stream(0, "init"))  # fmt: skip
 
 
 def objective(model: Model, features: Tensor, target: Tensor, **changes: Any) -> BatchObjective:
@@ -134,6 +134,19 @@ def test_lstsq_with_more_columns_than_rows_is_the_shortest_solution(rows: int) -
     assert steps == 2
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_columns_that_rounding_makes_equal_leave_a_good_fit(unit: float) -> None:
+    """Powers of a Julian date: the columns have units apart, and float64 cannot tell the square from a straight line."""
+    day = torch.rand(50, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    date = (2_459_000 + day) * unit
+    target = 12 + 0.3 * day + 0.01 * torch.randn(50, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    result, _ = solved(lstsq(), linear(2), torch.cat((date, date**2), 1), target)
+    residuals = target[:, 0].numpy() - with_ones(torch.cat((date, date**2), 1)) @ result
+    line = np.linalg.lstsq(with_ones(day), target.numpy()[:, 0])[1]
+    # Each of three terms is about 1e6 and rounded to 1e-10, a hundred-millionth of the residuals.
+    assert float(residuals @ residuals) < float(line[0]) * (1 + 1e-6)
+
+
 def test_time_and_memory_of_lstsq_follow_the_smaller_number_of_rows_and_columns() -> None:
     """A few times the time of numpy; a square matrix of the columns would take hundreds of times as long."""
     generator = torch.Generator().manual_seed(1)
@@ -164,7 +177,7 @@ def test_lstsq_without_a_bias() -> None:
 def test_lstsq_is_the_polynomial_of_numpy(degree: int) -> None:
     x = torch.linspace(-2, 3, 50, dtype=torch.float64).unsqueeze(1)
     target = x.sin() + 0.1 * x
-    model = build_model(c.Polynomial(name="polynomial", degree=degree, init="kaiming"), ["x"], stream(0, "init"))
+    model = build_model(c.Polynomial(name="polynomial", degree=degree, init="kaiming"), ["x"], ["y"], stream(0, "init"))
     *powers, constant = solved(lstsq(), model, x, target)[0]
     expected = np.polyfit(x[:, 0].numpy(), target[:, 0].numpy(), degree)[::-1]
     assert difference([constant, *powers], expected) < 1e-12  # the condition number is below 1e3
@@ -355,7 +368,7 @@ def test_lm_in_float32_converges_as_in_float64() -> None:
 
 def test_lm_fits_a_small_network() -> None:
     config = c.Mlp(name="mlp", widths=(6,), activation="tanh", dropout=0.0)
-    model = build_model(config, ["x"], stream(1, "init"))
+    model = build_model(config, ["x"], ["y"], stream(1, "init"))
     x = torch.linspace(-3, 3, 60, dtype=torch.float64).unsqueeze(1)
     optimizer, problem = build_optimizer(LM, "manual", dict(model.named_parameters())), objective(model, x, x.sin())
     for step in range(1, 101):

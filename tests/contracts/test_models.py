@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import pickle
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from runner.models.base import build as build_model
 COLUMNS = ("x", "z")
 ROWS = 7
 
+TARGETS = ("u", "v")
+
 CHOICES: dict[str, Any] = {
     "linear": c.Linear(name="linear", bias=True, init="kaiming"),
     "linear without bias": c.Linear(name="linear", bias=False, init="uniform"),
@@ -26,8 +30,20 @@ CHOICES: dict[str, Any] = {
     "mlp": c.Mlp(name="mlp", widths=(5, 4), activation="tanh", dropout=0.0),
     "mlp without layers": c.Mlp(name="mlp", widths=(), activation="gelu", dropout=0.0),
     "mlp dropout": c.Mlp(name="mlp", widths=(5,), activation="silu", dropout=0.5),
-    "formula": c.Formula(name="formula", expression="a*exp(-b*x) + c*z", start={"b": 0.5}, init="uniform"),
-    "formula of one column": c.Formula(name="formula", expression="a*x + type", start={}, init="normal"),
+    "formula": c.Formula(
+        name="formula", expression="a*exp(-b*x) + c*z", start={"b": 0.5}, init="uniform", bounds={}, fixed={}
+    ),
+    "formula of one column": c.Formula(
+        name="formula", expression="a*x + type", start={}, init="normal", bounds={}, fixed={}
+    ),
+    "formula of two targets": c.Formula(
+        name="formula",
+        expression={"v": "a*exp(-b*x)", "u": "a*x*z + targets"},
+        start={"b": 0.5},
+        init="uniform",
+        bounds={},
+        fixed={},
+    ),
 }
 
 # Models that are not listed above, with the values of their YAML files.
@@ -36,13 +52,27 @@ for name, kind in c.ModelConfig.choices.items():
         CHOICES[name] = compose([f"model={name}"]).config.model
 
 
-@pytest.fixture(params=CHOICES)
+class Choice(NamedTuple):
+    config: Any
+    targets: Sequence[str]
+
+
+def _choices() -> Iterator[Any]:
+    """Yield every model with one target and with two, as far as its formulas allow it."""
+    for name, config in CHOICES.items():
+        formula = getattr(config, "expression", None)
+        for targets in (TARGETS[:1], TARGETS):
+            if formula is None or isinstance(formula, str) == (len(targets) == 1):
+                yield pytest.param(Choice(config, targets), id=f"{name}, {len(targets)}")
+
+
+@pytest.fixture(params=_choices())
 def choice(request: pytest.FixtureRequest) -> Any:
-    return CHOICES[request.param]
+    return request.param
 
 
-def _build(choice: Any, seed: int = 0) -> Model:
-    return build_model(choice, COLUMNS, stream(seed, "init"))
+def _build(choice: Choice, seed: int = 0) -> Model:
+    return build_model(choice.config, COLUMNS, choice.targets, stream(seed, "init"))
 
 
 def _features(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -53,15 +83,15 @@ def _bits(model: Model) -> dict[str, bytes]:
     return {name: parameter.detach().numpy().tobytes() for name, parameter in model.named_parameters()}
 
 
-def test_there_is_one_prediction_per_row_in_the_dtype_of_the_parameters(choice: Any) -> None:
+def test_there_is_a_prediction_per_row_and_target_in_the_dtype_of_the_parameters(choice: Choice) -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         for rows in (1, ROWS):
             prediction = _build(choice).to(dtype)(_features(dtype)[:rows])
-            assert prediction.shape == (rows, 1)
+            assert prediction.shape == (rows, len(choice.targets))
             assert prediction.dtype == dtype
 
 
-def test_a_prediction_does_not_depend_on_other_rows(choice: Any) -> None:
+def test_a_prediction_does_not_depend_on_other_rows(choice: Choice) -> None:
     model = _build(choice).eval()
     batched = model(_features())
     single = torch.cat([model(_features()[row : row + 1]) for row in range(ROWS)])
@@ -69,7 +99,7 @@ def test_a_prediction_does_not_depend_on_other_rows(choice: Any) -> None:
     torch.testing.assert_close(single, batched, rtol=1e-13, atol=1e-14)
 
 
-def test_gradients_agree_with_finite_differences(choice: Any) -> None:
+def test_gradients_agree_with_finite_differences(choice: Choice) -> None:
     model = _build(choice).eval()
     names = [name for name, _ in model.named_parameters()]
     values = tuple(parameter.detach().clone().requires_grad_() for parameter in model.parameters())
@@ -82,28 +112,31 @@ def test_gradients_agree_with_finite_differences(choice: Any) -> None:
     assert torch.autograd.gradcheck(forward, (features, *values))
 
 
-def test_start_values_depend_only_on_the_generator(choice: Any) -> None:
+def test_start_values_depend_only_on_the_generator(choice: Choice) -> None:
     before = torch.get_rng_state()
     first = _bits(_build(choice))
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
     assert _bits(_build(choice)) == first
     other = _bits(_build(choice, seed=1))
-    drawn = [name for name in first if name not in getattr(choice, "start", {})]
+    drawn = [name for name in first if name not in getattr(choice.config, "start", {})]
     assert all(other[name] != first[name] for name in drawn)
 
 
-def test_float32_start_values_are_rounded_float64_values(choice: Any) -> None:
+def test_float32_start_values_are_rounded_float64_values(choice: Choice) -> None:
     wide, narrow = _build(choice), _build(choice).to(torch.float32)
     assert {parameter.dtype for parameter in wide.parameters()} == {torch.float64}
     for one, other in zip(wide.parameters(), narrow.parameters(), strict=True):
         assert torch.equal(other, one.float())
 
 
-def test_a_copy_is_equal_and_independent(choice: Any) -> None:
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_is_equal_and_independent(choice: Choice, copier: Any) -> None:
     model = _build(choice).eval()
-    copied = copy.deepcopy(model)
+    copied = copier(model)
     assert torch.equal(copied(_features()), model(_features()))
+    parameters = dict(model.named_parameters())
+    assert torch.equal(copied.jacobian(parameters, _features()), model.jacobian(parameters, _features()))
     assert copied.draws == model.draws
     before = _bits(model)
     with torch.no_grad():
@@ -112,7 +145,7 @@ def test_a_copy_is_equal_and_independent(choice: Any) -> None:
     assert _bits(model) == before
 
 
-def test_a_functional_call_uses_other_parameters(choice: Any) -> None:
+def test_a_functional_call_uses_other_parameters(choice: Choice) -> None:
     model, other = _build(choice).eval(), _build(choice, seed=1).eval()
     before = _bits(model)
     called = torch.func.functional_call(model, dict(other.named_parameters()), (_features(),))
@@ -120,14 +153,14 @@ def test_a_functional_call_uses_other_parameters(choice: Any) -> None:
     assert _bits(model) == before
 
 
-def test_the_state_dict_is_the_complete_model(choice: Any) -> None:
+def test_the_state_dict_is_the_complete_model(choice: Choice) -> None:
     model, other = _build(choice).eval(), _build(choice, seed=1).eval()
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(_features()), model(_features()))
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
 
 
-def test_draws_is_whether_training_draws_random_numbers(choice: Any) -> None:
+def test_draws_is_whether_training_draws_random_numbers(choice: Choice) -> None:
     model = _build(choice).train()
     with torch.random.fork_rng(devices=[]):
         before = torch.get_rng_state()
@@ -138,19 +171,22 @@ def test_draws_is_whether_training_draws_random_numbers(choice: Any) -> None:
 # ---------------------------------------------------------------------------------------------------- derivatives
 
 
-def _parameters(choice: Any, lanes: int) -> dict[str, Tensor]:
+def _parameters(choice: Choice, lanes: int) -> dict[str, Tensor]:
     """Return the start values of `lanes` seeds, stacked."""
     seeds = [dict(_build(choice, seed).named_parameters()) for seed in range(lanes)]
     return {name: torch.stack([values[name] for values in seeds]) for name in seeds[0]}
 
 
-def _jacobian(choice: Any, seed: int, features: Tensor) -> Tensor:
-    """Return derivatives [rows, numbers] by a loop of torch.autograd over the rows."""
+def _jacobian(choice: Choice, seed: int, features: Tensor) -> Tensor:
+    """Return derivatives [rows·targets, numbers] by a loop of torch.autograd over the rows and targets."""
     model = _build(choice, seed).eval()
     derivatives = []
     for row in features:
-        gradients = torch.autograd.grad(model(row.unsqueeze(0)).sum(), list(model.parameters()))
-        derivatives.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        for prediction in model(row.unsqueeze(0))[0]:
+            gradients = torch.autograd.grad(
+                prediction, list(model.parameters()), retain_graph=True, materialize_grads=True
+            )
+            derivatives.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
     return torch.stack(derivatives)
 
 
@@ -158,7 +194,7 @@ def _close(one: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-15)  # roundings
 
 
-def test_the_jacobian_has_every_derivative_of_every_row(choice: Any) -> None:
+def test_the_jacobian_has_every_derivative_of_every_row(choice: Choice) -> None:
     model = _build(choice).eval()
     parameters = dict(model.named_parameters())
     _close(model.jacobian(parameters, _features()), _jacobian(choice, 0, _features()))
@@ -168,7 +204,7 @@ def test_the_jacobian_has_every_derivative_of_every_row(choice: Any) -> None:
         _close(rows, _jacobian(choice, 0, stacked[lane]))
 
 
-def test_the_jacobian_of_stacked_parameters_is_that_of_each_lane(choice: Any) -> None:
+def test_the_jacobian_of_stacked_parameters_is_that_of_each_lane(choice: Choice) -> None:
     for features in (_features().expand(2, -1, -1), torch.stack([_features(), _features() + 1])):
         shared = torch.equal(features[0], features[1])
         result = _build(choice).eval().jacobian(_parameters(choice, 2), features[0] if shared else features)
@@ -176,7 +212,7 @@ def test_the_jacobian_of_stacked_parameters_is_that_of_each_lane(choice: Any) ->
             _close(rows, _jacobian(choice, lane, features[lane]))
 
 
-def test_a_linear_model_has_the_same_jacobian_for_all_parameters(choice: Any) -> None:
+def test_a_linear_model_has_the_same_jacobian_for_all_parameters(choice: Choice) -> None:
     model = _build(choice).eval()
     jacobians = [_jacobian(choice, seed, _features()) for seed in range(3)]
     assert model.is_linear(_features()) == all(torch.equal(jacobians[0], other) for other in jacobians)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import processes
 import pytest
-from launching import EXACT, OVERRIDES, assert_same, errors, launched, runner_launch, torchrun
+from launching import EXACT, OVERRIDES, STANDALONE, assert_same, errors, launched, runner_launch, torchrun
 from processes import Outcome
 
 import runner
@@ -55,14 +55,18 @@ def test_two_launches_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
             assert run.running_pids() == []
 
 
-def test_a_fit_that_has_not_converged_ends_every_launcher_with_1(tmp_path: Path) -> None:
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_fit_that_has_not_converged_ends_every_launcher_with_1(tmp_path: Path, restarts: int) -> None:
+    """A launcher restarts its processes after that exit code. They end at once: the run is finished."""
     fit = ("data=curve", "model=formula", "model.expression=a*sin(b*x)", "optimizer=lm", "train.steps=1")
     run = (*fit, "device=cpu", "record.plots=false", "run_dir=run")
-    ours, theirs = runner_launch(*run), torchrun(*run)
+    ours = runner_launch(*run, f"launch.max_restarts={restarts}")
+    theirs = torchrun(*run, options=(*STANDALONE, f"--max-restarts={restarts}"))
     with launched(ours, tmp_path / "ours") as one, launched(theirs, tmp_path / "theirs") as other:
         for done in (one, other):
             assert done.wait() == 1
             assert done.errors == []
+            assert (done.out.count("not converged after 1 step"), done.out.count("nothing left to do")) == (1, 0)
             record = json.loads((done.folder / "run" / "run.json").read_text())
             summary = json.loads((done.folder / "run" / "summary.json").read_text())
             assert (record["status"], record["ended"] is None, summary["converged"]) == ("finished", False, False)

@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[Any, int, str]] = {
         "answer would depend on their number; use model.dropout=0 or strategy=ddp",
     ),
     "formula": (
-        c.Formula(name="formula", expression="a*x0 + b", start={}, init="normal"),
+        c.Formula(name="formula", expression="a*x0 + b", start={}, init="normal", bounds={}, fixed={}),
         1,
         "`model` must have linear layers to split between processes, but formula has none; use strategy=ddp",
     ),

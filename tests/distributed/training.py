@@ -76,7 +76,7 @@ def mlp(*widths: int, dropout: float = 0.0) -> c.Mlp:
 
 def build(config: Any, columns: int = 2) -> Model:
     """Return the model of a configuration with its start values of seed 0."""
-    return build_model(config, [f"x{i}" for i in range(columns)], stream(0, "init"))
+    return build_model(config, [f"x{i}" for i in range(columns)], ["y"], stream(0, "init"))
 
 
 def rows(count: int, columns: int = 2) -> Batch:

@@ -162,16 +162,16 @@ def test_powers_that_no_float_holds_are_no_error() -> None:
 # --------------------------------------------------------------------------------------------------------- the sentence
 
 
-def test_parameters_that_the_data_hardly_tell_apart_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_strongly_correlated_parameters_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     x = 2000 + np.arange(20.0)
     table = write_table({"year": x.tolist(), "y": (3 + np.sin(x)).tolist()})
     summary = runner.run(None, [*QUICK, table, "optimizer=lstsq"]).summary
     value = summary["correlation"]["year"][1]
     assert value < -0.999
-    sentence = f"fit      the data hardly tell year and constant apart, since a change of one makes up for a change of the other: correlation {value:.6f}"  # fmt: skip
+    sentence = f"fit      the parameters year and constant are strongly correlated ({value:.6f}): a change of one compensates a change of the other"  # fmt: skip
     assert sentence in capsys.readouterr().out.splitlines()
     fit("linear")
-    assert "hardly" not in capsys.readouterr().out
+    assert "correlated" not in capsys.readouterr().out
 
 
 def test_only_the_closest_pairs_are_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +179,7 @@ def test_only_the_closest_pairs_are_named(capsys: pytest.CaptureFixture[str]) ->
     table = write_table({"x": x.tolist(), "y": np.sin(9 * x).tolist()})
     summary = runner.run(None, [*QUICK, table, "model=polynomial", "model.degree=3", "data.standardize=true", "optimizer=lstsq"]).summary  # fmt: skip
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fit      ")]
-    assert sum("hardly tell" in line for line in lines) == 3
+    assert sum("strongly correlated" in line for line in lines) == 3
     assert "fit      3 more such pairs: see `correlation` in summary.json" in lines
     assert len(summary["correlation"]) == 4
 

@@ -100,9 +100,9 @@ def test_a_report_is_in_the_log_of_a_run_and_once_in_a_sweep(capsys: pytest.Capt
     report = (
         r"`dtype` rounds column 'jd': float32 keeps only \d+ of its 120 distinct values: \S+ and \S+ become \S+; use "
     )
-    for more, remedy in (([], "dtype=float64 or data.standardize=true"), (["amp=bfloat16"], "data.standardize=true")):
+    for more, wider in (([], "dtype=float64"), (["amp=bfloat16"], "dtype=float64 and amp=off")):
         run = runner.run(None, [*linear, *more])
-        assert re.search(f"{report}{remedy}\n", (run.directory / "run.log").read_text())
+        assert re.search(f"{report}{wider}, or data.standardize=true\n", (run.directory / "run.log").read_text())
     capsys.readouterr()
     assert main(["-m", *linear, "seed=0,1,2", "run_dir=sweep"]) == 0
     printed = capsys.readouterr()
@@ -207,6 +207,23 @@ def test_a_name_is_the_same_in_both_forms_of_its_accents(name: str, typed: Any, 
 def test_bad_new_names_are_refused(overrides: list[str], problem: str) -> None:
     _rates()
     assert _refused(*overrides, FORMULA)[0] == problem
+
+
+def test_other_keys_use_the_new_names() -> None:
+    expected = _rates()
+    kinds = [*"ababababa"]
+    lines = Path("t.csv").read_text().splitlines()
+    named = [
+        line + end for line, end in zip(lines, ["," + "Sort" + ",no", *(f",{kind},7" for kind in kinds)], strict=True)
+    ]
+    Path("t.csv").write_text("\n".join(named))
+    renamed = RENAME.replace("}", ", kind: Sort, number: no}")
+    chosen = ["data.target=rate", "data.drop=[number]", "data.categorical=[kind]"]
+    assert _fitted(renamed, *chosen, FORMULA) == pytest.approx(expected, rel=1e-6)
+    assert _refused(renamed, "data.target=rate", "data.drop=[no]", "data.categorical=[Sort]", FORMULA) == (
+        "`data.drop` must use the new name of 'no'; write 'number', as in `data.rename`",
+        "`data.categorical` must use the new name of 'Sort'; write 'kind', as in `data.rename`",
+    )
 
 
 def test_a_new_name_must_be_its_own_unless_columns_change_places() -> None:

@@ -41,6 +41,22 @@ def test_an_example_prints_what_its_page_shows(
         assert [line for line in shown if line not in printed] == []
 
 
+def commands(page: Path) -> list[str]:
+    """Return the commands of a page."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.findall(r"^python -m runner (.*)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "command", [c for name in ("README.md", "docs/guide.md") for c in commands(ROOT / name) if "=experiments/" in c]
+)
+def test_a_command_on_a_table_of_the_repository_converges(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert cli.main([*shlex.split(command), f"run_dir={tmp_path / 'run'}", "device=cpu", "record.plots=false"]) == 0
+
+
 def test_the_first_run_prints_what_the_readme_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,9 +163,10 @@ def test_lm_agrees_with_scipy() -> None:
 def _target(x: Any) -> Any:
     """Return the target of DECAY, by the data package only."""
     from runner.config import schema as c
+    from runner.config.compose import compose
     from runner.data import dataset
 
-    made = c.Curve(name="curve", expression="3*exp(-0.7*x) + 1", rows=40, start=0.0, stop=5.0, noise=0.1, noise_distribution="normal", log_target=False, standardize=False, seed=None, split=c.Split(test=0, valid=0, order="random"))  # fmt: skip
+    made = c.Curve(name="curve", expression="3*exp(-0.7*x) + 1", rows=40, start=0.0, stop=5.0, noise=0.1, noise_distribution="normal", log_target=False, standardize=False, numbers=None, target_scale=None, seed=None, split=compose(["data=line"]).config.data.split)  # fmt: skip
     rows = dataset.build(made, 0, torch.float64, torch.device("cpu")).parts["train"]
     order = rows.all.numbers[:, 0].argsort()
     assert rows.all.numbers[order, 0].numpy() == pytest.approx(x)
@@ -210,8 +211,13 @@ UNDETERMINED = {
     ),
     "a constant column": (
         ["data=csv", "data.path=constant.csv", "data.target=y", "optimizer=lstsq"],
-        ["weight[1]", "bias"],
-        "weight[1] and bias can change together without changing any prediction, so there are no standard errors",
+        ["z", "constant"],
+        "z and constant can change together without changing any prediction, so there are no standard errors",
+    ),
+    "powers of two values": (  # x² = 4·x − 3, although the square of the standardized x is 1
+        ["data=csv", "data.path=two.csv", "data.target=y", "optimizer=lstsq", "model=polynomial", "model.degree=2", "data.standardize=true"],
+        ["x", "x^2", "constant"],
+        "x, x^2 and constant can change together without changing any prediction, so there are no standard errors",
     ),
     "a column of zeros": (
         ["data=csv", "data.path=zeros.csv", "data.target=y", "model=formula", "model.expression=a*exp(-b*x) + c*z", "optimizer=lm"],
@@ -226,6 +232,7 @@ def test_parameters_that_the_data_leave_open_are_named(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "constant.csv").write_text("x,z,y\n1,3,2\n2,3,4.5\n3,3,6\n4,3,8\n")
+    (tmp_path / "two.csv").write_text("x,y\n1,2\n3,3\n1,2.5\n3,3.75\n1,2.25\n")
     (tmp_path / "zeros.csv").write_text("x,z,y\n0,0,3\n1,0,2.1\n2,0,1.3\n3,0,0.9\n4,0,0.7\n")
     overrides, names, sentence = UNDETERMINED[case]
     summary = run(*overrides).summary

@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import runner
 from runner import cli
+from runner.optim import standard_errors
+from runner.optim.least_squares import LstsqSolver
 
 COMMON = ["device=cpu", "device.threads=1", "dtype=float64", "data=curve", "data.expression=3*exp(-0.7*x) + 1", "data.stop=5", "data.rows=40"]  # fmt: skip
 FIT = [*COMMON, "model=formula", "model.expression=a*exp(-b*x) + d", "optimizer=lm"]
@@ -115,3 +118,79 @@ def test_processes_end_with_1_and_leave_a_finished_run() -> None:
     assert f"\nfit      not converged after 2 steps: {SENTENCE}" in done.stdout
     assert (read("run/run.json")["status"], read("run/summary.json")["converged"]) == ("finished", False)
     assert (Path("run/plots") / "fit.png").exists()
+
+
+# ------------------------------------------------------------------------------ fits too large to be factored once more
+
+
+@pytest.fixture
+def _wide() -> None:
+    """A table of 40 rows and 1,200 features."""
+    drawn = np.random.default_rng(5).normal(size=(40, 1201))
+    names = ",".join([*(f"x{i}" for i in range(1200)), "y"])
+    np.savetxt("t.csv", drawn, delimiter=",", header=names, comments="")
+
+
+WIDE = ["device=cpu", "device.threads=1", "dtype=float64", "data=csv", "data.path=t.csv", "data.target=y", "record.plots=false"]  # fmt: skip
+
+
+@pytest.mark.usefixtures("_wide")
+def test_a_large_linear_fit_has_converged(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*WIDE, "optimizer=lstsq", "run_dir=run"]) == 0
+    assert read("run/summary.json")["converged"] is True
+    assert "\nfit      converged after 2 steps; the rows leave no degrees of freedom\n" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_wide")
+def test_a_refinement_that_does_not_settle_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = LstsqSolver.step
+
+    def disturbed(self: Any, objective: Any, lr: Any) -> Any:
+        loss = step(self, objective, lr)
+        self._write(self._rows() * 1.001)
+        return loss
+
+    monkeypatch.setattr(LstsqSolver, "step", disturbed)
+    assert cli.main([*WIDE, "optimizer=lstsq", "run_dir=run"]) == 1
+    reason = "no further step finds better parameters, but they are not at a minimum (relative offset "
+    assert read("run/summary.json")["not_converged_because"].startswith(reason)
+    assert f"\nfit      not converged after 2 steps: {reason}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_wide")
+def test_a_large_network_has_converged_once_more_steps_find_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    network = [*WIDE, "model=mlp", "model.widths=[1]", "optimizer=lm"]  # 1,203 parameters
+    assert cli.main([*network, "train.steps=1", "run_dir=run"]) == 1
+    assert read("run/summary.json")["not_converged_because"].startswith(SENTENCE)
+    assert cli.main(["resume=run", "train.steps=200"]) == 0
+    assert read("run/summary.json")["converged"] is True
+
+
+@pytest.mark.usefixtures("_wide")
+def test_large_fits_of_a_sweep_are_judged_one_by_one() -> None:
+    network = [*WIDE, "model=mlp", "model.widths=[1]", "optimizer=lm", "seed=0,1", "train.steps=1"]
+    assert cli.main(["-m", *network, "run_dir=sweep"]) == 0
+    assert [read(f"sweep/{trial}/summary.json")["converged"] for trial in range(2)] == [False, False]
+
+
+BOUNDED = ["model=formula", "model.expression=a*x0 + b*x1 + d", "model.bounds={a: [5, null]}", "optimizer=lm"]
+WEIGHTED = ["data.weight=x2", "optimizer=lstsq", "data.features=[x0, x1, x3]"]
+TWO_TARGETS = ["data.target=[y, x9]", "data.features=[x0, x1, x3]", "data.standardize=true", "optimizer=lstsq"]
+
+
+@pytest.mark.parametrize("fit", [BOUNDED, WEIGHTED, TWO_TARGETS], ids=["bounded", "weighted", "two targets"])
+def test_a_fit_that_counts_as_large_has_the_same_numbers(fit: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = np.abs(np.random.default_rng(5).normal(size=(40, 11)))
+    names = ",".join([*(f"x{i}" for i in range(10)), "y"])
+    np.savetxt("t.csv", drawn, delimiter=",", header=names, comments="")
+    small = runner.run(None, [*WIDE, *fit]).summary
+    monkeypatch.setattr(standard_errors, "MOST_NUMBERS", 0)
+    large = runner.run(None, [*WIDE, *fit]).summary
+    assert large["converged"] is True
+    assert "standard_errors" in small.keys() - large.keys()
+    assert large["degrees_of_freedom"] == small["degrees_of_freedom"]
+    # Sums of 40 squares in another order.
+    for name in small.keys() & {"residual_standard_deviation", "chi_square"}:
+        assert large[name] == pytest.approx(small[name], rel=1e-13)

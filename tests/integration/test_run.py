@@ -23,6 +23,7 @@ import faults
 import runner
 from runner import cli
 from runner.compute.strategies.base import MicroBatch
+from runner.data.kinds import Numbers
 from runner.data.tables import read_diabetes
 from runner.runs import checkpoint
 from runner.runs.hashes import parameters_sha256
@@ -56,6 +57,7 @@ def test_the_directory_is_complete() -> None:
         "run.json",
         "metrics.jsonl",
         "summary.json",
+        "preprocessing.json",
         "residuals.csv",
         "checkpoints",
         "plots",
@@ -163,8 +165,10 @@ def test_standardized_parameters_are_reported_in_the_units_of_the_file() -> None
     overrides = [*QUICK, "model=linear", "optimizer=lbfgs", "train.steps=20", "dtype=float64"]
     raw = runner.run(None, ["data=diabetes", "data.standardize=true", *overrides])
     table = read_diabetes()
-    design = torch.cat([torch.from_numpy(table.features), torch.ones(442, 1, dtype=torch.float64)], 1)
-    solution = torch.linalg.lstsq(design, torch.from_numpy(table.target)[:, None], driver="gelsd").solution.flatten()
+    columns = [torch.from_numpy(column.values) for column in table.features if isinstance(column, Numbers)]
+    design = torch.stack([*columns, torch.ones(442, dtype=torch.float64)], 1)
+    target = torch.from_numpy(table.targets[0].values)[:, None]
+    solution = torch.linalg.lstsq(design, target, driver="gelsd").solution.flatten()
     fitted = torch.tensor(
         raw.summary["parameters"]["weight"][0] + raw.summary["parameters"]["bias"], dtype=torch.float64
     )
@@ -410,18 +414,26 @@ def test_nan_at_the_last_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         runner.run("linreg", [*QUICK, "train.steps=20"])
 
 
-def test_rows_outside_the_domain_of_a_formula_are_named() -> None:
+@pytest.mark.parametrize(
+    ("start", "named"),
+    [
+        (
+            -2,
+            "3 rows of its batch have no finite prediction, such as row 1, 2, 3 of the data; .*, or remove these rows",
+        ),
+        (0, "row 1 of the data has no finite prediction; .*, or remove this row"),
+    ],
+)
+def test_rows_outside_the_domain_of_a_formula_are_named(start: int, named: str) -> None:
     overrides = [
         "data=line",
-        "data.start=-2",
-        "data.stop=7",
+        f"data.start={start}",
+        f"data.stop={start + 9}",
         "data.rows=10",
         "model=formula",
         "model.expression=a*log(x)+b",
     ]
-    with pytest.raises(
-        runner.Diverged, match=r"3 rows of its batch have no finite prediction, such as row 1, 2, 3 of the data"
-    ):
+    with pytest.raises(runner.Diverged, match=named):
         runner.run(None, [*QUICK, *overrides, "data.noise=0"])
 
 
@@ -510,7 +522,7 @@ def test_memory_that_runs_out_before_training_is_reported_by_the_keys_that_need_
 ) -> None:
     """Sizes that are known before are refused earlier: tests/faults/test_sizes.py."""
 
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **more: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("runner.training.build.data.build", full)

@@ -17,9 +17,14 @@ class Batch(NamedTuple):
     numbers: Tensor
     """Scaled features [rows, columns]."""
     target: Tensor
-    """Scaled target [rows, 1]."""
+    """Scaled targets [rows, targets]."""
     weight: Tensor | None = None
     """Weight of each row [rows, 1], with mean 1 over the training rows; None if all rows count the same."""
+
+    @property
+    def residuals(self) -> int:
+        """Number of residuals: rows times targets."""
+        return self.target.shape[-2] * self.target.shape[-1]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Return the batch with every tensor changed."""

@@ -33,19 +33,21 @@ def problems(config: c.Config, processes: int = 1) -> list[str]:
     data = config.data
     found = [
         unfit(PROCESS_BYTES, "`launch.processes`", f"got {processes:,}", "start fewer processes", processes),
-        *model_problems(config, data.known_columns or 1),
+        *model_problems(config, data.known_columns or 1, data.known_targets),
     ]
     if data.known_rows is not None and data.known_columns is not None:
-        needed = NUMBER_BYTES * data.known_rows * (data.known_columns + 1) + NAME_BYTES * data.known_columns
+        needed = (
+            NUMBER_BYTES * data.known_rows * (data.known_columns + data.known_targets) + NAME_BYTES * data.known_columns
+        )
         keys = " times ".join(f"`{key}`" for key in data.size_keys)
         value = f"got {data.known_rows:,} rows of {data.known_columns:,} features"
         found.append(unfit(needed, keys, value, "use fewer", processes))
     return [problem for problem in found if problem is not None]
 
 
-def model_problems(config: c.Config, columns: int) -> list[str]:
-    """Return the reason why the parameters of a model for data of so many features cannot fit in memory, if they cannot."""
-    count = config.model.parameter_count(columns)
+def model_problems(config: c.Config, columns: int, targets: int) -> list[str]:
+    """Return the reason why the parameters of a model for so many features and targets cannot fit in memory, if they cannot."""
+    count = config.model.parameter_count(columns, targets)
     whole = config.device.name == "cpu" and config.strategy.name in ("auto", "single", "dp", "ddp")
     each = FLOAT64_PARAMETER_BYTES if whole and config.dtype == "float64" else PARAMETER_BYTES
     problem = unfit(count * each, f"`{config.model.size_key}`", f"got {count:,} parameters", "use a smaller model")

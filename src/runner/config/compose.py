@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -157,14 +157,23 @@ def _notice_kept_values(values: Mapping[str, Any], plan: Plan, config_dir: str |
     defaults = OmegaConf.to_container(composed_groups(Plan({group: plan.groups[group] for group in named}), config_dir))
     assert isinstance(defaults, dict)
     kept = [
-        f"`{group}.{name}`={values[group][name]} ({plan.groups[group]}: {default})"
+        f"`{name}`={value} ({plan.groups[group]}: {default})"
         for group in sorted(named)
-        for name, default in defaults[group].items()
-        if values[group].get(name, default) != default
-        and not any(key.startswith(f"{group}.{name}") for key in plan.values)
+        for name, value, default in _differing(values[group], defaults[group], group)
+        if not any(key.startswith(name) for key in plan.values)
     ]
     if kept:
         plan.notices.append(f"kept from the experiment: {', '.join(kept)}")
+
+
+def _differing(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield dotted key, value and default where they differ."""
+    for name, default in defaults.items():
+        value, path = values.get(name, default), f"{prefix}.{name}"
+        if isinstance(default, dict) and default and isinstance(value, dict):
+            yield from _differing(value, default, path)
+        elif value != default:
+            yield path, value, default
 
 
 def _drop_foreign_keys(values: dict[str, Any], plan: Plan) -> None:
@@ -182,7 +191,9 @@ def _drop_foreign_keys(values: dict[str, Any], plan: Plan) -> None:
         dropped = [
             name
             for name in present
-            if name not in fields and f"{group}.{name}" in known and f"{group}.{name}" not in plan.values
+            if name not in fields
+            and f"{group}.{name}" in known
+            and not any(introspection.is_within(typed, [f"{group}.{name}"]) for typed in plan.values)
         ]
         for name in dropped:
             del present[name]

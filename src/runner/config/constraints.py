@@ -6,9 +6,9 @@ They are checked twice: for the configuration as composed, and again after `auto
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import importlib.util
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from runner.config import schema as c
@@ -21,11 +21,21 @@ class _Forbidden:
 
     when: Callable[[c.Config], bool]
     sentence: str
-    """Format string in which `k` is the configuration, as in "{k.optimizer.name}"."""
+    """Format string in which `k` is the configuration, as in "{k.optimizer.name}", and "{dtype[float64]}" is advice to use it."""
 
     def message(self, config: c.Config) -> str:
         """Return the message for a configuration."""
-        return self.sentence.format(k=config)
+        return self.sentence.format(k=config, dtype=_DtypeAdvice(config))
+
+
+@dataclass(frozen=True)
+class _DtypeAdvice:
+    """Advice on each dtype, made only where a sentence has it."""
+
+    config: c.Config
+
+    def __getitem__(self, dtype: str) -> str:
+        return advised(self.config, "dtype", dtype) or f"dtype={dtype}"
 
 
 def _repeats(config: c.Config) -> bool:
@@ -34,10 +44,6 @@ def _repeats(config: c.Config) -> bool:
 
 def _least_squares(config: c.Config) -> bool:
     return config.optimizer.least_squares
-
-
-def _invalid_fraction(rows: float) -> bool:
-    return isinstance(rows, float) and not rows < 1
 
 
 def _eps_is_zero(config: c.Config) -> bool:
@@ -97,12 +103,12 @@ def eager_because(config: c.Config, lanes: int = 1) -> str | None:
 FORBIDDEN = (
     _Forbidden(
         lambda k: k.dtype == "float64" and k.device.name == "mps",
-        "`dtype` must not be float64 with `device`=mps, which does not support it; use dtype=float32 or device=cpu",
+        "`dtype` must not be float64 with `device`=mps, which does not support it; use {dtype[float32]} or device=cpu",
     ),
     _Forbidden(
         lambda k: k.dtype == "float16" and k.device.name == "cpu",
         "`dtype` must not be float16 with `device`=cpu: adam's eps underflows to 0 and some operations are not implemented; "
-        "use dtype=float32",
+        "use {dtype[float32]}",
     ),
     _Forbidden(
         lambda k: _eps_is_zero(k) and k.device.name != "cpu",
@@ -150,7 +156,7 @@ FORBIDDEN = (
     _Forbidden(
         lambda k: _least_squares(k) and (k.dtype not in ("float64", "float32") or k.amp != "off"),
         "`dtype` must be float64 or float32, and `amp` off, with `optimizer`={k.optimizer.name}, which needs their precision; "
-        "use dtype=float64",
+        "use {dtype[float64]}",
     ),
     _Forbidden(
         lambda k: _least_squares(k) and k.model.draws,
@@ -163,9 +169,37 @@ FORBIDDEN = (
         "process; use strategy=ddp",
     ),
     _Forbidden(
+        lambda k: bool(k.model.limits) and k.optimizer.linear_only,
+        "`model.bounds` must be empty with `optimizer`={k.optimizer.name}, which solves without bounds; use optimizer=lm",
+    ),
+    _Forbidden(
+        lambda k: bool(k.model.limits) and _repeats(k),
+        "`model.bounds` must be empty with `optimizer`={k.optimizer.name}, whose line search would leave them; use optimizer=adam",
+    ),
+    _Forbidden(
         lambda k: k.model.keeps_units and k.data.standardize,
         "`data.standardize` must be false with `model`={k.model.name}, whose parameters are in the units of the data; "
         "use data.standardize=false",
+    ),
+    _Forbidden(
+        lambda k: k.model.keeps_units and k.data.numbers not in (None, "none"),
+        "`data.numbers` must be none with `model`={k.model.name}, whose parameters are in the units of the data, got "
+        "{k.data.numbers}; use data.numbers=none",
+    ),
+    _Forbidden(
+        lambda k: k.model.keeps_units and k.data.target_scale == "standardize",
+        "`data.target_scale` must be none with `model`={k.model.name}, whose parameters are in the units of the data; "
+        "use data.target_scale=none",
+    ),
+    _Forbidden(
+        lambda k: k.data.standardize and k.data.numbers not in (None, "standardize"),
+        "`data.numbers` must be standardize or null with `data.standardize`=true, which stands for it, got {k.data.numbers}; "
+        "use data.standardize=false data.target_scale=standardize",
+    ),
+    _Forbidden(
+        lambda k: k.data.standardize and k.data.target_scale == "none",
+        "`data.target_scale` must be standardize or null with `data.standardize`=true, which stands for it, got none; "
+        "use data.standardize=false data.numbers=standardize",
     ),
     _Forbidden(
         lambda k: (k.train.steps is None) == (k.train.epochs is None),
@@ -179,16 +213,6 @@ FORBIDDEN = (
     _Forbidden(
         lambda k: k.train.batch_size is not None and k.train.accumulate > k.train.batch_size,
         "`train.accumulate` must be at most `train.batch_size`={k.train.batch_size}, got {k.train.accumulate}; use a smaller number",
-    ),
-    _Forbidden(
-        lambda k: _invalid_fraction(k.data.split.test),
-        "`data.split.test` must be an integer number of rows or a fraction below 1, got {k.data.split.test}; "
-        "write a number of rows without a decimal point",
-    ),
-    _Forbidden(
-        lambda k: _invalid_fraction(k.data.split.valid),
-        "`data.split.valid` must be an integer number of rows or a fraction below 1, got {k.data.split.valid}; "
-        "write a number of rows without a decimal point",
     ),
     _Forbidden(
         lambda k: k.strategy.chunks & (k.strategy.chunks - 1) != 0,
@@ -256,41 +280,39 @@ FORBIDDEN = (
 
 def problems(config: c.Config) -> list[str]:
     """Return the messages of all forbidden combinations that hold, and the problems of the parts themselves."""
-    return [with_allowed_dtype(problem, config) for problem in _problems(config)]
+    return [*(rule.message(config) for rule in FORBIDDEN if rule.when(config)), *_other_problems(config)]
 
 
-def with_allowed_dtype(text: str, config: c.Config) -> str:
-    """Return a message in which advice to use another dtype also names what this configuration must change for it."""
-    return _DTYPE_ADVICE.sub(lambda found: " and ".join((found[0], *_needed_for(found[1], config))), text)
+def _other_problems(config: c.Config) -> Iterator[str]:
+    for part in (config.data, config.data.split, config.model, config.loss, config.optimizer, config.schedule):
+        yield from part.problems()
+    yield from _sink_problems(config)
+    yield from _baseline_problems(config)
+    yield from _graph_problems(config)
 
 
-_DTYPE_ADVICE = re.compile(r"(?<=use )dtype=(float64|float32)(?! and| with|\w)")
+def advised(config: c.Config, path: str, value: Any) -> str | None:
+    """Return the advice to use another value of a dotted key, such as "dtype=float64 and amp=off".
+
+    It names the other arguments without which this configuration would be refused. None if it would be refused with them too.
+    """
+    for others in ((), (("amp", "off"),), (("device.name", "cpu"),), (("amp", "off"), ("device.name", "cpu"))):
+        changed, misfits = config, list[str]()
+        for key, wanted in ((path, value), *others):
+            changed, problems = validation.replaced(changed, key, wanted)
+            misfits += problems
+        if not misfits and not _refused(changed):
+            return " and ".join(_argument(*change) for change in ((path, value), *others))
+    return None
 
 
-def _needed_for(dtype: str, config: c.Config) -> tuple[str, ...]:
-    """Return the arguments without which a dtype is refused; none if there are no such ones."""
-    on_cpu = replace(config.device, name="cpu")
-    changes: Any = {"amp=off": {"amp": "off"}, "device=cpu": {"device": on_cpu}}
-    for names in ((), ("amp=off",), ("device=cpu",), ("amp=off", "device=cpu")):
-        values: Any = {"dtype": dtype}
-        for name in names:
-            values |= changes[name]
-        if not _problems(replace(config, **values)):
-            return names
-    return ()
+def _refused(config: c.Config) -> bool:
+    return any(rule.when(config) for rule in FORBIDDEN) or any(_other_problems(config))
 
 
-def _problems(config: c.Config) -> list[str]:
-    messages = [rule.message(config) for rule in FORBIDDEN if rule.when(config)]
-    parts = (config.data, config.model, config.loss, config.optimizer, config.schedule)
-    more = (*_sink_problems(config), *_graph_problems(config))
-    return [*messages, *(problem for part in parts for problem in part.problems()), *more]
-
-
-def accepts(config: c.Config, path: str, value: Any) -> bool:
-    """Return whether the configuration would be accepted with another value of a dotted key, so that it may be advised."""
-    changed, misfits = validation.replaced(config, path, value)
-    return not misfits and not problems(changed)
+def _argument(path: str, value: Any) -> str:
+    """Return an argument of the command line; that of a part is the name of its group."""
+    return f"{path.removesuffix('.name')}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def world_size_problems(config: c.Config, size: int) -> list[str]:
@@ -341,14 +363,29 @@ def _graph_problems(config: c.Config) -> Iterator[str]:
         yield graph_problem(reason)
 
 
-def _sink_problems(config: c.Config) -> Iterator[str]:
-    known, names = c.SinkConfig.choices, config.record.sinks
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, list(known), n=1)
+def _list_problems(name: str, values: Sequence[str], known: Collection[str]) -> Iterator[str]:
+    """Yield the problems of a list that may name each of the known things once."""
+    for value in values:
+        if value not in known:
+            near = difflib.get_close_matches(value, list(known), n=1)
             hint = f"did you mean {near[0]}?" if near else "remove it"
-            yield f"`record.sinks` must be a list of {', '.join(known)}, got {name}; {hint}"
-    if len(set(names)) < len(names):
-        yield f"`record.sinks` must not repeat a sink, got [{', '.join(names)}]; remove one"
+            yield f"`{name}` must be a list of {', '.join(known)}, got {value}; {hint}"
+    if len(set(values)) < len(values):
+        yield f"`{name}` must not repeat an entry, got [{', '.join(values)}]; remove one"
+
+
+def _baseline_problems(config: c.Config) -> Iterator[str]:
+    chosen = config.record.baselines
+    yield from _list_problems("record.baselines", chosen, c.BASELINES)
+    if "boosting" in chosen and importlib.util.find_spec("sklearn") is None:
+        yield (
+            "`record.baselines` must not contain boosting, because scikit-learn is not installed; "
+            'install it with `pip install "runner[baselines]"`, or remove boosting'
+        )
+
+
+def _sink_problems(config: c.Config) -> Iterator[str]:
+    names = config.record.sinks
+    yield from _list_problems("record.sinks", names, c.SinkConfig.choices)
     if "jsonl" not in names:
         yield f"`record.sinks` must include jsonl, which resume and comparisons read, got [{', '.join(names)}]; add it"

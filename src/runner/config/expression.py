@@ -20,6 +20,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 from runner.errors import ExpressionError
@@ -44,6 +45,7 @@ _HINTS = {
     "=": "write only the right-hand side, and compare with `==`",
     "\n": "write it on one line",
     "`": "close the name with another backtick",
+    "{": 'put the formula of each target in quotes, as in {u: "a*x", v: "b*x"}',
 }
 _COLUMN_OF_THIS_NAME = "write a column of this name in backticks"
 _PIECES = "a formula consists of numbers, names (in backticks if they have other characters), + - * / **, comparisons, parentheses and functions"
@@ -68,6 +70,8 @@ class Expression:
     """Free names in order of first appearance, without constants."""
     constants: frozenset[str] = field(repr=False, compare=False)
     """Names of the constants that it uses, such as "pi"."""
+    fixed: Mapping[str, float] = field(repr=False, compare=False)
+    """Names that stand for a number here, and the number."""
     operations: tuple[Operation, ...] = field(repr=False, compare=False)
     result: Operand = field(repr=False, compare=False)
     """The value of the formula."""
@@ -89,24 +93,27 @@ class Expression:
             found.append(COMPUTE[symbol](*(found[o] if isinstance(o, int) else o for o in operands)))
         return found
 
-    def __reduce__(self) -> tuple[Callable[[str], Expression], tuple[str]]:
-        return parse, (self.text,)
+    def __reduce__(self) -> tuple[Callable[..., Expression], tuple[Any, ...]]:
+        return parse, (self.text, dict(self.fixed))
 
 
-def parse(text: str) -> Expression:
-    """Parse a formula. Raises `ExpressionError` with the column, counted from 1, if it is invalid."""
+def parse(text: str, fixed: Mapping[str, float] = MappingProxyType({})) -> Expression:
+    """Parse a formula, in which the names in `fixed` stand for their numbers.
+
+    Raises `ExpressionError` with the column, counted from 1, if it is invalid.
+    """
     if len(text) > _MAX_CHARACTERS:
         _refuse(text, _MAX_CHARACTERS + 1, f"it must have at most {_MAX_CHARACTERS:,} characters, got {len(text):,}")
     if not text.strip(" \t"):
         _refuse(text, 1, "it is empty; write one such as a*x + b")
-    parser = _Parser(text)
+    parser = _Parser(text, fixed)
     result = parser.parse()
     names = tuple(parser.names)
     # The parser numbers operations from 0 because it learns the number of names at the end.
     operations = tuple(
         Operation(symbol, tuple(_renumbered(o, names) for o in operands)) for symbol, operands in parser.operations
     )
-    return Expression(text, names, frozenset(parser.constants), operations, _renumbered(result, names))
+    return Expression(text, names, frozenset(parser.constants), fixed, operations, _renumbered(result, names))
 
 
 def written(name: str) -> str:
@@ -301,8 +308,8 @@ _Parsed = float | int | str
 class _Parser:
     """Precedence climbing over the tokens. Constants are folded while parsing; the rest becomes operations."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, fixed: Mapping[str, float]) -> None:
+        self.text, self.fixed = text, fixed
         self.names: dict[str, None] = {}  # keeps the order of first appearance
         self.constants: set[str] = set()
         self.operations: list[tuple[str, tuple[_Parsed, ...]]] = []
@@ -382,8 +389,10 @@ class _Parser:
             return _CONSTANTS[token.text]
         return self.free(token.text)
 
-    def free(self, name: str) -> str:
-        """Return a free name, and remember it."""
+    def free(self, name: str) -> _Parsed:
+        """Return the number of a fixed name, or a free name, and remember it."""
+        if name in self.fixed:
+            return float(self.fixed[name])
         self.names[name] = None
         return name
 

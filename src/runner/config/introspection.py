@@ -80,7 +80,7 @@ def is_group(kind: type, path: str) -> bool:
 
 def is_mapping(kind: type, path: str) -> bool:
     """Return whether a dotted key holds names of the user's choice, as `model.start` does."""
-    return any(get_origin(hint) is dict for hint in field_types(kind, path))
+    return any(get_origin(option) is dict for hint in field_types(kind, path) for option in alternatives(hint))
 
 
 def is_within(path: str, keys: Iterable[str]) -> bool:

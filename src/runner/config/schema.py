@@ -6,11 +6,12 @@ A meaning is a phrase that `explain` and docs/config.md print with the value.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -49,7 +50,10 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Split of the rows into training, validation and test rows."""
+    """Split of the rows into training, validation, calibration and test rows."""
+
+    held_out: ClassVar[tuple[str, ...]] = ("test", "calibrate", "valid")
+    """Parts that have a share of their own; training has the other rows."""
 
     test: int | float = key(
         "test rows; an integer is a number of rows, a float below 1 a fraction of all rows", unit="rows", at_least=0
@@ -60,8 +64,73 @@ class Split:
         at_least=0,
     )
     order: Literal["sequential", "random"] = key(
-        "order before the split into train, valid and test; sequential keeps the order of the rows, random shuffles them"
+        "order before the split into train, valid, calibrate and test; sequential keeps the order of the rows, random shuffles "
+        "them"
     )
+    calibrate: int | float = key(
+        "rows that neither train nor choose the model and have no metrics, for intervals around its predictions; an integer is "
+        "a number of rows, a float below 1 a fraction of all rows",
+        unit="rows",
+        at_least=0,
+        before=0,
+    )
+    column: str | None = key(
+        "column that says train, valid or test for each row; it is no feature", names=True, before=None
+    )
+    group: str | None = key(
+        "column whose values are groups of rows; the rows of a group stay in one part, and it is no feature",
+        names=True,
+        before=None,
+    )
+    stratify: bool | int = key(
+        "number of bins of the target, with as many rows each, of which every part gets its share; true is 10 bins",
+        at_least=2,
+        before=False,
+    )
+    folds: int | None = key(
+        "number of folds of a cross-validation, a sweep whose runs have one fold each as their validation rows; null is one run",
+        at_least=2,
+        before=None,
+    )
+    fold: int | None = key(
+        "the fold, from 1, that is the validation rows of this run; a sweep over the folds sets it",
+        at_least=1,
+        lane=True,
+        before=None,
+    )
+
+    @property
+    def shares(self) -> dict[str, int | float]:
+        """Share of each part that has one."""
+        return {part: getattr(self, part) for part in self.held_out}
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problems of shares that are no fractions, and of keys that exclude each other."""
+        for part, share in self.shares.items():
+            if isinstance(share, float) and not share < 1:
+                yield (
+                    f"`data.split.{part}` must be an integer number of rows or a fraction below 1, got {share}; "
+                    "write a number of rows without a decimal point"
+                )
+        if self.folds is not None and self.valid:
+            yield (
+                f"`data.split.valid` must be 0 with `data.split.folds`, each of which is the validation rows of a run, "
+                f"got {self.valid}; use data.split.valid=0"
+            )
+        if self.folds is None and self.fold is not None:
+            yield f"`data.split.fold` must be null without `data.split.folds`, got {self.fold}; give the number of folds"
+        if self.folds is not None and self.fold is not None and self.fold > self.folds:
+            yield f"`data.split.fold` must be at most `data.split.folds`={self.folds}, got {self.fold}; use a smaller number"
+        if self.stratify and self.group is not None:
+            yield (
+                "`data.split.stratify` must be false with `data.split.group`, whose groups are not divided, got "
+                f"{str(self.stratify).lower()}; use data.split.stratify=false"
+            )
+        if self.stratify and self.order == "sequential":
+            yield (
+                "`data.split.order` must be random with `data.split.stratify`, which draws from each bin, got sequential; "
+                "use data.split.order=random"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +148,26 @@ class DataConfig(Part):
     standardize: bool = key(
         "whether to scale features and target to mean 0 and standard deviation 1, computed on the training rows"
     )
+    numbers: Literal["none", "standardize", "quantile", "robust"] | None = key(
+        "transform of the features that are numbers, fitted to the training rows: standardize to mean 0 and standard deviation 1, "
+        "quantile to the quantiles of a normal distribution, robust to interquartile ranges from the median, with a smooth clip at 3; "
+        "null is standardize with data.standardize, else none",
+        before=None,
+    )
+    target_scale: Literal["none", "standardize"] | None = key(
+        "scaling of the target; null is standardize with data.standardize, else none", before=None
+    )
     split: Split
+
+    @property
+    def number_transform(self) -> str:
+        """Transform of the features that are numbers: `numbers`, or what `standardize` stands for."""
+        return self.numbers or ("standardize" if self.standardize else "none")
+
+    @property
+    def scales_target(self) -> bool:
+        """Whether the target is standardized."""
+        return (self.target_scale or ("standardize" if self.standardize else "none")) == "standardize"
 
     @property
     def size_keys(self) -> tuple[str, ...]:
@@ -95,6 +183,11 @@ class DataConfig(Part):
     def known_columns(self) -> int | None:
         """Number of features, or None if it is known only when the data are read."""
         return None
+
+    @property
+    def known_targets(self) -> int:
+        """Number of targets."""
+        return 1
 
     @property
     def selects_features(self) -> bool:
@@ -115,6 +208,20 @@ class DataConfig(Part):
     def weighted_by(self) -> str | None:
         """Formula of the column that weights the rows; None if all rows count the same."""
         return None
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether `data.split` can name columns."""
+        return False
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problems of columns that the data do not have."""
+        for name in ("column", "group") if not self.has_columns else ():
+            if getattr(self.split, name) is not None:
+                yield (
+                    f"`data.split.{name}` must be null with `data`={self.name}, whose columns have no roles to choose, got "
+                    f"{getattr(self.split, name)!r}; use data=csv or data.split.{name}=null"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +253,8 @@ class _Synthetic(DataConfig):
         return self.noise / (math.sqrt(12) if self.noise_distribution == "uniform" else 1)
 
     def problems(self) -> Iterator[str]:
-        """Yield the problem of an empty feature range."""
+        """Yield the problems of columns that the data do not have, and of an empty feature range."""
+        yield from super().problems()
         if not self.start < self.stop:
             yield f"`data.start` must be below `data.stop`={self.stop}, got {self.start}; use a smaller data.start"
         elif not math.isfinite(self.stop - self.start):
@@ -203,12 +311,18 @@ class Curve(_Synthetic, name="curve", builder="runner.data.synthetic:curve"):
 @dataclass(frozen=True, kw_only=True)
 class _Table(DataConfig):
     path: str = key("path of the file, relative to the working directory")
+    valid_path: str | None = key(
+        "path of a file with the validation rows, read like that of data.path; null takes them from there", before=None
+    )
+    test_path: str | None = key(
+        "path of a file with the test rows, read like that of data.path; null takes them from there", before=None
+    )
     rename: dict[str, str] = key(
         "new names of columns, {new: name in the file}; the other keys use the new ones", names=True, before={}
     )
-    target: str = key("column to predict", names=True)
+    target: str | tuple[str, ...] = key("column to predict, or a list of several", names=True)
     features: tuple[str, ...] | None = key(
-        "columns to predict from; null uses all except the target and the columns of data.sigma, data.weight and data.drop",
+        "columns to predict from; null uses all except the target and the columns of data.sigma, data.weight, data.split and data.drop",
         names=True,
     )
     sigma: str | None = key(
@@ -233,6 +347,16 @@ class _Table(DataConfig):
     missing_values: tuple[str, ...] = key("texts that stand for a missing value, besides the usual ones", before=())
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns to predict."""
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def known_targets(self) -> int:
+        """Number of targets."""
+        return len(self.targets)
+
+    @property
     def size_keys(self) -> tuple[str, ...]:
         """The file."""
         return ("data.path",)
@@ -252,8 +376,22 @@ class _Table(DataConfig):
         """Whether `data.features` is given."""
         return self.features is not None
 
+    @property
+    def has_columns(self) -> bool:
+        """True: a file names its columns."""
+        return True
+
+    @property
+    def own_paths(self) -> dict[str, str]:
+        """Path of the file of each part that has its own."""
+        paths = {"valid": self.valid_path, "test": self.test_path}
+        return {part: path for part, path in paths.items() if path is not None}
+
     def problems(self) -> Iterator[str]:
-        """Yield the problems of new names that are empty, of columns with two of them, and of the keys that weight the rows."""
+        """Yield the problems of targets and new names, of the keys that weight the rows, and of parts with a file and a share."""
+        yield from super().problems()
+        yield from self._target_problems()
+        yield from self._part_problems()
         if "" in self.rename:
             yield f"`data.rename` must give {self.rename['']!r} a name that is not empty; write {{name: {self.rename['']!r}}}"
         for column, count in Counter(self.rename.values()).items():
@@ -267,6 +405,36 @@ class _Table(DataConfig):
             )
         if self.sigma is None and self.sigma_kind == "absolute":
             yield "`data.sigma_kind` must be relative without `data.sigma`, got absolute; name the column of `data.sigma`"
+
+    def _target_problems(self) -> Iterator[str]:
+        if not self.targets:
+            yield "`data.target` must name a column, got []; name one"
+        for name, count in Counter(self.targets).items():
+            if count > 1:
+                yield f"`data.target` must name each column once, got {name!r} {count} times; remove the duplicates"
+        if self.sigma is not None and len(self.targets) > 1:
+            yield (
+                f"`data.sigma` must be null with several targets, got {self.sigma!r}, the deviations of one; "
+                "use data.weight, or name one target"
+            )
+        if self.split.stratify and len(self.targets) > 1:
+            yield (
+                "`data.split.stratify` must be false with several targets, since the bins are those of one, got "
+                f"{str(self.split.stratify).lower()}; use data.split.stratify=false"
+            )
+
+    def _part_problems(self) -> Iterator[str]:
+        for part in self.own_paths:
+            if self.split.shares[part]:
+                yield (
+                    f"`data.split.{part}` must be 0 with `data.{part}_path`, which has the {part} rows, got "
+                    f"{self.split.shares[part]}; use data.split.{part}=0"
+                )
+        if self.valid_path is not None and self.split.folds is not None:
+            yield (
+                f"`data.split.folds` must be null with `data.valid_path`, which has the validation rows, got {self.split.folds}; "
+                "use data.split.folds=null"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +465,8 @@ class Diabetes(DataConfig, name="diabetes", builder="runner.data.tables:from_dia
 class ModelConfig(Part):
     """Model: a function with parameters to learn.
 
-    A builder takes (config, feature_names, generator) and returns a `runner.models.base.Model` in float64 on the CPU.
+    A builder takes (config, feature_names, target_names, generator) and returns a `runner.models.base.Model` in float64 on
+    the CPU.
     """
 
     identifiable: ClassVar[bool] = True
@@ -315,9 +484,24 @@ class ModelConfig(Part):
 
     name: str = key("kind of model")
 
-    def parameter_count(self, columns: int) -> int:
-        """Return the number of parameters for data of so many features, or 0 for a model that does not know it."""
+    def parameter_count(self, columns: int, targets: int) -> int:
+        """Return the number of parameters for so many features and targets, or 0 for a model that does not know it."""
         return 0
+
+    @property
+    def limits(self) -> Mapping[str, tuple[float, float]]:
+        """Lower and upper bound of each bounded parameter; −∞ or ∞ for one that is missing."""
+        return {}
+
+    @property
+    def fixed_parameters(self) -> Mapping[str, float]:
+        """Values of the parameters that are not trained."""
+        return {}
+
+    @property
+    def adds_constant(self) -> bool:
+        """Whether the prediction is a constant plus a function of each feature by itself."""
+        return False
 
     @property
     def draws(self) -> bool:
@@ -340,19 +524,25 @@ class Linear(ModelConfig, name="linear", builder="runner.models.linear:linear"):
     bias: bool = key("whether there is a constant term")
     init: Init = key("initial parameters; kaiming is torch's default, uniform is U(0, 1), normal is N(0, 1)")
 
+    @property
+    def adds_constant(self) -> bool:
+        """Whether there is a bias."""
+        return self.bias
+
 
 @dataclass(frozen=True, kw_only=True)
 class Polynomial(ModelConfig, name="polynomial", builder="runner.models.linear:polynomial"):
     """A linear model of the powers 1 … degree of every feature."""
 
     size_key = "model.degree"
+    adds_constant = True
 
     degree: int = key("highest power", at_least=1, at_most=50)
     init: Init = key("initial parameters; kaiming is torch's default, uniform is U(0, 1), normal is N(0, 1)")
 
-    def parameter_count(self, columns: int) -> int:
-        """Return one for each power of each feature, and one."""
-        return columns * self.degree + 1
+    def parameter_count(self, columns: int, targets: int) -> int:
+        """Return for each target one for each power of each feature, and one."""
+        return (columns * self.degree + 1) * targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,48 +566,120 @@ class Mlp(ModelConfig, name="mlp", builder="runner.models.mlp:build"):
         if len(self.widths) > 1000:
             yield f"`model.widths` must have at most 1000 layers, got {len(self.widths):,}; use fewer and wider ones"
 
-    def parameter_count(self, columns: int) -> int:
+    def parameter_count(self, columns: int, targets: int) -> int:
         """Return the weights and biases of all layers."""
-        return sum((inputs + 1) * outputs for inputs, outputs in pairwise((columns, *self.widths, 1)))
+        return sum((inputs + 1) * outputs for inputs, outputs in pairwise((columns, *self.widths, targets)))
+
+
+def _error_of(formula: str, fixed: Mapping[str, float]) -> ExpressionError | None:
+    """Return the error of a formula with these values of parameters, or None."""
+    try:
+        parse(formula, fixed)
+    except ExpressionError as error:
+        return error
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"):
-    """A formula of the data columns. Every other name in it is a parameter."""
+    """A formula of the data columns, or one for each target. Every other name in them is a parameter, which they share."""
 
     keeps_units = True
     divisible = False
     records_parameters = True
     start_key = "model.start"
 
-    expression: str = key(
-        "formula of the prediction, such as a*exp(-b*x) + c; a column whose name has blanks or signs is written in backticks",
+    expression: str | dict[str, str] = key(
+        "formula of the prediction, such as a*exp(-b*x) + c, or {target: formula} for several targets; "
+        "a column whose name has blanks or signs is written in backticks",
         names=True,
     )
     start: dict[str, float] = key(
         "initial value of each parameter; the others are drawn as init says", names=True, lane=True
     )
     init: Literal["uniform", "normal", "zeros"] = key(
-        "initial values of the other parameters; uniform is U(0, 1), normal is N(0, 1)"
+        "initial values of the other parameters; uniform is U(0, 1), normal is N(0, 1); one outside of its bounds is moved inside"
     )
+    bounds: dict[str, tuple[float | None, float | None]] = key(
+        "lower and upper bound of parameters, such as {k: [0, null]}; null is no bound", names=True, before={}
+    )
+    fixed: dict[str, float] = key("values of parameters that are not trained", names=True, before={})
+
+    @property
+    def formulas(self) -> dict[str, str]:
+        """Formulas by the key that has them."""
+        if isinstance(self.expression, str):
+            return {"model.expression": self.expression}
+        return {f"model.expression.{target}": text for target, text in self.expression.items()}
+
+    def _names(self) -> tuple[str, ...]:
+        """Return the names in all formulas, in order. Raises `ExpressionError`."""
+        return tuple(dict.fromkeys(name for text in self.formulas.values() for name in parse(text).names))
+
+    @property
+    def limits(self) -> Mapping[str, tuple[float, float]]:
+        """Bounds as numbers, without the pairs that have none."""
+        return {
+            name: (-math.inf if low is None else low, math.inf if high is None else high)
+            for name, (low, high) in self.bounds.items()
+            if (low, high) != (None, None)
+        }
+
+    @property
+    def fixed_parameters(self) -> Mapping[str, float]:
+        """Values as configured."""
+        return self.fixed
 
     def problems(self) -> Iterator[str]:
-        """Yield the problems of the expression and of initial values that name no parameter."""
-        try:
-            names = parse(self.expression).names
-        except ExpressionError as error:
-            yield f"`model.expression`: {error}"
+        """Yield the problems of the formulas, and of values for their parameters."""
+        if invalid := [*self._invalid({})]:
+            yield from (f"`{key}`: {error}" for key, error in invalid)
             return
-        for name in sorted(set(self.start) - set(names)):
+        names = self._names()
+        for values in ("start", "bounds", "fixed"):
+            for name in sorted(set(getattr(self, values)) - set(names)):
+                near = difflib.get_close_matches(name, names, n=1)
+                remedy = f"did you mean `{near[0]}`?" if near else "remove it or correct its name"
+                yield (
+                    f"`model.{values}.{name}` must name a parameter of `model.expression`={self._shown()}, "
+                    f"which has {', '.join(names) or 'no names'}; {remedy}"
+                )
+        for name, (low, high) in self.limits.items():
+            yield from self._problems_of_bounds(name, low, high)
+        yield from (f"`model.fixed`: {error}" for _, error in self._invalid(self.fixed))
+
+    def _invalid(self, fixed: Mapping[str, float]) -> Iterator[tuple[str, ExpressionError]]:
+        """Yield key and error of each formula that cannot be read with these values of parameters."""
+        for place, text in self.formulas.items():
+            if (error := _error_of(text, fixed)) is not None:
+                yield place, error
+
+    def _shown(self) -> str:
+        """Return `expression` as it is typed."""
+        if isinstance(self.expression, str):
+            return repr(self.expression)
+        return f"{{{', '.join(f'{target}: {text!r}' for target, text in self.expression.items())}}}"
+
+    def _problems_of_bounds(self, name: str, low: float, high: float) -> Iterator[str]:
+        shown = f"[{', '.join(f'{limit:g}' if math.isfinite(limit) else 'null' for limit in (low, high))}]"
+        start = self.start.get(name)
+        if low > high:
+            yield f"`model.bounds.{name}` must have a lower bound below the upper one, got {shown}; exchange them"
+        elif low == high:
+            yield f"`model.bounds.{name}` must be two different numbers, got {shown}; use model.fixed.{name}={low:g} instead"
+        elif start is not None and name not in self.fixed and not low <= start <= high:
+            yield f"`model.start.{name}` must lie within `model.bounds.{name}`={shown}, got {start:g}; change one of them"
+        if name in self.fixed:
             yield (
-                f"`model.start.{name}` must name a parameter of `model.expression`={self.expression!r}, "
-                f"which has {', '.join(names) or 'no names'}; remove it or correct its name"
+                f"`model.bounds.{name}` must not be given with `model.fixed.{name}`={self.fixed[name]:g}, "
+                "which is not trained; remove one of them"
             )
 
     def doubts(self, features: Sequence[str], others: Sequence[str], selected: bool) -> Iterator[str]:
         """Yield warnings about parameters with nearly the name of a column, and about features that are not used."""
-        names = parse(self.expression).names
-        similar = {folded(column): column for column in features if column not in names}
+        names = self._names()
+        unused = [column for column in features if column not in names]
+        similar = {folded(column): column for column in (*features, *unused)}  # an unused one is more likely meant
         for name in names:
             if name in others:
                 yield (
@@ -429,7 +691,6 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
                     f"`model.expression`: the parameter {name} has nearly the name of the column {column!r}; "
                     f"write {written(column)} if the column is meant"
                 )
-        unused = [column for column in features if column not in names]
         if unused and not selected:
             more = f" and {len(unused) - 10:,} more" if len(unused) > 10 else ""
             columns = "columns" if len(unused) > 1 else "column"
@@ -438,9 +699,9 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig(Part):
-    """Loss: the mean over the rows of a function of the error.
+    """Loss: the mean over rows and targets of a function of the error.
 
-    A builder takes (config) and returns a function (prediction, target, reduction) that returns the loss of each row for
+    A builder takes (config) and returns a function (prediction, target, reduction) that returns the loss of each number for
     reduction 0 and their mean for reduction 1, as the losses of `torch.ops.aten` do.
     """
 
@@ -476,7 +737,7 @@ class OptimizerConfig(Part):
     """Optimizer: a method that changes the parameters to reduce the loss.
 
     A builder takes (config, parameters by name) and returns a `runner.optim.base.Optimizer`. The builder of a
-    least-squares method also takes the configurations of all lanes. An optimizer that supports update=manual names its
+    least-squares method also takes the configurations of all lanes, and bounds of the parameters if there are any. An optimizer that supports update=manual names its
     `rule`, which takes (configurations of all lanes, numbers) and returns a `runner.optim.rules.Rule`.
     """
 
@@ -836,6 +1097,10 @@ class TensorBoard(SinkConfig, name="tensorboard", builder="runner.runs.sinks.ten
     """TensorBoard event files."""
 
 
+BASELINES = ("mean", "linear", "boosting")
+"""Entries of `record.baselines`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """Metrics, plots, residuals and hashes that a run writes."""
@@ -851,6 +1116,11 @@ class Record:
     residuals: bool = key(
         "whether to write residuals.csv at the end, with target and prediction of each row, unless there are very many",
         before=True,
+    )
+    baselines: tuple[str, ...] = key(
+        "simple models that the results of a table are compared with: mean (of the training rows), linear (least squares) and "
+        "boosting (trees of scikit-learn, which the extra `baselines` installs)",
+        before=["mean", "linear"],
     )
     hash_every_steps: int | None = key(
         "steps between lines of hashes.jsonl, from step 0 on; `diverge` compares them to find where two runs differ; null writes none",
@@ -914,6 +1184,20 @@ class Config:
     record: Record = group(changes="recording", resumable=True)
     sweep: Sweep = group(changes="recording", per_run=True)
 
+    @property
+    def may_standardize(self) -> bool:
+        """Whether data.standardize=true is a change that the configuration allows, so that it can be advised."""
+        data = self.data
+        return not (data.standardize or data.numbers or data.target_scale or self.model.keeps_units)
+
+    @property
+    def has_references(self) -> bool:
+        """Whether the first value of a column of categories has no coefficient, since the columns add up to the constant.
+
+        A gradient method and a penalty have an answer for every column.
+        """
+        return self.model.adds_constant and self.optimizer.least_squares and not self.optimizer.l2_penalty
+
 
 def plain(config: Any) -> dict[str, Any]:
     """Return a configuration as plain values for YAML and JSON: dicts, lists, numbers and strings."""
@@ -926,7 +1210,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (str, int, float)) or value is None:
         return value
     if isinstance(value, dict):
-        return dict(value)
+        return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, tuple):
         return list(value)
     kind: Any = type(value)

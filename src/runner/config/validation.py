@@ -207,7 +207,9 @@ def _phrase(option: Any, meaning: Key) -> str:
         count = "" if get_args(option)[-1] is Ellipsis else f" of {len(items)} items"
         return f"a list{count}, each {'item ' if not count else ''}{requirement(items[0], meaning)}"
     if origin is dict:
-        return f"a mapping from names to {'strings' if get_args(option)[1] is str else 'finite numbers'}"
+        each = get_args(option)[1]
+        plain = {float: "finite numbers", str: "strings"}
+        return f"a mapping from names to {plain[each] if each in plain else requirement(each, meaning)}"
     if dataclasses.is_dataclass(option):
         return "a group of keys"
     if option is str and meaning.pattern:

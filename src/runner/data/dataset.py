@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,24 +51,29 @@ class ResidentRows:
         return self.all.map(lambda values: values.index_select(0, rows))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Scaled rows for training and evaluation, and what made them from the columns of the source."""
 
     parts: dict[str, ResidentRows]
-    """Rows by part: "train", "valid" and "test"; empty parts are left out."""
+    """Rows by part: "train", "valid", "calibrate" and "test"; empty parts are left out."""
     encoding: Encoding
     scaling: Scaling
     unit_deviation: float | None
     """Standard deviation of the target of a row with weight 1, in the units trained in; None where none is given."""
-    target_name: str
+    target_names: tuple[str, ...]
     other_columns: tuple[str, ...]
-    """Columns of the source that are no features, the target among them."""
+    """Columns of the source that are no features, the targets among them."""
     sha256: str
     """SHA-256 of the source's files; empty for synthetic data."""
     notes: tuple[str, ...]
     """How the source was read where that is not obvious, as phrases."""
     warnings: tuple[str, ...]
+
+    @property
+    def evaluated(self) -> dict[str, ResidentRows]:
+        """Parts with metrics: all but "calibrate", whose rows must not choose a model."""
+        return {name: rows for name, rows in self.parts.items() if name != "calibrate"}
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -87,12 +92,12 @@ class Dataset:
                     self.feature_names, scaling.feature_mean.tolist(), scaling.feature_scale.tolist(), strict=True
                 )
             ],
-            "target": {
-                "name": self.target_name,
-                "log": scaling.log_target,
-                "mean": float(scaling.target_mean),
-                "scale": float(scaling.target_scale),
-            },
+            "targets": [
+                {"name": name, "log": scaling.log_target, "mean": mean, "scale": scale}
+                for name, mean, scale in zip(
+                    self.target_names, scaling.target_mean.tolist(), scaling.target_scale.tolist(), strict=True
+                )
+            ],
         }
 
 
@@ -101,32 +106,38 @@ def build(
     seed: int,
     dtype: torch.dtype,
     device: torch.device,
+    advised: rounding.Advised = lambda key, value: None,
     *,
-    accepts: rounding.Accepts = lambda key, value: True,
+    reference: bool = False,
     report: Report = unreported,
 ) -> Dataset:
     """Return the dataset of a configuration in `dtype` on `device`.
 
-    `seed` is the run's seed; `data.seed` takes precedence. `accepts` says which other values of a key may be advised.
+    `seed` is the run's seed; `data.seed` takes precedence. `advised` returns the advice to use another value of a key, and
+    `reference` says whether the first value of each column of categories has no column of its own.
     `report` receives lines of progress where reading takes long.
     Raises `DataError` if the data cannot be read, split or represented in `dtype`.
     """
     seed = seed if config.seed is None else config.seed
     table: tables.Table = config.build(seed, report)
-    target = torch.from_numpy(table.target.values)
+    target = torch.stack([torch.from_numpy(column.values) for column in table.targets], 1)
     if config.log_target:
         _require_positive(table)
-    parts = split(config.split, len(target), stream(seed, "split"))
+    parts = split(config.split, table.targets[0].values, stream(seed, "split"), table.given, table.groups)
     train = parts["train"]
-    encoding = Encoding.fit(table.features, train.numpy())
+    encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed, reference)
     encoding.require_memory(len(target), dtype.itemsize)
-    blocks = map(torch.from_numpy, encoding.blocks(table.features, train.numpy()))
-    scaling = Scaling.fit_blocks(blocks, encoding.scaled, target[train], config.standardize, config.log_target)
+    standardized = config.number_transform == "standardize"
+    blocks = map(torch.from_numpy, encoding.blocks(table.features, train.numpy())) if standardized else ()
+    scaled = [numeric and standardized for numeric in encoding.scaled]
+    scaling = Scaling.fit_blocks(
+        blocks, scaled, target[train], scales_target=config.scales_target, log_target=config.log_target
+    )
     weights = weigh(table, parts, scaling)
-    check = rounding.Check(str(dtype).removeprefix("torch."), accepts, table.row_number)
-    cast = _Cast(scaling, config.standardize, dtype, check)
+    check = rounding.Check(str(dtype).removeprefix("torch."), advised, table.row_number)
+    cast = _Cast(scaling, config, dtype, check)
     parts = {name: rows for name, rows in parts.items() if len(rows)}
-    numbers, scaled_target = cast.features(table.features, encoding, parts), cast.target(table.target)
+    numbers, scaled_target = cast.features(table.features, encoding, parts), cast.targets(table.targets, target)
     weight = None if weights is None else cast.weight(weights.values)
     rounded = check.warnings()
     source, resident = torch.from_numpy(table.rows), {}
@@ -138,12 +149,23 @@ def build(
         encoding,
         scaling,
         None if weights is None else weights.unit_deviation,
-        table.target.name,
-        (*table.unread, table.target.name),
+        table.target_names,
+        (*table.unread, *table.target_names),
         table.sha256,
-        table.notes,
+        (*table.notes, *_reference_note(encoding)),
         (*table.warnings, *rounded),
     )
+
+
+def _reference_note(encoding: Encoding) -> Iterator[str]:
+    if encoding.references:
+        yield f"reference {', '.join(encoding.references)}"
+
+
+_SCALED_BY = {
+    True: "`data.standardize` must be false",
+    False: "`data.numbers` and `data.target_scale` must be none",
+}
 
 
 @dataclass(frozen=True)
@@ -151,7 +173,7 @@ class _Cast:
     """Scales columns in float64, checks what a dtype loses of them, and casts them."""
 
     scaling: Scaling
-    standardized: bool
+    config: c.DataConfig
     dtype: torch.dtype
     check: rounding.Check
 
@@ -169,7 +191,7 @@ class _Cast:
             if isinstance(encoded, NumberEncoding):
                 assert isinstance(column, Numbers)
                 missing = torch.from_numpy(column.missing) if encoded.indicated else None
-                cast.append((self._feature(encoded.filled(column), column, place, scaled), missing))
+                cast.append((self._feature(encoded, column, place, scaled), missing))
             else:
                 assert isinstance(column, Categories)
                 cast.append((torch.from_numpy(encoded.places(column)), None))
@@ -189,43 +211,47 @@ class _Cast:
                     numbers[name][:, place + 1] = missing[rows]
         return numbers
 
-    def target(self, column: Numbers) -> Tensor:
-        """Return the target [rows, 1]."""
-        mean, scale, log = float(self.scaling.target_mean), float(self.scaling.target_scale), self.scaling.log_target
-        exact = column.integers and not (self.standardized or log)
-        scaled = self.scaling.target(torch.from_numpy(column.values))
-        _require_finite(scaled)
-        self.check.add(rounding.Column(column.name, column.values, exact, self.standardized, mean, scale, log))
-        return scaled.to(self.dtype).unsqueeze(1)
+    def targets(self, columns: Sequence[Numbers], values: Tensor) -> Tensor:
+        """Return the targets [rows, targets], whose values in the file are float64 of that shape."""
+        scaled = self.scaling.target(values)
+        self._require_finite(scaled)
+        log, standardized = self.scaling.log_target, self.config.scales_target
+        scales = zip(self.scaling.target_mean.tolist(), self.scaling.target_scale.tolist(), strict=True)
+        for column, (mean, scale) in zip(columns, scales, strict=True):
+            exact = column.integers and not (standardized or log)
+            self.check.add(rounding.Column(column.name, column.values, exact, standardized, mean, scale, log))
+        return scaled.to(self.dtype)
 
     def weight(self, weights: Tensor) -> Tensor:
         """Return the weights [rows, 1]."""
         self.check.add_weights(weights.numpy())
         return weights.to(self.dtype).unsqueeze(1)
 
-    def _feature(self, values: np.ndarray, column: Numbers, place: int, scaled: Tensor) -> Tensor:
-        """Return a column [rows], scaled in memory [rows] of float64; its missing values are filled in."""
+    def _feature(self, encoded: NumberEncoding, column: Numbers, place: int, scaled: Tensor) -> Tensor:
+        """Return a column [rows], transformed and scaled in memory [rows] of float64; its missing values are filled in."""
+        values = encoded.filled(column)
         mean, scale = float(self.scaling.feature_mean[place]), float(self.scaling.feature_scale[place])
-        exact = column.integers and not self.standardized  # scaled integers are rounded anyway
-        _require_finite(self.scaling.feature(place, torch.from_numpy(values), scaled))
-        self.check.add(rounding.Column(column.name, values, exact, self.standardized, mean, scale))
+        self._require_finite(self.scaling.feature(place, torch.from_numpy(values), scaled))
+        if encoded.transform is None:  # a transform leaves no large offset, and bounds the values
+            standardized = self.config.number_transform == "standardize"
+            exact = column.integers and not standardized  # scaled integers are rounded anyway
+            self.check.add(rounding.Column(column.name, values, exact, standardized, mean, scale))
         memory = allocate(len(values) * self.dtype.itemsize)
         return torch.frombuffer(memory, dtype=self.dtype, count=len(values)).copy_(scaled)
 
-
-def _require_finite(scaled: Tensor) -> None:
-    if not bool(torch.stack(scaled.aminmax()).isfinite().all()):
-        raise DataError(
-            "`data.standardize` must be false for data whose mean or standard deviation float64 cannot represent; use a larger unit"
-        )
+    def _require_finite(self, scaled: Tensor) -> None:
+        if not bool(torch.stack(scaled.aminmax()).isfinite().all()):
+            raise DataError(
+                f"{_SCALED_BY[self.config.standardize]} for data whose mean or standard deviation float64 cannot represent; use a larger unit"
+            )
 
 
 def _require_positive(table: tables.Table) -> None:
-    target = table.target
-    bad = np.flatnonzero(target.values <= 0)
-    if len(bad):
-        row = int(bad[0])
-        raise DataError(
-            f"`data.log_target` needs a target above 0, got {float(target.values[row]):g} for {target.name!r} in row {table.row_number(row)} "
-            f"({len(bad)} such rows); remove those rows or use data.log_target=false"
-        )
+    problems = [
+        f"`data.log_target` needs a target above 0, got {target.values[bad[0]]:g} for {target.name!r} in row "
+        f"{table.row_number(int(bad[0]))} ({len(bad)} such rows); remove those rows or use data.log_target=false"
+        for target in table.targets
+        if len(bad := np.flatnonzero(target.values <= 0))
+    ]
+    if problems:
+        raise DataError(problems)

@@ -1,21 +1,24 @@
 """Columns of a table as numbers for a model: fitted on the training rows, applied to any rows, saved with the run.
 
 A number stays one column. A category becomes one column for each value of the training rows, 1 where a row has it (one-hot);
-a value that is missing or new is 0 in all of them. Where `data.missing` is mean, a missing number becomes the mean of the
-training rows, and another column says where one was missing.
+a value that is missing or new is 0 in all of them. A solver that has a constant gets one column less, for the columns would
+add up to the constant: the first value is the reference that the coefficients of the others are compared with. Where `data.missing` is mean, a missing number becomes the mean of the
+training rows, and another column says where one was missing. `data.numbers` may transform the numbers after that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from runner.compute import sizes
+from runner.compute.rng import stream
 from runner.data.diagnostics import shown
 from runner.data.kinds import Categories, Column, Numbers
+from runner.data.transforms import Quantile, Robust, Transform
 from runner.errors import DataError
 
 BLOCK_BYTES = 2**27
@@ -33,25 +36,35 @@ class NumberEncoding:
     """Mean of the training rows, for missing values."""
     indicated: bool
     """Whether a column says where a value is missing: if one is missing in the training rows."""
+    transform: Transform | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The column, and where it is missing."""
-        return (self.name, f"{self.name} missing") if self.indicated else (self.name,)
+        name = self.name if self.transform is None else f"{self.transform.kind}({self.name})"
+        return (name, f"{self.name} missing") if self.indicated else (name,)
 
     @property
     def scaled(self) -> tuple[bool, ...]:
         """Whether each column may be standardized: only the numbers themselves."""
-        return (True, False)[: len(self.names)]
+        return (self.transform is None, False)[: len(self.names)]
 
     def filled(self, column: Numbers) -> np.ndarray:
-        """Return the values [rows], and the mean where one is missing."""
+        """Return the values [rows], and the mean where one is missing, after the transform."""
         missing = column.missing
-        return np.where(missing, self.mean, column.values) if missing.any() else column.values
+        values = np.where(missing, self.mean, column.values) if missing.any() else column.values
+        return values if self.transform is None else self.transform.apply(values)
 
     def state(self) -> dict[str, Any]:
         """Return the encoding as JSON."""
-        return {"name": self.name, "kind": self.kind, "mean": self.mean, "indicated": self.indicated}
+        transform = None if self.transform is None else self.transform.state()
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "mean": self.mean,
+            "indicated": self.indicated,
+            "transform": transform,
+        }
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,9 @@ class CategoryEncoding:
 
     name: str
     values: tuple[str, ...]
-    """Values of the training rows, sorted by their text."""
+    """Values of the training rows, sorted by their text, without the reference."""
+    reference: str | None = None
+    """Value that is 0 in all columns, as a missing or new one is; None if every value has its column."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -80,7 +95,7 @@ class CategoryEncoding:
 
     def state(self) -> dict[str, Any]:
         """Return the encoding as JSON."""
-        return {"name": self.name, "kind": "category", "values": list(self.values)}
+        return {"name": self.name, "kind": "category", "values": list(self.values), "reference": self.reference}
 
 
 @dataclass(frozen=True)
@@ -100,12 +115,33 @@ class Encoding:
         return tuple(scaled for column in self.columns for scaled in column.scaled)
 
     @staticmethod
-    def fit(columns: Sequence[Column], train: np.ndarray) -> Encoding:
+    def fit(columns: Sequence[Column], train: np.ndarray, numbers: str, seed: int, reference: bool) -> Encoding:
         """Return the encoding fitted to the training rows, whose numbers are `train`.
 
-        Raises `DataError` for a column without a value in the training rows.
+        `numbers` is the value of `data.numbers`, and `seed` that of the data. With `reference`, the first value of a column of
+        categories has no column, unless values are missing. Raises `DataError` for a column without a value in the training rows.
         """
-        return Encoding(tuple(_fitted(column.take(train)) for column in columns))
+
+        def transform(name: str, values: np.ndarray) -> Transform | None:
+            if numbers == Quantile.kind:
+                return Quantile.fit(values, stream(seed, f"quantile/{name}"))
+            return Robust.fit(values) if numbers == Robust.kind else None
+
+        def fitted(column: Column) -> NumberEncoding | CategoryEncoding:
+            if isinstance(column, Categories):
+                return _fitted_categories(column, reference)
+            return _fitted_numbers(column, transform)
+
+        return Encoding(tuple(fitted(column.take(train)) for column in columns))
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Categories without a column, such as "color=blue"."""
+        return tuple(
+            f"{column.name}={column.reference}"
+            for column in self.columns
+            if isinstance(column, CategoryEncoding) and column.reference is not None
+        )
 
     def blocks(self, columns: Sequence[Column], rows: np.ndarray) -> Iterator[np.ndarray]:
         """Yield some rows of all columns of numbers, without missing ones: float64 [rows, some columns]."""
@@ -148,18 +184,30 @@ class Encoding:
         return [column.state() for column in self.columns]
 
 
-def _fitted(column: Column) -> NumberEncoding | CategoryEncoding:
+def _fitted_categories(column: Categories, reference: bool) -> CategoryEncoding:
     """Return the encoding of a column of training rows."""
-    if isinstance(column, Categories):
-        present = np.unique(column.codes[column.codes >= 0])
-        values = tuple(column.values[code] for code in present.tolist())
-        if not values:
-            raise DataError(_empty(column.name))
-        return CategoryEncoding(column.name, values)
+    present = np.unique(column.codes[column.codes >= 0])
+    values = tuple(column.values[code] for code in present.tolist())
+    if not values:
+        raise DataError(_empty(column.name))
+    # Where values are missing, the columns do not add up to a constant: the missing ones are the reference.
+    if reference and not column.missing.any():
+        return CategoryEncoding(column.name, values[1:], values[0])
+    return CategoryEncoding(column.name, values)
+
+
+def _fitted_numbers(column: Numbers, transform: Callable[[str, np.ndarray], Transform | None]) -> NumberEncoding:
+    """Return the encoding of a column of training rows."""
     missing = column.missing
     if missing.all():
         raise DataError(_empty(column.name))
-    return NumberEncoding(column.name, column.kind, _mean(column.values[~missing]), bool(missing.any()))
+    return NumberEncoding(
+        column.name,
+        column.kind,
+        _mean(column.values[~missing]),
+        bool(missing.any()),
+        transform(column.name, column.values[~missing]),
+    )
 
 
 def _mean(values: np.ndarray) -> float:

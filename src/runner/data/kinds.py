@@ -55,6 +55,12 @@ class Numbers:
         """Return the column with these rows only."""
         return Numbers(self.name, self.values[rows], self.kind)
 
+    def followed_by(self, other: Column) -> Numbers | None:
+        """Return the column with the rows of another one added at its end; None if that is of another kind."""
+        if not isinstance(other, Numbers) or (other.kind != self.kind and not other.missing.all()):
+            return None
+        return Numbers(self.name, np.concatenate([self.values, other.values]), self.kind)
+
 
 @dataclass(frozen=True, eq=False)
 class Categories:
@@ -76,6 +82,18 @@ class Categories:
         """Return the column with these rows only."""
         return Categories(self.name, self.codes[rows], self.values)
 
+    def followed_by(self, other: Column) -> Categories | None:
+        """Return the column with the rows of another one added at its end; None if that is of another kind."""
+        if not isinstance(other, Categories):
+            return None
+        values = tuple(sorted({*self.values, *other.values}))
+        places = {value: place for place, value in enumerate(values)}
+        codes = [
+            np.array([*(places[value] for value in column.values), -1], np.int32)[column.codes]
+            for column in (self, other)
+        ]
+        return Categories(self.name, np.concatenate(codes), values)
+
 
 Column = Numbers | Categories
 
@@ -90,9 +108,13 @@ class Rules:
     """Texts that stand for a missing value, besides the usual ones."""
     numbers: tuple[str, ...] = ()
     """Columns that must be numbers."""
+    texts: tuple[str, ...] = ()
+    """Columns whose cells are texts whatever they are."""
 
     def is_categorical(self, name: str) -> bool | None:
         """Return whether a column is one of categories; None if its cells decide."""
+        if name in self.texts:
+            return True
         if name in self.numbers:
             return False
         return None if self.categorical is None else name in self.categorical

@@ -27,5 +27,5 @@ class Progress:
         """Report what is done, such as "1,000 rows", if it is time to."""
         seconds = time.monotonic() - self._began
         if seconds >= self._due:
-            self._report(f"`data.path`: reading {named(self._path)} has taken {seconds:.0f} s so far, {done}")
+            self._report(f"reading {named(self._path)} has taken {seconds:.0f} s so far, {done}")
             self._due *= 2

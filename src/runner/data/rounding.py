@@ -16,8 +16,8 @@ import torch
 from runner.data.diagnostics import listed, shown
 from runner.errors import DataError
 
-Accepts = Callable[[str, Any], bool]
-"""Whether the configuration would be accepted with another value of a key."""
+Advised = Callable[[str, Any], str | None]
+"""Returns the advice to use another value of a key, as an argument; None if the configuration would be refused with it."""
 
 _SIGNIFICANT_BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 _WIDER = ("float32", "float64")
@@ -86,8 +86,7 @@ class Check:
     """Collects the losses of columns and weights, one column after the other."""
 
     dtype_name: str
-    accepts: Accepts
-    """Advised are only values that the configuration accepts."""
+    advised: Advised
     row_number: Callable[[int], int] = lambda row: row + 1
     """Number of a row in its source, from 1."""
     _problems: list[str] = field(default_factory=list)
@@ -102,7 +101,7 @@ class Check:
         if loss is None:
             return
         place = "" if loss.row is None else f" in row {self.row_number(loss.row)}"
-        effect = f"{self.dtype_name} {loss.text}{place}; {_remedy(column, self.dtype_name, loss, self.accepts)}"
+        effect = f"{self.dtype_name} {loss.text}{place}; {_remedy(column, self.dtype_name, loss, self.advised)}"
         if loss.refused:
             self._problems.append(f"`dtype` must represent column {shown(column.name)}, but {effect}")
         else:
@@ -131,17 +130,18 @@ class Check:
         return [*list(self._warnings.values())[:_MOST_SHOWN], *more]
 
 
-def _remedy(column: Column, dtype_name: str, loss: _Loss, accepts: Accepts) -> str:
+def _remedy(column: Column, dtype_name: str, loss: _Loss, advised: Advised) -> str:
     """Return what to do: a wider dtype that loses nothing, standardizing, or a change of the data."""
-    sufficient = (d for d in _WIDER if d != dtype_name and accepts("dtype", d) and _loss(column, d) is None)
-    wider = [f"dtype={dtype}" for dtype in sufficient][:1]
+    sufficient = (advised("dtype", d) for d in _WIDER if d != dtype_name and _loss(column, d) is None)
+    wider = next((argument for argument in sufficient if argument), None)
     if wider and loss.inexact:
-        return f"use {wider[0]}"
-    scaling = ["data.standardize=true"] if not column.standardized and accepts("data.standardize", True) else []
+        return f"use {wider}"
+    scaling = None if column.standardized else advised("data.standardize", True)
     by_hand = _BY_HAND["far" if column.standardized else loss.cause]
     if wider and not scaling and not column.standardized:
-        return f"use {wider[0]}, or {by_hand}"
-    return f"use {' or '.join(wider + scaling)}" if wider or scaling else by_hand
+        return f"use {wider}, or {by_hand}"
+    arguments = [argument for argument in (wider, scaling) if argument]
+    return f"use {', or '.join(arguments)}" if arguments else by_hand
 
 
 def _loss(column: Column, dtype_name: str) -> _Loss | None:

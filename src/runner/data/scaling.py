@@ -21,38 +21,45 @@ class Scaling:
     feature_scale: Tensor
     """Standard deviation [columns] of the training features; 1 without standardization and for constant columns."""
     target_mean: Tensor
-    """Mean [] of the training target; 0 without standardization."""
+    """Mean [targets] of the training targets; 0 without standardization."""
     target_scale: Tensor
-    """Standard deviation [] of the training target; 1 without standardization and for a constant target."""
+    """Standard deviation [targets] of the training targets; 1 without standardization and for a constant target."""
     log_target: bool
-    """Whether the model is trained on the natural logarithm of the target."""
+    """Whether the model is trained on the natural logarithm of the targets."""
 
     @staticmethod
-    def fit(features: Tensor, target: Tensor, standardize: bool, log_target: bool) -> Scaling:
-        """Return the scaling fitted to training features [rows, columns] and target [rows], both float64."""
-        return Scaling.fit_blocks([features], [True] * features.shape[1], target, standardize, log_target)
+    def fit(
+        features: Tensor, target: Tensor, *, scaled: Tensor | bool, scales_target: bool, log_target: bool
+    ) -> Scaling:
+        """Return the scaling fitted to training features [rows, columns] and target [rows, targets], both float64.
+
+        `scaled` masks the features [columns] that are standardized, or says whether all are.
+        """
+        mask = torch.as_tensor(scaled).expand(features.shape[1])
+        blocks = [features[:, mask]] if bool(mask.any()) else []
+        return Scaling.fit_blocks(blocks, mask.tolist(), target, scales_target=scales_target, log_target=log_target)
 
     @staticmethod
     def fit_blocks(
-        blocks: Iterable[Tensor], scaled: Sequence[bool], target: Tensor, standardize: bool, log_target: bool
+        blocks: Iterable[Tensor], scaled: Sequence[bool], target: Tensor, *, scales_target: bool, log_target: bool
     ) -> Scaling:
-        """Return the scaling fitted to training features and target [rows], float64.
+        """Return the scaling fitted to training features, and to target [rows, targets] in float64.
 
-        `scaled` says of each feature whether it is to be scaled; the blocks [rows, columns] together are those that are.
-
-        Standard deviations divide by rows − 1. A constant column gets scale 1, so it becomes 0 instead of nan.
-        Without `standardize` means are 0 and scales 1.
+        `scaled` says of each feature whether it is standardized; the blocks [rows, columns] together are those that are. The
+        others, and the target without `scales_target`, have mean 0 and scale 1. Standard deviations divide by rows − 1. A
+        constant column gets scale 1, so it becomes 0 instead of nan.
         """
         mean, scale = torch.zeros(len(scaled), dtype=torch.float64), torch.ones(len(scaled), dtype=torch.float64)
-        if not standardize:
-            return Scaling(mean, scale, mean.new_zeros(()), mean.new_ones(()), log_target)
         first, places = 0, torch.tensor(scaled, dtype=torch.bool).nonzero().flatten()
         for block in blocks:
             own = places[first : first + block.shape[1]]
             mean[own], scale[own] = _moments(block)
             first += len(own)
             del block  # before the next one is made
-        return Scaling(mean, scale, *_moments(target.log() if log_target else target), log_target)
+        center, spread = torch.zeros_like(target[0]), torch.ones_like(target[0])
+        if scales_target:
+            center, spread = _moments(target.log() if log_target else target)
+        return Scaling(mean, scale, center, spread, log_target)
 
     def features(self, raw: Tensor) -> Tensor:
         """Return scaled features [rows, columns] for features in the units of the file."""
@@ -63,11 +70,11 @@ class Scaling:
         return torch.sub(raw, self.feature_mean[place], out=into).div_(self.feature_scale[place])
 
     def target(self, raw: Tensor) -> Tensor:
-        """Return the scaled target for a target in the units of the file."""
+        """Return the scaled target [rows, targets] for a target in the units of the file."""
         return ((raw.log() if self.log_target else raw) - self.target_mean) / self.target_scale
 
     def undo(self, prediction: Tensor) -> Tensor:
-        """Return a prediction in the units of the file, on the prediction's device and in its dtype."""
+        """Return a prediction […, targets] in the units of the file, on the prediction's device and in its dtype."""
         mean, scale = self.target_mean.to(prediction), self.target_scale.to(prediction)
         values = prediction * scale + mean
         return values.exp() if self.log_target else values

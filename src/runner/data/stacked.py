@@ -48,7 +48,7 @@ def stack_datasets(datasets: Sequence[Dataset]) -> tuple[dict[str, StackedRows],
     """Return the stacked parts by name, and a scaling whose `undo` applies each lane's own target scaling.
 
     The datasets must have the same parts of the same sizes, all or none of them with weights. If target scalings differ, their mean and scale are
-    [lanes, 1, 1].
+    [lanes, 1, targets].
     """
     parts = {}
     for name in datasets[0].parts:
@@ -61,7 +61,7 @@ def stack_datasets(datasets: Sequence[Dataset]) -> tuple[dict[str, StackedRows],
     mean, scale = _stacked([s.target_mean for s in scalings]), _stacked([s.target_scale for s in scalings])
     if mean.dim() != scale.dim():
         mean, scale = (torch.stack([getattr(s, what) for s in scalings]) for what in ("target_mean", "target_scale"))
-    lanes = (mean.shape[0], 1, 1) if mean.dim() else ()
+    lanes = (mean.shape[0], 1, -1) if mean.dim() > 1 else (-1,)
     first = scalings[0]
     return parts, Scaling(
         first.feature_mean, first.feature_scale, mean.reshape(lanes), scale.reshape(lanes), first.log_target

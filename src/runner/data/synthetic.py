@@ -56,7 +56,7 @@ def _table(config: c.Line | c.Curve, seed: int, names: list[str], features: Tens
     _require_finite(config, target)
     return Table(
         features=[Numbers(name, column) for name, column in zip(names, features.T.numpy(), strict=True)],
-        target=Numbers("y", np.asarray(target.numpy())),
+        targets=(Numbers("y", np.asarray(target.numpy())),),
         rows=np.arange(config.rows),
     )
 

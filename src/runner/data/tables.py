@@ -7,9 +7,11 @@ a year later. The data are public; the values are the ones in scikit-learn (BSD-
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import islice
 from typing import Protocol
@@ -24,6 +26,7 @@ from runner.data.diagnostics import MOST_SHOWN, Problem, UnknownColumn, listed, 
 from runner.data.dialect import Form
 from runner.data.kinds import Categories, Column, Numbers, Rules
 from runner.data.progress import Report, unreported
+from runner.data.split import PARTS
 from runner.data.text_files import TextSource
 from runner.errors import DataError
 
@@ -38,8 +41,11 @@ PLACES = 5
 COMPARED_ROWS = 1000
 """Number of rows by which columns that may be equal are found."""
 
-NUMBERED_ROWS = 50
-"""Number of rows from which a column of consecutive integers is taken for a numbering of the rows."""
+IDENTIFIED_ROWS = 50
+"""Number of rows from which a column of integers may be one of identifiers."""
+
+DISTINCT_SHARE = 0.95
+"""Share of different values from which it may be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,20 +54,31 @@ class Table:
 
     features: list[Column]
     """`data/dataset.py:build` takes them out one by one, so that no column is in memory in two forms for long."""
-    target: Numbers
+    targets: tuple[Numbers, ...]
     rows: np.ndarray
-    """Number of each row in the source, from 0, int64 [rows]."""
+    """Number of each row in the source, from 0, int64 [rows]. It counts on through the files of parts that have their own."""
+    count: int = 0
+    """Number of rows in the source, those that are left out among them."""
     sigma: np.ndarray | None = None
     """Standard deviation of the target, float64 [rows]; None without `data.sigma`."""
     weight: np.ndarray | None = None
     """Weight of each row, float64 [rows]; None without `data.weight`."""
+    given: np.ndarray | None = None
+    """Place in `split.PARTS` of the part that a row is given, and 0 where the split decides, int8 [rows]; None without such rows."""
+    groups: np.ndarray | None = None
+    """Number of the group of each row, int64 [rows]; None without `data.split.group`."""
     sha256: str = ""
     """SHA-256 of the bytes of all files, unpacked; empty for synthetic data."""
     notes: tuple[str, ...] = ()
     """How the source was read where that is not obvious, as phrases."""
     warnings: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
-    """Columns of the source that are neither target nor features."""
+    """Columns of the source that are neither targets nor features."""
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Names of the targets."""
+        return tuple(target.name for target in self.targets)
 
     def row_number(self, row: int) -> int:
         """Return the number in the source, from 1, of a row counted from 0."""
@@ -72,11 +89,14 @@ class Table:
 class Columns:
     """Names of the columns to read, and how."""
 
-    target: str
+    target: str | tuple[str, ...]
+    """One name, or several."""
     features: tuple[str, ...] | None = None
     """None means all columns that have no other role."""
     sigma: str | None = None
     weight: str | None = None
+    part: str | None = None
+    group: str | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
     """New names → names in the source; all other names are new ones."""
     drop: tuple[str, ...] = ()
@@ -94,6 +114,8 @@ class Columns:
             config.features,
             config.sigma,
             config.weight,
+            config.split.column,
+            config.split.group,
             config.rename,
             config.drop,
             categorical,
@@ -102,25 +124,44 @@ class Columns:
         )
 
     @property
-    def weighting(self) -> dict[str, str]:
-        """Column by the key that weights the rows by it."""
-        pairs = (("data.sigma", self.sigma), ("data.weight", self.weight))
-        return {key: name for key, name in pairs if name is not None}
+    def targets(self) -> tuple[str, ...]:
+        """Names of all targets."""
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def named(self) -> list[tuple[str, str]]:
+        """Key and column of every role besides that of a feature."""
+        others = (("data.sigma", self.sigma), ("data.weight", self.weight), ("data.split.column", self.part), ("data.split.group", self.group))  # fmt: skip
+        return [
+            *(("data.target", name) for name in self.targets),
+            *((key, name) for key, name in others if name is not None),
+        ]
 
     @property
     def roles(self) -> dict[str, str]:
         """Key by the column that it names, for the columns that are no features."""
-        return {name: key for key, name in self.weighting.items()} | {self.target: "data.target"}
+        return {name: key for key, name in reversed(self.named)}
+
+    @property
+    def left_out(self) -> str:
+        """Advice to leave out a feature."""
+        return "add it to `data.drop`" if self.features is None else "remove it from `data.features`"
+
+    @property
+    def rules(self) -> Rules:
+        """What kinds the columns must be."""
+        texts = tuple(name for name in (self.part, self.group) if name is not None)
+        return Rules(self.categorical, self.missing_values, tuple({*self.roles} - {*texts}), texts)
 
 
 def from_csv(config: c.Csv, seed: int, report: Report) -> Table:
     """Return the table of `data=csv`; the seed is not used."""
-    return read_text(config.path, Columns.of(config), Form.of(config), report)
+    return _with_own_files(config, lambda path: _text_source(path, Form.of(config), report))
 
 
 def from_parquet(config: c.Parquet, seed: int, report: Report) -> Table:
     """Return the table of `data=parquet`; the seed is not used."""
-    return read_arrow(config.path, Columns.of(config), report)
+    return _with_own_files(config, lambda path: _arrow_source(path, report))
 
 
 def from_diabetes(config: c.Diabetes, seed: int, report: Report) -> Table:
@@ -130,7 +171,7 @@ def from_diabetes(config: c.Diabetes, seed: int, report: Report) -> Table:
 
 def read_text(path: str, columns: Columns, form: Form, report: Report = unreported) -> Table:
     """Return columns of text files. Raises `DataError` with every problem found; line numbers count from 1."""
-    return _table(TextSource(path, files.find(path, TEXT_SUFFIXES, report), form), columns)
+    return _table(_text_source(path, form, report), columns)
 
 
 def read_arrow(path: str, columns: Columns, report: Report = unreported) -> Table:
@@ -138,13 +179,21 @@ def read_arrow(path: str, columns: Columns, report: Report = unreported) -> Tabl
 
     Raises `DataError` with every problem found, its row numbers counted from 1, or if pyarrow is not installed.
     """
-    return _table(ArrowSource(path, files.find(path, ARROW_SUFFIXES, report)), columns)
+    return _table(_arrow_source(path, report), columns)
 
 
 def read_diabetes() -> Table:
     """Return the shipped diabetes data: 442 rows, ten features, target `progression`."""
     with resources.as_file(resources.files("runner.data").joinpath("diabetes.csv")) as path:
         return read_text(str(path), Columns("progression"), Form())
+
+
+def _text_source(path: str, form: Form, report: Report) -> Source:
+    return TextSource(path, files.find(path, TEXT_SUFFIXES, report), form)
+
+
+def _arrow_source(path: str, report: Report) -> Source:
+    return ArrowSource(path, files.find(path, ARROW_SUFFIXES, report))
 
 
 class Source(Protocol):
@@ -179,33 +228,118 @@ class Source(Protocol):
 
 def _table(source: Source, columns: Columns) -> Table:
     """Return the table of a source."""
+    table = _read(source, columns, columns.rules)
+    if len(table.rows) < 2:
+        raise DataError(f"`data.path` must have at least two rows, got 1 in {named(source.path)}; add rows")
+    warnings = (*table.warnings, *_warnings(table.features, table.targets, columns.left_out))
+    return replace(table, notes=(*table.notes, *_notes(table.features)), warnings=warnings)
+
+
+def _read(source: Source, columns: Columns, rules: Rules) -> Table:
+    """Return the columns of a source, without what there is to say of their values."""
     names, problems = _renamed(source, columns.rename)
     wanted, others = _select_columns(source.path, names, columns)
     raise_problems(source.path, [*problems, *others], (), "")
     places = {name: place for place, name in enumerate(names)}
-    read = source.read(
-        {name: places[name] for name in wanted},
-        Rules(columns.categorical, columns.missing_values, tuple(columns.roles)),
-    )
-    rows = _kept(source, columns, read)
-    if len(next(iter(read.values())).missing if rows is None else rows) < 2:
-        raise DataError(f"`data.path` must have at least two rows, got 1 in {named(source.path)}; add rows")
+    read = source.read({name: places[name] for name in wanted}, rules)
+    count, rows = len(read[columns.targets[0]].missing), _kept(source, columns, read)
     if rows is not None:
         for name in read:  # one by one, so that no more than one column is in memory twice
             read[name] = read[name].take(rows)
-    features = [read[name] for name in wanted if name not in columns.roles]
-    target = _numbers(read[columns.target])
+    targets = tuple(_numbers(read[name]) for name in columns.targets)
     return Table(
-        features=features,
-        target=target,
+        features=[read[name] for name in wanted if name not in columns.roles],
+        targets=targets,
         sigma=None if columns.sigma is None else _numbers(read[columns.sigma]).values,
         weight=None if columns.weight is None else _numbers(read[columns.weight]).values,
-        rows=np.arange(len(target.values)) if rows is None else rows,
+        given=None if columns.part is None else _given(source.path, _categories(read[columns.part])),
+        groups=None if columns.group is None else _categories(read[columns.group]).codes.astype(np.int64),
+        rows=np.arange(count) if rows is None else rows,
+        count=count,
         sha256=source.sha256,
-        notes=(*source.notes, *_notes(features)),
-        warnings=(*source.warnings, *_dropped(read, rows), *_warnings(features, target)),
+        notes=tuple(source.notes),
+        warnings=(*source.warnings, *_dropped(rows)),
         unread=tuple(name for name in names if name not in read),
     )
+
+
+def _with_own_files(config: c.Csv | c.Parquet, opened: Callable[[str], Source]) -> Table:
+    """Return the table of a configuration, with the rows of the files of its parts after those of `data.path`.
+
+    Problems with such a file are those of `data.valid_path` or `data.test_path`.
+    """
+    columns = Columns.of(config)
+    table = training = _table(opened(config.path), columns)
+    for part, path in config.own_paths.items():
+        if table.given is not None and (table.given == PARTS.index(part)).any():
+            raise DataError(
+                f"`data.{part}_path` must be null, because `data.split.column` says which rows are {part} rows, got "
+                f"{named(path)}; use data.{part}_path=null"
+            )
+        with _problems_of(f"data.{part}_path"):
+            own = _own(opened(path), columns, table)
+            if own.sha256 == training.sha256:
+                text = f"`data.{part}_path` has the content of `data.path`, so its rows are no test of the model"
+                own = replace(own, warnings=(*own.warnings, text))
+            table = _joined(table, own, part, path)
+    return table
+
+
+@contextmanager
+def _problems_of(key: str) -> Iterator[None]:
+    """Name another key in the problems with the file of `data.path`."""
+    try:
+        yield
+    except DataError as error:
+        raise error.changed(lambda text: text.replace("`data.path`", f"`{key}`")) from None
+
+
+def _own(source: Source, columns: Columns, table: Table) -> Table:
+    """Return the rows of a part's own file, with the columns of the training rows, read as those are."""
+    features = tuple(column.name for column in table.features)
+    needed = replace(columns, features=features, part=None, group=None, drop=(), categorical=None)
+    rename = {new: old for new, old in columns.rename.items() if new in (*features, *needed.roles)}
+    needed = replace(needed, rename=rename)
+    names, _ = _renamed(source, rename)
+    lacking = [name for name in (*features, *needed.roles) if name not in names]
+    if lacking:
+        raise DataError(
+            f"`data.path` must have the columns of the training rows, but {named(source.path)} lacks {listed(lacking)}; add them"
+        )
+    texts = tuple(column.name for column in table.features if isinstance(column, Categories))
+    numbers = tuple(column.name for column in table.features if isinstance(column, Numbers) and column.kind == "number")
+    return _read(source, needed, Rules(None, columns.missing_values, (*numbers, *needed.roles), texts))
+
+
+def _joined(table: Table, own: Table, part: str, path: str) -> Table:
+    """Return a table with the rows of a part's own file added at its end."""
+    features = [column.followed_by(more) for column, more in zip(table.features, own.features, strict=True)]
+    others = [column.name for column, more in zip(table.features, features, strict=True) if more is None]
+    if others:
+        raise DataError(
+            f"`data.path` must have the same kinds of columns as the training rows, but {listed(others)} of {named(path)} "
+            "has other ones; write its cells in the same way"
+        )
+    targets = [target.followed_by(more) for target, more in zip(table.targets, own.targets, strict=True)]
+    count, given = len(own.rows), np.zeros(len(table.rows), np.int8) if table.given is None else table.given
+    return replace(
+        table,
+        features=[column for column in features if column is not None],
+        targets=tuple(target for target in targets if target is not None),
+        sigma=_appended(table.sigma, own.sigma),
+        weight=_appended(table.weight, own.weight),
+        given=np.concatenate([given, np.full(count, PARTS.index(part), np.int8)]),
+        groups=None if table.groups is None else np.concatenate([table.groups, np.full(count, -1)]),
+        rows=np.concatenate([table.rows, table.count + own.rows]),
+        count=table.count + own.count,
+        sha256=hashlib.sha256(f"{table.sha256}\n{part}\n{own.sha256}".encode()).hexdigest(),
+        notes=(*table.notes, f"{part} rows of {named(path)}"),
+        warnings=(*table.warnings, *own.warnings),
+    )
+
+
+def _appended(values: np.ndarray | None, more: np.ndarray | None) -> np.ndarray | None:
+    return None if values is None or more is None else np.concatenate([values, more])
 
 
 def _renamed(source: Source, rename: Mapping[str, str]) -> tuple[list[str], list[Problem]]:
@@ -244,15 +378,14 @@ def _select_columns(path: str, names: Sequence[str], columns: Columns) -> tuple[
             f"`data.features` must be set, because column {names.index('') + 1} of {named(path)} has no name"
         )
     problems += [
-        f"`data.features` must not contain {'the target' if key == 'data.target' else f'the column of `{key}`,'} {shown(name)}; "
-        "remove it"
+        f"`data.features` must not contain {_owner(key, columns)}{'' if key == 'data.target' else ','} {shown(name)}; remove it"
         for name, key in roles.items()
         if name in chosen
     ]
     problems += [
-        f"`{key}` must not be the target, got {shown(name)}; name another column"
-        for key, name in columns.weighting.items()
-        if name == columns.target
+        f"`{key}` must not be {_owner(roles[name], columns)}, got {shown(name)}; name another column"
+        for key, name in columns.named
+        if roles[name] != key
     ]
     problems += [
         f"`data.drop` must not contain {shown(name)}, the column of `{key}`; remove it from one of them"
@@ -279,6 +412,13 @@ def _select_columns(path: str, names: Sequence[str], columns: Columns) -> tuple[
     return ([], problems) if problems else ([*chosen, *roles], [])
 
 
+def _owner(key: str, columns: Columns) -> str:
+    """Return what a message calls the column of a key."""
+    if key == "data.target":
+        return "the target" if len(columns.targets) == 1 else "a target"
+    return f"the column of `{key}`"
+
+
 def _kept(source: Source, columns: Columns, read: Mapping[str, Column]) -> np.ndarray | None:
     """Return the rows in which nothing is missing that must not be, or None for all of them.
 
@@ -289,11 +429,14 @@ def _kept(source: Source, columns: Columns, read: Mapping[str, Column]) -> np.nd
         gone = {name: mask for name, mask in gone.items() if name in columns.roles}
     if not gone:
         return None
+    empty = [_empty(source, columns, name) for name, mask in gone.items() if mask.all()]
+    raise_problems(source.path, empty, (), "")
+    rows: np.ndarray = np.flatnonzero(~np.logical_or.reduce(list(gone.values())))
     if columns.missing != "drop":
         # Places are looked up in the file, which takes long, and are needed for the first ones only.
-        problems = [_missing(source, columns, name, mask) for name, mask in islice(gone.items(), MOST_SHOWN)]
+        first = islice(gone.items(), MOST_SHOWN)
+        problems = [_missing(source, columns, name, mask, len(rows) > 1) for name, mask in first]
         raise_problems(source.path, problems, (), "", len(gone) - len(problems))
-    rows: np.ndarray = np.flatnonzero(~np.logical_or.reduce(list(gone.values())))
     if not len(rows):
         raise DataError(
             f"`data.missing`=drop must leave rows, but every row of {named(source.path)} misses a value in "
@@ -302,14 +445,47 @@ def _kept(source: Source, columns: Columns, read: Mapping[str, Column]) -> np.nd
     return rows
 
 
-def _missing(source: Source, columns: Columns, name: str, mask: np.ndarray) -> str:
+def _empty(source: Source, columns: Columns, name: str) -> str:
+    """Return the message for a column without any value."""
+    key = columns.roles.get(name, "data.features")
+    remedy = columns.left_out if key == "data.features" else "name another column"
+    return f"`{key}` must have values, but column {shown(name)} of {named(source.path)} has none; {remedy}"
+
+
+def _missing(source: Source, columns: Columns, name: str, mask: np.ndarray, droppable: bool) -> str:
+    """Return the message for a column with missing values. `droppable` says whether rows are left without them."""
     places = source.places(np.flatnonzero(mask)[:PLACES].tolist())
     count, more = int(mask.sum()), f" and {int(mask.sum()) - PLACES:,} more" if mask.sum() > PLACES else ""
-    remedy = "data.missing=drop" if name in columns.roles else "data.missing=drop or data.missing=mean"
+    policies = ["drop"] * droppable + ["mean"] * (name not in columns.roles)
+    remedy = f"use {' or '.join(f'data.missing={policy}' for policy in policies)}" if policies else "fill them in"
     return (
         f"`data.missing`: column {shown(name)} of {named(source.path)} has {count:,} missing value{'' if count == 1 else 's'} ({count / len(mask):.1%}), in "
-        f"{', '.join(places)}{more}; use {remedy}"
+        f"{', '.join(places)}{more}; {remedy}"
     )
+
+
+def _given(path: str, column: Categories) -> np.ndarray:
+    """Return the place in `split.PARTS` of the part of each row. Raises `DataError` for other words, and without training rows."""
+    words = {"train": PARTS.index("train"), "valid": PARTS.index("valid"), "test": PARTS.index("test")}
+    present = [column.values[code] for code in np.unique(column.codes).tolist()]
+    others = [value for value in present if value not in words]
+    if others:
+        raise DataError(
+            f"`data.split.column` must have the words {', '.join(words)}, got {listed(others)} in column {shown(column.name)} of "
+            f"{named(path)}; write one of them in each row"
+        )
+    if "train" not in present:
+        raise DataError(
+            f"`data.split.column` must leave rows for training, but column {shown(column.name)} of {named(path)} has only "
+            f"{listed(present)}; write train in some rows"
+        )
+    given: np.ndarray = np.array([words.get(value, 0) for value in column.values], np.int8)[column.codes]
+    return given
+
+
+def _categories(column: Column) -> Categories:
+    assert isinstance(column, Categories)  # `Rules.texts`
+    return column
 
 
 def _numbers(column: Column) -> Numbers:
@@ -326,39 +502,48 @@ def _notes(features: Sequence[Column]) -> Iterator[str]:
         yield f"dates as seconds {', '.join(dates[:PLACES])}"
 
 
-def _dropped(read: Mapping[str, Column], rows: np.ndarray | None) -> Iterator[str]:
+def _dropped(rows: np.ndarray | None) -> Iterator[str]:
     if rows is not None:
         kept = len(rows)
         yield f"`data.missing`=drop left out rows with a missing value; {kept:,} rows are left"
 
 
-def _warnings(features: Sequence[Column], target: Numbers) -> Iterator[str]:
-    rows = len(target.values)
+def _warnings(features: Sequence[Column], targets: Sequence[Numbers], left_out: str) -> Iterator[str]:
+    """Yield what the user should know of the columns. `left_out` is the advice to leave out a feature."""
+    rows = len(targets[0].values)
     if constant := [column.name for column in features if _is_constant(column)]:
         yield f"`data.features`: every row has the same value in {listed(constant)}, which explains nothing"
-    if equal := _equal_columns(features):
-        yield f"`data.features`: {' and '.join(map(listed, equal[:PLACES]))} are equal in every row; add all but one to `data.drop`"
-    if np.all(target.values == target.values[0]):
-        yield f"`data.target`: {shown(target.name)} is {float(target.values[0])!r} in every row, so r2 is undefined"
+    for equal in _equal_columns(features)[:PLACES]:
+        yield f"`data.features`: {listed(equal)} are equal in every row; keep one of them"
+    for target in targets:
+        if _is_constant(target):
+            yield f"`data.target`: {shown(target.name)} is {float(target.values[0])!r} in every row, so r2 is undefined"
     if rows < len(features) + 1:
         yield f"`data.path`: there are {rows} rows for {len(features)} features, so many models fit exactly"
-    numbered = [column.name for column in features if isinstance(column, Numbers) and _is_numbering(column)]
-    if numbered and len(features) > 1:
-        yield f"`data.features`: {listed(numbered)} numbers the rows, as identifiers do; add it to `data.drop` if it is one"
+    for column in features:
+        if len(features) > 1 and isinstance(column, Numbers) and _may_identify(column):
+            yield (
+                f"`data.features`: {shown(column.name)} has another integer in nearly every row, as identifiers have; {left_out} "
+                "if it is one"
+            )
 
 
 def _is_constant(column: Column) -> bool:
-    values = column.values if isinstance(column, Numbers) else column.codes
-    return bool(np.all(values == values[0]))
+    cells = _cells(column)
+    return bool(np.all(cells == cells[0]))
+
+
+def _cells(column: Column) -> np.ndarray:
+    return column.values if isinstance(column, Numbers) else column.codes
 
 
 def _equal_columns(features: Sequence[Column]) -> list[list[str]]:
-    """Return the names of the columns of numbers that are equal in every row, group by group."""
-    alike: dict[bytes, list[list[Numbers]]] = {}
+    """Return the names of the columns that are equal in every row, group by group."""
+    alike: dict[bytes, list[list[Column]]] = {}
     for column in features:
-        if isinstance(column, Numbers) and not _is_constant(column):
-            groups = alike.setdefault(column.values[:COMPARED_ROWS].tobytes(), [])
-            own = next((group for group in groups if np.array_equal(group[0].values, column.values, True)), None)
+        if not _is_constant(column):
+            groups = alike.setdefault(_cells(column)[:COMPARED_ROWS].tobytes(), [])
+            own = next((group for group in groups if _are_equal(group[0], column)), None)
             if own is None:
                 groups.append([column])
             else:
@@ -367,9 +552,13 @@ def _equal_columns(features: Sequence[Column]) -> list[list[str]]:
     return [[column.name for column in group] for group in groups if len(group) > 1]
 
 
-def _is_numbering(column: Numbers) -> bool:
-    """Return whether a column has consecutive integers, each once."""
-    values, count = column.values, len(column.values)
-    if count < NUMBERED_ROWS or not column.integers or values.max() - values.min() != count - 1:
-        return False
-    return len(np.unique(values)) == count
+def _are_equal(one: Column, other: Column) -> bool:
+    if isinstance(one, Categories) and isinstance(other, Categories):
+        return one.values == other.values and np.array_equal(one.codes, other.codes)
+    return type(one) is type(other) and np.array_equal(_cells(one), _cells(other), equal_nan=True)
+
+
+def _may_identify(column: Numbers) -> bool:
+    """Return whether nearly all values are different integers."""
+    count = len(column.values)
+    return count >= IDENTIFIED_ROWS and column.integers and len(np.unique(column.values)) >= DISTINCT_SHARE * count

@@ -34,7 +34,7 @@ def weigh(table: Table, parts: Mapping[str, Tensor], scaling: Scaling) -> Weight
         sigma = torch.from_numpy(table.sigma)
         _require(sigma > 0, sigma, "data.sigma", "must be above 0 in every row", table)
         if scaling.log_target:
-            sigma = sigma / torch.from_numpy(table.target.values)
+            sigma = sigma / torch.from_numpy(table.targets[0].values)
         sigma = sigma / scaling.target_scale
         unit = sigma.min()
         raw = (unit / sigma).square()  # not 1/σ², which may overflow

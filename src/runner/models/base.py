@@ -1,8 +1,9 @@
-"""Contract of a model: a module that maps features [rows, columns] to predictions [rows, 1]."""
+"""Contract of a model: a module that maps features [rows, columns] to predictions [rows, targets]."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -27,18 +28,20 @@ class Standardization(Protocol):
 
     @property
     def target_mean(self) -> Tensor:
-        """Mean [] of the target."""
+        """Mean [targets] of each target."""
 
     @property
     def target_scale(self) -> Tensor:
-        """Standard deviation [] of the target."""
+        """Standard deviation [targets] of each target."""
 
 
 class Model(torch.nn.Module):
-    """Module with one prediction per row, which can report its parameters in the user's units."""
+    """Module with a prediction of each target per row, which can report its parameters in the user's units."""
 
     config_name = "model"
     """Name of the model in the configuration, which `build` sets; messages show it."""
+    targets = 1
+    """Number of targets, which `build` sets."""
 
     @property
     def draws(self) -> bool:
@@ -49,11 +52,11 @@ class Model(torch.nn.Module):
         """Return the parameters to report, by name. A model that is linear in the features undoes the scaling."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
-    def terms(self, columns: Sequence[str]) -> Sequence[str]:
-        """Return the names of the terms whose coefficients are the entries of `fitted`, in order, for these columns.
+    def terms(self, columns: Sequence[str], targets: Sequence[str]) -> Sequence[str]:
+        """Return the names of the terms whose coefficients are the entries of `fitted`, in order, for columns and targets.
 
         A term is a column ("x"), a power of one ("x^2"), or the "constant", which comes last and which `fitted` may leave
-        out. Empty for a model that is not a sum of such terms.
+        out. With several targets it also names its target ("x → y"). Empty for a model that is not a sum of such terms.
         """
         return ()
 
@@ -67,22 +70,26 @@ class Model(torch.nn.Module):
     def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """Return the derivative of each prediction with respect to every entry of the parameters, in the order of names.
 
-        The result is [rows, numbers] for features [rows, columns]. If parameters or features have a leading lane axis, it
-        is [lanes, rows, numbers], or without lanes if it is the same for all of them.
+        The result is [rows·targets, numbers] for features [rows, columns]: row by row, and target by target in each row. If
+        parameters or features have a leading lane axis, it has it too, unless it is the same for all lanes.
         """
         from torch.func import functional_call, grad, vmap
 
-        def prediction(values: Mapping[str, Tensor], row: Tensor) -> Tensor:
-            return functional_call(self, dict(values), (row.unsqueeze(0),)).reshape(())  # type: ignore[no-any-return]
+        def prediction(values: Mapping[str, Tensor], row: Tensor, target: int) -> Tensor:
+            return functional_call(self, dict(values), (row.unsqueeze(0),))[0, target]  # type: ignore[no-any-return]
 
-        each = vmap(grad(prediction), in_dims=(None, 0))
+        def gradients(values: Mapping[str, Tensor], rows: Tensor) -> list[Mapping[str, Tensor]]:
+            each = (grad(partial(prediction, target=target)) for target in range(self.targets))
+            return [vmap(one, in_dims=(None, 0))(values, rows) for one in each]
+
+        of_lanes = gradients
         shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
         stacked = next(iter(parameters.values())).dim() > len(next(iter(shapes.values())))
         lanes = stacked or features.dim() > 2
         if lanes:
-            each = vmap(each, in_dims=(0 if stacked else None, 0 if features.dim() > 2 else None))
-        gradients = each({name: parameters[name].detach() for name in shapes}, features)
-        return torch.cat([gradients[name].flatten(1 + lanes) for name in shapes], -1)
+            of_lanes = vmap(gradients, in_dims=(0 if stacked else None, 0 if features.dim() > 2 else None))
+        found = of_lanes({name: parameters[name].detach() for name in shapes}, features)
+        return by_target([torch.cat([one[name].flatten(1 + lanes) for name in shapes], -1) for one in found])
 
     def is_linear(self, features: Tensor) -> bool:
         """Return whether the predictions for features [rows, columns] are linear in the parameters, up to a constant."""
@@ -104,7 +111,14 @@ class Model(torch.nn.Module):
         return ()
 
 
-def build(config: c.ModelConfig, feature_names: Sequence[str], generator: torch.Generator) -> Model:
+def by_target(jacobians: Sequence[Tensor]) -> Tensor:
+    """Return the Jacobian […, rows·targets, n] of all targets, from that of each, […, rows, n]."""
+    return jacobians[0] if len(jacobians) == 1 else torch.stack(list(jacobians), -2).flatten(-3, -2)
+
+
+def build(
+    config: c.ModelConfig, feature_names: Sequence[str], target_names: Sequence[str], generator: torch.Generator
+) -> Model:
     """Return the configured model in float64 on the CPU, with start values drawn from `generator`.
 
     Raises `DataError` for a formula that does not fit the columns, and `TypeError` if the configuration class declares
@@ -112,9 +126,10 @@ def build(config: c.ModelConfig, feature_names: Sequence[str], generator: torch.
     """
     # torch's constructors draw start values from the global generator before ours replace them.
     with torch.random.fork_rng(devices=[]):
-        model: Model = config.build(feature_names, generator)
+        model: Model = config.build(feature_names, target_names, generator)
     # A plain assignment would meet a parameter of a formula with this name.
     object.__setattr__(model, "config_name", config.name)
+    object.__setattr__(model, "targets", len(target_names))
     if config.draws != model.draws:
         raise TypeError(
             f"{type(config).__name__}.draws must be {model.draws} like its model's, got {config.draws}; correct the class"
@@ -122,7 +137,7 @@ def build(config: c.ModelConfig, feature_names: Sequence[str], generator: torch.
     return model
 
 
-def start_model(config: c.Config, feature_names: Sequence[str]) -> Model:
+def start_model(config: c.Config, feature_names: Sequence[str], target_names: Sequence[str]) -> Model:
     """Return the model of a run at step 0, in the run's dtype, on the CPU."""
-    start = build(config.model, feature_names, stream(config.seed, "init"))
+    start = build(config.model, feature_names, target_names, stream(config.seed, "init"))
     return start.to(DTYPES[config.dtype])

@@ -130,6 +130,7 @@ class Derivatives:
 
     def __init__(self, expression: Expression, parameters: Sequence[str]) -> None:
         self.expression = expression
+        self.names = tuple(parameters)
         self._parameters = [expression.names.index(name) for name in parameters]
         numbers = {o: None for _, operands in expression.operations for o in operands if isinstance(o, float)}
         self._constants = list(numbers)
@@ -151,6 +152,9 @@ class Derivatives:
             for index, at in zip(self._parameters, self._derivatives, strict=True)
         ]
         """Index of each parameter among the names of the expression, and the derivative by it if that is a number."""
+
+    def __reduce__(self) -> tuple[type[Derivatives], tuple[Expression, tuple[str, ...]]]:
+        return Derivatives, (self.expression, self.names)  # compiled again: functions without a name cannot be pickled
 
     def evaluate(self, values: Sequence[Tensor]) -> tuple[Tensor, list[float | Tensor]]:
         """Return the formula's value and its derivative by each parameter, for the values of all its names."""

@@ -1,8 +1,13 @@
-"""Formulas as models: columns of the data are variables, and every other name is a parameter."""
+"""Formulas as models: columns of the data are variables, and every other name is a parameter.
+
+Several targets have a formula each. A parameter of the same name is the same parameter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +17,7 @@ from torch import Tensor
 from runner.config import schema as c
 from runner.config.expression import Expression, parse, written
 from runner.errors import DataError
-from runner.models.base import Model
+from runner.models.base import Model, by_target
 from runner.models.derivatives import Derivatives, Formula
 from runner.models.init import init_tensor
 
@@ -21,20 +26,18 @@ DRAWS = 8
 
 
 class FormulaModel(Model):
-    """Evaluate an expression on columns [rows, 1] and parameters [], one scalar each."""
+    """Evaluate an expression for each target on columns [rows, 1] and parameters [], one scalar each."""
 
-    expression: Expression
-    derivatives: Derivatives
-
-    def __init__(self, expression: Expression, feature_names: Sequence[str], start: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, expressions: Sequence[Expression], feature_names: Sequence[str], start: Mapping[str, Tensor]
+    ) -> None:
         super().__init__()
-        self.expression = expression
-        self.columns = {name: i for i, name in enumerate(feature_names) if name in expression.names}
+        # Attributes come first: later ones could not share the name of a parameter.
+        self.derivatives = [Derivatives(one, [name for name in start if name in one.names]) for one in expressions]
+        self.columns = {name: i for i, name in enumerate(feature_names)}
         for name, value in start.items():
             # Not register_parameter: it refuses the names of module attributes, and `type` is a fine parameter name.
             self._parameters[name] = torch.nn.Parameter(value)
-        # An attribute of a module could not share the name of a parameter.
-        object.__setattr__(self, "derivatives", Derivatives(expression, list(start)))
 
     def train(self, mode: bool = True) -> FormulaModel:
         """Set training or evaluation mode and return the module."""
@@ -43,24 +46,28 @@ class FormulaModel(Model):
         return self
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return predictions [rows, 1] for features [rows, columns]."""
-        values = self._values(self._parameters, features)
+        """Return predictions [rows, targets] for features [rows, columns]."""
+        predictions = [self._predicted(derivatives, features) for derivatives in self.derivatives]
+        return predictions[0] if len(predictions) == 1 else torch.cat(predictions, -1)
+
+    def _predicted(self, derivatives: Derivatives, features: Tensor) -> Tensor:
+        """Return the predictions [rows, 1] of one target."""
+        expression, values = derivatives.expression, self._values(derivatives.expression, self._parameters, features)
         prediction: Tensor
         if torch.is_grad_enabled():
-            derivatives = self.derivatives
             if features.requires_grad:
-                derivatives = Derivatives(self.expression, self.expression.names)
+                derivatives = Derivatives(expression, expression.names)
             prediction, *_ = Formula.apply(derivatives, *values)  # type: ignore[no-untyped-call]
         else:
-            prediction = self.expression(dict(zip(self.expression.names, values, strict=True)))
+            prediction = expression(dict(zip(expression.names, values, strict=True)))
         return prediction
 
-    def _values(self, parameters: Mapping[str, Any], features: Tensor) -> list[Tensor]:
-        """Return the values of all names of the expression: columns [rows, 1] and parameters."""
+    def _values(self, expression: Expression, parameters: Mapping[str, Any], features: Tensor) -> list[Tensor]:
+        """Return the values of all names of an expression: columns [rows, 1] and parameters."""
         columns = self.columns
         return [
             features[..., columns[name] : columns[name] + 1] if name in columns else parameters[name]
-            for name in self.expression.names
+            for name in expression.names
         ]
 
     def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
@@ -68,12 +75,18 @@ class FormulaModel(Model):
         names = list(self._parameters)
         lanes = np.broadcast_shapes(parameters[names[0]].shape, features.shape[:-2])
         broadcast = {name: parameters[name].detach()[..., None, None] for name in names}
-        values = self._values(broadcast, features)
+        shape = (*lanes, features.shape[-2], 1)
+
+        def of_target(derivatives: Derivatives) -> Tensor:
+            _, found = derivatives.evaluate(self._values(derivatives.expression, broadcast, features))
+            by_name = dict(zip(derivatives.names, found, strict=True))
+            slopes = [by_name.get(name, 0.0) for name in names]
+            return torch.cat(
+                [s.expand(shape) if isinstance(s, Tensor) else features.new_full(shape, s) for s in slopes], -1
+            )
+
         with torch.no_grad():
-            _, slopes = self.derivatives.evaluate(values)
-            shape = (*lanes, features.shape[-2], 1)
-            columns = [s.expand(shape) if isinstance(s, Tensor) else features.new_full(shape, s) for s in slopes]
-            return torch.cat(columns, -1)
+            return by_target([of_target(derivatives) for derivatives in self.derivatives])
 
     def is_linear(self, features: Tensor) -> bool:
         """Return whether the derivatives are bitwise equal for random parameters of both signs and many magnitudes."""
@@ -85,42 +98,89 @@ class FormulaModel(Model):
         return bool(first.isfinite().all()) and all(torch.equal(first, other) for other in others)
 
 
-def build(config: c.Formula, feature_names: Sequence[str], generator: torch.Generator) -> FormulaModel:
-    """Return a formula with given or drawn start values. Raises `DataError` if its names do not fit the columns."""
-    expression = parse(config.expression)
-    free = [name for name in expression.names if name not in feature_names]
+def build(
+    config: c.Formula, feature_names: Sequence[str], target_names: Sequence[str], generator: torch.Generator
+) -> FormulaModel:
+    """Return a formula with given or drawn start values. Raises `DataError` if its names do not fit columns and targets."""
+    formulas = _of_targets(config, target_names)
+    whole = {key: parse(text) for key, text in formulas.items()}
+    names = dict.fromkeys(name for one in whole.values() for name in one.names)
+    parameters = [name for name in names if name not in feature_names]
+    free = [name for name in parameters if name not in config.fixed]
     problems = [
-        f"`model.start.{name}` must name a parameter, but {name!r} is a column of the data; remove it"
-        for name in config.start
+        f"`model.{key}.{name}` must name a parameter, but {name!r} is a column of the data; remove it"
+        for key, values in (("start", config.start), ("bounds", config.bounds), ("fixed", config.fixed))
+        for name in values
         if name in feature_names
     ]
-    ambiguous = sorted(expression.constants & set(feature_names) - set(expression.names))
-    problems += [
-        f"`model.expression` must not use `{name}`, which is both a constant and a column of the data; "
-        f"write the column as `` `{name}` `` in backticks, or rename it with data.rename"
-        for name in ambiguous
-    ]
-    strange = [name for name in free if written(name) != name]
-    problems += [
-        f"`model.expression` must name a column of the data in backticks, got {name!r}; the columns are {', '.join(map(repr, feature_names))}"
-        for name in strange
-    ]
-    if len(free) == len(expression.names) and not strange + ambiguous:
-        rename = ", or rename them with data.rename" if any(written(name) != name for name in feature_names) else ""
+    problems += [problem for key, one in whole.items() for problem in _misfits(key, one, feature_names)]
+    if parameters and not free:
         problems.append(
-            f"`model.expression` must use a column of the data ({', '.join(feature_names)}), got {config.expression!r}; "
-            f"correct the names, and write those with blanks or signs in backticks{rename}"
-        )
-    if not free:
-        problems.append(
-            f"`model.expression` must have a parameter to fit, but every name in {config.expression!r} is a column; add one"
+            f"`model.fixed` must leave a parameter to fit, but has all of {', '.join(parameters)}; remove one"
         )
     if problems:
         raise DataError(problems)
-    start = {}
-    for name in free:
-        value = torch.empty((), dtype=torch.float64)
+    # Draw for every parameter, so that setting one start value does not change the others.
+    drawn = {name: torch.empty((), dtype=torch.float64) for name in parameters}
+    for name, value in drawn.items():
         init_tensor(value, config.init, 1, generator)
-        # Draw for every parameter, so that setting one start value does not change the others.
-        start[name] = torch.tensor(config.start[name], dtype=torch.float64) if name in config.start else value
-    return FormulaModel(expression, feature_names, start)
+        if name in config.start:
+            value.fill_(config.start[name])
+        elif name in config.limits:
+            value.fill_(_moved_inside(float(value), *config.limits[name]))
+    expressions = [parse(text, config.fixed) for text in formulas.values()]
+    return FormulaModel(expressions, feature_names, {name: drawn[name] for name in free})
+
+
+def _of_targets(config: c.Formula, target_names: Sequence[str]) -> dict[str, str]:
+    """Return the formulas by key, in the order of the targets. Raises `DataError` if one is missing or has no target."""
+    given, targets = config.expression, ", ".join(target_names)
+    if isinstance(given, str):
+        if len(target_names) == 1:
+            return config.formulas
+        raise DataError(
+            f"`model.expression` must have a formula for each of the targets {targets}, got one; "
+            f"write model.expression={{{', '.join(f'{name}: …' for name in target_names)}}}"
+        )
+    missing = [name for name in target_names if name not in given]
+    problems = [f"`model.expression` must have a formula for the target {name}, got none; add it" for name in missing]
+    for name in given:
+        if name not in target_names:
+            near = difflib.get_close_matches(name, target_names, n=1)
+            remedy = f"did you mean `{near[0]}`?" if near else "remove it"
+            problems.append(f"`model.expression.{name}` must name a target of the data, which has {targets}; {remedy}")
+    if problems:
+        raise DataError(problems)
+    return {f"model.expression.{name}": given[name] for name in target_names}
+
+
+def _misfits(key: str, formula: Expression, feature_names: Sequence[str]) -> Iterator[str]:
+    """Yield the problems of the names of one formula with the columns of the data."""
+    ambiguous = sorted(formula.constants & set(feature_names) - set(formula.names))
+    for name in ambiguous:
+        yield (
+            f"`{key}` must not use `{name}`, which is both a constant and a column of the data; "
+            f"write the column as `` `{name}` `` in backticks, or rename it with data.rename"
+        )
+    parameters = [name for name in formula.names if name not in feature_names]
+    strange = [name for name in parameters if written(name) != name]
+    for name in strange:
+        yield f"`{key}` must name a column of the data in backticks, got {name!r}; the columns are {', '.join(map(repr, feature_names))}"
+    if len(parameters) == len(formula.names) and not strange + ambiguous:
+        rename = ", or rename them with data.rename" if any(written(name) != name for name in feature_names) else ""
+        yield (
+            f"`{key}` must use a column of the data ({', '.join(feature_names)}), got {formula.text!r}; "
+            f"correct the names, and write those with blanks or signs in backticks{rename}"
+        )
+    if not parameters:
+        yield f"`{key}` must have a parameter to fit, but every name in {formula.text!r} is a column; add one"
+
+
+def _moved_inside(drawn: float, low: float, high: float) -> float:
+    """Return a drawn start value, or if it is outside of its bounds, the point that far from one, or between both."""
+    if low <= drawn <= high:
+        return drawn
+    if math.isfinite(low) and math.isfinite(high):
+        share = abs(drawn) % 1
+        return low * (1 - share) + high * share
+    return low + abs(drawn) if math.isfinite(low) else high - abs(drawn)

@@ -1,6 +1,6 @@
-"""Losses: weighted means over the rows of a batch, for predictions and targets of the same shape.
+"""Losses: weighted means over the rows and targets of a batch, for predictions and targets of the same shape.
 
-The weights have mean 1 over the training rows, so the sum of weighted losses is divided by the number of rows.
+The weights have mean 1 over the training rows, so the sum of weighted losses is divided by the number of rows and targets.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from runner.config import schema as c
 from runner.errors import RunFailed
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Function of (prediction [rows, 1], target [rows, 1], weight [rows, 1] or None) that returns the mean loss []."""
+"""Function of (prediction [rows, targets], target [rows, targets], weight [rows, 1] or None) that returns the mean loss []."""
 
 Cost = Callable[..., Tensor]
-"""Function of (prediction, target, reduction = 1), as in `torch.ops.aten`: 0 returns the loss of each row, 1 their mean []."""
+"""Function of (prediction, target, reduction = 1), as in `torch.ops.aten`: 0 returns the loss of each number, 1 their mean []."""
 
 # These are the operators of torch.ops.aten, not torch.nn.functional. The wrappers there broadcast prediction and target, which
 # must not happen here and takes a tenth of the time of a small model's step, forward and backward.
@@ -56,7 +56,7 @@ def build(config: c.LossConfig) -> Loss:
 def build_lanes(config: c.LossConfig) -> Loss:
     """Return the configured loss of vmapped runs, one mean per lane [lanes].
 
-    Its arguments are prediction [lanes, rows, 1], and target and weight [lanes, rows, 1] or [rows, 1].
+    Its arguments are prediction [lanes, rows, targets], and target and weight [rows, …], with lanes in front if they differ.
     """
     cost: Cost = config.build()
 
@@ -73,5 +73,5 @@ def _require_same_shape(prediction: torch.Size, target: torch.Size) -> None:
     if prediction != target:
         raise RunFailed(
             f"the prediction must have the target's shape {list(target)}, got {list(prediction)}; "
-            "return one number per row from the model"
+            "return a number per row and target from the model"
         )

@@ -16,7 +16,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiL
 
 
 class Network(nn.Sequential, Model):
-    """Layers (linear, activation, dropout) … linear: features [rows, columns] → predictions [rows, 1]."""
+    """Layers (linear, activation, dropout) … linear: features [rows, columns] → predictions [rows, targets]."""
 
     def is_linear(self, features: Tensor) -> bool:
         """Return whether the network has no hidden layer."""
@@ -40,7 +40,9 @@ class Network(nn.Sequential, Model):
         return [[name for layer in layers[first:last] for name in layer] for first, last in pairwise(cuts)]
 
 
-def build(config: c.Mlp, feature_names: Sequence[str], generator: torch.Generator) -> Network:
+def build(
+    config: c.Mlp, feature_names: Sequence[str], target_names: Sequence[str], generator: torch.Generator
+) -> Network:
     """Return a network with drawn start values, in float64 on the CPU."""
     parts: list[nn.Module] = []
     width = len(feature_names)
@@ -48,6 +50,6 @@ def build(config: c.Mlp, feature_names: Sequence[str], generator: torch.Generato
         parts += [nn.Linear(width, units, dtype=torch.float64), ACTIVATIONS[config.activation]()]
         parts += [nn.Dropout(config.dropout)] if config.dropout else []
         width = units
-    model = Network(*parts, nn.Linear(width, 1, dtype=torch.float64))
+    model = Network(*parts, nn.Linear(width, len(target_names), dtype=torch.float64))
     init_layers(model, "kaiming", generator)
     return model

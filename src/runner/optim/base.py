@@ -32,7 +32,7 @@ class Linearisation:
     factor: Tensor
     """Triangular QR factor [n + 2, n + 2] of [J, r, y] over all rows of all processes."""
     rows: int
-    """Number of rows of all processes."""
+    """Number of residuals of all processes: rows of the data times targets."""
 
 
 class Objective(Protocol):
@@ -93,7 +93,7 @@ class Differentiable(Protocol):
         """Return pairs of name and parameter."""
 
     def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """Return derivatives […, rows, n] of the predictions with respect to the n entries of all parameters, in order."""
+        """Return derivatives […, rows·targets, n] of the predictions by the n entries of all parameters, in order."""
 
     def is_linear(self, features: Tensor) -> bool:
         """Return whether the predictions for features [rows, columns] are linear in the parameters, up to a constant."""

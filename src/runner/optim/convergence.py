@@ -30,7 +30,11 @@ NAMED = 5
 """Largest number of parameters that a sentence names."""
 
 NEGLIGIBLE = 1e-6
-"""A parameter takes part in an undetermined direction [n] of length 1 if its component is above this."""
+"""A parameter is undetermined if a larger share of it than this is outside of the directions that the Jacobian determines."""
+
+
+NOT_FINITE = "the residuals or their derivatives are not finite"
+"""Why a fit has not converged that cannot be judged."""
 
 
 @dataclass(frozen=True)
@@ -64,24 +68,22 @@ class Verdict:
             return f"{self.cause}; {start}"
         threshold = f"(relative offset {self.offset:.1g}, threshold {CONVERGED:g})"
         if settled:
-            remedies = ["use data.standardize=true"] if self._may_standardize else []
+            remedies = ["use data.standardize=true"] if self.config.may_standardize else []
             remedies += [] if self.config.optimizer.linear_only else [start]
-            remedies += ["use dtype=float64"] if self.config.dtype == "float32" else []
+            wider = constraints.advised(self.config, "dtype", "float64") if self.config.dtype == "float32" else None
+            remedies += [f"use {wider}"] if wider else []
             advice = f"; {_alternatives(remedies)}" if remedies else ""
             return f"no further step finds better parameters, but they are not at a minimum {threshold}{advice}"
         return f"the parameters are still changing {threshold}; {_alternatives(self._quicker())}"
-
-    @property
-    def _may_standardize(self) -> bool:
-        return not (self.config.data.standardize or self.config.model.keeps_units)
 
     def _quicker(self) -> list[str]:
         """Return what brings a fit nearer to the optimum, as far as its configuration allows it."""
         remedies = ["train longer"]
         if not self.config.optimizer.least_squares:
-            remedies += ["use data.standardize=true"] if self._may_standardize else []
+            remedies += ["use data.standardize=true"] if self.config.may_standardize else []
+            solved = self.linear and not self.config.model.limits
             solver: c.OptimizerConfig = (
-                c.Lstsq(name="lstsq", weight_decay=0.0) if self.linear else c.Lm(name="lm", radius=1.0)
+                c.Lstsq(name="lstsq", weight_decay=0.0) if solved else c.Lm(name="lm", radius=1.0)
             )
             if not constraints.problems(replace(self.config, optimizer=solver)):
                 remedies.append(f"use optimizer={solver.name}")
@@ -100,8 +102,10 @@ class Evidence:
     """Offset [lanes] that rounding may leave."""
     finite: Sequence[bool]
     """Whether all residuals and derivatives of each fit are finite."""
-    names: Sequence[str]
-    """Name of each of the n parameters."""
+    names: Sequence[Sequence[str]]
+    """For each fit the names of its reported parameters."""
+    unscaling: Callable[[int], Tensor | None]
+    """Returns the matrix [reported, n] from the parameters of a lane to the reported ones; None if they are the same."""
     linear: Callable[[], bool]
     """Returns whether the model is linear in its parameters."""
     ranks: Callable[[int], Tensor]
@@ -122,9 +126,9 @@ def judge(evidence: Evidence, configs: Sequence[c.Config]) -> list[Verdict]:
     for lane, config in enumerate(configs):
         cause, undetermined = "", tuple[str, ...]()
         if not evidence.finite[lane]:
-            cause = "the residuals or their derivatives are not finite"
+            cause = NOT_FINITE
         elif not full_rank[lane] and config.model.identifiable:
-            undetermined = _undetermined(problem, lane, evidence.names)
+            undetermined = _undetermined(evidence, lane)
             flat = not evidence.linear() and bool((evidence.ranks(lane) > ranks[lane]).any())
             cause = f"near these values {free(undetermined)}" if flat else ""
         offset = 0.0 if cause or near[lane] else offsets[lane]
@@ -151,12 +155,17 @@ def free(names: Sequence[str]) -> str:
     return f"{_joined(shown, 'and')} can change{together} without changing any prediction"
 
 
-def _undetermined(problem: Linearised, lane: int, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the parameters with a component in the directions that the Jacobian does not determine."""
+def _undetermined(evidence: Evidence, lane: int) -> tuple[str, ...]:
+    """Return the names of the reported parameters that change along directions which the Jacobian does not determine."""
+    problem, unscaling = evidence.problem, evidence.unscaling(lane)
     known = torch.where(problem.determined[lane].unsqueeze(1), problem.directions[lane], 0.0)
-    # Length of each parameter's unit vector outside of the space of the known directions.
-    outside = (1 - known.square().sum(0)).clamp(min=0).sqrt()
-    return tuple(name for name, size in zip(names, outside.tolist(), strict=True) if size > NEGLIGIBLE)
+    outside = torch.eye(known.shape[1]).to(known) - known.mT @ known
+    # Each reported parameter as a vector in the scaled parameters, and the part of it outside of the known directions.
+    reported = torch.diag(1 / problem.scale[lane])
+    reported = reported if unscaling is None else unscaling.to(reported) @ reported
+    reported = reported / reported.abs().amax(1, keepdim=True)  # squares of numbers in tiny units would be 0
+    shares = (reported @ outside).norm(dim=1) / reported.norm(dim=1)
+    return tuple(name for name, share in zip(evidence.names[lane], shares.tolist(), strict=False) if share > NEGLIGIBLE)
 
 
 def _alternatives(texts: Sequence[str]) -> str:

@@ -25,11 +25,11 @@ class Covariance:
     """Covariance of the parameters of one fit, on the CPU."""
 
     inverted: Tensor
-    """R⁻¹ [n, n], for the parameters that the model has."""
+    """R⁻¹ [n, n], for the parameters that the model has; with several targets a root of their covariance."""
     reported: Tensor
-    """Its rows [reported, n] for the parameters that are reported, in their units."""
+    """Its rows [reported, n] for the parameters that are reported and not at a bound, in their units."""
     deviation: float
-    """Standard deviation s of a row with weight 1, in the units trained in: by the residuals, or given."""
+    """Standard deviation s of a row with weight 1, in the units trained in: by the residuals, or given; 1 with several targets."""
 
     @property
     def matrix(self) -> Tensor:

@@ -7,15 +7,18 @@ Every tensor has a leading lane axis; a single run is one lane.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from runner.compute.bounds import Bounds
 from runner.config import schema as c
+from runner.optim.active_set import step_within, times
 from runner.optim.base import Objective, State
-from runner.optim.linearised import Linearised, RowSpace, lengths
-from runner.optim.qr import penalised
+from runner.optim.linearised import Linearised, ShortestSteps, lengths
+from runner.optim.qr import penalised, without_columns
 from runner.optim.saddle import step_away
 
 SOLVES = 2
@@ -73,8 +76,8 @@ class LstsqSolver(_LeastSquares):
         super().__init__(parameters, lanes)
         self._weight_decay = [config.weight_decay for config in configs]
         self._count = torch.zeros((), dtype=torch.float32)
-        self._solved: tuple[Tensor, Linearised, RowSpace] | None = None
-        """The newest Jacobian with its decomposition and row space, which the next step uses if the Jacobian is the same."""
+        self._solved: tuple[Tensor, Linearised, ShortestSteps] | None = None
+        """The newest Jacobian with its decomposition and shortest steps, which the next step uses if the Jacobian is the same."""
 
     def step(self, objective: Objective, lr: Any) -> Tensor:
         """Write the solution into the parameters; return this process's share of the loss [] or [lanes] before it."""
@@ -89,10 +92,10 @@ class LstsqSolver(_LeastSquares):
         jacobian = factor[:, :n, :n]
         if self._solved is None or not torch.equal(jacobian, self._solved[0]):
             model = Linearised.from_triangle(jacobian, factor[:, :n, n], lengths(jacobian))
-            self._solved = jacobian, model, model.row_space()
-        _, model, row_space = self._solved
+            self._solved = jacobian, model, model.shortest_steps()
+        _, model, steps = self._solved
         model = model.with_residuals(factor[:, :n, n])
-        self._write(row_space.projection(rows + model.unscaled(model.full)))
+        self._write(rows + steps.of(model))
         self._count = self._count + 1
         self._settle([float(self._count) >= SOLVES] * self._lanes)
         return linearisation.share if share is None else share
@@ -107,6 +110,86 @@ class LstsqSolver(_LeastSquares):
         self._count = saved["step"].clone() if "step" in saved else torch.zeros((), dtype=torch.float32)
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """A trial step of vmapped runs, and what the linearised problem expects of it."""
+
+    step: Tensor
+    """Step [lanes, n] of the parameters."""
+    length: Tensor
+    """Its scaled length [lanes]."""
+    linear: Tensor
+    """‖J·δ‖² [lanes]."""
+    damped: Tensor
+    """−δᵀJᵀr − ‖J·δ‖² [lanes], which is damping·‖δ‖² for a step that no bound cuts: Moré (1978), section 4."""
+    cut: Tensor
+    """Mask [lanes] of the steps that a bound cuts."""
+
+    @property
+    def predicted(self) -> Tensor:
+        """Predicted reduction [lanes] of the sum of squares, −2·δᵀJᵀr − ‖J·δ‖²."""
+        return self.linear + 2 * self.damped
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The linearised problem of `lm` at the present parameters, whose steps `trial` gives."""
+
+    matrix: Tensor
+    """J [lanes, n, n]."""
+    residuals: Tensor
+    """r [lanes, n]."""
+    room: Bounds
+    """Bounds of a step, [lanes, n]."""
+    held: Tensor
+    """Mask [lanes, n] of the entries at a bound that descent would leave."""
+    scale: Tensor
+    """Scale [lanes, n] of the trust region: the largest lengths of the columns of J so far."""
+    present: Linearised
+    """The problem of the entries that are not held, in the scale of the present J, in which rank and convergence are decided."""
+    model: Linearised
+    """The same in the scale of the trust region. Columns that became short look like rounding in it."""
+    full: Tensor
+    """Gauss–Newton step [lanes, n] in the basis of `model`."""
+
+    @staticmethod
+    def at(origin: Tensor, factor: Tensor, bounds: Bounds, largest: Tensor | None) -> _Problem:
+        """Return the problem for parameters [lanes, n], the factor of [J, r, y], and the largest scale of earlier steps."""
+        n = origin.shape[1]
+        matrix, residuals = factor[:, :n, :n], factor[:, :n, n]
+        held = bounds.active(origin, times(matrix.mT, residuals))
+        free = without_columns(factor[:, :n, : n + 1], held)
+        scale = lengths(matrix)
+        present = model = _linearised(free, scale, held)
+        if largest is not None:
+            scale = torch.maximum(scale, largest)
+            model = _linearised(free, scale, held)
+        room = Bounds(bounds.low - origin, bounds.high - origin)
+        return _Problem(matrix, residuals, room, held, scale, present, model, model.step_of(present))
+
+    def trial(self, radius: Tensor, waiting: Tensor) -> _Trial:
+        """Return the best step within a trust region of this radius [lanes], or within the bounds for its damping."""
+        model = self.model
+        along, damping = model.bounded(radius, self.full)
+        step = model.unscaled(along).masked_fill(self.held, 0.0)
+        linear = (model.values * along).square().sum(1)
+        damped = damping * along.square().sum(1)
+        cut = waiting & (self.room.project(step) != step).any(1)
+        if not bool(cut.any()):
+            return _Trial(step, along.norm(dim=1), linear, damped, cut)
+        scale = torch.where(damping.unsqueeze(1) > 0, self.scale, lengths(self.matrix))
+        within = step_within(self.matrix, self.residuals, scale, damping, self.room)
+        change = times(self.matrix, within)
+        squares = change.square().sum(1)
+        return _Trial(
+            torch.where(cut.unsqueeze(1), within, step),
+            torch.where(cut, (self.scale * within).norm(dim=1), along.norm(dim=1)),
+            torch.where(cut, squares, linear),
+            torch.where(cut, -(change * self.residuals).sum(1) - squares, damped),
+            cut,
+        )
+
+
 class LevenbergMarquardt(_LeastSquares):
     """Levenberg–Marquardt: Gauss–Newton steps, damped so that they stay within a trust region.
 
@@ -115,10 +198,19 @@ class LevenbergMarquardt(_LeastSquares):
     (1978). Near the optimum the sum of squares is too rounded to compare two points. A step is then accepted as long as it
     makes the residuals more nearly orthogonal to the columns of the Jacobian. A fit that would end where the Jacobian does not
     determine every parameter first tries to leave that point as a saddle.
+
+    A step that would leave the bounds is replaced by the best damped step within them: Kanzow, Yamashita and Fukushima,
+    "Levenberg–Marquardt methods with strong local convergence properties for solving nonlinear equations with convex
+    constraints", J. Comput. Appl. Math. 172 (2004). Entries at a bound that descent would leave are held: they have no part in
+    rank and convergence.
     """
 
-    def __init__(self, configs: Sequence[c.Lm], parameters: Mapping[str, Tensor], lanes: int | None) -> None:
+    def __init__(
+        self, configs: Sequence[c.Lm], parameters: Mapping[str, Tensor], lanes: int | None, bounds: Bounds | None
+    ) -> None:
         super().__init__(parameters, lanes)
+        unbounded = torch.full_like(self._rows()[0], torch.inf)
+        self._bounds = bounds or Bounds(-unbounded, unbounded)
         self._first = [config.radius for config in configs]
         self._slots: dict[str, Tensor] = {}
 
@@ -127,53 +219,46 @@ class LevenbergMarquardt(_LeastSquares):
         linearisation = objective.residuals()
         factor = _with_lanes(linearisation.factor)
         origin = self._rows().to(factor)
-        n = origin.shape[1]
-        # Rank and convergence are decided in the scale of the present Jacobian. The trust region keeps the largest scale so
-        # far, in which columns that have become short would look like rounding.
-        scale = lengths(factor[:, :, :n])
-        present = model = Linearised.from_triangle(factor[:, :n, :n], factor[:, :n, n], scale)
-        if self._slots:
-            scale = torch.maximum(scale, self._slots["scale"])
-            model = Linearised.from_triangle(factor[:, :n, :n], factor[:, :n, n], scale)
-        full = model.step_of(present)
+        n, bounds = origin.shape[1], self._bounds.to(factor)
+        problem = _Problem.at(origin, factor, bounds, self._slots.get("scale"))
+        scale = problem.scale
         length, size = (factor[:, :, column].norm(dim=1) for column in (n, n + 1))  # lengths of r and y
-        radius, last_offset = self._trust_region(scale * origin, full)
+        radius, last_offset = self._trust_region(scale * origin, problem.full)
         eps = torch.finfo(self._tensors[0].dtype).eps
         # Relative change of the sum of squares that rounding of the predictions may cause.
         noise = 8 * torch.finfo(factor.dtype).eps * (1 + size / length)
-        offset = present.offset
+        offset = problem.present.offset
         ended = (offset <= SETTLED * length + 4 * eps * size) | (offset > 0.9 * last_offset)
         waiting = ~(ended | torch.tensor(self._ended, device=ended.device))
-        taken, last_offset = torch.zeros_like(origin), torch.full_like(length, torch.inf)
+        taken, last_offset = origin, torch.full_like(length, torch.inf)
         for _ in range(TRIALS):
             if not bool(waiting.any()):
                 break
-            along, damping = model.bounded(radius, full)
-            step = model.unscaled(along)
-            self._write(origin + torch.where(waiting.unsqueeze(1), step, taken))
+            trial = problem.trial(radius, waiting)
+            point = torch.where(waiting.unsqueeze(1), bounds.project(origin + trial.step), taken)
+            self._write(point)
             gain = _gain(length, objective.squares().reshape(-1).sqrt())
-            linear, damped = _reductions(model, along, damping, length)
-            predicted = linear + 2 * damped
+            predicted = trial.predicted / length.square()
             rounded = (predicted <= noise) & (gain.abs() <= noise)
-            good = rounded | (gain >= ACCEPTED * predicted)
-            next_radius = _radius(radius, along.norm(dim=1), gain, (linear, damped))
-            radius = torch.where(waiting & ~rounded, next_radius, radius)
-            taken = torch.where((waiting & good).unsqueeze(1), step, taken)
+            good = rounded | (gain >= ACCEPTED * predicted.abs())
+            radius = torch.where(waiting & ~rounded, _radius(radius, trial, gain, length.square()), radius)
+            taken = torch.where((waiting & good).unsqueeze(1), point, taken)
             last_offset = torch.where(waiting & rounded, offset, last_offset)
             stuck = waiting & ~good & (radius <= eps * (scale * origin).norm(dim=1))
             ended, waiting = ended | stuck, waiting & ~good & ~stuck
-        saddle = ended & ~torch.tensor(self._ended, device=ended.device) & ~present.determined.all(1)
+        saddle = ended & ~torch.tensor(self._ended, device=ended.device) & ~problem.present.determined.all(1)
         if bool(saddle.any()):
 
             def gain_at(step: Tensor) -> Tensor:
-                self._write(origin + torch.where(saddle.unsqueeze(1), step, taken))
+                self._write(torch.where(saddle.unsqueeze(1), bounds.project(origin + step), taken))
                 return _gain(length, objective.squares().reshape(-1).sqrt())
 
-            away, found = step_away(present, origin, gain_at, noise.clamp(min=ACCEPTED))
+            away, found = step_away(problem.present, origin, gain_at, noise.clamp(min=ACCEPTED))
             left = saddle & found
-            taken, ended = torch.where(left.unsqueeze(1), away, taken), ended & ~left
+            taken = torch.where(left.unsqueeze(1), bounds.project(origin + away), taken)
+            ended = ended & ~left
             radius = torch.where(left, torch.maximum(radius, (scale * away).norm(dim=1)), radius)
-        self._write(origin + taken)
+        self._write(taken)
         self._slots = {"scale": scale, "radius": _spread(radius, n), "offset": _spread(last_offset, n)}
         self._settle(ended.tolist())
         return linearisation.share
@@ -210,9 +295,17 @@ def lstsq(config: c.Lstsq, parameters: Mapping[str, Tensor], lanes: Sequence[c.L
     return LstsqSolver(lanes or [config], parameters, None if lanes is None else len(lanes))
 
 
-def lm(config: c.Lm, parameters: Mapping[str, Tensor], lanes: Sequence[c.Lm] | None = None) -> LevenbergMarquardt:
+def lm(
+    config: c.Lm, parameters: Mapping[str, Tensor], lanes: Sequence[c.Lm] | None = None, bounds: Bounds | None = None
+) -> LevenbergMarquardt:
     """Return the solver of one run, or of vmapped runs if `lanes` has their configurations."""
-    return LevenbergMarquardt(lanes or [config], parameters, None if lanes is None else len(lanes))
+    return LevenbergMarquardt(lanes or [config], parameters, None if lanes is None else len(lanes), bounds)
+
+
+def _linearised(free: Tensor, scale: Tensor, held: Tensor) -> Linearised:
+    """Return the problem of a factor [lanes, rows, n + 1] of [J, r] whose held columns are unit vectors."""
+    n = scale.shape[1]
+    return Linearised.from_triangle(free[:, :n, :n], free[:, :n, n], torch.where(held, 1.0, scale))
 
 
 def _with_lanes(factor: Tensor) -> Tensor:
@@ -230,21 +323,18 @@ def _gain(before: Tensor, after: Tensor) -> Tensor:
     return torch.where(after < 10 * before, gain, -1.0)
 
 
-def _reductions(model: Linearised, along: Tensor, damping: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ‖J·δ‖² and damping·‖δ‖² [lanes], relative to the sum of squares; Moré (1978), section 4."""
-    squares = length.square()
-    return (model.values * along).square().sum(1) / squares, damping * along.square().sum(1) / squares
+def _radius(radius: Tensor, trial: _Trial, gain: Tensor, squares: Tensor) -> Tensor:
+    """Return the radius [lanes] after a trial step, for the sum of squares [lanes] before it; Moré (1978), section 7.
 
-
-def _radius(radius: Tensor, step: Tensor, gain: Tensor, reductions: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the radius [lanes] after a step of length `step` [lanes]; Moré (1978), section 7.
-
-    It shrinks if the gain was at most a quarter of the predicted reduction. `reductions` come from `_reductions`.
+    It shrinks if the gain was at most a quarter of the predicted reduction.
     """
-    linear, damped = reductions
+    linear, damped, step = trial.linear / squares, trial.damped / squares, trial.length
     slope, ratio = linear + damped, gain / (linear + 2 * damped)
     shrink = torch.where(gain >= 0, 0.5, 0.5 * slope / (slope - 0.5 * gain))
     shrink = torch.where((gain <= -1) | (shrink < 0.1), 0.1, shrink)
     shorter = shrink * torch.minimum(radius, 10 * step)
     longer = torch.where((damped == 0) | (ratio >= 0.75), 2 * step, radius)
+    longer = torch.where(
+        trial.cut, torch.maximum(longer, radius), longer
+    )  # it was not the radius that kept the step short
     return torch.where(ratio <= 0.25, shorter, longer)

@@ -73,6 +73,11 @@ class Linearised:
         """Gauss–Newton step [lanes, k] in the basis of `directions`; the shortest one if several are equally good."""
         return torch.where(self.determined, -self.along / self.values, 0.0)
 
+    def damped(self, damping: Tensor) -> Tensor:
+        """Return the step [lanes, k] for a damping [lanes], in the basis of `directions`; the Gauss–Newton step for 0."""
+        step = -self.values * self.along / (self.values.square() + damping.unsqueeze(1))
+        return torch.where(damping.unsqueeze(1) > 0, step, self.full)
+
     def bounded(self, radius: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
         """Return the best step [lanes, n] no longer than 1.1·`radius` [lanes], and its damping [lanes].
 
@@ -102,36 +107,38 @@ class Linearised:
         """Return a step [lanes, n] in the basis of `directions` as a step [lanes, n] of the parameters."""
         return (self.directions.mT @ along.unsqueeze(2)).squeeze(2) / self.scale
 
-    def shortest(self, parameters: Tensor) -> Tensor:
-        """Return the shortest parameters [lanes, n] that have the same residuals as the given ones."""
-        return self.row_space().projection(parameters)
+    @property
+    def shortest(self) -> Tensor:
+        """Gauss–Newton step [lanes, n] of the parameters; the shortest one, in their own units, if several are equally good."""
+        return self.shortest_steps().of(self)
 
-    def row_space(self) -> RowSpace:
-        """Return the row space of J: what is orthogonal to all its rows changes no residual."""
+    def shortest_steps(self) -> ShortestSteps:
+        """Return what gives the shortest step for any residuals of this Jacobian."""
         full_rank, (_, k, n) = bool(self.determined.all()), self.directions.shape
         if full_rank and k == n:
-            return RowSpace(None)
+            return ShortestSteps(None)
         rows = torch.where(self.determined.unsqueeze(2), self.directions * self.scale.unsqueeze(1), 0.0)
-        rows = torch.nn.functional.normalize(rows, dim=2)
-        if full_rank:
-            basis: Tensor = torch.linalg.qr(rows.mT).Q
-            return RowSpace((basis, basis.mT))
-        return RowSpace((rows.mT, torch.linalg.pinv(rows.mT)))
+        length = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+        length = torch.where(length > 0, length, 1.0)
+        rows = rows / length
+        if not full_rank:
+            return ShortestSteps(torch.linalg.pinv(rows) / length.mT)
+        basis, lower = torch.linalg.qr(rows.mT)
+        return ShortestSteps(torch.linalg.solve_triangular(lower.mT, basis, upper=False, left=False) / length.mT)
 
 
 @dataclass(frozen=True)
-class RowSpace:
-    """A space of parameters, given by vectors that span it."""
+class ShortestSteps:
+    """The shortest steps that change the residuals in given ways."""
 
-    factors: tuple[Tensor, Tensor] | None
-    """Vectors [lanes, n, k] and their pseudo-inverse [lanes, k, n]; None for the space of all parameters."""
+    inverse: Tensor | None
+    """Pseudo-inverse [lanes, n, k] of the determined directions in the units of the parameters; None if no other step is as good."""
 
-    def projection(self, parameters: Tensor) -> Tensor:
-        """Return the orthogonal projection of parameters [lanes, n]."""
-        if self.factors is None:
-            return parameters
-        vectors, inverse = self.factors
-        return (vectors @ (inverse @ parameters.unsqueeze(2))).squeeze(2)
+    def of(self, problem: Linearised) -> Tensor:
+        """Return the shortest Gauss–Newton step [lanes, n] of a problem with the same Jacobian."""
+        if self.inverse is None:
+            return problem.unscaled(problem.full)
+        return (self.inverse @ problem.full.unsqueeze(2)).squeeze(2)
 
 
 def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -34,7 +34,7 @@ PASSES = 2
 
 @dataclass(frozen=True)
 class Optimum:
-    """Minimum of the objective: the mean weighted squared error over all training rows plus the l2 penalty, if there is one.
+    """Minimum of the objective: the mean weighted squared error over all training rows and targets plus the l2 penalty, if there is one.
 
     The objective is quadratic, so value and distance at any other parameters follow from it.
     """
@@ -67,7 +67,7 @@ class Optimum:
 
 
 def work(rows: int, numbers: int) -> int:
-    """Return the number of multiplications of one QR factorisation of `rows` rows and `numbers` parameters."""
+    """Return the number of multiplications of one QR factorisation of a matrix of `rows` rows for `numbers` parameters."""
     return rows * (numbers + 2) ** 2
 
 
@@ -77,10 +77,10 @@ def find_optimum(model: Differentiable, rows: Batch, config: c.Config, weight_de
     The rows may have a leading lane axis. `weight_decay` has one value per lane.
     """
     features = rows.numbers
-    count, numbers = features.shape[-2], sum(parameter.numel() for _, parameter in model.named_parameters())
-    affordable = numbers <= MOST_NUMBERS and work(count, numbers) <= MOST_WORK
+    count, numbers = rows.residuals, sum(parameter.numel() for _, parameter in model.named_parameters())
     sample = features if features.dim() == 2 else features[0]
-    if not (config.loss.squares and config.amp == "off" and affordable and model.is_linear(sample)):
+    quadratic = config.loss.squares and config.amp == "off" and not config.model.limits
+    if not (quadratic and _affordable(count, numbers) and model.is_linear(sample)):
         return None
     lanes, most = len(weight_decay), lanes_at_once(count, numbers)
     decay = torch.tensor(weight_decay, dtype=widest(features.device), device=features.device)
@@ -92,19 +92,33 @@ def find_optimum(model: Differentiable, rows: Batch, config: c.Config, weight_de
     return Optimum(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
+def least_squares(model: Differentiable, rows: Batch) -> Tensor | None:
+    """Return the parameters [n] of a linear model of one run with the least squared error, or None if it takes too long."""
+    count, numbers = rows.residuals, sum(parameter.numel() for _, parameter in model.named_parameters())
+    if not _affordable(count, numbers):
+        return None
+    no_decay = torch.zeros(1, dtype=widest(rows.target.device), device=rows.target.device)
+    return _of_lanes(model, rows, no_decay, "float64").solution[0]
+
+
+def _affordable(rows: int, numbers: int) -> bool:
+    return numbers <= MOST_NUMBERS and work(rows, numbers) <= MOST_WORK
+
+
 def _of_lanes(model: Differentiable, rows: Batch, decay: Tensor, dtype: str) -> Optimum:
     """Return the optimum of some lanes; values that all of them share have a lane axis of size 1."""
     zero = {
         name: torch.zeros(parameter.shape, dtype=decay.dtype, device=decay.device)
         for name, parameter in model.named_parameters()
     }
-    count, numbers = rows.target.shape[-2], sum(value.numel() for value in zero.values())
+    count, numbers = rows.residuals, sum(value.numel() for value in zero.values())
 
     def matrices(solution: Tensor) -> Iterator[Tensor]:
         for piece in pieces(rows):
             x = piece.numbers.to(decay)
             design, constant = model.jacobian(zero, x), functional_call(model, zero, (x,))  # type: ignore[arg-type]
-            yield augmented(design, design @ solution.unsqueeze(2) + constant, piece)
+            linear = (design @ solution.unsqueeze(2)).reshape(-1, *constant.shape[-2:])
+            yield augmented(design, linear + constant, piece)
 
     solution = torch.zeros(1, numbers, dtype=decay.dtype, device=decay.device)
     for _ in range(PASSES):
@@ -112,7 +126,7 @@ def _of_lanes(model: Differentiable, rows: Batch, decay: Tensor, dtype: str) -> 
         objective = penalised(factor[:, :, : numbers + 1], solution, decay, count)
         jacobian = objective[:, :numbers, :numbers]
         problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))
-        solution = problem.shortest(solution + problem.unscaled(problem.full))
+        solution = solution + problem.shortest  # the sum of shortest steps from 0 is the shortest solution
     residual, size = (factor[:, :, column].norm(dim=1) for column in (numbers, numbers + 1))
     values: Tensor = torch.linalg.svdvals(factor[:, :numbers, :numbers])
     return Optimum(
@@ -174,7 +188,7 @@ def _rounding(dtype: str, condition: float, rate: float | None) -> float:
     return 4 * torch.finfo(DTYPES[dtype]).eps * (condition**2 + steps)
 
 
-def noise_floor(config: c.Config, target_scale: float) -> dict[str, float] | None:
+def noise_floor(config: c.Config, target_scale: Tensor) -> dict[str, float] | None:
     """Return rmse, and loss if that is mse, of the true function of synthetic data; None for other data.
 
     The rmse is in the units of the file, the loss in the units trained in. On average no model is better on new rows. The
@@ -183,7 +197,7 @@ def noise_floor(config: c.Config, target_scale: float) -> dict[str, float] | Non
     deviation = config.data.noise_deviation
     if deviation is None or config.data.log_target:
         return None
-    loss = {"loss": (deviation / target_scale) ** 2} if config.loss.squares else {}
+    loss = {"loss": (deviation / float(target_scale)) ** 2} if config.loss.squares else {}
     return {**loss, "rmse": deviation}
 
 
@@ -203,10 +217,9 @@ def _stability_warning(config: c.Config, eigenvalue: float) -> str | None:
     if lr <= limit:
         return None
     formula = "(1 + momentum)·2/λmax" if momentum else "2/λmax"
-    can_standardize = not (config.data.standardize or config.model.keeps_units)
     return (
         f"lr is above the stability limit {formula} = {limit:.6g}: with `optimizer.lr`={lr:g} steps lead away from the optimum; "
-        f"use a smaller learning rate{' or data.standardize=true' if can_standardize else ''}"
+        f"use a smaller learning rate{' or data.standardize=true' if config.may_standardize else ''}"
     )
 
 

@@ -19,7 +19,7 @@ from runner.compute.batch import Batch
 from runner.compute.precision import widest
 
 PIECE_ROWS = 16_384
-"""Number of rows that are factored at a time. It bounds memory and is the same on every device."""
+"""Number of rows of a matrix that are factored at a time. It bounds memory and is the same on every device."""
 
 NUMBERS_AT_ONCE = 2**23
 """Maximum number of matrix entries, over all lanes, that are processed at a time."""
@@ -59,16 +59,24 @@ def compressed(matrices: Iterator[Tensor], rows: int) -> Tensor:
 
 
 def augmented(jacobian: Tensor, prediction: Tensor, rows: Batch) -> Tensor:
-    """Return √w·[J, r, y] […, rows, n + 2] in the widest dtype, for weights w, targets y and residuals r = prediction − y.
+    """Return √w·[J, r, y] […, rows·targets, n + 2] in the widest dtype, for weights w, targets y and r = prediction − y.
 
-    J is […, rows, n], the prediction […, rows, 1]; lanes broadcast. Least squares of these rows is weighted least squares.
+    J is […, rows·targets, n], the prediction […, rows, targets]; lanes broadcast. Least squares of these rows is weighted
+    least squares.
     """
+    columns = (jacobian, *map(of_residuals, (prediction - rows.target, rows.target)))
     # torch.broadcast_shapes takes half a second on its first call, since it imports a library for symbols.
-    columns = (jacobian, prediction - rows.target, rows.target)
     lanes = np.broadcast_shapes(*(part.shape[:-2] for part in columns))
     wide = widest(jacobian.device)
     matrix = torch.cat([part.to(wide).expand(*lanes, *part.shape[-2:]) for part in columns], -1)
-    return weighted(matrix, None if rows.weight is None else rows.weight.to(wide).sqrt())
+    if rows.weight is None:
+        return matrix
+    return matrix * of_residuals(rows.weight.to(wide).sqrt().expand(*rows.weight.shape[:-1], rows.target.shape[-1]))
+
+
+def of_residuals(values: Tensor) -> Tensor:
+    """Return values […, rows, targets] as a column […, rows·targets, 1], in the order of the rows of a Jacobian."""
+    return values.flatten(-2).unsqueeze(-1)
 
 
 def weighted(values: Tensor, weight: Tensor | None) -> Tensor:
@@ -77,7 +85,7 @@ def weighted(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def lanes_at_once(rows: int, numbers: int) -> int:
-    """Return how many lanes of `rows` rows and `numbers` parameters are factored at a time."""
+    """Return how many lanes of matrices of `rows` rows, for `numbers` parameters, are factored at a time."""
     return max(1, NUMBERS_AT_ONCE // (min(rows, PIECE_ROWS) * (numbers + 2)))
 
 
@@ -101,14 +109,27 @@ def penalised(factor: Tensor, parameters: Tensor, decay: Tensor, rows: int) -> T
     return triangle(torch.cat((factor.expand(lanes, -1, -1), penalty), 1))
 
 
+def without_columns(factor: Tensor, left_out: Tensor) -> Tensor:
+    """Return the factor [lanes, rows, m] after columns were replaced by unit vectors that are orthogonal to all others.
+
+    `left_out` is a mask [lanes, n] of its first n columns. The factor is returned unchanged if it is empty.
+    """
+    if not bool(left_out.any()):
+        return factor
+    mask = torch.nn.functional.pad(left_out, (0, factor.shape[-1] - left_out.shape[1]))
+    units = torch.diag_embed(mask.to(factor.dtype))
+    return triangle(torch.cat((factor.masked_fill(mask.unsqueeze(1), 0.0), units), 1))
+
+
 def pieces(rows: Batch) -> Iterator[Batch]:
-    """Yield the rows in pieces of at most `PIECE_ROWS`; one empty piece for no rows."""
-    count = rows.target.shape[-2]
-    if count <= PIECE_ROWS:
+    """Yield the rows in pieces of at most `PIECE_ROWS` residuals, or one row; one empty piece for no rows."""
+    count, targets = rows.target.shape[-2:]
+    most = max(1, PIECE_ROWS // targets)
+    if count <= most:
         yield rows
         return
-    for first in range(0, count, PIECE_ROWS):
-        some = slice(first, first + PIECE_ROWS)
+    for first in range(0, count, most):
+        some = slice(first, first + most)
         yield rows.map(lambda values, some=some: values[..., some, :])  # type: ignore[misc]
 
 

@@ -27,8 +27,14 @@ class Estimate:
     high: float = math.nan
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Return mean, standard deviation and Student's confidence interval of independent values."""
+def estimate(values: Sequence[float], held_out: float = 0.0) -> Estimate:
+    """Return mean, standard deviation and Student's confidence interval of values.
+
+    They are independent, or from resamples of the same rows, with `held_out` evaluated rows for each training row. Such
+    values vary together, so that the variance of their mean is taken to be (1/n + held_out)·s²: Nadeau and Bengio, "Inference
+    for the generalization error", Machine Learning 52 (2003) 239-281, and for repeated cross-validation Bouckaert and Frank,
+    "Evaluating the replicability of significance tests for comparing learning algorithms", PAKDD (2004) 3-12.
+    """
     count = len(values)
     if count < 2 or not all(map(math.isfinite, values)):
         return Estimate(count, sum(values) / count if count else math.nan)
@@ -38,7 +44,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     distances = [value - mean for value in values]
     largest = max(map(abs, distances)) or 1.0
     deviation = largest * math.sqrt(math.fsum((distance / largest) ** 2 for distance in distances) / (count - 1))
-    half = t_quantile((1 + CONFIDENCE) / 2, count - 1) * deviation / math.sqrt(count)
+    half = t_quantile((1 + CONFIDENCE) / 2, count - 1) * deviation / math.sqrt(count / (1 + count * held_out))
     return Estimate(count, mean, deviation, mean - half, mean + half)
 
 

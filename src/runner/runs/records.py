@@ -130,6 +130,17 @@ def scalar_parameters(summary: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
+def baselines(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the finite metrics of the baselines by name."""
+    entry = summary.get("baselines")
+    found = entry.items() if isinstance(entry, dict) else ()
+    return {
+        str(name): {metric: value for metric, value in values.items() if isinstance(value, float)}
+        for name, values in found
+        if isinstance(values, dict)
+    }
+
+
 def flat(value: Any) -> list[float]:
     """Return the numbers of a nested list, or of a single number, in order."""
     return [number for item in value for number in flat(item)] if isinstance(value, list) else [value]

@@ -20,6 +20,7 @@ from runner.sweep import plugins
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import RangeSweep
 
+FOLDS, FOLD = "data.split.folds", "data.split.fold"
 SWEEP_KEYS = ("run_dir", "resume", "seeds")
 ALLOWED_ON_RESUME = ("sweep.", "hydra.launcher.")
 """Prefixes of keys that may change when a sweep is resumed: they decide how the trials are run, not which trials there are."""
@@ -192,6 +193,23 @@ def expand_seeds(arguments: SweepArguments, seed: int) -> None:
     arguments.task.append(f"seed=range({seed},{seed + arguments.seeds})")
     arguments.swept.append("seed")
     arguments.sample.append(f"seed={seed}")
+
+
+def expand_folds(arguments: SweepArguments, folds: int | None) -> None:
+    """Sweep over the folds of `data.split.folds`, unless some are chosen. Raises `ConfigError` if their number is swept."""
+    if FOLDS in arguments.swept:
+        raise ConfigError(
+            f"`{FOLDS}` must be one value for the whole sweep, got several; start a sweep for each of them"
+        )
+    if folds is None:
+        return
+    arguments.drop(FOLDS)  # it may be that of an experiment, and the results need it in the manifest
+    for overrides in (arguments.task, arguments.fixed, arguments.sample):
+        overrides.append(f"{FOLDS}={folds}")
+    if not any(key_of(override) == FOLD for override in arguments.task):
+        arguments.task.append(f"{FOLD}=range(1,{folds + 1})")
+        arguments.swept.append(FOLD)
+        arguments.sample.append(f"{FOLD}=1")
 
 
 def disable_products(arguments: SweepArguments) -> None:

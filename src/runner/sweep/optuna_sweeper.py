@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from runner.config import validation
 from runner.config.schema import Metric
 from runner.errors import ConfigError
+from runner.sweep.arguments import FOLD
 from runner.sweep.launcher import Launcher
 from runner.sweep.optuna_options import OptunaOptions
 from runner.sweep.reporter import Watch
@@ -157,6 +158,11 @@ def _conflicts(options: OptunaOptions, space: Space, launcher: Launcher) -> list
         problems.append(
             "`seed` must be one value in a search, which would find the luckiest seed, got several; leave it out, or use "
             "hydra/sweeper=grid"
+        )
+    if FOLD in space.dimensions:
+        problems.append(
+            f"`{FOLD}` must be one value in a search, which would find the easiest fold, got several; use data.split.valid "
+            "with data.split.folds=null, or hydra/sweeper=grid"
         )
     if sampler == "grid" and space.continuous:
         problems.append(

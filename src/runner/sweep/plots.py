@@ -13,7 +13,7 @@ import numpy as np
 
 from runner.optim.student_t import Estimate
 from runner.runs.plots import COLOURS, INK, LARGEST, PALETTE, dot, legend, log_if_wide, page, plot_style, png, short
-from runner.sweep.results import SEEDS, Member, Results, as_text, settings
+from runner.sweep.results import REPETITIONS, Member, Results, as_text, settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -182,7 +182,7 @@ def _name(axes: Axes, names: Sequence[str]) -> None:
 
 def _measure(axes: Axes, key: str, x: Sequence[float], marks: Marks) -> None:
     """Scale an axis of numbers, and draw its marks. Their labels stand to the side where there is more room."""
-    if key in SEEDS:
+    if key in REPETITIONS:
         axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     else:
         log_if_wide(axes, np.array([*x, *(value for value, _ in marks)]), "x")

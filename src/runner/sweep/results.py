@@ -12,15 +12,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.config.overrides import values_of
 from runner.errors import CheckpointError
 from runner.optim.student_t import Estimate, estimate
 from runner.runs.atomic import write_atomic
-from runner.runs.records import read_summary, read_sweep, scalar_parameters
+from runner.runs.records import baselines, read_summary, read_sweep, scalar_parameters
+from runner.sweep.arguments import FOLD, FOLDS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-SEEDS = ("seed", "data.seed")
+REPETITIONS = ("seed", "data.seed", FOLD)
 """Keys in which the repetitions of one setting differ."""
 
 UNREADABLE = "unreadable"
@@ -59,6 +61,8 @@ class Member:
     parameters_sha256: str | None = None
     converged: bool | None = None
     parameters: Mapping[str, float] = field(default_factory=dict)
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Name of a simple model → its metrics on the same rows."""
 
     @property
     def results(self) -> dict[str, float]:
@@ -80,15 +84,24 @@ class Results:
     members: Sequence[Member]
     metric: str
     larger_is_better: bool
+    searched: bool = False
+    """Whether the metric is that of a search."""
+    folds: int | None = None
+    """Number of folds of a cross-validation, or None."""
+
+    @property
+    def held_out(self) -> float:
+        """Validation rows of a member for each of its training rows, where members share their rows as folds do; else 0."""
+        return 0.0 if self.folds is None else 1 / (self.folds - 1)
 
     @property
     def varied(self) -> list[str]:
-        """Swept keys that make up a setting: all but the seeds."""
-        return [key for key in self.swept if key not in SEEDS]
+        """Swept keys that make up a setting: all but the seeds and the fold."""
+        return [key for key in self.swept if key not in REPETITIONS]
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics of the members, ordered by train, valid, test, and in each by loss, rmse, mae, r2."""
+        """Names of the metrics of the members, ordered by train, valid, test, in each by loss, rmse, mae, r2, and then by target."""
         return _metrics(self.members)
 
     @property
@@ -111,16 +124,18 @@ class Results:
 
 @dataclass(frozen=True)
 class Setting:
-    """Members that differ in their seeds only."""
+    """Members that differ in their seeds and folds only."""
 
     values: Mapping[str, Any]
     members: Sequence[Member]
+    held_out: float = 0.0
+    """Held-out rows of a member for each of its training rows, where members share their rows; else 0."""
 
     @property
     def finished(self) -> dict[str, Member]:
-        """Seeds as JSON → the finished member that has them; the first one if a sweep has several."""
+        """Seeds and fold as JSON → the finished member that has them; the first one if a sweep has several."""
         finished = [member for member in self.members if member.state == "finished"]
-        return {json.dumps([member.values.get(key) for key in SEEDS]): member for member in reversed(finished)}
+        return {json.dumps([member.values.get(key) for key in REPETITIONS]): member for member in reversed(finished)}
 
     @property
     def failed(self) -> int:
@@ -133,20 +148,21 @@ class Setting:
         return sum(member.converged is True for member in self.members)
 
     def estimate(self, name: str) -> Estimate:
-        """Return the mean of a metric or parameter over the seeds that finished, with its 95 % interval."""
+        """Return the mean of a metric or parameter over the members that finished, with its 95 % interval."""
         found = [member.results for member in self.finished.values()]
-        return estimate([results[name] for results in found if name in results])
+        return estimate([results[name] for results in found if name in results], self.held_out)
 
     def minus(self, other: Setting, metric: str) -> Estimate:
-        """Return the mean difference of a metric to another setting, paired by seed, over the seeds that finished in both.
+        """Return the mean difference of a metric to another setting, paired by seed and fold, over those that finished in both.
 
-        Pairing removes the effect of a seed on both settings. The interval is for one comparison: it does not allow for
+        Pairing removes the effect of a seed or fold on both settings. The interval is for one comparison: it does not allow for
         the other setting having been chosen as the best of many.
         """
         others = other.finished
         pairs = [(member.metrics, others[seeds].metrics) for seeds, member in self.finished.items() if seeds in others]
         return estimate(
-            [first[metric] - second[metric] for first, second in pairs if metric in first and metric in second]
+            [first[metric] - second[metric] for first, second in pairs if metric in first and metric in second],
+            self.held_out,
         )
 
 
@@ -163,7 +179,10 @@ def collect(sweep_dir: Path) -> Results:
     sweep = read_sweep(sweep_dir)
     members = sorted((_member(sweep_dir, entry) for entry in sweep["members"]), key=lambda member: member.number)
     metric, larger_is_better = _comparison(sweep, _metrics(members))
-    return Results(sweep["name"], list(sweep["swept"]), members, metric, larger_is_better)
+    folds = values_of(sweep["fixed"]).get(FOLDS)
+    known = folds if FOLD in sweep["swept"] and isinstance(folds, int) and folds > 1 else None
+    searched = bool(sweep.get("metric"))
+    return Results(sweep["name"], list(sweep["swept"]), members, metric, larger_is_better, searched, known)
 
 
 def _member(sweep_dir: Path, entry: Mapping[str, Any]) -> Member:
@@ -196,12 +215,20 @@ def _with_summary(member: Member, path: Path) -> Member:
         parameters_sha256=summary["parameters_sha256"],
         parameters={f"param/{name}": value for name, value in scalar_parameters(summary).items()},
         converged=known if isinstance(known, bool) else None,
+        baselines=baselines(summary),
     )
 
 
 def _metrics(members: Iterable[Member]) -> list[str]:
-    names = {name for member in members for name in member.metrics}
-    return [name for name in _KNOWN if name in names] + sorted(names.difference(_KNOWN))
+    names = dict.fromkeys(name for member in members for name in member.metrics)
+    known = {name: place for place, name in enumerate(_KNOWN)}
+
+    def order(name: str) -> tuple[int, str]:
+        """Put the metric of a target, such as "test/rmse/y", below the mean over the targets."""
+        metric = "/".join(name.split("/", 2)[:2])
+        return (known[metric], "") if metric in known else (len(known), name)
+
+    return sorted(names, key=order)
 
 
 def _comparison(sweep: Mapping[str, Any], names: Sequence[str]) -> tuple[str, bool]:
@@ -247,14 +274,17 @@ def as_text(value: Any) -> str:
 
 
 def settings(results: Results) -> list[Setting]:
-    """Group the members by every swept key but the seeds. The best mean comes first, settings without a mean last.
+    """Group the members by every swept key but the seeds and the fold. The best mean comes first, settings without a mean last.
 
     A mean is over the seeds that finished. If some failed, `minus` is the fairer comparison: it uses the common seeds.
     """
     groups: dict[str, list[Member]] = {}
     for member in results.members:
         groups.setdefault(json.dumps([member.values.get(key) for key in results.varied]), []).append(member)
-    unranked = [Setting({key: group[0].values.get(key) for key in results.varied}, group) for group in groups.values()]
+    unranked = [
+        Setting({key: group[0].values.get(key) for key in results.varied}, group, results.held_out)
+        for group in groups.values()
+    ]
 
     def rank(setting: Setting) -> tuple[bool, float]:
         mean = setting.estimate(results.metric).mean
@@ -299,6 +329,16 @@ def _shown(results: Results, ranked: Sequence[Setting]) -> tuple[Sequence[Settin
     return (shown[:fitting], fewer) if fitting >= FEWEST_SETTINGS else (shown, [results.metric])
 
 
+def _baselines(results: Results) -> dict[str, float]:
+    """Return the mean of the compared metric over the trials for each baseline."""
+    found: dict[str, list[float]] = {}
+    for member in results.members:
+        for name, metrics in member.baselines.items():
+            if results.metric in metrics:
+                found.setdefault(name, []).append(metrics[results.metric])
+    return {name: estimate(values).mean for name, values in found.items()}
+
+
 def _rows(setting: Setting, best: Setting, metrics: Sequence[str], results: Results) -> Iterable[list[str]]:
     """Yield a row for each metric and parameter. Only the first one names the setting."""
     converged = [f"{setting.converged:,}"] if results.knows_convergence else []
@@ -328,12 +368,23 @@ def _known(number: float) -> str:
 
 
 def _remarks(results: Results, ranked: Sequence[Setting], shown: int) -> list[str]:
-    """Return the lines below the table: settings left out, settings with one seed, and reasons of failures."""
+    """Return the lines below the table: baselines, settings left out, settings with one seed, and reasons of failures."""
     lines = []
+    if known := _baselines(results):
+        lines.append(
+            f"baselines {results.metric}: " + ", ".join(f"{name} {value:.6g}" for name, value in known.items())
+        )
+    if results.metric.startswith("test/") and not results.searched and len(ranked) > 1:
+        lines.append(
+            "settings are compared on test rows, since there are no validation rows: the best one will look better than it is; "
+            "use data.split.valid"
+        )
     if len(ranked) > shown:
         lines.append(f"… and {len(ranked) - shown:,} more in results.csv")
     if any(len(setting.finished) == 1 for setting in ranked[:shown]):
         lines.append("n = 1: one seed has no interval")
+    if results.folds is not None:
+        lines.append(f"intervals over {results.folds} folds allow for the training rows that these share")
     first: dict[str, int] = {}
     for member in results.members:
         if member.failed and member.reason is not None:

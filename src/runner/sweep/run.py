@@ -32,12 +32,14 @@ from runner.sweep.arguments import (
     check_resume_overrides,
     classify,
     disable_products,
+    expand_folds,
     expand_seeds,
     named_in_problems,
     replayed,
 )
 from runner.sweep.manifest import Manifest, sweep_directory
 from runner.sweep.task import Task
+from runner.sweep.trials import numbered
 from runner.sweep.vmap_launcher import with_manifest
 from runner.training.failures import optional
 
@@ -82,6 +84,7 @@ def sweep(words: Sequence[str], config_dir: str | None, command: Sequence[str]) 
     config = composed.config
     _print_notices(parsed, composed)
     expand_seeds(parsed, config.seed)
+    expand_folds(parsed, config.data.split.folds)
     disable_products(parsed)
     directory = sweep_directory(config.name, parsed.run_dir)
     values = {
@@ -176,7 +179,28 @@ def _run(manifest: Manifest, config: Config) -> Manifest:
     if isinstance(result, dict):
         manifest.values.update({k: v for k, v in result.items() if k in ("metric", "directions")})
         manifest.save()
+    elif not manifest.values["resumed"]:
+        _refuse_unbuilt(manifest, result or ())
     return manifest
+
+
+def _refuse_unbuilt(manifest: Manifest, returns: Sequence[Any]) -> None:
+    """Raise the errors of all trials of a grid as one if none of them could be built, as where a file is missing."""
+    errors = [getattr(trial, "_return_value", None) for trial in returns]
+    refused = [error for error in errors if isinstance(error, InputError)]
+    if (
+        not refused
+        or len(refused) < len(errors)
+        or any(map(os.path.exists, map(manifest.member_directory, manifest.members)))
+    ):
+        return
+    problems: dict[str, list[int]] = {}
+    for number, error in enumerate(refused):
+        for problem in error.problems:
+            problems.setdefault(problem, []).append(number)
+    manifest.mark(manifest.members, "waiting")
+    manifest.save()
+    raise type(refused[0])(numbered(problems, len(refused)))
 
 
 def _sweep_with_hydra(hydra: Any, manifest: Manifest, max_trials: int) -> Any:

@@ -89,11 +89,11 @@ def plan(jobs: Sequence[Sequence[str]], first: int, manifest: Manifest) -> list[
         values = dict(_value(override) for override in overrides if key_of(override) not in fixed)
         trials.append(Trial(number, tuple(overrides), config, values))
     if problems:
-        raise ConfigError(_numbered(problems, len(jobs)))
+        raise ConfigError(numbered(problems, len(jobs)))
     return trials
 
 
-def _numbered(problems: dict[str, list[int]], count: int) -> list[str]:
+def numbered(problems: Mapping[str, Sequence[int]], count: int) -> list[str]:
     """Prefix every problem with the first trial that has it, unless all `count` trials have it."""
     lines = [
         problem if len(numbers) == count else f"trial {numbers[0]}{_others(len(numbers) - 1)}: {problem}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from runner.compute import precision, sizes, strategies
+from runner.compute.bounds import Bounds
 from runner.compute.devices import DeviceChoice
 from runner.compute.graphs import CudaGraphs
 from runner.compute.precision import Scaler
@@ -24,7 +25,7 @@ from runner.data.base import Batches, Rows
 from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset
 from runner.data.progress import unreported
-from runner.errors import ConfigError, DataError
+from runner.errors import ConfigError
 from runner.models import losses
 from runner.models.base import Model, start_model
 from runner.optim import schedules
@@ -94,20 +95,19 @@ def prepare(
     Raises `DataError` and `ConfigError`.
     """
     device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
-    try:
-        accepts = partial(constraints.accepts, resolved)
-        dataset = build_data(resolved.data, resolved.seed, dtype, device, accepts=accepts, report=report)
-    except DataError as error:
-        raise error.changed(lambda problem: constraints.with_allowed_dtype(problem, resolved)) from None
+    advised = partial(constraints.advised, resolved)
+    dataset = build_data(
+        resolved.data, resolved.seed, dtype, device, advised, reference=resolved.has_references, report=report
+    )
     rows = len(dataset.parts["train"])
     if size > rows:
         raise ConfigError(
             f"the number of processes must not be above the number of training rows, {rows}, got {size}; start fewer processes"
         )
-    problems = sizes.model_problems(resolved, len(dataset.feature_names))
+    problems = sizes.model_problems(resolved, len(dataset.feature_names), len(dataset.target_names))
     if problems:
         raise ConfigError(problems)
-    model = start_model(resolved, dataset.feature_names)
+    model = start_model(resolved, dataset.feature_names, dataset.target_names)
     if resolved.optimizer.linear_only and not model.is_linear(dataset.parts["train"].all.numbers.cpu()):
         raise ConfigError(
             f"`optimizer` must not be {resolved.optimizer.name} for a model that is not linear in its parameters, got {resolved.model.name}; "
@@ -139,7 +139,8 @@ def _metrics_without_value(config: c.Config, dataset: Dataset) -> list[str]:
     if not keys or not has_no_spread(rows, dataset.scaling.undo):
         return []
     name = {"train": "training", "valid": "validation"}[part]
-    what = f"one {name} row" if len(rows) == 1 else f"{len(rows):,} {name} rows whose targets are all equal"
+    equal = "whose targets are all equal" if len(dataset.target_names) == 1 else "in which a target has one value"
+    what = f"one {name} row" if len(rows) == 1 else f"{len(rows):,} {name} rows {equal}"
     return [f"`{key}` must not be r2 with {what}, because it has no value there; use {key}=rmse" for key in keys]
 
 
@@ -156,7 +157,9 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
     batches = EpochBatches(len(rows), resolved.train.batch_size, resolved.seed, device)
     scaler = precision.scaler(resolved.amp, device)
     info = run_info(resolved, prepared, strategy=strategy.name, batches=batches, size=world.size)
-    optimizer = build_optimizer(resolved.optimizer, resolved.update, strategy.parameters(model))
+    optimizer = build_optimizer(
+        resolved.optimizer, resolved.update, strategy.parameters(model), bounds(resolved.model, model)
+    )
     minimized = objective(
         resolved,
         model,
@@ -177,13 +180,20 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
         strategy=strategy,
         optimizer=optimizer,
         objective=minimized,
-        evaluation=Evaluation(model, placed, loss, autocast, dataset.scaling.undo, dataset.parts, strategy),
+        evaluation=Evaluation(
+            model, placed, loss, autocast, dataset.scaling.undo, dataset.parts, strategy, dataset.target_names
+        ),
         schedule=schedule,
         step=training_step(resolved, minimized, optimizer, schedule),
         batches=batches,
         scaler=scaler,
         optimum=optimum,
     )
+
+
+def bounds(config: c.ModelConfig, model: Model) -> Bounds | None:
+    """Return the bounds of a placed model's parameters, or None if it has none."""
+    return Bounds.of(config.limits, dict(model.named_parameters())) if config.limits else None
 
 
 def objective(

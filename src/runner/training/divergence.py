@@ -58,7 +58,7 @@ def sentence(
     rate = "" if lr is None else f" with lr={lr:g}"
     change = "start from other values" if lr is None else "make optimizer.lr smaller"
     if nonfinite.predictions:
-        advice = f"{_rows(nonfinite)}: remove them, fix the model, or {change}"
+        advice = f"{_rows(nonfinite)}: {_remove(nonfinite.predictions)}, fix the model, or {change}"
     else:
         advice = change.capitalize() + (
             ", or standardize the data with data.standardize=true" if may_standardize else ""
@@ -72,13 +72,13 @@ def sentence(
 def _start(nonfinite: Nonfinite, loss: float, may_standardize: bool) -> str:
     """Return the sentence for a loss that is not finite before the first update."""
     rows = f": {_rows(nonfinite)}" if nonfinite.predictions else ""
-    remove = ", change the formula, or remove these rows" if nonfinite.predictions else ""
+    remove = f", change the formula, or {_remove(nonfinite.predictions)}" if nonfinite.predictions else ""
     if nonfinite.values:
         values = _values(nonfinite)
         return (
             f"`model.start` must give a finite loss, got {loss:g} with {values}{rows}; start from other values{remove}"
         )
-    advice = "remove these rows" if nonfinite.predictions else "remove rows with extreme values"
+    advice = _remove(nonfinite.predictions) if nonfinite.predictions else "remove rows with extreme values"
     standardize = ", or standardize the data with data.standardize=true" if may_standardize else ""
     return f"the loss is {loss:g} before the first update{rows}; {advice}{standardize}"
 
@@ -87,7 +87,7 @@ def _derivative(nonfinite: Nonfinite, restored: int) -> str:
     """Return the sentence for a derivative of a formula that is not finite although its prediction is."""
     first, *others = nonfinite.derivatives
     more = f" and {len(others):,} more" if others else ""
-    remove = f"remove {'these rows' if others else 'this row'}"
+    remove = _remove(nonfinite.derivatives)
     found = f"{nonfinite.derivative:g} by {nonfinite.parameter} in row {first + 1}{more} of the data with {_values(nonfinite)}"
     if restored == 0:
         return f"`model.start` must give finite derivatives, got {found}; start from other values, or {remove}"
@@ -97,7 +97,13 @@ def _derivative(nonfinite: Nonfinite, restored: int) -> str:
     )
 
 
+def _remove(rows: Sequence[int]) -> str:
+    return "remove these rows" if len(rows) > 1 else "remove this row"
+
+
 def _rows(nonfinite: Nonfinite) -> str:
+    if len(nonfinite.predictions) == 1:
+        return f"row {nonfinite.predictions[0] + 1} of the data has no finite prediction"
     numbers = ", ".join(str(row + 1) for row in nonfinite.predictions[:NAMED])
     return (
         f"{len(nonfinite.predictions)} rows of its batch have no finite prediction, such as row {numbers} of the data"

@@ -14,7 +14,6 @@ from runner.compute.precision import Scaler
 from runner.compute.processes import Stop
 from runner.compute.strategies.base import Strategy
 from runner.config import schema as c
-from runner.config.constraints import with_allowed_dtype
 from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset
 from runner.models.base import Model, start_model
@@ -26,7 +25,7 @@ from runner.runs.hashes import Hashes
 from runner.runs.saver import Saver
 from runner.runs.sinks.base import Writer
 from runner.training.loop import Loop
-from runner.training.metrics import LARGER_IS_BETTER, Best, Evaluation
+from runner.training.metrics import Best, Evaluation, metric_names
 from runner.training.objective import BatchObjective
 from runner.training.run_state import Calendar, RunState
 from runner.training.step import Step
@@ -63,7 +62,7 @@ class RunInfo:
     @property
     def metric_names(self) -> list[str]:
         """Names of the metrics of the summary, such as "valid/rmse"."""
-        return [f"{part}/{name}" for part in self.dataset.parts for name in LARGER_IS_BETTER]
+        return [f"{part}/{name}" for part in self.dataset.evaluated for name in metric_names(self.dataset.target_names)]
 
     @property
     def batch_size(self) -> int:
@@ -87,7 +86,7 @@ class RunInfo:
             sinks=sinks,
             saver=saver,
             hashes=hashes,
-            may_standardize=not (self.config.data.standardize or self.config.model.keeps_units),
+            may_standardize=self.config.may_standardize,
         )
 
 
@@ -104,13 +103,7 @@ def batch_size(config: c.Config, dataset: Dataset) -> int:
 
 def warnings(infos: Sequence[RunInfo], objective: BatchObjective, optimum: Optimum | None) -> list[list[str]]:
     """Return for each run the warnings about its data and batches, and about its learning rate where the optimum is known."""
-    texts = [
-        [
-            with_allowed_dtype(text, info.config)
-            for text in (*info.dataset.warnings, *_doubts(info), *objective.warnings)
-        ]
-        for info in infos
-    ]
+    texts = [[*info.dataset.warnings, *_doubts(info), *objective.warnings] for info in infos]
     if optimum is not None:
         for lines, sentence in zip(texts, stability_warnings([info.config for info in infos], optimum), strict=True):
             if sentence is not None:
@@ -206,26 +199,27 @@ class Experiment:
         dataset = self.info.dataset
         metrics = {
             f"{part}/{name}": value
-            for part in dataset.parts
+            for part in dataset.evaluated
             for name, value in self.evaluation.metrics(part)[0].items()
         }
         (parameters,) = self.parameters()
         model = self.model
         if self.strategy.sharded:
-            model = start_model(self.info.config, dataset.feature_names).to(next(iter(parameters.values())).device)
+            model = start_model(self.info.config, dataset.feature_names, dataset.target_names)
+            model = model.to(next(iter(parameters.values())).device)
             model.load_state_dict(parameters)
         resolved, optimum = self.info.config, self.optimum
         train, fitted = dataset.parts["train"], model.fitted(dataset.scaling)
         stacked = {name: value.detach().unsqueeze(0) for name, value in parameters.items()}
-        (inference,) = infer(
-            model, stacked, train.all, [Fit(resolved, fitted, dataset.scaling, dataset.unit_deviation)]
-        )
+        terms = model.terms(dataset.feature_names, dataset.target_names)
+        fit = Fit(resolved, fitted, dataset.scaling, dataset.unit_deviation, terms)
+        (inference,) = infer(model, stacked, train.all, [fit])
         return [
             Outcome(
                 metrics,
                 parameters,
                 fitted,
-                model.terms(dataset.feature_names),
+                terms,
                 lambda: replace(self.evaluation, model=model, forward=model),
                 None if optimum is None else summarize(optimum, [resolved], _row(parameters))[0],
                 inference,

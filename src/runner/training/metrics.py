@@ -1,9 +1,12 @@
-"""Metrics over a whole part of the data. They are added up as sums and weights, and the mean is taken once."""
+"""Metrics over a whole part of the data. They are added up as sums and weights, and the mean is taken once.
+
+With several targets a metric is the mean over the targets, and "rmse/y" is that of the target y.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +21,21 @@ from runner.errors import RunFailed
 from runner.training.failures import is_out_of_memory
 
 NEEDS_SPREAD = ("r2",)
-"""Metrics without a value where all targets are equal."""
+"""Metrics without a value where a target is the same in all rows."""
 
 CHUNK_ROWS = 65_536
 """Rows of one forward pass in an evaluation. Bounds its memory, and is the same on every device."""
 
 LARGER_IS_BETTER = {"loss": False, "rmse": False, "mae": False, "r2": True}
 """Name of a metric → whether larger values are better."""
+
+PER_TARGET = ("rmse", "mae", "r2")
+"""Metrics that each target has."""
+
+
+def metric_names(targets: Sequence[str]) -> list[str]:
+    """Return the names of all metrics for these targets: "rmse", and with several targets "rmse/y"."""
+    return [*LARGER_IS_BETTER, *(f"{name}/{target}" for target in targets for name in PER_TARGET if len(targets) > 1)]
 
 
 @dataclass(frozen=True)
@@ -33,16 +44,17 @@ class Evaluation:
 
     model: torch.nn.Module
     forward: Callable[[Tensor], Tensor]
-    """Features → predictions as the model scales them."""
+    """Features → predictions […, rows, targets] as the model scales them."""
     loss: Loss
     autocast: Callable[[], Any]
     undo: Callable[[Tensor], Tensor]
     """Inverse of the target's scaling."""
     parts: Mapping[str, Rows]
     strategy: Strategy
+    targets: Sequence[str]
 
     def metrics(self, part: str) -> list[dict[str, float]]:
-        """Return for each lane the loss, rmse, mae and r2 of one part, by these names. r2 is nan for a constant target.
+        """Return for each lane the metrics of one part by the names of `metric_names`. r2 is nan for a constant target.
 
         All are means by the weights of the rows. Every process must call it.
         """
@@ -59,24 +71,24 @@ class Evaluation:
                 portions = self.strategy.portions(min(CHUNK_ROWS, count - first))
                 batches = [rows.take(slice(first + portion.first, first + portion.last)) for portion in portions]
                 sums = sums + self.strategy.reduce([self._sums(batch, center) for batch in batches])
-        return [_metrics(*lane) for lane in zip(*sums.reshape(5, -1).tolist(), strict=True)]
+        return [self._means(*lane) for lane in zip(*(sum_.reshape(-1).tolist() for sum_ in sums), strict=True)]
 
     def predictions(self, part: str) -> Tensor:
-        """Return the predictions [rows] of one part in the units of the file, float64 on the CPU."""
+        """Return the predictions [rows, targets] of one part in the units of the file, float64 on the CPU."""
         rows = self.parts[part]
         chunks = range(0, len(rows), CHUNK_ROWS)
         with _EvaluationMode(self.model):
             return torch.cat([self.predict(rows.take(slice(i, i + CHUNK_ROWS)).numbers) for i in chunks])
 
     def predict(self, features: Tensor) -> Tensor:
-        """Return predictions [rows] in the units of the file, float64 on the CPU, for scaled features [rows, columns]."""
+        """Return predictions [rows, targets] in the units of the file, float64 on the CPU, for scaled features [rows, columns]."""
         with _EvaluationMode(self.model):
-            return self.undo(self._forward(features).cpu().double()).flatten()
+            return self.undo(self._forward(features).cpu().double())
 
     def _sums(self, rows: Batch, center: Tensor) -> Tensor:
-        """Return weighted sums [5] or [5, lanes] over these rows.
+        """Return weighted sums [2 + 3·targets] or [2 + 3·targets, lanes] over these rows.
 
-        They are loss, squared error, absolute error, squared distance from the center, and the weights themselves.
+        They are loss and weights, and for each target squared error, absolute error and squared distance from the center.
         """
         numbers, target, weight = rows
         prediction, count = self._forward(numbers), target.shape[-2]
@@ -90,8 +102,17 @@ class Evaluation:
             weight = weight.to(wide)
             terms = [term * weight for term in terms]
         total = torch.full_like(loss, count, dtype=wide) if weight is None else weight.sum((-2, -1))
-        sums = [loss.to(wide) * count, *(term.sum((-2, -1)) for term in terms), total]
-        return torch.stack([part.expand(loss.shape) for part in sums])
+        of_targets = torch.stack([term.sum(-2).expand(*loss.shape, -1) for term in terms], -1).flatten(-2)
+        return torch.cat((torch.stack((loss.to(wide) * count, total.expand(loss.shape))), of_targets.movedim(-1, 0)))
+
+    def _means(self, loss: float, total: float, *sums: float) -> dict[str, float]:
+        """Return the metrics of one lane from its sums, as in `_sums`."""
+        by_target = zip(self.targets, sums[::3], sums[1::3], sums[2::3], strict=True)
+        found = {target: _metrics(squares, absolute, spread, total) for target, squares, absolute, spread in by_target}
+        means = {name: sum(each[name] for each in found.values()) / len(found) for name in PER_TARGET}
+        several = found if len(found) > 1 else {}
+        of_targets = {f"{name}/{target}": value for target, each in several.items() for name, value in each.items()}
+        return {"loss": loss / total, **means, **of_targets}
 
     def _forward(self, features: Tensor) -> Tensor:
         with self.autocast():
@@ -99,28 +120,28 @@ class Evaluation:
 
 
 def has_no_spread(rows: Rows, undo: Callable[[Tensor], Tensor]) -> bool:
-    """Return whether all targets of these rows are equal in the units of the file, such as those of a single row."""
+    """Return whether a target has one value in all of these rows, in the units of the file, as it does in a single row."""
     target = rows.all.target
     low, high = _range(undo(target.to(widest(target.device))))
-    return bool((low == high).all())
+    return bool((low == high).any())
 
 
 def _range(truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the smallest and the largest target of each lane."""
-    return truth.amin((-2, -1), keepdim=True), truth.amax((-2, -1), keepdim=True)
+    """Return the smallest and the largest value of each target and lane."""
+    return truth.amin(-2, keepdim=True), truth.amax(-2, keepdim=True)
 
 
 def _mean(truth: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the mean target of each lane by the weights."""
+    """Return the mean of each target and lane by the weights."""
     if weight is None:
-        return truth.mean((-2, -1), keepdim=True)
+        return truth.mean(-2, keepdim=True)
     weight = weight.to(truth)
-    return (truth * weight).sum((-2, -1), keepdim=True) / weight.sum((-2, -1), keepdim=True)
+    return (truth * weight).sum(-2, keepdim=True) / weight.sum(-2, keepdim=True)
 
 
-def _metrics(loss: float, squares: float, absolute: float, spread: float, total: float) -> dict[str, float]:
+def _metrics(squares: float, absolute: float, spread: float, total: float) -> dict[str, float]:
     r2 = 1 - squares / spread if spread > 0 else float("nan")
-    return {"loss": loss / total, "rmse": (squares / total) ** 0.5, "mae": absolute / total, "r2": r2}
+    return {"rmse": (squares / total) ** 0.5, "mae": absolute / total, "r2": r2}
 
 
 class _EvaluationMode:

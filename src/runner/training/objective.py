@@ -29,7 +29,7 @@ class BatchObjective:
     """
 
     model: Callable[[Tensor], Tensor]
-    """Features […, rows, columns] → predictions […, rows, 1], with gradients."""
+    """Features […, rows, columns] → predictions […, rows, targets], with gradients."""
     parameters: Sequence[Tensor]
     loss: Loss
     rows: Rows
@@ -45,7 +45,7 @@ class BatchObjective:
     predict: Callable[[Tensor], Tensor]
     """Features […, rows, columns] in the widest type → predictions in it, without communication between processes."""
     jacobian: Callable[[Tensor], Tensor]
-    """The same features → derivatives of the predictions by the parameters […, rows, numbers]."""
+    """The same features → derivatives of the predictions by the parameters […, rows·targets, numbers]."""
     named: Callable[[], Mapping[str, Tensor]] = dict
     """Returns the parameters [] or [lanes] by name, in the order of the derivatives, for a model of which each has a meaning."""
     norm: Tensor | None = field(default=None, init=False)
@@ -127,19 +127,24 @@ class BatchObjective:
 
     def mean_square(self) -> Tensor:
         """Return this process's share [] or [lanes] of the mean of the weighted squared residuals, in the widest type."""
-        return self.strategy.share(self.squares() / self.batches.size(self.step))
+        return self.strategy.share(self.squares() / self._residuals)
 
     def residuals(self) -> Linearisation:
         """Return residuals and Jacobian of the step's rows over all portions and processes, as a triangular factor.
 
         Every row is multiplied by the root of its weight.
         """
-        rows = self.batches.size(self.step)
+        rows = self._residuals
         factor = self.strategy.concatenate([compressed(self._matrices(part), rows) for part in self._parts])
         if factor.shape[-2] > rows or rows > factor.shape[-1] - 2:
             factor = triangle(factor)
         loss = factor[..., -2].square().sum(-1) / rows
         return Linearisation(self.strategy.share(loss), factor, rows)
+
+    @property
+    def _residuals(self) -> int:
+        """Number of residuals of the step's rows: one for each target."""
+        return self.batches.size(self.step) * self.rows.all.target.shape[-1]
 
     def squares(self) -> Tensor:
         """Return the sum of weighted squared residuals [] or [lanes] over all portions and processes."""
@@ -164,14 +169,14 @@ class BatchObjective:
         chosen, named = self.batches.at(step), self.named()
         features = self.rows.take(chosen).numbers
         with torch.no_grad(), self.autocast():
-            prediction = self.model(features).squeeze(-1)
-        prediction = prediction.reshape(-1, prediction.shape[-1]).cpu()
+            prediction = self.model(features)
+        prediction = prediction.reshape(-1, *prediction.shape[-2:]).cpu()
         slopes = self.jacobian(features) if named else features.new_zeros((*features.shape[:-1], 0))
         slopes = slopes.expand(len(prediction), *slopes.shape[-2:]).cpu()
         # Row numbers can be shared by all lanes while the predictions are not.
         source = self.rows.source
         numbers = source[..., chosen] if isinstance(chosen, slice) else _drawn(source, chosen.cpu())
-        numbers = numbers.expand(prediction.shape)
+        numbers = numbers.expand(prediction.shape[:-1])
         values = [
             {name: float(value.reshape(-1)[lane if value.dim() else 0]) for name, value in named.items()}
             for lane in range(len(prediction))
@@ -207,16 +212,16 @@ class BatchObjective:
 
 
 def _nonfinite(numbers: Tensor, prediction: Tensor, slopes: Tensor, values: Mapping[str, float]) -> Nonfinite:
-    """Return what is not finite of one lane: row numbers and predictions [rows], derivatives [rows, numbers]."""
-    lost = ~prediction.isfinite()
+    """Return what is not finite of one lane: row numbers [rows], predictions [rows, targets], derivatives [rows·targets, n]."""
+    lost = ~prediction.isfinite().all(1)
     if bool(lost.any()):
         return Nonfinite(predictions=[] if bool(lost.all()) else numbers[lost].tolist(), values=values)
     infinite = ~slopes.isfinite()
     if not bool(infinite.any()):
         return Nonfinite(values=values)
     column = int(infinite.any(0).nonzero()[0])
-    rows = infinite[:, column]
-    derivative = float(slopes[rows, column][0])
+    derivative = float(slopes[infinite[:, column], column][0])
+    rows = infinite[:, column].reshape(prediction.shape).any(1)
     return Nonfinite((), numbers[rows].tolist(), list(values)[column], derivative, values)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch.func import functional_call
 
 from runner.compute.batch import Batch
 from runner.compute.precision import widest
+from runner.data.base import Rows
 from runner.models.base import Model
 from runner.optim.covariance import Covariance
 from runner.optim.qr import pieces
@@ -21,7 +24,8 @@ from runner.training.experiment import Outcome, RunInfo
 MOST_ROWS = 100_000
 """Largest number of rows, of all parts, for which `residuals.csv` is written: about 10 MB."""
 
-HEADER = "row,part,target,prediction,residual,standardized_residual"
+COLUMNS = ("target", "prediction", "residual")
+"""Columns of `residuals.csv` for each target."""
 
 
 def residuals_csv(info: RunInfo, outcome: Outcome) -> bytes:
@@ -31,23 +35,34 @@ def residuals_csv(info: RunInfo, outcome: Outcome) -> bytes:
     The standardized residual is over its standard error, s·√(1/w − h) for a training row of weight w and s·√(1/w + h) for
     another one, with h·w the leverage: Cook and Weisberg, "Residuals and Influence in Regression" (1982), section 2.2. The
     logarithm's is meant with `data.log_target`. It is empty where no covariance is known, or no error is left.
+
+    Several targets have columns like "target/y", and no standardized residuals.
     """
     evaluation, dataset = outcome.evaluation(), info.dataset
     digits = np.float64 if info.config.dtype == "float64" else np.float32
-    lines: dict[int, str] = {}
+    several, lines = len(dataset.target_names) > 1, dict[int, str]()
     for part, rows in dataset.parts.items():
-        target = dataset.scaling.undo(rows.all.target.cpu().double()).flatten()
-        prediction = evaluation.predictions(part)
-        standardized = [""] * len(rows)
-        if outcome.inference is not None and outcome.inference.covariance is not None:
-            sign = -1 if part == "train" else 1
-            values = _standardized(evaluation.model, outcome.inference.covariance, rows.all, sign)
-            standardized = ["" if text in ("nan", "inf", "-inf") else text for text in _texts(values, digits)]
-        columns = [_texts(values, digits) for values in (target, prediction, target - prediction)]
-        numbers = (rows.source + 1).tolist()
-        for number, *cells in zip(numbers, *columns, standardized, strict=True):
+        target, prediction = dataset.scaling.undo(rows.all.target.cpu().double()), evaluation.predictions(part)
+        values = torch.stack((target, prediction, target - prediction), -1).flatten(1)
+        columns = [_texts(column, digits) for column in values.T]
+        if not several:
+            columns.append(_standardized_texts(evaluation.model, outcome.inference, part, rows, digits))
+        for number, *cells in zip((rows.source + 1).tolist(), *columns, strict=True):
             lines[number] = ",".join((str(number), part, *cells))
-    return "\n".join([HEADER, *(lines[number] for number in sorted(lines)), ""]).encode()
+    header = io.StringIO()
+    names = [f"{name}/{of}" for of in dataset.target_names for name in COLUMNS]
+    csv.writer(header).writerow(["row", "part", *(names if several else (*COLUMNS, "standardized_residual"))])
+    return "\n".join([header.getvalue().strip(), *(lines[number] for number in sorted(lines)), ""]).encode()
+
+
+def _standardized_texts(
+    model: torch.nn.Module, inference: Inference | None, part: str, rows: Rows, digits: type
+) -> list[str]:
+    """Return the standardized residuals of a part as texts, empty where there are none."""
+    if inference is None or inference.covariance is None:
+        return [""] * len(rows)
+    texts = _texts(_standardized(model, inference.covariance, rows.all, -1 if part == "train" else 1), digits)
+    return ["" if text in ("nan", "inf", "-inf") else text for text in texts]
 
 
 def _texts(values: Tensor, digits: type) -> list[str]:
@@ -73,10 +88,10 @@ def bands(
     """Return the 95 % bands of a fit at scaled features [rows, columns]: name → (low, high) [rows], in the file's units.
 
     The confidence band is about the curve, the prediction band about a new row; there is none of a weighted fit, since a new
-    row may have any weight. Both hold at each place by itself. Empty where no covariance is known.
+    row may have any weight. Both hold at each place by itself. Empty where no covariance is known, and for several targets.
     """
     inference: Inference | None = outcome.inference
-    if inference is None or inference.covariance is None:
+    if inference is None or inference.covariance is None or len(info.dataset.target_names) > 1:
         return {}
     covariance, scaling = inference.covariance, info.dataset.scaling
     ((_, center, variance),) = _predicted(model, covariance, Batch(features, features[:, :1]))

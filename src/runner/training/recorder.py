@@ -275,6 +275,7 @@ class RunRecorder:
         from runner.training import report
 
         info, hyperparameters = self._info, report.hyperparameters(self.config, self.swept)
+        write_json(self.directory.path / "preprocessing.json", info.dataset.preprocessing())
         for sink in (*self._dropped_sinks(), *self.sinks):
             sink.open(first_step)
         for sink in self.sinks:
@@ -303,7 +304,8 @@ class RunRecorder:
         from runner.training import report
 
         info, path = self._info, self.directory.path
-        answers = report.answers(info, run, path)
+        compared = self._optional("the comparison with `record.baselines`", lambda: report.comparison(info))
+        answers = {**report.answers(info, run, path), **(compared or {})}
         summary = report.summary(info, run, answers, timing)
         write_json(path / "summary.json", summary)
         self.directory.update(status="finished")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from runner.compute.bounds import Bounds
 from runner.compute.devices import DeviceChoice
 from runner.compute.gc_pause import gc_paused
 from runner.config.constraints import eager_because
@@ -20,6 +21,7 @@ from runner.optim.optimum import noise_floor, observed_rate
 from runner.runs import hashes
 from runner.runs.records import number_names
 from runner.runs.sinks.jsonl import each_row
+from runner.training.baselines import baselines
 from runner.training.experiment import Outcome, RunInfo
 from runner.training.metrics import Evaluation
 from runner.training.run_state import RunState
@@ -29,6 +31,12 @@ MOST_PARAMETERS = 1_000
 
 MOST_PAIRS = 3
 """Largest number of pairs of correlated parameters that are printed."""
+
+MOST_NAMED = 10
+"""Largest number of targets that a line names."""
+
+MOST_PLOTTED = 6
+"""Largest number of targets that have plots of their own."""
 
 LINE_POINTS = 400
 """Number of points of the fitted curve."""
@@ -48,7 +56,7 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
     yield f"dtype    {config.dtype}" + (f", amp {config.amp}" if config.amp != "off" else "")
     features = _counted(len(dataset.feature_names), "feature")
     weighted = "" if config.data.weighted_by is None else f", weighted by {config.data.weighted_by}"
-    yield f"data     {config.data.name}: {rows} rows of {features} → {dataset.target_name}{weighted}"
+    yield f"data     {config.data.name}: {rows} rows of {features} → {_targets(dataset)}{weighted}"
     if dataset.notes:
         yield f"read     {'; '.join(dataset.notes)}"
     yield f"model    {config.model.name}, {_counted(info.parameter_count, 'parameter')}, loss {config.loss.name}"
@@ -59,6 +67,13 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
     if choice.kind in ("cuda", "rocm"):
         reason = eager_because(config, info.lanes)
         yield "steps    " + ("as CUDA graphs" if reason is None else f"eager: {reason}")
+
+
+def _targets(dataset: Dataset) -> str:
+    """Return the names of the targets, of many the first ones."""
+    names = dataset.target_names
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def _reduction(config: Config) -> str:
@@ -91,12 +106,13 @@ def fitted(info: RunInfo, outcome: Outcome) -> dict[str, Any]:
     """Return the summary's entries on the fitted parameters; none for a model with more than 1,000 of them."""
     if info.parameter_count > MOST_PARAMETERS:
         return {}
-    entries: dict[str, Any] = {"parameters": {name: value.tolist() for name, value in outcome.fitted.items()}}
+    trained = {name: value.tolist() for name, value in outcome.fitted.items()}
+    entries: dict[str, Any] = {"parameters": {**trained, **info.config.model.fixed_parameters}}
     if outcome.terms:
         values = [number for value in outcome.fitted.values() for number in value.flatten().tolist()]
         entries["coefficients"] = dict(zip(outcome.terms, values, strict=False))  # there may be no constant
     if info.config.data.log_target:
-        entries["fitted_to"] = f"log({info.dataset.target_name})"
+        entries["fitted_to"] = ", ".join(f"log({name})" for name in info.dataset.target_names)
     return entries
 
 
@@ -112,12 +128,34 @@ def answers(info: RunInfo, run: RunState, path: Path) -> dict[str, Any]:
         rounding = outcome.optimum["rounding_distance"] or 0.0
         rate = observed_rate(each_row(path / "metrics.jsonl"), rounding)
         entries["optimum"] = {**outcome.optimum, "observed_rate": rate}
-    floor = noise_floor(info.config, float(info.dataset.scaling.target_scale))
+    floor = noise_floor(info.config, info.dataset.scaling.target_scale)
     if floor is not None:
         entries["noise_floor"] = floor
     if outcome.inference is not None:
-        entries.update(outcome.inference.summary(outcome.fitted, number_names(fitted(info, outcome)), run.settled))
+        fixed = info.config.model.fixed_parameters
+        names = [name for name in number_names(fitted(info, outcome)) if name not in fixed]
+        entries.update(outcome.inference.summary(outcome.fitted, names, info.dataset.target_names, run.settled))
+    if info.config.model.fixed_parameters:
+        entries["fixed"] = list(info.config.model.fixed_parameters)
+    if at_bounds := _at_bounds(info, outcome):
+        entries["at_bounds"] = at_bounds
     return entries
+
+
+def comparison(info: RunInfo) -> dict[str, Any]:
+    """Return the summary's entry on what simple models reach with the same table; none where the true function is known."""
+    chosen = info.config.record.baselines
+    return {"baselines": baselines(info.dataset, chosen)} if chosen and info.config.data.noise_deviation is None else {}
+
+
+def _at_bounds(info: RunInfo, outcome: Outcome) -> dict[str, str]:
+    """Return the parameters that are at a bound, and which: "lower" or "upper"."""
+    limits = info.config.model.limits
+    if not limits:
+        return {}
+    low, high = Bounds.of(limits, outcome.parameters).reached(torch.stack(list(outcome.parameters.values())))
+    sides = zip(outcome.parameters, low.tolist(), high.tolist(), strict=True)
+    return {name: "lower" if lower else "upper" for name, lower, upper in sides if lower or upper}
 
 
 def summary(info: RunInfo, run: RunState, answers: Mapping[str, Any], timing: Mapping[str, float]) -> dict[str, Any]:
@@ -139,13 +177,24 @@ def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Ite
     """Yield the lines that explain the metrics and parameters of a finished run."""
     config = info.config
     yield from _quality(answers, config)
+    yield from _no_better_than_the_mean(answers, run.outcome)
     yield from _fit(answers, run)
     if run.stopped_early and not run.settled:
         metric, patience = f"{info.watched}/{config.train.early_stopping.metric}", config.train.early_stopping.patience
         best = "has had no value" if run.early.value is None else f"has not become better than {run.early.value:.6g}"
         yield f"stopped  early: {metric} {best} in {patience} evaluations"
-    if config.data.standardize or config.data.log_target:
-        yield f"units    rmse and mae are in the units of {info.dataset.target_name}; loss is in the units of training"
+    yield from _units(info)
+
+
+def _units(info: RunInfo) -> Iterator[str]:
+    """Yield the lines on the units of the metrics, and on targets without plots."""
+    data, targets = info.config.data, info.dataset.target_names
+    if data.scales_target or data.log_target:
+        yield f"units    rmse and mae are in the units of {_targets(info.dataset)}; loss is in the units of training"
+    if len(targets) > 1:
+        yield f"targets  rmse, mae and r2 of a part are means over {len(targets)} targets"
+    if len(targets) > MOST_PLOTTED and info.config.record.plots:
+        yield f"plots    of the first {MOST_PLOTTED} of {len(targets):,} targets"
 
 
 def _quality(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
@@ -170,6 +219,19 @@ def _quality(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
         )
 
 
+def _no_better_than_the_mean(answers: Mapping[str, Any], outcome: Outcome) -> Iterator[str]:
+    """Yield a line if the model is not better than the mean on the rows that it was trained on least."""
+    mean = answers.get("baselines", {}).get("mean")
+    if mean is None:
+        return
+    judged = next(part for part in ("test", "valid", "train") if f"{part}/rmse" in mean)
+    names = [name for name in mean if name.startswith(f"{judged}/rmse/")] or [f"{judged}/rmse"]
+    for name in names:
+        own, its = outcome.metrics[name], mean[name]
+        if not own < its:
+            yield f"mean     the model is not better than the mean of the training rows: {name} {own:.6g}, and {its:.6g} for the mean"
+
+
 def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
     """Yield the lines on whether the fit has converged."""
     after = f"after {_counted(run.step, 'step')}"
@@ -180,19 +242,30 @@ def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
     if not answers["converged"]:
         yield f"fit      not converged {after}: {answers['not_converged_because']}"
         return
-    deviation = answers["residual_standard_deviation"]
-    freedom = _counted(answers["degrees_of_freedom"], "degree")
-    yield f"fit      converged {after}; residual standard deviation {deviation:.6g}, {freedom} of freedom"
+    yield f"fit      converged {after}; {_spread(answers)}"
+    for name, side in answers.get("at_bounds", {}).items():
+        more = ": it has no standard error, and those of the others hold for this value"
+        yield f"fit      {name} is at its {side} bound{more if 'standard_errors' in answers else ''}"
     if "undetermined" in answers:
         yield f"fit      {free(answers['undetermined'])}, so there are no standard errors"
     pairs = [*nearly_equal(answers.get("correlation", {}))]
     for first, second, value in sorted(pairs, key=lambda pair: -abs(pair[2]))[:MOST_PAIRS]:
         yield (
-            f"fit      the data hardly tell {first} and {second} apart, since a change of one makes up for a change of the other: "
-            f"correlation {value:.6f}"
+            f"fit      the parameters {first} and {second} are strongly correlated ({value:.6f}): "
+            "a change of one compensates a change of the other"
         )
     if len(pairs) > MOST_PAIRS:
         yield f"fit      {len(pairs) - MOST_PAIRS:,} more such pairs: see `correlation` in summary.json"
+
+
+def _spread(answers: Mapping[str, Any]) -> str:
+    """Return what is known of the spread of the residuals, in words."""
+    found, freedom = answers["residual_standard_deviation"], answers["degrees_of_freedom"]
+    if freedom <= 0:
+        return "the rows leave no degrees of freedom"
+    of_each = [f"{found:.6g}"] if isinstance(found, float) else [f"{name} {value:.6g}" for name, value in found.items()]
+    deviation = ", ".join(of_each[:MOST_NAMED]) + ", …" * (len(of_each) > MOST_NAMED)
+    return f"residual standard deviation {deviation}, {_counted(freedom, 'degree')} of freedom"
 
 
 def nothing_left(path: Path, step: int, state: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -219,7 +292,10 @@ def _counted(number: int, thing: str) -> str:
 
 
 def plot(info: RunInfo, outcome: Outcome, answers: Mapping[str, Any], path: Path) -> dict[str, bytes]:
-    """Draw the plots of a finished run in directory `path`. Returns PNG files by name: "fit", "loss", "residuals"."""
+    """Draw the plots of a finished run in directory `path`. Returns PNG files by name: "fit", "loss", "residuals".
+
+    With several targets there are "fit_1", "fit_2", … of the first ones, and likewise "residuals_1".
+    """
     known = {"optimum": answers.get("optimum"), "noise floor": answers.get("noise_floor")}
     levels = {name: entry["loss"] for name, entry in known.items() if entry and "loss" in entry}
     with gc_paused():
@@ -233,24 +309,27 @@ def _draw(info: RunInfo, outcome: Outcome, metrics: Path, levels: Mapping[str, f
 
     dataset, scaling, evaluation = info.dataset, info.dataset.scaling, outcome.evaluation()
     parts = {}
-    for name, rows in dataset.parts.items():
+    for name, rows in dataset.evaluated.items():
         features = rows.all.numbers.cpu().double() * scaling.feature_scale + scaling.feature_mean
-        target = scaling.undo(rows.all.target.cpu().double()).flatten()
-        parts[name] = (features.numpy(), target.numpy(), evaluation.predictions(name).numpy())
-    curve = _curve(info, outcome, evaluation, parts) if len(dataset.feature_names) == 1 else (None, {})
-    return draw(
-        RunPlots(
+        targets = scaling.undo(rows.all.target.cpu().double())
+        parts[name] = (features.numpy(), targets.numpy(), evaluation.predictions(name).numpy())
+    curve = _curve(info, outcome, evaluation, parts) if len(dataset.feature_names) == 1 else None
+    figures, several = dict[str, bytes](), len(dataset.target_names) > 1
+    for number, target in enumerate(dataset.target_names[:MOST_PLOTTED]):
+        content = RunPlots(
             title=info.config.name,
             feature_names=dataset.feature_names,
-            target_name=dataset.target_name,
-            parts=parts,
-            line=curve[0],
-            bands=curve[1],
+            target_name=target,
+            parts={name: (x, y[:, number], predicted[:, number]) for name, (x, y, predicted) in parts.items()},
+            line=None if curve is None else (curve[0], curve[1][:, number]),
+            bands={} if curve is None else curve[2],
             errors=_deviations(dataset),
-            rows=each_row(metrics),
+            rows=each_row(metrics) if number == 0 else (),
             levels=levels,
         )
-    )
+        for name, figure in draw(content).items():
+            figures[f"{name}_{number + 1}" if several and name != "loss" else name] = figure
+    return figures
 
 
 def _deviations(dataset: Dataset) -> dict[str, Any]:
@@ -268,7 +347,7 @@ def _deviations(dataset: Dataset) -> dict[str, Any]:
 
 
 def _curve(info: RunInfo, outcome: Outcome, evaluation: Evaluation, parts: dict[str, Any]) -> Any:
-    """Return x and y of the fitted curve over the range of all rows, and the bands around it."""
+    """Return x [m] and y [m, targets] of the fitted curve over the range of all rows, and the bands around it."""
     from runner.training.predictions import bands
 
     low = min(features.min() for features, _, _ in parts.values())
@@ -276,6 +355,5 @@ def _curve(info: RunInfo, outcome: Outcome, evaluation: Evaluation, parts: dict[
     x = torch.linspace(float(low), float(high), LINE_POINTS, dtype=torch.float64).unsqueeze(1)
     scaled = info.dataset.scaling.features(x).to(info.dataset.parts["train"].all.numbers)
     around = bands(info, outcome, evaluation.model, scaled)
-    return (x.flatten().numpy(), evaluation.predict(scaled).numpy()), {
-        name: (lower.numpy(), upper.numpy()) for name, (lower, upper) in around.items()
-    }
+    edges = {name: (lower.numpy(), upper.numpy()) for name, (lower, upper) in around.items()}
+    return x.flatten().numpy(), evaluation.predict(scaled).numpy(), edges

@@ -28,7 +28,7 @@ from runner.optim.optimum import Optimum, find_optimum, progress_columns, summar
 from runner.optim.qr import PIECE_ROWS, select_lanes
 from runner.optim.schedules import DeviceRates
 from runner.optim.standard_errors import Fit, Inference, infer
-from runner.training.build import Inputs, objective, run_info, training_step
+from runner.training.build import Inputs, bounds, objective, run_info, training_step
 from runner.training.experiment import Outcome, RunInfo, batch_size, warnings
 from runner.training.loop import Loop
 from runner.training.metrics import Evaluation
@@ -60,7 +60,7 @@ def shapes(prepared: Inputs) -> tuple[Any, ...]:
         for name, rows in prepared.dataset.parts.items()
     }
     parameters = [(name, tuple(p.shape)) for name, p in prepared.model.named_parameters()]
-    return (tuple(parts.items()), tuple(parameters), prepared.dataset.feature_names, prepared.dataset.target_name)
+    return (tuple(parts.items()), tuple(parameters), prepared.dataset.feature_names, prepared.dataset.target_names)
 
 
 def bytes_per_lane(config: c.Config, prepared: Inputs) -> int:
@@ -72,9 +72,9 @@ def bytes_per_lane(config: c.Config, prepared: Inputs) -> int:
     batch = min(batch_size(config, prepared.dataset), len(rows))
     evaluated = max(len(part) for part in prepared.dataset.parts.values())
     activations = 4 * max(batch, evaluated) * (units + columns + 2)
-    matrices = (
-        3 * 8 * min(len(rows), PIECE_ROWS) * (prepared.parameter_count + 2) if config.optimizer.least_squares else 0
-    )
+    matrices = 0
+    if config.optimizer.least_squares:
+        matrices = 3 * 8 * min(rows.all.residuals, PIECE_ROWS) * (prepared.parameter_count + 2)
     return matrices + size * (12 * prepared.parameter_count + 2 * data + activations)
 
 
@@ -224,7 +224,7 @@ class VmappedExperiment:
 
     def outcomes(self, lanes: Sequence[int]) -> list[Outcome]:
         """Return the outcomes of these lanes, from copies of their parameters."""
-        metrics_by_part = {part: self.evaluation.metrics(part) for part in self.infos[0].dataset.parts}
+        metrics_by_part = {part: self.evaluation.metrics(part) for part in self.infos[0].dataset.evaluated}
         all_parameters = self.parameters()
         results = []
         for lane in lanes:
@@ -236,14 +236,14 @@ class VmappedExperiment:
                 for name, value in by_lane[lane].items()
             }
             fitted = {name: value.clone() for name, value in self.template.fitted(info.dataset.scaling).items()}
-            terms = self.template.terms(info.dataset.feature_names)
+            terms = self.template.terms(info.dataset.feature_names, info.dataset.target_names)
             results.append((metrics, parameters, fitted, terms, _evaluation_of_run(info, parameters)))
         return [
             Outcome(*result, optimum, inference)
             for result, optimum, inference in zip(
                 results,
                 self._summarised(lanes),
-                self._inferred(lanes, [fitted for _, _, fitted, *_ in results]),
+                self._inferred(lanes, [(fitted, terms) for _, _, fitted, terms, _ in results]),
                 strict=True,
             )
         ]
@@ -256,13 +256,15 @@ class VmappedExperiment:
         configs = [self.infos[lane].config for lane in lanes]
         return summarize(self.optimum.select(chosen), configs, self.strategy.stack.detach()[chosen])
 
-    def _inferred(self, lanes: Sequence[int], fitted: Sequence[Mapping[str, Tensor]]) -> Sequence[Inference | None]:
-        """Return for each of these lanes its standard errors."""
+    def _inferred(
+        self, lanes: Sequence[int], fitted: Sequence[tuple[Mapping[str, Tensor], Sequence[str]]]
+    ) -> Sequence[Inference | None]:
+        """Return for each of these lanes its standard errors, given the reported parameters and the names of their terms."""
         chosen = torch.tensor(lanes, device=self.strategy.stack.device)
         rows = select_lanes(self.objective.rows.all, chosen)
         fits = [
-            Fit(self.infos[lane].config, parameters, dataset.scaling, dataset.unit_deviation)
-            for lane, parameters in zip(lanes, fitted, strict=True)
+            Fit(self.infos[lane].config, parameters, dataset.scaling, dataset.unit_deviation, terms)
+            for lane, (parameters, terms) in zip(lanes, fitted, strict=True)
             for dataset in [self.infos[lane].dataset]
         ]
         return infer(self.template, self.strategy.split(self.strategy.stack.detach()[chosen]), rows, fits)
@@ -306,7 +308,9 @@ def _built(
     forward = strategy.place(template, loss)
     seeds = [info.config.seed for info in infos]
     batches = StackedBatches(len(rows["train"]), config.train.batch_size, seeds, device)
-    optimizer = build_lanes([info.config.optimizer for info in infos], strategy.parameters(template))
+    optimizer = build_lanes(
+        [info.config.optimizer for info in infos], strategy.parameters(template), bounds(config.model, template)
+    )
     schedule = _schedule(infos, strategy.stack)
     minimized = objective(
         config,
@@ -325,7 +329,9 @@ def _built(
         strategy=strategy,
         optimizer=optimizer,
         objective=minimized,
-        evaluation=Evaluation(template, forward, loss, autocast, scaling.undo, rows, strategy),
+        evaluation=Evaluation(
+            template, forward, loss, autocast, scaling.undo, rows, strategy, infos[0].dataset.target_names
+        ),
         schedule=schedule,
         step=training_step(config, minimized, optimizer, schedule, lanes=infos[0].lanes),
         batches=batches,
@@ -365,11 +371,11 @@ def _evaluation_of_run(info: RunInfo, parameters: Mapping[str, Tensor]) -> Calla
 
     def evaluation() -> Evaluation:
         device = next(iter(parameters.values())).device
-        model = start_model(info.config, info.dataset.feature_names).to(device)
-        model.load_state_dict(dict(parameters))
-        autocast = precision.autocast("off", device)
-        loss = losses.build(info.config.loss)
         dataset = info.dataset
-        return Evaluation(model, model, loss, autocast, dataset.scaling.undo, dataset.parts, Single(device))
+        model = start_model(info.config, dataset.feature_names, dataset.target_names).to(device)
+        model.load_state_dict(dict(parameters))
+        loss, autocast = losses.build(info.config.loss), precision.autocast("off", device)
+        undo, strategy = dataset.scaling.undo, Single(device)
+        return Evaluation(model, model, loss, autocast, undo, dataset.parts, strategy, dataset.target_names)
 
     return evaluation

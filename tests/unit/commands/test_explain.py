@@ -400,6 +400,12 @@ def test_selected_keys_and_groups() -> None:
         "data.split.test",
         "data.split.valid",
         "data.split.order",
+        "data.split.calibrate",
+        "data.split.column",
+        "data.split.group",
+        "data.split.stratify",
+        "data.split.folds",
+        "data.split.fold",
         "loss.name",
     ]
     assert list(result.choices) == ["data", "loss"]

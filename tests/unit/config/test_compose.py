@@ -67,12 +67,12 @@ def test_an_option_overrides_the_experiment_and_drops_keys_that_it_does_not_have
 def test_another_data_source_keeps_the_keys_that_both_have() -> None:
     composed = compose(["+experiment=linreg", "data=csv", "data.path=x.csv", "data.target=y"])
     assert isinstance(composed.config.data, c.Csv)
-    assert composed.config.data.split == c.Split(test=10, valid=0, order="sequential")
+    split = composed.config.data.split
+    assert (split.test, split.valid, split.order) == (10, 0, "sequential")
     assert composed.notices == (
         "`data.rows`, `data.start`, `data.stop`, `data.slope`, `data.intercept`, `data.noise` "
         "of the experiment left out: csv has no such key",
-        "kept from the experiment: `data.split`={'test': 10, 'valid': 0, 'order': 'sequential'} "
-        "(csv: {'test': 0, 'valid': 0, 'order': 'random'})",
+        "kept from the experiment: `data.split.test`=10 (csv: 0), `data.split.order`=sequential (csv: random)",
     )
 
 
@@ -86,7 +86,14 @@ def test_a_key_on_the_command_line_is_not_dropped() -> None:
 @pytest.mark.parametrize("model", options()["model"])
 def test_every_experiment_composes_with_every_model_and_other_data(experiment: str, model: str) -> None:
     data = "line" if experiment in ("mlp", "diabetes") else "diabetes"
-    found = config(f"+experiment={experiment}", f"model={model}", f"data={data}", "data.standardize=false")
+    found = config(
+        f"+experiment={experiment}",
+        f"model={model}",
+        f"data={data}",
+        "data.standardize=false",
+        "data.numbers=null",
+        "data.target_scale=null",
+    )
     assert (found.model.name, found.data.name) == (model, data)
 
 
@@ -181,7 +188,7 @@ def test_unresolved_references_are_reported_with_the_other_problems(monkeypatch:
         "`optimizer.lr` cannot be resolved: \"Environment variable 'NOPE' not found\"; correct the reference, or give a value",
         "`seed` must be an integer from 0 to 4294967295, got -1",
         "`data.path` is missing; give a string with data.path=…",
-        "`data.target` is missing; give a string with data.target=…",
+        "`data.target` is missing; give a string, or a list, each item a string with data.target=…",
     }
 
 

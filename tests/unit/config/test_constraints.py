@@ -22,7 +22,13 @@ REFUSED = {
     "optimizer=lbfgs update=manual": "`update` must be optimizer with `optimizer`=lbfgs",
     "optimizer=lbfgs amp=float16": "`amp` must not be float16 with `optimizer`=lbfgs",
     "optimizer=lbfgs train.clip_norm=1": "`train.clip_norm` must be null with `optimizer`=lbfgs",
+    "model=formula model.bounds.a=[0,null] optimizer=lstsq": "`model.bounds` must be empty with `optimizer`=lstsq",
+    "model=formula model.bounds.a=[0,null] optimizer=lbfgs update=optimizer": "`model.bounds` must be empty with `optimizer`=lbfgs",
     "model=formula data.standardize=true": "`data.standardize` must be false with `model`=formula",
+    "model=formula data.numbers=robust": "`data.numbers` must be none with `model`=formula",
+    "model=formula data.target_scale=standardize": "`data.target_scale` must be none with `model`=formula",
+    "data.standardize=true data.numbers=quantile": "`data.numbers` must be standardize or null",
+    "data.standardize=true data.target_scale=none": "`data.target_scale` must be standardize or null",
     "train.steps=null": "`train.steps` and `train.epochs` must be one number and one null",
     "train.early_stopping.patience=3": "`train.eval_every_steps` must be an integer with `train.early_stopping.patience`",
     "train.batch_size=4 train.accumulate=5": "`train.accumulate` must be at most `train.batch_size`=4, got 5",
@@ -81,7 +87,7 @@ def test_sinks_that_do_not_fit_are_refused() -> None:
     expected = {
         "[jsonl,tensorbord]": "`record.sinks` must be a list of jsonl, tensorboard, got tensorbord; did you mean tensorboard?",
         "[jsonl,x]": "`record.sinks` must be a list of jsonl, tensorboard, got x; remove it",
-        "[jsonl,jsonl]": "`record.sinks` must not repeat a sink, got [jsonl, jsonl]; remove one",
+        "[jsonl,jsonl]": "`record.sinks` must not repeat an entry, got [jsonl, jsonl]; remove one",
         "[tensorboard]": "`record.sinks` must include jsonl, which resume and comparisons read, got [tensorboard]; add it",
     }
     assert {sinks: problems(f"record.sinks={sinks}") for sinks in expected} == {
@@ -158,6 +164,24 @@ def test_advice_on_a_dtype_is_allowed(arguments: str, advice: str) -> None:
     assert problem.endswith(f"; use {advice}")
     kept = [argument for argument in arguments.split() if not argument.startswith(("amp", "dtype"))]
     assert compose([*kept, *advice.split(" and "), "model=polynomial"]).config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "value", "advice"),
+    [
+        ("", "dtype", "float64", "dtype=float64"),
+        ("amp=bfloat16", "dtype", "float64", "dtype=float64 and amp=off"),
+        ("device=mps", "dtype", "float64", "dtype=float64 and device=cpu"),
+        ("", "data.standardize", True, "data.standardize=true"),
+        ("model=formula model.expression=a*x", "data.standardize", True, None),
+        ("", "dtype", "float31", None),
+    ],
+)
+def test_advice_on_a_value_names_what_must_change_for_it(arguments: str, key: str, value: object, advice: str) -> None:
+    config = compose(arguments.split()).config
+    assert constraints.advised(config, key, value) == advice
+    if advice is not None:
+        compose([*arguments.split(), *advice.split(" and ")])
 
 
 def test_a_learning_rate_of_zero_gets_a_notice() -> None:

@@ -39,7 +39,9 @@ def doubled(configs: Sequence[Any], numbers: Numbers) -> Rule:
     return SgdRule(None)
 
 
-def dropped(config: Any, feature_names: Sequence[str], generator: torch.Generator) -> Model:
+def dropped(
+    config: Any, feature_names: Sequence[str], target_names: Sequence[str], generator: torch.Generator
+) -> Model:
     class Dropped(Model):
         def __init__(self) -> None:
             super().__init__()
@@ -124,7 +126,7 @@ def test_a_model_with_undeclared_dropout_is_refused() -> None:
         """A line, half the time."""
 
     with pytest.raises(TypeError, match=r"Dropped\.draws must be True like its model.s, got False"):
-        build_model(Dropped(name="dropped"), ["x"], torch.Generator())
+        build_model(Dropped(name="dropped"), ["x"], ["y"], torch.Generator())
 
 
 def test_constraints_use_the_properties_of_a_model() -> None:

@@ -228,8 +228,7 @@ def test_a_checkpoint_without_a_newer_key_has_the_value_from_before() -> None:
 
 
 def test_older_keys_stay_in_the_hash() -> None:
-    values = hashed(plain(compose(["+experiment=linreg"]).config))
-    assert versions.without_newer(Config, values) == values
+    values = versions.without_newer(Config, hashed(plain(compose(["+experiment=linreg"]).config)))
     assert {"reduction", "chunks", "tensor_parallel"} <= values["strategy"].keys()
 
 

@@ -14,14 +14,23 @@ import pytest
 import torch
 
 from runner.config import schema as c
+from runner.config.compose import compose
 from runner.data import dataset as data
 from runner.data import encoding
 from runner.data.dataset import Dataset
 from runner.errors import DataError
 
 CPU = torch.device("cpu")
-SPLIT = c.Split(test=2, valid=2, order="random")
-COMMON: dict[str, Any] = {"seed": None, "log_target": False, "standardize": False, "split": SPLIT}
+NO_SPLIT = compose(["data=line"]).config.data.split
+SPLIT = dataclasses.replace(NO_SPLIT, test=2, valid=2)
+COMMON: dict[str, Any] = {
+    "seed": None,
+    "log_target": False,
+    "standardize": False,
+    "numbers": None,
+    "target_scale": None,
+    "split": SPLIT,
+}
 LINE = c.Line(
     name="line", features=2, slope=2.0, intercept=3.0, rows=12, start=0.0, stop=1.0, noise=0.5,
     noise_distribution="uniform", **COMMON,
@@ -36,8 +45,17 @@ def _csv(path: Path, text: str, **changes: Any) -> c.Csv:
     path.joinpath("f.csv").write_text(text)
     detected = dict.fromkeys(("delimiter", "decimal", "encoding", "comment", "header"))
     table = {"sigma": None, "sigma_kind": "relative", "weight": None, "drop": (), "categorical": "auto", "missing": "error", "missing_values": (), "skip_rows": 0, **detected}  # fmt: skip
-    options: dict[str, Any] = {**COMMON, "split": c.Split(test=0, valid=0, order="sequential"), **table, **changes}
-    return c.Csv(name="csv", path=str(path / "f.csv"), target="y", features=None, rename={}, **options)
+    options: dict[str, Any] = {**COMMON, "split": dataclasses.replace(NO_SPLIT, order="sequential"), **table, **changes}
+    return c.Csv(
+        name="csv",
+        path=str(path / "f.csv"),
+        valid_path=None,
+        test_path=None,
+        target="y",
+        features=None,
+        rename={},
+        **options,
+    )
 
 
 def _same(one: Dataset, other: Dataset) -> bool:
@@ -62,11 +80,11 @@ def test_parts_have_the_rows_of_the_source_and_their_numbers(tmp_path: Path) -> 
         assert rows.all.numbers[:, 0].tolist() == rows.source.tolist()
         assert rows.all.target.tolist() == [[float(number * number)] for number in rows.source.tolist()]
     assert dataset.sha256 == hashlib.sha256(text.encode()).hexdigest()
-    assert (dataset.feature_names, dataset.target_name) == (("x",), "y")
+    assert (dataset.feature_names, dataset.target_names) == (("x",), ("y",))
 
 
 def test_a_part_without_rows_is_left_out() -> None:
-    assert set(_build(LINE, split=c.Split(test=0, valid=3, order="random")).parts) == {"train", "valid"}
+    assert set(_build(LINE, split=dataclasses.replace(NO_SPLIT, valid=3)).parts) == {"train", "valid"}
 
 
 def test_rows_are_taken_by_number_or_by_slice() -> None:
@@ -138,7 +156,7 @@ def test_integers_that_the_dtype_would_round_are_refused(tmp_path: Path) -> None
     config = _csv(tmp_path, "x,y\n1,1\n16777217,2\n")  # 2²⁴ + 1
     with pytest.raises(
         DataError,
-        match=r"^`dtype` must represent column 'x', but float32 .* 16777217 .*use dtype=float64$",
+        match=r"^`dtype` must represent column 'x', but float32 .* 16777217 .*subtract an offset from the column$",
     ):
         _build(config, dtype=torch.float32)
     assert _build(config).parts["train"].all.numbers.tolist() == [[1.0], [16777217.0]]
@@ -160,7 +178,7 @@ def test_features_beyond_the_dtype_are_refused_with_log_target_too(tmp_path: Pat
     with pytest.raises(DataError) as caught:
         _build(_csv(tmp_path, "x,y\n1e39,1\n2,2\n", log_target=True), dtype=torch.float32)
     assert caught.value.problems == (
-        "`dtype` must represent column 'x', but float32 cannot represent 1e+39 in row 1; use dtype=float64",
+        "`dtype` must represent column 'x', but float32 cannot represent 1e+39 in row 1; use a larger unit for the column",
     )
 
 
@@ -187,7 +205,9 @@ def test_a_rounded_column_is_a_warning_of_the_dataset(tmp_path: Path) -> None:
 
 
 def test_diabetes_is_the_shipped_file() -> None:
-    dataset = _build(c.Diabetes(name="diabetes", **{**COMMON, "split": c.Split(test=0, valid=0, order="sequential")}))
+    dataset = _build(
+        c.Diabetes(name="diabetes", **{**COMMON, "split": dataclasses.replace(NO_SPLIT, order="sequential")})
+    )
     shipped = resources.files("runner.data").joinpath("diabetes.csv").read_bytes()
     assert dataset.sha256 == hashlib.sha256(shipped).hexdigest()
     assert dataset.parts["train"].all.numbers.shape == (442, 10)
@@ -206,7 +226,9 @@ def test_a_mean_beyond_float64_does_not_advise_float64(tmp_path: Path) -> None:
 
 def test_columns_are_scaled_as_one_matrix_was() -> None:
     """Runs of older versions keep their bits."""
-    whole = dataclasses.replace(LINE, features=37, rows=3001, split=c.Split(test=0, valid=0, order="sequential"))
+    whole = dataclasses.replace(
+        LINE, features=37, rows=3001, split=dataclasses.replace(NO_SPLIT, test=0, valid=0, order="sequential")
+    )
     matrix = _build(whole).parts["train"].all.numbers
     scaled = _build(whole, standardize=True).parts["train"].all.numbers
     assert torch.equal(scaled, (matrix - matrix.mean(0)) / matrix.std(0))

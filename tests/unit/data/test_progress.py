@@ -31,9 +31,7 @@ def test_reports_come_after_3_6_12_seconds(monkeypatch: pytest.MonkeyPatch) -> N
     reading = progress.Progress("t.csv", lines.append)
     for count in range(1, 30):
         reading.at(f"{count} rows")
-    assert lines == [
-        f"`data.path`: reading 't.csv' has taken {seconds} s so far, {seconds} rows" for seconds in (3, 6, 12, 24)
-    ]
+    assert lines == [f"reading 't.csv' has taken {seconds} s so far, {seconds} rows" for seconds in (3, 6, 12, 24)]
 
 
 @pytest.mark.parametrize("large", [2**30, 0], ids=["Python's reader", "pyarrow's reader"])
@@ -42,7 +40,7 @@ def test_text_is_reported_while_it_is_checked_and_read(monkeypatch: pytest.Monke
     monkeypatch.setattr(cells, "LARGE", large)
     lines: list[str] = []
     read_text("t.csv", Columns("y"), Form(), lines.append)
-    beginning = "`data.path`: reading 't.csv' has taken 0 s so far, "
+    beginning = "reading 't.csv' has taken 0 s so far, "
     checked = ["the lines of 0 MiB checked"] if large == 0 else []
     found = list(dict.fromkeys(line.removeprefix(beginning) for line in lines))
     assert found == ["0 MiB checked", *checked, "12 of about 14 rows"]
@@ -62,7 +60,7 @@ def test_a_run_and_a_sweep_print_the_reports(
 ) -> None:
     monkeypatch.setattr(signals, "FIRST_REPORT_SECONDS", 0.0)
     arguments = ["data=csv", "data.path=t.csv", "data.target=y", "train.steps=1", "record.plots=false", "device=cpu"]
-    line = "note: `data.path`: reading 't.csv' has taken 0 s so far, 12 of about 14 rows\n"
+    line = "note: reading 't.csv' has taken 0 s so far, 12 of about 14 rows\n"
     if sweep:
         runner.multirun(None, [*arguments, "optimizer.lr=1e-5,1e-4"])
     else:

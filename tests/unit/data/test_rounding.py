@@ -8,30 +8,30 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runner.data.rounding import Accepts, Check, Column
+from runner.data.rounding import Advised, Check, Column
 from runner.errors import DataError
 
 RANDOM = np.random.default_rng(14)
 JULIAN = 2_459_000 + 60 * RANDOM.random(120)
 
 
-def _accepts(*keys: str) -> Accepts:
-    return lambda key, value: key in keys
+def _advised(*arguments: str) -> Advised:
+    return lambda key, value: next((a for a in arguments if a.startswith(f"{key}={value}".lower())), None)
 
 
-ALL, NOTHING = _accepts("dtype", "data.standardize"), _accepts()
+ALL, NOTHING = _advised("dtype=float32", "dtype=float64", "data.standardize=true"), _advised()
 
 
-def _report(values: Any, dtype: str = "float32", accepts: Accepts = ALL, **options: Any) -> tuple[str, ...]:
+def _report(values: Any, dtype: str = "float32", advised: Advised = ALL, **options: Any) -> tuple[str, ...]:
     """Return the warnings of one column, or the problems for which it is refused, after the word "refused"."""
     try:
-        return tuple(_warnings([Column("t", np.asarray(values, dtype=np.float64), **options)], dtype, accepts))
+        return tuple(_warnings([Column("t", np.asarray(values, dtype=np.float64), **options)], dtype, advised))
     except DataError as error:
         return ("refused", *error.problems)
 
 
-def _warnings(columns: Sequence[Column], dtype: str = "float32", accepts: Accepts = ALL) -> list[str]:
-    check = Check(dtype, accepts)
+def _warnings(columns: Sequence[Column], dtype: str = "float32", advised: Advised = ALL) -> list[str]:
+    check = Check(dtype, advised)
     for column in columns:
         check.add(column)
     return check.warnings()
@@ -49,7 +49,7 @@ def test_an_offset_that_leaves_less_than_half_of_the_values_is_refused() -> None
     assert _report(1.7e9 + 0.5 + np.arange(1000)) == (
         "refused",
         "`dtype` must represent column 't', but float32 keeps only 9 of its 1,000 distinct values: 1700000000.5 and "
-        "1700000001.5 become 1700000000.0; use dtype=float64 or data.standardize=true",
+        "1700000001.5 become 1700000000.0; use dtype=float64, or data.standardize=true",
     )
 
 
@@ -72,7 +72,7 @@ def test_columns_of_other_units_are_refused_too(values: Any) -> None:
 def test_fewer_values_that_become_equal_are_reported() -> None:
     assert _report([1, 2, 3, 3.00000001]) == (
         "`dtype` rounds column 't': float32 keeps only 3 of its 4 distinct values: 3.0 and 3.00000001 become 3.0; "
-        "use dtype=float64 or data.standardize=true",
+        "use dtype=float64, or data.standardize=true",
     )
     kept = len(np.unique(JULIAN.astype(np.float32)))
     assert 60 < kept < 119
@@ -85,12 +85,12 @@ def test_fewer_values_that_become_equal_are_reported() -> None:
 def test_values_that_become_0_are_reported() -> None:
     assert _report([1.0, 2.0, 3e-50, 0.0]) == (
         "`dtype` rounds column 't': float32 turns 1 of its 4 distinct values into 0, such as 3e-50; "
-        "use dtype=float64 or data.standardize=true",
+        "use dtype=float64, or data.standardize=true",
     )
     assert _report([3e-50, 4e-50, 5e-50]) == (
         "refused",
         "`dtype` must represent column 't', but float32 turns 3 of its 3 distinct values into 0, such as 3e-50; "
-        "use dtype=float64 or data.standardize=true",
+        "use dtype=float64, or data.standardize=true",
     )
     assert _standardized([3e-50, 4e-50, 5e-50]) == ()
     assert _report([1e-50] * 5)[0].startswith("`dtype` rounds column 't': float32 turns 1 of its 1 distinct values")
@@ -111,7 +111,7 @@ def test_a_target_whose_logarithm_is_fitted_may_be_tiny() -> None:
 def test_rounding_beyond_a_thousandth_of_the_distance_is_reported() -> None:
     assert _report(2_459_000.25 + 1.1 * np.arange(100)) == (
         "`dtype` rounds column 't': float32 rounds 2459105.85 to 2459105.75, where values are 1.1 apart; "
-        "use dtype=float64 or data.standardize=true",
+        "use dtype=float64, or data.standardize=true",
     )
     assert "float32 rounds" in _report(np.arange(2000, 2024, 1 / 365.25))[0]
     assert "where values are 3600 apart" in _report(1.5e9 + 0.5 + 3600.0 * np.arange(30_000))[0]
@@ -207,18 +207,19 @@ def test_every_refused_column_is_named_and_many_warnings_are_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("accepts", "remedy"),
+    ("advised", "remedy"),
     [
-        (ALL, "use dtype=float64 or data.standardize=true"),
-        (_accepts("dtype"), "use dtype=float64, or subtract an offset from the column"),
-        (_accepts("data.standardize"), "use data.standardize=true"),
+        (ALL, "use dtype=float64, or data.standardize=true"),
+        (_advised("dtype=float64"), "use dtype=float64, or subtract an offset from the column"),
+        (_advised("dtype=float64 and amp=off"), "use dtype=float64 and amp=off, or subtract an offset from the column"),
+        (_advised("data.standardize=true"), "use data.standardize=true"),
         (NOTHING, "subtract an offset from the column"),
     ],
 )
-def test_only_what_the_configuration_accepts_is_advised(accepts: Accepts, remedy: str) -> None:
-    assert _report(JULIAN, accepts=accepts)[0].endswith(f"; {remedy}")
+def test_only_what_the_configuration_accepts_is_advised(advised: Advised, remedy: str) -> None:
+    assert _report(JULIAN, advised=advised)[0].endswith(f"; {remedy}")
 
 
 def test_other_causes_have_other_remedies() -> None:
-    assert _report([1e-50, 1.0], accepts=NOTHING)[0].endswith("; use a smaller unit for the column")
-    assert _report([1e50, 1.0], accepts=NOTHING)[1].endswith("; use a larger unit for the column")
+    assert _report([1e-50, 1.0], advised=NOTHING)[0].endswith("; use a smaller unit for the column")
+    assert _report([1e50, 1.0], advised=NOTHING)[1].endswith("; use a larger unit for the column")

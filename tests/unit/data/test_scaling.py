@@ -20,7 +20,9 @@ def _wide(values: object) -> Tensor:
 
 
 def _fit(standardize: bool, log_target: bool) -> Scaling:
-    return Scaling.fit(_wide(FEATURES), _wide(TARGET), standardize, log_target)
+    return Scaling.fit(
+        _wide(FEATURES), _wide(TARGET), scaled=standardize, scales_target=standardize, log_target=log_target
+    )
 
 
 def test_standardized_values_follow_the_definition() -> None:
@@ -73,7 +75,7 @@ def test_undo_keeps_the_dtype_and_shape_of_the_prediction(dtype: torch.dtype) ->
 def test_a_constant_column_becomes_zero(rows: int) -> None:
     # The mean of equal numbers such as 0.1 is rounded: that of three of them differs from 0.1.
     features = torch.stack([torch.full((rows,), 0.1, dtype=torch.float64), torch.arange(rows).double()], dim=1)
-    scaling = Scaling.fit(features, features[:, 0], True, False)
+    scaling = Scaling.fit(features, features[:, 0], scaled=True, scales_target=True, log_target=False)
     assert scaling.feature_scale[0] == scaling.target_scale == 1
     assert torch.equal(scaling.features(features)[:, 0], torch.zeros(rows, dtype=torch.float64))
     assert torch.equal(scaling.target(features[:, 0]), torch.zeros(rows, dtype=torch.float64))
@@ -83,7 +85,12 @@ def test_a_constant_column_becomes_zero(rows: int) -> None:
 
 def test_a_deviation_that_underflows_is_not_divided_by() -> None:
     features = _wide([[0.0], [1e-200]])
-    assert Scaling.fit(features, features[:, 0], True, False).features(features).isfinite().all()
+    assert (
+        Scaling.fit(features, features[:, 0], scaled=True, scales_target=True, log_target=False)
+        .features(features)
+        .isfinite()
+        .all()
+    )
 
 
 def test_the_state_has_every_field() -> None:

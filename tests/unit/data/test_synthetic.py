@@ -12,12 +12,13 @@ import torch
 
 from runner.compute.rng import stream
 from runner.config import schema as c
+from runner.config.compose import compose
 from runner.data.synthetic import curve, line
 from runner.data.tables import Table
 from runner.errors import DataError
 
 COMMON: dict[str, Any] = {
-    "seed": None, "log_target": False, "standardize": False, "split": c.Split(test=0, valid=0, order="random"),
+    "seed": None, "log_target": False, "standardize": False, "numbers": None, "target_scale": None, "split": compose(["data=line"]).config.data.split,
     "rows": 5, "start": -1.0, "stop": 1.0, "noise": 0.0, "noise_distribution": "normal",
 }  # fmt: skip
 LINE = c.Line(name="line", features=1, slope=2.0, intercept=3.0, **COMMON)
@@ -36,9 +37,9 @@ def _names(table: Table) -> tuple[str, ...]:
 def test_a_line_lies_on_an_even_grid_that_includes_both_ends() -> None:
     table = line(LINE, seed=0)
     assert _features(table).tolist() == [[-1.0], [-0.5], [0.0], [0.5], [1.0]]
-    assert table.target.values.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert (_names(table), table.target.name) == (("x",), "y")
-    assert _features(table).dtype == table.target.values.dtype == np.float64
+    assert table.targets[0].values.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert (_names(table), table.targets[0].name) == (("x",), "y")
+    assert _features(table).dtype == table.targets[0].values.dtype == np.float64
 
 
 def test_a_single_row_is_at_the_start() -> None:
@@ -50,7 +51,7 @@ def test_every_feature_of_a_line_has_the_same_slope() -> None:
     assert _names(table) == ("x1", "x2", "x3")
     assert _features(table).shape == (200, 3)
     # The sum of three numbers below 4, in another order: a few roundings.
-    np.testing.assert_allclose(table.target.values, 2 * _features(table).sum(axis=1) + 3, rtol=1e-15)
+    np.testing.assert_allclose(table.targets[0].values, 2 * _features(table).sum(axis=1) + 3, rtol=1e-15)
     assert _features(table).min() >= 2
     assert _features(table).max() < 4
     # Uniform on [2, 4): the mean is 3 with a standard deviation of 0.577/√600 = 0.024; five of them are allowed.
@@ -60,22 +61,24 @@ def test_every_feature_of_a_line_has_the_same_slope() -> None:
 def test_a_curve_has_the_values_of_its_formula() -> None:
     table = curve(CURVE, seed=0)
     # One rounding each in exp and in the sum, and exp of libm and torch may differ in the last place.
-    np.testing.assert_allclose(table.target.values, [math.exp(x) + 1 for x in (-1, -0.5, 0, 0.5, 1)], rtol=1e-15)
+    np.testing.assert_allclose(table.targets[0].values, [math.exp(x) + 1 for x in (-1, -0.5, 0, 0.5, 1)], rtol=1e-15)
     assert _names(table) == ("x",)
 
 
 def test_a_curve_of_two_names_draws_both_features() -> None:
     table = curve(dataclasses.replace(CURVE, expression="b - a"), seed=0)
     assert _names(table) == ("b", "a")
-    assert table.target.values.tolist() == (_features(table)[:, 0] - _features(table)[:, 1]).tolist()
+    assert table.targets[0].values.tolist() == (_features(table)[:, 0] - _features(table)[:, 1]).tolist()
 
 
 @pytest.mark.parametrize(("distribution", "draw"), [("normal", torch.randn), ("uniform", torch.rand)])
 def test_noise_is_drawn_from_the_noise_stream(distribution: str, draw: Any) -> None:
     noisy: Any = {"noise": 0.25, "noise_distribution": distribution}
     drawn = draw(5, dtype=torch.float64, generator=stream(7, "noise")).numpy()
-    clean = line(LINE, seed=7).target.values
-    assert line(dataclasses.replace(LINE, **noisy), seed=7).target.values.tolist() == (clean + 0.25 * drawn).tolist()
+    clean = line(LINE, seed=7).targets[0].values
+    assert (
+        line(dataclasses.replace(LINE, **noisy), seed=7).targets[0].values.tolist() == (clean + 0.25 * drawn).tolist()
+    )
 
 
 def test_noise_does_not_change_the_features() -> None:

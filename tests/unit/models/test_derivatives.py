@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import mpmath
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from runner.config.expression import parse
+from runner.config.expression import COMPUTE, parse
 from runner.errors import ExpressionError
 from runner.models.derivatives import Derivatives
 from runner.models.formula import FormulaModel
@@ -23,7 +25,7 @@ INF = math.inf
 
 def model(text: str, parameters: dict[str, float], column: str = "x") -> FormulaModel:
     start = {name: torch.tensor(value, dtype=torch.float64) for name, value in parameters.items()}
-    return FormulaModel(parse(text), [column], start)
+    return FormulaModel([parse(text)], [column], start)
 
 
 def rows(*values: float) -> Tensor:
@@ -109,6 +111,25 @@ def test_the_gradient_is_that_of_the_predictions_even_where_their_own_gradients_
     gradients = torch.autograd.grad((formula(features) * weights).sum(), list(formula.parameters()))
     by_rows = (formula.jacobian(dict(formula.named_parameters()), features) * weights).sum(0)
     torch.testing.assert_close(torch.stack(gradients), by_rows, rtol=1e-14, atol=1e-15)  # sums of nine terms
+
+
+WRITTEN = {
+    "neg": "-(a*x) + b",
+    "where": "where(x, a, b)",
+    "min": "min(a*x, b)",
+    "max": "max(a*x, b)",
+    **{symbol: f"(a*x) {symbol} b" for symbol in COMPUTE if not symbol.isalnum()},
+}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda formula: pickle.loads(pickle.dumps(formula))])
+@pytest.mark.parametrize("symbol", sorted(COMPUTE))
+def test_a_copy_has_the_same_value_and_derivatives(symbol: str, copied: Any) -> None:
+    formula = model(WRITTEN.get(symbol, f"{symbol}(a*x) + b"), {"a": 0.25, "b": 2.0})
+    values, features = dict(formula.named_parameters()), rows(0.5, 1.5, 3.0)
+    again = copied(formula)
+    assert torch.equal(again(features), formula(features))
+    assert torch.equal(again.jacobian(values, features), formula.jacobian(values, features))
 
 
 # ---- random formulas, against derivatives of mpmath with 60 digits

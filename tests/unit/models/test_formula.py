@@ -18,12 +18,13 @@ from runner.models.base import Model
 from runner.models.base import build as build_model
 
 
-def _config(expression: str, start: dict[str, float] | None = None, init: Any = "normal") -> c.Formula:
-    return c.Formula(name="formula", expression=expression, start=start or {}, init=init)
+def _config(expression: str, **options: Any) -> c.Formula:
+    defaults = {"start": {}, "init": "normal", "bounds": {}, "fixed": {}}
+    return c.Formula(name="formula", expression=expression, **{**defaults, **options})
 
 
 def _formula(expression: str, columns: Sequence[str] = ("x",), **options: Any) -> Model:
-    return build_model(_config(expression, **options), columns, stream(3, "init"))
+    return build_model(_config(expression, **options), columns, ["y"], stream(3, "init"))
 
 
 def _values(model: Model) -> dict[str, float]:
@@ -100,9 +101,48 @@ def test_a_parameter_may_have_the_name_of_a_module_attribute(name: str) -> None:
     assert model.train().training is True
 
 
+def test_a_fixed_parameter_is_a_constant_and_moves_no_start_value() -> None:
+    drawn = _values(_formula("a*x + b/c"))
+    model = _formula("a*x + b/c", fixed={"b": 6.0})
+    assert _values(model) == {"a": drawn["a"], "c": drawn["c"]}
+    x = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
+    assert torch.equal(model(x), _formula("a*x + 6/c", start=_values(model))(x))
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "moved"),
+    [
+        ((0.0, None), lambda drawn: drawn),
+        ((0.0, 1.0), lambda drawn: drawn),
+        ((5.0, None), lambda drawn: 5.0 + drawn),
+        ((None, -5.0), lambda drawn: -5.0 - drawn),
+        ((10.0, 20.0), lambda drawn: 10.0 + 10.0 * drawn),
+    ],
+)
+def test_a_drawn_start_value_is_moved_inside_its_bounds(bounds: Any, moved: Any) -> None:
+    drawn = _values(_formula("a*x + b"))
+    model = _formula("a*x + b", bounds={"a": bounds})
+    assert _values(model) == {"a": pytest.approx(moved(drawn["a"]), rel=1e-15), "b": drawn["b"]}
+
+
+@pytest.mark.parametrize(("key", "value"), [("bounds", (0.0, None)), ("fixed", 1.0)])
+def test_a_bound_or_a_value_for_a_column_is_refused(key: str, value: Any) -> None:
+    options: Any = {key: {"x": value}}
+    assert _problems("a*x + b", **options) == (
+        f"`model.{key}.x` must name a parameter, but 'x' is a column of the data; remove it",
+    )
+
+
+def test_a_formula_without_a_free_parameter_is_refused() -> None:
+    assert _problems("a*x + b", fixed={"a": 1.0, "b": 2.0}) == (
+        "`model.fixed` must leave a parameter to fit, but has all of a, b; remove one",
+    )
+
+
 def test_reported_parameters_are_the_formulas_own() -> None:
     features = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
-    scaling = Scaling.fit(features, features[:, 0], False, False)
+    scaling = Scaling.fit(features, features[:, 0], scaled=False, scales_target=False, log_target=False)
     model = _formula("a*x + b", start={"a": 0.1, "b": 2.0})
     fitted = model.fitted(scaling)
     assert {name: float(value) for name, value in fitted.items()} == {"a": 0.1, "b": 2.0}
@@ -168,6 +208,10 @@ def test_parameters_with_nearly_the_name_of_a_column_are_reported() -> None:
     # The micro sign and the Greek letter look the same.
     assert len(_doubts("a*x + \u00b5", ("x", "\u03bc"), selected=True)) == 1
     assert _doubts("a*x + b", ("x",), "y") == []
+    # The column is used once, and written differently the second time.
+    assert _doubts("a*X + exp(-b*x)", ("X",), "y") == [
+        "`model.expression`: the parameter x has nearly the name of the column 'X'; write X if the column is meant"
+    ]
 
 
 def test_parameters_with_the_name_of_a_column_that_is_no_feature_are_reported() -> None:

@@ -22,11 +22,11 @@ LINEAR = c.Linear(name="linear", bias=True, init="kaiming")
 
 
 def _linear(columns: tuple[str, ...] = COLUMNS, seed: int = 0, **changes: Any) -> Model:
-    return build_model(dataclasses.replace(LINEAR, **changes), columns, stream(seed, "init"))
+    return build_model(dataclasses.replace(LINEAR, **changes), columns, ["y"], stream(seed, "init"))
 
 
 def _polynomial(degree: int, columns: tuple[str, ...] = COLUMNS, init: Any = "kaiming") -> Model:
-    return build_model(c.Polynomial(name="polynomial", degree=degree, init=init), columns, stream(0, "init"))
+    return build_model(c.Polynomial(name="polynomial", degree=degree, init=init), columns, ["y"], stream(0, "init"))
 
 
 def _with(model: Model, **values: Any) -> Model:
@@ -57,7 +57,7 @@ def test_kaiming_is_the_default_of_torch() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         layer = torch.nn.Linear(3, 1, dtype=torch.float64)
-    model = build_model(LINEAR, COLUMNS, torch.Generator().manual_seed(5))
+    model = build_model(LINEAR, COLUMNS, ["y"], torch.Generator().manual_seed(5))
     # The same numbers in the same order; torch computes the bound as √(6 / (1 + 5)) / √3, which may round differently.
     torch.testing.assert_close(dict(model.named_parameters()), dict(layer.named_parameters()), rtol=1e-15, atol=0)
 
@@ -91,7 +91,7 @@ def test_the_polynomials_powers_follow_its_dtype() -> None:
 def _scaled(standardize: bool) -> tuple[Scaling, Tensor]:
     features = torch.tensor([[1.0, 20.0, 3.0], [2.0, 50.0, 1.0], [4.0, 30.0, 7.0]], dtype=torch.float64)
     target = torch.tensor([5.0, 9.0, -2.0], dtype=torch.float64)
-    return Scaling.fit(features, target, standardize, False), features
+    return Scaling.fit(features, target, scaled=standardize, scales_target=standardize, log_target=False), features
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -141,7 +141,7 @@ def test_a_polynomial_undoes_the_scaling_of_data() -> None:
     model = _polynomial(3, ("a", "b"))
     features = torch.linspace(90, 110, 12, dtype=torch.float64).reshape(6, 2) + torch.tensor([0.0, 500.0])
     target = torch.linspace(-3, 8, 6, dtype=torch.float64)
-    scaling = Scaling.fit(features, target, standardize=True, log_target=False)
+    scaling = Scaling.fit(features, target, scaled=True, scales_target=True, log_target=False)
     predicted = scaling.undo(model(scaling.features(features))).flatten()
     fitted = model.fitted(scaling)
     powers = features.unsqueeze(-1).pow(torch.arange(1, 4)).flatten(-2)
@@ -158,6 +158,6 @@ def test_a_polynomial_undoes_the_scaling_of_data() -> None:
 def test_a_polynomial_of_unscaled_data_reports_its_parameters() -> None:
     model = _polynomial(2, ("a",))
     features, target = torch.arange(6.0).double().unsqueeze(1), torch.arange(6.0).double()
-    fitted = model.fitted(Scaling.fit(features, target, standardize=False, log_target=False))
+    fitted = model.fitted(Scaling.fit(features, target, scaled=False, scales_target=False, log_target=False))
     for name, parameter in model.named_parameters():
         assert torch.equal(fitted[name], parameter)

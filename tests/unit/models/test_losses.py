@@ -56,5 +56,5 @@ def test_a_prediction_of_another_shape_is_refused(shape: tuple[int, ...]) -> Non
     with pytest.raises(RunFailed) as caught:
         losses.build(MSE)(torch.zeros(shape), _column(TARGET), None)
     assert str(caught.value) == (
-        f"the prediction must have the target's shape [4, 1], got {list(shape)}; return one number per row from the model"
+        f"the prediction must have the target's shape [4, 1], got {list(shape)}; return a number per row and target from the model"
     )

@@ -20,7 +20,7 @@ MLP = c.Mlp(name="mlp", widths=(4, 3), activation="tanh", dropout=0.0)
 
 
 def _mlp(**changes: Any) -> Model:
-    return build_model(dataclasses.replace(MLP, **changes), ("a", "b"), stream(0, "init"))
+    return build_model(dataclasses.replace(MLP, **changes), ("a", "b"), ["y"], stream(0, "init"))
 
 
 def _features() -> torch.Tensor:

@@ -35,7 +35,9 @@ def config(*overrides: str) -> c.Config:
 
 
 def make_model(settings: c.Config, columns: int = 2) -> Model:
-    return build_model(settings.model, [f"x{i}" if columns > 1 else "x" for i in range(columns)], stream(0, "init"))
+    return build_model(
+        settings.model, [f"x{i}" if columns > 1 else "x" for i in range(columns)], ["y"], stream(0, "init")
+    )
 
 
 def table(columns: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -317,5 +319,5 @@ def test_the_observed_rate_is_measured_in_the_second_half_above_rounding() -> No
 )
 def test_the_noise_floor(overrides: str, expected: dict[str, float] | None) -> None:
     """For a target scaled by 1/4."""
-    floor = noise_floor(config(*overrides.split()), 4.0)
+    floor = noise_floor(config(*overrides.split()), torch.tensor([4.0]))
     assert floor == (None if expected is None else pytest.approx(expected))

@@ -31,7 +31,9 @@ def config(*overrides: str) -> c.Config:
 
 
 def make_model(settings: c.Config, columns: int = 1) -> Model:
-    return build_model(settings.model, ["x"] if columns == 1 else [f"x{i}" for i in range(columns)], stream(0, "init"))
+    return build_model(
+        settings.model, ["x"] if columns == 1 else [f"x{i}" for i in range(columns)], ["y"], stream(0, "init")
+    )
 
 
 def no_scaling(columns: int) -> Scaling:
@@ -94,7 +96,7 @@ def test_a_straight_line_has_the_errors_of_scipy() -> None:
     assert float(result.standard_errors["bias"]) == pytest.approx(line.intercept_stderr, rel=1e-12)
     assert result.standard_errors["weight"].shape == (1, 1)
     residuals = y[:, 0].numpy() - line.slope * x[:, 0].numpy() - line.intercept
-    assert result.residual_deviation == pytest.approx(math.sqrt(np.square(residuals).sum() / 48), rel=1e-12)
+    assert result.residual_deviations[0] == pytest.approx(math.sqrt(np.square(residuals).sum() / 48), rel=1e-12)
     assert result.degrees_of_freedom == 48
 
 
@@ -263,7 +265,7 @@ def test_a_formula_with_too_many_parameters_is_not_determined() -> None:
     slope = float((x * y).sum() / x.square().sum())
     result = infer_one(config("model=formula", "model.expression=a*b*x"), {"a": 2.0, "b": slope / 2}, x, y)
     assert (result.converged, result.verdict.undetermined, result.standard_errors) == (True, ("a", "b"), None)
-    assert result.summary({}, [], settled=True)["undetermined"] == ["a", "b"]
+    assert result.summary({}, [], ["y"], settled=True)["undetermined"] == ["a", "b"]
 
 
 def test_columns_that_say_the_same_leave_a_linear_model_undetermined() -> None:
@@ -290,6 +292,10 @@ def test_equal_terms_are_not_a_solution() -> None:
     [
         (["optimizer=lm"], "; start from other values with model.start"),
         (["optimizer=lm", "dtype=float32"], "; start from other values with model.start or use dtype=float64"),
+        (
+            ["optimizer=lm", "dtype=float32", "device=mps"],
+            "; start from other values with model.start or use dtype=float64 and device=cpu",
+        ),
     ],
 )
 def test_a_fit_that_has_stopped_short_of_a_minimum_is_advised_to_start_elsewhere(
@@ -313,8 +319,8 @@ def test_as_many_parameters_as_rows_leave_no_errors() -> None:
     x = column(2)
     result = infer_one(config(LINE), {"weight": [[3.0]], "bias": [1.0]}, x, 3 * x + 1)
     assert (result.converged, result.degrees_of_freedom, result.standard_errors) == (True, 0, None)
-    assert math.isnan(result.residual_deviation)
-    assert "standard_errors" not in result.summary({}, [], settled=True)
+    assert math.isnan(*result.residual_deviations)
+    assert "standard_errors" not in result.summary({}, [], ["y"], settled=True)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -358,7 +364,7 @@ def test_the_summary_has_names_and_shapes() -> None:
     x, y = column(), 2 * column() - 1 + noise()
     line = scipy.stats.linregress(x[:, 0].numpy(), y[:, 0].numpy())
     values = {"weight": torch.tensor([[line.slope]]), "bias": torch.tensor([line.intercept])}
-    summary = infer_one(config(LINE), values, x, y).summary(values, ["x", "constant"], settled=True)
+    summary = infer_one(config(LINE), values, x, y).summary(values, ["x", "constant"], ["y"], settled=True)
     assert list(summary) == [
         "converged",
         "degrees_of_freedom",

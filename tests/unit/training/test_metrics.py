@@ -35,7 +35,7 @@ def test_an_evaluation_without_memory_is_named(error: Exception) -> None:
 
     rows = ResidentRows(Batch(torch.zeros(3, 1), torch.zeros(3, 1)), torch.arange(3))
     loss, autocast = losses.build(c.Mse(name="mse")), precision.autocast("off", CPU)
-    evaluation = Evaluation(Half(), forward, loss, autocast, lambda target: target, {"valid": rows}, Single(CPU))
+    evaluation = Evaluation(Half(), forward, loss, autocast, lambda target: target, {"valid": rows}, Single(CPU), ["y"])
     for evaluate in (evaluation.metrics, evaluation.predictions):
         with pytest.raises(RunFailed, match=r"^out of memory in an evaluation, .*; make the model smaller"):
             evaluate("valid")
@@ -67,7 +67,7 @@ def _evaluation(
     """Return the evaluation of the model above on X. The target is scaled, the features are not."""
     truth = torch.tensor(np.asarray(target), dtype=torch.float64)
     features = torch.from_numpy(X[: len(truth)]).unsqueeze(1)
-    scaling = scaling or Scaling.fit(features, truth, False, False)
+    scaling = scaling or Scaling.fit(features, truth, scaled=False, scales_target=False, log_target=False)
     rows = ResidentRows(
         Batch(features.to(dtype), scaling.target(truth).unsqueeze(1).to(dtype)), torch.arange(len(truth))
     )
@@ -80,6 +80,7 @@ def _evaluation(
         undo=scaling.undo,
         parts={"train": rows},
         strategy=Single(CPU),
+        targets=["y"],
     )
 
 
@@ -114,7 +115,9 @@ def test_loss_is_in_the_units_of_training_and_the_others_in_the_units_of_the_fil
     log_target: bool, standardize: bool
 ) -> None:
     truth = torch.from_numpy(Y)
-    scaling = Scaling.fit(torch.from_numpy(X).unsqueeze(1), truth, standardize, log_target)
+    scaling = Scaling.fit(
+        torch.from_numpy(X).unsqueeze(1), truth, scaled=standardize, scales_target=standardize, log_target=log_target
+    )
     logs = np.log(Y) if log_target else Y
     mean, scale = (logs.mean(), logs.std(ddof=1)) if standardize else (0.0, 1.0)
     undone = (0.5 * X + 1) * scale + mean
@@ -151,11 +154,13 @@ def test_sums_of_narrow_predictions_are_taken_in_float64(amp: str) -> None:
 
 
 def test_the_scaling_of_narrow_predictions_is_inverted_in_float64() -> None:
-    scaling = Scaling.fit(torch.from_numpy(X).unsqueeze(1), torch.from_numpy(Y), True, True)
+    scaling = Scaling.fit(
+        torch.from_numpy(X).unsqueeze(1), torch.from_numpy(Y), scaled=True, scales_target=True, log_target=True
+    )
     narrow = _evaluation(scaling=scaling, dtype=torch.bfloat16)
     truth = scaling.undo(narrow.parts["train"].all.target.double()).flatten().numpy()
     metrics = narrow.metrics("train")[0]
-    expected = _expected(truth, narrow.predictions("train").numpy())
+    expected = _expected(truth, narrow.predictions("train").flatten().numpy())
     _close({name: metrics[name] for name in expected}, expected)
 
 
@@ -173,13 +178,13 @@ def test_a_perfect_prediction_has_r2_one() -> None:
 
 def test_predictions_are_in_the_units_of_the_file() -> None:
     truth = torch.from_numpy(Y)
-    scaling = Scaling.fit(torch.from_numpy(X).unsqueeze(1), truth, True, True)
+    scaling = Scaling.fit(torch.from_numpy(X).unsqueeze(1), truth, scaled=True, scales_target=True, log_target=True)
     predicted = _evaluation(scaling=scaling, dtype=torch.float32).predictions("train")
-    assert (predicted.dtype, predicted.shape) == (torch.float64, (23,))
+    assert (predicted.dtype, predicted.shape) == (torch.float64, (23, 1))
     logs = np.log(Y)
     expected = np.exp((0.5 * X + 1) * logs.std(ddof=1) + logs.mean())
     # The prediction is float32 and its scaling is inverted in float64: 1e-7 of a logarithm near 1.
-    np.testing.assert_allclose(predicted.numpy(), expected, rtol=3e-7)
+    np.testing.assert_allclose(predicted.flatten().numpy(), expected, rtol=3e-7)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -36,7 +36,7 @@ def _rows(dtype: torch.dtype = torch.float64) -> ResidentRows:
 
 def _model(dropout: float = 0.0) -> Model:
     config = c.Mlp(name="mlp", widths=(6,), activation="tanh", dropout=dropout)
-    return build_model(config, ("x", "z"), stream(0, "init"))
+    return build_model(config, ("x", "z"), ["y"], stream(0, "init"))
 
 
 def _objective(

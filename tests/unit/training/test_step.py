@@ -40,8 +40,8 @@ def _rng() -> Iterator[None]:
         yield
 
 
-def built(*overrides: str) -> Experiment:
-    config = compose([*NETWORK, *overrides], None).config
+def built(*overrides: str, base: tuple[str, ...] = NETWORK) -> Experiment:
+    config = compose([*base, *overrides], None).config
     return build.build(config, build.prepare(config, CPU, 1)[0], SingleProcess())
 
 
@@ -104,6 +104,27 @@ CASES = {
 @pytest.mark.parametrize("overrides", CASES.values(), ids=CASES)
 def test_a_captured_step_has_the_bits_of_an_eager_one(overrides: tuple[str, ...]) -> None:
     assert_same(lambda: built(*overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides", [("optimizer=adam",), ("optimizer=momentum", "optimizer.lr=1e-3", "update=manual")]
+)
+def test_a_captured_step_ends_within_bounds(overrides: tuple[str, ...]) -> None:
+    formula = (
+        "model=formula",
+        "model.expression=a*x0 + b*x1",
+        "model.start={a: 1, b: 1}",
+        "model.bounds={a: [0.5, 1.2]}",
+    )
+    base = (*(o for o in NETWORK if not o.startswith(("model", "data.standardize"))), *formula)
+    assert_same(lambda: built(*overrides, base=base))
+    program = built(*overrides, base=base)
+    low, high, values = 0.5, float(torch.tensor(1.2)), []
+    for step in range(1, STEPS + 1):
+        program.step(step)
+        values.append(float(program.parameters()[0]["a"]))
+    assert all(low <= value <= high for value in values)
+    assert {low, high} & set(values), "no step met a bound"
 
 
 LANES = {

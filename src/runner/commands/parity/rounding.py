@@ -156,11 +156,11 @@ def linear_problem(parts: Experiment) -> LinearProblem | None:
     nearby = (model.jacobian(named, rows.numbers * (1 + NEARBY)) - design).abs() / (NEARBY * design.abs())
     with torch.no_grad():
         constant = model(rows.numbers).flatten() - design @ start
-    root = torch.ones_like(rows.target) if rows.weight is None else rows.weight.sqrt()
+    root = torch.ones_like(rows.target) if rows.weight is None else rows.weight.sqrt().expand_as(rows.target)
     optimizer: Any = config.optimizer
     schedule: Any = parts.schedule
     return LinearProblem(
-        design=design * root,
+        design=design * root.reshape(-1, 1),
         target=(rows.target.flatten() - constant) * root.flatten(),
         start=start,
         sizes=[value.numel() for value in named.values()],

@@ -104,9 +104,9 @@ class ProcessGroup:
         stopped = isinstance(error, Interrupted)  # by a signal, which may have ended rank 0
         with contextlib.suppress(RunFailed if stopped else ProcessLost):  # the work is done already
             if self.rank == 0:
-                code = str(getattr(error, "exit_code", 0))
-                self.attempt.rendezvous.set_persistent("ended", code)
-                self.attempt.rendezvous.publish("over", code if error is not None else str(self.exit_code))
+                code = str(self.exit_code if error is None else getattr(error, "exit_code", 0))
+                self.attempt.rendezvous.set_persistent("ended", code)  # a launcher restarts after any code but 0
+                self.attempt.rendezvous.publish("over", code)
             else:  # rank 0 still draws plots and writes the last checkpoint
                 seconds = 2 * GRACE_SECONDS if stopped else max(self._timeout, JOIN_SECONDS)
                 self.exit_code = int(self.attempt.failures.wait_for("over", seconds))

@@ -18,7 +18,7 @@ from runner.compute.batch import Batch
 from runner.compute.dtensor import gathered, scattered
 
 Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Mean weighted loss [] of predictions, targets and weights, each [rows, 1]; a weight of None counts every row as 1."""
+"""Mean weighted loss [] of predictions and targets [rows, targets] and weights [rows, 1]; None counts every row as 1."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Strategy(Protocol):
     def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
         """Move the model to this process's device, reduced to the part that the process holds.
 
-        Returns the forward pass: features [rows, columns] → predictions [rows, 1]. `loss` is used by strategies that
+        Returns the forward pass: features [rows, columns] → predictions [rows, targets]. `loss` is used by strategies that
         compute it themselves. Raises `ConfigError` for a model that the strategy cannot place.
         """
 
@@ -139,7 +139,7 @@ class Single:
         return self.parameters(model)
 
     def predict(self, model: Any, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """Return the predictions [rows, 1] of a functional call with the given parameters."""
+        """Return the predictions [rows, targets] of a functional call with the given parameters."""
         prediction: Tensor = functional_call(model, dict(parameters), (features,))
         return prediction
 

@@ -44,7 +44,7 @@ class Pipeline(Single):
             if rank != self._world.rank:
                 for name in names:
                     delattr(model, name)
-        self._model, self._loss = model.to(self._device), _of_columns(loss)
+        self._model, self._loss, self._targets = model.to(self._device), _of_columns(loss), model.targets
         return self._predict
 
     def portions(self, rows: int) -> Sequence[Portion]:
@@ -87,11 +87,11 @@ class Pipeline(Single):
 
     @torch.no_grad()
     def _predict(self, features: Tensor) -> Tensor:
-        """Return predictions [rows, 1] on every process: the last stage's, added to zeros of the others."""
+        """Return predictions [rows, targets] on every process: the last stage's, added to zeros of the others."""
         # Torch's schedule cannot divide a batch without rows.
         prediction = self._step(features, False) if len(features) else None
         if prediction is None:
-            prediction = features.new_zeros(len(features), 1)
+            prediction = features.new_zeros(len(features), self._targets)
         return self._world.sum(prediction)
 
     def _step(self, features: Tensor, training: bool, **options: Any) -> Tensor | None:
@@ -114,7 +114,11 @@ class Pipeline(Single):
 
 
 def _of_columns(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss as a function of predictions [rows, 1] and columns [rows, 1 or 2]: target, and weight if there is one."""
-    return lambda prediction, columns: loss(
-        prediction, columns[:, :1], columns[:, 1:] if columns.shape[1] > 1 else None
-    )
+    """Return the loss as a function of predictions [rows, targets] and columns: the targets, and the weight if there is one."""
+
+    def of_columns(prediction: Tensor, columns: Tensor) -> Tensor:
+        targets = prediction.shape[1]
+        weight = columns[:, targets:]
+        return loss(prediction, columns[:, :targets], weight if weight.shape[1] else None)
+
+    return of_columns

@@ -46,7 +46,7 @@ class Vmapped(Single):
         return self.split(self.stack)
 
     def predict(self, model: Any, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """Return the predictions [lanes, rows, 1] of the model with each lane's parameters [lanes, …]."""
+        """Return the predictions [lanes, rows, targets] of the model with each lane's parameters [lanes, …]."""
         feature_dim = None if features.dim() == 2 else 0
         prediction: Tensor = vmap(lambda p, x: functional_call(model, p, (x,)), in_dims=(0, feature_dim))(
             dict(parameters), features

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ SILENCE_SECONDS = 10.0
 """Longest time without a line while rows arrive."""
 
 PRINTED = ("loss", "/gap", "/rmse", "param/", "skipped")
-"""Names of a row's printed values: they start or end with one of these."""
+"""Names of a row's printed values: they start or end with one of these. Those of a single target, such as "valid/rmse/y", are not."""
 
 
 class Reporter:
@@ -115,7 +115,7 @@ class Reporter:
         if summary["status"] != "finished":
             return
         if self._terminal is not None:
-            self.say(_metrics_table(summary["metrics"]))
+            self.say(_metrics_table(summary))
         for text in lines_of(summary) if self._terminal is None else _fitted(summary):
             self.say(text)
 
@@ -212,7 +212,8 @@ def print_errors(problems: Sequence[str], rank: int | None = None) -> None:
 def line(row: Mapping[str, Any], last: int, pace: float | None = None, printed: tuple[str, ...] = PRINTED) -> str:
     """Return a row as text. `last` is the last step of the run, `pace` its steps per second."""
     cells = [f"step {row['step']:>{len(str(last))}}/{last}"]
-    names = [name for name in row if (name.endswith(printed) or name.startswith(printed)) and name != "optimum/loss"]
+    shown = [name for name in row if (name.endswith(printed) or name.startswith(printed)) and name != "optimum/loss"]
+    names = [name for name in shown if name.count("/") < 2]
     cells += [f"{name} {_number(row[name])}" for name in names]
     if "lr" in row:
         cells.append(f"lr {row['lr']:g}")
@@ -222,15 +223,36 @@ def line(row: Mapping[str, Any], last: int, pace: float | None = None, printed: 
 
 
 def lines_of(summary: Mapping[str, Any]) -> list[str]:
-    """Return the result of a run as plain lines: its metrics by part, and the fitted parameters."""
-    metrics = summary["metrics"]
-    parts = dict.fromkeys(name.split("/")[0] for name in metrics)
+    """Return the result of a run as plain lines: its metrics and those of the baselines by part, and the fitted parameters."""
     lines = [
-        f"{part:<6} "
-        + "  ".join(f"{n.split('/')[1]} {_number(v)}" for n, v in metrics.items() if n.startswith(f"{part}/"))
-        for part in parts
+        f"{label:<6} " + "  ".join(f"{name} {_number(value)}" for name, value in values.items())
+        for label, values in _results(summary)
     ]
     return lines + _fitted(summary)
+
+
+def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield the label of a line and its metrics by name.
+
+    There is a line for each part, and below it, indented, one for each of several targets and for each baseline.
+    """
+    metrics = summary["metrics"]
+    for part in dict.fromkeys(name.split("/")[0] for name in metrics):
+        by_target = _by_target(metrics, part)
+        yield part, by_target.pop("", {})
+        yield from ((f"  → {target}", values) for target, values in by_target.items())
+        for baseline, values in summary.get("baselines", {}).items():
+            yield f"  {baseline}", _by_target(values, part).get("", {})
+
+
+def _by_target(metrics: Mapping[str, float], part: str) -> dict[str, dict[str, float]]:
+    """Return the metrics of a part by target and name. "" stands for the means, or for the only target."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        of, metric, *target = name.split("/", 2)
+        if of == part:
+            found.setdefault("".join(target), {})[metric] = value
+    return found
 
 
 def _number(value: float) -> str:
@@ -247,14 +269,14 @@ def _rendered(table: Any) -> str:
     return file.getvalue()
 
 
-def _metrics_table(metrics: Mapping[str, float]) -> Any:
-    """Return a rich table of the metrics, one row a part."""
+def _metrics_table(summary: Mapping[str, Any]) -> Any:
+    """Return a rich table of the metrics, one row a part, and of the baselines below each."""
     from rich.table import Table
 
-    names = list(dict.fromkeys(name.split("/")[1] for name in metrics))
+    names = list(dict.fromkeys(name.split("/")[1] for name in summary["metrics"]))
     table = Table(*["", *names], box=None, pad_edge=False)
-    for part in dict.fromkeys(name.split("/")[0] for name in metrics):
-        table.add_row(part, *[_number(metrics[f"{part}/{name}"]) for name in names])
+    for label, values in _results(summary):
+        table.add_row(label, *[_number(values[name]) if name in values else "" for name in names])
     return table
 
 
@@ -269,22 +291,36 @@ def _fitted(summary: Mapping[str, Any]) -> list[str]:
     elif "coefficients" in summary:
         lines = [f"{name} = {_number(value)}" for name, value in summary["coefficients"].items()]
     else:
-        lines = [f"{name} = {', '.join(map(_number, flat(value)))}" for name, value in parameters.items()]
+        notes = _notes(summary)
+        lines = [
+            f"{name} = {', '.join(map(_number, flat(value)))}{notes.get(name, '')}"
+            for name, value in parameters.items()
+        ]
     target = summary.get("fitted_to")
     return lines if target is None else [f"fitted to {target}, the natural logarithm:", *lines]
 
 
+def _notes(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is said of parameters that were not fitted, or that ended at a bound."""
+    notes = dict.fromkeys(summary.get("fixed", ()), " (fixed)")
+    return notes | {name: f" (at its {side} bound)" for name, side in summary.get("at_bounds", {}).items()}
+
+
 def _with_errors(summary: Mapping[str, Any], values: Sequence[float]) -> list[str]:
-    """Return a line for each value: value ± standard error, and its confidence interval."""
+    """Return a line for each value: value ± standard error, and its confidence interval where it has them."""
+    notes, names = _notes(summary), number_names(summary)
     intervals = summary["confidence_intervals"].values()
     columns = (
-        values,
+        [value for name, value in zip(names, values, strict=True) if name not in notes],
         flat([*summary["standard_errors"].values()]),
         *(flat([interval[end] for interval in intervals]) for end in ("low", "high")),
     )
+    known = iter(zip(*columns, strict=True))
     return [
-        "{} = {} ± {} (95 %: {} … {})".format(name, *_aligned(numbers))
-        for name, numbers in zip(number_names(summary), zip(*columns, strict=True), strict=True)
+        f"{name} = {_number(value)}{notes[name]}"
+        if name in notes
+        else "{} = {} ± {} (95 %: {} … {})".format(name, *_aligned(next(known)))
+        for name, value in zip(names, values, strict=True)
     ]
 
 

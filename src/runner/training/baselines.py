@@ -1,0 +1,112 @@
+"""What a simple model reaches on the same rows: the mean of the training rows, linear least squares, boosted trees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from runner.compute.precision import widest
+from runner.compute.strategies.base import Single
+from runner.config import schema as c
+from runner.data.dataset import Dataset
+from runner.models.linear import LinearModel
+from runner.models.losses import build as build_loss
+from runner.optim.optimum import least_squares
+from runner.training.metrics import Evaluation
+
+Predict = Callable[[Tensor], Tensor]
+"""Function of features [rows, columns] that returns scaled predictions [rows, targets]."""
+
+MOST_NUMBERS = 10_000_000
+"""Largest number of values, rows times features times targets, to which boosted trees are fitted: it takes about a minute."""
+
+_known: WeakKeyDictionary[Dataset, dict[str, dict[str, float]]] = WeakKeyDictionary()
+"""Those computed already: thousands of trials of a sweep share a dataset."""
+
+
+def baselines(dataset: Dataset, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return metrics of the named baselines, such as "test/rmse", in the units of the file; one that would take minutes is left out.
+
+    Each is fitted to the training rows, with their weights, and to the features that the model gets.
+    """
+    known = _known.setdefault(dataset, {})
+    for name in names:
+        if name not in known and (predict := _FITS[name](dataset)) is not None:
+            known[name] = _metrics(dataset, predict)
+    return {name: known[name] for name in names if name in known}
+
+
+def _mean(dataset: Dataset) -> Predict:
+    """Return the mean of each target over the training rows, in the units of the file."""
+    _, target, weight = dataset.parts["train"].all
+    truth = dataset.scaling.undo(target.to(widest(target.device)))
+    weight = torch.ones_like(truth) if weight is None else weight.to(truth)
+    mean = (truth * weight).sum(0) / weight.sum(0)
+    scaled = dataset.scaling.target(mean.cpu().double()).to(truth)
+    return lambda features: scaled.expand(len(features), -1)
+
+
+def _linear(dataset: Dataset) -> Predict | None:
+    """Return least squares, or None where it takes longer than a few seconds."""
+    train = dataset.parts["train"].all
+    wide = widest(train.numbers.device)
+    model = LinearModel(train.numbers.shape[1], 1, dtype=wide, device=train.numbers.device)
+    fits = (least_squares(model, train._replace(target=column.unsqueeze(1))) for column in train.target.T)
+    solutions = [solution for solution in fits if solution is not None]
+    if len(solutions) < train.target.shape[1]:
+        return None
+    columns = torch.stack(solutions, 1)
+    return lambda features: features.to(wide) @ columns[:-1] + columns[-1]
+
+
+def _boosting(dataset: Dataset) -> Predict | None:
+    """Return scikit-learn's `HistGradientBoostingRegressor` with its defaults for each scaled target; None where it is slow."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    train = dataset.parts["train"].all
+    if train.numbers.numel() * train.target.shape[1] > MOST_NUMBERS:
+        return None
+    numbers, target, weight = train.map(lambda values: values.cpu().double())
+    weights = None if weight is None else weight.flatten().numpy()
+    trees = [
+        HistGradientBoostingRegressor(random_state=0).fit(numbers.numpy(), column.numpy(), weights)
+        for column in target.T
+    ]
+
+    def predict(features: Tensor) -> Tensor:
+        values = features.cpu().double().numpy()
+        predictions = torch.stack([torch.from_numpy(of_target.predict(values)) for of_target in trees], 1)
+        return predictions.to(features.device, widest(features.device))
+
+    return predict
+
+
+_FITS: Mapping[str, Callable[[Dataset], Predict | None]] = {"mean": _mean, "linear": _linear, "boosting": _boosting}
+
+
+class _Function(torch.nn.Module):
+    def __init__(self, function: Predict, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._function, self._dtype = function, dtype
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self._function(features).to(self._dtype)
+
+
+def _metrics(dataset: Dataset, predict: Predict) -> dict[str, float]:
+    """Return the metrics of a function of features on every part of the data."""
+    target = dataset.parts["train"].all.target
+    model, loss, strategy = _Function(predict, target.dtype), build_loss(c.Mse(name="mse")), Single(target.device)
+    undo, targets = dataset.scaling.undo, dataset.target_names
+    evaluation = Evaluation(model, model, loss, nullcontext, undo, dataset.evaluated, strategy, targets)
+    return {
+        f"{part}/{name}": value
+        for part in dataset.evaluated
+        for values in evaluation.metrics(part)
+        for name, value in values.items()
+        if name != "loss"
+    }
