@@ -93,7 +93,15 @@ def written(assignment: Assignment) -> Any:
             "data.standardize=false",
             "train.epochs=3",
         ],
-        ["model=formula", "model.expression=a*x + w", "model.start={a: 1}", "data=curve", "data.standardize=false"],
+        [
+            "model=formula",
+            "model.expression=a*x + w",
+            "model.start={a: 1}",
+            "data=curve",
+            "data.standardize=false",
+            "data.numbers=null",
+            "data.target_scale=null",
+        ],
     ],
     ids=" ".join,
 )
@@ -131,7 +139,7 @@ def also_set(given: Mapping[str, Any]) -> list[str]:
 
 def test_a_value_of_an_option() -> None:
     assert places("optimizer.lr") == [(1e-3, "conf/optimizer/sgd.yaml:3")]
-    assert places("data.split.order") == [("random", "conf/data/_shared.yaml:8")]
+    assert places("data.split.order") == [("random", "conf/data/_shared.yaml:10")]
     assert places("seed") == [(0, place_of("seed:"))]
 
 
