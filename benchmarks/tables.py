@@ -1,10 +1,10 @@
-"""Seconds and memory of reading a table of text, beside pyarrow's own reader of the same file.
+"""Seconds and memory of reading a table of text, and of making it rows, beside pyarrow's own reader of the same file.
 
     python benchmarks/tables.py --rows 10000,100000,1000000
 
 The table has 20 columns: 12 floats, 3 integers, text of 5, 50 and 2,000 values, a truth value, and a float of which 5 % are
-missing. Every figure is of a process of its own, on one thread, and counts processor time. Memory is the peak of the process
-above what it had after all imports.
+missing. The rows are of float32, standardized, without the text of 2,000 values: 74 numbers each. Every figure is of a process of
+its own, on one thread, and counts processor time. Memory is the peak of the process above what it had after all imports.
 """
 
 from __future__ import annotations
@@ -43,21 +43,28 @@ def write(path: Path, rows: int) -> None:
             writer.writerows(np.column_stack([floats[:, :12], integers, *texts, truth, floats[:, 12]]).tolist())
 
 
-def measure(reader: str, path: Path) -> None:
-    """Read the file in this process, and print processor seconds and mebibytes."""
+def measure(what: str, path: Path) -> None:
+    """Read the file in this process. Print processor seconds, the peak of memory and the memory of the result in mebibytes."""
     import pyarrow.compute
     import pyarrow.csv
+    import torch
 
+    from runner.config.compose import compose
+    from runner.data import dataset
     from runner.data.dialect import Form
     from runner.data.tables import Columns, read_text
 
-    before, started = _peak(), time.process_time()
-    if reader == "pyarrow":
-        table = pyarrow.csv.read_csv(path, read_options=pyarrow.csv.ReadOptions(use_threads=False))
-        assert table.num_columns == 20
-    else:
+    torch.set_num_threads(1)
+    config = compose(["data=csv", f"data.path={path}", "data.target=f0", "data.missing=mean", "data.drop=[c2000]", "data.standardize=true", "data.split.test=0.2"]).config  # fmt: skip
+    before, started, size = _peak(), time.process_time(), 0
+    if what == "pyarrow":
+        size = pyarrow.csv.read_csv(path, read_options=pyarrow.csv.ReadOptions(use_threads=False)).nbytes
+    elif what == "table":
         assert len(read_text(str(path), Columns("f0", missing="mean"), Form()).features) == 19
-    print(time.process_time() - started, (_peak() - before) / MEBIBYTE)
+    else:
+        parts = dataset.build(config.data, 0, torch.float32, torch.device("cpu")).parts.values()
+        size = sum(values.nbytes for rows in parts for values in rows.all if values is not None)
+    print(time.process_time() - started, (_peak() - before) / MEBIBYTE, size / MEBIBYTE)
 
 
 def _peak() -> int:
@@ -68,30 +75,35 @@ def main() -> None:
     """Print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="10000,100000,1000000")
-    parser.add_argument("--measure", nargs=2, metavar=("READER", "PATH"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="processes for each figure, of which the least is printed"
+    )
+    parser.add_argument("--measure", nargs=2, metavar=("WHAT", "PATH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         measure(arguments.measure[0], Path(arguments.measure[1]))
         return
     print(
-        "| rows | file, MiB | runner, s | pyarrow, s | ratio | runner, MiB | pyarrow, MiB |\n|---|---|---|---|---|---|---|"
+        "| rows | file, MiB | table, s | pyarrow, s | ratio | table, MiB | pyarrow, MiB | rows, s | peak, MiB | of rows, MiB | allowed, MiB |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|"
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "table.csv")
-        for rows in map(int, arguments.rows.split(",")):
-            write(path, rows)
-            ours, theirs = (_measured(reader, path) for reader in ("runner", "pyarrow"))
+        for count in map(int, arguments.rows.split(",")):
+            write(path, count)
+            table, pyarrow, rows = (_measured(what, path, arguments.rounds) for what in ("table", "pyarrow", "rows"))
             print(
-                f"| {rows:,} | {path.stat().st_size / MEBIBYTE:.1f} | {ours[0]:.2f} | {theirs[0]:.2f} | {ours[0] / theirs[0]:.1f} | "
-                f"{ours[1]:.0f} | {theirs[1]:.0f} |"
+                f"| {count:,} | {path.stat().st_size / MEBIBYTE:,.1f} | {table[0]:.2f} | {pyarrow[0]:.2f} | {table[0] / pyarrow[0]:.1f} | "
+                f"{table[1]:,.0f} | {pyarrow[1]:,.0f} | {rows[0]:.2f} | {rows[1]:,.0f} | {rows[2]:,.0f} | {2 * rows[2] + 300:,.0f} |",
+                flush=True,
             )
 
 
-def _measured(reader: str, path: Path) -> tuple[float, float]:
-    """Return the least processor time and the least memory of three processes."""
-    command = [sys.executable, __file__, "--measure", reader, str(path)]
-    runs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() for _ in range(3)]
-    return min(float(seconds) for seconds, _ in runs), min(float(memory) for _, memory in runs)
+def _measured(what: str, path: Path, rounds: int) -> list[float]:
+    """Return the least processor time and the least memory of some processes, and the memory of the result."""
+    command = [sys.executable, __file__, "--measure", what, str(path)]
+    runs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() for _ in range(rounds)]
+    return [min(map(float, values)) for values in zip(*runs, strict=True)]
 
 
 if __name__ == "__main__":

@@ -174,6 +174,16 @@ CASES: dict[str, tuple[list[str], Callable[[], object] | None, list[str]]] = {
         lambda: wide(100_000, "abc"),
         ["`data.path`: line 2 of 't.csv', column 'y' (none of its 2 values is usable), must be a finite number, got 'abc', text; "],
     ),
+    "a category of 1,000,000 values": (
+        [*CSV, "data.categorical=[x]"],
+        lambda: Path("t.csv").write_text("x,y\n" + "".join(f"v{i},{i % 7}\n" for i in range(1_000_000)), encoding="utf-8"),
+        ["`data.categorical` must fit in memory, got 1,000,000 rows of 1,000,000 columns, one for each category (3,725.3 GiB, of which "],
+    ),
+    "free text in 1,000,000 rows": (
+        CSV,
+        lambda: Path("t.csv").write_text("x,y\n" + "".join(f"v{i},{i % 7}\n" for i in range(1_000_000)), encoding="utf-8"),
+        ["`data.features`: column 'x' of 't.csv' has 1,000,000 distinct values in 1,000,000 rows, as free text has; add it to `data.drop`, "],
+    ),
     "a name among many columns": (
         [*CSV[:2], "data.target=c100001"],
         lambda: wide(100_000),

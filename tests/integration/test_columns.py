@@ -209,6 +209,23 @@ def test_bad_new_names_are_refused(overrides: list[str], problem: str) -> None:
     assert _refused(*overrides, FORMULA)[0] == problem
 
 
+def test_other_keys_use_the_new_names() -> None:
+    expected = _rates()
+    kinds = [*"ababababa"]
+    lines = Path("t.csv").read_text().splitlines()
+    named = [
+        line + end for line, end in zip(lines, ["," + "Sort" + ",no", *(f",{kind},7" for kind in kinds)], strict=True)
+    ]
+    Path("t.csv").write_text("\n".join(named))
+    renamed = RENAME.replace("}", ", kind: Sort, number: no}")
+    chosen = ["data.target=rate", "data.drop=[number]", "data.categorical=[kind]"]
+    assert _fitted(renamed, *chosen, FORMULA) == pytest.approx(expected, rel=1e-6)
+    assert _refused(renamed, "data.target=rate", "data.drop=[no]", "data.categorical=[Sort]", FORMULA) == (
+        "`data.drop` must use the new name of 'no'; write 'number', as in `data.rename`",
+        "`data.categorical` must use the new name of 'Sort'; write 'kind', as in `data.rename`",
+    )
+
+
 def test_a_new_name_must_be_its_own_unless_columns_change_places() -> None:
     expected = _rates("a", "b")
     assert _refused("data.rename={b: a}", "data.target=b", "model.expression=V*b/(K+b)") == (

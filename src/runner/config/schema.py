@@ -137,7 +137,7 @@ class Split:
 class DataConfig(Part):
     """Data source: the rows, their split and their scaling.
 
-    A builder takes (config, seed) and returns a `runner.data.tables.Table`.
+    A builder takes (config, seed, report) and returns a `runner.data.tables.Table`; `report` receives lines of progress.
     """
 
     name: str = key("kind of data source")

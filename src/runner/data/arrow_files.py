@@ -15,6 +15,9 @@ from runner.data.kinds import Column, ColumnReader, Growing, Numbers, Rules, unu
 from runner.data.texts import ArrowTexts
 from runner.errors import DataError
 
+FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
+"""Seconds since 1970 of the years 1 to 9999, which text files can have."""
+
 
 class ArrowSource:
     """Parquet, Feather or Arrow files that together are one table; all have the same columns of the same types."""
@@ -50,6 +53,7 @@ class ArrowSource:
         for name, place in places.items():
             read[name], bad = self._column(name, place, rules)
             faults += bad
+            self._files[0].progress.at(f"{len(read):,} of {len(places):,} columns")
         for file in self._files:
             file.require_unchanged()
         raise_problems(self.path, unusable(self.path, read), faults, "row")
@@ -82,8 +86,7 @@ class ArrowSource:
                 ColumnReader(name, chosen, sum(self._rows)), [pc.cast(chunk, pa.string()) for chunk in chunks], rules
             )
         if types.is_temporal(kind):
-            micros = [pc.cast(pc.cast(chunk, pa.timestamp("us"), safe=False), pa.int64()) for chunk in chunks]
-            return Numbers(name, np.concatenate([_values(chunk) for chunk in micros]) / 1e6, "date"), []
+            return _dates(name, chunks), []
         return _numeric(name, chunks)
 
     def _texts(self, reader: ColumnReader, chunks: Sequence[Any], rules: Rules) -> tuple[Column | str, list[Fault]]:
@@ -117,6 +120,28 @@ def _plain(column: Any) -> Any:
     import pyarrow.compute as pc
 
     return pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _dates(name: str, chunks: Sequence[Any]) -> Column | str:
+    """Return a column of dates in seconds since 1970, or why it cannot be used as the end of a sentence."""
+    seconds = np.concatenate([_seconds(chunk) for chunk in chunks])
+    outside = np.flatnonzero((seconds < FIRST_SECOND) | (seconds > LAST_SECOND))
+    if len(outside):
+        return f"has a date outside of the years 1 to 9999 in row {outside[0] + 1}; correct it, or add the column to `data.drop`"
+    return Numbers(name, seconds, "date")
+
+
+def _seconds(chunk: Any) -> np.ndarray:
+    """Return the seconds of dates, float64 [rows], to the microsecond; nan for null."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_date32(chunk.type):
+        return _values(pc.cast(chunk, pa.int32())) * 86400.0
+    unit = "ms" if pa.types.is_date64(chunk.type) else chunk.type.unit
+    if unit in ("s", "ms"):  # as microseconds they might be beyond 64 bits
+        return _values(pc.cast(chunk, pa.int64())) / (1.0 if unit == "s" else 1e3)
+    return _values(pc.cast(pc.cast(chunk, pa.timestamp("us"), safe=False), pa.int64())) / 1e6
 
 
 def _numeric(name: str, chunks: Sequence[Any]) -> tuple[Numbers, list[Fault]]:

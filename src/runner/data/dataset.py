@@ -18,6 +18,7 @@ from runner.data import rounding, tables
 from runner.data.encoding import Encoding, NumberEncoding
 from runner.data.kinds import Categories, Column, Numbers
 from runner.data.memory import allocate
+from runner.data.progress import Report, unreported
 from runner.data.scaling import Scaling
 from runner.data.split import split
 from runner.data.weights import weigh
@@ -108,15 +109,17 @@ def build(
     advised: rounding.Advised = lambda key, value: None,
     *,
     reference: bool = False,
+    report: Report = unreported,
 ) -> Dataset:
     """Return the dataset of a configuration in `dtype` on `device`.
 
     `seed` is the run's seed; `data.seed` takes precedence. `advised` returns the advice to use another value of a key, and
     `reference` says whether the first value of each column of categories has no column of its own.
+    `report` receives lines of progress where reading takes long.
     Raises `DataError` if the data cannot be read, split or represented in `dtype`.
     """
     seed = seed if config.seed is None else config.seed
-    table: tables.Table = config.build(seed)
+    table: tables.Table = config.build(seed, report)
     target = torch.stack([torch.from_numpy(column.values) for column in table.targets], 1)
     if config.log_target:
         _require_positive(table)
@@ -237,17 +240,10 @@ class _Cast:
         return torch.frombuffer(memory, dtype=self.dtype, count=len(values)).copy_(scaled)
 
     def _require_finite(self, scaled: Tensor) -> None:
-        if not bool(scaled.isfinite().all()):
+        if not bool(torch.stack(scaled.aminmax()).isfinite().all()):
             raise DataError(
                 f"{_SCALED_BY[self.config.standardize]} for data whose mean or standard deviation float64 cannot represent; use a larger unit"
             )
-
-
-def _require_finite(scaled: Tensor) -> None:
-    if not bool(torch.stack(scaled.aminmax()).isfinite().all()):
-        raise DataError(
-            "`data.standardize` must be false for data whose mean or standard deviation float64 cannot represent; use a larger unit"
-        )
 
 
 def _require_positive(table: tables.Table) -> None:

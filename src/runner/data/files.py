@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from runner.compute import sizes
-from runner.config.files import open_to_read
+from runner.config.files import MIB, open_to_read
 from runner.data.diagnostics import listed, named
+from runner.data.progress import Progress, Report, unreported
 from runner.errors import DataError
 
 CHUNK_BYTES = 2**20
@@ -34,9 +35,10 @@ class File:
     size: int
     modified: int
     """Nanoseconds."""
+    progress: Progress
 
     @staticmethod
-    def of(path: Path) -> File:
+    def of(path: Path, progress: Progress) -> File:
         """Return a file. Raises `DataError` if it cannot be read, or is too large for the memory."""
         try:
             status = path.stat()
@@ -47,7 +49,7 @@ class File:
         problem = sizes.unfit(status.st_size, "`data.path`", value, "use a smaller file")
         if problem is not None:
             raise DataError(problem)
-        return File(str(path), status.st_size, status.st_mtime_ns)
+        return File(str(path), status.st_size, status.st_mtime_ns, progress)
 
     def open(self) -> BinaryIO:
         """Return the bytes of the file, unpacked if the first ones say that it is packed."""
@@ -70,9 +72,12 @@ class File:
 
     def chunks(self) -> Iterator[bytes]:
         """Yield all unpacked bytes. Raises `DataError` if they cannot be read or unpacked."""
+        size = 0
         with self.open() as stream:
             try:
                 while chunk := stream.read(CHUNK_BYTES):
+                    size += len(chunk)
+                    self.progress.at(f"{size / MIB:,.0f} MiB checked")
                     yield chunk
             except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
                 raise DataError(
@@ -113,7 +118,7 @@ class _Owner(io.RawIOBase):
         super().close()
 
 
-def find(path: str, suffixes: tuple[str, ...]) -> list[File]:
+def find(path: str, suffixes: tuple[str, ...], report: Report = unreported) -> list[File]:
     """Return the files that `data.path` stands for, in the order of their names: one file, a folder's, or a pattern's.
 
     Of a folder they are the files with one of the suffixes. Raises `DataError` when there is none, or one cannot be read.
@@ -140,7 +145,8 @@ def find(path: str, suffixes: tuple[str, ...]) -> list[File]:
     except OSError as error:
         raise _unreadable(path, f"cannot be read ({error.strerror})") from None
     if not bad:
-        return [File.of(entry) for entry in files]
+        progress = Progress(path, report)
+        return [File.of(entry, progress) for entry in files]
     if bad != [file]:
         raise DataError(
             f"`data.path` must match regular files, but {listed([str(entry) for entry in bad])} is none; correct the pattern"

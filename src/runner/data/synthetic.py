@@ -10,11 +10,12 @@ from runner.compute.rng import stream
 from runner.config import schema as c
 from runner.config.expression import parse
 from runner.data.kinds import Numbers
+from runner.data.progress import Report, unreported
 from runner.data.tables import Table
 from runner.errors import DataError
 
 
-def line(config: c.Line, seed: int) -> Table:
+def line(config: c.Line, seed: int, report: Report = unreported) -> Table:
     """Return the table of `data=line`: y = slope·Σx + intercept + noise."""
     names = ["x"] if config.features == 1 else [f"x{i + 1}" for i in range(config.features)]
     features = _features(config, len(names), seed)
@@ -22,7 +23,7 @@ def line(config: c.Line, seed: int) -> Table:
     return _table(config, seed, names, features, target)
 
 
-def curve(config: c.Curve, seed: int) -> Table:
+def curve(config: c.Curve, seed: int, report: Report = unreported) -> Table:
     """Return the table of `data=curve`: y = expression(columns) + noise.
 
     Raises `DataError` if the expression is not finite in some row.

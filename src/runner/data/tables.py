@@ -25,6 +25,7 @@ from runner.data.arrow_files import ArrowSource
 from runner.data.diagnostics import MOST_SHOWN, Problem, UnknownColumn, listed, named, raise_problems, shown
 from runner.data.dialect import Form
 from runner.data.kinds import Categories, Column, Numbers, Rules
+from runner.data.progress import Report, unreported
 from runner.data.split import PARTS
 from runner.data.text_files import TextSource
 from runner.errors import DataError
@@ -40,8 +41,11 @@ PLACES = 5
 COMPARED_ROWS = 1000
 """Number of rows by which columns that may be equal are found."""
 
-NUMBERED_ROWS = 50
-"""Number of rows from which a column of consecutive integers is taken for a numbering of the rows."""
+IDENTIFIED_ROWS = 50
+"""Number of rows from which a column of integers may be one of identifiers."""
+
+DISTINCT_SHARE = 0.95
+"""Share of different values from which it may be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,38 +143,43 @@ class Columns:
         return {name: key for key, name in reversed(self.named)}
 
     @property
+    def left_out(self) -> str:
+        """Advice to leave out a feature."""
+        return "add it to `data.drop`" if self.features is None else "remove it from `data.features`"
+
+    @property
     def rules(self) -> Rules:
         """What kinds the columns must be."""
         texts = tuple(name for name in (self.part, self.group) if name is not None)
         return Rules(self.categorical, self.missing_values, tuple({*self.roles} - {*texts}), texts)
 
 
-def from_csv(config: c.Csv, seed: int) -> Table:
+def from_csv(config: c.Csv, seed: int, report: Report) -> Table:
     """Return the table of `data=csv`; the seed is not used."""
-    return _with_own_files(config, lambda path: _text_source(path, Form.of(config)))
+    return _with_own_files(config, lambda path: _text_source(path, Form.of(config), report))
 
 
-def from_parquet(config: c.Parquet, seed: int) -> Table:
+def from_parquet(config: c.Parquet, seed: int, report: Report) -> Table:
     """Return the table of `data=parquet`; the seed is not used."""
-    return _with_own_files(config, _arrow_source)
+    return _with_own_files(config, lambda path: _arrow_source(path, report))
 
 
-def from_diabetes(config: c.Diabetes, seed: int) -> Table:
-    """Return the table of `data=diabetes`; the seed is not used."""
+def from_diabetes(config: c.Diabetes, seed: int, report: Report) -> Table:
+    """Return the table of `data=diabetes`; seed and report are not used."""
     return read_diabetes()
 
 
-def read_text(path: str, columns: Columns, form: Form) -> Table:
+def read_text(path: str, columns: Columns, form: Form, report: Report = unreported) -> Table:
     """Return columns of text files. Raises `DataError` with every problem found; line numbers count from 1."""
-    return _table(_text_source(path, form), columns)
+    return _table(_text_source(path, form, report), columns)
 
 
-def read_arrow(path: str, columns: Columns) -> Table:
+def read_arrow(path: str, columns: Columns, report: Report = unreported) -> Table:
     """Return columns of Parquet, Feather or Arrow files.
 
     Raises `DataError` with every problem found, its row numbers counted from 1, or if pyarrow is not installed.
     """
-    return _table(_arrow_source(path), columns)
+    return _table(_arrow_source(path, report), columns)
 
 
 def read_diabetes() -> Table:
@@ -179,12 +188,12 @@ def read_diabetes() -> Table:
         return read_text(str(path), Columns("progression"), Form())
 
 
-def _text_source(path: str, form: Form) -> Source:
-    return TextSource(path, files.find(path, TEXT_SUFFIXES), form)
+def _text_source(path: str, form: Form, report: Report) -> Source:
+    return TextSource(path, files.find(path, TEXT_SUFFIXES, report), form)
 
 
-def _arrow_source(path: str) -> Source:
-    return ArrowSource(path, files.find(path, ARROW_SUFFIXES))
+def _arrow_source(path: str, report: Report) -> Source:
+    return ArrowSource(path, files.find(path, ARROW_SUFFIXES, report))
 
 
 class Source(Protocol):
@@ -222,7 +231,7 @@ def _table(source: Source, columns: Columns) -> Table:
     table = _read(source, columns, columns.rules)
     if len(table.rows) < 2:
         raise DataError(f"`data.path` must have at least two rows, got 1 in {named(source.path)}; add rows")
-    warnings = (*table.warnings, *_warnings(table.features, table.targets))
+    warnings = (*table.warnings, *_warnings(table.features, table.targets, columns.left_out))
     return replace(table, notes=(*table.notes, *_notes(table.features)), warnings=warnings)
 
 
@@ -425,11 +434,14 @@ def _kept(source: Source, columns: Columns, read: Mapping[str, Column]) -> np.nd
         gone = {name: mask for name, mask in gone.items() if name in columns.roles}
     if not gone:
         return None
+    empty = [_empty(source, columns, name) for name, mask in gone.items() if mask.all()]
+    raise_problems(source.path, empty, (), "")
+    rows: np.ndarray = np.flatnonzero(~np.logical_or.reduce(list(gone.values())))
     if columns.missing != "drop":
         # Places are looked up in the file, which takes long, and are needed for the first ones only.
-        problems = [_missing(source, columns, name, mask) for name, mask in islice(gone.items(), MOST_SHOWN)]
+        first = islice(gone.items(), MOST_SHOWN)
+        problems = [_missing(source, columns, name, mask, len(rows) > 1) for name, mask in first]
         raise_problems(source.path, problems, (), "", len(gone) - len(problems))
-    rows: np.ndarray = np.flatnonzero(~np.logical_or.reduce(list(gone.values())))
     if not len(rows):
         raise DataError(
             f"`data.missing`=drop must leave rows, but every row of {named(source.path)} misses a value in "
@@ -438,13 +450,22 @@ def _kept(source: Source, columns: Columns, read: Mapping[str, Column]) -> np.nd
     return rows
 
 
-def _missing(source: Source, columns: Columns, name: str, mask: np.ndarray) -> str:
+def _empty(source: Source, columns: Columns, name: str) -> str:
+    """Return the message for a column without any value."""
+    key = columns.roles.get(name, "data.features")
+    remedy = columns.left_out if key == "data.features" else "name another column"
+    return f"`{key}` must have values, but column {shown(name)} of {named(source.path)} has none; {remedy}"
+
+
+def _missing(source: Source, columns: Columns, name: str, mask: np.ndarray, droppable: bool) -> str:
+    """Return the message for a column with missing values. `droppable` says whether rows are left without them."""
     places = source.places(np.flatnonzero(mask)[:PLACES].tolist())
     count, more = int(mask.sum()), f" and {int(mask.sum()) - PLACES:,} more" if mask.sum() > PLACES else ""
-    remedy = "data.missing=drop" if name in columns.roles else "data.missing=drop or data.missing=mean"
+    policies = ["drop"] * droppable + ["mean"] * (name not in columns.roles)
+    remedy = f"use {' or '.join(f'data.missing={policy}' for policy in policies)}" if policies else "fill them in"
     return (
         f"`data.missing`: column {shown(name)} of {named(source.path)} has {count:,} missing value{'' if count == 1 else 's'} ({count / len(mask):.1%}), in "
-        f"{', '.join(places)}{more}; use {remedy}"
+        f"{', '.join(places)}{more}; {remedy}"
     )
 
 
@@ -492,34 +513,42 @@ def _dropped(rows: np.ndarray | None) -> Iterator[str]:
         yield f"`data.missing`=drop left out rows with a missing value; {kept:,} rows are left"
 
 
-def _warnings(features: Sequence[Column], targets: Sequence[Numbers]) -> Iterator[str]:
+def _warnings(features: Sequence[Column], targets: Sequence[Numbers], left_out: str) -> Iterator[str]:
+    """Yield what the user should know of the columns. `left_out` is the advice to leave out a feature."""
     rows = len(targets[0].values)
     if constant := [column.name for column in features if _is_constant(column)]:
         yield f"`data.features`: every row has the same value in {listed(constant)}, which explains nothing"
-    if equal := _equal_columns(features):
-        yield f"`data.features`: {' and '.join(map(listed, equal[:PLACES]))} are equal in every row; add all but one to `data.drop`"
+    for equal in _equal_columns(features)[:PLACES]:
+        yield f"`data.features`: {listed(equal)} are equal in every row; keep one of them"
     for target in targets:
         if _is_constant(target):
             yield f"`data.target`: {shown(target.name)} is {float(target.values[0])!r} in every row, so r2 is undefined"
     if rows < len(features) + 1:
         yield f"`data.path`: there are {rows} rows for {len(features)} features, so many models fit exactly"
-    numbered = [column.name for column in features if isinstance(column, Numbers) and _is_numbering(column)]
-    if numbered and len(features) > 1:
-        yield f"`data.features`: {listed(numbered)} numbers the rows, as identifiers do; add it to `data.drop` if it is one"
+    for column in features:
+        if len(features) > 1 and isinstance(column, Numbers) and _may_identify(column):
+            yield (
+                f"`data.features`: {shown(column.name)} has another integer in nearly every row, as identifiers have; {left_out} "
+                "if it is one"
+            )
 
 
 def _is_constant(column: Column) -> bool:
-    values = column.values if isinstance(column, Numbers) else column.codes
-    return bool(np.all(values == values[0]))
+    cells = _cells(column)
+    return bool(np.all(cells == cells[0]))
+
+
+def _cells(column: Column) -> np.ndarray:
+    return column.values if isinstance(column, Numbers) else column.codes
 
 
 def _equal_columns(features: Sequence[Column]) -> list[list[str]]:
-    """Return the names of the columns of numbers that are equal in every row, group by group."""
-    alike: dict[bytes, list[list[Numbers]]] = {}
+    """Return the names of the columns that are equal in every row, group by group."""
+    alike: dict[bytes, list[list[Column]]] = {}
     for column in features:
-        if isinstance(column, Numbers) and not _is_constant(column):
-            groups = alike.setdefault(column.values[:COMPARED_ROWS].tobytes(), [])
-            own = next((group for group in groups if np.array_equal(group[0].values, column.values, True)), None)
+        if not _is_constant(column):
+            groups = alike.setdefault(_cells(column)[:COMPARED_ROWS].tobytes(), [])
+            own = next((group for group in groups if _are_equal(group[0], column)), None)
             if own is None:
                 groups.append([column])
             else:
@@ -528,9 +557,13 @@ def _equal_columns(features: Sequence[Column]) -> list[list[str]]:
     return [[column.name for column in group] for group in groups if len(group) > 1]
 
 
-def _is_numbering(column: Numbers) -> bool:
-    """Return whether a column has consecutive integers, each once."""
-    values, count = column.values, len(column.values)
-    if count < NUMBERED_ROWS or not column.integers or values.max() - values.min() != count - 1:
-        return False
-    return len(np.unique(values)) == count
+def _are_equal(one: Column, other: Column) -> bool:
+    if isinstance(one, Categories) and isinstance(other, Categories):
+        return one.values == other.values and np.array_equal(one.codes, other.codes)
+    return type(one) is type(other) and np.array_equal(_cells(one), _cells(other), equal_nan=True)
+
+
+def _may_identify(column: Numbers) -> bool:
+    """Return whether nearly all values are different integers."""
+    count = len(column.values)
+    return count >= IDENTIFIED_ROWS and column.integers and len(np.unique(column.values)) >= DISTINCT_SHARE * count

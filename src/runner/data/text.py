@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from runner.config.files import MIB
 from runner.data.diagnostics import named, shown
 from runner.data.files import CHUNK_BYTES, File
 from runner.errors import DataError
@@ -161,7 +162,10 @@ def divided_alike(text: Text, delimiter: str) -> bool:
     """
     quotes, ends_blank, rest = 0, False, b"\n"  # as at the end of a line before the first one
     with text.open() as stream:
+        size = 0
         while chunk := stream.read(CHUNK_BYTES):
+            size += len(chunk)
+            text.file.progress.at(f"the lines of {size / MIB:,.0f} MiB checked")
             data = rest + chunk
             end = data.rfind(b"\n")
             lines, rest = data[: end + 1], data[end:]

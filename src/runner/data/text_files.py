@@ -83,12 +83,14 @@ class TextSource:
         wanted = [places[reader.name] for reader in readers]
         guessed = {places[reader.name] for reader in readers if guess and not reader.categorical}
         self._rows = []
+        lines = sum(cells.text.lines for cells in self._files)
         for cells in self._files:
             rows = 0
             for block in cells.blocks(len(self.names), wanted, rules.markers, guessed):
                 for reader, texts in zip(readers, block, strict=True):
                     reader.add(texts, cells.dialect.decimal)
                 rows += len(block[0])
+                cells.text.file.progress.at(f"{sum(self._rows) + rows:,} of about {lines:,} rows")
             self._rows.append(rows)
 
     def _refuse(self, problems: Sequence[str], readers: Sequence[ColumnReader]) -> None:

@@ -108,7 +108,9 @@ class TrialBatches:
         try:
             with gc_paused():
                 records.config = resolved = build.resolve(config, self._choice, 1)
-                prepared, _ = build.prepare(resolved, self._choice, 1, self._data)
+                prepared, _ = build.prepare(
+                    resolved, self._choice, 1, report=self._reporter.warn, build_data=self._data
+                )
             loaded = None if config.resume is None else saved_state.load(Path(config.resume) / CHECKPOINTS)
         except Interrupted:
             raise
@@ -119,13 +121,13 @@ class TrialBatches:
             return None
         return PreparedTrial(trial, resolved, prepared, prepared.model, records, 0 if loaded is None else loaded.step)
 
-    def _data(self, config: Any, seed: int, dtype: Any, device: Any, advised: Any, *, reference: bool) -> Dataset:
+    def _data(self, config: Any, seed: int, dtype: Any, *more: Any, reference: bool, **options: Any) -> Dataset:
         """Return the data of a trial. Trials with the same data share one copy."""
         from runner.data import dataset
 
         key = json.dumps([plain(config), seed if config.seed is None else config.seed, str(dtype), reference])
         if key not in self._datasets:
-            self._datasets[key] = dataset.build(config, seed, dtype, device, advised, reference=reference)
+            self._datasets[key] = dataset.build(config, seed, dtype, *more, reference=reference, **options)
         return self._datasets[key]
 
 

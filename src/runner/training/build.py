@@ -24,6 +24,7 @@ from runner.data import dataset as data
 from runner.data.base import Batches, Rows
 from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset
+from runner.data.progress import unreported
 from runner.errors import ConfigError
 from runner.models import losses
 from runner.models.base import Model, start_model
@@ -80,15 +81,24 @@ def _resolved(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:
 
 
 def prepare(
-    resolved: c.Config, choice: DeviceChoice, size: int, build_data: Callable[..., Dataset] = data.build
+    resolved: c.Config,
+    choice: DeviceChoice,
+    size: int,
+    *,
+    report: Callable[[str], None] = unreported,
+    build_data: Callable[..., Dataset] = data.build,
 ) -> tuple[Inputs, dict[str, str]]:
     """Return data and model, not placed yet, and the properties that must be equal on all processes: name → text.
+
+    `report` receives lines of progress where reading takes long.
 
     Raises `DataError` and `ConfigError`.
     """
     device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
     advised = partial(constraints.advised, resolved)
-    dataset = build_data(resolved.data, resolved.seed, dtype, device, advised, reference=resolved.has_references)
+    dataset = build_data(
+        resolved.data, resolved.seed, dtype, device, advised, reference=resolved.has_references, report=report
+    )
     rows = len(dataset.parts["train"])
     if size > rows:
         raise ConfigError(

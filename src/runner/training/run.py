@@ -67,7 +67,9 @@ def execute(compose: Compose, command: Sequence[str], *, quiet: bool = False) ->
         world.connect(choice.kind, config.launch.timeout_seconds)
         try:
             with gc_paused(), explain_out_of_memory(config):
-                prepared = world.run_on_all_ranks(lambda: build.prepare(config, choice, world.size))
+                prepared = world.run_on_all_ranks(
+                    lambda: build.prepare(config, choice, world.size, report=records.warn)
+                )
                 parts = world.run_on_all_ranks(lambda: (build.build(config, prepared, world), {}))
         except Exception as error:
             records.fail_unbuilt(error, choice, world.size)

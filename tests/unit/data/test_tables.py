@@ -361,8 +361,8 @@ def test_a_number_can_stand_for_a_missing_value() -> None:
 
 
 def test_a_missing_target_is_never_filled() -> None:
-    assert _problem("x,y\n1,NA\n2,2\n", Columns("y", missing="mean")) == (
-        "`data.missing`: column 'y' of 'f.csv' has 1 missing value (50.0%), in line 2; use data.missing=drop"
+    assert _problem("x,y\n1,NA\n2,2\n3,3\n", Columns("y", missing="mean")) == (
+        "`data.missing`: column 'y' of 'f.csv' has 1 missing value (33.3%), in line 2; use data.missing=drop"
     )
 
 
@@ -721,15 +721,25 @@ def test_constant_and_equal_columns_and_too_few_rows_are_warned_about() -> None:
     )
     assert _csv("a,b,y\n1,2,5\n2,3,6\n4,4,5\n").warnings == ()
     assert _csv("a,b,y\n1,1,5\n2,2,6\n4,4,5\n").warnings == (
-        "`data.features`: 'a', 'b' are equal in every row; add all but one to `data.drop`",
+        "`data.features`: 'a', 'b' are equal in every row; keep one of them",
+    )
+    assert _csv("a,b,c,d,y\nu,v,v,1,5\nu,w,w,2,6\nv,w,w,4,5\n").warnings[:1] == (
+        "`data.features`: 'b', 'c' are equal in every row; keep one of them",
     )
 
 
-def test_a_numbering_of_the_rows_is_warned_about() -> None:
-    rows = "".join(f"{row},{row % 7},{row % 5}\n" for row in range(1, 60))
-    assert _csv("id,x,y\n" + rows).warnings == (
-        "`data.features`: 'id' numbers the rows, as identifiers do; add it to `data.drop` if it is one",
-    )
+@pytest.mark.parametrize(
+    ("number", "warned"),
+    [(lambda row: row, True), (lambda row: 977 * row % 10_007, True), (lambda row: max(row, 3), True), (lambda row: max(row, 9), False), (lambda row: row + 0.5, False)],
+    ids=["numbering", "numbers with gaps", "nearly all different", "fewer", "fractions"],
+)  # fmt: skip
+def test_integers_that_are_nearly_all_different_are_warned_about(number: Callable[[int], float], warned: bool) -> None:
+    rows = "".join(f"{number(row)},{row % 7},{row % 5}\n" for row in range(1, 60))
+    text = "`data.features`: 'id' has another integer in nearly every row, as identifiers have; "
+    expected = (f"{text}add it to `data.drop` if it is one",) if warned else ()
+    assert _csv("id,x,y\n" + rows).warnings == expected
+    chosen = (f"{text}remove it from `data.features` if it is one",) if warned else ()
+    assert _csv("id,x,y\n" + rows, Columns("y", ("id", "x"))).warnings == chosen
 
 
 # The two readers
@@ -873,6 +883,25 @@ def test_parquet_texts_truth_values_and_dates() -> None:
     assert table.notes == ("categories flag (2), text (2), code (2)", "dates as seconds day, when, zone")
 
 
+@pytest.mark.parametrize(
+    ("kind", "seconds"),
+    [(pa.timestamp("s"), 1), (pa.timestamp("ms"), 1e-3), (pa.timestamp("us"), 1e-6), (pa.date32(), 86400)],
+    ids=str,
+)
+def test_parquet_dates_are_within_the_years_that_text_can_have(kind: pa.DataType, seconds: float) -> None:
+    first, last = (datetime(year, 1, 1, tzinfo=timezone.utc).timestamp() for year in (1, 9999))
+    cells_of_file = [round(first / seconds), round(last / seconds)]
+    integer = pa.int32() if kind == pa.date32() else pa.int64()
+    pa.feather.write_feather(pa.table({"t": pa.array(cells_of_file, integer).cast(kind), "y": [1.0, 2.0]}), "t.feather")
+    assert _values(read_arrow("t.feather", Y))["t"] == [first, last]
+    beyond = pa.array([0, cells_of_file[0] - 1 if kind == pa.date32() else -(2**62)], integer).cast(kind)
+    pa.feather.write_feather(pa.table({"t": beyond, "y": [1.0, 2.0]}), "t.feather")
+    assert _problems(lambda: read_arrow("t.feather", Y)) == (
+        "`data.features`: column 't' of 't.feather' has a date outside of the years 1 to 9999 in row 2; correct it, or add the "
+        "column to `data.drop`",
+    )
+
+
 def test_parquet_columns_of_other_types_are_refused() -> None:
     columns = {"list": pa.array([[1], [2]]), "record": pa.array([{"a": 1}, {"a": 2}]), "time": pa.array([1, 2], pa.time32("s")), "y": pa.array([1, 2])}  # fmt: skip
     assert _problems(lambda: _parquet(columns)) == tuple(
@@ -904,8 +933,7 @@ def test_parquet_values_that_are_not_finite_numbers_are_refused() -> None:
 def test_parquet_nulls_are_missing_values() -> None:
     (problem,) = _problems(lambda: _parquet({"x": pa.array([1, None, float("nan")]), "y": pa.array([1, 2, 3])}))
     assert problem == (
-        "`data.missing`: column 'x' of 'f.parquet' has 2 missing values (66.7%), in row 2, row 3; use data.missing=drop or "
-        "data.missing=mean"
+        "`data.missing`: column 'x' of 'f.parquet' has 2 missing values (66.7%), in row 2, row 3; use data.missing=mean"
     )
 
 
