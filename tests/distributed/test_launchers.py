@@ -17,7 +17,8 @@ from processes import Outcome
 
 import runner
 from runner import cli
-from runner.compute.processes import ProcessGroup, rendezvous, watchdog
+from runner.compute.processes import ProcessGroup, group, rendezvous, watchdog
+from runner.compute.processes.watchdog import FailureChannel
 from runner.runs.directory import RunDirectory
 
 SMALL = ("data=line", "device=cpu", "train.steps=2", "record.plots=false")
@@ -206,6 +207,32 @@ def test_a_process_that_is_killed_before_training_is_named(method: str, event: s
     assert user_errors(outcomes) == [[f"error: rank 1 {event} before training began; start again"], []]
     assert "Traceback" not in outcomes[0].printed
     assert not Path("run").exists()
+
+
+def test_a_process_that_is_slow_to_join_does_not_wait_for_the_store_of_a_killed_rank_0() -> None:
+    """All connections are open before rank 0 hears that everyone is here: one more could not be opened without it."""
+
+    def work(rank: int) -> None:
+        if rank == 0:
+            ProcessGroup.send_config = lambda *plan: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        else:
+            setattr(group, "FailureChannel", once_alone)  # noqa: B010
+        sys.exit(cli.main([*SMALL, "run_dir=run", "launch.timeout_seconds=3"]))
+
+    def once_alone(joined: rendezvous.Rendezvous) -> FailureChannel:
+        address = (joined.environment.address, joined.environment.port)
+
+        def listens() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(address) == 0
+
+        assert rendezvous.poll(lambda: not listens(), 20)
+        return FailureChannel(joined)
+
+    outcomes = processes.on(2, work)
+    assert [outcome.code for outcome in outcomes] == [-signal.SIGKILL, 1]
+    (line,) = errors(outcomes[1].printed)
+    assert line.startswith("error: the launcher or rank 0 exited")
 
 
 @pytest.mark.parametrize("method", ["send_config", "connect"])

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -191,9 +192,6 @@ class ClosedRendezvous:
 
     environment = read_environment(TORCHRUN)
 
-    def clone(self) -> ClosedRendezvous:
-        return self
-
     def has(self, *keys: str) -> bool:
         raise ProcessLost("the launcher or rank 0 exited")
 
@@ -204,7 +202,8 @@ class ClosedRendezvous:
 def test_without_the_store_a_process_stops_as_on_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The store closes some time before the launcher has ended as a process."""
     monkeypatch.setattr(watchdog, "GRACE_SECONDS", 60.0)
-    dog = watchdog.Watchdog(ClosedRendezvous())  # type: ignore[arg-type]
+    closed: Any = ClosedRendezvous()
+    dog = watchdog.Watchdog(closed, closed)
     dog.request = request = StopRequest()
     deadline = time.monotonic() + 20
     while request.signal_number is None:

@@ -69,8 +69,8 @@ class ProcessGroup:
     def attempt(self) -> Attempt:
         """Connections of this attempt; the first access joins the other processes and may raise what `join` raises."""
         if self._attempt is None:
-            rendezvous = join(self._environment)
-            self._attempt = Attempt(rendezvous, FailureChannel(rendezvous), Watchdog(rendezvous))
+            rendezvous, watched = join(self._environment)
+            self._attempt = Attempt(rendezvous, FailureChannel(rendezvous), Watchdog(rendezvous, watched))
         return self._attempt
 
     def __enter__(self) -> ProcessGroup:

@@ -82,11 +82,6 @@ class Rendezvous:
         """Return the text that this attempt or an earlier one stored, or None."""
         return self._persistent.get(key).decode() if self._persistent.check([key]) else None
 
-    @_store_errors()
-    def clone(self) -> Rendezvous:
-        """Return the same rendezvous over a connection of its own, for another thread."""
-        return Rendezvous(self.environment, self._persistent, self.store.clone())
-
     def wait_for(self, condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
         """Wait until the condition holds. Raises `RunFailed`, which starts with `otherwise`, after so many seconds."""
         if not poll(condition, seconds):
@@ -105,21 +100,26 @@ class Rendezvous:
             poll(lambda: self.store.add("left", 0) >= self.environment.size - 1, seconds)
 
 
-def join(environment: RankEnvironment) -> Rendezvous:
-    """Join the other processes of this attempt.
+@_store_errors()
+def join(environment: RankEnvironment) -> tuple[Rendezvous, Rendezvous]:
+    """Join the other processes of this attempt. Return the rendezvous over two connections, each for one thread.
 
-    Raises `RemoteRankError` when an earlier attempt has ended for good, and `RunFailed` when not all processes join.
+    Raises `RemoteRankError` when an earlier attempt has ended for good, `RunFailed` when not all processes join, and
+    `ProcessLost` when the store has closed.
     """
     import torch.distributed
 
     dist: Any = torch.distributed  # its stores come from C++ and have no types
     # A script may do several runs in sequence: the same number on every process is the same run.
     run = dist.PrefixStore(f"runner/{next(_RUNS)}", _open_store(environment))
+    # Once all processes are here, rank 0 may be lost with its store, and another connection would be tried for a minute.
+    connections = (run, run.clone())
     everyone = Rendezvous(environment, run, run)
     if code := int(everyone.get_persistent("ended") or 0):
         raise RemoteRankError("an earlier attempt has ended for good", code)
     token = _request_token(everyone) if environment.rank else _issue_token(everyone)
-    return Rendezvous(environment, run, dist.PrefixStore(token, run))
+    own, other = (Rendezvous(environment, store, dist.PrefixStore(token, store)) for store in connections)
+    return own, other
 
 
 def poll(condition: Callable[[], bool], seconds: float) -> bool:

@@ -110,15 +110,16 @@ class FailureChannel:
 class Watchdog:
     """Thread that ends this process when another one failed or the launcher exited, and the main thread is stuck.
 
-    `request` is the stop request to set when the launcher exits. `on_failure` receives the reason before the process ends.
+    `watched` is the same rendezvous over a connection of the thread's own. `request` is the stop request to set when the
+    launcher exits. `on_failure` receives the reason before the process ends.
     """
 
-    def __init__(self, rendezvous: Rendezvous) -> None:
+    def __init__(self, rendezvous: Rendezvous, watched: Rendezvous) -> None:
         self.request: StopRequest | None = None
         self.on_failure: Callable[[str], None] = lambda reason: None
         self._rendezvous, self._launcher = rendezvous, rendezvous.environment.launcher_pid
         self._left = threading.Event()
-        self._thread = threading.Thread(target=self._watch, args=(rendezvous.clone(),), daemon=True)
+        self._thread = threading.Thread(target=self._watch, args=(watched,), daemon=True)
         self._thread.start()
 
     def close(self) -> None:
