@@ -234,7 +234,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
     """
     from runner.compute.launch import launch
     from runner.compute.processes.notes import SWEEP_DIRECTORY
-    from runner.sweep.distributed import follow, release_followers
+    from runner.sweep.distributed import follow, leading
     from runner.sweep.manifest import record_failure
     from runner.sweep.run import audit_trials, launch_config, report_results, sweep
 
@@ -247,11 +247,9 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
     elif not _is_rank_zero():
         follow()
         return 0  # after another exit code, the launcher would end rank 0 before it has reported the error
-    try:
+    with leading():
         manifest = sweep(overrides, options.config_dir, ["python", "-m", "runner", *arguments])
         report_results(manifest)
-    finally:
-        release_followers()
     audit_trials(manifest)
     return 0 if manifest.values["status"] == "finished" else 1
 

@@ -141,15 +141,19 @@ def _wait_for_torch(faults: list[Fault], folder: Path, rows: Path | None) -> Non
     """Inject the faults after the runner has imported torch: it must set the environment before that."""
     from runner.compute.processes import ProcessGroup
 
-    real = ProcessGroup.connect
+    def injected(real: Callable[..., None]) -> Callable[..., None]:
+        """Return a method that begins training, with the faults injected first."""
 
-    def connect(self: ProcessGroup, kind: str, timeout_seconds: float) -> None:
-        inject(faults, folder)
-        if rows is not None:
-            note_rows(rows)
-        real(self, kind, timeout_seconds)
+        def begin(*arguments: Any) -> None:
+            inject(faults, folder)
+            if rows is not None:
+                note_rows(rows)
+            real(*arguments)
 
-    ProcessGroup.connect = connect  # type: ignore[method-assign]
+        return begin
+
+    for name in ("connect", "work_apart"):
+        setattr(ProcessGroup, name, injected(getattr(ProcessGroup, name)))
 
 
 if VARIABLE in os.environ and "RANK" in os.environ:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from processes import Outcome
 
 import runner
 from runner import cli
+from runner.compute.processes import watchdog
 from runner.training import report
 
 TRIALS = (
@@ -28,12 +31,27 @@ TRIALS = (
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 1.0)
     torch.optim.SGD([torch.zeros(1)])  # imports torch's compiler, once, before the processes are forked
 
 
 def run_command(size: int, arguments: Sequence[str]) -> list[Outcome]:
     """Run the command line on several processes and return their outcomes."""
     return processes.on(size, lambda rank: sys.exit(cli.main(arguments)))
+
+
+def signal_at(step: int | None, number: signal.Signals) -> None:
+    """Send this process a signal at a step of its training; never for None."""
+    from runner.training.objective import BatchObjective
+
+    real = BatchObjective.at
+
+    def at(self: BatchObjective, at_step: int) -> BatchObjective:
+        if at_step == step:
+            os.kill(os.getpid(), number)
+        return real(self, at_step)
+
+    setattr(BatchObjective, "at", at)  # noqa: B010
 
 
 def trial_results(directory: Path) -> list[tuple[str, Any, Any]]:
@@ -89,6 +107,64 @@ def test_a_bug_in_the_records_of_one_trial_ends_that_trial_alone(
     assert [member["state"] for member in members] == ["failed", "finished", "finished"]
     assert members[0]["reason"] == "TypeError: a mistake"
     assert 'raise TypeError("a mistake")' in Path("sweep/0/run.log").read_text()
+
+
+LONG = (
+    *TRIALS[:-4],
+    "train.steps=100000",
+    "train.batch_size=null",
+    "optimizer.lr=0.1,0.01,0.02,0.03",
+    "launch.timeout_seconds=3",
+)
+
+
+@pytest.mark.parametrize("receiver", [0, 1])
+def test_a_signal_to_one_process_stops_the_trials_of_all(receiver: int) -> None:
+    """Rank 0 writes that the sweep was interrupted, and no process waits for another."""
+
+    def work(rank: int) -> None:
+        signal_at(7 if rank == receiver else None, signal.SIGTERM)
+        sys.exit(cli.main(["-m", *LONG, "run_dir=sweep"]))
+
+    outcomes = processes.on(2, work, seconds=30)
+    assert [outcome.code for outcome in outcomes] == [143, 0], outcomes
+    assert "the state is saved (SIGTERM)" in outcomes[0].printed
+    assert "Traceback" not in outcomes[0].printed + outcomes[1].printed
+    manifest = json.loads(Path("sweep/sweep.json").read_text())
+    assert (manifest["status"], [m["state"] for m in manifest["members"]]) == ("interrupted", ["interrupted"] * 4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_process_that_does_not_answer_ends_the_sweep_with_its_name(number: signal.Signals) -> None:
+    """The other one ends its own trials first. Without a launcher nothing else tells it that a process was killed."""
+    short = [word.replace("100000", "200") for word in LONG]
+
+    def work(rank: int) -> None:
+        signal_at(7 if rank == 1 else None, number)
+        Path(f"{rank}.pid").write_text(str(os.getpid()))
+        code = cli.main(["-m", *short, "run_dir=sweep"])
+        if number == signal.SIGSTOP:
+            os.kill(int(Path("1.pid").read_text()), signal.SIGKILL)
+        sys.exit(code)
+
+    outcomes = processes.on(2, work)
+    assert [outcome.code for outcome in outcomes] == [1, -signal.SIGKILL], outcomes
+    assert errors(outcomes[0].printed) == ["error: rank 1 did not answer within 3 seconds; continue with resume=…"]
+    manifest = json.loads(Path("sweep/sweep.json").read_text())
+    assert (manifest["status"], [m["state"] for m in manifest["members"][::2]]) == ("failed", ["finished"] * 2)
+
+
+def test_after_a_signal_no_process_waits_for_one_that_was_killed() -> None:
+    """A launcher sends SIGTERM to the others when one was killed, and reports that one itself."""
+
+    def work(rank: int) -> None:
+        signal_at(7, signal.SIGKILL if rank else signal.SIGTERM)
+        sys.exit(cli.main(["-m", *LONG, "launch.timeout_seconds=600", "run_dir=sweep"]))
+
+    outcomes = processes.on(2, work, seconds=30)
+    assert [outcome.code for outcome in outcomes] == [143, -signal.SIGKILL]
+    assert "the state is saved (SIGTERM)" in outcomes[0].printed
+    assert json.loads(Path("sweep/sweep.json").read_text())["status"] == "interrupted"
 
 
 def test_an_invalid_trial_is_reported_once_and_nothing_is_left() -> None:

@@ -24,7 +24,7 @@ _WORK = "runner: abandoned unless it ends"
 
 
 class StopRequest:
-    """Handler of both signals while entered. `signal_number` is the signal that was received, or None.
+    """Handler of both signals while entered. `signal_number` is the signal that was received first, or None.
 
     Python delivers signals to the main thread only; entered in another thread, it catches none.
     """
@@ -32,6 +32,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._previous: dict[int, Any] = {}
+        self._handled = False
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -51,10 +52,15 @@ class StopRequest:
         """Return the signal that this process received, or None; the step does not matter."""
         return self.signal_number
 
+    def request(self, number: int) -> None:
+        """Request a stop as if this process had received a signal. It does not count as the first of two."""
+        self.signal_number = self.signal_number or number
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number is not None:
+        if self._handled:
             raise ForcedStop(number, "stopped at once by a second signal; the last checkpoint is intact")
-        self.signal_number = number
+        self._handled = True
+        self.request(number)
 
 
 class Abandoned(Exception):

@@ -7,7 +7,9 @@ together, one trial after another.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from runner.compute import processes as worlds
 from runner.compute.signals import StopRequest
 from runner.config.compose import Composed, check
 from runner.config.schema import plain
-from runner.errors import ProcessLost
+from runner.errors import ForcedStop, Interrupted, ProcessLost, RunFailed, RunnerError
 from runner.sweep.reporter import SilentReporter, SweepReporter, TrialResult, Watch
 from runner.sweep.trials import Trial, by_program
 from runner.training.failures import as_run_failed
@@ -23,8 +25,48 @@ from runner.training.failures import as_run_failed
 if TYPE_CHECKING:
     from runner.compute.processes import World
 
-SHARE_TIMEOUT_SECONDS = 30 * 86_400.0
-"""Longest wait for the share of another process. Its work may be long; its end is noticed at once."""
+_world: ContextVar[World] = ContextVar("_world")
+"""The processes that train the trials of the sweep; without a value it is this one."""
+
+
+@contextmanager
+def leading() -> Iterator[None]:
+    """Lead the other processes of the launcher: `train` shares trials with them, and at the end they return from `follow`."""
+    error: Exception | None = None
+    with worlds.find(os.environ) as world:
+        led = _world.set(world)
+        try:
+            yield
+        except ForcedStop:
+            raise
+        except Exception as caught:  # how a sweep ends is no failure of the processes
+            error = caught
+        finally:
+            _world.reset(led)
+        # A signal before the processes have met ends each of them by itself.
+        if world.met or not isinstance(error, Interrupted):
+            with suppress(RunFailed):  # nobody is left to follow
+                world.send_config({"trials": None})
+    if error is not None:
+        raise error
+
+
+def follow() -> None:
+    """Train shares of trials as rank 0 requests, until it ends the sweep. For all processes but rank 0."""
+    with worlds.find(os.environ) as world:
+        plan = world.receive_config()
+        with StopRequest() as stop:
+            while plan["trials"] is not None:
+                trials = [
+                    Trial(t["number"], tuple(t["overrides"]), check(t["config"]), t["values"]) for t in plan["trials"]
+                ]
+                try:
+                    _train_together_or_apart(world, trials, plan["command"], SilentReporter(), None)
+                except RunnerError as error:
+                    if isinstance(error, ForcedStop) or error.exit_code < 128:
+                        raise
+                    stop.request(error.exit_code - 128)  # rank 0 ends the sweep
+                plan = world.receive_config(stop)
 
 
 def train(trials: Sequence[Trial], command: Sequence[str], reporter: SweepReporter, watch: Watch | None) -> None:
@@ -32,52 +74,32 @@ def train(trials: Sequence[Trial], command: Sequence[str], reporter: SweepReport
 
     Raises `ConfigError` before any trial starts, and `Interrupted` after a signal.
     """
-    if not worlds.launched(os.environ):
-        _train_vmapped(worlds.SingleProcess(), trials, command, reporter, watch)
-        return
-    plan = {
-        "command": list(command),
-        "trials": [
+    world = _world.get(worlds.SingleProcess())
+    if world.size > 1:
+        plans = [
             {"number": t.number, "overrides": list(t.overrides), "config": plain(t.config), "values": dict(t.values)}
             for t in trials
-        ],
-    }
-    with worlds.find(os.environ) as world:
-        world.send_config(plan)
-        _train_share(world, trials, command, reporter)
-    _train_on_all_processes(trials, command, reporter)
+        ]
+        world.send_config({"command": list(command), "trials": plans})
+    _train_together_or_apart(world, trials, command, reporter, watch)
 
 
-def follow() -> None:
-    """Train shares of trials as rank 0 requests, until it ends the sweep. For all processes but rank 0."""
-    while True:
-        with worlds.find(os.environ) as world:
-            plan = world.receive_config()
-            if plan["trials"] is None:
-                return
-            trials = [
-                Trial(t["number"], tuple(t["overrides"]), check(t["config"]), t["values"]) for t in plan["trials"]
-            ]
-            _train_share(world, trials, plan["command"], SilentReporter())
-        _train_on_all_processes(trials, plan["command"], SilentReporter())
+def _train_together_or_apart(
+    world: World, trials: Sequence[Trial], command: Sequence[str], reporter: SweepReporter, watch: Watch | None
+) -> None:
+    """Train this process's share of every program, then the trials whose strategy spreads each of them over all processes.
 
-
-def release_followers() -> None:
-    """Let the other processes return from `follow`: the sweep has ended."""
-    if worlds.launched(os.environ):
-        with worlds.find(os.environ) as world:
-            world.send_config({"trials": None})
-
-
-def _train_share(world: World, trials: Sequence[Trial], command: Sequence[str], reporter: SweepReporter) -> None:
-    """Train this process's share of every program. Shares of one program differ by at most one trial."""
-    shared = [trial for trial in trials if trial.config.strategy.name == "auto"]
-    if not shared:
-        return
-    world.connect("cpu", SHARE_TIMEOUT_SECONDS)
-    share = [trial for group in by_program(shared) for trial in group[world.rank :: world.size]]
-    _train_vmapped(world, share, command, reporter, None)
-    world.any(False)  # a barrier
+    Shares of one program differ by at most one trial.
+    """
+    apart = [trial for trial in trials if world.size == 1 or trial.config.strategy.name == "auto"]
+    together = [trial for trial in trials if world.size > 1 and trial.config.strategy.name != "auto"]
+    if apart:
+        share = [trial for group in by_program(apart) for trial in group[world.rank :: world.size]]
+        world.work_apart(
+            lambda stop: _train_vmapped(world, share, command, reporter, watch=watch, stop=stop),
+            max(trial.config.launch.timeout_seconds for trial in apart),
+        )
+    _train_on_all_processes(together, command, reporter)
 
 
 def _train_vmapped(
@@ -85,7 +107,9 @@ def _train_vmapped(
     trials: Sequence[Trial],
     command: Sequence[str],
     reporter: SweepReporter,
+    *,
     watch: Watch | None,
+    stop: StopRequest,
 ) -> None:
     from runner.compute.devices import set_up_device
     from runner.sweep.trial_batches import free_bytes
@@ -101,8 +125,7 @@ def _train_vmapped(
         def memory(kind: str = choice.kind, budget: float | None = budget) -> float:
             return free_bytes(kind) if budget is None else budget * 2**30
 
-        with StopRequest() as stop:
-            VmappedTrials(choice, stop, command, reporter, memory, watch).run(group)
+        VmappedTrials(choice, stop, command, reporter, memory, watch).run(group)
 
 
 def _by_device(trials: Sequence[Trial]) -> list[list[Trial]]:
@@ -115,12 +138,11 @@ def _by_device(trials: Sequence[Trial]) -> list[list[Trial]]:
 def _train_on_all_processes(trials: Sequence[Trial], command: Sequence[str], reporter: SweepReporter) -> None:
     """Train the trials whose strategy spreads each of them over all processes."""
     for trial in trials:
-        if trial.config.strategy.name != "auto":
-            reporter.began([trial.number])
-            result = _train_together(trial, command)
-            reporter.ended({trial.number: result})
-            if result.state == "interrupted" and result.error is not None:
-                raise result.error
+        reporter.began([trial.number])
+        result = _train_together(trial, command)
+        reporter.ended({trial.number: result})
+        if result.state == "interrupted" and result.error is not None:
+            raise result.error
 
 
 def _train_together(trial: Trial, command: Sequence[str]) -> TrialResult:

@@ -192,7 +192,7 @@ class ClosedRendezvous:
 
     environment = read_environment(TORCHRUN)
 
-    def has(self, *keys: str) -> bool:
+    def publish(self, key: str, text: str) -> None:
         raise ProcessLost("the launcher or rank 0 exited")
 
     def leave(self, seconds: float) -> None:

@@ -44,6 +44,10 @@ class World(Protocol):
     exit_code: int
     """Exit code of a run that ends without an error: rank 0 sets it, and the others have it once they have left."""
 
+    @property
+    def met(self) -> bool:
+        """Whether this process has met the others, at the first communication."""
+
     def __enter__(self) -> World:
         """Return the world itself; the processes meet at the first communication."""
 
@@ -55,11 +59,22 @@ class World(Protocol):
     def send_config(self, plan: dict[str, Any]) -> None:
         """Send a JSON-compatible plan from rank 0 to the other processes; works before `connect`."""
 
-    def receive_config(self) -> dict[str, Any]:
-        """Return the plan that rank 0 sent. Raises `RemoteRankError` when rank 0 failed instead."""
+    def receive_config(self, stop: StopRequest | None = None) -> dict[str, Any]:
+        """Return the next plan that rank 0 sent.
+
+        `stop` catches signals meanwhile: after one, rank 0 is not waited for where it does not answer. Raises
+        `RemoteRankError` when rank 0 failed instead, and `ProcessLost` when it does not answer.
+        """
 
     def connect(self, kind: str, timeout_seconds: float) -> None:
         """Prepare collectives for tensors on devices of this kind. Raises `ConfigError` for a kind without a backend."""
+
+    def work_apart(self, work: Callable[[StopRequest], None], timeout_seconds: float) -> None:
+        """Run `work`, without communication, on every process, and wait until all have ended it; works before `connect`.
+
+        A signal to one process stops the work of all. Raises `Interrupted` on all of them then, and `ProcessLost` when a process
+        has not answered for so many seconds, however long its work takes.
+        """
 
     def run_on_all_ranks(self, work: Callable[[], tuple[T, dict[str, str]]]) -> T:
         """Run `work` on every process and return its result.
@@ -105,6 +120,7 @@ class SingleProcess:
     local_rank = 0
     local_size = 1
     exit_code = 0
+    met = True
     previous_run_dir: str | None = None
 
     def __enter__(self) -> SingleProcess:
@@ -118,12 +134,17 @@ class SingleProcess:
     def send_config(self, plan: dict[str, Any]) -> None:
         """Do nothing: there is no other process."""
 
-    def receive_config(self) -> dict[str, Any]:
+    def receive_config(self, stop: StopRequest | None = None) -> dict[str, Any]:
         """Raise `AssertionError`: there is no other process."""
         raise AssertionError("a single process has no other process to receive from")
 
     def connect(self, kind: str, timeout_seconds: float) -> None:
         """Do nothing: one process needs no collectives."""
+
+    def work_apart(self, work: Callable[[StopRequest], None], timeout_seconds: float) -> None:
+        """Run `work` with the signals of this process."""
+        with StopRequest() as stop:
+            work(stop)
 
     def run_on_all_ranks(self, work: Callable[[], tuple[T, dict[str, str]]]) -> T:
         """Return the result of `work` on this process; errors pass through unchanged."""

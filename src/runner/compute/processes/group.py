@@ -58,6 +58,7 @@ class ProcessGroup:
         self._environment = environment
         self._attempt: Attempt | None = None
         self._timeout = JOIN_SECONDS
+        self._plans = self._works = 0  # so far
         self._connected = False
         self._shared_error: InputError | None = None  # one that all processes have
         # The workers report an error of the store themselves; torch would with a page of C++ frames.
@@ -72,6 +73,11 @@ class ProcessGroup:
             rendezvous, watched = join(self._environment)
             self._attempt = Attempt(rendezvous, FailureChannel(rendezvous), Watchdog(rendezvous, watched))
         return self._attempt
+
+    @property
+    def met(self) -> bool:
+        """Whether this process has joined the others."""
+        return self._attempt is not None
 
     def __enter__(self) -> ProcessGroup:
         return self
@@ -159,12 +165,39 @@ class ProcessGroup:
 
     def send_config(self, plan: dict[str, Any]) -> None:
         """Publish the plan as JSON in the store."""
-        self.attempt.rendezvous.publish("plan", json.dumps(plan))
+        self._plans += 1
+        self.attempt.rendezvous.publish(f"plan/{self._plans}", json.dumps(plan))
 
-    def receive_config(self) -> dict[str, Any]:
-        """Wait for the plan in the store for at most `JOIN_SECONDS`."""
-        plan: dict[str, Any] = json.loads(self.attempt.failures.wait_for("plan", JOIN_SECONDS))
+    def receive_config(self, stop: StopRequest | None = None) -> dict[str, Any]:
+        """Wait for the next plan in the store while rank 0 is alive."""
+        self._plans += 1
+        try:
+            texts = self.attempt.failures.wait_while_alive({0: f"plan/{self._plans}"}, self._timeout, stop)
+        except Interrupted as stopped:  # rank 0 or the launcher reports it
+            raise RemoteRankError(str(stopped), stopped.exit_code) from None
+        plan: dict[str, Any] = json.loads(texts[0])
         return plan
+
+    def work_apart(self, work: Callable[[StopRequest], None], timeout_seconds: float) -> None:
+        """Publish in the store that the work has ended, and wait for the others while they are alive."""
+        self._timeout, self._works = timeout_seconds, self._works + 1
+        stopped: Interrupted | None = None
+        with StopRequest() as stop:
+            self.attempt.watchdog.request = stop
+            try:
+                work(stop)
+            except ForcedStop:
+                raise
+            except Interrupted as error:
+                stopped = error
+            keys = {rank: f"worked/{self._works}/{rank}" for rank in range(self.size)}
+            self.attempt.rendezvous.publish(keys[self.rank], str(stop.signal_number or 0))
+            try:
+                signals = self.attempt.failures.wait_while_alive(keys, timeout_seconds, stop).values()
+            except Interrupted as error:
+                raise stopped or error from None
+        if number := max(map(int, signals)):
+            raise stopped or Interrupted(number, "stopped; what was saved is kept")
 
     def store_run_dir(self, run_dir: str) -> None:
         """Store the run directory under a key that later attempts read."""

@@ -8,13 +8,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 from runner.compute.processes.environment import format_ranks
 from runner.compute.processes.notes import REASON
 from runner.compute.processes.rendezvous import Rendezvous, poll
 from runner.compute.signals import StopRequest
-from runner.errors import ProcessLost, RemoteRankError, RunnerError
+from runner.errors import Interrupted, ProcessLost, RemoteRankError, RunnerError
 
 WATCH_SECONDS = 0.25
 """Time between two checks for a failure report."""
@@ -34,15 +35,13 @@ LOST_MESSAGES = (
 """Parts of the message of a collective that failed because another process did not take part."""
 
 
-ALIVE_QUERY = "alive query"
-"""Key that asks every watchdog to report that its process is alive."""
-
-
 class FailureChannel:
-    """Report of the failure that ends an attempt. The first report counts."""
+    """What the processes tell each other about failures: the first report ends the attempt, and watchdogs say who is alive."""
 
     def __init__(self, rendezvous: Rendezvous) -> None:
         self._rendezvous = rendezvous
+        self._heard: Mapping[int, str] = {}
+        self._silence: dict[int, float] = defaultdict(float)  # seconds
 
     def report(self, text: str, code: int) -> bool:
         """Report a failure of this process with its exit code. Return False when another process reported one before."""
@@ -63,6 +62,35 @@ class FailureChannel:
 
         self._rendezvous.wait_for(available, seconds, "rank 0 did not answer")
         return self._rendezvous.get(key)
+
+    def wait_while_alive(self, keys: Mapping[int, str], seconds: float, stop: StopRequest | None) -> dict[int, str]:
+        """Return the text of a key for each rank; waits however long for a process that is alive.
+
+        A process whose watchdog has been silent for so many seconds is lost. Raises `ProcessLost` then, `RemoteRankError` when
+        the run fails first, and `Interrupted` when a watchdog has been silent for `GRACE_SECONDS` after a signal.
+        """
+        while not poll(lambda: self._rendezvous.has(*keys.values()), WATCH_SECONDS):
+            failure = self.received()
+            if failure is not None:
+                raise failure
+            self._listen()
+            signal_number = None if stop is None else stop.signal_number
+            limit = seconds if signal_number is None else min(seconds, GRACE_SECONDS)
+            silent = [rank for rank in keys if self._silence[rank] >= limit and not self._rendezvous.has(keys[rank])]
+            if silent and signal_number is not None:  # the launcher ends this process as well
+                raise Interrupted(signal_number, "stopped; what was saved is kept")
+            if silent:
+                text = f"{format_ranks(silent)} did not answer within {limit:g} seconds; continue with resume=…"
+                self._rendezvous.environment.notes.write(REASON, text)
+                raise ProcessLost(text) if self.report(text, 1) else self._read()
+        return {rank: self._rendezvous.get(key) for rank, key in keys.items()}
+
+    def _listen(self) -> None:
+        """Add a check to the silence of each watchdog that has not beaten since the last one."""
+        # Counted in checks, so that it does not grow while this process is stopped itself.
+        before, self._heard = self._heard, self._beats()
+        for rank, beat in self._heard.items():
+            self._silence[rank] = self._silence[rank] + WATCH_SECONDS if beat == before.get(rank) else 0.0
 
     def diagnose(self, error: BaseException, step: int | None, timeout_seconds: float) -> RunnerError:
         """Return an error that names the process which missed a failed collective, and report it.
@@ -92,15 +120,18 @@ class FailureChannel:
         """
         # The first process to give up closes its connections, so the others see a closed connection and no timeout.
         # A process that waits for one like this, not for the lost one, is stuck until this one ends: only its watchdog answers.
-        rendezvous, ranks = self._rendezvous, range(self._rendezvous.environment.size)
-        alive, failed = ([f"{name}/{rank}" for rank in ranks] for name in ("alive", "failed"))
-        for key in (ALIVE_QUERY, alive[rendezvous.environment.rank]):
-            rendezvous.publish(key, "")
+        rendezvous, before = self._rendezvous, self._beats()
+        failed = {rank: f"failed/{rank}" for rank in before}
         rendezvous.publish(failed[rendezvous.environment.rank], "late" if late else "lost")
-        poll(lambda: rendezvous.has("failure") or rendezvous.has(*failed), GRACE_SECONDS / 2)
-        dead = [rank for rank in ranks if not rendezvous.has(alive[rank])]
-        causes = {rank: rendezvous.get(failed[rank]) for rank in ranks if rendezvous.has(failed[rank])}
-        return dead or [rank for rank in ranks if rank not in causes], "late" in causes.values()
+        poll(lambda: rendezvous.has("failure") or rendezvous.has(*failed.values()), GRACE_SECONDS / 2)
+        causes = {rank: rendezvous.get(key) for rank, key in failed.items() if rendezvous.has(key)}
+        missing, beats = [rank for rank in failed if rank not in causes], self._beats()
+        return [rank for rank in missing if beats[rank] == before[rank]] or missing, "late" in causes.values()
+
+    def _beats(self) -> dict[int, str]:
+        """Return the newest beat of every watchdog by rank, and an empty text for one that has not begun."""
+        keys = {rank: f"beat/{rank}" for rank in range(self._rendezvous.environment.size)}
+        return {rank: self._rendezvous.get(key) if self._rendezvous.has(key) else "" for rank, key in keys.items()}
 
     def _read(self) -> RemoteRankError:
         failure = json.loads(self._rendezvous.get("failure"))
@@ -110,8 +141,9 @@ class FailureChannel:
 class Watchdog:
     """Thread that ends this process when another one failed or the launcher exited, and the main thread is stuck.
 
-    `watched` is the same rendezvous over a connection of the thread's own. `request` is the stop request to set when the
-    launcher exits. `on_failure` receives the reason before the process ends.
+    It also tells the others that this process is alive. `watched` is the same rendezvous over a connection of the thread's own.
+    `request` is the stop request to set when the launcher exits or another process has received a signal. `on_failure` receives
+    the reason before the process ends.
     """
 
     def __init__(self, rendezvous: Rendezvous, watched: Rendezvous) -> None:
@@ -132,13 +164,15 @@ class Watchdog:
 
     def _watch(self, rendezvous: Rendezvous) -> None:
         failures = FailureChannel(rendezvous)
+        beat = 0
         while not self._left.wait(WATCH_SECONDS):
             failure: RunnerError | None
+            beat += 1
             try:
                 if self._launcher is not None and os.getppid() != self._launcher:
                     raise ProcessLost("the launcher exited")
-                if rendezvous.has(ALIVE_QUERY):
-                    rendezvous.publish(f"alive/{rendezvous.environment.rank}", "")
+                rendezvous.publish(f"beat/{rendezvous.environment.rank}", str(beat))
+                self._share_signal(rendezvous)
                 failure = failures.received()
             except ProcessLost as closed:
                 self._request_stop()
@@ -148,10 +182,19 @@ class Watchdog:
                     rendezvous.leave(0.0)
                 self._exit(str(failure), failure.exit_code)
 
+    def _share_signal(self, rendezvous: Rendezvous) -> None:
+        """Tell the other processes of a signal to this one, or request a stop because of a signal to another one."""
+        if self.request is None:
+            return
+        if self.request.signal_number is not None:
+            rendezvous.publish("signal", str(self.request.signal_number))
+        elif rendezvous.has("signal"):
+            self.request.request(int(rendezvous.get("signal")))
+
     def _request_stop(self) -> None:
         """Request a stop as SIGTERM does: without their launcher the processes may still be able to save."""
         if self.request is not None:
-            self.request.signal_number = self.request.signal_number or signal.SIGTERM
+            self.request.request(signal.SIGTERM)
 
     def _exit(self, reason: str, code: int) -> None:
         """Report the reason and end the process without unwinding its main thread."""
