@@ -134,6 +134,14 @@ def test_nothing_is_written_where_a_link_leads(kind: str, name: str, refused: Re
     assert Path("x/run.json").read_bytes() == record
 
 
+@pytest.mark.parametrize("name", ["run.log", "metrics.jsonl", "residuals.csv", "preprocessing.json", "events"])
+def test_a_folder_in_the_place_of_a_file_is_refused(name: str, refused: Refused) -> None:
+    path = next(Path("x").glob("events*")) if name == "events" else Path("x", name)
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    assert refused(*RESUME) == [f"{path} must be a regular file, got a folder; remove it"]
+
+
 def append(path: Path, held: bool) -> None:
     file = Appended(path, held=held)
     file.write(b"line\n")

@@ -25,6 +25,9 @@ FILES = {
 }  # fmt: skip
 """Names of files, which are no folders, of a run or a sweep."""
 
+EVENTS = "events.out.tfevents."
+"""Start of the names of TensorBoard's event files, which are no folders either."""
+
 
 def now() -> str:
     """Return the time in UTC as ISO 8601."""
@@ -165,10 +168,11 @@ def _refuse_taken(path: Path) -> None:
 def refuse_odd_files(path: Path) -> None:
     """Raise `CheckpointError` for links and special files in a folder: what a run writes would go wherever they lead."""
     kinds = {name: kind_of(path / name) for name in sorted(os.listdir(path))}
-    odd = {name: kind for name, kind in kinds.items() if kind is not None and (kind != "a folder" or name in FILES)}
+    files = {name for name in kinds if name in FILES or name.startswith(EVENTS)}
+    odd = {name: kind for name, kind in kinds.items() if kind is not None and (kind != "a folder" or name in files)}
     if odd:
         raise CheckpointError(
-            f"{path / name} must be a regular file{'' if name in FILES else ' or a folder'}, got {kind}; remove it"
+            f"{path / name} must be a regular file{'' if name in files else ' or a folder'}, got {kind}; remove it"
             for name, kind in odd.items()
         )
 

@@ -20,13 +20,13 @@ from typing import Any
 from runner.config import schema as c
 from runner.config.files import MIB, open_to_read
 from runner.runs.atomic import Appended, as_yaml, write_atomic
+from runner.runs.directory import EVENTS
 from runner.runs.sinks.base import Row
 from runner.runs.sinks.crc32c import masked_crc32c
 
 MAX_RECORD_BYTES = 64 * MIB
 """Longest record of an event file. Records are read one at a time: a file may have any number of them."""
 
-_PREFIX = "events.out.tfevents."
 _HPARAMS = "_hparams_/"
 """Start of the tags of the plugin for hyperparameters."""
 
@@ -55,7 +55,7 @@ class TensorBoard:
     def open(self, first_step: int) -> None:
         """Drop events of earlier attempts: rows from `first_step` on, and what is not of rows. A file begins with `start`."""
         self._first_step = first_step
-        self._earlier = sorted(self._directory.glob(_PREFIX + "*"))
+        self._earlier = sorted(self._directory.glob(EVENTS + "*"))
         starts = [_drop(file, first_step) for file in self._earlier]
         self._config_step = min([step for step in starts if step is not None], default=first_step)
 
@@ -127,9 +127,9 @@ class TensorBoard:
 def _file_name(earlier: Sequence[Path]) -> str:
     """Return a name that sorts after those of earlier attempts: TensorBoard reads files in this order."""
     # The clock does not ensure it: two attempts may start in the same second, or on two machines.
-    starts = (file.name.removeprefix(_PREFIX).partition(".")[0] for file in earlier)
+    starts = (file.name.removeprefix(EVENTS).partition(".")[0] for file in earlier)
     times = [int(start) for start in starts if re.fullmatch(r"[0-9]{1,10}", start)]
-    return f"{_PREFIX}{max([int(time.time()), *(t + 1 for t in times)]):010d}.{socket.gethostname()}.{os.getpid()}"
+    return f"{EVENTS}{max([int(time.time()), *(t + 1 for t in times)]):010d}.{socket.gethostname()}.{os.getpid()}"
 
 
 def _drop(file: Path, first_step: int) -> int | None:
