@@ -17,7 +17,7 @@ ALL = {problem.name: problem for problem in problems()}
 
 def test_the_command_of_the_readme_needs_no_other_path(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "experiments/fits/fits.py"
-    command = [sys.executable, script, "--help"]
+    command = [sys.executable, str(script), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
