@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,13 @@ from mpmath import mp
 from problems import DISTANCES, problems
 
 ALL = {problem.name: problem for problem in problems()}
+
+
+def test_the_command_of_the_readme_needs_no_other_path(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "experiments/fits/fits.py"
+    command = [sys.executable, str(script), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_there_are_enough_problems_and_each_has_three_starts() -> None:

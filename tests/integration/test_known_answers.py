@@ -541,3 +541,30 @@ def test_rates_that_are_too_high_are_in_the_log_of_each_run() -> None:
     logs = [(directory / str(number) / "run.log").read_text() for number in range(2)]
     assert [bool(re.search("note: lr is above the stability limit", log)) for log in logs] == [False, True]
     assert math.isfinite(read_json(directory / "1" / "summary.json")["optimum"]["largest_stable_lr"])
+
+
+@pytest.mark.parametrize("optimizer", ["lstsq", "lm"])
+def test_a_fit_that_rounding_spoils_has_not_converged(optimizer: str) -> None:
+    """Powers of a year cancel to 1e-7 of themselves, which float32 does not resolve."""
+    year = np.arange(1990.0, 2021.0)
+    y = 5 + 0.2 * (year - 2000) - 0.01 * (year - 2000) ** 2 + 1e-3 * (year - 2000) ** 3
+    y += np.random.default_rng(7).normal(0, 0.1, len(year))
+    Path("years.csv").write_text(
+        "year,y\n" + "".join(f"{a!r},{b!r}\n" for a, b in zip(year.tolist(), y.tolist(), strict=True))
+    )
+    cubic = [
+        "data=csv",
+        "data.path=years.csv",
+        "data.target=y",
+        "model=polynomial",
+        "model.degree=3",
+        f"optimizer={optimizer}",
+    ]
+    spoilt, whole, scaled = (run(*cubic, *more).summary for more in (["dtype=float32"], ["dtype=float64"], ["dtype=float32", "data.standardize=true"]))  # fmt: skip
+    polynomial = np.polynomial.Polynomial.fit(year, y, 3)
+    deviation = math.sqrt(sum((y - polynomial(year)) ** 2) / 27)
+    for summary in (whole, scaled):
+        assert summary["converged"] is True
+        assert summary["residual_standard_deviation"] == pytest.approx(deviation, rel=1e-6)  # of float32
+    assert (spoilt["converged"], "standard_errors" in spoilt) == (False, False)
+    assert spoilt["not_converged_because"].endswith("; use data.standardize=true or use dtype=float64")

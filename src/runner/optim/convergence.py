@@ -5,6 +5,7 @@ Every tensor has a leading lane axis; a single run is one lane.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,12 @@ CONVERGED = 1e-6
 The relative offset is the length of the residuals' projection on the column space of the Jacobian, over the length of the
 residuals: Bates and Watts, "A Relative Offset Orthogonality Convergence Criterion for Nonlinear Least Squares", Technometrics
 23 (1981). Parameters then differ from the optimum by about this fraction of their standard errors.
+"""
+
+BLURRED = 0.1
+"""Largest relative offset of a converged fit that rounding explains.
+
+Parameters then differ from the optimum by a tenth of their standard errors, and the loss by one per cent.
 """
 
 DRAWS = 8
@@ -69,7 +76,9 @@ class Verdict:
         threshold = f"(relative offset {self.offset:.1g}, threshold {CONVERGED:g})"
         if settled:
             remedies = ["use data.standardize=true"] if self.config.may_standardize else []
-            remedies += [] if self.config.optimizer.linear_only else [start]
+            remedies += (
+                [] if self.linear or self.config.optimizer.linear_only else [start]
+            )  # such a model has one minimum
             wider = constraints.advised(self.config, "dtype", "float64") if self.config.dtype == "float32" else None
             remedies += [f"use {wider}"] if wider else []
             advice = f"; {_alternatives(remedies)}" if remedies else ""
@@ -99,7 +108,7 @@ class Evidence:
     length: Tensor
     """Lengths [lanes] of the residuals."""
     rounding: Tensor
-    """Offset [lanes] that rounding may leave."""
+    """Offset [lanes] that rounding may leave in a converged fit, by `rounding_left`."""
     finite: Sequence[bool]
     """Whether all residuals and derivatives of each fit are finite."""
     names: Sequence[Sequence[str]]
@@ -135,6 +144,15 @@ def judge(evidence: Evidence, configs: Sequence[c.Config]) -> list[Verdict]:
         linear = bool(offset) and evidence.linear()
         verdicts.append(Verdict(config, cause, offset, linear, undetermined))
     return verdicts
+
+
+def rounding_left(rounding: Tensor, eps: float, length: Tensor, target: Tensor) -> Tensor:
+    """Return the offset [lanes] that rounding may leave in a converged fit; lengths of residuals and targets are [lanes].
+
+    Terms that nearly cancel, such as powers of a year, may leave rounding as large as the residuals. They are then not those
+    of the optimum, unless they are negligible beside the target, as in an exact fit.
+    """
+    return torch.minimum(rounding, torch.maximum(BLURRED * length, math.sqrt(eps) * target))
 
 
 def other_values(fitted: Tensor) -> Tensor:

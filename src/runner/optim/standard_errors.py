@@ -32,7 +32,7 @@ from runner.compute.precision import DTYPES, widest
 from runner.config import schema as c
 from runner.optim import factors
 from runner.optim.base import Differentiable
-from runner.optim.convergence import CONVERGED, NOT_FINITE, Evidence, Verdict, judge, other_values
+from runner.optim.convergence import CONVERGED, NOT_FINITE, Evidence, Verdict, judge, other_values, rounding_left
 from runner.optim.covariance import MOST_PARAMETERS, Covariance, rows_by_name
 from runner.optim.linearised import Linearised, lengths
 from runner.optim.optimum import MOST_NUMBERS, MOST_WORK, work
@@ -215,7 +215,8 @@ def _infer_lanes(
     objective = penalised(factor[:, :, : numbers + 1], flat, decay, rows.residuals)
     # Parameters and predictions are rounded to the run's dtype, which may leave an offset of this length.
     columns, eps = lengths(objective[:, :numbers, :numbers]), torch.finfo(DTYPES[fits[0].config.dtype]).eps
-    rounding = 4 * eps * (factor[:, :, numbers + 1].norm(dim=1) + (columns * flat.abs()).sum(1))
+    length, target = (factor[:, :, column].norm(dim=1) for column in (numbers, numbers + 1))
+    rounding = 4 * eps * (target + (columns * flat.abs()).sum(1))
     bounds = _bounds(fits[0].config, parameters).to(flat)
     gradient = (objective[:, :, :numbers].mT @ objective[:, :, numbers:]).squeeze(2)
     # The sign of rounding is no reason to hold a parameter at its bound.
@@ -229,8 +230,8 @@ def _infer_lanes(
 
     evidence = Evidence(
         problem=problem,
-        length=factor[:, :, numbers].norm(dim=1),
-        rounding=rounding,
+        length=length,
+        rounding=rounding_left(rounding, eps, length, target),
         finite=finite,
         names=[fit.names for fit in fits],
         unscaling=lambda lane: model.unscaling(fits[lane].scaling),
@@ -278,6 +279,7 @@ def _judge_lanes(
     bounds = _bounds(fits[0].config, parameters).to(flat)
     at_bounds = torch.logical_or(*bounds.reached(flat))
     largest = found.cosines.masked_fill(bounds.active(flat, found.cosines), 0.0).abs().amax(1)
+    rounding = rounding_left(rounding, eps, found.residuals, found.target)
     near = (largest * found.residuals <= CONVERGED * found.residuals + rounding).tolist()
     of_targets = factors.residuals(model, parameters, rows).norm(dim=1)
     for lane, (fit, cosine, used) in enumerate(

@@ -302,7 +302,7 @@ def test_a_fit_that_has_stopped_short_of_a_minimum_is_advised_to_start_elsewhere
     overrides: list[str], advice: str
 ) -> None:
     x, y = column(), 3 * column() + noise()
-    result = infer_one(config("model=formula", "model.expression=a*x + b", *overrides), {"a": 2.0, "b": 0.0}, x, y)
+    result = infer_one(config("model=formula", "model.expression=a*exp(b*x)", *overrides), {"a": 2.0, "b": 0.0}, x, y)
     text = result.verdict.reason(settled=True)
     assert text.startswith("no further step finds better parameters, but they are not at a minimum (relative offset ")
     assert text.endswith(f", threshold 1e-06){advice}")
