@@ -261,7 +261,7 @@ def test_a_bad_argument_in_a_sweep_directory_is_named_with_its_file(
     strangers(half, {"task": task, "members": []})
     assert refused(["-m", "resume=sweep"], capsys) == [f"sweep/sweep.json: {message}"]
     assert refused(["-m", "resume=sweep", "sweep.max_trials=0"], capsys)[-1] == (
-        "`sweep.max_trials` must be an integer of at least 1, got 0"
+        "`sweep.max_trials` must be an integer from 1 to 1000000, got 0"
     )
 
 

@@ -1098,6 +1098,9 @@ class TensorBoard(SinkConfig, name="tensorboard", builder="runner.runs.sinks.ten
     """TensorBoard event files."""
 
 
+MOST_TRIALS = 1_000_000
+"""Largest number of trials of a sweep: each leaves some files, and all are in one manifest."""
+
 BASELINES = ("mean", "linear", "boosting")
 """Entries of `record.baselines`."""
 
@@ -1135,7 +1138,9 @@ class Record:
 class Sweep:
     """Limits and checks of a sweep (`-m`)."""
 
-    max_trials: int = key("largest number of trials; a grid of more trials is refused", at_least=1, before=10_000)
+    max_trials: int = key(
+        "largest number of trials; a grid of more trials is refused", at_least=1, at_most=MOST_TRIALS, before=10_000
+    )
     audit: int = key(
         "number of random trials that are trained again by themselves at the end and compared", at_least=0, before=0
     )

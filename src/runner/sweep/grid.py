@@ -10,6 +10,7 @@ from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
 from runner.config.overrides import parsed
+from runner.config.schema import MOST_TRIALS
 from runner.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ def _check_count(sizes: Sequence[int], max_trials: int) -> None:
     if count > max_trials:
         factors = [f"{size:,}" for size in sizes if size > 1]
         shown = f"{' x '.join(factors)} = {count:,}" if len(factors) > 1 else f"{count:,}"
+        larger = f", or sweep.max_trials={count}" if count <= MOST_TRIALS else ""
         raise ConfigError(
-            f"`sweep.max_trials` must be at least the number of trials ({shown}), got {max_trials:,}; "
-            f"give fewer values, or sweep.max_trials={count}"
+            f"`sweep.max_trials` must be at least the number of trials ({shown}), got {max_trials:,}; give fewer values{larger}"
         )
 
 

@@ -78,7 +78,7 @@ def test_a_shuffle_is_reproducible_and_keeps_the_state_of_random() -> None:
             "4 x 3 = 12",
             "give fewer values, or sweep.max_trials=12",
         ),
-        (["seed=range(0,1000000000000)"], "1,000,000,000,000", "give fewer values, or sweep.max_trials=1000000000000"),
+        (["seed=range(0,1000000000000)"], "1,000,000,000,000", "give fewer values"),
         (["data.noise=range(0.5,3,0.1)"], "25", "give fewer values, or sweep.max_trials=25"),
     ],
 )
