@@ -133,6 +133,15 @@ def test_bounds_and_fixed_values_are_swept() -> None:
     assert all(s["at_bounds"] == {"b": "lower"} for s in summaries)
 
 
+@pytest.mark.parametrize("launcher", ["vmap", "pool", "basic"])
+def test_mappings_are_given_whole_to_every_launcher(launcher: str) -> None:
+    directory, _ = runner.multirun(None, [*QUICK, *DECAY, START, "optimizer=lm", "model.bounds={d: [0, null]},{}", f"hydra/launcher={launcher}"])  # fmt: skip
+    held, free = (json.loads((directory / str(i) / "summary.json").read_text()) for i in range(2))
+    assert (held["at_bounds"], "at_bounds" in free) == ({"d": "lower"}, False)
+    for trial, bounds in ((held, ["model.bounds={d: [0, null]}"]), (free, [])):
+        assert trial["parameters"] == run(*DECAY, START, "optimizer=lm", *bounds).summary["parameters"]
+
+
 @pytest.mark.parametrize("overrides", [["optimizer=adam", "optimizer.lr=0.05"], ["optimizer=lm"]])
 def test_a_stopped_run_continues_to_the_bit(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [*DECAY, START, BOUNDS, *overrides, "train.steps=30", "record.every_steps=1"]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.stats
 import torch
 
 import runner
@@ -185,7 +186,7 @@ NOT_CONVERGED = {
     ),
     "a slope below rounding": (
         ["data=line", "model=formula", "model.expression=a**2*x", "model.start={a: 1e-9}", "optimizer=lm"],
-        "no further step finds better parameters, but they are not at a minimum (relative offset ",
+        "no further step finds better parameters, but by their derivatives they are not at a minimum (relative offset ",
     ),
 }  # fmt: skip
 
@@ -568,3 +569,31 @@ def test_a_fit_that_rounding_spoils_has_not_converged(optimizer: str) -> None:
         assert summary["residual_standard_deviation"] == pytest.approx(deviation, rel=1e-6)  # of float32
     assert (spoilt["converged"], "standard_errors" in spoilt) == (False, False)
     assert spoilt["not_converged_because"].endswith("; use data.standardize=true or use dtype=float64")
+
+
+def test_a_minimum_at_a_kink_is_not_denied() -> None:
+    """The best breakpoint is at the x of a row, where the sum of squares has no derivative."""
+    draw = np.random.default_rng(6)
+    x = np.linspace(-5, 5, 41)
+    y = 0.5 + 1.5 * np.maximum(x - 1.3 * draw.random(), 0) + draw.normal(0, 0.1, 41)
+    Path("segments.csv").write_text(
+        "x,y\n" + "".join(f"{a!r},{b!r}\n" for a, b in zip(x.tolist(), y.tolist(), strict=True))
+    )
+    segments = [
+        "data=csv",
+        "data.path=segments.csv",
+        "data.target=y",
+        "model=formula",
+        "model.expression=b + a*max(x - c, 0)",
+        "optimizer=lm",
+    ]
+    free, fixed = (
+        run(*segments, "model.start={a: 1, b: 0}", key).summary for key in ("model.start.c=0", "model.fixed.c=0.75")
+    )
+    assert free["parameters"]["c"] == pytest.approx(0.75, rel=1e-6)  # lm ends beside the kink
+    assert free["not_converged_because"].startswith(
+        "no further step finds better parameters, but by their derivatives "
+    )
+    line = scipy.stats.linregress(np.maximum(x - 0.75, 0), y)
+    assert fixed["parameters"] == pytest.approx({"a": line.slope, "b": line.intercept, "c": 0.75}, rel=1e-9)
+    assert fixed["standard_errors"] == pytest.approx({"a": line.stderr, "b": line.intercept_stderr}, rel=1e-9)

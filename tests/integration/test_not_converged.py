@@ -154,7 +154,9 @@ def test_a_refinement_that_does_not_settle_is_reported(
 
     monkeypatch.setattr(LstsqSolver, "step", disturbed)
     assert cli.main([*WIDE, "optimizer=lstsq", "run_dir=run"]) == 1
-    reason = "no further step finds better parameters, but they are not at a minimum (relative offset "
+    reason = (
+        "no further step finds better parameters, but by their derivatives they are not at a minimum (relative offset "
+    )
     assert read("run/summary.json")["not_converged_because"].startswith(reason)
     assert f"\nfit      not converged after 2 steps: {reason}" in capsys.readouterr().out
 

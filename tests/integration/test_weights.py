@@ -149,6 +149,25 @@ def test_the_logarithm_of_the_target_has_its_own_standard_deviations(kind: str) 
     assert [errors["weight"][0][0], errors["bias"][0]] == pytest.approx(expected, rel=1e-11)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_row_without_weight_changes_no_scaling(dtype: str) -> None:
+    columns = table()
+    left_out = columns["w"] == 0
+    cubic = ["model=polynomial", "model.degree=3", "data.features=[x]", "data.standardize=true", "optimizer=lstsq"]
+    fits = []
+    for value in (-999.0, 1e9):
+        write(
+            {**columns, "x": np.where(left_out, value / 10, columns["x"]), "y": np.where(left_out, value, columns["y"])}
+        )
+        fits.append(run(*cubic, "data.weight=w", f"dtype={dtype}").summary)
+    write({name: column[~left_out] for name, column in columns.items()})
+    removed = run(*cubic, "data.weight=w", "dtype=float64").summary
+    rel = 1e-12 if dtype == "float64" else 1e-5  # of numbers with 16 and with 7 digits
+    for fit in fits:
+        assert fit["coefficients"] == pytest.approx(removed["coefficients"], rel=rel)
+        assert fit["converged"] is True
+
+
 # --------------------------------------------------------------------------------------------- losses and metrics
 
 LOSSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -2,7 +2,7 @@
 
     formula    = sum [("<" | "<=" | ">" | ">=" | "==" | "!=") sum]         a comparison is 1 where it holds, else 0
     sum        = operand {("+" | "-" | "*" | "/" | "**") operand}         with the precedence of Python
-    operand    = number | name | "pi" | function "(" formula {"," formula} ")" | "(" formula ")" | ("+" | "-") operand
+    operand    = number | name | "pi" | "π" | function "(" formula {"," formula} ")" | "(" formula ")" | ("+" | "-") operand
     name       = a letter of any alphabet or "_", then letters, marks, digits and "_" | "`" any other text "`"
 
 Formulas have their own parser because `ast.parse` does not fit: it accepts a whole language, normalizes identifiers, builds
@@ -46,6 +46,8 @@ _HINTS = {
     "\n": "write it on one line",
     "`": "close the name with another backtick",
     "{": 'put the formula of each target in quotes, as in {u: "a*x", v: "b*x"}',
+    "ln": "write the natural logarithm as `log`",
+    "pow": "write a power with `**`",
 }
 _COLUMN_OF_THIS_NAME = "write a column of this name in backticks"
 _PIECES = "a formula consists of numbers, names (in backticks if they have other characters), + - * / **, comparisons, parentheses and functions"
@@ -222,7 +224,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 COMPUTE: dict[str, Callable[..., Any]] = {**_OPERATORS, **_UNARY, **_OF_SEVERAL, "neg": operator.neg}
 """Symbol of an operation → its function of floats and tensors."""
-_CONSTANTS = {"pi": math.pi}
+_CONSTANTS = dict.fromkeys(("pi", "π"), math.pi)
 # The precedence of each operator, and the lowest precedence in its right operand. A sign is between `*` and `**`: -x**2 is
 # -(x**2). An exponent may begin with a sign (2**-x) and includes further powers (x**y**z is x**(y**z)). Comparisons are not
 # chained: their operands are sums.
@@ -383,7 +385,8 @@ class _Parser:
         if called:
             near = difflib.get_close_matches(token.text, _FUNCTIONS, n=1)
             hint = f"did you mean `{near[0]}`?" if near else "write a product with `*`"
-            self.refuse(token, f"`{token.text}` is not one of the functions {', '.join(_FUNCTIONS)}; {hint}")
+            known = f"is not one of the functions {', '.join(_FUNCTIONS)}"
+            self.refuse(token, f"`{token.text}` {known}; {_HINTS.get(token.text, hint)}")
         if token.text in _CONSTANTS:
             self.constants.add(token.text)
             return _CONSTANTS[token.text]

@@ -21,7 +21,7 @@ from runner.data.memory import allocate
 from runner.data.progress import Report, unreported
 from runner.data.scaling import Scaling
 from runner.data.split import split
-from runner.data.weights import weigh
+from runner.data.weights import counted_rows, weigh
 from runner.errors import DataError
 
 
@@ -127,11 +127,11 @@ def build(
     train = parts["train"]
     encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed, reference)
     encoding.require_memory(len(target), dtype.itemsize)
-    standardized = config.number_transform == "standardize"
-    blocks = map(torch.from_numpy, encoding.blocks(table.features, train.numpy())) if standardized else ()
+    standardized, counted = config.number_transform == "standardize", counted_rows(table, train)
+    blocks = map(torch.from_numpy, encoding.blocks(table.features, counted.numpy())) if standardized else ()
     scaled = [numeric and standardized for numeric in encoding.scaled]
     scaling = Scaling.fit_blocks(
-        blocks, scaled, target[train], scales_target=config.scales_target, log_target=config.log_target
+        blocks, scaled, target[counted], scales_target=config.scales_target, log_target=config.log_target
     )
     weights = weigh(table, parts, scaling)
     check = rounding.Check(str(dtype).removeprefix("torch."), advised, table.row_number)

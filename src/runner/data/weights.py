@@ -23,6 +23,17 @@ class Weights:
     """Standard deviation of the target of a row with weight 1, in the units trained in; None where none is given."""
 
 
+def counted_rows(table: Table, rows: Tensor) -> Tensor:
+    """Return those of some row numbers whose weight is above 0, or all if there is none.
+
+    A row that is left out by its weight may have any value, which no mean of the others should have in it.
+    """
+    if table.weight is None:
+        return rows
+    counted = rows[torch.from_numpy(table.weight)[rows] > 0]
+    return counted if len(counted) else rows
+
+
 def weigh(table: Table, parts: Mapping[str, Tensor], scaling: Scaling) -> Weights | None:
     """Return the weights of a table's rows, or None if it has no column for them.
 

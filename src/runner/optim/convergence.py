@@ -82,7 +82,7 @@ class Verdict:
             wider = constraints.advised(self.config, "dtype", "float64") if self.config.dtype == "float32" else None
             remedies += [f"use {wider}"] if wider else []
             advice = f"; {_alternatives(remedies)}" if remedies else ""
-            return f"no further step finds better parameters, but they are not at a minimum {threshold}{advice}"
+            return f"no further step finds better parameters, but by their derivatives they are not at a minimum {threshold}{advice}"
         return f"the parameters are still changing {threshold}; {_alternatives(self._quicker())}"
 
     def _quicker(self) -> list[str]:

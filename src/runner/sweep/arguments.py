@@ -143,7 +143,8 @@ def _prefix(name: str, groups: Mapping[str, Mapping[str, str]]) -> str:
     """Prefix with which Hydra accepts a key that is missing from its configuration, or may be missing."""
     if name in groups:
         return "" if name in introspection.hints(Config) else "+"
-    return "++" if introspection.is_mapping(Config, name.rpartition(".")[0]) else ""
+    # An entry of a mapping, or a mapping that is given whole.
+    return "++" if any(introspection.is_mapping(Config, key) for key in (name.rpartition(".")[0], name)) else ""
 
 
 def _first(override: Any, groups: Mapping[str, Mapping[str, str]]) -> str:

@@ -56,7 +56,7 @@ def column(text: str) -> int:
 CONSTANTS = {
     "-3**2": -9.0, "(-3)**2": 9.0, "2**3**2": 512.0, "2**-1*3": 1.5, "2**-2**2": 2.0**-4, "8/4/2": 1.0, "8-4-2": 2.0,
     "8/4*2": 4.0, "2+3*4": 14.0, "(2+3)*4": 20.0, "2*-3": -6.0, "--+-2": -2.0, "-2*-+-3": -6.0, "0/3": 0.0,
-    " \t.5 + 5. + 1e1+2.5E-1 ": 15.75, "2*pi": 2 * math.pi, "exp(1)": math.e, "abs(-2)": 2.0,
+    " \t.5 + 5. + 1e1+2.5E-1 ": 15.75, "2*pi": 2 * math.pi, "2*π": 2 * math.pi, "exp(1)": math.e, "abs(-2)": 2.0,
 }  # fmt: skip
 
 
@@ -226,6 +226,8 @@ def test_random_formulas_agree_with_python_and_torch(text: str, x: float, y: flo
     [
         ("a*x + foo(x)", f"column 7: `foo` is not one of the functions {LISTED}; write a product with `*`"),
         ("arcsin(x)", f"column 1: `arcsin` is not one of the functions {LISTED}; did you mean `asin`?"),
+        ("ln(x)", f"column 1: `ln` is not one of the functions {LISTED}; write the natural logarithm as `log`"),
+        ("pow(x, 2)", f"column 1: `pow` is not one of the functions {LISTED}; write a power with `**`"),
         ("a(x + 1)", f"column 1: `a` is not one of the functions {LISTED}; write a product with `*`"),
         ("x*exp", "column 3: `exp` is a function and needs an argument, as in exp(x); write a column of this name in backticks"),
         ("exp()", "column 1: `exp` takes exactly one argument, got none"),

@@ -93,7 +93,7 @@ def test_a_large_fit_has_converged_at_its_solution_only() -> None:
     cosine = np.abs(moved.T @ off / np.linalg.norm(moved, axis=0)).max() / np.linalg.norm(off)
     assert away.verdict.offset == pytest.approx(cosine, rel=1e-10)
     assert away.verdict.reason(settled=True) == (
-        f"no further step finds better parameters, but they are not at a minimum (relative offset {cosine:.1g}, "
+        f"no further step finds better parameters, but by their derivatives they are not at a minimum (relative offset {cosine:.1g}, "
         "threshold 1e-06); use data.standardize=true"
     )
 

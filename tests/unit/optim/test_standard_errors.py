@@ -304,7 +304,9 @@ def test_a_fit_that_has_stopped_short_of_a_minimum_is_advised_to_start_elsewhere
     x, y = column(), 3 * column() + noise()
     result = infer_one(config("model=formula", "model.expression=a*exp(b*x)", *overrides), {"a": 2.0, "b": 0.0}, x, y)
     text = result.verdict.reason(settled=True)
-    assert text.startswith("no further step finds better parameters, but they are not at a minimum (relative offset ")
+    assert text.startswith(
+        "no further step finds better parameters, but by their derivatives they are not at a minimum (relative offset "
+    )
     assert text.endswith(f", threshold 1e-06){advice}")
 
 

@@ -39,8 +39,8 @@ def test_arguments_are_classified_by_purpose() -> None:
         ("+optimizer=adam", "optimizer=adam"),
         ("model.start.w=1", "++model.start.w=1"),
         ("+model.start.w=1,2", "++model.start.w=1,2"),
-        ("model.start={w: 1}", "model.start={w: 1}"),
-        ("model.expression=sin(x)", "model.expression='sin(x)'"),
+        ("model.start={w: 1}", "++model.start={w: 1}"),
+        ("model.expression=sin(x)", "++model.expression='sin(x)'"),
     ],
 )
 def test_keys_that_hydra_lacks_get_a_plus(argument: str, task: str) -> None:
