@@ -17,6 +17,7 @@ from runner.errors import (
     ExpressionError,
     InputError,
     Interrupted,
+    RemoteRankError,
     RunFailed,
     RunnerError,
 )
@@ -81,19 +82,25 @@ def multirun(
 ) -> tuple[Path, Results]:
     """Run a sweep, as `python -m runner -m` does: `runner.multirun("linreg", ["optimizer.lr=1e-5,1e-4", "seeds=8"])`.
 
-    Return the directory of the sweep and its results, which include failed trials. Raises the errors above, as `run` does.
+    Return the directory of the sweep and its results, which include failed trials, on all processes that a launcher started.
+    Raises the errors above, as `run` does.
     """
-    from runner.compute.processes import launched
+    from runner.compute.processes import launched, leads
     from runner.compute.processes.exclusive import only_run
-    from runner.sweep.run import audit_trials, launch_config, report_results, sweep
+    from runner.sweep.distributed import follow
+    from runner.sweep.results import collect
+    from runner.sweep.run import launch_config, run_and_report
 
     arguments = _arguments(experiment, overrides)
     with only_run():
         if not launched(os.environ) and launch_config(arguments, config_dir) is not None:
             raise ConfigError(_STARTS_NONE)
-        manifest = sweep(arguments, config_dir, [sys.argv[0] or "python", *arguments])
-        results = report_results(manifest)
-        audit_trials(manifest)
+        if not leads(os.environ):
+            directory = follow()
+            if directory is None:
+                raise RemoteRankError("rank 0 ended the sweep without results", 1)
+            return directory, collect(directory)
+        manifest, results = run_and_report(arguments, config_dir, [sys.argv[0] or "python", *arguments])
     return manifest.directory, results
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from runner import __version__
 from runner.commands.arguments import Parser
 from runner.compute.gc_pause import gc_paused
-from runner.compute.processes import launched
+from runner.compute.processes import launched, leads
 from runner.compute.processes.exclusive import only_run
 from runner.compute.signals import has_abandoned_work
 from runner.config.compose import Composed, compose
@@ -114,11 +114,11 @@ def _command(arguments: list[str]) -> int:
     try:
         options, overrides = _read(arguments)
     except ConfigError:
-        if _is_rank_zero():
+        if leads(os.environ):
             raise
         return ConfigError.exit_code
     if options.help or options.version or options.cfg:
-        return _show(options, overrides) if _is_rank_zero() else 0
+        return _show(options, overrides) if leads(os.environ) else 0
     is_sweep = options.multirun or _repeats(overrides)
     with only_run():
         return (_sweep if is_sweep else _run)(options, overrides, arguments)
@@ -145,7 +145,7 @@ def _verb_place(arguments: list[str]) -> int | None:
 
 def _verb(verb: str, arguments: list[str]) -> int:
     """Run the `command` of a verb's module, or print its `USAGE`. Return the exit code."""
-    if not _is_rank_zero():
+    if not leads(os.environ):
         return 0
     if launched(os.environ):
         raise ConfigError(
@@ -159,11 +159,6 @@ def _verb(verb: str, arguments: list[str]) -> int:
         return 0
     code: int = module.command(arguments)
     return code
-
-
-def _is_rank_zero() -> bool:
-    """Return whether this process reports for all processes that a launcher started."""
-    return os.environ.get("RANK", "0") == "0" or not launched(os.environ)
 
 
 def _read(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -234,9 +229,9 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
     """
     from runner.compute.launch import launch
     from runner.compute.processes.notes import SWEEP_DIRECTORY
-    from runner.sweep.distributed import follow, leading
+    from runner.sweep.distributed import follow
     from runner.sweep.manifest import record_failure
-    from runner.sweep.run import audit_trials, launch_config, report_results, sweep
+    from runner.sweep.run import launch_config, run_and_report
 
     if options.base is not None:
         raise ConfigError("`rerun` must not be given with -m, because it repeats one run; remove one of them")
@@ -244,13 +239,10 @@ def _sweep(options: argparse.Namespace, overrides: list[str], arguments: list[st
         wide = launch_config(overrides, options.config_dir)
         if wide is not None:
             return launch(wide, arguments, on_failure={SWEEP_DIRECTORY: record_failure})
-    elif not _is_rank_zero():
+    elif not leads(os.environ):
         follow()
         return 0  # after another exit code, the launcher would end rank 0 before it has reported the error
-    with leading():
-        manifest = sweep(overrides, options.config_dir, ["python", "-m", "runner", *arguments])
-        report_results(manifest)
-    audit_trials(manifest)
+    manifest, _ = run_and_report(overrides, options.config_dir, ["python", "-m", "runner", *arguments])
     return 0 if manifest.values["status"] == "finished" else 1
 
 

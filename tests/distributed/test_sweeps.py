@@ -79,6 +79,33 @@ def test_trials_are_distributed_and_each_has_the_answer_of_one_process() -> None
     assert errors(outcomes[0].printed) == errors(outcomes[1].printed) == []
 
 
+def test_a_script_that_calls_multirun_has_the_results_on_every_process() -> None:
+    overrides = [*TRIALS[:-2], "optimizer.lr=0.1,0.01", "run_dir=sweep"]
+
+    def work(rank: int) -> tuple[str, list[tuple[str, Any]]]:
+        directory, results = runner.multirun(None, overrides)
+        return str(directory), [(member.state, member.parameters_sha256) for member in results.members]
+
+    first, second = processes.values(2, work)
+    assert first == second
+    assert first[0] == "sweep"
+    _, alone = runner.multirun(None, [*overrides[:-1], "run_dir=one"])
+    assert first[1] == [("finished", member.parameters_sha256) for member in alone.members]
+
+
+def test_a_sweep_that_fails_in_a_script_raises_on_every_process() -> None:
+    def work(rank: int) -> str:
+        try:
+            runner.multirun(None, [*TRIALS, "train.clip_norm=1,-1"])
+        except runner.RunnerError as error:
+            return f"{type(error).__name__}: {error}"
+        return "no error"
+
+    first, second = processes.values(2, work)
+    assert first.startswith("ConfigError: trial 1 and 8 more: `train.clip_norm` must be")
+    assert second == "RemoteRankError: rank 0 ended the sweep without results"
+
+
 def test_an_explicit_strategy_trains_each_trial_on_all_processes() -> None:
     overrides = [*TRIALS, "strategy.reduction=exact", "strategy.chunks=2"]
     directory, _ = runner.multirun(None, [*overrides, "run_dir=one"])

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +30,25 @@ _world: ContextVar[World] = ContextVar("_world")
 """The processes that train the trials of the sweep; without a value it is this one."""
 
 
+@dataclass
+class End:
+    """How a sweep ended."""
+
+    directory: Path | None = None
+    """Directory of the sweep, which has its results; None without them."""
+
+
 @contextmanager
-def leading() -> Iterator[None]:
-    """Lead the other processes of the launcher: `train` shares trials with them, and at the end they return from `follow`."""
-    error: Exception | None = None
+def leading() -> Iterator[End]:
+    """Lead the other processes of the launcher: `train` shares trials with them, and at the end they return from `follow`.
+
+    The block says in what this returns how the sweep ended.
+    """
+    error, end = None, End()
     with worlds.find(os.environ) as world:
         led = _world.set(world)
         try:
-            yield
+            yield end
         except ForcedStop:
             raise
         except Exception as caught:  # how a sweep ends is no failure of the processes
@@ -46,13 +58,16 @@ def leading() -> Iterator[None]:
         # A signal before the processes have met ends each of them by itself.
         if world.met or not isinstance(error, Interrupted):
             with suppress(RunFailed):  # nobody is left to follow
-                world.send_config({"trials": None})
+                world.send_config({"trials": None, "directory": end.directory and str(end.directory)})
     if error is not None:
         raise error
 
 
-def follow() -> None:
-    """Train shares of trials as rank 0 requests, until it ends the sweep. For all processes but rank 0."""
+def follow() -> Path | None:
+    """Train shares of trials as rank 0 requests, until it ends the sweep. For all processes but rank 0.
+
+    Return the directory of the sweep, or None if it ended without results.
+    """
     with worlds.find(os.environ) as world:
         plan = world.receive_config()
         with StopRequest() as stop:
@@ -67,6 +82,7 @@ def follow() -> None:
                         raise
                     stop.request(error.exit_code - 128)  # rank 0 ends the sweep
                 plan = world.receive_config(stop)
+    return None if plan["directory"] is None else Path(plan["directory"])
 
 
 def train(trials: Sequence[Trial], command: Sequence[str], reporter: SweepReporter, watch: Watch | None) -> None:

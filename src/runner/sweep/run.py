@@ -37,6 +37,7 @@ from runner.sweep.arguments import (
     named_in_problems,
     replayed,
 )
+from runner.sweep.distributed import leading
 from runner.sweep.manifest import Manifest, sweep_directory
 from runner.sweep.task import Task
 from runner.sweep.trials import numbered
@@ -63,6 +64,19 @@ def _launch_config(arguments: SweepArguments, config_dir: str | None) -> Config 
         return None
     config = compose(arguments.sample, config_dir).config
     return config if needs_launch(config) else None
+
+
+def run_and_report(words: Sequence[str], config_dir: str | None, command: Sequence[str]) -> tuple[Manifest, Results]:
+    """Run or resume a sweep on all processes of the launcher, as rank 0; print its results, and return them.
+
+    Raises what `sweep` and `report_results` raise.
+    """
+    with leading() as end:
+        manifest = sweep(words, config_dir, command)
+        results = report_results(manifest)
+        end.directory = manifest.directory
+    audit_trials(manifest)
+    return manifest, results
 
 
 def sweep(words: Sequence[str], config_dir: str | None, command: Sequence[str]) -> Manifest:

@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from runner.compute.processes.environment import launched, read_environment
+from runner.compute.processes.environment import launched, leads, read_environment
 from runner.compute.processes.group import ProcessGroup
 from runner.compute.signals import StopRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ProcessGroup", "SingleProcess", "Stop", "World", "find", "launched"]
+__all__ = ["ProcessGroup", "SingleProcess", "Stop", "World", "find", "launched", "leads"]
 
 T = TypeVar("T")
 

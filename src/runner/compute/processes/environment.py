@@ -41,6 +41,11 @@ def launched(environ: Mapping[str, str]) -> bool:
     return "RANK" in environ and "WORLD_SIZE" in environ
 
 
+def leads(environ: Mapping[str, str]) -> bool:
+    """Whether this process reports for all that a launcher started, or was started by none."""
+    return environ.get("RANK", "0") == "0" or not launched(environ)
+
+
 def read_environment(environ: Mapping[str, str]) -> RankEnvironment:
     """Return the position that the environment describes. Raises `ConfigError` with one sentence for each invalid variable."""
     numbers, problems = _numbers(environ)
