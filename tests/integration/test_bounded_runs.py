@@ -181,6 +181,9 @@ REFUSED = {
     "model.start.a=-1|model.bounds.a=[0,null]": "`model.start.a` must lie within `model.bounds.a`=[0, null], got -1; change one of them",
     "model.bounds.a=[0,1]|optimizer=lstsq": "`model.bounds` must be empty with `optimizer`=lstsq, which solves without bounds; use optimizer=lm",
     "model.bounds.a=[0,1]|optimizer=lbfgs|update=optimizer": "`model.bounds` must be empty with `optimizer`=lbfgs, whose line search would leave them; use optimizer=adam",
+    "dtype=float32|model.start.a=-1e39": "`model.start.a` must be a number that `dtype`=float32 represents, got -1e+39, which is too large; use dtype=float64",
+    "dtype=float32|model.fixed.a=1e-50": "`model.fixed.a` must be a number that `dtype`=float32 represents, got 1e-50, which is too small; use dtype=float64",
+    "dtype=float32|model.bounds.a=[null,1e39]": "`model.bounds.a[1]` must be a number that `dtype`=float32 represents, got 1e+39, which is too large; use dtype=float64",
     "model=linear|model.bounds.a=[0,1]": "`model.bounds` is not a key of linear, which has bias, init; remove it",
 }  # fmt: skip
 

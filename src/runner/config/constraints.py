@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,14 @@ EAGER: tuple[tuple[Callable[[c.Config], bool], str], ...] = (
     (lambda k: k.train.compile, "`train.compile`=true makes kernels of its own"),
 )
 """Why a training step cannot be captured as a CUDA graph: conditions, and format strings in which `k` is the configuration."""
+
+
+RANGES = {
+    "float32": (2.0**-126, (2 - 2**-23) * 2.0**127),
+    "bfloat16": (2.0**-126, (2 - 2**-7) * 2.0**127),
+    "float16": (2.0**-14, 65504.0),
+}
+"""Smallest and largest number that a dtype represents with all its digits."""
 
 
 def eager_because(config: c.Config, lanes: int = 1) -> str | None:
@@ -289,6 +298,7 @@ def _other_problems(config: c.Config) -> Iterator[str]:
     yield from _sink_problems(config)
     yield from _baseline_problems(config)
     yield from _graph_problems(config)
+    yield from _range_problems(config)
 
 
 def advised(config: c.Config, path: str, value: Any) -> str | None:
@@ -361,6 +371,16 @@ def _graph_problems(config: c.Config) -> Iterator[str]:
     reason = eager_because(config, lanes=2) if config.train.cuda_graph is True else None
     if reason is not None:
         yield graph_problem(reason)
+
+
+def _range_problems(config: c.Config) -> Iterator[str]:
+    smallest, largest = RANGES.get(config.dtype, (0.0, math.inf))
+    for key, value in config.model.given_values.items():
+        if value and not smallest <= abs(value) <= largest:
+            size = "small" if abs(value) < smallest else "large"
+            wider = advised(config, "dtype", "float64")
+            remedy = f"use {wider}" if wider else "use other units"
+            yield f"`{key}` must be a number that `dtype`={config.dtype} represents, got {value:g}, which is too {size}; {remedy}"
 
 
 def _list_problems(name: str, values: Sequence[str], known: Collection[str]) -> Iterator[str]:

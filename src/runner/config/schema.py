@@ -499,6 +499,11 @@ class ModelConfig(Part):
         return {}
 
     @property
+    def given_values(self) -> Mapping[str, float]:
+        """Values and bounds of parameters by the key that gives them, such as `model.start.a`."""
+        return {}
+
+    @property
     def adds_constant(self) -> bool:
         """Whether the prediction is a constant plus a function of each feature by itself."""
         return False
@@ -629,6 +634,20 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
     def fixed_parameters(self) -> Mapping[str, float]:
         """Values as configured."""
         return self.fixed
+
+    @property
+    def given_values(self) -> Mapping[str, float]:
+        """Start values, fixed values and bounds."""
+        single = {"start": self.start, "fixed": self.fixed}
+        return {
+            **{f"model.{key}.{name}": value for key, values in single.items() for name, value in values.items()},
+            **{
+                f"model.bounds.{name}[{place}]": limit
+                for name, limits in self.bounds.items()
+                for place, limit in enumerate(limits)
+                if limit is not None
+            },
+        }
 
     def problems(self) -> Iterator[str]:
         """Yield the problems of the formulas, and of values for their parameters."""
