@@ -176,9 +176,11 @@ def _message(path: str, fault: Fault, row_name: str) -> str:
     place = f"`data.path`: {row_name} {fault.row} of {named(path)}"
     if fault.column is None:
         return f"{place} {fault.text}"
-    scope = "" if fault.values == 1 else f" (none of its {fault.values:,} values is usable)"
-    requirement = f"must be a finite number, got {shown(fault.text)}, {number_problem(fault.text)}"
-    return f"{place}, column {shown(fault.column)}{scope}, {requirement}"
+    problem, scope = number_problem(fault.text), ""
+    if fault.values > 1:  # the cells of a whole column are not corrected one by one
+        problem = f"{problem.partition(';')[0]}; use numbers, or another column"
+        scope = f" (none of its {fault.values:,} values is usable)"
+    return f"{place}, column {shown(fault.column)}{scope}, must be a finite number, got {shown(fault.text)}, {problem}"
 
 
 def shown(text: str) -> str:

@@ -222,7 +222,7 @@ class ColumnReader:
 
         A column without any number is one fault.
         """
-        if self.bad == self._rows > 1:
+        if self.bad == self._rows - self.missing > 1:
             return [(*self.first_bad[0], self.bad)]
         return [(row, text, 1) for row, text in self.first_bad]
 

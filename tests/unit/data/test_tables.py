@@ -466,7 +466,11 @@ def test_an_encoding_that_does_not_fit_is_refused() -> None:
     assert _problem(content, form=Form(encoding="utf-8")) == (
         "`data.encoding` must fit 'f.csv', but line 3 has the byte 0xe8, which is not in utf-8; use another encoding"
     )
-    for encoding in ("utf9", "base64"):
+    for encoding in ("utf-16", "utf-32", "punycode", "utf-7"):  # the last two spell +2AA- as no character
+        assert _problem("x,y\n1,2\n+2AA-,4\n", form=Form(encoding=encoding)) == (
+            f"`data.encoding` must fit 'f.csv', but line 1 has the byte 0x78, which is not in {encoding}; use another encoding"
+        )
+    for encoding in ("utf9", "base64", "undefined"):
         assert _problem(content, form=Form(encoding=encoding)) == (
             f"`data.encoding` must be the name of a text encoding, got {encoding!r}; use utf-8 or cp1252"
         )
@@ -694,11 +698,13 @@ def test_problems_are_reported_in_line_order_and_capped_at_ten() -> None:
 
 @pytest.mark.usefixtures("either")
 def test_a_target_without_any_number_is_reported_once() -> None:
-    problems = _problems(lambda: _csv("x,y\n1,Bob\nq,Eve\n5,Zoe\n"))
-    assert [p.partition(", must")[0] for p in problems] == [
-        "`data.path`: line 2 of 'f.csv', column 'y' (none of its 3 values is usable)",
-        "`data.path`: line 3 of 'f.csv', column 'x'",
-    ]
+    problems = _problems(lambda: _csv("x,y\n1,Bob\nq,Eve\n5,Zoe\n6,\n"))
+    assert problems == (
+        "`data.path`: line 2 of 'f.csv', column 'y' (none of its 3 values is usable), must be a finite number, got 'Bob', text; use "
+        "numbers, or another column",
+        "`data.path`: line 3 of 'f.csv', column 'x', must be a finite number, got 'q', text; use a number, or list it in "
+        "`data.missing_values`",
+    )
 
 
 def test_problems_with_columns_and_rows_share_one_limit() -> None:
