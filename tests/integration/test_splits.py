@@ -130,7 +130,7 @@ def test_an_own_file_is_read_with_the_kinds_of_the_training_rows() -> None:
     shutil.rmtree("runs")
     assert _refused("data.valid_path=n.csv") == (
         "`data.valid_path`: line 2 of 'n.csv', column 'x' (none of its 2 values is usable), must be a finite number, got 'b', "
-        "text; use a number, or list it in `data.missing_values`",
+        "text; use numbers, or another column",
     )
 
 

@@ -24,6 +24,10 @@ MOST_SHOWN = 10
 """Number of problems, or of names, that are shown; further ones are only counted."""
 
 _MOST_COMPARED = 1000  # names that are compared with a misspelled one
+_MONTH = (
+    r"(jan(uary?)?|feb(ruary?)?|mar(ch)?|märz?|apr(il)?|may|mai|jun[ei]?|jul[yi]?|aug(ust)?|sept?(ember)?|o[ck]t(ober)?|nov(ember)?|"
+    r"de[cz](ember)?)\.?"
+)
 _MISSPELLED = tuple(
     (re.compile(pattern, re.IGNORECASE), problem)
     for pattern, problem in (
@@ -31,13 +35,31 @@ _MISSPELLED = tuple(
         (r"[+-]?0x[0-9a-f]+", "hexadecimal; use decimal"),
         (r"[+-]?[0-9.,]+ *%", "a percentage; use a fraction without the sign"),
         (
+            r"[+-]?([$€£¥]|(USD|EUR|GBP|CHF|JPY)\b) *[+-]?[0-9][0-9., ']*|[+-]?[0-9][0-9., ']*([$€£¥]|USD|EUR|GBP|CHF|JPY)",
+            "an amount with its currency; write the number alone",
+        ),
+        (
             r"([0-9]{4}([-/.])[0-9]{1,2}\2[0-9]{1,2}|[0-9]{1,2}([-/.])[0-9]{1,2}\3[0-9]{2,4})([ T].*)?",
             "a date; write all cells as 2024-01-31, or all as numbers",
         ),
+        (
+            rf"[0-9]{{1,2}}\.?[ -]{_MONTH}[ -][0-9]{{2,4}}|{_MONTH} [0-9]{{1,2}},? [0-9]{{4}}|{_MONTH}[ -][0-9]{{4}}",
+            "a date; write all cells as 2024-01-31, or all as numbers",
+        ),
+        (r"[0-9]{4}[-/](0?[1-9]|1[0-2])", "a month; write all cells as 2024-01-31, or all as numbers"),
+        (
+            r"[0-9]{1,2}:[0-9]{2}(:[0-9]{2}([.,][0-9]+)?)?( *[ap]m)?",
+            "a time of day; write hours or seconds as a number",
+        ),
         (r"[+-]?[0-9.,]*,[0-9.,e+-]*", "a number with a comma; write 1000 for a thousand and 0.5 for a half"),
         (r"[+-]?[0-9]+(_[0-9]+)+(\.[0-9_]*)?", "a number with underscores; remove them"),
+        (
+            r"[+-]?[1-9][0-9]{0,2}(([ '’\xa0\u202f])[0-9]{3}(\2[0-9]{3})*|(\.[0-9]{3}){2,})([.,][0-9]*)?",
+            "a number with signs between thousands; remove them",
+        ),
     )
 )
+_OTHER_DECIMAL = "a number with a decimal point; write a comma as in other rows, or set `data.decimal`"
 _OTHER_TEXTS = (
     (re.compile(r"[+-]?nan", re.IGNORECASE), "a missing value; list it in `data.missing_values`"),
     (re.compile(r"true|false|yes|no", re.IGNORECASE), "a truth value; use 1 and 0"),
@@ -104,14 +126,16 @@ def number_problem(cell: str) -> str:
         if number.fullmatch(text) and (problem := _unrepresentable(text.replace(decimal, "."))):
             return problem
     if NUMBERS["."].fullmatch(text):
-        return "a number with a decimal point; write a comma as in other rows, or set `data.decimal`"
+        return _OTHER_DECIMAL
     # A long cell is text in any case, and some of these patterns take quadratic time.
     matching = (problem for pattern, problem in _OTHER_TEXTS if len(text) <= 100 and pattern.fullmatch(text))
     return misspelled(text) or next(matching, "text; use a number, or list it in `data.missing_values`")
 
 
-def misspelled(text: str) -> str | None:
+def misspelled(text: str, decimal: str = ".") -> str | None:
     """Return what is wrong with a text that was meant as a number or a date, and the remedy; None for other texts."""
+    if decimal != "." and NUMBERS["."].fullmatch(text):
+        return _OTHER_DECIMAL
     matching = (problem for pattern, problem in _MISSPELLED if len(text) <= 100 and pattern.fullmatch(text))
     return next(matching, None)
 
@@ -176,9 +200,11 @@ def _message(path: str, fault: Fault, row_name: str) -> str:
     place = f"`data.path`: {row_name} {fault.row} of {named(path)}"
     if fault.column is None:
         return f"{place} {fault.text}"
-    scope = "" if fault.values == 1 else f" (none of its {fault.values:,} values is usable)"
-    requirement = f"must be a finite number, got {shown(fault.text)}, {number_problem(fault.text)}"
-    return f"{place}, column {shown(fault.column)}{scope}, {requirement}"
+    problem, scope = number_problem(fault.text), ""
+    if fault.values > 1:  # the cells of a whole column are not corrected one by one
+        problem = f"{problem.partition(';')[0]}; use numbers, or another column"
+        scope = f" (none of its {fault.values:,} values is usable)"
+    return f"{place}, column {shown(fault.column)}{scope}, must be a finite number, got {shown(fault.text)}, {problem}"
 
 
 def shown(text: str) -> str:

@@ -177,6 +177,8 @@ class ColumnReader:
     """Places of the cells among the distinct texts, int32; None while the column is not read as text."""
     _places: dict[str, int] = field(default_factory=dict)
     _passed: bool = False
+    _decimal: str = "."
+    """Decimal sign of the last block."""
 
     def __post_init__(self) -> None:
         if self.categorical:
@@ -186,6 +188,7 @@ class ColumnReader:
 
     def add(self, texts: Texts, decimal: str) -> None:
         """Read the cells of a block."""
+        self._decimal = decimal
         if not self.categorical and not self._passed:
             first = not self._rows
             self._add_numbers(texts, decimal)
@@ -215,14 +218,14 @@ class ColumnReader:
             assert self._values is not None  # `again`
             return Numbers(self.name, self._values.array)
         assert self._codes is not None  # `again`
-        return _texts(self.name, self._codes.array, self._places, self.categorical is True)
+        return _texts(self.name, self._codes.array, self._places, self.categorical is True, self._decimal)
 
     def faults(self) -> list[tuple[int, str, int]]:
         """Return row, from 0, and text of the first cells of a column of numbers that are none, and how many cells each is.
 
         A column without any number is one fault.
         """
-        if self.bad == self._rows > 1:
+        if self.bad == self._rows - self.missing > 1:
             return [(*self.first_bad[0], self.bad)]
         return [(row, text, 1) for row, text in self.first_bad]
 
@@ -269,7 +272,7 @@ def usable(columns: Mapping[str, Column | str]) -> dict[str, Column]:
     return {name: column for name, column in columns.items() if not isinstance(column, str)}
 
 
-def _texts(name: str, codes: np.ndarray, places: Mapping[str, int], chosen: bool) -> Column | str:
+def _texts(name: str, codes: np.ndarray, places: Mapping[str, int], chosen: bool, decimal: str) -> Column | str:
     """Return a column of texts: dates, or categories; or why it is neither, as the end of a sentence.
 
     `codes` are the places of the cells among the distinct texts. `chosen` says that the texts are categories in any case.
@@ -281,9 +284,9 @@ def _texts(name: str, codes: np.ndarray, places: Mapping[str, int], chosen: bool
             return seconds
         if seconds is not None:
             return Numbers(name, np.array([*seconds, np.nan])[codes], "date")
-        wrong = [text for text in texts if misspelled(text)]
+        wrong = [text for text in texts if misspelled(text, decimal)]
         if wrong and 2 * len(wrong) >= len(texts):
-            return f"has {shown(wrong[0])}, {misspelled(wrong[0])}, or add the column to `data.drop`"
+            return f"has {shown(wrong[0])}, {misspelled(wrong[0], decimal)}, or add the column to `data.drop`"
         if len(texts) > max(FREE_TEXT_VALUES, present / 2):
             return (
                 f"has {len(texts):,} distinct values in {present:,} rows, as free text has; add it to `data.drop`, or to "

@@ -35,6 +35,9 @@ TEXT_SUFFIXES = tuple(
 )
 ARROW_SUFFIXES = (".parquet", ".feather", ".arrow", ".ipc")
 
+LEAST_ROWS = 2
+"""Rows that a table must have."""
+
 PLACES = 5
 """Number of rows or names that a message lists."""
 
@@ -228,21 +231,21 @@ class Source(Protocol):
 
 def _table(source: Source, columns: Columns) -> Table:
     """Return the table of a source."""
-    table = _read(source, columns, columns.rules)
-    if len(table.rows) < 2:
+    table = _read(source, columns, columns.rules, least=LEAST_ROWS)
+    if len(table.rows) < LEAST_ROWS:
         raise DataError(f"`data.path` must have at least two rows, got 1 in {named(source.path)}; add rows")
     warnings = (*table.warnings, *_warnings(table.features, table.targets, columns.left_out))
     return replace(table, notes=(*table.notes, *_notes(table.features)), warnings=warnings)
 
 
-def _read(source: Source, columns: Columns, rules: Rules) -> Table:
-    """Return the columns of a source, without what there is to say of their values."""
+def _read(source: Source, columns: Columns, rules: Rules, least: int = 1) -> Table:
+    """Return the columns of a source, without what there is to say of their values. `least` is the number of rows it needs."""
     names, problems = _renamed(source, columns.rename)
     wanted, others = _select_columns(source.path, names, columns)
     raise_problems(source.path, [*problems, *others], (), "")
     places = {name: place for place, name in enumerate(names)}
     read = source.read({name: places[name] for name in wanted}, rules)
-    count, rows = len(read[columns.targets[0]].missing), _kept(source, columns, read)
+    count, rows = len(read[columns.targets[0]].missing), _kept(source, columns, read, least)
     if rows is not None:
         for name in read:  # one by one, so that no more than one column is in memory twice
             read[name] = read[name].take(rows)
@@ -424,10 +427,11 @@ def _owner(key: str, columns: Columns) -> str:
     return f"the column of `{key}`"
 
 
-def _kept(source: Source, columns: Columns, read: Mapping[str, Column]) -> np.ndarray | None:
+def _kept(source: Source, columns: Columns, read: Mapping[str, Column], least: int) -> np.ndarray | None:
     """Return the rows in which nothing is missing that must not be, or None for all of them.
 
-    Raises `DataError` where `data.missing` does not allow that a value is missing.
+    Raises `DataError` where `data.missing` does not allow that a value is missing. To drop rows is no advice where fewer than
+    `least` are left.
     """
     gone = {name: mask for name, column in read.items() if (mask := column.missing).any()}
     if columns.missing == "mean":  # nothing is known of a row without a target or weight
@@ -440,7 +444,7 @@ def _kept(source: Source, columns: Columns, read: Mapping[str, Column]) -> np.nd
     if columns.missing != "drop":
         # Places are looked up in the file, which takes long, and are needed for the first ones only.
         first = islice(gone.items(), MOST_SHOWN)
-        problems = [_missing(source, columns, name, mask, len(rows) > 1) for name, mask in first]
+        problems = [_missing(source, columns, name, mask, len(rows) >= least) for name, mask in first]
         raise_problems(source.path, problems, (), "", len(gone) - len(problems))
     if not len(rows):
         raise DataError(

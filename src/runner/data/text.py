@@ -91,6 +91,7 @@ class _Decoding:
         self.fault: tuple[int, int] | None = None
         """Place and value of the first byte that is not in the encoding."""
         self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._may_be_no_text = encoding != "utf-8"
         self._ends = {b"\n": 0, b"\r": 0}
 
     def add(self, chunk: bytes) -> None:
@@ -99,9 +100,13 @@ class _Decoding:
             try:
                 decoded = self._decoder.decode(chunk, not chunk)
                 self.binary = self.binary or "\0" in decoded
+                if self._may_be_no_text:
+                    decoded.encode()  # halves of characters, as UTF-7 can spell them, are none
             except UnicodeDecodeError as error:  # its bytes may begin with some of the chunk before
                 place = self.size + len(chunk) - len(error.object) + error.start
                 self.fault = place, error.object[error.start]
+            except UnicodeError:  # some codecs say no place
+                self.fault = self.size, chunk[0] if chunk else 0
         if self.fault is not None:
             self.binary = self.binary or b"\0" in chunk
             self.windows = self.windows and not any(byte in chunk for byte in _NOT_IN_WINDOWS)
@@ -202,7 +207,7 @@ def _known(encoding: str) -> str:
     try:
         name = codecs.lookup(encoding).name
         "".encode(name)
-    except LookupError:
+    except (LookupError, UnicodeError):
         raise DataError(
             f"`data.encoding` must be the name of a text encoding, got {shown(encoding)}; use utf-8 or cp1252"
         ) from None

@@ -279,6 +279,12 @@ def test_dates_become_seconds_since_1970(text: str, moment: datetime) -> None:
         (["1/2/24", "1/3/24", "1/4/24"], "has '1/2/24', a date; write all cells as 2024-01-31, or all as numbers, or add the column to `data.drop`"),
         (["5%", "6%", "7%"], "has '5%', a percentage; use a fraction without the sign, or add the column to `data.drop`"),
         (['"1,000"', '"2,000"', '"3,500"'], "has '1,000', a number with a comma; write 1000 for a thousand and 0.5 for a half, or add the column to `data.drop`"),
+        (["$0.50", "$12.00", "7 €"], "has '$0.50', an amount with its currency; write the number alone, or add the column to `data.drop`"),
+        (["5EUR", "12 EUR", "CHF 7"], "has '5EUR', an amount with its currency; write the number alone, or add the column to `data.drop`"),
+        (["1'100.50", "1 100", "1.100.200"], "has \"1'100.50\", a number with signs between thousands; remove them, or add the column to `data.drop`"),
+        (["3 Jan 2024", '"March 5, 2024"', "31-Dez-99"], "has '3 Jan 2024', a date; write all cells as 2024-01-31, or all as numbers, or add the column to `data.drop`"),
+        (["2024-01", "2024-02", "2023/12"], "has '2024-01', a month; write all cells as 2024-01-31, or all as numbers, or add the column to `data.drop`"),
+        (["12:30", "9:15 am", "23:59:59.5"], "has '12:30', a time of day; write hours or seconds as a number, or add the column to `data.drop`"),
         (["0x10", "0x11", "0x1f"], "has '0x10', hexadecimal; use decimal, or add the column to `data.drop`"),
         (["inf", "-inf", "inf"], "has 'inf', not finite; correct it, or list it in `data.missing_values`, or add the column to `data.drop`"),
     ],
@@ -286,6 +292,24 @@ def test_dates_become_seconds_since_1970(text: str, moment: datetime) -> None:
 def test_text_that_is_meant_as_numbers_or_dates_is_refused(column: list[str], problem: str) -> None:
     content = "x,y\n" + "".join(f"{cell},{row}\n" for row, cell in enumerate(column))
     assert _problem(content) == f"`data.features`: column 'x' of 'f.csv' {problem}"
+
+
+@pytest.mark.usefixtures("either")
+def test_thousands_with_points_beside_decimal_commas_are_refused() -> None:
+    assert _problem("x;z;y\n1.100;0,5;1\n2.200;1,5;2\n3.300;2,25;3,5\n") == (
+        "`data.features`: column 'x' of 'f.csv' has '1.100', a number with a decimal point; write a comma as in other rows, or set "
+        "`data.decimal`, or add the column to `data.drop`"
+    )
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize(
+    "texts",
+    [["mar", "may", "dec"], ["1.2.3", "10.0.1"], ["2020-2021", "2021-2022"], ["A$5", "USD"], ["030 12", "0 100"]],
+)
+def test_other_texts_with_digits_are_categories(texts: list[str]) -> None:
+    table = _csv("x,y\n" + "".join(f"{text},{row}\n" for row, text in enumerate(texts * 3)))
+    assert _values(table)["x"] == texts * 3
 
 
 @pytest.mark.usefixtures("either")
@@ -466,7 +490,11 @@ def test_an_encoding_that_does_not_fit_is_refused() -> None:
     assert _problem(content, form=Form(encoding="utf-8")) == (
         "`data.encoding` must fit 'f.csv', but line 3 has the byte 0xe8, which is not in utf-8; use another encoding"
     )
-    for encoding in ("utf9", "base64"):
+    for encoding in ("utf-16", "utf-32", "punycode", "utf-7"):  # the last two spell +2AA- as no character
+        assert _problem("x,y\n1,2\n+2AA-,4\n", form=Form(encoding=encoding)) == (
+            f"`data.encoding` must fit 'f.csv', but line 1 has the byte 0x78, which is not in {encoding}; use another encoding"
+        )
+    for encoding in ("utf9", "base64", "undefined"):
         assert _problem(content, form=Form(encoding=encoding)) == (
             f"`data.encoding` must be the name of a text encoding, got {encoding!r}; use utf-8 or cp1252"
         )
@@ -694,11 +722,13 @@ def test_problems_are_reported_in_line_order_and_capped_at_ten() -> None:
 
 @pytest.mark.usefixtures("either")
 def test_a_target_without_any_number_is_reported_once() -> None:
-    problems = _problems(lambda: _csv("x,y\n1,Bob\nq,Eve\n5,Zoe\n"))
-    assert [p.partition(", must")[0] for p in problems] == [
-        "`data.path`: line 2 of 'f.csv', column 'y' (none of its 3 values is usable)",
-        "`data.path`: line 3 of 'f.csv', column 'x'",
-    ]
+    problems = _problems(lambda: _csv("x,y\n1,Bob\nq,Eve\n5,Zoe\n6,\n"))
+    assert problems == (
+        "`data.path`: line 2 of 'f.csv', column 'y' (none of its 3 values is usable), must be a finite number, got 'Bob', text; use "
+        "numbers, or another column",
+        "`data.path`: line 3 of 'f.csv', column 'x', must be a finite number, got 'q', text; use a number, or list it in "
+        "`data.missing_values`",
+    )
 
 
 def test_problems_with_columns_and_rows_share_one_limit() -> None:
