@@ -90,7 +90,8 @@ def _exit_code(arguments: list[str]) -> int:
         print_errors([printable(str(error))], error.rank)
         return error.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write("stopped before training began; nothing was written\n")
+        if leads(os.environ):
+            sys.stderr.write("stopped before training began; nothing was written\n")
         return 130
 
 
