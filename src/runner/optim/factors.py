@@ -19,7 +19,7 @@ from runner.optim.qr import augmented, pieces, qr_of_pieces, weighted
 
 def factor(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch) -> Tensor:
     """Return the triangular factor [lanes, n + 2, n + 2] of [J, r, y], with each row times the root of its weight."""
-    return qr_of_pieces(matrices(model, parameters, rows))
+    return qr_of_pieces(matrices(model, parameters, rows), rows.target.shape[-1])
 
 
 def matrices(model: Differentiable, parameters: Mapping[str, Tensor], rows: Batch) -> Iterator[Tensor]:

@@ -122,7 +122,7 @@ def _of_lanes(model: Differentiable, rows: Batch, decay: Tensor, dtype: str) -> 
 
     solution = torch.zeros(1, numbers, dtype=decay.dtype, device=decay.device)
     for _ in range(PASSES):
-        factor = qr_of_pieces(matrices(solution))
+        factor = qr_of_pieces(matrices(solution), rows.target.shape[-1])
         objective = penalised(factor[:, :, : numbers + 1], solution, decay, count)
         jacobian = objective[:, :numbers, :numbers]
         problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))

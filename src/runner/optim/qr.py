@@ -37,24 +37,46 @@ def padded(matrix: Tensor, rows: int) -> Tensor:
     return torch.nn.functional.pad(matrix, (0, 0, 0, missing)) if missing > 0 else matrix
 
 
-def qr_of_pieces(pieces: Iterable[Tensor]) -> Tensor:
-    """Return R […, n, n] of all pieces […, rows, n] stacked by rows; only one piece is in memory at a time."""
+def qr_of_pieces(pieces: Iterable[Tensor], targets: int = 1) -> Tensor:
+    """Return R […, n, n] of all pieces […, rows, n] stacked by rows; only one piece is in memory at a time.
+
+    The rows of several targets take turns.
+    """
     factor: Tensor | None = None
-    for piece in pieces:
+    for whole in pieces:
+        piece = _shorter(whole, targets)
         factor = triangle(piece if factor is None else torch.cat((factor, piece), -2))
     assert factor is not None
     return padded(factor, factor.shape[-1])
 
 
-def compressed(matrices: Iterator[Tensor], rows: int) -> Tensor:
+def _shorter(matrix: Tensor, targets: int) -> Tensor:
+    """Return F with FᵀF = MᵀM for a matrix M […, rows, n] whose rows of several targets take turns; F may have fewer rows.
+
+    The parameters of a linear model are each of one target. Its rows are zero in the columns of the others: to factor them
+    together would take the square of the number of targets longer.
+    """
+    if targets == 1:
+        return matrix
+    factors = []
+    for target in range(targets):
+        own = matrix[..., target::targets, :]
+        used = (own != 0).flatten(0, -2).any(0)
+        factor = own if int(used.sum()) == own.shape[-1] else triangle(own[..., used])
+        factors.append(own.new_zeros(*factor.shape[:-1], own.shape[-1]))
+        factors[-1][..., used] = factor
+    return torch.cat(factors, -2)
+
+
+def compressed(matrices: Iterator[Tensor], rows: int, targets: int = 1) -> Tensor:
     """Return F with FᵀF = MᵀM for the pieces M […, rows, n + 2] of [J, r, y], of whose whole `rows` is the number of rows.
 
     It is the triangular factor if there are more rows than parameters. With fewer rows it is M itself, which is smaller, and
-    padded to `rows` where it is only a portion of them.
+    padded to `rows` where it is only a portion of them. The rows of several targets take turns.
     """
     first = next(matrices)
     if rows > first.shape[-1] - 2:
-        return qr_of_pieces(chain([first], matrices))
+        return qr_of_pieces(chain([first], matrices), targets)
     return padded(torch.cat([first, *matrices], -2), rows)
 
 

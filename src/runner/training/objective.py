@@ -137,8 +137,8 @@ class BatchObjective:
 
         Every row is multiplied by the root of its weight.
         """
-        rows = self._residuals
-        factor = self.strategy.concatenate([compressed(self._matrices(part), rows) for part in self._parts])
+        rows, targets = self._residuals, self.rows.all.target.shape[-1]
+        factor = self.strategy.concatenate([compressed(self._matrices(part), rows, targets) for part in self._parts])
         if factor.shape[-2] > rows or rows > factor.shape[-1] - 2:
             factor = triangle(factor)
         loss = factor[..., -2].square().sum(-1) / rows
