@@ -399,6 +399,26 @@ def test_a_sweep_over_folds_that_cannot_be_made_is_refused_and_leaves_nothing(
     assert not Path("new").exists()
 
 
+@pytest.mark.parametrize(
+    ("rows", "overrides", "place"),
+    [
+        (["1,5,1", "2,-1,1"], ["data.log_target=true"], "row 2 of 'v.csv'"),
+        (["1,5,1", "2,5,-3"], ["data.weight=w"], "row 2 of 'v.csv'"),
+        (["1,1e300,1", "2,5,1"], ["dtype=float32"], "row 1 of 'v.csv'"),
+        (["1,5,1"], ["data.log_target=true", "data.test_path=x.csv"], "row 3 of 'x.csv'"),
+    ],
+)
+def test_a_row_of_a_file_that_a_part_has_of_its_own_is_named_by_its_place_in_it(
+    rows: list[str], overrides: list[str], place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write("t.csv", x=[1, 2, 3], y=[2, 4, 6], w=[1, 1, 1])
+    Path("v.csv").write_text("\n".join(["x,y,w", *rows]) + "\n")
+    _write("x.csv", x=[1, 2, 3], y=[1, 1, -1], w=[1, 1, 1])
+    weight = [] if "data.weight=w" in overrides else ["data.drop=[w]"]
+    assert main([*TABLE[:2], "data.target=y", "device=cpu", "data.valid_path=v.csv", *weight, *overrides]) == 2
+    assert f" in {place}" in capsys.readouterr().err
+
+
 def test_a_search_is_not_over_folds(capsys: pytest.CaptureFixture[str]) -> None:
     _write("t.csv", **_numbers(30))
     search = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.weight_decay=interval(0.1,1)"]

@@ -391,6 +391,15 @@ def test_a_sweep_that_cannot_be_run_is_refused(
         assert error.startswith(message)
 
 
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("launcher", ["vmap", "pool", "basic", "joblib"])
+def test_a_sweep_in_which_no_trial_can_be_built_is_refused(launcher: str, capsys: pytest.CaptureFixture[str]) -> None:
+    table = ["data=csv", "data.path=absent.csv", "data.target=y", *QUICK]
+    assert sweep(*table, "optimizer.lr=0.1,0.01", f"hydra/launcher={launcher}") == 2
+    message = "`data.path` must be a readable file, but 'absent.csv' does not exist; give a path relative to the working directory"
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")] == [f"error: {message}"]
+
+
 @pytest.mark.parametrize("name", ["linreg", "never_before"])
 def test_no_new_directory_is_left(name: str) -> None:
     assert sweep("+experiment=linreg", *QUICK, f"name={name}", "optimizer.lr=1,-1") == 2

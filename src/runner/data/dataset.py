@@ -134,7 +134,7 @@ def build(
         blocks, scaled, target[counted], scales_target=config.scales_target, log_target=config.log_target
     )
     weights = weigh(table, parts, scaling)
-    check = rounding.Check(str(dtype).removeprefix("torch."), advised, table.row_number)
+    check = rounding.Check(str(dtype).removeprefix("torch."), advised, table.place)
     cast = _Cast(scaling, config, dtype, check)
     parts = {name: rows for name, rows in parts.items() if len(rows)}
     numbers, scaled_target = cast.features(table.features, encoding, parts), cast.targets(table.targets, target)
@@ -248,8 +248,8 @@ class _Cast:
 
 def _require_positive(table: tables.Table) -> None:
     problems = [
-        f"`data.log_target` needs a target above 0, got {target.values[bad[0]]:g} for {target.name!r} in row "
-        f"{table.row_number(int(bad[0]))} ({len(bad)} such rows); remove those rows or use data.log_target=false"
+        f"`data.log_target` needs a target above 0, got {target.values[bad[0]]:g} for {target.name!r} in "
+        f"{table.place(int(bad[0]))} ({len(bad)} such rows); remove those rows or use data.log_target=false"
         for target in table.targets
         if len(bad := np.flatnonzero(target.values <= 0))
     ]

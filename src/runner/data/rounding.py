@@ -87,8 +87,8 @@ class Check:
 
     dtype_name: str
     advised: Advised
-    row_number: Callable[[int], int] = lambda row: row + 1
-    """Number of a row in its source, from 1."""
+    place: Callable[[int], str] = lambda row: f"row {row + 1}"
+    """Where a row, counted from 0, is in its source."""
     _problems: list[str] = field(default_factory=list)
     _warnings: dict[str, str] = field(default_factory=dict)
 
@@ -100,7 +100,7 @@ class Check:
         loss = _loss(column, self.dtype_name)
         if loss is None:
             return
-        place = "" if loss.row is None else f" in row {self.row_number(loss.row)}"
+        place = "" if loss.row is None else f" in {self.place(loss.row)}"
         effect = f"{self.dtype_name} {loss.text}{place}; {_remedy(column, self.dtype_name, loss, self.advised)}"
         if loss.refused:
             self._problems.append(f"`dtype` must represent column {shown(column.name)}, but {effect}")
@@ -114,8 +114,8 @@ class Check:
         if lost.any():
             row = int(lost.argmax())
             self._problems.append(
-                f"`dtype` must hold the weight of every row, but {self.dtype_name} turns {float(weights[row]):g} of row "
-                f"{self.row_number(row)}, relative to the mean weight, into 0; use a larger dtype, or set that weight to 0"
+                f"`dtype` must hold the weight of every row, but {self.dtype_name} turns {float(weights[row]):g} of "
+                f"{self.place(row)}, relative to the mean weight, into 0; use a larger dtype, or set that weight to 0"
             )
 
     def warnings(self) -> list[str]:

@@ -62,6 +62,8 @@ class Table:
     """Number of each row in the source, from 0, int64 [rows]. It counts on through the files of parts that have their own."""
     count: int = 0
     """Number of rows in the source, those that are left out among them."""
+    own_files: tuple[tuple[int, str], ...] = ()
+    """Number in `rows` of the first row, and path, of each file that a part has of its own."""
     sigma: np.ndarray | None = None
     """Standard deviation of the target, float64 [rows]; None without `data.sigma`."""
     weight: np.ndarray | None = None
@@ -83,9 +85,11 @@ class Table:
         """Names of the targets."""
         return tuple(target.name for target in self.targets)
 
-    def row_number(self, row: int) -> int:
-        """Return the number in the source, from 1, of a row counted from 0."""
-        return int(self.rows[row]) + 1
+    def place(self, row: int) -> str:
+        """Return where a row, counted from 0, is: "row 5" of the source, or "row 5 of 'test.csv'" for a part's own file."""
+        number = int(self.rows[row])
+        own = next(((first, path) for first, path in reversed(self.own_files) if number >= first), None)
+        return f"row {number + 1}" if own is None else f"row {number - own[0] + 1} of {named(own[1])}"
 
 
 @dataclass(frozen=True)
@@ -340,6 +344,7 @@ def _joined(table: Table, own: Table, part: str, path: str) -> Table:
         groups=None if table.groups is None else np.concatenate([table.groups, np.full(count, -1)]),
         rows=np.concatenate([table.rows, table.count + own.rows]),
         count=table.count + own.count,
+        own_files=(*table.own_files, (table.count, path)),
         sha256=hashlib.sha256(f"{table.sha256}\n{part}\n{own.sha256}".encode()).hexdigest(),
         notes=(*table.notes, f"{part} rows of {named(path)}"),
         warnings=(*table.warnings, *own.warnings),

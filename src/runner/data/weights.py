@@ -72,6 +72,6 @@ def _require(good: Tensor, values: Tensor, key: str, rule: str, table: Table) ->
     if len(bad):
         row = int(bad[0])
         raise DataError(
-            f"`{key}` {rule}, got {float(values[row]):g} in row {table.row_number(row)} ({len(bad):,} such rows); correct or "
+            f"`{key}` {rule}, got {float(values[row]):g} in {table.place(row)} ({len(bad):,} such rows); correct or "
             "remove those rows"
         )

@@ -20,7 +20,7 @@ from runner.compute.signals import StopRequest
 from runner.compute.visible_devices import CUDA, HIP, ROCR, config_mask, in_force, variable
 from runner.config import validation
 from runner.config.parts import key
-from runner.errors import CheckpointError, ConfigError, Interrupted, RunFailed
+from runner.errors import CheckpointError, ConfigError, InputError, Interrupted, RunFailed
 from runner.runs.atomic import write_atomic
 from runner.runs.directory import is_complete, lock, record_failure, unlock
 from runner.runs.records import read_record, read_summary
@@ -89,6 +89,8 @@ class Outcome:
     state: Literal["finished", "failed", "interrupted"]
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None
+    refused: Sequence[str] = ()
+    """Messages on an input that cannot be run; the trial has left nothing then."""
 
 
 def slots(
@@ -267,14 +269,14 @@ class Pool:
             return Outcome(job.number, "finished", metrics or {})
         if code in _STOPPED or (self._stopping.is_set() and -code in (signal.SIGINT, signal.SIGTERM)):
             return Outcome(job.number, "interrupted", reason="stopped by a signal")
-        reason = _reason(job, code, errors)
+        messages = [line.removeprefix("error: ") for line in errors.splitlines() if line.startswith("error: ")]
+        reason = _reason(job, code, messages, errors)
         record_failure(job.directory, reason)
-        return Outcome(job.number, "failed", reason=reason)
+        return Outcome(job.number, "failed", reason=reason, refused=messages if code == InputError.exit_code else ())
 
 
-def _reason(job: Job, code: int, errors: str) -> str:
-    """Return why a trial failed, from its exit code and its standard error. A traceback is written to stderr.log."""
-    messages = [line.removeprefix("error: ") for line in errors.splitlines() if line.startswith("error: ")]
+def _reason(job: Job, code: int, messages: Sequence[str], errors: str) -> str:
+    """Return why a trial failed, from its exit code, its error messages and its standard error. A traceback is written to stderr.log."""
     if code < 0:
         usual = ", as the kernel does when memory is short" if -code == signal.SIGKILL else ""
         return f"its process was killed by {signal.Signals(-code).name}{usual}"
@@ -291,9 +293,10 @@ def _job_return(job: Job, outcome: Outcome) -> JobReturn:
     from hydra.core.utils import JobReturn, JobStatus
 
     finished = outcome.state == "finished"
+    error = ConfigError(outcome.refused) if outcome.refused else RunFailed(outcome.reason or "")
     return JobReturn(
         overrides=job.overrides,
         working_dir=str(job.directory),
         status=JobStatus.COMPLETED if finished else JobStatus.FAILED,
-        _return_value=dict(outcome.metrics) if finished else RunFailed(outcome.reason or ""),
+        _return_value=dict(outcome.metrics) if finished else error,
     )
