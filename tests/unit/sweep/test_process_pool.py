@@ -269,7 +269,6 @@ def test_the_launcher_waits_for_a_trial_that_a_killed_sweep_left_running(childre
     ("arguments", "reason"),
     [
         (["exit=1", "say=note: hm|error: training diverged at step 7|"], "training diverged at step 7"),
-        (["exit=2", "say=error: `a` is not a key|error: `b` is not a key|"], "`a` is not a key; `b` is not a key"),
         (["exit=1", "say=Traceback|  File|KeyError: 'x'|"], "KeyError: 'x'"),
         (["exit=3"], "its process ended with exit code 3 and no message"),
         ([f"kill={signal.SIGKILL:d}"], "its process was killed by SIGKILL, as the kernel does when memory is short"),
@@ -287,6 +286,17 @@ def test_the_reason_of_a_failed_trial_while_the_others_continue(
     assert str(caught.value) == reason
     assert Outcome(0, "failed", reason=reason) in children.ended
     assert not (children.sweep / "0").exists()
+
+
+def test_an_input_that_a_trial_refuses_is_refused_as_such(children: Children) -> None:
+    refused, other = children.launch([["exit=2", "say=error: `a` is not a key|error: `b` is not a key|"], ["a=1"]])
+    assert other.return_value["train/loss"] == 1.0
+    with pytest.raises(ConfigError) as caught:
+        assert refused.return_value
+    assert caught.value.problems == ("`a` is not a key", "`b` is not a key")
+    assert [outcome.reason for outcome in children.ended if outcome.number == 0] == [
+        "`a` is not a key; `b` is not a key"
+    ]
 
 
 def test_a_traceback_is_kept_in_the_run_directory(children: Children) -> None:
