@@ -597,3 +597,25 @@ def test_a_minimum_at_a_kink_is_not_denied() -> None:
     line = scipy.stats.linregress(np.maximum(x - 0.75, 0), y)
     assert fixed["parameters"] == pytest.approx({"a": line.slope, "b": line.intercept, "c": 0.75}, rel=1e-9)
     assert fixed["standard_errors"] == pytest.approx({"a": line.stderr, "b": line.intercept_stderr}, rel=1e-9)
+
+
+def test_lm_takes_no_step_to_an_infinite_parameter(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first steps lead to times of more than 3e38, which float32 takes for infinite. The loss would be finite there."""
+    t = np.linspace(0, 3600, 40)
+    y = 80 * np.exp(-t / 600) + 20 + np.random.default_rng(4).normal(0, 0.3, 40)
+    Path("cooling.csv").write_text(
+        "t,y\n" + "".join(f"{a!r},{b!r}\n" for a, b in zip(t.tolist(), y.tolist(), strict=True))
+    )
+    cooling = [
+        "data=csv",
+        "data.path=cooling.csv",
+        "data.target=y",
+        "model=formula",
+        "model.expression=a*exp(-t/tau) + c",
+        "optimizer=lm",
+    ]
+    start = "model.start={a: 0.93, tau: 0.96, c: 0.22}"
+    summary = run(*cooling, start, "dtype=float32").summary
+    assert summary["converged"] is False
+    assert summary["not_converged_because"].endswith("start from other values with model.start")
+    assert "diverged" not in capsys.readouterr().out

@@ -13,6 +13,7 @@ import scipy.optimize
 
 import runner
 from runner.errors import ConfigError, DataError
+from runner.runs import plots
 from runner.training.run import Run
 
 QUICK = ["device=cpu", "device.threads=1", "record.plots=false", "dtype=float64", "data=csv", "data.path=t.csv", "data.target=y"]  # fmt: skip
@@ -147,6 +148,23 @@ def test_the_logarithm_of_the_target_has_its_own_standard_deviations(kind: str) 
     assert [parameters["weight"][0][0], parameters["bias"][0]] == pytest.approx(best.tolist(), rel=1e-12)
     expected = np.sqrt(np.diag(covariance)).tolist()
     assert [errors["weight"][0][0], errors["bias"][0]] == pytest.approx(expected, rel=1e-11)
+
+
+def test_rows_without_weight_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    contents: list[Any] = []
+
+    def draw(content: Any) -> dict[str, bytes]:
+        contents.append(content)
+        return {}
+
+    monkeypatch.setattr(plots, "draw", draw)
+    columns = table()
+    kept = columns["w"] > 0
+    write({**columns, "y": np.where(kept, columns["y"], -999.0)})
+    run(*DECAY, "data.features=[x]", "data.weight=w", "record.plots=true")
+    x, y, _ = contents[0].parts["train"]
+    assert (x[:, 0].tolist(), y.tolist()) == (columns["x"][kept].tolist(), columns["y"][kept].tolist())
+    assert contents[0].line[0][[0, -1]].tolist() == [columns["x"][kept].min(), columns["x"][kept].max()]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -236,8 +236,7 @@ class LevenbergMarquardt(_LeastSquares):
                 break
             trial = problem.trial(radius, waiting)
             point = torch.where(waiting.unsqueeze(1), bounds.project(origin + trial.step), taken)
-            self._write(point)
-            gain = _gain(length, objective.squares().reshape(-1).sqrt())
+            gain = self._gain_at(point, length, objective)
             predicted = trial.predicted / length.square()
             rounded = (predicted <= noise) & (gain.abs() <= noise)
             good = rounded | (gain >= ACCEPTED * predicted.abs())
@@ -250,8 +249,8 @@ class LevenbergMarquardt(_LeastSquares):
         if bool(saddle.any()):
 
             def gain_at(step: Tensor) -> Tensor:
-                self._write(torch.where(saddle.unsqueeze(1), bounds.project(origin + step), taken))
-                return _gain(length, objective.squares().reshape(-1).sqrt())
+                point = torch.where(saddle.unsqueeze(1), bounds.project(origin + step), taken)
+                return self._gain_at(point, length, objective)
 
             away, found = step_away(problem.present, origin, gain_at, noise.clamp(min=ACCEPTED))
             left = saddle & found
@@ -262,6 +261,15 @@ class LevenbergMarquardt(_LeastSquares):
         self._slots = {"scale": scale, "radius": _spread(radius, n), "offset": _spread(last_offset, n)}
         self._settle(ended.tolist())
         return linearisation.share
+
+    def _gain_at(self, point: Tensor, length: Tensor, objective: Objective) -> Tensor:
+        """Write parameters [lanes, n] and return their gain [lanes] over residuals of this length; −1 if one is not finite.
+
+        A number of float64 may be infinite as a parameter, at which the loss may be finite.
+        """
+        self._write(point)
+        gain = _gain(length, objective.squares().reshape(-1).sqrt())
+        return torch.where(self._rows().isfinite().all(1), gain, -1.0)
 
     def _trust_region(self, scaled: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
         """Return radius and last offset [lanes] after the previous step, or those of a first step.

@@ -320,7 +320,10 @@ def _draw(info: RunInfo, outcome: Outcome, metrics: Path, levels: Mapping[str, f
     for name, rows in dataset.evaluated.items():
         features = rows.all.numbers.cpu().double() * scaling.feature_scale + scaling.feature_mean
         targets = scaling.undo(rows.all.target.cpu().double())
-        parts[name] = (features.numpy(), targets.numpy(), evaluation.predictions(name).numpy())
+        # A row without weight may have any value, such as -999, beside which nothing else would be seen.
+        drawn = slice(None) if rows.all.weight is None else rows.all.weight.cpu().flatten() > 0
+        columns = (features, targets, evaluation.predictions(name))
+        parts[name] = tuple(column[drawn].numpy() for column in columns)
     curve = _curve(info, outcome, evaluation, parts) if len(dataset.feature_names) == 1 else None
     figures, several = dict[str, bytes](), len(dataset.target_names) > 1
     for number, target in enumerate(dataset.target_names[:MOST_PLOTTED]):
