@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from runner.data import cells
@@ -825,10 +825,10 @@ def _tables(draw: st.DrawFn) -> str:
     return text.getvalue() + draw(st.sampled_from(["", "", "", ending, "x", '"', "1,2,3,4,5,6,7,8"]))
 
 
-def _outcome(content: str, missing: str) -> object:
+def _outcome(content: Content, missing: str, form: Form = COMMAS, target: str = "y") -> object:
     """Return all that can be seen of a table that is read, or the problems."""
     try:
-        table = _csv(content, Columns("y", missing=missing))
+        table = _csv(content, Columns(target, missing=missing), form)
     except DataError as error:
         return error.problems
     columns = [(type(column), column.name, _bits(column)) for column in (*table.features, *table.targets)]
@@ -848,6 +848,37 @@ def test_both_readers_agree(monkeypatch: pytest.MonkeyPatch, content: str, missi
     expected = _outcome(content, missing)
     monkeypatch.setattr(cells, "LARGE", 0)
     assert _outcome(content, missing) == expected
+
+
+PIECES = st.sampled_from([
+    b"x", b"y", b"x,y", b"1,2", b"3;4", b",", b";", b"\t", b"|", b'"', b'""', b"'", b"\n", b"\n", b"\n", b"\r\n", b"\r", b" ", b"#", b"%", b"sep=;",
+    b"NA", b"1e999", b"1e-999", b"007", b"0.5", b"1,5", b"1.000", b"nan", b"-inf", b"2024-01-31", b"31.1.2024", b"12:30", b"$5", b"a=b", b"x^2",
+    b"\xef\xbb\xbf", b"\xff\xfe", b"\0", b"\x81", b"\xfc", "ü".encode(), "\u2028".encode(), "\xa0".encode(), b"\x1f\x8b", b"\x0b", b"\x1c", b"9" * 400, b"k" * 200_000,
+])  # fmt: skip
+NOISE = st.lists(PIECES, max_size=40).map(lambda pieces: b"".join(pieces) + b"\n")
+NOISE_IN_TWO_COLUMNS = st.lists(st.lists(PIECES, max_size=3).map(b"".join), min_size=4, max_size=24).map(
+    lambda fields: b"x,y\n" + b"\n".join(map(b",".join, zip(fields[::2], fields[1::2], strict=False)))
+)
+FORMS = st.builds(
+    Form,
+    delimiter=st.sampled_from([None, ",", ";", "\t", "x", "ü"]),
+    decimal=st.sampled_from([None, ".", ","]),
+    encoding=st.sampled_from([None, "utf-8", "cp1252", "utf-16", "utf-7"]),
+    comment=st.sampled_from([None, "#", "x", ""]),
+    skip_rows=st.integers(0, 3),
+    header=st.sampled_from([None, True, False]),
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(NOISE | NOISE_IN_TWO_COLUMNS, st.just(COMMAS) | FORMS, st.sampled_from(["y", "x", "column_1"]))
+@example(b"x,y\n,\n\r,", COMMAS, "y")
+def test_both_readers_agree_on_noise(monkeypatch: pytest.MonkeyPatch, content: bytes, form: Form, target: str) -> None:
+    outcomes = []
+    for large in (2**30, 0):
+        monkeypatch.setattr(cells, "LARGE", large)
+        outcomes.append(_outcome(content, "mean", form, target))
+    assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 20_000), (20_000, 2)])
