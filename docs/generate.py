@@ -70,10 +70,19 @@ def _rows(kind: Any, values: dict[str, Any], prefix: str) -> list[str]:
         elif not nested and not (prefix and name == "name"):
             key = introspection.keys(kind)[name]
             unit = f" [{key.unit}]" if key.unit else ""
-            rows.append(
-                f"| `{prefix}{name}` | `{_shown(values.get(name))}` | {validation.requirement(hint, key)} | {key.meaning}{unit} |"
+            cells = (
+                f"`{prefix}{name}`",
+                f"`{_shown(values.get(name))}`",
+                validation.requirement(hint, key),
+                f"{key.meaning}{unit}",
             )
-    return [row.replace("|^", "\\|^") for row in rows]
+            rows.append(f"| {' | '.join(_escaped(cell) for cell in cells)} |")
+    return rows
+
+
+def _escaped(cell: str) -> str:
+    """Return the text of a cell, in which a bar would end it."""
+    return cell.replace("|", "\\|")
 
 
 def _shown(value: Any) -> str:

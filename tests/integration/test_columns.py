@@ -292,9 +292,16 @@ def test_a_table_gives_the_same_parameters_as_text_packed_text_and_parquet() -> 
     pq.write_table(
         pa.table({name: pa.array(column, from_pandas=True) for name, column in columns.items()}), "t.parquet"
     )
+    Path("tabs.tsv").write_text(text.replace(",", "\t"), encoding="utf-8")
     common = ["data.target=y", "data.missing=mean", "model=mlp", "train.steps=20", "data.split.test=10", *FIT[4:]]
     hashes = {
-        path: runner.run(None, [f"data={kind}", f"data.path={path}", *common]).summary["parameters_sha256"]
-        for path, kind in (("t.csv", "csv"), ("t.csv.gz", "csv"), ("semicolons.csv", "csv"), ("t.parquet", "parquet"))
+        path: runner.run(None, [*overrides, f"data.path={path}", *common]).summary["parameters_sha256"]
+        for path, overrides in (
+            ("t.csv", ["data=csv"]),
+            ("t.csv.gz", ["data=csv"]),
+            ("semicolons.csv", ["data=csv"]),
+            ("tabs.tsv", ["data=csv", r"data.delimiter=\t"]),
+            ("t.parquet", ["data=parquet"]),
+        )
     }
     assert len(set(hashes.values())) == 1, hashes

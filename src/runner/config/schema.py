@@ -441,7 +441,9 @@ class _Table(DataConfig):
 class Csv(_Table, name="csv", builder="runner.data.tables:from_csv"):
     """A text file of rows with a delimiter. What is null here is detected from the first lines, and reported."""
 
-    delimiter: str | None = key("sign between the fields; null detects it", pattern=r'[^\n\r"]', before=",")
+    delimiter: str | None = key(
+        "sign between the fields, \\t for a tab; null detects it", pattern=r'[^\n\r"]|\\t', before=","
+    )
     decimal: Literal[".", ","] | None = key("decimal sign; null detects it", before=".")
     encoding: str | None = key("encoding of the text, such as utf-8 or cp1252; null detects it", before="utf-8")
     comment: str | None = key(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -16,14 +16,37 @@ from runner.data.text import LONGEST_LINE, Text, divided_alike
 from runner.data.texts import ArrowFloats, ArrowTexts, PlainTexts, Texts
 from runner.errors import DataError
 
-BLOCK_CELLS = 2**18
-"""Cells of one block of the strict reader, at least one row."""
+BLOCK_CELLS = 2**20
+"""Cells of one block, at least one row. A block takes a fixed time for each column, so that the few rows of a wide table are one."""
+
+BLOCK_ROWS = 1000
+"""Rows that are a block of pyarrow in any case."""
 
 LARGE = 2**24
 """Bytes of a text from which pyarrow divides it into cells, several times as fast as Python's own reader."""
 
 SAMPLE_ROWS = 100
 """Rows that show which columns look like floats."""
+
+
+def _gathered(batches: Iterable[Any], columns: int) -> Iterator[Any]:
+    """Yield batches of rows of pyarrow, small ones put together."""
+    import pyarrow as pa
+
+    small: list[Any] = []
+
+    def together() -> Any:
+        return small[0] if len(small) == 1 else pa.Table.from_batches(small).combine_chunks().to_batches()[0]
+
+    for batch in batches:
+        if len(batch):
+            small.append(batch)
+        rows = sum(map(len, small))
+        if rows >= BLOCK_ROWS or rows * columns >= BLOCK_CELLS:
+            yield together()
+            small.clear()
+    if small:
+        yield together()
 
 
 class OtherCells(Exception):
@@ -174,7 +197,7 @@ class Cells:
                     ),
                 ) as reader,
             ):
-                for batch in reader:
+                for batch in _gathered(reader, columns):
                     columns_read = zip(wanted, batch.columns, strict=True)
                     yield [self._texts(cells, markers, place in floats) for place, cells in columns_read]
         except pa.ArrowInvalid as error:

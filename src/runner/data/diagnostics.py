@@ -166,8 +166,16 @@ def refuse_odd_header(path: str, header: list[str], delimiter: str) -> None:
     if len(header) < 2:
         raise DataError(
             f"`data.path` must have at least two columns, but with the delimiter {shown(delimiter)} {named(path)} has one, "
-            f"{shown(text)}; set `data.delimiter`"
+            f"{shown(text)}; set `data.delimiter`, or leave out a title above the header with `data.skip_rows`"
         )
+
+
+def no_row_fits(path: str, expected: int) -> str:
+    """Return the message for a text of which no row has as many fields as the header."""
+    return (
+        f"`data.path` must have rows like its header, but no row of {named(path)} has its {expected} fields; name every column in "
+        "the header, set `data.delimiter`, or leave out a title above the header with `data.skip_rows`"
+    )
 
 
 def field_count_fault(line: int, row: list[str], expected: int) -> Fault:

@@ -25,6 +25,9 @@ SAMPLE_BYTES = 2**20
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _COMMENTS = ("#", "%")
+_SEPARATOR = re.compile(r'"?sep=.?"?', re.IGNORECASE)
+"""The line with which a text says its delimiter to spreadsheets. That delimiter is detected as any other."""
+
 _MISSING = re.compile(r"[+-]?nan|n/?a|<na>|#n/a|null|none|nil|-|\?|\.", re.IGNORECASE)
 
 
@@ -42,7 +45,8 @@ class Form:
     @staticmethod
     def of(config: c.Csv) -> Form:
         """Return what `data=csv` says."""
-        return Form(config.delimiter, config.decimal, config.encoding, config.comment, config.skip_rows, config.header)
+        delimiter = "\t" if config.delimiter == "\\t" else config.delimiter
+        return Form(delimiter, config.decimal, config.encoding, config.comment, config.skip_rows, config.header)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,9 @@ def detect(text: Text, form: Form) -> Dialect:
 
 
 def _comments_above(lines: Sequence[str]) -> int:
-    """Return the number of comments above the first record."""
+    """Return the number of comments above the first record; the line for spreadsheets is one."""
+    if lines and _SEPARATOR.fullmatch(lines[0]):
+        return 1
     sign = next((sign for sign in _COMMENTS if lines and lines[0].startswith(sign)), None)
     return 0 if sign is None else len(list(takewhile(lambda line: line.startswith(sign), lines)))
 

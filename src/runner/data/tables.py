@@ -236,7 +236,7 @@ class Source(Protocol):
 def _table(source: Source, columns: Columns) -> Table:
     """Return the table of a source."""
     table = _read(source, columns, columns.rules, least=LEAST_ROWS)
-    if len(table.rows) < LEAST_ROWS:
+    if table.count < LEAST_ROWS:
         raise DataError(f"`data.path` must have at least two rows, got 1 in {named(source.path)}; add rows")
     warnings = (*table.warnings, *_warnings(table.features, table.targets, columns.left_out))
     return replace(table, notes=(*table.notes, *_notes(table.features)), warnings=warnings)
@@ -379,7 +379,7 @@ def _select_columns(path: str, names: Sequence[str], columns: Columns) -> tuple[
     problems: list[Problem] = [
         f"`data.path` must have distinct column names, got {shown(name)} {count} times in {named(path)}; rename them"
         for name, count in Counter(names).items()
-        if count > 1
+        if count > 1 and (name or name in (*(features or ()), *roles))  # those without a name may be left out together
     ]
     problems += [
         f"`data.features` must name each column once, got {shown(name)} {count} times; remove the duplicates"
@@ -388,7 +388,8 @@ def _select_columns(path: str, names: Sequence[str], columns: Columns) -> tuple[
     ]
     if features is None and "" in chosen:
         problems.append(
-            f"`data.features` must be set, because column {names.index('') + 1} of {named(path)} has no name"
+            f"`data.path` must have names for its columns, but column {names.index('') + 1} of {named(path)} has none; give it one, "
+            "or leave it out with \"data.drop=['']\""
         )
     problems += [
         f"`data.features` must not contain {_owner(key, columns)}{'' if key == 'data.target' else ','} {shown(name)}; remove it"
@@ -451,10 +452,11 @@ def _kept(source: Source, columns: Columns, read: Mapping[str, Column], least: i
         first = islice(gone.items(), MOST_SHOWN)
         problems = [_missing(source, columns, name, mask, len(rows) >= least) for name, mask in first]
         raise_problems(source.path, problems, (), "", len(gone) - len(problems))
-    if not len(rows):
+    if len(rows) < min(least, len(next(iter(gone.values())))):
+        found = "only one row" if len(rows) else "no row"
         raise DataError(
-            f"`data.missing`=drop must leave rows, but every row of {named(source.path)} misses a value in "
-            f"{listed(list(gone))}; drop columns with `data.drop`, or use data.missing=mean"
+            f"`data.missing`=drop must leave rows, but {found} of {named(source.path)} has all values in {listed(list(gone))}; "
+            "drop columns with `data.drop`, or use data.missing=mean"
         )
     return rows
 
@@ -527,6 +529,9 @@ def _warnings(features: Sequence[Column], targets: Sequence[Numbers], left_out: 
     rows = len(targets[0].values)
     if constant := [column.name for column in features if _is_constant(column)]:
         yield f"`data.features`: every row has the same value in {listed(constant)}, which explains nothing"
+    for column in features:
+        if isinstance(column, Categories) and (spellings := _spellings(column)):
+            yield f"`data.features`: {shown(column.name)} has categories that differ in case only, such as {listed(spellings)}; write them alike if they mean the same"
     for equal in _equal_columns(features)[:PLACES]:
         yield f"`data.features`: {listed(equal)} are equal in every row; keep one of them"
     for target in targets:
@@ -545,6 +550,14 @@ def _warnings(features: Sequence[Column], targets: Sequence[Numbers], left_out: 
 def _is_constant(column: Column) -> bool:
     cells = _cells(column)
     return bool(np.all(cells == cells[0]))
+
+
+def _spellings(column: Categories) -> list[str]:
+    """Return the spellings of the first category that has several, which differ in case only."""
+    by_text: dict[str, list[str]] = {}
+    for value in column.values:
+        by_text.setdefault(value.casefold(), []).append(value)
+    return next((values for values in by_text.values() if len(values) > 1), [])
 
 
 def _cells(column: Column) -> np.ndarray:

@@ -181,7 +181,9 @@ def divided_alike(text: Text, delimiter: str) -> bool:
             if len(rest) > LONGEST_LINE or (body and _has_blank_line(body)) or not _quoted_well(lines, delimiter):
                 return False
             quotes += chunk.count(b'"') if b'"' in chunk else 0
-    return quotes % 2 == 0 and not (ends_blank and rest.strip(b"\r\n")) and _quoted_well(rest + b"\n", delimiter)
+    last = rest.rstrip(b"\r\n")
+    blank = _has_blank_line(last) or (ends_blank and last)
+    return quotes % 2 == 0 and not blank and _quoted_well(rest + b"\n", delimiter)
 
 
 def _has_blank_line(lines: bytes) -> bool:

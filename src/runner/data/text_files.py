@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from runner.data.cells import Cells, OtherCells
-from runner.data.diagnostics import Fault, listed, named, raise_problems, refuse_odd_header, refuse_other_formats
+from runner.data.diagnostics import (
+    Fault,
+    listed,
+    named,
+    no_row_fits,
+    raise_problems,
+    refuse_odd_header,
+    refuse_other_formats,
+)
 from runner.data.dialect import Form, detect
 from runner.data.files import File
 from runner.data.kinds import Column, ColumnReader, Rules, unusable, usable
@@ -110,6 +118,8 @@ class TextSource:
             faults = cells.faults + [Fault(lines[row], name, text, values) for row, name, text, values in own]
             more = cells.faulty - len(cells.faults)
             more += sum(reader.bad - len(reader.first_bad) for reader in readers if len(reader.faults()) > 1)
+            if not count and cells.faulty > 1:
+                raise_problems(cells.path, [*problems, no_row_fits(cells.path, len(self.names))], (), "line")
             raise_problems(cells.path, problems, faults, "line", more if faults else 0)
             first += count
 

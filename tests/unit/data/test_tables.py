@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from runner.data import cells
@@ -124,6 +124,8 @@ def test_features_are_in_the_requested_order() -> None:
         b"x\ty\n1\t2\n3\t4\n",
         b"x|y\n1|2\n3|4\n",
         b"x;y\n1,0;2\n3;4,0\n",
+        b"sep=;\r\nx;y\r\n1;2\r\n3;4\r\n",
+        b'"sep=\t"\nx\ty\n1\t2\n3\t4\n',
         b"# made by hand\n# in 1998\nx,y\n1,2\n3,4\n",
         b"# made by hand\n# x,y\n1,2\n3,4\n",
         b"%x,y\n1,2\n3,4\n",
@@ -132,7 +134,7 @@ def test_features_are_in_the_requested_order() -> None:
         lzma.compress(b"x,y\n1,2\n3,4\n"),
         pa.compress(b"x,y\n1,2\n3,4\n", "zstd", asbytes=True),
     ],
-    ids=["byte order mark", "CRLF", "CR", "blank lines at the end", "quotes", "blanks around numbers", "UTF-16", "big-endian", "semicolons", "tabs", "bars", "decimal commas", "comments", "commented header", "commented header alone", "gz", "bz2", "xz", "zst"],
+    ids=["byte order mark", "CRLF", "CR", "blank lines at the end", "quotes", "blanks around numbers", "UTF-16", "big-endian", "semicolons", "tabs", "bars", "decimal commas", "a line for spreadsheets", "a quoted line for spreadsheets", "comments", "commented header", "commented header alone", "gz", "bz2", "xz", "zst"],
 )  # fmt: skip
 def test_spellings_of_the_same_table(content: bytes) -> None:
     assert _values(_csv(content)) == {"x": [1, 3], "y": [2, 4]}
@@ -390,9 +392,16 @@ def test_a_missing_target_is_never_filled() -> None:
     )
 
 
+def test_a_single_row_that_is_left_is_refused() -> None:
+    assert _problem("x,z,y\n1,,1\n2,,2\n,3,3\n4,4,4\n", Columns("y", missing="drop")) == (
+        "`data.missing`=drop must leave rows, but only one row of 'f.csv' has all values in 'x', 'z'; drop columns with `data.drop`, "
+        "or use data.missing=mean"
+    )
+
+
 def test_rows_that_all_miss_a_value_are_refused() -> None:
     assert _problem("x,z,y\n1,,1\n,2,2\n", Columns("y", missing="drop")).startswith(
-        "`data.missing`=drop must leave rows, but every row of 'f.csv' misses a value in 'x', 'z'; "
+        "`data.missing`=drop must leave rows, but no row of 'f.csv' has all values in 'x', 'z'; "
     )
 
 
@@ -555,7 +564,7 @@ def test_other_formats_are_recognized_by_their_name(name: str) -> None:
 def test_a_single_column_is_refused(content: str, form: Form, delimiter: str) -> None:
     assert _problem(content, form=form) == (
         f"`data.path` must have at least two columns, but with the delimiter {delimiter!r} 'f.csv' has one, {content[:3]!r}; set "
-        "`data.delimiter`"
+        "`data.delimiter`, or leave out a title above the header with `data.skip_rows`"
     )
 
 
@@ -604,10 +613,15 @@ def test_an_empty_list_of_features_is_refused() -> None:
     assert "`data.features` must name at least one column" in _problem("x,y\n1,2\n", Columns("y", ()))
 
 
-def test_a_column_without_a_name_can_only_be_skipped() -> None:
-    content = ",x,y\n0,1,2\n1,3,4\n"
-    assert _problem(content) == "`data.features` must be set, because column 1 of 'f.csv' has no name"
-    assert _values(_csv(content, Columns("y", ("x",)))) == {"x": [1, 3], "y": [2, 4]}
+@pytest.mark.parametrize(("header", "row", "place"), [(",x,y", "0,{},{}", 1), ("x,y,,", "{},{},,", 3)])
+def test_columns_without_a_name_can_only_be_skipped(header: str, row: str, place: int) -> None:
+    content = "\n".join([header, row.format(1, 2), row.format(3, 4)])
+    assert _problem(content) == (
+        f"`data.path` must have names for its columns, but column {place} of 'f.csv' has none; give it one, or leave it out with "
+        "\"data.drop=['']\""
+    )
+    for columns in (Columns("y", ("x",)), Columns("y", drop=("",))):
+        assert _values(_csv(content, columns)) == {"x": [1, 3], "y": [2, 4]}
 
 
 # Rows
@@ -629,12 +643,13 @@ def test_rows_of_another_length_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("either")
-def test_one_field_too_many_in_every_row_is_refused() -> None:
-    problems = _problems(lambda: _csv("x,y\n" + "1,2,3\n" * 1000))
-    assert problems[0] == (
-        "`data.path`: line 2 of 'f.csv' must have 2 fields like the header, got 3; remove or quote the extra fields"
+@pytest.mark.parametrize("header", ["x,y", "Sales of 2024, in total", "a,b,c,d"])
+def test_a_header_that_fits_no_row_is_refused_once(header: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "LONGEST_LINE", 500)
+    assert _problem(header + "\n" + "1,2,3\n" * 1000, Columns(header.split(",")[1].strip())) == (
+        f"`data.path` must have rows like its header, but no row of 'f.csv' has its {header.count(',') + 1} fields; name every "
+        "column in the header, set `data.delimiter`, or leave out a title above the header with `data.skip_rows`"
     )
-    assert problems[10:] == ("and 990 more problems in 'f.csv'",)
 
 
 @pytest.mark.usefixtures("either")
@@ -772,6 +787,14 @@ def test_integers_that_are_nearly_all_different_are_warned_about(number: Callabl
     assert _csv("id,x,y\n" + rows, Columns("y", ("id", "x"))).warnings == chosen
 
 
+def test_categories_that_differ_in_case_only_are_warned_about() -> None:
+    texts = ["yes", "Yes", "no", "NO", "ja"] * 3
+    table = _csv("x,y\n" + "".join(f"{text},{row}\n" for row, text in enumerate(texts)))
+    assert table.warnings == (
+        "`data.features`: 'x' has categories that differ in case only, such as 'NO', 'no'; write them alike if they mean the same",
+    )
+
+
 # The two readers
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0\r", exclude_categories=["Cs"]), max_size=8)
@@ -802,10 +825,10 @@ def _tables(draw: st.DrawFn) -> str:
     return text.getvalue() + draw(st.sampled_from(["", "", "", ending, "x", '"', "1,2,3,4,5,6,7,8"]))
 
 
-def _outcome(content: str, missing: str) -> object:
+def _outcome(content: Content, missing: str, form: Form = COMMAS, target: str = "y") -> object:
     """Return all that can be seen of a table that is read, or the problems."""
     try:
-        table = _csv(content, Columns("y", missing=missing))
+        table = _csv(content, Columns(target, missing=missing), form)
     except DataError as error:
         return error.problems
     columns = [(type(column), column.name, _bits(column)) for column in (*table.features, *table.targets)]
@@ -825,6 +848,37 @@ def test_both_readers_agree(monkeypatch: pytest.MonkeyPatch, content: str, missi
     expected = _outcome(content, missing)
     monkeypatch.setattr(cells, "LARGE", 0)
     assert _outcome(content, missing) == expected
+
+
+PIECES = st.sampled_from([
+    b"x", b"y", b"x,y", b"1,2", b"3;4", b",", b";", b"\t", b"|", b'"', b'""', b"'", b"\n", b"\n", b"\n", b"\r\n", b"\r", b" ", b"#", b"%", b"sep=;",
+    b"NA", b"1e999", b"1e-999", b"007", b"0.5", b"1,5", b"1.000", b"nan", b"-inf", b"2024-01-31", b"31.1.2024", b"12:30", b"$5", b"a=b", b"x^2",
+    b"\xef\xbb\xbf", b"\xff\xfe", b"\0", b"\x81", b"\xfc", "ü".encode(), "\u2028".encode(), "\xa0".encode(), b"\x1f\x8b", b"\x0b", b"\x1c", b"9" * 400, b"k" * 200_000,
+])  # fmt: skip
+NOISE = st.lists(PIECES, max_size=40).map(lambda pieces: b"".join(pieces) + b"\n")
+NOISE_IN_TWO_COLUMNS = st.lists(st.lists(PIECES, max_size=3).map(b"".join), min_size=4, max_size=24).map(
+    lambda fields: b"x,y\n" + b"\n".join(map(b",".join, zip(fields[::2], fields[1::2], strict=False)))
+)
+FORMS = st.builds(
+    Form,
+    delimiter=st.sampled_from([None, ",", ";", "\t", "x", "ü"]),
+    decimal=st.sampled_from([None, ".", ","]),
+    encoding=st.sampled_from([None, "utf-8", "cp1252", "utf-16", "utf-7"]),
+    comment=st.sampled_from([None, "#", "x", ""]),
+    skip_rows=st.integers(0, 3),
+    header=st.sampled_from([None, True, False]),
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(NOISE | NOISE_IN_TWO_COLUMNS, st.just(COMMAS) | FORMS, st.sampled_from(["y", "x", "column_1"]))
+@example(b"x,y\n,\n\r,", COMMAS, "y")
+def test_both_readers_agree_on_noise(monkeypatch: pytest.MonkeyPatch, content: bytes, form: Form, target: str) -> None:
+    outcomes = []
+    for large in (2**30, 0):
+        monkeypatch.setattr(cells, "LARGE", large)
+        outcomes.append(_outcome(content, "mean", form, target))
+    assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 20_000), (20_000, 2)])
