@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from sklearn.dummy import DummyRegressor
 from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import runner
 from runner.errors import ConfigError
@@ -91,6 +94,29 @@ def test_the_baselines_are_those_of_scikit_learn(variant: str) -> None:
         # Rounding of float64; the trees add up gradients in float32, and may divide standardized columns in another place.
         tolerance = 1e-9 if name != "boosting" else 0.05 if variant == "standardized" else 1e-6
         assert found[name] == pytest.approx(metrics, rel=tolerance, abs=1e-12)
+
+
+@pytest.mark.parametrize("numbers", ["none", "standardize", "quantile", "robust"])
+def test_the_linear_baseline_has_standardized_numbers_and_one_hot_categories_whatever_the_model_gets(
+    numbers: str,
+) -> None:
+    draw = np.random.default_rng(0)
+    x, kind = draw.standard_cauchy((200, 2)) + 1e4, draw.choice(["oak", "elm", "ash"], 200)
+    x[:20, 1] = np.nan
+    y = x[:, 0] + 2 * np.nan_to_num(x[:, 1]) + 5 * (kind == "elm") + draw.normal(size=200)
+    lines = (
+        f"{a!r},{'' if np.isnan(b) else repr(b)},{name},{value!r}"
+        for (a, b), name, value in zip(x.tolist(), kind, y.tolist(), strict=True)
+    )
+    Path("t.csv").write_text("\n".join(["a,b,kind,y", *lines]) + "\n")
+    found = run(*SPLIT, f"data.numbers={numbers}", "data.missing=mean", "data.features=[a,b,kind]").summary["baselines"]
+    filled = SimpleImputer(add_indicator=True).fit(x[:TRAIN])  # whose third column says where the second is missing
+    encoder = OneHotEncoder(sparse_output=False).fit(kind[:TRAIN, None])
+    features = np.hstack([filled.transform(x), encoder.transform(kind[:, None])])
+    model = make_pipeline(StandardScaler(), LinearRegression())
+    prediction = model.fit(features[:TRAIN], y[:TRAIN]).predict(features[TRAIN:])
+    # Features and target lose five digits to their offset and their largest values.
+    assert found["linear"]["test/rmse"] == pytest.approx(root_mean_squared_error(y[TRAIN:], prediction), rel=1e-9)
 
 
 def test_the_console_has_the_baselines_below_each_part(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from runner.data.encoding import Encoding, NumberEncoding
 from runner.data.kinds import Categories, Column, Numbers
 from runner.data.memory import allocate
 from runner.data.progress import Report, unreported
-from runner.data.scaling import Scaling
+from runner.data.scaling import Scaling, moments
 from runner.data.split import split
 from runner.data.weights import counted_rows, weigh
 from runner.errors import DataError
@@ -69,6 +69,23 @@ class Dataset:
     notes: tuple[str, ...]
     """How the source was read where that is not obvious, as phrases."""
     warnings: tuple[str, ...]
+    untransformed: Mapping[str, Tensor]
+    """Standardized numbers [rows, numbers] of each part on the CPU where `data.numbers` makes others of them, if they are kept."""
+
+    def standardized(self) -> Dataset:
+        """Return the same rows with standardized numbers, whatever `data.numbers` is. Where it transforms them they must be kept."""
+        places = list(self.encoding.number_places)
+        train = self.parts["train"].all.numbers
+        scaling = [moments(train[:, place].cpu().double()) for place in places]
+        parts = {}
+        for name, rows in self.parts.items():
+            numbers, kept = rows.all.numbers.clone(), self.untransformed.get(name)
+            for column, (place, (mean, scale)) in enumerate(zip(places, scaling, strict=True)):
+                numbers[:, place] = (
+                    (numbers[:, place].cpu().double() - mean) / scale if kept is None else kept[:, column]
+                )
+            parts[name] = replace(rows, all=rows.all._replace(numbers=numbers))
+        return replace(self, parts=parts)
 
     @property
     def evaluated(self) -> dict[str, ResidentRows]:
@@ -109,13 +126,14 @@ def build(
     advised: rounding.Advised = lambda key, value: None,
     *,
     reference: bool = False,
+    untransformed: bool = False,
     report: Report = unreported,
 ) -> Dataset:
     """Return the dataset of a configuration in `dtype` on `device`.
 
     `seed` is the run's seed; `data.seed` takes precedence. `advised` returns the advice to use another value of a key, and
-    `reference` says whether the first value of each column of categories has no column of its own.
-    `report` receives lines of progress where reading takes long.
+    `reference` says whether the first value of each column of categories has no column of its own. With `untransformed`, numbers
+    that `data.numbers` transforms are also kept as they were. `report` receives lines of progress where reading takes long.
     Raises `DataError` if the data cannot be read, split or represented in `dtype`.
     """
     seed = seed if config.seed is None else config.seed
@@ -137,6 +155,7 @@ def build(
     check = rounding.Check(str(dtype).removeprefix("torch."), advised, table.place)
     cast = _Cast(scaling, config, dtype, check)
     parts = {name: rows for name, rows in parts.items() if len(rows)}
+    kept = _untransformed(table.features, encoding, parts, dtype) if untransformed else {}
     numbers, scaled_target = cast.features(table.features, encoding, parts), cast.targets(table.targets, target)
     weight = None if weights is None else cast.weight(weights.values)
     rounded = check.warnings()
@@ -154,7 +173,28 @@ def build(
         table.sha256,
         (*table.notes, *_reference_note(encoding)),
         (*table.warnings, *rounded),
+        kept,
     )
+
+
+def _untransformed(
+    columns: Sequence[Column], encoding: Encoding, parts: Mapping[str, Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Return standardized numbers [rows, numbers] of each part, without any transform; nothing where there is none."""
+    pairs = [
+        (encoded, column)
+        for encoded, column in zip(encoding.columns, columns, strict=True)
+        if isinstance(encoded, NumberEncoding) and isinstance(column, Numbers)
+    ]
+    if not any(encoded.transform for encoded, _ in pairs):
+        return {}
+    kept = {name: torch.empty(len(rows), len(pairs), dtype=dtype) for name, rows in parts.items()}
+    for place, (encoded, column) in enumerate(pairs):
+        values = torch.from_numpy(encoded.filled(column))
+        mean, scale = moments(values[parts["train"]])
+        for name, rows in parts.items():
+            kept[name][:, place] = (values[rows] - mean) / scale
+    return kept
 
 
 def _reference_note(encoding: Encoding) -> Iterator[str]:
@@ -230,6 +270,8 @@ class _Cast:
     def _feature(self, encoded: NumberEncoding, column: Numbers, place: int, scaled: Tensor) -> Tensor:
         """Return a column [rows], transformed and scaled in memory [rows] of float64; its missing values are filled in."""
         values = encoded.filled(column)
+        if encoded.transform is not None:
+            values = encoded.transform.apply(values)
         mean, scale = float(self.scaling.feature_mean[place]), float(self.scaling.feature_scale[place])
         self._require_finite(self.scaling.feature(place, torch.from_numpy(values), scaled))
         if encoded.transform is None:  # a transform leaves no large offset, and bounds the values

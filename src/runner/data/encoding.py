@@ -50,10 +50,9 @@ class NumberEncoding:
         return (self.transform is None, False)[: len(self.names)]
 
     def filled(self, column: Numbers) -> np.ndarray:
-        """Return the values [rows], and the mean where one is missing, after the transform."""
+        """Return the values [rows], and the mean where one is missing."""
         missing = column.missing
-        values = np.where(missing, self.mean, column.values) if missing.any() else column.values
-        return values if self.transform is None else self.transform.apply(values)
+        return np.where(missing, self.mean, column.values) if missing.any() else column.values
 
     def state(self) -> dict[str, Any]:
         """Return the encoding as JSON."""
@@ -114,6 +113,11 @@ class Encoding:
         """Whether each encoded column may be standardized."""
         return tuple(scaled for column in self.columns for scaled in column.scaled)
 
+    @property
+    def number_places(self) -> tuple[int, ...]:
+        """Places of the numbers among the encoded columns: neither categories nor indicators."""
+        return tuple(place for place, column in self.placed() if isinstance(column, NumberEncoding))
+
     @staticmethod
     def fit(columns: Sequence[Column], train: np.ndarray, numbers: str, seed: int, reference: bool) -> Encoding:
         """Return the encoding fitted to the training rows, whose numbers are `train`.
@@ -144,7 +148,7 @@ class Encoding:
         )
 
     def blocks(self, columns: Sequence[Column], rows: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield some rows of all columns of numbers, without missing ones: float64 [rows, some columns]."""
+        """Yield some rows of all columns of numbers, without missing ones, before any transform: float64 [rows, some columns]."""
         # A smaller table is one block: how torch adds a column depends on the number of columns, and older runs had all.
         width = max(BLOCK_BYTES // (8 * len(rows)), 1)
         pairs = [

@@ -53,12 +53,12 @@ class Scaling:
         first, places = 0, torch.tensor(scaled, dtype=torch.bool).nonzero().flatten()
         for block in blocks:
             own = places[first : first + block.shape[1]]
-            mean[own], scale[own] = _moments(block)
+            mean[own], scale[own] = moments(block)
             first += len(own)
             del block  # before the next one is made
         center, spread = torch.zeros_like(target[0]), torch.ones_like(target[0])
         if scales_target:
-            center, spread = _moments(target.log() if log_target else target)
+            center, spread = moments(target.log() if log_target else target)
         return Scaling(mean, scale, center, spread, log_target)
 
     def features(self, raw: Tensor) -> Tensor:
@@ -84,8 +84,8 @@ class Scaling:
         return dict(vars(self))
 
 
-def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation over the rows, with 1 for a deviation of 0."""
+def moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation over the rows of float64 values [rows, …], with 1 for a deviation of 0."""
     # Compare the values themselves: the mean of equal numbers is rounded, so their deviation is often 1e-17, not 0.
     constant = (values == values[0]).all(0)
     deviation = values.std(0, correction=min(1, len(values) - 1))

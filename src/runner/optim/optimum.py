@@ -80,7 +80,7 @@ def find_optimum(model: Differentiable, rows: Batch, config: c.Config, weight_de
     count, numbers = rows.residuals, sum(parameter.numel() for _, parameter in model.named_parameters())
     sample = features if features.dim() == 2 else features[0]
     quadratic = config.loss.squares and config.amp == "off" and not config.model.limits
-    if not (quadratic and _affordable(count, numbers) and model.is_linear(sample)):
+    if not (quadratic and affordable(count, numbers) and model.is_linear(sample)):
         return None
     lanes, most = len(weight_decay), lanes_at_once(count, numbers)
     decay = torch.tensor(weight_decay, dtype=widest(features.device), device=features.device)
@@ -92,16 +92,14 @@ def find_optimum(model: Differentiable, rows: Batch, config: c.Config, weight_de
     return Optimum(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def least_squares(model: Differentiable, rows: Batch) -> Tensor | None:
-    """Return the parameters [n] of a linear model of one run with the least squared error, or None if it takes too long."""
-    count, numbers = rows.residuals, sum(parameter.numel() for _, parameter in model.named_parameters())
-    if not _affordable(count, numbers):
-        return None
+def least_squares(model: Differentiable, rows: Batch) -> Tensor:
+    """Return the parameters [n] of a linear model of one run with the least squared error."""
     no_decay = torch.zeros(1, dtype=widest(rows.target.device), device=rows.target.device)
     return _of_lanes(model, rows, no_decay, "float64").solution[0]
 
 
-def _affordable(rows: int, numbers: int) -> bool:
+def affordable(rows: int, numbers: int) -> bool:
+    """Return whether least squares of so many residuals and parameters takes no longer than a few seconds."""
     return numbers <= MOST_NUMBERS and work(rows, numbers) <= MOST_WORK
 
 

@@ -121,13 +121,18 @@ class TrialBatches:
             return None
         return PreparedTrial(trial, resolved, prepared, prepared.model, records, 0 if loaded is None else loaded.step)
 
-    def _data(self, config: Any, seed: int, dtype: Any, *more: Any, reference: bool, **options: Any) -> Dataset:
+    def _data(
+        self, config: Any, seed: int, dtype: Any, *more: Any, reference: bool, untransformed: bool, **options: Any
+    ) -> Dataset:
         """Return the data of a trial. Trials with the same data share one copy."""
         from runner.data import dataset
 
-        key = json.dumps([plain(config), seed if config.seed is None else config.seed, str(dtype), reference])
+        seed = seed if config.seed is None else config.seed
+        key = json.dumps([plain(config), seed, str(dtype), reference, untransformed])
         if key not in self._datasets:
-            self._datasets[key] = dataset.build(config, seed, dtype, *more, reference=reference, **options)
+            self._datasets[key] = dataset.build(
+                config, seed, dtype, *more, reference=reference, untransformed=untransformed, **options
+            )
         return self._datasets[key]
 
 

@@ -15,7 +15,7 @@ from runner.config import schema as c
 from runner.data.dataset import Dataset
 from runner.models.linear import LinearModel
 from runner.models.losses import build as build_loss
-from runner.optim.optimum import least_squares
+from runner.optim.optimum import affordable, least_squares
 from runner.training.metrics import Evaluation
 
 Predict = Callable[[Tensor], Tensor]
@@ -24,47 +24,49 @@ Predict = Callable[[Tensor], Tensor]
 MOST_NUMBERS = 10_000_000
 """Largest number of values, rows times features times targets, to which boosted trees are fitted: it takes about a minute."""
 
-_known: WeakKeyDictionary[Dataset, dict[str, dict[str, float]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Dataset, dict[str, Mapping[str, float]]] = WeakKeyDictionary()
 """Those computed already: thousands of trials of a sweep share a dataset."""
 
 
-def baselines(dataset: Dataset, names: Sequence[str]) -> dict[str, dict[str, float]]:
+def baselines(dataset: Dataset, names: Sequence[str]) -> dict[str, Mapping[str, float]]:
     """Return metrics of the named baselines, such as "test/rmse", in the units of the file; one that would take minutes is left out.
 
-    Each is fitted to the training rows, with their weights, and to the features that the model gets.
+    Each is fitted to the training rows, with their weights.
     """
     known = _known.setdefault(dataset, {})
     for name in names:
-        if name not in known and (predict := _FITS[name](dataset)) is not None:
-            known[name] = _metrics(dataset, predict)
+        if name not in known and (metrics := _FITS[name](dataset)) is not None:
+            known[name] = metrics
     return {name: known[name] for name in names if name in known}
 
 
-def _mean(dataset: Dataset) -> Predict:
-    """Return the mean of each target over the training rows, in the units of the file."""
+def _mean(dataset: Dataset) -> dict[str, float]:
+    """Return the metrics of the mean of each target over the training rows, in the units of the file."""
     _, target, weight = dataset.parts["train"].all
     truth = dataset.scaling.undo(target.to(widest(target.device)))
     weight = torch.ones_like(truth) if weight is None else weight.to(truth)
     mean = (truth * weight).sum(0) / weight.sum(0)
     scaled = dataset.scaling.target(mean.cpu().double()).to(truth)
-    return lambda features: scaled.expand(len(features), -1)
+    return _metrics(dataset, lambda features: scaled.expand(len(features), -1))
 
 
-def _linear(dataset: Dataset) -> Predict | None:
-    """Return least squares, or None where it takes longer than a few seconds."""
+def _linear(dataset: Dataset) -> dict[str, float] | None:
+    """Return the metrics of least squares with standardized numbers, whatever the model gets; None where it takes long."""
+    rows, columns = dataset.parts["train"].all.numbers.shape
+    if not affordable(rows, columns + 1):
+        return None
+    dataset = dataset.standardized()
     train = dataset.parts["train"].all
     wide = widest(train.numbers.device)
     model = LinearModel(train.numbers.shape[1], 1, dtype=wide, device=train.numbers.device)
-    fits = (least_squares(model, train._replace(target=column.unsqueeze(1))) for column in train.target.T)
-    solutions = [solution for solution in fits if solution is not None]
-    if len(solutions) < train.target.shape[1]:
-        return None
-    columns = torch.stack(solutions, 1)
-    return lambda features: features.to(wide) @ columns[:-1] + columns[-1]
+    solution = torch.stack(
+        [least_squares(model, train._replace(target=column.unsqueeze(1))) for column in train.target.T], 1
+    )
+    return _metrics(dataset, lambda features: features.to(wide) @ solution[:-1] + solution[-1])
 
 
-def _boosting(dataset: Dataset) -> Predict | None:
-    """Return scikit-learn's `HistGradientBoostingRegressor` with its defaults for each scaled target; None where it is slow."""
+def _boosting(dataset: Dataset) -> dict[str, float] | None:
+    """Return the metrics of scikit-learn's `HistGradientBoostingRegressor` with its defaults for each scaled target; None where it is slow."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     train = dataset.parts["train"].all
@@ -82,10 +84,14 @@ def _boosting(dataset: Dataset) -> Predict | None:
         predictions = torch.stack([torch.from_numpy(of_target.predict(values)) for of_target in trees], 1)
         return predictions.to(features.device, widest(features.device))
 
-    return predict
+    return _metrics(dataset, predict)
 
 
-_FITS: Mapping[str, Callable[[Dataset], Predict | None]] = {"mean": _mean, "linear": _linear, "boosting": _boosting}
+_FITS: Mapping[str, Callable[[Dataset], Mapping[str, float] | None]] = {
+    "mean": _mean,
+    "linear": _linear,
+    "boosting": _boosting,
+}
 
 
 class _Function(torch.nn.Module):

@@ -97,7 +97,14 @@ def prepare(
     device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
     advised = partial(constraints.advised, resolved)
     dataset = build_data(
-        resolved.data, resolved.seed, dtype, device, advised, reference=resolved.has_references, report=report
+        resolved.data,
+        resolved.seed,
+        dtype,
+        device,
+        advised,
+        reference=resolved.has_references,
+        untransformed="linear" in resolved.record.baselines,
+        report=report,
     )
     rows = len(dataset.parts["train"])
     if size > rows:
