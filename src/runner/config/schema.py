@@ -1019,7 +1019,7 @@ class Launch:
 class EarlyStopping:
     """Early stopping by a metric on the validation rows, or on the training rows if there are no validation rows."""
 
-    metric: Metric = key("metric to compare at every evaluation")
+    metric: Metric = key("metric to compare at every evaluation; it also says which state is the best")
     patience: int | None = key(
         "evaluations without improvement after which training stops; null does not stop early", at_least=1, lane=True
     )
@@ -1071,8 +1071,8 @@ class Checkpoint:
     keep: int | None = key(
         "number of newest checkpoints to keep, in addition to the best one; null keeps all", at_least=1
     )
-    metric: Metric = key(
-        "metric of the best checkpoint, on the validation rows, or on the training rows if there are no validation rows"
+    metric: Metric | None = key(
+        "metric of checkpoints/best, for runs of older versions; null is train.early_stopping.metric"
     )
     async_save: bool = key("whether to write checkpoints in the background while training continues", before=False)
 

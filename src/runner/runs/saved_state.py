@@ -27,6 +27,7 @@ class Score:
     """The best value of a metric."""
 
     value: float | None = key("the best value")
+    step: int | None = key("its step", at_least=0, before=None)
     waited: int = key("evaluations since", at_least=0)
 
 

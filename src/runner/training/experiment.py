@@ -82,7 +82,7 @@ class RunInfo:
             lr=self.schedule,
             early=Best(early.metric, early.min_delta),
             patience=early.patience,
-            best=Best(self.config.checkpoint.metric),
+            best=Best(self.config.checkpoint.metric or early.metric),
             sinks=sinks,
             saver=saver,
             hashes=hashes,
@@ -192,7 +192,9 @@ class Experiment:
 
     def parameters(self) -> list[dict[str, Tensor]]:
         """Return the parameters gathered by the strategy."""
-        return [self.strategy.gather_parameters(dict(self.model.named_parameters()))]
+        # After an evaluation, fsdp has whole parameters in buffers that it frees later; the state has its shards.
+        state = self.model.state_dict()
+        return [self.strategy.gather_parameters({name: state[name] for name, _ in self.model.named_parameters()})]
 
     def outcomes(self, lanes: Sequence[int]) -> list[Outcome]:
         """Return the outcome of the run, from the parameters gathered by the strategy."""

@@ -217,7 +217,7 @@ class Loop:
         step, calendar = self.step, self.calendar
         if calendar.evaluation_due(step):
             metrics = self._watched_metrics(self.program, step)
-            self._for_each(self._active, lambda lane, run: run.update_early_stopping(metrics[lane]))
+            self._for_each(self._active, lambda lane, run: run.update_early_stopping(metrics[lane], step))
         converged = [lane for lane in self.program.optimizer.settled if lane in self._active]
         for run in self._runs_in(converged).values():
             run.settled = run.stopped_early = True
@@ -225,6 +225,8 @@ class Loop:
         self._write_rows(self._active if due else self._runs_in(converged))
         self._write_hashes()
         ended = [lane for lane, run in self._active.items() if run.ended_early]
+        evaluated = calendar.evaluation_due(step) or step == calendar.last
+        self._keep_best(self._active if evaluated else self._runs_in(ended))
         self._save(self.program, step, self._active if calendar.checkpoint_due(step) else self._runs_in(ended))
         self._end(ended)
         self._count_seconds()
@@ -301,6 +303,29 @@ class Loop:
             if (self.watched, name) != ("train", "loss")
         }
 
+    def _keep_best(self, runs: Mapping[int, RunState]) -> None:
+        """Keep a copy of the state of each run whose evaluation at this step is its best so far.
+
+        The end of a run is an evaluation wherever it is.
+        """
+        if not runs:
+            return
+        metrics, better = self._watched_metrics(self.program, self.step), dict[int, RunState]()
+
+        def judge(lane: int, run: RunState) -> None:
+            if run.best.update(metrics[lane][run.best.metric], self.step):
+                better[lane] = run
+
+        def keep(lane: int, run: RunState) -> None:
+            state = copy_state(self.program.lane_state(captured, lane))
+            run.best_state = {**state, **run.decisions(), "seconds": self.seconds}
+
+        self._for_each(runs, judge)
+        if better:
+            self._count_seconds()
+            captured = self.program.capture()
+            self._for_each(better, keep)
+
     def _save(
         self, program: Program, step: int, runs: Mapping[int, RunState], state: Mapping[str, Any] | None = None
     ) -> None:
@@ -308,19 +333,12 @@ class Loop:
         if not runs:
             return
 
-        def save(lane: int, run: RunState) -> None:
-            # A checkpoint that only a signal caused is never the best one: an uninterrupted run would not have it.
-            due = self.calendar.checkpoint_due(step) or run.ended_early
-            best = due and run.best.update(self._watched_metrics(program, step)[lane][run.best.metric])
-            saved = {**program.lane_state(captured, lane), **run.decisions(), "seconds": self.seconds}
-            run.saver.save(step, saved, best)
-            run.saved_step = step
-
         with self.saving():
             flushed = self._for_each(runs, lambda _, run: run.flush())
             self._count_seconds()
             captured = program.capture() if state is None else state
-            self._for_each(flushed, save)
+            seconds = {"seconds": self.seconds}
+            self._for_each(flushed, lambda lane, run: run.save(step, {**program.lane_state(captured, lane), **seconds}))
 
     def _end(self, lanes: Sequence[int]) -> None:
         """End the runs in these lanes with their outcomes."""

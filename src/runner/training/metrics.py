@@ -172,19 +172,21 @@ class Best:
         self.metric, self._min_delta = metric, min_delta
         self._sign = -1.0 if LARGER_IS_BETTER[metric] else 1.0
         self.value: float | None = None
+        self.step: int | None = None
+        """Step of the best value; None without one, and if an older version found it."""
         self.waited = 0
 
-    def update(self, value: float) -> bool:
-        """Count a value, and return whether it is better than the best so far by more than `min_delta`."""
+    def update(self, value: float, step: int) -> bool:
+        """Count the value of a step, and return whether it is better than the best so far by more than `min_delta`."""
         better = math.isfinite(value) and (self.value is None or self._sign * (self.value - value) > self._min_delta)
-        self.value = value if better else self.value
+        self.value, self.step = (value, step) if better else (self.value, self.step)
         self.waited = 0 if better else self.waited + 1
         return better
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value and the number of evaluations since."""
-        return {"value": self.value, "waited": self.waited}
+        """Return the best value, its step, and the number of evaluations since."""
+        return {"value": self.value, "step": self.step, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
-        self.value, self.waited = state["value"], state["waited"]
+        self.value, self.step, self.waited = state["value"], state.get("step"), state["waited"]

@@ -67,9 +67,11 @@ class RunState:
     """Best value of the early-stopping metric."""
     patience: int | None
     best: Best
-    """Best value of the metric that selects the best checkpoint."""
+    """Best value of the metric that selects the best state."""
     sinks: Sequence[Writer]
     saver: Saver
+    best_state: Mapping[str, Any] | None = None
+    """Copy of the best state; None before the first evaluation, and while only the checkpoint of that step has it."""
     hashes: Hashes | None = None
     may_standardize: bool = False
     """Whether data.standardize=true is a change that the configuration allows, so that it can be advised."""
@@ -105,10 +107,19 @@ class RunState:
         # Checkpoints of older versions have no "settled".
         self.stopped_early, self.settled = state["stopped_early"], state.get("settled", False)
 
-    def update_early_stopping(self, metrics: Mapping[str, float]) -> None:
-        """Count an evaluation, and stop early when the patience is used up."""
-        self.early.update(metrics[self.early.metric])
+    def update_early_stopping(self, metrics: Mapping[str, float], step: int) -> None:
+        """Count the evaluation of a step, and stop early when the patience is used up."""
+        self.early.update(metrics[self.early.metric], step)
         self.stopped_early = self.patience is not None and self.early.waited >= self.patience
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Save the state of a step, and before it the best state if that is newer than the previous checkpoint."""
+        best = self.best.step if self.best.step is not None and self.best.step > self.saved_step else None
+        if best is not None and best != step:
+            assert self.best_state is not None
+            self.saver.save(best, dict(self.best_state), best=True)
+        self.saver.save(step, {**state, **self.decisions()}, best=best == step)
+        self.saved_step = step
 
     @property
     def ended_early(self) -> bool:
