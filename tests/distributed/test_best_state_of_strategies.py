@@ -13,7 +13,7 @@ from typing import Any
 import processes
 import pytest
 import torch
-from launching import rows
+from launching import rows, summary
 
 import faults
 import runner
@@ -25,7 +25,7 @@ RUN = [
     "name=best", "data=line", "data.rows=40", "data.features=4", "data.noise=2", "data.standardize=true", "data.split.valid=12",
     "model=mlp", "model.widths=[16]", "optimizer=adam", "optimizer.lr=0.1", "train.steps=50", "train.batch_size=8",
     "train.eval_every_steps=3", "checkpoint.every_steps=20", "record.every_steps=30", "record.hash_every_steps=1",
-    "record.plots=false", "device=cpu", "device.threads=1", "launch.timeout_seconds=20",
+    "record.plots=false", "train.select=best", "device=cpu", "device.threads=1", "launch.timeout_seconds=20",
 ]  # fmt: skip
 STRATEGIES = {
     "ddp": ["strategy=ddp"],
@@ -75,5 +75,9 @@ def test_the_best_state_is_the_same_after_a_kill(strategy: str) -> None:
     name, sha256 = best("whole")
     assert (name, sha256) == best("killed")
     assert name == f"step_{step}"
+    selected = summary(Path("whole"))["selected"]
+    assert (selected["step"], selected["parameters_sha256"]) == (step, sha256)
+    assert selected["metrics"]["valid/loss"] == found[step]
+    assert selected == summary(Path("killed"))["selected"]
     lines = [json.loads(line) for line in Path("whole/hashes.jsonl").read_text().splitlines()]
     assert hashlib.sha256((lines[step - 1]["rolling"] + sha256).encode()).hexdigest() == lines[step]["rolling"]

@@ -206,7 +206,7 @@ def test_an_error_of_a_launcher_of_others_is_one_message(
 # ------------------------------------------------------------------------------------------------ metrics without a value
 
 
-EARLY = ["train.early_stopping.patience=2", "train.eval_every_steps=5", "data.split.valid=1"]
+EARLY = ["train.early_stopping.patience=2", "train.eval_every_steps=5", "data.split.valid=1", "train.select=last"]
 
 
 @pytest.mark.parametrize("key", ["train.early_stopping.metric", "checkpoint.metric"])

@@ -1058,7 +1058,20 @@ class Train:
         resumable=True,
         before="auto",
     )
+    select: Literal["auto", "last", "best"] = key(
+        "state that is reported: its metrics, parameters, plots and residuals; best is that of the best evaluation, "
+        "auto is best with early stopping and last without",
+        changes="recording",
+        resumable=True,
+        per_run=True,
+        before="last",
+    )
     early_stopping: EarlyStopping
+
+    @property
+    def reports_best(self) -> bool:
+        """Whether the state of the best evaluation is reported, and not the last one."""
+        return self.select == "best" or (self.select == "auto" and self.early_stopping.patience is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,6 +86,7 @@ class RunInfo:
             sinks=sinks,
             saver=saver,
             hashes=hashes,
+            reports_best=self.config.train.reports_best,
             may_standardize=self.config.may_standardize,
         )
 
@@ -227,6 +228,11 @@ class Experiment:
                 inference,
             )
         ]
+
+    def load_models(self, states: Mapping[int, Mapping[str, Any]]) -> None:
+        """Load the model of the only lane, if a state is given."""
+        for state in states.values():
+            self.strategy.load(self.model, state["model"])
 
     def extra_columns(self) -> list[dict[str, float]]:
         """Return the parameters of a formula, the distance to a known optimum, and the steps that the loss scaler skipped."""

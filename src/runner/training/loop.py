@@ -98,6 +98,9 @@ class Program(Protocol):
     def outcomes(self, lanes: Sequence[int]) -> Sequence[Any]:
         """Return the results of the runs in these lanes, in order. Every process must call it."""
 
+    def load_models(self, states: Mapping[int, Mapping[str, Any]]) -> None:
+        """Load parameters and buffers of single runs' states into lanes whose training has ended."""
+
 
 @dataclass
 class Loop:
@@ -345,19 +348,29 @@ class Loop:
         runs = self._runs_in(lanes)
         if not runs:
             return
+        last = self._outcomes(runs)
+        for lane, outcome in last.items():
+            runs[lane].end(self.step, outcome)
+        earlier = {lane: runs[lane] for lane in last if runs[lane].selects_earlier}
+        self.program.load_models({lane: run.best_state for lane, run in earlier.items() if run.best_state is not None})
+        for lane, outcome in self._outcomes(earlier).items():
+            earlier[lane].select_best(outcome)
+        for run in runs.values():
+            run.best_state = None  # it is saved
+        self._active = {lane: run for lane, run in self._active.items() if lane not in runs}
+
+    def _outcomes(self, runs: Mapping[int, RunState]) -> dict[int, Any]:
+        """Return the outcomes of runs by lane, without those where that is an error, which ends the run that it is of."""
+        if not runs:
+            return {}
         try:
-            outcomes = dict(zip(runs, self.program.outcomes(list(runs)), strict=True))
+            return dict(zip(runs, self.program.outcomes(list(runs)), strict=True))
         except Exception:
             if len(self.runs) == 1:
                 raise
-            outcomes = {}  # one by one, the error ends the run that it is of
-
-        def end(lane: int, run: RunState) -> None:
-            run.outcome = outcomes[lane] if lane in outcomes else self.program.outcomes([lane])[0]
-            run.step = self.step
-
-        self._for_each(runs, end)
-        self._active = {lane: run for lane, run in self._active.items() if lane not in runs}
+        found = dict[int, Any]()
+        self._for_each(runs, lambda lane, run: found.update({lane: self.program.outcomes([lane])[0]}))
+        return found
 
     def _remove_ended_lanes(self) -> None:
         """Remove the lanes of ended runs from the program, once they are many."""

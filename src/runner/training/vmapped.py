@@ -248,6 +248,13 @@ class VmappedExperiment:
             )
         ]
 
+    def load_models(self, states: Mapping[int, Mapping[str, Any]]) -> None:
+        """Write the parameters of each state into the row of its lane."""
+        stacked = self.strategy.split(self.strategy.stack.detach())
+        for lane, state in states.items():
+            for name, values in stacked.items():
+                values[lane].copy_(state["model"][name])
+
     def _summarised(self, lanes: Sequence[int]) -> Sequence[dict[str, float | None] | None]:
         """Return for each of these lanes the summary's figures about the optimum."""
         if self.optimum is None:
