@@ -17,6 +17,7 @@ from runner.optim.student_t import Estimate, estimate
 from runner.sweep.results import Member, collect, settings
 
 METRIC = "test/rmse"
+EXPERIMENT = ("+experiment=diabetes", "train.select=last")
 
 
 def best(sweep_dir: Path) -> list[str]:
@@ -54,11 +55,11 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         overrides = best(arguments.sweep_dir)
-        experiment = trained(["+experiment=diabetes"], arguments.seeds)
+        experiment = trained(EXPERIMENT, arguments.seeds)
         rows = {
             "best trial": measured(trained(overrides, arguments.seeds)),
             "experiment": measured(experiment),
-            "… without dropout": measured(trained(["+experiment=diabetes", "model.dropout=0"], arguments.seeds)),
+            "… without dropout": measured(trained([*EXPERIMENT, "model.dropout=0"], arguments.seeds)),
             "line": line(experiment),
         }
     except RunnerError as error:

@@ -160,12 +160,12 @@ def test_a_directory_that_cannot_be_made_ends_one_trial(monkeypatch: pytest.Monk
 def test_a_bug_in_a_decision_ends_one_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     real, runs = RunState.update_early_stopping, list[RunState]()
 
-    def decide(self: RunState, metrics: Any) -> None:
+    def decide(self: RunState, metrics: Any, step: int) -> None:
         if self not in runs:
             runs.append(self)
         if runs.index(self) == HIT:
             raise ZeroDivisionError("division by zero")
-        real(self, metrics)
+        real(self, metrics, step)
 
     monkeypatch.setattr(RunState, "update_early_stopping", decide)
     _, results = runner.multirun(None, [*LINREG, *MORE, "seeds=3", "run_dir=sweep"])
@@ -206,7 +206,7 @@ def test_an_error_of_a_launcher_of_others_is_one_message(
 # ------------------------------------------------------------------------------------------------ metrics without a value
 
 
-EARLY = ["train.early_stopping.patience=2", "train.eval_every_steps=5", "data.split.valid=1"]
+EARLY = ["train.early_stopping.patience=2", "train.eval_every_steps=5", "data.split.valid=1", "train.select=last"]
 
 
 @pytest.mark.parametrize("key", ["train.early_stopping.metric", "checkpoint.metric"])

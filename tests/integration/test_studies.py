@@ -95,7 +95,7 @@ def trials(directory: Path) -> list[tuple[dict[str, Any], dict[str, float]]]:
     """Return values and metrics of every trial, in the order of their numbers."""
     members = json.loads((directory / "sweep.json").read_text())["members"]
     summaries = [json.loads((directory / str(m["number"]) / "summary.json").read_text()) for m in members]
-    return [(m["values"], summary["metrics"]) for m, summary in zip(members, summaries, strict=True)]
+    return [(m["values"], summary["selected"]["metrics"]) for m, summary in zip(members, summaries, strict=True)]
 
 
 def test_a_repeated_search_has_the_same_trials_and_reports_the_best_one() -> None:

@@ -220,6 +220,11 @@ FORBIDDEN = (
         "set train.eval_every_steps",
     ),
     _Forbidden(
+        lambda k: k.train.reports_best and k.checkpoint.metric not in (None, k.train.early_stopping.metric),
+        "`checkpoint.metric` must be null where the best state is reported, which `train.early_stopping.metric` chooses, got "
+        "{k.checkpoint.metric}; use checkpoint.metric=null",
+    ),
+    _Forbidden(
         lambda k: k.train.batch_size is not None and k.train.accumulate > k.train.batch_size,
         "`train.accumulate` must be at most `train.batch_size`={k.train.batch_size}, got {k.train.accumulate}; use a smaller number",
     ),

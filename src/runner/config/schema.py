@@ -1040,7 +1040,7 @@ class Launch:
 class EarlyStopping:
     """Early stopping by a metric on the validation rows, or on the training rows if there are no validation rows."""
 
-    metric: Metric = key("metric to compare at every evaluation")
+    metric: Metric = key("metric to compare at every evaluation; it also says which state is the best")
     patience: int | None = key(
         "evaluations without improvement after which training stops; null does not stop early", at_least=1, lane=True
     )
@@ -1079,7 +1079,20 @@ class Train:
         resumable=True,
         before="auto",
     )
+    select: Literal["auto", "last", "best"] = key(
+        "state that is reported: its metrics, parameters, plots and residuals; best is that of the best evaluation, "
+        "auto is best with early stopping and last without",
+        changes="recording",
+        resumable=True,
+        per_run=True,
+        before="last",
+    )
     early_stopping: EarlyStopping
+
+    @property
+    def reports_best(self) -> bool:
+        """Whether the state of the best evaluation is reported, and not the last one."""
+        return self.select == "best" or (self.select == "auto" and self.early_stopping.patience is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1092,8 +1105,8 @@ class Checkpoint:
     keep: int | None = key(
         "number of newest checkpoints to keep, in addition to the best one; null keeps all", at_least=1
     )
-    metric: Metric = key(
-        "metric of the best checkpoint, on the validation rows, or on the training rows if there are no validation rows"
+    metric: Metric | None = key(
+        "metric of checkpoints/best, for runs of older versions; null is train.early_stopping.metric"
     )
     async_save: bool = key("whether to write checkpoints in the background while training continues", before=False)
 

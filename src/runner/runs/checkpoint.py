@@ -55,12 +55,16 @@ TEMPORARY = re.compile(r"(?:step_(0|[1-9][0-9]*)|last|best)\.tmp-[0-9a-f]{8}")
 
 @dataclass(frozen=True)
 class Loaded:
-    """An intact checkpoint: its step, state and folder. `skipped` has a sentence for each damaged one before it."""
+    """An intact checkpoint: its step, state and folder. `skipped` has a sentence for each damaged one before it.
+
+    `best` is the state of the best evaluation up to it, where that was asked for.
+    """
 
     step: int
     state: dict[str, Any]
     path: Path
     skipped: tuple[str, ...]
+    best: dict[str, Any] | None = None
 
 
 def save(folder: Path, step: int, state: dict[str, Any], *, best: bool, keep: int | None) -> Path:

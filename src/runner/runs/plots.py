@@ -60,6 +60,7 @@ class RunPlots:
     `bands`: name → low [m] and high [m] at the x of the line, from the narrowest to the widest.
     `errors`: part → standard deviations of the targets [rows], where they are known.
     `rows`: the rows of `metrics.jsonl`, which are read once; "train/loss" and "valid/loss" are drawn.
+    `step`: that of the predictions, if it is not the last one.
     `levels`: name → a known loss, drawn as a thin line unless it would flatten the curves.
     """
 
@@ -72,6 +73,11 @@ class RunPlots:
     levels: Mapping[str, float] = field(default_factory=dict)
     bands: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
     errors: Mapping[str, Array] = field(default_factory=dict)
+    step: int | None = None
+
+    def heading(self, text: str) -> str:
+        """Return the heading of a plot of predictions."""
+        return text if self.step is None else f"{text} at step {self.step:,}"
 
 
 def draw(content: RunPlots) -> dict[str, bytes]:
@@ -131,7 +137,9 @@ def _curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Array, Array]]
 
 
 def _fit(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
-    figure, (axes,) = page(content.title, "Data and fit", content.feature_names[0], content.target_name)
+    figure, (axes,) = page(
+        content.title, content.heading("Data and fit"), content.feature_names[0], content.target_name
+    )
     _points(axes, {part: (features[:, 0], target) for part, (features, target, _) in parts.items()})
     for part, errors in content.errors.items():
         _error_bars(axes, part, content.parts[part], errors)
@@ -173,7 +181,9 @@ def _bands(axes: Axes, x: Array, bands: Mapping[str, tuple[Array, Array]]) -> No
 def _agreement(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
     """Draw the predicted against the true values, for fits with several features."""
     name = content.target_name
-    figure, (axes,) = page(content.title, "Predicted against true", f"true {name}", f"predicted {name}")
+    figure, (axes,) = page(
+        content.title, content.heading("Predicted against true"), f"true {name}", f"predicted {name}"
+    )
     _points(axes, {part: (target, prediction) for part, (_, target, prediction) in parts.items()})
     targets = np.concatenate([target for _, target, _ in parts.values()])
     ends = [targets.min(), targets.max()]
@@ -190,6 +200,9 @@ def _loss(content: RunPlots, curves: Mapping[str, tuple[Array, Array]]) -> Figur
         style: Any = {"color": COLOURS[name], "linewidth": 1.6 if count <= 1000 else 0.9, "markersize": 3.5}
         label = name if len(shown) == count else _label(name, count, MAX_POINTS)
         axes.plot(step[shown], loss[shown], "o-" if count <= 50 else "-", label=label, **style)
+    if content.step is not None:
+        label = f"selected: step {content.step:,}"
+        axes.axvline(content.step, color=INK, linewidth=0.9, linestyle="-.", label=label, zorder=1.5)
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     losses = np.concatenate([loss for _, loss in curves.values()])
     levels = {name: level for name, level in content.levels.items() if _fits(level, losses)}
@@ -214,7 +227,9 @@ def _fits(level: float, losses: Array) -> bool:
 def _residuals(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
     """Draw target minus prediction: against the prediction, and as a histogram at its side."""
     name = content.target_name
-    figure, (axes, counts) = page(content.title, "Residuals", f"predicted {name}", f"true − predicted {name}", (3, 1))
+    figure, (axes, counts) = page(
+        content.title, content.heading("Residuals"), f"predicted {name}", f"true − predicted {name}", (3, 1)
+    )
     residuals = {part: target - prediction for part, (_, target, prediction) in parts.items()}
     _points(axes, {part: (prediction, residuals[part]) for part, (_, _, prediction) in parts.items()})
     reach = max(float(np.abs(values).max()) for values in residuals.values()) * 1.08 or 1.0

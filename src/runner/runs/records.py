@@ -88,6 +88,15 @@ class Member:
     reason: str | None = key("why it did not finish", before=None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """`selected` of `summary.json`: the state that is reported."""
+
+    step: int = key("its step", at_least=0)
+    metrics: dict[str, float] = key("its metrics that are finite")  # noqa: RUF009 - a field, as all keys
+    parameters_sha256: str = key("SHA-256 of its parameters")
+
+
 def read_record(run: Path) -> dict[str, Any]:
     """Return the content of `run.json`. Raises `CheckpointError` with every problem."""
     path = run / RUN
@@ -95,21 +104,38 @@ def read_record(run: Path) -> dict[str, Any]:
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
-    """Return the content of `summary.json`, with `metrics` as floats; None if there is none.
+    """Return the content of `summary.json`, with metrics as floats; None if there is none.
 
-    Raises `CheckpointError` with every problem.
+    Runs older than `selected` have reported their last state. Raises `CheckpointError` with every problem.
     """
     path = run / SUMMARY
     if not os.path.lexists(path):
         return None
     values = read_json(path, "the summary of a run")
+    summary, selected = _with_metrics(Summary, values, path), values.get("selected")
+    if selected is None:
+        last = {"step": summary["steps"]} | {name: summary[name] for name in ("metrics", "parameters_sha256")}
+        return {**summary, "selected": last}
+    if not isinstance(selected, Mapping):
+        raise CheckpointError(f"{path}: `selected` must be a group of keys, got {shown(selected)}; restore the file")
+    return {**summary, "selected": _with_metrics(Selected, selected, path, "selected")}
+
+
+def _with_metrics(kind: type, values: Mapping[str, Any], path: Path, prefix: str = "") -> dict[str, Any]:
+    """Return checked values of a file, with `metrics` as floats."""
     metrics, not_finite = values.get("metrics"), dict[str, float]()
     if isinstance(metrics, dict):
         not_finite = {name: float(value) for name, value in metrics.items() if value in ("nan", "inf", "-inf")}
         metrics = {name: value for name, value in metrics.items() if name not in not_finite}
-    summary = checked(Summary, {**values, "metrics": metrics}, path)
-    finite = {name: float(value) for name, value in summary["metrics"].items()}
-    return {**summary, "metrics": {name: finite.get(name, not_finite.get(name)) for name in values["metrics"]}}
+    found = checked(kind, {**values, "metrics": metrics}, path, prefix)
+    finite = {name: float(value) for name, value in found["metrics"].items()}
+    return {**found, "metrics": {name: finite.get(name, not_finite.get(name)) for name in values["metrics"]}}
+
+
+def selected_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of the state that a summary reports; none of a run that has no result."""
+    metrics: dict[str, float] = summary.get("selected", summary).get("metrics", {})
+    return metrics
 
 
 def number_names(summary: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ The SHA-256 sums of a manifest reveal damage. They do not prove who wrote the fi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ MAX_VALUES = 1_000_000
 class Score:
     """The best value of a metric."""
 
+    metric: str | None = key("its name", before=None)
     value: float | None = key("the best value")
+    step: int | None = key("its step", at_least=0, before=None)
     waited: int = key("evaluations since", at_least=0)
 
 
@@ -43,9 +45,27 @@ class State:
     best: Score = field()
 
 
-def load(folder: Path) -> Loaded | None:
-    """Return the newest usable checkpoint of a run, as `checkpoint.load` does."""
-    return checkpoint.load(folder, fault)
+def load(folder: Path, *, best: bool = False) -> Loaded | None:
+    """Return the newest usable checkpoint of a run, as `checkpoint.load` does.
+
+    With `best`, that is one whose best state can be used too, and it is in the result.
+    """
+    states = dict[int | None, dict[str, Any]]()
+
+    def unusable(state: Mapping[str, Any]) -> str | None:
+        wrong = fault(state)
+        step = None if wrong or not best else state["best"].get("step")
+        if step is not None and step != state.get("step"):
+            found = intact(folder / f"step_{step}")
+            if isinstance(found, str):
+                return f"its best state, step_{step}, without which only train.select=last resumes it, is not intact: {found}"
+            states[step] = found
+        return wrong
+
+    loaded = checkpoint.load(folder, unusable)
+    if loaded is None or not best:
+        return loaded
+    return replace(loaded, best={loaded.step: loaded.state, **states}.get(loaded.state["best"].get("step")))
 
 
 def intact(path: Path) -> dict[str, Any] | str:

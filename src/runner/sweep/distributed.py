@@ -19,6 +19,7 @@ from runner.compute.signals import StopRequest
 from runner.config.compose import Composed, check
 from runner.config.schema import plain
 from runner.errors import ForcedStop, Interrupted, ProcessLost, RunFailed, RunnerError
+from runner.runs.records import selected_metrics
 from runner.sweep.reporter import SilentReporter, SweepReporter, TrialResult, Watch
 from runner.sweep.trials import Trial, by_program
 from runner.training.failures import as_run_failed
@@ -172,7 +173,7 @@ def _train_together(trial: Trial, command: Sequence[str]) -> TrialResult:
         ends_sweep = failure.exit_code >= 128 or isinstance(failure, ProcessLost)
         _leave_group()
         return TrialResult("interrupted" if ends_sweep else "failed", {}, failure)
-    return TrialResult("finished", run.summary.get("metrics", {}))
+    return TrialResult("finished", selected_metrics(run.summary))
 
 
 def _leave_group() -> None:

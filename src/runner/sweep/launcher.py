@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.errors import Interrupted, RunFailed, RunnerError
+from runner.runs.records import selected_metrics
 from runner.sweep.manifest import DONE, Manifest
 from runner.sweep.trials import Trial, plan
 
@@ -128,5 +129,5 @@ def job_return(manifest: Manifest, trial: Trial, error: BaseException | None = N
         failure = error or RunFailed(member["reason"] or f"it is {member['state']}")
         return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=failure)
     pruned = {"pruned": True} if member["state"] == "pruned" else {}
-    value = {**manifest.summary(trial.number).get("metrics", {}), **pruned}
+    value = {**selected_metrics(manifest.summary(trial.number)), **pruned}
     return JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=value)

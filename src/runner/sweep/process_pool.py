@@ -23,7 +23,7 @@ from runner.config.parts import key
 from runner.errors import CheckpointError, ConfigError, InputError, Interrupted, RunFailed
 from runner.runs.atomic import write_atomic
 from runner.runs.directory import is_complete, lock, record_failure, unlock
-from runner.runs.records import read_record, read_summary
+from runner.runs.records import read_record, read_summary, selected_metrics
 from runner.sweep.search_space import as_text
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Job:
             finished = summary is not None and is_complete(read_record(self.directory))
         except CheckpointError:
             return None
-        return summary["metrics"] if summary is not None and finished else None
+        return selected_metrics(summary) if summary is not None and finished else None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from runner.config.overrides import values_of
 from runner.errors import CheckpointError
 from runner.optim.student_t import Estimate, estimate
 from runner.runs.atomic import write_atomic
-from runner.runs.records import baselines, read_summary, read_sweep, scalar_parameters
+from runner.runs.records import baselines, read_summary, read_sweep, scalar_parameters, selected_metrics
 from runner.sweep.arguments import FOLD, FOLDS
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _with_summary(member: Member, path: Path) -> Member:
     return replace(
         member,
         steps=summary["steps"],
-        metrics=summary["metrics"],
+        metrics=selected_metrics(summary),
         seconds=summary["timing"]["seconds"],
         parameters_sha256=summary["parameters_sha256"],
         parameters={f"param/{name}": value for name, value in scalar_parameters(summary).items()},

@@ -25,6 +25,7 @@ class Task:
         from runner.config.compose import compose
         from runner.config.overrides import quoted
         from runner.errors import Interrupted, RunFailed, RunnerError
+        from runner.runs.records import selected_metrics
         from runner.training.run import execute
 
         # A process that a launcher keeps for the next sweep is in the directory of the previous one.
@@ -45,5 +46,4 @@ class Task:
             raise
         except Exception as error:  # a bug, which ends this trial alone
             raise RunFailed(f"{type(error).__name__}: {error}") from error
-        metrics: dict[str, float] = run.summary["metrics"]
-        return metrics
+        return selected_metrics(run.summary)

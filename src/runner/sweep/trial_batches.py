@@ -111,7 +111,9 @@ class TrialBatches:
                 prepared, _ = build.prepare(
                     resolved, self._choice, 1, report=self._reporter.warn, build_data=self._data
                 )
-            loaded = None if config.resume is None else saved_state.load(Path(config.resume) / CHECKPOINTS)
+            best, loaded = resolved.train.reports_best, None
+            if config.resume is not None:
+                loaded = saved_state.load(Path(config.resume) / CHECKPOINTS, best=best)
         except Interrupted:
             raise
         except Exception as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.errors import Interrupted, Pruned
 from runner.runs.atomic import synced_together
+from runner.runs.records import selected_metrics
 from runner.sweep.reporter import SweepReporter, TrialResult, Watch
 from runner.sweep.trial_batches import PreparedTrial, TrialBatches
 from runner.sweep.trials import Trial, by_program
@@ -168,8 +169,7 @@ class _BatchRecords:
         if trials.watch is not None:
             state.should_prune = _should_prune(trials.watch, item.trial.number, info.watched)
         if (loaded := item.loaded) is not None:
-            state.load_decisions(loaded.state)
-            state.saved_step = loaded.step
+            state.resume(loaded)
         return state
 
     def restore(self, parts: Any) -> tuple[int, float]:
@@ -205,9 +205,9 @@ class _BatchRecords:
         if member.pruned:
             pruned = Pruned(f"pruned at step {member.step}: it was not worth its time")
             item.records.fail(pruned)
-            return TrialResult("pruned", member.outcome.metrics, pruned)
+            return TrialResult("pruned", member.selected.metrics if member.selected else {}, pruned)
         try:
-            return TrialResult("finished", item.records.finish(member, timing)["metrics"])
+            return TrialResult("finished", selected_metrics(item.records.finish(member, timing)))
         except Interrupted:
             raise
         except Exception as error:

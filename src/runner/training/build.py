@@ -139,9 +139,10 @@ def _metrics_without_value(config: c.Config, dataset: Dataset) -> list[str]:
     """Return the problems with metrics that decide something and that cannot have a value with this data."""
     part = watched(dataset)
     rows = dataset.parts[part]
-    chosen = {"checkpoint.metric": config.checkpoint.metric}
-    if config.train.early_stopping.patience is not None:
-        chosen["train.early_stopping.metric"] = config.train.early_stopping.metric
+    chosen = {
+        "checkpoint.metric": config.checkpoint.metric,
+        "train.early_stopping.metric": config.train.early_stopping.metric,
+    }
     keys = [key for key, metric in chosen.items() if metric in NEEDS_SPREAD]
     if not keys or not has_no_spread(rows, dataset.scaling.undo):
         return []

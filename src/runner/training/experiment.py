@@ -82,10 +82,11 @@ class RunInfo:
             lr=self.schedule,
             early=Best(early.metric, early.min_delta),
             patience=early.patience,
-            best=Best(self.config.checkpoint.metric),
+            best=Best(self.config.checkpoint.metric or early.metric),
             sinks=sinks,
             saver=saver,
             hashes=hashes,
+            reports_best=self.config.train.reports_best,
             may_standardize=self.config.may_standardize,
         )
 
@@ -192,7 +193,9 @@ class Experiment:
 
     def parameters(self) -> list[dict[str, Tensor]]:
         """Return the parameters gathered by the strategy."""
-        return [self.strategy.gather_parameters(dict(self.model.named_parameters()))]
+        # After an evaluation, fsdp has whole parameters in buffers that it frees later; the state has its shards.
+        state = self.model.state_dict()
+        return [self.strategy.gather_parameters({name: state[name] for name, _ in self.model.named_parameters()})]
 
     def outcomes(self, lanes: Sequence[int]) -> list[Outcome]:
         """Return the outcome of the run, from the parameters gathered by the strategy."""
@@ -225,6 +228,11 @@ class Experiment:
                 inference,
             )
         ]
+
+    def load_models(self, states: Mapping[int, Mapping[str, Any]]) -> None:
+        """Load the model of the only lane, if a state is given."""
+        for state in states.values():
+            self.strategy.load(self.model, state["model"])
 
     def extra_columns(self) -> list[dict[str, float]]:
         """Return the parameters of a formula, the distance to a known optimum, and the steps that the loss scaler skipped."""

@@ -98,6 +98,9 @@ class Program(Protocol):
     def outcomes(self, lanes: Sequence[int]) -> Sequence[Any]:
         """Return the results of the runs in these lanes, in order. Every process must call it."""
 
+    def load_models(self, states: Mapping[int, Mapping[str, Any]]) -> None:
+        """Load parameters and buffers of single runs' states into lanes whose training has ended."""
+
 
 @dataclass
 class Loop:
@@ -217,7 +220,7 @@ class Loop:
         step, calendar = self.step, self.calendar
         if calendar.evaluation_due(step):
             metrics = self._watched_metrics(self.program, step)
-            self._for_each(self._active, lambda lane, run: run.update_early_stopping(metrics[lane]))
+            self._for_each(self._active, lambda lane, run: run.update_early_stopping(metrics[lane], step))
         converged = [lane for lane in self.program.optimizer.settled if lane in self._active]
         for run in self._runs_in(converged).values():
             run.settled = run.stopped_early = True
@@ -225,6 +228,8 @@ class Loop:
         self._write_rows(self._active if due else self._runs_in(converged))
         self._write_hashes()
         ended = [lane for lane, run in self._active.items() if run.ended_early]
+        evaluated = calendar.evaluation_due(step) or step == calendar.last
+        self._keep_best(self._active if evaluated else self._runs_in(ended))
         self._save(self.program, step, self._active if calendar.checkpoint_due(step) else self._runs_in(ended))
         self._end(ended)
         self._count_seconds()
@@ -301,6 +306,29 @@ class Loop:
             if (self.watched, name) != ("train", "loss")
         }
 
+    def _keep_best(self, runs: Mapping[int, RunState]) -> None:
+        """Keep a copy of the state of each run whose evaluation at this step is its best so far.
+
+        The end of a run is an evaluation wherever it is.
+        """
+        if not runs:
+            return
+        metrics, better = self._watched_metrics(self.program, self.step), dict[int, RunState]()
+
+        def judge(lane: int, run: RunState) -> None:
+            if run.best.update(metrics[lane][run.best.metric], self.step):
+                better[lane] = run
+
+        def keep(lane: int, run: RunState) -> None:
+            state = copy_state(self.program.lane_state(captured, lane))
+            run.best_state = {**state, **run.decisions(), "seconds": self.seconds}
+
+        self._for_each(runs, judge)
+        if better:
+            self._count_seconds()
+            captured = self.program.capture()
+            self._for_each(better, keep)
+
     def _save(
         self, program: Program, step: int, runs: Mapping[int, RunState], state: Mapping[str, Any] | None = None
     ) -> None:
@@ -308,38 +336,41 @@ class Loop:
         if not runs:
             return
 
-        def save(lane: int, run: RunState) -> None:
-            # A checkpoint that only a signal caused is never the best one: an uninterrupted run would not have it.
-            due = self.calendar.checkpoint_due(step) or run.ended_early
-            best = due and run.best.update(self._watched_metrics(program, step)[lane][run.best.metric])
-            saved = {**program.lane_state(captured, lane), **run.decisions(), "seconds": self.seconds}
-            run.saver.save(step, saved, best)
-            run.saved_step = step
-
         with self.saving():
             flushed = self._for_each(runs, lambda _, run: run.flush())
             self._count_seconds()
             captured = program.capture() if state is None else state
-            self._for_each(flushed, save)
+            seconds = {"seconds": self.seconds}
+            self._for_each(flushed, lambda lane, run: run.save(step, {**program.lane_state(captured, lane), **seconds}))
 
     def _end(self, lanes: Sequence[int]) -> None:
         """End the runs in these lanes with their outcomes."""
         runs = self._runs_in(lanes)
         if not runs:
             return
+        last = self._outcomes(runs)
+        for lane, outcome in last.items():
+            runs[lane].end(self.step, outcome)
+        earlier = {lane: runs[lane] for lane in last if runs[lane].selects_earlier}
+        self.program.load_models({lane: run.best_state for lane, run in earlier.items() if run.best_state is not None})
+        for lane, outcome in self._outcomes(earlier).items():
+            earlier[lane].select_best(outcome)
+        for run in runs.values():
+            run.best_state = None  # it is saved
+        self._active = {lane: run for lane, run in self._active.items() if lane not in runs}
+
+    def _outcomes(self, runs: Mapping[int, RunState]) -> dict[int, Any]:
+        """Return the outcomes of runs by lane, without those where that is an error, which ends the run that it is of."""
+        if not runs:
+            return {}
         try:
-            outcomes = dict(zip(runs, self.program.outcomes(list(runs)), strict=True))
+            return dict(zip(runs, self.program.outcomes(list(runs)), strict=True))
         except Exception:
             if len(self.runs) == 1:
                 raise
-            outcomes = {}  # one by one, the error ends the run that it is of
-
-        def end(lane: int, run: RunState) -> None:
-            run.outcome = outcomes[lane] if lane in outcomes else self.program.outcomes([lane])[0]
-            run.step = self.step
-
-        self._for_each(runs, end)
-        self._active = {lane: run for lane, run in self._active.items() if lane not in runs}
+        found = dict[int, Any]()
+        self._for_each(runs, lambda lane, run: found.update({lane: self.program.outcomes([lane])[0]}))
+        return found
 
     def _remove_ended_lanes(self) -> None:
         """Remove the lanes of ended runs from the program, once they are many."""

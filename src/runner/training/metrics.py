@@ -29,6 +29,9 @@ CHUNK_ROWS = 65_536
 LARGER_IS_BETTER = {"loss": False, "rmse": False, "mae": False, "r2": True}
 """Name of a metric → whether larger values are better."""
 
+CLEARLY = 0.1
+"""Relative difference of two errors from which it is no longer that of any two evaluations of a run with batches."""
+
 PER_TARGET = ("rmse", "mae", "r2")
 """Metrics that each target has."""
 
@@ -172,19 +175,30 @@ class Best:
         self.metric, self._min_delta = metric, min_delta
         self._sign = -1.0 if LARGER_IS_BETTER[metric] else 1.0
         self.value: float | None = None
+        self.step: int | None = None
+        """Step of the best value; None without one, and if an older version found it."""
         self.waited = 0
 
-    def update(self, value: float) -> bool:
-        """Count a value, and return whether it is better than the best so far by more than `min_delta`."""
+    def update(self, value: float, step: int) -> bool:
+        """Count the value of a step, and return whether it is better than the best so far by more than `min_delta`."""
         better = math.isfinite(value) and (self.value is None or self._sign * (self.value - value) > self._min_delta)
-        self.value = value if better else self.value
+        self.value, self.step = (value, step) if better else (self.value, self.step)
         self.waited = 0 if better else self.waited + 1
         return better
 
+    def is_clearly_better_than(self, value: float) -> bool:
+        """Return whether the error of `value` is larger by more than `CLEARLY`; of r2 the error is 1 − r2."""
+        if self.value is None:
+            return False
+        best, other = (1 - x if LARGER_IS_BETTER[self.metric] else x for x in (self.value, value))
+        return other > (1 + CLEARLY) * best
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value and the number of evaluations since."""
-        return {"value": self.value, "waited": self.waited}
+        """Return the metric, its best value and the step of that, and the number of evaluations since."""
+        return {"metric": self.metric, "value": self.value, "step": self.step, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        self.value, self.waited = state["value"], state["waited"]
+        """Load what `state_dict` returned, unless it is of another metric."""
+        if state.get("metric") not in (None, self.metric):
+            return
+        self.value, self.step, self.waited = state["value"], state.get("step"), state["waited"]

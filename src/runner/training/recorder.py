@@ -220,7 +220,7 @@ class RunRecorder:
         from runner.runs.sinks.jsonl import refuse_odd_lines
         from runner.training.saved_model import refuse_misfit
 
-        loaded = saved_state.load(directory.path / CHECKPOINTS)
+        loaded = saved_state.load(directory.path / CHECKPOINTS, best=self.config.train.reports_best)
         last = 0 if loaded is None else loaded.step
         refuse_odd_lines(directory.path / "metrics.jsonl", last, numbers=True)
         refuse_odd_lines(directory.path / "hashes.jsonl", last, numbers=False)
@@ -229,7 +229,9 @@ class RunRecorder:
         for skipped in loaded.skipped:
             self.reporter.warn(skipped)
         refuse_other(loaded.state, self.config, self._info.dataset.sha256, loaded.path)
-        refuse_misfit(loaded.state, self._info, loaded.path)
+        for state in (loaded.state, loaded.best):
+            if state is not None:
+                refuse_misfit(state, self._info, directory.path / CHECKPOINTS / f"step_{state['step']}")
         summary = self._summary_of(directory, loaded)
         if summary is not None:
             from runner.training import report
@@ -238,7 +240,10 @@ class RunRecorder:
         return Opened(directory.path, loaded, summary)
 
     def _summary_of(self, directory: RunDirectory, loaded: Loaded) -> dict[str, Any] | None:
-        """Return the summary of a finished run; None if steps are left, or if the summary must be written again."""
+        """Return the summary of a finished run; None if steps are left, or if the summary must be written again.
+
+        That is so after a change of `train.select`.
+        """
         steps = self._info.steps
         if loaded.step > steps and not self._at_end(loaded):
             raise ConfigError(
@@ -248,9 +253,12 @@ class RunRecorder:
         if not is_complete(directory.record) or not self._at_end(loaded):
             return None
         try:
-            return read_summary(directory.path)
+            summary = read_summary(directory.path)
         except CheckpointError:
             return None
+        best = loaded.state["best"].get("step") if self.config.train.reports_best else None
+        selected = loaded.step if best is None else best
+        return summary if summary is not None and summary["selected"]["step"] == selected else None
 
     def _at_end(self, loaded: Loaded) -> bool:
         """Return whether a checkpoint is the last one of the run."""
@@ -310,7 +318,7 @@ class RunRecorder:
         write_json(path / "summary.json", summary)
         self.directory.update(status="finished")
         self._optional("residuals.csv", lambda: self._residuals(run.outcome))
-        figures = self._plots(lambda: report.plot(info, run.outcome, answers, path))
+        figures = self._plots(lambda: report.plot(info, run, answers, path))
         for sink in self.sinks:
             end = partial(sink.finish, {**summary, "status": "finished"}, figures)
             self._optional(f"the end of {type(sink).__name__}", end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from runner.data.dataset import Dataset
 from runner.optim.convergence import free
 from runner.optim.covariance import nearly_equal
 from runner.optim.optimum import noise_floor, observed_rate
-from runner.runs import hashes
 from runner.runs.records import number_names
 from runner.runs.sinks.jsonl import each_row
 from runner.training.baselines import baselines
@@ -37,6 +37,9 @@ MOST_NAMED = 10
 
 MOST_PLOTTED = 6
 """Largest number of targets that have plots of their own."""
+
+EXACT = 1e-6
+"""Share of the variance of the targets below which what a model leaves unexplained is no reason to prefer another step."""
 
 LINE_POINTS = 400
 """Number of points of the fitted curve."""
@@ -135,8 +138,9 @@ def answers(info: RunInfo, run: RunState, path: Path) -> dict[str, Any]:
         entries["noise_floor"] = floor
     if outcome.inference is not None:
         fixed = info.config.model.fixed_parameters
+        settled = run.settled and run.selected is run.last
         names = [name for name in number_names(fitted(info, outcome)) if name not in fixed]
-        entries.update(outcome.inference.summary(outcome.fitted, names, info.dataset.target_names, run.settled))
+        entries.update(outcome.inference.summary(outcome.fitted, names, info.dataset.target_names, settled))
     if info.config.model.fixed_parameters:
         entries["fixed"] = list(info.config.model.fixed_parameters)
     if at_bounds := _at_bounds(info, outcome):
@@ -160,15 +164,21 @@ def _at_bounds(info: RunInfo, outcome: Outcome) -> dict[str, str]:
 
 
 def summary(info: RunInfo, run: RunState, answers: Mapping[str, Any], timing: Mapping[str, float]) -> dict[str, Any]:
-    """Return the content of summary.json of a finished run."""
-    outcome: Outcome = run.outcome
+    """Return the content of summary.json of a finished run.
+
+    Parameters and `answers` are those of the selected state.
+    """
+    last, selected = run.last, run.selected
+    assert last is not None
+    assert selected is not None
     return {
         "format": FORMAT,
-        "steps": run.step,
+        "steps": last.step,
         "stopped_early": run.stopped_early,
-        "metrics": outcome.metrics,
-        **fitted(info, outcome),
-        "parameters_sha256": hashes.parameters_sha256(outcome.parameters),
+        "metrics": last.metrics,
+        "parameters_sha256": last.parameters_sha256,
+        "selected": asdict(selected),
+        **fitted(info, run.outcome),
         **answers,
         "timing": dict(timing),
     }
@@ -177,7 +187,8 @@ def summary(info: RunInfo, run: RunState, answers: Mapping[str, Any], timing: Ma
 def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines that explain the metrics and parameters of a finished run."""
     config = info.config
-    yield from _quality(answers, config)
+    yield from _selected(info, run)
+    yield from _quality(answers, config, "the run ended" if run.selected is run.last else "the selected state is")
     yield from _no_better_than_the_mean(answers, run.outcome)
     yield from _fit(answers, run)
     if run.stopped_early and not run.settled:
@@ -185,6 +196,26 @@ def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Ite
         best = "has had no value" if run.early.value is None else f"has not become better than {run.early.value:.6g}"
         yield f"stopped  early: {metric} {best} in {patience} evaluations"
     yield from _units(info)
+
+
+def _selected(info: RunInfo, run: RunState) -> Iterator[str]:
+    """Yield the line that says which state is reported, or that an earlier one was clearly better."""
+    best, last, selected = run.best, run.last, run.selected
+    assert last is not None
+    assert selected is not None
+    if best.value is None or best.step is None or best.metric != info.config.train.early_stopping.metric:
+        return
+    name = f"{info.watched}/{best.metric}"
+    value = last.metrics[name]
+    if selected is not last:
+        yield f"selected step {best.step:,}, the best by {name}: {best.value:.6g}; the last step, {last.step:,}, has {value:.6g}"
+    elif run.reports_best:
+        yield f"selected step {last.step:,}, the last, which is the best by {name}"
+    elif best.is_clearly_better_than(value) and not 1 - last.metrics[f"{info.watched}/r2"] < EXACT:
+        yield (
+            f"best     step {best.step:,} is clearly better than the last: {name} {best.value:.6g} instead of {value:.6g}; "
+            "resume this run with train.select=best to report that one"
+        )
 
 
 def _units(info: RunInfo) -> Iterator[str]:
@@ -198,12 +229,12 @@ def _units(info: RunInfo) -> Iterator[str]:
         yield f"plots    of the first {MOST_PLOTTED} of {len(targets):,} targets"
 
 
-def _quality(answers: Mapping[str, Any], config: Config) -> Iterator[str]:
-    """Yield the lines that compare the answer with what is possible."""
+def _quality(answers: Mapping[str, Any], config: Config, it_is: str) -> Iterator[str]:
+    """Yield the lines that compare the answer with what is possible. `it_is` says whose it is."""
     optimum, floor = answers.get("optimum"), answers.get("noise_floor")
     if optimum is not None:
         yield (
-            f"optimum  train/loss {optimum['loss']:.6g}; the run ended {optimum['gap']:.3g} above the optimum, "
+            f"optimum  train/loss {optimum['loss']:.6g}; {it_is} {optimum['gap']:.3g} above the optimum, "
             f"its parameters {optimum['distance']:.3g} away"
         )
         if config.optimizer.linear_only:
@@ -235,9 +266,10 @@ def _no_better_than_the_mean(answers: Mapping[str, Any], outcome: Outcome) -> It
 
 def _fit(answers: Mapping[str, Any], run: RunState) -> Iterator[str]:
     """Yield the lines on whether the fit has converged."""
-    after = f"after {_counted(run.step, 'step')}"
+    assert run.selected is not None
+    after = f"after {_counted(run.selected.step, 'step')}"
     if "converged" not in answers:
-        if run.settled:
+        if run.settled and run.selected is run.last:
             yield f"settled  {after}: a further one finds no better parameters"
         return
     if not answers["converged"]:
@@ -299,22 +331,24 @@ def _counted(number: int, thing: str) -> str:
 # --------------------------------------------------------------------------------------------------------------- plots
 
 
-def plot(info: RunInfo, outcome: Outcome, answers: Mapping[str, Any], path: Path) -> dict[str, bytes]:
-    """Draw the plots of a finished run in directory `path`. Returns PNG files by name: "fit", "loss", "residuals".
+def plot(info: RunInfo, run: RunState, answers: Mapping[str, Any], path: Path) -> dict[str, bytes]:
+    """Draw the plots of a finished run in directory `path`, of its selected state. Returns PNG files by name: "fit", "loss", "residuals".
 
     With several targets there are "fit_1", "fit_2", … of the first ones, and likewise "residuals_1".
     """
     known = {"optimum": answers.get("optimum"), "noise floor": answers.get("noise_floor")}
     levels = {name: entry["loss"] for name, entry in known.items() if entry and "loss" in entry}
     with gc_paused():
-        return _draw(info, outcome, path / "metrics.jsonl", levels)
+        return _draw(info, run, path / "metrics.jsonl", levels)
 
 
-def _draw(info: RunInfo, outcome: Outcome, metrics: Path, levels: Mapping[str, float]) -> dict[str, bytes]:
+def _draw(info: RunInfo, run: RunState, metrics: Path, levels: Mapping[str, float]) -> dict[str, bytes]:
     """Return PNG files by name, from the predictions of the whole model and the known losses `levels`."""
     # Imported here: a run without plots does not pay for it.
     from runner.runs.plots import RunPlots, draw
 
+    outcome: Outcome = run.outcome
+    earlier = None if run.selected is None or run.selected is run.last else run.selected.step
     dataset, scaling, evaluation = info.dataset, info.dataset.scaling, outcome.evaluation()
     parts = {}
     for name, rows in dataset.evaluated.items():
@@ -337,6 +371,7 @@ def _draw(info: RunInfo, outcome: Outcome, metrics: Path, levels: Mapping[str, f
             errors=_deviations(dataset),
             rows=each_row(metrics) if number == 0 else (),
             levels=levels,
+            step=earlier,
         )
         for name, figure in draw(content).items():
             figures[f"{name}_{number + 1}" if several and name != "loss" else name] = figure

@@ -206,9 +206,9 @@ class _Job:
             return 0
         self.parts.restore(loaded.state)
         (run,) = loop.runs
-        run.load_decisions(loaded.state)
+        run.resume(loaded)
         loop.seconds = loaded.state["seconds"]
-        loop.step = run.saved_step = loaded.step
+        loop.step = loaded.step
         return first_new_row(loop.calendar, loaded.step, run)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from runner.errors import Diverged
-from runner.runs.hashes import Hashes
+from runner.runs.checkpoint import Loaded
+from runner.runs.hashes import Hashes, parameters_sha256
 from runner.runs.saver import Saver
 from runner.runs.sinks.base import Writer
 from runner.training.divergence import Divergence, Nonfinite, sentence
@@ -54,11 +55,21 @@ class Calendar:
         return min(self.last, *(step - step % n + n for n in every if n is not None))
 
 
+@dataclass(frozen=True)
+class Result:
+    """What the state of a step has reached."""
+
+    step: int
+    metrics: Mapping[str, float]
+    """Values by name, such as "valid/rmse", of every part and metric."""
+    parameters_sha256: str
+
+
 @dataclass
 class RunState:
     """One run of a program: what is decided, written and saved for this run only.
 
-    After training, a run has either an `outcome` or a `failure`.
+    After training, a run has either `outcome`, `last` and `selected`, or a `failure`.
     """
 
     lr: Callable[[int], float | None]
@@ -67,10 +78,14 @@ class RunState:
     """Best value of the early-stopping metric."""
     patience: int | None
     best: Best
-    """Best value of the metric that selects the best checkpoint."""
+    """Best value of the metric that selects the best state."""
     sinks: Sequence[Writer]
     saver: Saver
+    best_state: Mapping[str, Any] | None = None
+    """Copy of the best state; None before the first evaluation, and while only the checkpoint of that step has it."""
     hashes: Hashes | None = None
+    reports_best: bool = False
+    """Whether the best state is selected at the end, and not the last one."""
     may_standardize: bool = False
     """Whether data.standardize=true is a change that the configuration allows, so that it can be advised."""
     should_prune: Callable[[Mapping[str, Any]], bool] = lambda row: False
@@ -85,6 +100,10 @@ class RunState:
     pruned: bool = False
     failure: Exception | None = None
     outcome: Any = None
+    """The outcome of the selected state."""
+    last: Result | None = None
+    selected: Result | None = None
+    """That of the state that is reported; `last` itself if that is selected."""
     loss: float = math.nan
     """Loss of the newest step that was read."""
     last_finite_loss: float = math.nan
@@ -98,17 +117,44 @@ class RunState:
             "settled": self.settled,
         }
 
-    def load_decisions(self, state: Mapping[str, Any]) -> None:
+    def resume(self, loaded: Loaded) -> None:
         """Resume from the decisions of a checkpoint."""
+        state = loaded.state
+        self.saved_step, self.best_state = loaded.step, loaded.best
         self.early.load_state_dict(state["early_stopping"])
         self.best.load_state_dict(state["best"])
         # Checkpoints of older versions have no "settled".
         self.stopped_early, self.settled = state["stopped_early"], state.get("settled", False)
 
-    def update_early_stopping(self, metrics: Mapping[str, float]) -> None:
-        """Count an evaluation, and stop early when the patience is used up."""
-        self.early.update(metrics[self.early.metric])
+    def update_early_stopping(self, metrics: Mapping[str, float], step: int) -> None:
+        """Count the evaluation of a step, and stop early when the patience is used up."""
+        self.early.update(metrics[self.early.metric], step)
         self.stopped_early = self.patience is not None and self.early.waited >= self.patience
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Save the state of a step, and before it the best state if that is newer than the previous checkpoint."""
+        best = self.best.step if self.best.step is not None and self.best.step > self.saved_step else None
+        if best is not None and best != step:
+            assert self.best_state is not None
+            self.saver.save(best, dict(self.best_state), best=True)
+        self.saver.save(step, {**state, **self.decisions()}, best=best == step)
+        self.saved_step = step
+
+    def end(self, step: int, outcome: Any) -> None:
+        """End the run at this step, with the outcome of its last state."""
+        self.step, self.outcome = step, outcome
+        self.last = self.selected = Result(step, outcome.metrics, parameters_sha256(outcome.parameters))
+
+    @property
+    def selects_earlier(self) -> bool:
+        """Whether the state of a step before the last is selected."""
+        return self.reports_best and self.best_state is not None and self.best.step != self.step
+
+    def select_best(self, outcome: Any) -> None:
+        """Select the best state, which has this outcome."""
+        assert self.best.step is not None
+        self.outcome = outcome
+        self.selected = Result(self.best.step, outcome.metrics, parameters_sha256(outcome.parameters))
 
     @property
     def ended_early(self) -> bool:

@@ -64,7 +64,7 @@ def shapes(prepared: Inputs) -> tuple[Any, ...]:
 
 
 def bytes_per_lane(config: c.Config, prepared: Inputs) -> int:
-    """Estimate the memory of a lane in bytes: parameters, gradients, optimizer state and copies, data, and activations."""
+    """Estimate the memory of a lane in bytes: parameters, gradients, optimizer state, copies and best state, data, and activations."""
     rows = prepared.dataset.parts["train"]
     columns, size = rows.all.numbers.shape[1], rows.all.numbers.element_size()
     data = sum(values.numel() for part in prepared.dataset.parts.values() for values in part.all if values is not None)
@@ -75,7 +75,7 @@ def bytes_per_lane(config: c.Config, prepared: Inputs) -> int:
     matrices = 0
     if config.optimizer.least_squares:
         matrices = 3 * 8 * min(rows.all.residuals, PIECE_ROWS) * (prepared.parameter_count + 2)
-    return matrices + size * (12 * prepared.parameter_count + 2 * data + activations)
+    return matrices + size * (15 * prepared.parameter_count + 2 * data + activations)
 
 
 def vmap_error(program: VmappedExperiment) -> str | None:
@@ -247,6 +247,13 @@ class VmappedExperiment:
                 strict=True,
             )
         ]
+
+    def load_models(self, states: Mapping[int, Mapping[str, Any]]) -> None:
+        """Write the parameters of each state into the row of its lane."""
+        stacked = self.strategy.split(self.strategy.stack.detach())
+        for lane, state in states.items():
+            for name, values in stacked.items():
+                values[lane].copy_(state["model"][name])
 
     def _summarised(self, lanes: Sequence[int]) -> Sequence[dict[str, float | None] | None]:
         """Return for each of these lanes the summary's figures about the optimum."""

@@ -262,5 +262,6 @@ def test_trials_whose_results_are_lost_are_run_again(manifest: Manifest) -> None
     run(manifest, 1, {"status": "finished"})
     manifest.rerun_lost()
     assert states(manifest) == ["finished", "waiting", "pruned", "failed"]
-    assert manifest.summary(0) == {"format": 1, **RESULT}
+    last = {"step": RESULT["steps"]} | {name: RESULT[name] for name in ("metrics", "parameters_sha256")}
+    assert manifest.summary(0) == {"format": 1, **RESULT, "selected": last}
     assert manifest.summary(1) == manifest.summary(7) == {}

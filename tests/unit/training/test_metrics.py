@@ -221,24 +221,24 @@ def test_the_best_value_follows_the_direction_of_the_metric(
     metric: str, values: list[float], better: list[bool]
 ) -> None:
     best = Best(metric)
-    assert [best.update(value) for value in values] == better
+    assert [best.update(value, step) for step, value in enumerate(values)] == better
     assert best.value == values[-1]
     assert best.waited == 0
 
 
 def test_an_improvement_must_exceed_min_delta() -> None:
     best = Best("loss", min_delta=0.5)
-    assert [best.update(value) for value in (4.0, 3.5, 3.75, 3.25)] == [True, False, False, True]
-    best.update(3.0)
-    assert (best.value, best.waited) == (3.25, 1)
+    assert [best.update(value, step) for step, value in enumerate((4.0, 3.5, 3.75, 3.25))] == [True, False, False, True]
+    best.update(3.0, 4)
+    assert (best.value, best.step, best.waited) == (3.25, 3, 1)
 
 
 def test_the_best_value_resumes_from_its_state() -> None:
     first = Best("rmse")
-    for value in (2.0, 3.0, 4.0):
-        first.update(value)
+    for step, value in enumerate((2.0, 3.0, 4.0)):
+        first.update(value, step)
     second = Best("rmse")
     second.load_state_dict(first.state_dict())
-    assert (second.value, second.waited) == (2.0, 2)
-    assert not second.update(2.5)
+    assert (second.value, second.step, second.waited) == (2.0, 0, 2)
+    assert not second.update(2.5, 3)
     assert second.waited == 3

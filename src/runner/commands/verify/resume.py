@@ -138,13 +138,18 @@ def _hash(directory: Path) -> str:
     return str(read_run(str(directory), "run_dir").summary["parameters_sha256"])
 
 
+def _selected(directory: Path) -> Any:
+    return read_run(str(directory), "run_dir").summary["selected"]
+
+
 def _rows(directory: Path) -> list[dict[str, Any]]:
     rows = read_rows(directory / "metrics.jsonl")
     return [{name: value for name, value in row.items() if name != "samples_per_second"} for row in rows]
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether parameters, rows and hashes are equal, with no row lost and none written twice."""
+    """Whether parameters, selected state, rows and hashes are equal, with no row lost and none written twice."""
     hashes = [(run / "hashes.jsonl").read_bytes() for run in (one, other) if (run / "hashes.jsonl").exists()]
-    # Rows are compared as text, because nan is not equal to itself.
-    return _hash(one) == _hash(other) and repr(_rows(one)) == repr(_rows(other)) and len({*hashes}) < 2
+    # As text, because nan is not equal to itself.
+    texts = [repr((_hash(run), _selected(run), _rows(run))) for run in (one, other)]
+    return texts[0] == texts[1] and len({*hashes}) < 2

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import printable, shortened
-from runner.runs.records import flat, number_names
+from runner.runs.records import flat, number_names, selected_metrics
 
 if TYPE_CHECKING:
     from runner.runs.atomic import Appended
@@ -236,7 +236,7 @@ def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]
 
     There is a line for each part, and below it, indented, one for each of several targets and for each baseline.
     """
-    metrics = summary["metrics"]
+    metrics = selected_metrics(summary)
     for part in dict.fromkeys(name.split("/")[0] for name in metrics):
         by_target = _by_target(metrics, part)
         yield part, by_target.pop("", {})
@@ -273,8 +273,10 @@ def _metrics_table(summary: Mapping[str, Any]) -> Any:
     """Return a rich table of the metrics, one row a part, and of the baselines below each."""
     from rich.table import Table
 
-    names = list(dict.fromkeys(name.split("/")[1] for name in summary["metrics"]))
-    table = Table(*["", *names], box=None, pad_edge=False)
+    names = list(dict.fromkeys(name.split("/")[1] for name in selected_metrics(summary)))
+    selected = summary.get("selected")
+    state = "" if selected is None or selected["step"] == summary["steps"] else f"step {selected['step']:,}"
+    table = Table(*[state, *names], box=None, pad_edge=False)
     for label, values in _results(summary):
         table.add_row(label, *[_number(values[name]) if name in values else "" for name in names])
     return table

@@ -21,6 +21,7 @@ from runner.config import schema as c
 from runner.config.files import MIB, open_to_read
 from runner.runs.atomic import Appended, as_yaml, write_atomic
 from runner.runs.directory import EVENTS
+from runner.runs.records import selected_metrics
 from runner.runs.sinks.base import Row
 from runner.runs.sinks.crc32c import masked_crc32c
 
@@ -97,7 +98,7 @@ class TensorBoard:
 
     def finish(self, summary: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
         """Write scalars "final/<name>" and images "figures/<name>" at the last step, and the end of the session."""
-        steps, metrics = summary["steps"], summary["metrics"]
+        steps, metrics = summary["steps"], selected_metrics(summary)
         if metrics:
             self.write({"step": steps, **{f"final/{name}": value for name, value in metrics.items()}})
         self._put_values(steps, [_image(f"figures/{name}", png) for name, png in figures.items()])
