@@ -235,7 +235,7 @@ class StopAfter:
         return signal.SIGTERM if step >= LAST_STEP else None
 
 
-NO_SAVER: Any = SimpleNamespace(check=lambda: None, save=lambda step, state, best: None)
+NO_SAVER: Any = SimpleNamespace(check=lambda: None, save=lambda step, state, best, first: None)
 
 
 def train(

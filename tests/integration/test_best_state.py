@@ -90,6 +90,16 @@ def test_the_metric_of_early_stopping_says_what_is_best(metric: str) -> None:
     assert os.readlink(run / "checkpoints/best") == f"step_{best}"
 
 
+def test_an_older_metric_of_checkpoints_is_that_of_the_link_alone() -> None:
+    """Runs of older versions may name one. It does not choose what is reported."""
+    named = [*RUN, "checkpoint.metric=mae", "run_dir=run"]
+    found = runner.run(None, [*named, "train.early_stopping.patience=9", "train.select=last"]).summary
+    assert os.readlink("run/checkpoints/best") == "step_51"
+    assert found["selected"]["step"] == found["steps"] == 60
+    again = runner.run(None, ["resume=run", "checkpoint.metric=null", "train.select=best"]).summary
+    assert again["selected"]["step"] == 60  # the best loss is not known any more
+
+
 def test_evaluations_and_not_checkpoints_say_what_is_best() -> None:
     """Without evaluations before the end, the last state is the best."""
     run = runner.run(None, [*RUN, "train.eval_every_steps=null", "checkpoint.every_steps=1", "run_dir=run"])
@@ -263,13 +273,14 @@ def test_the_best_state_survives_a_kill(step: int, number: int, whole: Path, mon
 
 
 @pytest.mark.parametrize("step", ["step_42", "step_60"])
+@pytest.mark.parametrize("asynchronous", ["false", "true"])
 def test_the_best_state_survives_a_kill_while_it_is_saved(
-    step: str, whole: Path, monkeypatch: pytest.MonkeyPatch
+    asynchronous: str, step: str, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The best state is saved before the checkpoint that is due, which then is the last one."""
     from runner.runs import checkpoint
 
-    real = checkpoint.draft
+    real, options = checkpoint.draft, [*RUN, "train.select=best", f"checkpoint.async_save={asynchronous}"]
 
     def draft(folder: Path, number: int) -> Path:
         if f"step_{number}" == step:
@@ -278,10 +289,7 @@ def test_the_best_state_survives_a_kill_while_it_is_saved(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "draft", draft)
-        assert (
-            os.WTERMSIG(faults.in_child(lambda: runner.run(None, [*RUN, "train.select=best", "run_dir=killed"])))
-            == signal.SIGKILL
-        )
+        assert os.WTERMSIG(faults.in_child(lambda: runner.run(None, [*options, "run_dir=killed"]))) == signal.SIGKILL
     assert os.readlink("killed/checkpoints/last") == {"step_42": "step_40", "step_60": "step_42"}[step]
     runner.run(None, ["resume=killed"])
     assert_same_best(whole, Path("killed"))

@@ -53,6 +53,18 @@ def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
     older.check_end(run, older.expected()["ends"]["killed"])
 
 
+def test_a_run_older_than_the_choice_reports_its_last_state(tmp_path: Path) -> None:
+    """It has early stopping, with which a new run would report its best state."""
+    run = older.copied("killed", tmp_path)
+    assert cli.main([f"resume={run}"]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["selected"] == {
+        "step": summary["steps"],
+        "metrics": summary["metrics"],
+        "parameters_sha256": summary["parameters_sha256"],
+    }
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = older.copied("finished", tmp_path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -277,7 +277,7 @@ def test_a_run_is_killed_between_the_last_checkpoint_and_the_summary(monkeypatch
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr("runner.runs.hashes.parameters_sha256", die)
+        patch.setattr("runner.training.run_state.parameters_sha256", die)
         assert os.WTERMSIG(faults.in_child(lambda: runner.run(None, [*overrides, "run_dir=killed"]))) == signal.SIGKILL
     assert not Path("killed/summary.json").exists()
     runner.run(None, ["resume=killed"])

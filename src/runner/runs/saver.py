@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -52,14 +52,27 @@ class Saver:
         separate = asynchronous and world.size > 1
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds)) if separate else None
 
-    def save(self, step: int, state: dict[str, Any], best: bool) -> None:
-        """Save the state of a step, after waiting for the previous save. Raises RunFailed if either cannot be written."""
+    def save(
+        self, step: int, state: Mapping[str, Any], best: bool, *, first: tuple[int, Mapping[str, Any]] | None = None
+    ) -> None:
+        """Save the state of a step, and before it the best state, `first`, with its step, if that is another one.
+
+        Waits for the previous save. Raises RunFailed if that or this one cannot be written.
+        """
         self._settle()
-        whole = {"format": 1, "step": step, **state, **self._fixed} if self._takes_part else {}
+        states = [] if first is None else [(*first, True)]
+        whole = [(at, self._whole(at, values), is_best) for at, values, is_best in (*states, (step, state, best))]
         if self._thread is None:
-            self._write(step, whole, best)
+            self._write_all(whole)
         else:
-            self._pending = self._thread.submit(self._write, step, _snapshot(whole), best)
+            self._pending = self._thread.submit(self._write_all, _snapshot(whole))
+
+    def _whole(self, step: int, state: Mapping[str, Any]) -> dict[str, Any]:
+        return {"format": 1, "step": step, **state, **self._fixed} if self._takes_part else {}
+
+    def _write_all(self, states: Sequence[tuple[int, dict[str, Any], bool]]) -> None:
+        for step, state, best in states:
+            self._write(step, state, best)
 
     def check(self) -> None:
         """Raise the error of a background save that has ended, on all processes at the same step. Does not wait."""

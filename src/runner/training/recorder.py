@@ -229,9 +229,9 @@ class RunRecorder:
         for skipped in loaded.skipped:
             self.reporter.warn(skipped)
         refuse_other(loaded.state, self.config, self._info.dataset.sha256, loaded.path)
-        for state in (loaded.state, loaded.best):
-            if state is not None:
-                refuse_misfit(state, self._info, directory.path / CHECKPOINTS / f"step_{state['step']}")
+        refuse_misfit(loaded.state, self._info, loaded.path)
+        if loaded.best is not None:
+            refuse_misfit(loaded.best, self._info, loaded.path.with_name(f"step_{loaded.state['best']['step']}"))
         summary = self._summary_of(directory, loaded)
         if summary is not None:
             from runner.training import report

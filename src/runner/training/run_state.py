@@ -133,11 +133,10 @@ class RunState:
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Save the state of a step, and before it the best state if that is newer than the previous checkpoint."""
-        best = self.best.step if self.best.step is not None and self.best.step > self.saved_step else None
-        if best is not None and best != step:
-            assert self.best_state is not None
-            self.saver.save(best, dict(self.best_state), best=True)
-        self.saver.save(step, {**state, **self.decisions()}, best=best == step)
+        best, first = self.best.step, None
+        if self.best_state is not None and best is not None and self.saved_step < best < step:
+            first = (best, self.best_state)
+        self.saver.save(step, {**state, **self.decisions()}, best == step, first=first)
         self.saved_step = step
 
     def end(self, step: int, outcome: Any) -> None:
@@ -148,7 +147,7 @@ class RunState:
     @property
     def selects_earlier(self) -> bool:
         """Whether the state of a step before the last is selected."""
-        return self.reports_best and self.best_state is not None and self.best.step != self.step
+        return self.reports_best and self.best_state is not None and self.best.step not in (None, self.step)
 
     def select_best(self, outcome: Any) -> None:
         """Select the best state, which has this outcome."""
