@@ -28,6 +28,7 @@ from runner.data.tables import read_diabetes
 from runner.runs import checkpoint
 from runner.runs.hashes import parameters_sha256
 from runner.runs.sinks.jsonl import read_rows
+from runner.training import build
 
 QUICK = ["device=cpu", "device.threads=1", "record.plots=false"]
 
@@ -526,7 +527,8 @@ def test_memory_that_runs_out_before_training_is_reported_by_the_keys_that_need_
         raise MemoryError
 
     monkeypatch.setattr("runner.training.build.data.build", full)
-    monkeypatch.setattr("runner.training.build.prepare.__defaults__", (full,))
+    defaults: Any = build.prepare.__kwdefaults__
+    monkeypatch.setitem(defaults, "build_data", full)
     assert cli.main([*QUICK, *overrides.split()]) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
     assert not list(Path().iterdir())
