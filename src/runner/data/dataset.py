@@ -127,6 +127,7 @@ def build(
     train = parts["train"]
     encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed, reference)
     encoding.require_memory(len(target), dtype.itemsize)
+    encoding.require_distinct_names()
     standardized = config.number_transform == "standardize"
     blocks = map(torch.from_numpy, encoding.blocks(table.features, train.numpy())) if standardized else ()
     scaled = [numeric and standardized for numeric in encoding.scaled]
