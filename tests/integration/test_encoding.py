@@ -12,7 +12,7 @@ import scipy.stats
 from sklearn.preprocessing import RobustScaler
 
 import runner
-from runner.errors import ConfigError
+from runner.errors import ConfigError, DataError
 from runner.training.run import Run
 
 QUICK = ["device=cpu", "device.threads=1", "record.plots=false", "dtype=float64", "data=csv", "data.path=t.csv", "data.target=y"]  # fmt: skip
@@ -167,6 +167,27 @@ def test_missing_numbers_are_left_out_of_a_fit_and_filled_before_the_transform()
         "transform": {"kind": "robust", "median": 5.0, "scale": 4.0},
     }  # fmt: skip
     assert [entry["name"] for entry in preprocessing(result)["inputs"]] == ["robust(x)", "x missing"]
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("kind,kind=b,y\na,1,2\nb,3,1\nc,2,5\nb,4,4\na,5,5\nc,7,1\n", "kind=b"),
+        ("x,x missing,y\n1,1,2\n,3,1\n4,2,5\n3,4,4\n7,5,5\n9,7,1\n", "x missing"),
+    ],
+)
+def test_a_column_with_the_name_of_an_encoded_one_is_refused_until_it_is_renamed(content: str, name: str) -> None:
+    Path("t.csv").write_text(content)
+    overrides = ["data.missing=mean", "model=linear", "optimizer=lstsq"]
+    with pytest.raises(DataError) as refused:
+        run(*overrides)
+    assert list(refused.value.problems) == [
+        "`data.path` must have columns of other names than those that categories and missing values are given, got "
+        f"{name!r}; use another name with `data.rename`"
+    ]
+    assert not Path("runs").exists()
+    coefficients = run(*overrides, f"data.rename={{other: '{name}'}}").summary["coefficients"]
+    assert {"other", name} <= set(coefficients)
 
 
 REFUSED = {

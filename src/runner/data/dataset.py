@@ -145,6 +145,7 @@ def build(
     train = parts["train"]
     encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed, reference)
     encoding.require_memory(len(target), dtype.itemsize)
+    encoding.require_distinct_names()
     standardized, counted = config.number_transform == "standardize", counted_rows(table, train)
     blocks = map(torch.from_numpy, encoding.blocks(table.features, counted.numpy())) if standardized else ()
     scaled = [numeric and standardized for numeric in encoding.scaled]

@@ -52,6 +52,12 @@ _MISSPELLED = tuple(
             "a time of day; write hours or seconds as a number",
         ),
         (r"[+-]?[0-9.,]*,[0-9.,e+-]*", "a number with a comma; write 1000 for a thousand and 0.5 for a half"),
+        (r"[−–][0-9.,]+", "a number with a typographic minus; write -"),
+        (r"\([0-9]+[.,][0-9]+\)", "a number in brackets; write - for a negative one"),
+        (
+            r"[+-]?[0-9]+[.,][0-9]+( +[a-zµμΩ°²³/%^*-]+[0-9]*| *(±|\+/-) *[0-9.,]+)",
+            "a number with a unit or an error; write the number alone",
+        ),
         (r"[+-]?[0-9]+(_[0-9]+)+(\.[0-9_]*)?", "a number with underscores; remove them"),
         (
             r"[+-]?[1-9][0-9]{0,2}(([ '’\xa0\u202f])[0-9]{3}(\2[0-9]{3})*|(\.[0-9]{3}){2,})([.,][0-9]*)?",

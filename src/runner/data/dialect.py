@@ -79,8 +79,10 @@ def detect(text: Text, form: Form) -> Dialect:
     sign = ""
     records = _records(body, delimiter)
     decimal = form.decimal or _decimal(records, delimiter)
-    header = form.header if form.header is not None else _has_header(records, decimal)
-    if above and form.header is None and not header and (sign := _header_sign(lines[above - 1], records, delimiter)):
+    named = _has_header(records, decimal)
+    header = named if form.header is None else form.header
+    commented = above > 0 and not named and form.header is not False
+    if commented and (sign := _header_sign(lines[above - 1], records, delimiter)):
         # A header may begin with the sign of a comment, as gnuplot's and numpy's do.
         above, skipped, header = above - 1, skipped - 1, True
         records = _records([lines[skipped]], delimiter) + records

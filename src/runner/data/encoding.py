@@ -8,6 +8,7 @@ training rows, and another column says where one was missing. `data.numbers` may
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from runner.compute import sizes
 from runner.compute.rng import stream
-from runner.data.diagnostics import shown
+from runner.data.diagnostics import listed, shown
 from runner.data.kinds import Categories, Column, Numbers
 from runner.data.transforms import Quantile, Robust, Transform
 from runner.errors import DataError
@@ -182,6 +183,15 @@ class Encoding:
         )
         if problem is not None:
             raise DataError(problem)
+
+    def require_distinct_names(self) -> None:
+        """Raise `DataError` if a column has the name of another one that is made of a category or of missing values."""
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        if twice:
+            raise DataError(
+                f"`data.path` must have columns of other names than those that categories and missing values are given, got "
+                f"{listed(twice)}; use another name with `data.rename`"
+            )
 
     def state(self) -> list[Mapping[str, Any]]:
         """Return the encoding as JSON, to be saved with the run."""

@@ -9,6 +9,7 @@ import hashlib
 import io
 import lzma
 import os
+import re
 import struct
 import sys
 from collections.abc import Callable
@@ -199,6 +200,13 @@ def test_a_header_is_missing_also_where_a_row_has_text() -> None:
     assert _values(table) == {"column_1": [0.2, 0.3, 0.4], "column_2": ["Ideal", "Good", "Ideal"], "column_3": [326, 327, 328]}  # fmt: skip
 
 
+def test_a_header_that_begins_with_the_sign_of_a_comment_may_be_set() -> None:
+    for header in (True, None):
+        assert _values(_csv("# by hand\n#x,y\n1,2\n3,4\n", form=Form(header=header))) == {"x": [1, 3], "y": [2, 4]}
+    table = _csv("#x,y\n1,2\n3,4\n", Columns("column_2"), Form(header=False))
+    assert _values(table) == {"column_1": [1, 3], "column_2": [2, 4]}
+
+
 def test_names_may_be_numbers() -> None:
     assert list(_values(_csv("1,y\n3,4\n5,6\n"))) == ["1", "y"]
     assert list(_values(_csv("country,1960,1970\nA,1,2\nB,3,4\n", Columns("1970")))) == ["country", "1960", "1970"]
@@ -287,6 +295,9 @@ def test_dates_become_seconds_since_1970(text: str, moment: datetime) -> None:
         (["3 Jan 2024", '"March 5, 2024"', "31-Dez-99"], "has '3 Jan 2024', a date; write all cells as 2024-01-31, or all as numbers, or add the column to `data.drop`"),
         (["2024-01", "2024-02", "2023/12"], "has '2024-01', a month; write all cells as 2024-01-31, or all as numbers, or add the column to `data.drop`"),
         (["12:30", "9:15 am", "23:59:59.5"], "has '12:30', a time of day; write hours or seconds as a number, or add the column to `data.drop`"),
+        (["−0.5", "−1", "−2.25"], "has '−0.5', a number with a typographic minus; write -, or add the column to `data.drop`"),
+        (["(0.5)", "(1.25)", "(7.5)"], "has '(0.5)', a number in brackets; write - for a negative one, or add the column to `data.drop`"),
+        (["0.5 kg", "1.5 m/s", "7.25 ± 0.1"], "has '0.5 kg', a number with a unit or an error; write the number alone, or add the column to `data.drop`"),
         (["0x10", "0x11", "0x1f"], "has '0x10', hexadecimal; use decimal, or add the column to `data.drop`"),
         (["inf", "-inf", "inf"], "has 'inf', not finite; correct it, or list it in `data.missing_values`, or add the column to `data.drop`"),
     ],
@@ -307,7 +318,14 @@ def test_thousands_with_points_beside_decimal_commas_are_refused() -> None:
 @pytest.mark.usefixtures("either")
 @pytest.mark.parametrize(
     "texts",
-    [["mar", "may", "dec"], ["1.2.3", "10.0.1"], ["2020-2021", "2021-2022"], ["A$5", "USD"], ["030 12", "0 100"]],
+    [
+        ["mar", "may", "dec"],
+        ["1.2.3", "10.0.1"],
+        ["2020-2021", "2021-2022"],
+        ["A$5", "USD"],
+        ["2 doors", "4 doors"],
+        ["030 12", "0 100"],
+    ],
 )
 def test_other_texts_with_digits_are_categories(texts: list[str]) -> None:
     table = _csv("x,y\n" + "".join(f"{text},{row}\n" for row, text in enumerate(texts * 3)))
@@ -896,27 +914,45 @@ def test_both_readers_agree_on_wide_and_long_tables(monkeypatch: pytest.MonkeyPa
     assert outcomes[0] == outcomes[1]
 
 
-@settings(max_examples=50, deadline=None)
+TYPED_NAMES = st.sampled_from(
+    ["a=b", "x^2", "1", "kind=green", "ü", "u\u0308", "a b", '"q"', "x,z", "l\nm", ";", "#c", "NA", "-", "sep=;"]
+)
+TYPED_TEXTS = st.sampled_from([None, "a", "b", "ü b", "NA", "true", "x\ny", "'", '"', "a,b", "12", "1.5", " a", "a ", "é", "e\u0301"])  # fmt: skip
+TYPED_ROWS = st.tuples(FINITE, st.integers(-(2**53), 2**53), TYPED_TEXTS, st.sampled_from([0.5, None]), st.sampled_from([True, False, None]), st.dates() | st.none(), FINITE)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
 @given(
-    st.lists(
-        st.tuples(FINITE, st.integers(-(2**53), 2**53), st.sampled_from(["a", "b", "ü b", None]), st.sampled_from([0.5, None]), FINITE),
-        min_size=2,
-        max_size=20,
-    )
-)  # fmt: skip
-def test_a_table_is_the_same_as_text_and_as_parquet(rows: list[tuple[object, ...]]) -> None:
-    names = ["x", "n", "kind", "part", "y"]
+    st.lists(TYPED_NAMES, min_size=6, max_size=6, unique=True).filter(lambda names: names[0] != "#c"),  # a comment
+    st.lists(TYPED_ROWS, min_size=1, max_size=20),
+    st.sampled_from(["error", "drop", "mean"]),
+)
+def test_a_table_is_the_same_as_text_and_as_parquet(
+    names: list[str], rows: list[tuple[object, ...]], missing: str
+) -> None:
+    names = [*names, "y"]
+    rows = [(1.5, 1, "a", 0.5, True, date(2024, 1, 31), 2.5), *rows]  # a text does not say the type of an empty column
     text = io.StringIO()
-    csv.writer(text).writerows([names, *(["" if cell is None else cell for cell in row] for row in rows)])
-    columns = Columns("y", missing="mean")
-    of_text = _csv(text.getvalue(), columns)
-    types = [pa.float64(), pa.int64(), pa.string(), pa.float64(), pa.float64()]
-    of_parquet = _parquet(
-        {n: pa.array(v, t) for n, v, t in zip(names, zip(*rows, strict=True), types, strict=True)}, columns
-    )
-    assert [_bits(column) for column in (*of_text.features, *of_text.targets)] == [
-        _bits(column) for column in (*of_parquet.features, *of_parquet.targets)
-    ]
+    csv.writer(text).writerows([names, *([_as_text(cell) for cell in row] for row in rows)])
+    types = [pa.float64(), pa.int64(), pa.string(), pa.float64(), pa.bool_(), pa.date32(), pa.float64()]
+    arrays = {n: pa.array(v, t) for n, v, t in zip(names, zip(*rows, strict=True), types, strict=True)}
+    columns = Columns("y", missing=missing)
+    of_text = _columns(lambda: _csv(text.getvalue(), columns, Form(delimiter=",", header=True, skip_rows=0)))
+    assert of_text == _columns(lambda: _parquet(arrays, columns))
+
+
+def _as_text(cell: object) -> str:
+    return "" if cell is None else str(cell).lower() if isinstance(cell, bool) else str(cell)
+
+
+def _columns(read: Callable[[], Table]) -> list[object]:
+    """Return the columns that are read, or the problems without what differs by kind of file."""
+    try:
+        table = read()
+    except DataError as error:
+        problems = (problem.partition(", in ")[0].replace("f.parquet", "f.csv") for problem in error.problems)
+        return [re.sub("(line|row) [0-9]+", "row", problem) for problem in problems]
+    return [(column.name, _bits(column)) for column in (*table.features, *table.targets)]
 
 
 # Parquet, Feather, Arrow
