@@ -91,7 +91,7 @@ class LstsqSolver(_LeastSquares):
         factor = penalised(factor, rows, torch.tensor(self._weight_decay).to(rows), linearisation.rows)
         jacobian = factor[:, :n, :n]
         if self._solved is None or not torch.equal(jacobian, self._solved[0]):
-            model = Linearised.from_triangle(jacobian, factor[:, :n, n], lengths(jacobian))
+            model = Linearised.from_triangle(jacobian, factor[:, :n, n], lengths(jacobian), linearisation.rows)
             self._solved = jacobian, model, model.shortest_steps()
         _, model, steps = self._solved
         model = model.with_residuals(factor[:, :n, n])

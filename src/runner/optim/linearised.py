@@ -5,6 +5,7 @@ Every tensor has a leading lane axis; a single run is one lane.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,9 +15,11 @@ ROUNDS = 60
 """Maximum number of Newton steps for the damping; three to five are usual."""
 
 ROUNDING = 64
-"""A singular value counts as zero up to this multiple of eps times the largest one.
+"""A singular value counts as zero up to at least this multiple of eps times the largest one.
 
-Two equal columns of many rows leave a singular value of about ten times eps.
+With m rows and n columns the multiple is √(m·n), if that is larger. The rounding errors of Householder QR are bounded by a
+multiple of m·n, and those of independent signs by its root: Higham and Mary, "A new approach to probabilistic rounding error
+analysis", SIAM J. Sci. Comput. 41 (2019). Dependent columns of 34,522 rows have left a singular value of 97 times eps.
 """
 
 
@@ -34,16 +37,18 @@ class Linearised:
     """Left singular vectors [lanes, rows, k], one per column."""
     along: Tensor
     """Component [lanes, k] of the residuals along each left singular vector."""
+    rows: int
+    """Number of rows of J whose rounding is in its triangular factor; 0 if there are few."""
 
     @staticmethod
-    def from_triangle(triangle: Tensor, projected: Tensor, scale: Tensor) -> Linearised:
-        """Return the problem of J = QR, given R [lanes, rows, n], Qᵀr [lanes, rows] and scale [lanes, n].
+    def from_triangle(triangle: Tensor, projected: Tensor, scale: Tensor, rows: int = 0) -> Linearised:
+        """Return the problem of J = QR, given R [lanes, k, n], Qᵀr [lanes, k] and scale [lanes, n].
 
-        Entries that are not finite count as 0.
+        `rows` is the number of rows of J. Entries that are not finite count as 0.
         """
         scaled = (triangle / scale.unsqueeze(1)).nan_to_num(0.0, 0.0, 0.0)
         left, values, directions = _decomposed(scaled)
-        return Linearised(scale, values, directions, left, torch.empty(0)).with_residuals(projected)
+        return Linearised(scale, values, directions, left, torch.empty(0), rows).with_residuals(projected)
 
     def with_residuals(self, projected: Tensor) -> Linearised:
         """Return the problem with the same Jacobian and other residuals, given Qᵀr [lanes, rows]."""
@@ -58,7 +63,8 @@ class Linearised:
     @property
     def determined(self) -> Tensor:
         """Mask [lanes, k] of the singular values that differ from zero by more than rounding."""
-        precision = torch.finfo(self.values.dtype).eps * max(ROUNDING, self.scale.shape[1])
+        columns = self.scale.shape[1]
+        precision = torch.finfo(self.values.dtype).eps * max(ROUNDING, columns, math.sqrt(self.rows * columns))
         mask: Tensor = self.values > precision * self.values[:, :1]
         return mask
 

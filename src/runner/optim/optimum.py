@@ -123,7 +123,7 @@ def _of_lanes(model: Differentiable, rows: Batch, decay: Tensor, dtype: str) -> 
         factor = qr_of_pieces(matrices(solution), rows.target.shape[-1])
         objective = penalised(factor[:, :, : numbers + 1], solution, decay, count)
         jacobian = objective[:, :numbers, :numbers]
-        problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))
+        problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian), count)
         solution = solution + problem.shortest  # the sum of shortest steps from 0 is the shortest solution
     residual, size = (factor[:, :, column].norm(dim=1) for column in (numbers, numbers + 1))
     values: Tensor = torch.linalg.svdvals(factor[:, :numbers, :numbers])

@@ -226,7 +226,7 @@ def _infer_lanes(
     freedom = targets * torch.tensor(_weighted_rows(rows, len(flat))).to(flat.device) - numbers + at_bounds.sum(1)
     deviation = factor[:, :, numbers].norm(dim=1) / freedom.clamp(min=1).to(flat).sqrt()
     jacobian = objective[:, :numbers, :numbers]
-    problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian))
+    problem = Linearised.from_triangle(jacobian, objective[:, :numbers, numbers], lengths(jacobian), rows.residuals)
 
     evidence = Evidence(
         problem=problem,
