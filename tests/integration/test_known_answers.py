@@ -178,11 +178,11 @@ NOT_CONVERGED = {
     "too few steps": ([*DECAY, "train.steps=2"], "the parameters are still changing (relative offset "),
     "a plateau": (
         [*DECAY[:5], "model.expression=a*(1 - exp(-b*x))", "data.start=1", "model.start={a: 1.0, b: 1000.0}", "optimizer=lm", "train.steps=50"],
-        "near these values b can change without changing any prediction; start from other values with model.start",
+        "near these values b can change without changing any prediction; start from other values than a=1, b=1000 with model.start",
     ),
     "a peak beside the data": (
         ["data=curve", "data.expression='3*exp(-(x - 6)**2)'", "data.stop=10", "model=formula", "model.expression='a*exp(-(x - m)**2)'", "model.start={a: 1.0, m: 1000.0}", "optimizer=lm"],
-        "near these values a and m can change together without changing any prediction; start from other values with model.start",
+        "near these values a and m can change together without changing any prediction; start from other values than a=1, m=1000 with model.start",
     ),
     "a slope below rounding": (
         ["data=line", "model=formula", "model.expression=a**2*x", "model.start={a: 1e-9}", "optimizer=lm"],

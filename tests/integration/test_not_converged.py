@@ -76,7 +76,7 @@ def test_more_steps_continue_it(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_flat_start_is_blamed_on_the_start(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*FIT, *FLAT, "record.plots=false", "run_dir=run"]) == 1
     out = capsys.readouterr().out
-    assert "; start from other values with model.start\n" in out
+    assert "; start from other values than a=1, b=1000, d=0 with model.start\n" in out
     assert "the data do not" not in out
     assert "settled" not in out
 

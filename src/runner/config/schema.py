@@ -501,6 +501,11 @@ class ModelConfig(Part):
         return {}
 
     @property
+    def start_values(self) -> Mapping[str, float]:
+        """Start values that are given."""
+        return {}
+
+    @property
     def given_values(self) -> Mapping[str, float]:
         """Values and bounds of parameters by the key that gives them, such as `model.start.a`."""
         return {}
@@ -636,6 +641,11 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
     def fixed_parameters(self) -> Mapping[str, float]:
         """Values as configured."""
         return self.fixed
+
+    @property
+    def start_values(self) -> Mapping[str, float]:
+        """Start values as configured."""
+        return self.start
 
     @property
     def given_values(self) -> Mapping[str, float]:

@@ -70,7 +70,7 @@ class Verdict:
         """
         if self.converged:
             return ""
-        start = f"start from other values with {self.config.model.start_key}"
+        start = f"start from other values{self._given_start()} with {self.config.model.start_key}"
         if self.cause:
             return f"{self.cause}; {start}"
         threshold = f"(relative offset {self.offset:.1g}, threshold {CONVERGED:g})"
@@ -84,6 +84,12 @@ class Verdict:
             advice = f"; {_alternatives(remedies)}" if remedies else ""
             return f"no further step finds better parameters, but by their derivatives they are not at a minimum {threshold}{advice}"
         return f"the parameters are still changing {threshold}; {_alternatives(self._quicker())}"
+
+    def _given_start(self) -> str:
+        """Return the start values that are given, as " than a=1, b=500"; the first ones of many."""
+        given = [f"{name}={value:g}" for name, value in self.config.model.start_values.items()]
+        more = ", …" if len(given) > NAMED else ""
+        return f" than {', '.join(given[:NAMED])}{more}" if given else ""
 
     def _quicker(self) -> list[str]:
         """Return what brings a fit nearer to the optimum, as far as its configuration allows it."""
