@@ -617,5 +617,7 @@ def test_lm_takes_no_step_to_an_infinite_parameter(capsys: pytest.CaptureFixture
     start = "model.start={a: 0.93, tau: 0.96, c: 0.22}"
     summary = run(*cooling, start, "dtype=float32").summary
     assert summary["converged"] is False
-    assert summary["not_converged_because"].endswith("start from other values with model.start")
+    assert summary["not_converged_because"].endswith(
+        "start from other values than a=0.93, tau=0.96, c=0.22 with model.start"
+    )
     assert "diverged" not in capsys.readouterr().out
