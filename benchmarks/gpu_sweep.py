@@ -48,7 +48,7 @@ def kinds(sizes: Sizes) -> tuple[Trials, ...]:
 class _Unsaved:
     """A saver that keeps nothing."""
 
-    def save(self, step: int, state: Any, best: bool) -> None:
+    def save(self, step: int, state: Any, best: bool, *, first: Any = None) -> None:
         """Keep nothing."""
 
     def check(self) -> None:

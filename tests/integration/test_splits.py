@@ -16,6 +16,7 @@ from scipy import stats
 
 import runner
 from runner.cli import main
+from runner.data import tables
 from runner.errors import InputError
 from runner.sweep.results import settings
 from runner.training.run import Run
@@ -427,3 +428,30 @@ def test_a_search_is_not_over_folds(capsys: pytest.CaptureFixture[str]) -> None:
         "error: `data.split.fold` must be one value in a search, which would find the easiest fold, got several; use "
         "data.split.valid with data.split.folds=null, or hydra/sweeper=grid\n"
     )
+
+
+def test_a_table_is_read_once_for_all_folds_and_seeds_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their splits differ, and so does what is fitted to their training rows; each is the run of that fold by itself."""
+    _write("t.csv", **_numbers(30))
+    read, real = list[str](), tables.from_csv
+
+    def counted(config: Any, *more: Any) -> tables.Table:
+        read.append(config.path)
+        return real(config, *more)
+
+    monkeypatch.setattr(tables, "from_csv", counted)
+    several = [
+        *TABLE,
+        "data.standardize=true",
+        "data.split.folds=3",
+        "train.steps=5",
+        "optimizer=sgd",
+        "optimizer.lr=0.1,0.01",
+    ]
+    directory, results = runner.multirun(None, [*several, "seeds=2"])
+    assert [member.state for member in results.members] == ["finished"] * 12
+    assert read == ["t.csv"]
+    overrides = json.loads((directory / "sweep.json").read_text())["members"][7]["overrides"]
+    single = runner.run(None, [*overrides, "run_dir=single"])
+    assert single.summary["metrics"] == pytest.approx(results.members[7].metrics, rel=1e-6)
+    assert len(read) == 2

@@ -170,6 +170,11 @@ class DataConfig(Part):
         return (self.target_scale or ("standardize" if self.standardize else "none")) == "standardize"
 
     @property
+    def source(self) -> str | None:
+        """What decides which table is read, as JSON: configurations with the same have the same table. None if a seed does too."""
+        return None
+
+    @property
     def size_keys(self) -> tuple[str, ...]:
         """Keys that decide how much memory the data take."""
         return ("data",)
@@ -308,6 +313,10 @@ class Curve(_Synthetic, name="curve", builder="runner.data.synthetic:curve"):
             yield "`data.expression` must have at least one name, the feature, but has none; write for example sin(x)"
 
 
+_OF_READ_ROWS = ("split", "seed", "numbers", "standardize", "target_scale", "log_target", "sigma_kind")
+"""Keys of a table that say what is made of its rows once they are read; of the split all but the columns that it names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Table(DataConfig):
     path: str = key("path of the file, relative to the working directory")
@@ -380,6 +389,12 @@ class _Table(DataConfig):
     def has_columns(self) -> bool:
         """True: a file names its columns."""
         return True
+
+    @property
+    def source(self) -> str:
+        """All keys but those that say what is made of a table once it has been read."""
+        columns = {"split.column": self.split.column, "split.group": self.split.group}
+        return json.dumps({key: value for key, value in plain(self).items() if key not in _OF_READ_ROWS} | columns)
 
     @property
     def own_paths(self) -> dict[str, str]:

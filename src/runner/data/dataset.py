@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,16 +128,18 @@ def build(
     reference: bool = False,
     untransformed: bool = False,
     report: Report = unreported,
+    read: Callable[[int, Report], tables.Table] | None = None,
 ) -> Dataset:
     """Return the dataset of a configuration in `dtype` on `device`.
 
     `seed` is the run's seed; `data.seed` takes precedence. `advised` returns the advice to use another value of a key, and
     `reference` says whether the first value of each column of categories has no column of its own. With `untransformed`, numbers
     that `data.numbers` transforms are also kept as they were. `report` receives lines of progress where reading takes long.
+    `read` is used instead of `config.build`; the features are taken out of the table that it returns.
     Raises `DataError` if the data cannot be read, split or represented in `dtype`.
     """
     seed = seed if config.seed is None else config.seed
-    table: tables.Table = config.build(seed, report)
+    table: tables.Table = (read or config.build)(seed, report)
     target = torch.stack([torch.from_numpy(column.values) for column in table.targets], 1)
     if config.log_target:
         _require_positive(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from runner.compute import sizes
 from runner.compute.gc_pause import gc_paused
-from runner.config.schema import Config, plain
+from runner.config.schema import Config
 from runner.errors import ConfigError, Interrupted
 from runner.runs.sinks.reporter import Reporter
 from runner.sweep.reporter import SweepReporter, TrialResult
+from runner.sweep.shared_data import SharedData
 from runner.sweep.trials import Trial, group_by
 from runner.training.environment import environment
 from runner.training.failures import as_run_failed
@@ -22,7 +22,6 @@ from runner.training.recorder import CHECKPOINTS, Opened, RunRecorder
 
 if TYPE_CHECKING:
     from runner.compute.devices import DeviceChoice
-    from runner.data.dataset import Dataset
     from runner.runs.checkpoint import Loaded
     from runner.training.build import Inputs
 
@@ -57,7 +56,7 @@ class TrialBatches:
     ) -> None:
         self._choice, self._command, self._reporter, self._memory_bytes = choice, command, reporter, memory_bytes
         self._environment = cache(environment)
-        self._datasets: dict[str, Dataset] = {}
+        self._data = SharedData()
 
     def check(self, trials: Sequence[Trial]) -> None:
         """Check that the trials fit the device. Raises `ConfigError` with every problem and its first trial."""
@@ -79,6 +78,7 @@ class TrialBatches:
         from runner.training import vmapped
 
         waiting = list(trials)
+        self._data = SharedData(trial.config for trial in trials)
         while waiting:
             first = self._prepare(waiting[0])
             if first is None:
@@ -94,7 +94,7 @@ class TrialBatches:
             batch = [first, *(prepared for trial in chosen if (prepared := self._prepare(trial)) is not None)]
             for group in group_by(batch, lambda item: (vmapped.shapes(item.prepared), item.step)):
                 yield group, None
-        self._datasets.clear()
+        self._data = SharedData()
 
     def _prepare(self, trial: Trial) -> PreparedTrial | None:
         """Build data and model of a trial. Return None, and report its failure, if that is not possible."""
@@ -109,7 +109,7 @@ class TrialBatches:
             with gc_paused():
                 records.config = resolved = build.resolve(config, self._choice, 1)
                 prepared, _ = build.prepare(
-                    resolved, self._choice, 1, report=self._reporter.warn, build_data=self._data
+                    resolved, self._choice, 1, report=self._reporter.warn, build_data=self._data.build
                 )
             best, loaded = resolved.train.reports_best, None
             if config.resume is not None:
@@ -122,20 +122,6 @@ class TrialBatches:
             self._reporter.ended({trial.number: TrialResult("failed", {}, failure)})
             return None
         return PreparedTrial(trial, resolved, prepared, prepared.model, records, 0 if loaded is None else loaded.step)
-
-    def _data(
-        self, config: Any, seed: int, dtype: Any, *more: Any, reference: bool, untransformed: bool, **options: Any
-    ) -> Dataset:
-        """Return the data of a trial. Trials with the same data share one copy."""
-        from runner.data import dataset
-
-        seed = seed if config.seed is None else config.seed
-        key = json.dumps([plain(config), seed, str(dtype), reference, untransformed])
-        if key not in self._datasets:
-            self._datasets[key] = dataset.build(
-                config, seed, dtype, *more, reference=reference, untransformed=untransformed, **options
-            )
-        return self._datasets[key]
 
 
 def free_bytes(kind: str) -> float:
