@@ -31,7 +31,6 @@ TRIALS = (
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 1.0)
     torch.optim.SGD([torch.zeros(1)])  # imports torch's compiler, once, before the processes are forked
 
 
@@ -181,8 +180,9 @@ def test_a_process_that_does_not_answer_ends_the_sweep_with_its_name(number: sig
     assert (manifest["status"], [m["state"] for m in manifest["members"][::2]]) == ("failed", ["finished"] * 2)
 
 
-def test_after_a_signal_no_process_waits_for_one_that_was_killed() -> None:
+def test_after_a_signal_no_process_waits_for_one_that_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A launcher sends SIGTERM to the others when one was killed, and reports that one itself."""
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 1.0)
 
     def work(rank: int) -> None:
         signal_at(7, signal.SIGKILL if rank else signal.SIGTERM)
