@@ -162,7 +162,7 @@ def test_a_signal_to_one_process_stops_the_trials_of_all(receiver: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_process_that_does_not_answer_ends_the_sweep_with_its_name(number: signal.Signals) -> None:
-    """The other one ends its own trials first. Without a launcher nothing else tells it that a process was killed."""
+    """Rank 0 ends its own trials first. Without a launcher, only silence shows that a process was killed."""
     short = [word.replace("100000", "200") for word in LONG]
 
     def work(rank: int) -> None:

@@ -1,4 +1,4 @@
-"""What a fit reports with an active bound or a fixed parameter, against scipy, lmfit and closed forms."""
+"""Reports of fits with an active bound or a fixed parameter, against SciPy, lmfit and closed forms."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ class DataConfig(Part):
 
     @property
     def source(self) -> str | None:
-        """What decides which table is read, as JSON: configurations with the same have the same table. None if a seed does too."""
+        """Keys that decide which table is read, as JSON. Configurations with equal ones share it. None if it depends on a seed."""
         return None
 
     @property

@@ -57,7 +57,7 @@ class Calendar:
 
 @dataclass(frozen=True)
 class Result:
-    """What the state of a step has reached."""
+    """Metrics and hash of the state of a step."""
 
     step: int
     metrics: Mapping[str, float]
@@ -103,7 +103,7 @@ class RunState:
     """The outcome of the selected state."""
     last: Result | None = None
     selected: Result | None = None
-    """That of the state that is reported; `last` itself if that is selected."""
+    """Result of the reported state: `last` if the last state is reported."""
     loss: float = math.nan
     """Loss of the newest step that was read."""
     last_finite_loss: float = math.nan

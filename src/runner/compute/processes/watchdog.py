@@ -36,7 +36,7 @@ LOST_MESSAGES = (
 
 
 class FailureChannel:
-    """What the processes tell each other about failures: the first report ends the attempt, and watchdogs say who is alive."""
+    """Messages between the processes about failures. The first report ends the attempt; beats of the watchdogs show which live."""
 
     def __init__(self, rendezvous: Rendezvous) -> None:
         self._rendezvous = rendezvous
@@ -141,7 +141,8 @@ class FailureChannel:
 class Watchdog:
     """Thread that ends this process when another one failed or the launcher exited, and the main thread is stuck.
 
-    It also tells the others that this process is alive. `watched` is the same rendezvous over a connection of the thread's own.
+    It also publishes beats, which show that this process is alive. `watched` is the same rendezvous over a second connection, which
+    only the thread uses.
     `request` is the stop request to set when the launcher exits or another process has received a signal. `on_failure` receives
     the reason before the process ends.
     """
