@@ -51,7 +51,8 @@ class ArrowSource:
         read: dict[str, Column | str] = {}
         faults: list[Fault] = []
         for name, place in places.items():
-            read[name], bad = self._column(name, place, rules)
+            column, bad = self._column(name, place, rules)
+            read[name] = rules.allowed(column)
             faults += bad
             self._files[0].progress.at(f"{len(read):,} of {len(places):,} columns")
         for file in self._files:
