@@ -65,6 +65,8 @@ _MISSPELLED = tuple(
         ),
     )
 )
+_LIKE_NUMBERS = re.compile(rf"[+0-9.,$€£¥(−–-]|inf|USD|EUR|GBP|CHF|JPY|{_MONTH}", re.IGNORECASE)
+"""How every one of `_MISSPELLED` begins; most texts do not, and are found out at once."""
 _OTHER_DECIMAL = "a number with a decimal point; write a comma as in other rows, or set `data.decimal`"
 _OTHER_TEXTS = (
     (re.compile(r"[+-]?nan", re.IGNORECASE), "a missing value; list it in `data.missing_values`"),
@@ -142,8 +144,9 @@ def misspelled(text: str, decimal: str = ".") -> str | None:
     """Return what is wrong with a text that was meant as a number or a date, and the remedy; None for other texts."""
     if decimal != "." and NUMBERS["."].fullmatch(text):
         return _OTHER_DECIMAL
-    matching = (problem for pattern, problem in _MISSPELLED if len(text) <= 100 and pattern.fullmatch(text))
-    return next(matching, None)
+    if len(text) > 100 or not _LIKE_NUMBERS.match(text):
+        return None
+    return next((problem for pattern, problem in _MISSPELLED if pattern.fullmatch(text)), None)
 
 
 def _unrepresentable(text: str) -> str | None:

@@ -25,6 +25,9 @@ MOST_PLACES = 10
 FREE_TEXT_VALUES = 100
 """Number of distinct values up to which a column is one of categories, also where most rows have a value of their own."""
 
+MOST_LOOKED_AT = 1000
+"""Number of distinct values of free text that show whether they are meant as numbers."""
+
 _DAY_FIRST = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})(?:[ T]([0-9:.]+))?")
 _YEAR_FIRST = re.compile(r"([0-9]{4})[-/]([0-9]{1,2})[-/]([0-9]{1,2})((?:[ T].*)?)")
 
@@ -305,10 +308,12 @@ def _texts(name: str, codes: np.ndarray, places: Mapping[str, int], chosen: bool
             return seconds
         if seconds is not None:
             return Numbers(name, np.array([*seconds, np.nan])[codes], "date")
-        wrong = [text for text in texts if misspelled(text, decimal)]
-        if wrong and 2 * len(wrong) >= len(texts):
+        free = len(texts) > max(FREE_TEXT_VALUES, present / 2)
+        looked_at = texts[:MOST_LOOKED_AT] if free else texts  # it is refused in any case
+        wrong = [text for text in looked_at if misspelled(text, decimal)]
+        if wrong and 2 * len(wrong) >= len(looked_at):
             return f"has {shown(wrong[0])}, {misspelled(wrong[0], decimal)}, or add the column to `data.drop`"
-        if len(texts) > max(FREE_TEXT_VALUES, present / 2):
+        if free:
             return (
                 f"has {len(texts):,} distinct values in {present:,} rows, as free text has; add it to `data.drop`, or to "
                 "`data.categorical` if they are categories"
