@@ -1212,6 +1212,16 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Predictions for new rows."""
+
+    unseen: Literal["other", "error"] = key(
+        "what a category is that the training rows did not have: other is one without a column of its own, error refuses it",
+        before="other",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """The whole configuration of one run."""
 
@@ -1248,6 +1258,7 @@ class Config:
     checkpoint: Checkpoint = group(changes="recording", resumable=True)
     record: Record = group(changes="recording", resumable=True)
     sweep: Sweep = group(changes="recording", per_run=True)
+    predict: Predict = group(changes="recording", per_run=True)
 
     @property
     def may_standardize(self) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -55,6 +55,11 @@ class NumberEncoding:
         missing = column.missing
         return np.where(missing, self.mean, column.values) if missing.any() else column.values
 
+    def transformed(self, column: Numbers) -> np.ndarray:
+        """Return the values [rows] without missing ones, transformed, before they are scaled."""
+        values = self.filled(column)
+        return values if self.transform is None else self.transform.apply(values)
+
     def state(self) -> dict[str, Any]:
         """Return the encoding as JSON."""
         transform = None if self.transform is None else self.transform.state()
@@ -76,6 +81,7 @@ class CategoryEncoding:
     """Values of the training rows, sorted by their text, without the reference."""
     reference: str | None = None
     """Value that is 0 in all columns, as a missing or new one is; None if every value has its column."""
+    kind: ClassVar[str] = "category"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,7 +101,7 @@ class CategoryEncoding:
 
     def state(self) -> dict[str, Any]:
         """Return the encoding as JSON."""
-        return {"name": self.name, "kind": "category", "values": list(self.values), "reference": self.reference}
+        return {"name": self.name, "kind": self.kind, "values": list(self.values), "reference": self.reference}
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def _text_source(path: str, form: Form, report: Report) -> Source:
 
 
 def _arrow_source(path: str, report: Report) -> Source:
-    return ArrowSource(path, files.find(path, ARROW_SUFFIXES, report))
+    return ArrowSource.of_files(path, files.find(path, ARROW_SUFFIXES, report))
 
 
 class Source(Protocol):

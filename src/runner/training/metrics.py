@@ -74,7 +74,8 @@ class Evaluation:
                 portions = self.strategy.portions(min(CHUNK_ROWS, count - first))
                 batches = [rows.take(slice(first + portion.first, first + portion.last)) for portion in portions]
                 sums = sums + self.strategy.reduce([self._sums(batch, center) for batch in batches])
-        return [self._means(*lane) for lane in zip(*(sum_.reshape(-1).tolist() for sum_ in sums), strict=True)]
+        lanes = zip(*(sum_.reshape(-1).tolist() for sum_ in sums), strict=True)
+        return [means(self.targets, loss, total, of_targets) for loss, total, *of_targets in lanes]
 
     def predictions(self, part: str) -> Tensor:
         """Return the predictions [rows, targets] of one part in the units of the file, float64 on the CPU."""
@@ -108,18 +109,22 @@ class Evaluation:
         of_targets = torch.stack([term.sum(-2).expand(*loss.shape, -1) for term in terms], -1).flatten(-2)
         return torch.cat((torch.stack((loss.to(wide) * count, total.expand(loss.shape))), of_targets.movedim(-1, 0)))
 
-    def _means(self, loss: float, total: float, *sums: float) -> dict[str, float]:
-        """Return the metrics of one lane from its sums, as in `_sums`."""
-        by_target = zip(self.targets, sums[::3], sums[1::3], sums[2::3], strict=True)
-        found = {target: _metrics(squares, absolute, spread, total) for target, squares, absolute, spread in by_target}
-        means = {name: sum(each[name] for each in found.values()) / len(found) for name in PER_TARGET}
-        several = found if len(found) > 1 else {}
-        of_targets = {f"{name}/{target}": value for target, each in several.items() for name, value in each.items()}
-        return {"loss": loss / total, **means, **of_targets}
-
     def _forward(self, features: Tensor) -> Tensor:
         with self.autocast():
             return self.forward(features)
+
+
+def means(targets: Sequence[str], loss: float, total: float, sums: Sequence[float]) -> dict[str, float]:
+    """Return the metrics of sums: the loss times the weights, the weights, and the three sums of each target in turn.
+
+    These are its squared error, its absolute error and its squared distance from the mean.
+    """
+    by_target = zip(targets, sums[::3], sums[1::3], sums[2::3], strict=True)
+    found = {target: _metrics(squares, absolute, spread, total) for target, squares, absolute, spread in by_target}
+    mean = {name: sum(each[name] for each in found.values()) / len(found) for name in PER_TARGET}
+    several = found if len(found) > 1 else {}
+    of_targets = {f"{name}/{target}": value for target, each in several.items() for name, value in each.items()}
+    return {"loss": loss / total, **mean, **of_targets}
 
 
 def has_no_spread(rows: Rows, undo: Callable[[Tensor], Tensor]) -> bool:

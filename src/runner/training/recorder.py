@@ -283,7 +283,7 @@ class RunRecorder:
         from runner.training import report
 
         info, hyperparameters = self._info, report.hyperparameters(self.config, self.swept)
-        write_json(self.directory.path / "preprocessing.json", info.dataset.preprocessing())
+        write_json(self.directory.path / "preprocessing.json", info.dataset.preprocessing.state())
         for sink in (*self._dropped_sinks(), *self.sinks):
             sink.open(first_step)
         for sink in self.sinks:
