@@ -22,12 +22,11 @@ from runner.optim.optimum import Optimum, progress_columns, stability_warnings, 
 from runner.optim.schedules import Schedule
 from runner.optim.standard_errors import Fit, Inference, infer
 from runner.runs.hashes import Hashes
-from runner.runs.saver import Saver
 from runner.runs.sinks.base import Writer
 from runner.training.loop import Loop
 from runner.training.metrics import Best, Evaluation, metric_names
 from runner.training.objective import BatchObjective
-from runner.training.run_state import Calendar, RunState
+from runner.training.run_state import Calendar, RunState, Saver
 from runner.training.step import Step
 
 LONG_WORK = 2**31

@@ -309,11 +309,12 @@ class RunRecorder:
 
         `ended` is written last: a run without it that is resumed writes all of them again.
         """
+        from runner.runs.sinks.jsonl import each_row
         from runner.training import report
 
         info, path = self._info, self.directory.path
         compared = self._optional("the comparison with `record.baselines`", lambda: report.comparison(info))
-        answers = {**report.answers(info, run, path), **(compared or {})}
+        answers = {**report.answers(info, run, each_row(path / "metrics.jsonl")), **(compared or {})}
         summary = report.summary(info, run, answers, timing)
         write_json(path / "summary.json", summary)
         self.directory.update(status="finished")
