@@ -57,8 +57,10 @@ class _Estimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Return the predictions for rows of X [rows, features], float64 of the shape of y with these rows."""
         check_is_fitted(self)
         values = validate_data(self, X, dtype=np.float64, reset=False)
-        names = self._feature_names()
-        used = [names.index(name) for name in self.predictor_.preprocessing.kinds]  # `data.features` may choose some
+        data: Any = self.predictor_.config.data
+        places, renamed = self._feature_names(), data.rename
+        # `data.features` may choose some of the columns.
+        used = [places.index(renamed.get(name, name)) for name in self.predictor_.preprocessing.kinds]
         found = self.predictor_.predict(values[:, used])
         return found.reshape(-1, 1) if self._column_of_targets else found
 

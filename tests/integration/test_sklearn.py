@@ -216,6 +216,13 @@ def test_some_of_the_columns_may_be_the_features() -> None:
     assert not np.array_equal(fitted.predict(features[:, ::-1]), fitted.predict(features))
 
 
+def test_columns_may_have_new_names() -> None:
+    x, y, _ = decay()
+    renamed = CurveRegressor("a*exp(-b*t) + c", start=START, overrides=["data.rename={t: x0}"]).fit(x[:, None], y)
+    plain = CurveRegressor(DECAY, start=START).fit(x[:, None], y)
+    assert np.array_equal(renamed.predict(x[:, None]), plain.predict(x[:, None]))
+
+
 def test_several_targets_are_trained_together_and_a_column_stays_one() -> None:
     features, target = rows()
     both = short(epochs=100).fit(features, np.stack([target, -target], 1))
@@ -296,6 +303,14 @@ def test_a_formula_without_the_columns_is_refused_with_their_names() -> None:
     assert str(raised.value) == (
         "`model.expression` must use a column of the data (x0, x1, x2), got 'a*x + b'; correct the names, and write those with "
         "blanks or signs in backticks"
+    )
+
+
+def test_columns_of_categories_are_refused() -> None:
+    with pytest.raises(DataError) as raised:
+        short(overrides=["data.categorical=[x1]", "data.split.group=x2", "data.split.valid=0.2"]).fit(*rows())
+    assert str(raised.value) == (
+        "the array must not have columns of categories or groups, since its cells are numbers, got 'x1', 'x2'; use a file of the table"
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runner.data.diagnostics import listed
 from runner.data.kinds import Block, Column, Numbers, Rules
 from runner.errors import DataError
 
@@ -24,7 +25,12 @@ class ArraySource:
     warnings: Sequence[str] = ()
 
     def read(self, places: Mapping[str, int], rules: Rules) -> dict[str, Column]:
-        """Return the columns at these places by name. They are numbers, whatever the rules say."""
+        """Return the columns at these places by name. Raises `DataError` for columns that must be texts or categories."""
+        if texts := [name for name in places if rules.is_categorical(name)]:
+            raise DataError(
+                f"the array must not have columns of categories or groups, since its cells are numbers, got {listed(texts)}; "
+                "use a file of the table"
+            )
         return {name: self._column(name, place) for name, place in places.items()}
 
     def blocks(

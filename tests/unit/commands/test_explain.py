@@ -82,7 +82,7 @@ def written(assignment: Assignment) -> Any:
     "arguments",
     [
         [],
-        ["seed=3", "optimizer.lr=0.1", "dtype=float64", "data.split.test=3"],
+        ["seed=3", "optimizer=adam", "optimizer.lr=0.1", "dtype=float64", "data.split.test=3"],
         ["model=mlp", "optimizer=adam", "schedule=cosine", "update=optimizer"],
         [
             "data=csv",
