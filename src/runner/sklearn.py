@@ -113,9 +113,10 @@ class _Estimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 class Regressor(_Estimator):
     """Any model of `runner` as an estimator of scikit-learn: `Regressor(lr=0.003, epochs=100).fit(X, y).predict(X)`.
 
-    `experiment` names the configuration, by default one for small tables; what is None here is as it says. `overrides` are
-    further arguments of the command line, such as `["model.widths=[32]", "data.split.valid=0.2"]`. Every row that `fit` gets is
-    trained on, unless experiment or overrides set validation rows aside. `random_state` is the seed. Several columns of y are several targets.
+    `experiment` names the configuration, by default one for small tables, and None has the default values. What else is
+    None is as the configuration says. `overrides` are further arguments of the command line, such as `["model.widths=[32]",
+    "data.split.valid=0.2"]`. Every row that `fit` gets is trained on, unless experiment or overrides set validation rows
+    aside. `random_state` is the seed. Several columns of y are several targets.
 
     After `fit`: `predictor_` (`runner.training.predicting.Predictor`, whose `model` is the module), `summary_` (the content of
     summary.json), `n_iter_` (updates), `n_features_in_`, `feature_names_in_`. A pickled estimator predicts on the CPU.
@@ -175,11 +176,12 @@ class Regressor(_Estimator):
 class CurveRegressor(_Estimator):
     """A formula fitted by least squares (Levenberg–Marquardt): `CurveRegressor("a*exp(-b*x0) + c").fit(X, y).params_`.
 
-    The columns of an array are called x0, x1, …, and those of a table have their names; every other name in the expression is a
-    parameter. None is a constant and a coefficient for each column. `start`, `bounds` and `fixed` have values, pairs (None is no
-    bound) and values by the name of a parameter. `absolute_sigma` says whether `sigma` is known as it is, and not only up to a
-    factor that the residuals determine, as in `scipy.optimize.curve_fit`. `random_state` is the seed of the start values that are
-    not given, and `overrides` are further arguments of the command line.
+    The columns of an array are called x0, x1, …, and those of a table have their names; every other name in the expression
+    is a parameter. None is a constant and a coefficient for each of up to about a hundred columns. `start`, `bounds` and
+    `fixed` have values, pairs (None is no bound) and values by the name of a parameter. `absolute_sigma` says whether
+    `sigma` is known as it is, and not only up to a factor that the residuals determine, as in `scipy.optimize.curve_fit`.
+    `random_state` is the seed of the start values that are not given, and `overrides` are further arguments of the command
+    line.
 
     After `fit`: `params_` by name, `standard_errors_` by name (nan for a parameter without one), `covariance_` [parameters,
     parameters] in their order (nan for a parameter without a standard error), `converged_`, `expression_`, and what `Regressor` has.

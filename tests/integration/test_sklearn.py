@@ -186,6 +186,8 @@ def test_without_a_formula_the_answer_is_that_of_linear_least_squares() -> None:
     fitted, linear = CurveRegressor().fit(features, target), LinearRegression().fit(features, target)
     assert fitted.expression_ == "b0 + b1*x0 + b2*x1 + b3*x2"
     assert [*fitted.params_.values()] == pytest.approx([linear.intercept_, *linear.coef_], rel=1e-10)
+    model = Regressor(None, model="linear", optimizer="lstsq", overrides=["dtype=float64"]).fit(features, target)
+    np.testing.assert_allclose(model.predict(features), linear.predict(features), rtol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------------- the rows
