@@ -289,7 +289,7 @@ def _opened(file: File) -> Opened:
             with pa.memory_map(file.path) as source:
                 table = pyarrow.feather.read_table(source)  # nothing is copied before a column is asked for
             return replace(_in_memory(file.path, table), **watched)
-        parquet = pyarrow.parquet.ParquetFile(file.path)
+        parquet = pyarrow.parquet.ParquetFile(file.path, pre_buffer=False)  # else what was read stays in memory
 
     def column(name: str) -> Any:
         with _complete(file):  # of nested columns more than one may begin with the name

@@ -175,15 +175,15 @@ class _Job:
 def target_of(block: Block, targets: Sequence[str]) -> Tensor:
     """Return the targets [rows, targets] of a block, nan where one is missing."""
     columns = [block.columns[name] for name in targets]
-    return torch.stack([torch.from_numpy(column.values) for column in columns if isinstance(column, Numbers)], 1)
+    return torch.tensor(np.stack([column.values for column in columns if isinstance(column, Numbers)], 1))
 
 
 def weight_of(block: Block, config: Config) -> Tensor | None:
     """Return the weights [rows] of a block, up to a factor; None where it has none."""
     sigma, weight = (block.columns.get(getattr(config.data, key, None) or "") for key in ("sigma", "weight"))
     if isinstance(sigma, Numbers):
-        return 1 / torch.from_numpy(sigma.values).square()
-    return torch.from_numpy(weight.values) if isinstance(weight, Numbers) else None
+        return 1 / torch.tensor(sigma.values).square()
+    return torch.tensor(weight.values) if isinstance(weight, Numbers) else None
 
 
 def scored(scores: Scores, targets: Sequence[str]) -> Iterator[str]:
