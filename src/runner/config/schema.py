@@ -175,6 +175,11 @@ class DataConfig(Part):
         return None
 
     @property
+    def paths(self) -> dict[str, str]:
+        """Path of each file by the key that gives it. On resume and rerun it may be another one with the same content."""
+        return {}
+
+    @property
     def size_keys(self) -> tuple[str, ...]:
         """Keys that decide how much memory the data take."""
         return ("data",)
@@ -319,12 +324,16 @@ _OF_READ_ROWS = ("split", "seed", "numbers", "standardize", "target_scale", "log
 
 @dataclass(frozen=True, kw_only=True)
 class _Table(DataConfig):
-    path: str = key("path of the file, relative to the working directory")
+    path: str = key("path of the file, relative to the working directory", resumable=True)
     valid_path: str | None = key(
-        "path of a file with the validation rows, read like that of data.path; null takes them from there", before=None
+        "path of a file with the validation rows, read like that of data.path; null takes them from there",
+        resumable=True,
+        before=None,
     )
     test_path: str | None = key(
-        "path of a file with the test rows, read like that of data.path; null takes them from there", before=None
+        "path of a file with the test rows, read like that of data.path; null takes them from there",
+        resumable=True,
+        before=None,
     )
     rename: dict[str, str] = key(
         "new names of columns, {new: name in the file}; the other keys use the new ones", names=True, before={}
@@ -401,6 +410,11 @@ class _Table(DataConfig):
         """Path of the file of each part that has its own."""
         paths = {"valid": self.valid_path, "test": self.test_path}
         return {part: path for part, path in paths.items() if path is not None}
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The file, and those of the parts that have their own."""
+        return {"data.path": self.path, **{f"data.{part}_path": path for part, path in self.own_paths.items()}}
 
     def problems(self) -> Iterator[str]:
         """Yield the problems of targets and new names, of the keys that weight the rows, and of parts with a file and a share."""

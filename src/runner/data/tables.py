@@ -299,7 +299,7 @@ def _problems_of(key: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise error.changed(lambda text: text.replace("`data.path`", f"`{key}`")) from None
+        raise error.changed(lambda text: text.replace("data.path", key)) from None
 
 
 def _own(source: Source, columns: Columns, table: Table) -> Table:

@@ -370,7 +370,7 @@ def test_keys_that_change_the_answer_are_refused_on_resume(saved: str) -> None:
     assert [problem.split("`")[1] for problem in found] == ["lrr", "model", "seed", "train.steps"]
     assert found[1] == (
         "`model` must not change when a run is resumed, because it would change the experiment (only "
-        "device, strategy, launch, train.steps, train.epochs, train.cuda_graph, train.select, checkpoint, record may); remove it, or start a new run"
+        "device, data.path, data.valid_path, data.test_path, strategy, launch, train.steps, train.epochs, train.cuda_graph, train.select, checkpoint, record may); remove it, or start a new run"
     )
 
 
