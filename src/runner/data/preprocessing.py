@@ -50,7 +50,9 @@ class Preprocessing:
                 inputs[known, place + places[known]] = 1
                 continue
             assert isinstance(column, Numbers)
-            self.scaling.feature(place, torch.tensor(encoded.transformed(column)), scaled)  # a column of Arrow is read-only
+            self.scaling.feature(
+                place, torch.tensor(encoded.transformed(column)), scaled
+            )  # a column of Arrow is read-only
             inputs[:, place] = scaled
             if encoded.indicated:
                 inputs[:, place + 1] = torch.from_numpy(column.missing)

@@ -19,7 +19,7 @@ from runner.errors import CheckpointError
 from runner.models.base import Model, start_model
 from runner.runs import checkpoint, records, saved_state
 from runner.runs.hashes import parameters_sha256
-from runner.training.recorder import CHECKPOINTS
+from runner.runs.records import CHECKPOINTS
 from runner.training.saved_model import misfits
 
 STATES = ("selected", "last", "best")

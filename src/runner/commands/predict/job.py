@@ -120,7 +120,7 @@ def _problems_of(key: str, folder: str | None = None) -> Iterator[None]:
         yield
     except DataError as error:
         raise error.changed(
-            lambda text: text.replace("`data.path`", f"`{key}`").replace(f"{folder}/" if folder else "", "")
+            lambda text: text.replace("data.path", key).replace(f"{folder}/" if folder else "", "")
         ) from None
 
 
