@@ -223,6 +223,22 @@ def test_an_array_has_the_features_in_their_order() -> None:
         runner.load("run").predict(rows)
 
 
+@pytest.mark.parametrize("text", ["x\n0.5\n2\n", "x\n0.5\n2", "more,x\n,0.5\n,2\n", "x;\n0.5;\n2;\n"])
+def test_a_model_of_one_feature_needs_one_column(text: str) -> None:
+    overrides = [
+        "data=line",
+        "data.split.test=0",
+        "device=cpu",
+        "device.threads=1",
+        "record.plots=false",
+        "train.steps=3",
+    ]
+    model = runner.load(runner.run(None, [*overrides, "run_dir=line"]).directory)
+    Path("one.csv").write_text(text)
+    assert main(["predict", "line", "--input", "one.csv", "--output", "out.csv"]) == 0
+    assert column() == [str(np.float32(value)) for value in model.predict(np.array([[0.5], [2.0]]))]
+
+
 def test_metrics_are_printed_where_the_target_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     found = table()
     known = np.array(found["y"].to_pylist())

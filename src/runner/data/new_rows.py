@@ -60,7 +60,7 @@ def open_files(path: str, config: c.DataConfig, report: Report = unreported) -> 
     found = files.find(path, (*TEXT_SUFFIXES, *ARROW_SUFFIXES), report)
     if all(next(file.chunks(), b"").startswith((b"PAR1", b"ARROW1")) for file in found):
         return ArrowSource.of_files(path, found)
-    return TextSource(path, found, Form.of(config) if isinstance(config, c.Csv) else Form())
+    return TextSource(path, found, Form.of(config) if isinstance(config, c.Csv) else Form(), least_columns=1)
 
 
 def of_frame(frame: Any, preprocessing: Preprocessing) -> BlockSource:
