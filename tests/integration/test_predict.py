@@ -259,6 +259,30 @@ def test_metrics_are_printed_where_the_target_is_there(capsys: pytest.CaptureFix
     assert line.endswith("of 59 rows with the target")
 
 
+def test_parts_of_dates_are_made_again() -> None:
+    overrides = [
+        "data.features=[day]",
+        "data.target=y",
+        "data.dates=parts",
+        "model=linear",
+        "optimizer=lstsq",
+        "run_dir=dated",
+    ]
+    runner.run(None, [*QUICK, *overrides])
+    assert [value["name"] for value in json.loads(Path("dated/preprocessing.json").read_text())["inputs"]] == [
+        "day.month",
+        "day.weekday",
+    ]
+    assert main(["predict", "dated", "--input", "t.csv", "--output", "out.csv"]) == 0
+    np.testing.assert_allclose(
+        np.array(column(), float), np.array(column(path="dated/residuals.csv"), float), rtol=1e-6
+    )
+    dates = pa.table({"day": pa.compute.cast(table()["day"], pa.timestamp("ms"))})
+    np.testing.assert_array_equal(
+        runner.load("dated").predict(dates).astype(np.float32), np.array(column(), np.float32)
+    )
+
+
 def test_several_targets_have_a_column_each() -> None:
     runner.run(
         None,

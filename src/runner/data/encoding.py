@@ -51,6 +51,11 @@ class NumberEncoding:
         return self.name if self.kind in ("number", "date") else self.name.removesuffix(f".{self.kind}")
 
     @property
+    def source_kind(self) -> str:
+        """What the cells of that column are: number or date."""
+        return self.kind if self.kind == "number" else "date"
+
+    @property
     def scaled(self) -> tuple[bool, ...]:
         """Whether each column may be standardized: only the numbers themselves."""
         return (self.transform is None, False)[: len(self.names)]
@@ -87,6 +92,12 @@ class CategoryEncoding:
     reference: str | None = None
     """Value that is 0 in all columns, as a missing or new one is; None if every value has its column."""
     kind: ClassVar[str] = "category"
+    source_kind: ClassVar[str] = "category"
+
+    @property
+    def column(self) -> str:
+        """Name of the column in the table."""
+        return self.name
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -64,6 +64,13 @@ class Numbers:
             return None
         return replace(self, values=np.concatenate([self.values, other.values]))
 
+    def part(self, kind: str) -> Numbers:
+        """Return a part of a column of dates, such as year, in UTC."""
+        present = ~self.missing
+        values = np.full(len(present), np.nan)
+        values[present] = _date_parts(self.values[present])[kind]
+        return Numbers(f"{self.name}.{kind}", values, kind)
+
     def in_parts(self) -> list[Numbers]:
         """Return year, month, day, weekday and hour of a column of dates, in UTC; those that are equal in every row are left out.
 
@@ -72,12 +79,8 @@ class Numbers:
         present = ~self.missing
         parts = _date_parts(self.values[present])
         varying = [kind for kind, values in parts.items() if (values != values[:1]).any()]
-        columns: list[Numbers] = []
-        for kind in varying or ["year"]:
-            values = np.full(len(present), np.nan)
-            values[present] = parts[kind]
-            columns.append(Numbers(f"{self.name}.{kind}", values, kind, further_part=bool(columns)))
-        return columns
+        first, *others = varying or ["year"]
+        return [self.part(first), *(replace(self.part(kind), further_part=True) for kind in others)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -189,10 +189,11 @@ class NewRows:
         kinds = {**self.preprocessing.kinds, **dict.fromkeys(present, "number")}
         markers = frozenset((*MISSING, *self.policy.missing_values))
         for block in self.source.blocks(self._places, kinds, self.keep, markers):
-            for column in self.preprocessing.encoding.columns:
-                self._note_missing(block.columns[column.name])
-                if isinstance(column, CategoryEncoding):
-                    self._note_unseen(column, block.columns[column.name])
+            for name in self.preprocessing.kinds:
+                self._note_missing(block.columns[name])
+            for encoding in self.preprocessing.encoding.columns:
+                if isinstance(encoding, CategoryEncoding):
+                    self._note_unseen(encoding, block.columns[encoding.name])
             self.rows += len(block)
             if not self._refused:
                 yield block
