@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from runner.compute.batch import Batch
 from runner.compute.rng import stream
 from runner.compute.transfer import upload
-from runner.data.base import Rows
+from runner.data.dataset import ResidentRows
+from runner.data.stacked import StackedRows
 
 SHARE = 0.01
 """Share of the categories that are hidden."""
@@ -22,19 +24,20 @@ class HidingRows:
     Which ones depends on seed, epoch, column and row alone. Each seed is that of a lane; equal ones hide the same.
     """
 
-    def __init__(self, rows: Rows, seeds: Sequence[int]) -> None:
+    def __init__(self, rows: ResidentRows | StackedRows, seeds: Sequence[int]) -> None:
         known = rows.all.categories
         assert known is not None
-        self._rows, self._known, self._epoch = rows, known, 0
+        self._known, self._epoch = known, 0
         self._seeds = list(dict.fromkeys(seeds))
         self._lanes = torch.tensor([self._seeds.index(seed) for seed in seeds])
         # Always the same memory, which a CUDA graph reads.
         self._codes = known.clone() if len(self._seeds) == 1 else known.expand(len(seeds), *known.shape[-2:]).clone()
+        self._rows = replace(rows, all=rows.all._replace(categories=self._codes))
 
     @property
     def all(self) -> Batch:
         """All rows, with the categories of the present epoch."""
-        return self._rows.all._replace(categories=self._codes)
+        return self._rows.all
 
     @property
     def source(self) -> Tensor:
@@ -46,7 +49,9 @@ class HidingRows:
 
     def take(self, rows: Tensor | slice) -> Batch:
         """Return the given rows. The categories of a slice are those of the present epoch, also when that changes."""
-        return self._rows.take(rows)._replace(categories=self._taken(rows))
+        taken = self._rows.take(rows)
+        # All rows are taken once, in portions.
+        return taken._replace(categories=self._codes[..., rows, :]) if isinstance(rows, slice) else taken
 
     def begin(self, epoch: int) -> None:
         """Hide the categories of an epoch, from 1."""
@@ -66,11 +71,3 @@ class HidingRows:
             for column in range(columns)
         )
         return torch.stack([values < SHARE for values in drawn], 1)
-
-    def _taken(self, rows: Tensor | slice) -> Tensor:
-        codes = self._codes
-        if isinstance(rows, slice):
-            return codes[..., rows, :]
-        if codes.dim() == 2:
-            return codes[rows]
-        return codes.gather(1, rows.expand(len(codes), -1).unsqueeze(2).expand(-1, -1, codes.shape[2]))

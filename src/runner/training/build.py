@@ -21,11 +21,12 @@ from runner.compute.strategies.base import Loss, Strategy
 from runner.config import constraints
 from runner.config import schema as c
 from runner.data import dataset as data
-from runner.data.base import Batches, Rows
+from runner.data.base import Batches
 from runner.data.batches import EpochBatches
-from runner.data.dataset import Dataset
+from runner.data.dataset import Dataset, ResidentRows
 from runner.data.hiding import HidingRows
 from runner.data.progress import unreported
+from runner.data.stacked import StackedRows
 from runner.errors import ConfigError
 from runner.models import losses
 from runner.models.base import Model, start_model
@@ -224,7 +225,7 @@ def objective(
     forward: Callable[..., Tensor],
     strategy: Strategy,
     loss: Loss,
-    rows: Rows,
+    rows: ResidentRows | StackedRows,
     seeds: Sequence[int],
     batches: Batches,
     scaler: Scaler,
