@@ -51,7 +51,12 @@ class Network(nn.Sequential, Model):
         return len(self) == 1
 
     def tensor_plan(self) -> Mapping[str, str]:
-        """Return pairs of a column-wise and a row-wise split layer; a last unpaired layer is split row-wise."""
+        """Return pairs of a column-wise and a row-wise split layer; a last unpaired layer is split row-wise.
+
+        Embeddings cannot be split.
+        """
+        if isinstance(self[0], Embeddings):
+            return {}
         layers = [name for name, child in self.named_children() if isinstance(child, nn.Linear)]
         paired = len(layers) - len(layers) % 2
         return {name: "column" if i < paired and i % 2 == 0 else "row" for i, name in enumerate(layers)}
