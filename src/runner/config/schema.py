@@ -26,7 +26,7 @@ from runner.errors import ExpressionError
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 Metric = Literal["loss", "rmse", "mae", "r2"]
 Init = Literal["kaiming", "uniform", "normal", "zeros"]
-Categories = Literal["one-hot", "reference", "codes"]
+CategoryCoding = Literal["one-hot", "reference", "codes"]
 """How a column of categories is encoded: a column of 0 and 1 for each value, or for each but the first, or integers."""
 
 
@@ -1309,7 +1309,7 @@ class Config:
         return not (data.standardize or data.numbers or data.target_scale or self.model.keeps_units)
 
     @property
-    def categories(self) -> Categories:
+    def category_coding(self) -> CategoryCoding:
         """What the model gets of a column of categories.
 
         With "reference" the first value has no coefficient, since the columns add up to the constant; a gradient method and a

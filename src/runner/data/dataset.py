@@ -137,7 +137,7 @@ def build(
     device: torch.device,
     advised: rounding.Advised = lambda key, value: None,
     *,
-    categories: c.Categories = "one-hot",
+    categories: c.CategoryCoding = "one-hot",
     untransformed: bool = False,
     report: Report = unreported,
     read: Callable[[int, Report], tables.Table] | None = None,

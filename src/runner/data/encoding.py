@@ -175,7 +175,7 @@ class Encoding:
 
     @staticmethod
     def fit(
-        columns: Sequence[Column], train: np.ndarray, numbers: str, seed: int, categories: c.Categories
+        columns: Sequence[Column], train: np.ndarray, numbers: str, seed: int, categories: c.CategoryCoding
     ) -> Encoding:
         """Return the encoding fitted to the training rows, whose numbers are `train`.
 
@@ -254,7 +254,7 @@ class Encoding:
         return [column.state() for column in self.columns]
 
 
-def _fitted_categories(column: Categories, categories: c.Categories) -> CategoryEncoding:
+def _fitted_categories(column: Categories, categories: c.CategoryCoding) -> CategoryEncoding:
     """Return the encoding of a column of training rows."""
     present = np.unique(column.codes[column.codes >= 0])
     values = tuple(column.values[code] for code in present.tolist())

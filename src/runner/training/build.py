@@ -104,7 +104,7 @@ def prepare(
         dtype,
         device,
         advised,
-        categories=resolved.categories,
+        categories=resolved.category_coding,
         untransformed="linear" in resolved.record.baselines,
         report=report,
     )
