@@ -37,7 +37,7 @@ class Preprocessing:
         return {column.column: column.source_kind for column in self.encoding.columns}
 
     @property
-    def columns(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+    def model_columns(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
         """Names of the numbers and of the targets, and numbers of codes of the categories: what the builder of a model needs."""
         return self.encoding.names, self.target_names, self.encoding.cardinalities
 

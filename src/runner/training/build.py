@@ -116,7 +116,7 @@ def prepare(
     problems = _misfits_of_model(resolved, dataset)
     if problems:
         raise ConfigError(problems)
-    model = start_model(resolved, *dataset.preprocessing.columns)
+    model = start_model(resolved, *dataset.preprocessing.model_columns)
     if resolved.optimizer.linear_only and not model.is_linear(dataset.parts["train"].all.numbers.cpu()):
         raise ConfigError(
             f"`optimizer` must not be {resolved.optimizer.name} for a model that is not linear in its parameters, got {resolved.model.name}; "
@@ -139,7 +139,7 @@ def prepare(
 
 def _misfits_of_model(config: c.Config, dataset: Dataset) -> list[str]:
     """Return the problems of a model that does not fit these columns, or that they make too large."""
-    names, targets, cardinalities = dataset.preprocessing.columns
+    names, targets, cardinalities = dataset.preprocessing.model_columns
     if config.model.takes_codes and not cardinalities:
         return [
             "`model.embedding_size` must be null without columns of categories, of which the data have none; "

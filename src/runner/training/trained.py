@@ -47,7 +47,7 @@ class Trained:
 
         Raises `CheckpointError` if they are not those of the configured model.
         """
-        names, targets, cardinalities = columns = self.preprocessing.columns
+        names, targets, cardinalities = columns = self.preprocessing.model_columns
         if problems := sizes.model_problems(self.config, len(names), len(targets), cardinalities):
             raise CheckpointError(f"{self.source}: {problem}" for problem in problems)
         model = start_model(self.config, *columns)

@@ -382,7 +382,7 @@ def _evaluation_of_run(info: RunInfo, parameters: Mapping[str, Tensor]) -> Calla
     def evaluation() -> Evaluation:
         device = next(iter(parameters.values())).device
         dataset = info.dataset
-        model = start_model(info.config, *dataset.preprocessing.columns).to(device)
+        model = start_model(info.config, *dataset.preprocessing.model_columns).to(device)
         model.load_state_dict(dict(parameters))
         loss, autocast = losses.build(info.config.loss), precision.autocast("off", device)
         undo, strategy = dataset.scaling.undo, Single(device)
