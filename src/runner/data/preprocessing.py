@@ -58,6 +58,15 @@ class Preprocessing:
                 inputs[:, place + 1] = torch.from_numpy(column.missing)
         return inputs
 
+    def exchanged(self, inputs: Tensor, feature: str, rows: Tensor) -> Tensor:
+        """Return inputs in which one feature of the table has the values of other rows, whose numbers are `rows` [rows]."""
+        changed = inputs.clone()
+        for place, encoded in self.encoding.placed():
+            if encoded.name == feature:
+                own = slice(place, place + len(encoded.names))
+                changed[:, own] = inputs[rows, own]
+        return changed
+
     def state(self) -> dict[str, Any]:
         """Return the content of preprocessing.json."""
         scaling = self.scaling
