@@ -223,6 +223,22 @@ def test_an_array_has_the_features_in_their_order() -> None:
         runner.load("run").predict(rows)
 
 
+@pytest.mark.parametrize("text", ["x\n0.5\n2\n", "x\n0.5\n2", "more,x\n,0.5\n,2\n", "x;\n0.5;\n2;\n"])
+def test_a_model_of_one_feature_needs_one_column(text: str) -> None:
+    overrides = [
+        "data=line",
+        "data.split.test=0",
+        "device=cpu",
+        "device.threads=1",
+        "record.plots=false",
+        "train.steps=3",
+    ]
+    model = runner.load(runner.run(None, [*overrides, "run_dir=line"]).directory)
+    Path("one.csv").write_text(text)
+    assert main(["predict", "line", "--input", "one.csv", "--output", "out.csv"]) == 0
+    assert column() == [str(np.float32(value)) for value in model.predict(np.array([[0.5], [2.0]]))]
+
+
 def test_metrics_are_printed_where_the_target_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     found = table()
     known = np.array(found["y"].to_pylist())
@@ -241,6 +257,30 @@ def test_metrics_are_printed_where_the_target_is_there(capsys: pytest.CaptureFix
     for name, value in expected.items():
         assert values[name] == pytest.approx(value, rel=1e-5)  # six digits are printed
     assert line.endswith("of 59 rows with the target")
+
+
+def test_parts_of_dates_are_made_again() -> None:
+    overrides = [
+        "data.features=[day]",
+        "data.target=y",
+        "data.dates=parts",
+        "model=linear",
+        "optimizer=lstsq",
+        "run_dir=dated",
+    ]
+    runner.run(None, [*QUICK, *overrides])
+    assert [value["name"] for value in json.loads(Path("dated/preprocessing.json").read_text())["inputs"]] == [
+        "day.month",
+        "day.weekday",
+    ]
+    assert main(["predict", "dated", "--input", "t.csv", "--output", "out.csv"]) == 0
+    np.testing.assert_allclose(
+        np.array(column(), float), np.array(column(path="dated/residuals.csv"), float), rtol=1e-6
+    )
+    dates = pa.table({"day": pa.compute.cast(table()["day"], pa.timestamp("ms"))})
+    np.testing.assert_array_equal(
+        runner.load("dated").predict(dates).astype(np.float32), np.array(column(), np.float32)
+    )
 
 
 def test_several_targets_have_a_column_each() -> None:

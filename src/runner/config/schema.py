@@ -357,6 +357,11 @@ class _Table(DataConfig):
     categorical: Literal["auto"] | tuple[str, ...] = key(
         "columns of categories; auto takes those whose cells are text or truth values", names=True, before=()
     )
+    dates: Literal["seconds", "parts"] = key(
+        "what a date becomes: seconds since 1970, or its parts year, month, day, weekday (Monday is 0) and hour, in UTC, without "
+        "those that are equal in every row",
+        before="seconds",
+    )
     missing: Literal["error", "drop", "mean"] = key(
         "what is done where a value is missing: error refuses the table, drop leaves the row out, mean fills in the mean of the "
         "training rows and adds a column that says where",

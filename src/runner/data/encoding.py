@@ -32,18 +32,28 @@ class NumberEncoding:
 
     name: str
     kind: str
-    """number or date."""
+    """number, date, or a part of a date, as `kinds.Numbers` has it."""
     mean: float
     """Mean of the training rows, for missing values."""
     indicated: bool
-    """Whether a column says where a value is missing: if one is missing in the training rows."""
+    """Whether a column says where a value is missing: if one is missing in the training rows. The parts of a date share one."""
     transform: Transform | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The column, and where it is missing."""
         name = self.name if self.transform is None else f"{self.transform.kind}({self.name})"
-        return (name, f"{self.name} missing") if self.indicated else (name,)
+        return (name, f"{self.column} missing") if self.indicated else (name,)
+
+    @property
+    def column(self) -> str:
+        """Name of the column in the table: a part of a date has the name of the part behind it."""
+        return self.name if self.kind in ("number", "date") else self.name.removesuffix(f".{self.kind}")
+
+    @property
+    def source_kind(self) -> str:
+        """What the cells of that column are: number or date."""
+        return self.kind if self.kind == "number" else "date"
 
     @property
     def scaled(self) -> tuple[bool, ...]:
@@ -82,6 +92,12 @@ class CategoryEncoding:
     reference: str | None = None
     """Value that is 0 in all columns, as a missing or new one is; None if every value has its column."""
     kind: ClassVar[str] = "category"
+    source_kind: ClassVar[str] = "category"
+
+    @property
+    def column(self) -> str:
+        """Name of the column in the table."""
+        return self.name
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -195,7 +211,7 @@ class Encoding:
         twice = [name for name, count in Counter(self.names).items() if count > 1]
         if twice:
             raise DataError(
-                f"`data.path` must have columns of other names than those that categories and missing values are given, got "
+                f"`data.path` must have columns of other names than those that categories, dates and missing values are given, got "
                 f"{listed(twice)}; use another name with `data.rename`"
             )
 
@@ -225,7 +241,7 @@ def _fitted_numbers(column: Numbers, transform: Callable[[str, np.ndarray], Tran
         column.name,
         column.kind,
         _mean(column.values[~missing]),
-        bool(missing.any()),
+        bool(missing.any()) and not column.further_part,
         transform(column.name, column.values[~missing]),
     )
 

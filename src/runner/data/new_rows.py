@@ -61,7 +61,7 @@ def open_files(path: str, config: c.DataConfig, report: Report = unreported) -> 
     found = files.find(path, (*TEXT_SUFFIXES, *ARROW_SUFFIXES), report)
     if all(next(file.chunks(), b"").startswith((b"PAR1", b"ARROW1")) for file in found):
         return ArrowSource.of_files(path, found)
-    return TextSource(path, found, Form.of(config) if isinstance(config, c.Csv) else Form())
+    return TextSource(path, found, Form.of(config) if isinstance(config, c.Csv) else Form(), least_columns=1)
 
 
 def of_frame(frame: Any, preprocessing: Preprocessing) -> BlockSource:
@@ -191,10 +191,11 @@ class NewRows:
         present += [name for name in self.others if name in self._places]
         kinds = {**self.preprocessing.kinds, **dict.fromkeys(present, "number")}
         for block in self.source.blocks(self._places, kinds, self.keep, self._markers):
-            for column in self.preprocessing.encoding.columns:
-                self._note_missing(block.columns[column.name])
-                if isinstance(column, CategoryEncoding):
-                    self._note_unseen(column, block.columns[column.name])
+            for name in self.preprocessing.kinds:
+                self._note_missing(block.columns[name])
+            for encoding in self.preprocessing.encoding.columns:
+                if isinstance(encoding, CategoryEncoding):
+                    self._note_unseen(encoding, block.columns[encoding.name])
             self.rows += len(block)
             if not self._refused:
                 yield block

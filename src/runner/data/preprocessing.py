@@ -34,7 +34,7 @@ class Preprocessing:
     @property
     def kinds(self) -> dict[str, str]:
         """What each feature of a table is, by its name: number, date or category."""
-        return {column.name: column.kind for column in self.encoding.columns}
+        return {column.column: column.source_kind for column in self.encoding.columns}
 
     def inputs(self, columns: Mapping[str, Column], dtype: torch.dtype) -> Tensor:
         """Return the model's inputs [rows, inputs] for columns of these kinds by name, as training has them to the bit."""
@@ -42,7 +42,7 @@ class Preprocessing:
         inputs = torch.zeros(rows, len(self.encoding.scaled), dtype=dtype)
         scaled = torch.empty(rows, dtype=torch.float64)
         for place, encoded in self.encoding.placed():
-            column = columns[encoded.name]
+            column = columns[encoded.column]
             if isinstance(encoded, CategoryEncoding):
                 assert isinstance(column, Categories)
                 places = torch.from_numpy(encoded.places(column))
@@ -50,6 +50,7 @@ class Preprocessing:
                 inputs[known, place + places[known]] = 1
                 continue
             assert isinstance(column, Numbers)
+            column = column if column.kind == encoded.kind else column.part(encoded.kind)
             self.scaling.feature(
                 place, torch.tensor(encoded.transformed(column)), scaled
             )  # a column of Arrow is read-only
@@ -62,7 +63,7 @@ class Preprocessing:
         """Return inputs in which one feature of the table has the values of other rows, whose numbers are `rows` [rows]."""
         changed = inputs.clone()
         for place, encoded in self.encoding.placed():
-            if encoded.name == feature:
+            if encoded.column == feature:
                 own = slice(place, place + len(encoded.names))
                 changed[:, own] = inputs[rows, own]
         return changed
@@ -99,7 +100,7 @@ class _Format:
 @dataclass(frozen=True, kw_only=True)
 class _Number:
     name: str = key("name of the column")
-    kind: Literal["number", "date"] = key("what its cells are")
+    kind: Literal["number", "date", "year", "month", "day", "weekday", "hour"] = key("what its cells are")
     mean: float = key("mean of the training rows")
     indicated: bool = key("whether a column says where a value is missing")
 

@@ -44,7 +44,7 @@ def _build(config: Any, seed: int = 0, dtype: torch.dtype = torch.float64, **cha
 def _csv(path: Path, text: str, **changes: Any) -> c.Csv:
     path.joinpath("f.csv").write_text(text)
     detected = dict.fromkeys(("delimiter", "decimal", "encoding", "comment", "header"))
-    table = {"sigma": None, "sigma_kind": "relative", "weight": None, "drop": (), "categorical": "auto", "missing": "error", "missing_values": (), "skip_rows": 0, **detected}  # fmt: skip
+    table = {"sigma": None, "sigma_kind": "relative", "weight": None, "drop": (), "categorical": "auto", "dates": "seconds", "missing": "error", "missing_values": (), "skip_rows": 0, **detected}  # fmt: skip
     options: dict[str, Any] = {**COMMON, "split": dataclasses.replace(NO_SPLIT, order="sequential"), **table, **changes}
     return c.Csv(
         name="csv",

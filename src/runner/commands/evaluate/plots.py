@@ -43,9 +43,9 @@ def draw(predictor: Predictor, rows: Compared, total: int) -> dict[str, bytes]:
 
 
 def _single(predictor: Predictor) -> NumberEncoding | None:
-    """Return the only feature, if there is one and it is a number or date."""
+    """Return the only feature, if there is one and it is a number, or a date as a whole."""
     first, *others = predictor.preprocessing.encoding.columns
-    return first if isinstance(first, NumberEncoding) and not others else None
+    return first if isinstance(first, NumberEncoding) and first.name == first.column and not others else None
 
 
 def _numbers(rows: Compared, feature: NumberEncoding) -> Numbers:
