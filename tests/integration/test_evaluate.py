@@ -25,6 +25,7 @@ from runner.runs.plots import RunPlots, draw
 
 ROWS = 200
 QUICK = ["device=cpu", "device.threads=1", "dtype=float64", "record.plots=false", "record.sinks=[jsonl]", "data=csv", "data.path=t.csv"]  # fmt: skip
+RUNS = ("run", "weighted", "two", "logarithm")
 DRAW = np.random.default_rng(0)
 TABLE: dict[str, list[Any]] = {
     "a": DRAW.normal(1, 2, ROWS).tolist(),
@@ -38,6 +39,9 @@ TABLE["y"] = [
     3 * a - 2 * b + {"n": 0, "o": 1, "p": 4}[kind] + noise
     for a, b, kind, noise in zip(TABLE["a"], TABLE["b"], TABLE["kind"], DRAW.normal(size=ROWS), strict=True)
 ]
+
+
+TABLE["z"] = np.exp(np.array(TABLE["y"]) / 5).tolist()
 
 
 def write(table: dict[str, list[Any]], path: str) -> None:
@@ -55,13 +59,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         every = ["data.features=[a,b,idle,kind]", "data.target=y", "optimizer=lstsq"]
         runner.run(None, [*QUICK, *every, "run_dir=run"])
         runner.run(None, [*QUICK, *every, "data.weight=w", "run_dir=weighted"])
+        logarithm = ["data.features=[a,b]", "data.target=z", "data.log_target=true", "data.sigma=w", "optimizer=lstsq"]
+        runner.run(None, [*QUICK, *logarithm, "data.standardize=true", "run_dir=logarithm"])
         runner.run(None, [*QUICK, "data.features=[a]", "data.target=[y,b]", "optimizer=lstsq", "run_dir=two"])
     return folder
 
 
 @pytest.fixture(autouse=True)
 def _here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for run in ("run", "weighted", "two"):
+    for run in RUNS:
         shutil.copytree(home / run, tmp_path / run, symlinks=True)
     shutil.copy(home / "t.csv", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -93,11 +99,10 @@ def test_the_metrics_are_those_of_the_run_and_of_scikit_learn() -> None:
         found = evaluate(run)
         assert (found["rows"], found["left_out"], found["models"]) == (ROWS, 0, [{"run": run, "step": 2}])
         assert found["metrics"] == expected(slice(None), weights, run)
+    for run in RUNS:
         summary = json.loads(Path(run, "summary.json").read_text())["metrics"]
-        assert {f"train/{name}": pytest.approx(value, rel=1e-12) for name, value in found["metrics"].items()} == summary
-    several = evaluate("two")["metrics"]
-    summary = json.loads(Path("two/summary.json").read_text())["metrics"]
-    assert {f"train/{name}": pytest.approx(value, rel=1e-12) for name, value in several.items()} == summary
+        found = evaluate(run)["metrics"]
+        assert {f"train/{name}": pytest.approx(value, rel=1e-11) for name, value in found.items()} == summary
 
 
 @pytest.mark.parametrize("form", ["text", "arrow"])
@@ -281,3 +286,11 @@ def test_what_cannot_be_evaluated_is_refused(
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
+
+
+def test_what_a_logarithm_or_a_weight_lacks_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    write({**TABLE, "z": [-1, *TABLE["z"][1:]], "w": [1, 0, -1, "", *TABLE["w"][4:]]}, "new.csv")
+    found = evaluate("logarithm", "--input", "new.csv")
+    assert (found["rows"], found["left_out"], found["metrics"]["loss"]) == (ROWS - 3, 3, "nan")
+    assert found["metrics"]["rmse"] > 0
+    assert "note: 1 row has a target that is not positive, so there is no loss: the model predicts the logarithm\n" in capsys.readouterr().out  # fmt: skip

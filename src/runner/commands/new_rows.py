@@ -111,9 +111,16 @@ def new_scores(predictor: Predictor) -> Scores:
     return Scores(predictor.target_names, predictor.preprocessing.scaling, losses.build(predictor.config.loss))
 
 
-def weight_of(block: Block, config: Config) -> Tensor | None:
-    """Return the weights [rows] of a block, up to a factor; None where it has none."""
-    sigma, weight = (block.columns.get(getattr(config.data, key, None) or "") for key in ("sigma", "weight"))
+def weight_of(block: Block, predictor: Predictor) -> Tensor | None:
+    """Return the weights [rows] of a block with targets, up to a factor; None where it has none.
+
+    A row without a weight has nan, as one whose standard deviation is not above 0.
+    """
+    data = predictor.config.data
+    sigma, weight = (block.columns.get(getattr(data, key, None) or "") for key in ("sigma", "weight"))
     if isinstance(sigma, Numbers):
-        return 1 / torch.tensor(sigma.values).square()
+        # The standard deviation of a logarithm is relative, as in training.
+        unit = target_of(block, predictor.target_names)[:, 0] if data.log_target else 1.0
+        deviation = torch.tensor(sigma.values)
+        return (unit / torch.where(deviation > 0, deviation, torch.nan)).square()
     return torch.tensor(weight.values) if isinstance(weight, Numbers) else None

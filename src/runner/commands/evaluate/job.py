@@ -111,7 +111,7 @@ class Evaluation:
         inputs = len(predictor.preprocessing.encoding.names)
         self.sample = Sample(min(MOST_ROWS, max(MOST_CELLS // inputs, 1)))
         """Rows that are kept, with `sampled`."""
-        self._not_finite = 0
+        self._not_finite = self._not_positive = 0
 
     def new_scores(self) -> Scores:
         """Return scores without rows."""
@@ -123,11 +123,12 @@ class Evaluation:
         for block in self._rows.blocks():
             features = {name: block.columns[name] for name in self._features}
             prediction = self._predictor.of_columns(block.columns).values
-            weight = weight_of(block, self._predictor.config)
+            weight = weight_of(block, self._predictor)
             rows = Compared(features, target_of(block, targets), prediction, weight)
             known = rows.known
             rows = rows.take(known)
             self._not_finite += int((~rows.prediction.isfinite()).any(1).sum())
+            self._not_positive += int((rows.target <= 0).any(1).sum())
             self.scores.add(rows.target, rows.prediction, rows.weight)
             if self.groups is not None:
                 codes = self._rows.encode(block.kept[self.groups.column], self.groups.places)
@@ -154,6 +155,9 @@ class Evaluation:
         return target if self._predictor.config.data.weighted_by is None else f"{target} and a weight above 0"
 
     def warnings(self) -> Iterator[str]:
-        """Yield what the user should know of the predictions."""
+        """Yield what the user should know of the predictions and targets."""
+        if self._not_positive and self._predictor.config.data.log_target:
+            rows = "1 row has" if self._not_positive == 1 else f"{self._not_positive:,} rows have"
+            yield f"{rows} a target that is not positive, so there is no loss: the model predicts the logarithm"
         if self._not_finite:
             yield f"{self._not_finite:,} predictions are not finite: the values of these rows are far from those of the training rows"

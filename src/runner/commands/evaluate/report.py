@@ -45,9 +45,7 @@ def shuffling(features: int, repeats: int, sample: Sample) -> str:
     """Return the line above the importance, which may take long."""
     drawn = len(sample.rows())
     of_these = f" of {sample.total:,}, drawn at random" if drawn < sample.total else ""
-    return (
-        f"shuffled {features:,} feature{'s' * (features != 1)}, {repeats:,} times each, among {drawn:,} row{'s' * (drawn != 1)}{of_these}"
-    )
+    return f"shuffled {features:,} feature{'s' * (features != 1)}, {repeats:,} times each, among {drawn:,} row{'s' * (drawn != 1)}{of_these}"
 
 
 def importance(found: Sequence[Importance]) -> Iterator[str]:

@@ -86,7 +86,7 @@ class _Job:
             prediction = self._predictor.of_columns(block.columns)
             self._not_finite += int((~prediction.values.isfinite()).any(1).sum())
             if self._rows.has_targets:
-                self.scores.add(target_of(block, targets), prediction.values, weight_of(block, self._predictor.config))
+                self.scores.add(target_of(block, targets), prediction.values, weight_of(block, self._predictor))
             yield {**block.kept, **_made(prediction, targets, self._digits)}
 
     def warnings(self) -> Iterator[str]:
