@@ -160,6 +160,12 @@ class ArrowSource:
         return reader.column(), faults if reader.numeric else []
 
 
+def texts_of(cells: Any, markers: frozenset[str]) -> ArrowTexts | None:
+    """Return cells of any type as texts; None for lists and other values that are neither numbers, texts nor dates."""
+    plain = _plain(cells)
+    return ArrowTexts(_text(plain), markers) if _is_known(plain.type) else None
+
+
 def _of_kind(reader: KindReader, cells: Any, markers: frozenset[str], first: int, faults: list[Fault]) -> Column | str:
     """Return the cells of a batch as a column of the reader's kind, or why they are none as the end of a sentence.
 

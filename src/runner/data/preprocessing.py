@@ -69,6 +69,18 @@ class Preprocessing:
                 numbers[:, place + 1] = torch.from_numpy(column.missing)
         return (numbers, torch.stack(codes, 1).long()) if codes else (numbers,)
 
+    def exchanged(self, inputs: tuple[Tensor, ...], feature: str, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return inputs in which one feature of the table has the values of other rows, whose numbers are `rows` [rows]."""
+        changed = tuple(values.clone() for values in inputs)
+        for place, encoded in self.encoding.placed():
+            if encoded.column == feature:
+                own = slice(place, place + len(encoded.names))
+                changed[0][:, own] = inputs[0][rows, own]
+        for place, coded in enumerate(self.encoding.coded):
+            if coded.name == feature:
+                changed[1][:, place] = inputs[1][rows, place]
+        return changed
+
     def state(self) -> dict[str, Any]:
         """Return the content of preprocessing.json."""
         scaling = self.scaling

@@ -68,10 +68,22 @@ class Predictor:
 
     def of_columns(self, columns: Any) -> Prediction:
         """Return the predictions for columns of a table by name, of the kinds that the features have."""
-        found = [
-            member.preprocessing.scaling.undo(forward(member.preprocessing.inputs(columns, forward.dtype)))
-            for member, forward in zip(self.members, self._forwards, strict=True)
-        ]
+        return self.of_inputs(self.inputs(columns))
+
+    def inputs(self, columns: Any) -> list[tuple[Tensor, ...]]:
+        """Return the inputs of each model for columns of a table by name."""
+        pairs = zip(self.members, self._forwards, strict=True)
+        return [member.preprocessing.inputs(columns, forward.dtype) for member, forward in pairs]
+
+    def exchanged(self, inputs: Sequence[tuple[Tensor, ...]], feature: str, rows: Tensor) -> list[tuple[Tensor, ...]]:
+        """Return inputs of each model in which one feature has the values of other rows, whose numbers are `rows` [rows]."""
+        pairs = zip(self.members, inputs, strict=True)
+        return [member.preprocessing.exchanged(own, feature, rows) for member, own in pairs]
+
+    def of_inputs(self, inputs: Sequence[tuple[Tensor, ...]]) -> Prediction:
+        """Return the predictions for the inputs of each model."""
+        triples = zip(self.members, self._forwards, inputs, strict=True)
+        found = [member.preprocessing.scaling.undo(forward(own)) for member, forward, own in triples]
         if len(found) == 1:
             return Prediction(found[0], None)
         stacked = torch.stack(found)

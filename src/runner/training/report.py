@@ -19,6 +19,7 @@ from runner.data.dataset import Dataset
 from runner.optim.convergence import free
 from runner.optim.covariance import nearly_equal
 from runner.optim.optimum import noise_floor, observed_rate
+from runner.runs.plots import LINE_POINTS, MOST_PLOTTED, RunPlots, draw_targets
 from runner.runs.records import number_names
 from runner.runs.sinks.jsonl import each_row
 from runner.training.baselines import baselines
@@ -35,15 +36,8 @@ MOST_PAIRS = 3
 MOST_NAMED = 10
 """Largest number of targets that a line names."""
 
-MOST_PLOTTED = 6
-"""Largest number of targets that have plots of their own."""
-
 EXACT = 1e-6
 """Share of the variance of the targets below which what a model leaves unexplained is no reason to prefer another step."""
-
-LINE_POINTS = 400
-"""Number of points of the fitted curve."""
-
 
 # --------------------------------------------------------------------------------------------------------------- start
 
@@ -344,9 +338,6 @@ def plot(info: RunInfo, run: RunState, answers: Mapping[str, Any], path: Path) -
 
 def _draw(info: RunInfo, run: RunState, metrics: Path, levels: Mapping[str, float]) -> dict[str, bytes]:
     """Return PNG files by name, from the predictions of the whole model and the known losses `levels`."""
-    # Imported here: a run without plots does not pay for it.
-    from runner.runs.plots import RunPlots, draw
-
     outcome: Outcome = run.outcome
     earlier = None if run.selected is None or run.selected is run.last else run.selected.step
     dataset, scaling, evaluation = info.dataset, info.dataset.scaling, outcome.evaluation()
@@ -361,9 +352,8 @@ def _draw(info: RunInfo, run: RunState, metrics: Path, levels: Mapping[str, floa
     # A curve is a function of one number alone.
     names = () if dataset.category_names else dataset.feature_names
     curve = _curve(info, outcome, evaluation, parts) if len(names) == 1 else None
-    figures, several = dict[str, bytes](), len(dataset.target_names) > 1
-    for number, target in enumerate(dataset.target_names[:MOST_PLOTTED]):
-        content = RunPlots(
+    return draw_targets(
+        RunPlots(
             title=info.config.name,
             feature_names=names,
             target_name=target,
@@ -375,9 +365,8 @@ def _draw(info: RunInfo, run: RunState, metrics: Path, levels: Mapping[str, floa
             levels=levels,
             step=earlier,
         )
-        for name, figure in draw(content).items():
-            figures[f"{name}_{number + 1}" if several and name != "loss" else name] = figure
-    return figures
+        for number, target in enumerate(dataset.target_names[:MOST_PLOTTED])
+    )
 
 
 def _deviations(dataset: Dataset) -> dict[str, Any]:
