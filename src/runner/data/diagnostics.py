@@ -170,12 +170,12 @@ def refuse_other_formats(path: str, beginning: bytes) -> None:
             raise DataError(f"`data.path` must be text, but {named(path)} {description}")
 
 
-def refuse_odd_header(path: str, header: list[str], delimiter: str) -> None:
-    """Raise `DataError` if the first record does not consist of column names."""
+def refuse_odd_header(path: str, header: list[str], delimiter: str, least: int = 2) -> None:
+    """Raise `DataError` if the first record does not consist of so many column names at least."""
     text = "".join(header)
     if not text.strip():
         raise DataError(f"`data.path` must start with a header, but {named(path)} starts with a blank line; remove it")
-    if len(header) < 2:
+    if len(header) < least:
         raise DataError(
             f"`data.path` must have at least two columns, but with the delimiter {shown(delimiter)} {named(path)} has one, "
             f"{shown(text)}; set `data.delimiter`, or leave out a title above the header with `data.skip_rows`"

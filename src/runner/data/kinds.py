@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any, ClassVar
 
@@ -38,7 +38,9 @@ class Numbers:
     values: np.ndarray
     """Float64 [rows]; nan where missing."""
     kind: str = "number"
-    """What a cell is: number, or date, whose values are seconds since 1970-01-01 00:00 UTC."""
+    """What a cell is: number; date, whose values are seconds since 1970-01-01 00:00 UTC; or the part of a date that it is, such as year."""
+    further_part: bool = False
+    """Whether it is a part of the same date as the column before it, and so missing in the same rows."""
 
     @property
     def missing(self) -> np.ndarray:
@@ -54,13 +56,31 @@ class Numbers:
 
     def take(self, rows: np.ndarray) -> Numbers:
         """Return the column with these rows only."""
-        return Numbers(self.name, self.values[rows], self.kind)
+        return replace(self, values=self.values[rows])
 
     def followed_by(self, other: Column) -> Numbers | None:
         """Return the column with the rows of another one added at its end; None if that is of another kind."""
         if not isinstance(other, Numbers) or (other.kind != self.kind and not other.missing.all()):
             return None
-        return Numbers(self.name, np.concatenate([self.values, other.values]), self.kind)
+        return replace(self, values=np.concatenate([self.values, other.values]))
+
+    def part(self, kind: str) -> Numbers:
+        """Return a part of a column of dates, such as year, in UTC."""
+        present = ~self.missing
+        values = np.full(len(present), np.nan)
+        values[present] = _date_parts(self.values[present])[kind]
+        return Numbers(f"{self.name}.{kind}", values, kind)
+
+    def in_parts(self) -> list[Numbers]:
+        """Return year, month, day, weekday and hour of a column of dates, in UTC; those that are equal in every row are left out.
+
+        The year stays where all are.
+        """
+        present = ~self.missing
+        parts = _date_parts(self.values[present])
+        varying = [kind for kind, values in parts.items() if (values != values[:1]).any()]
+        first, *others = varying or ["year"]
+        return [self.part(first), *(replace(self.part(kind), further_part=True) for kind in others)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +137,7 @@ class Rules:
     """What the configuration says of the kinds of columns."""
 
     categorical: tuple[str, ...] | None = None
-    """Columns of categories; None takes those whose cells are text."""
+    """Columns of categories; None takes those whose cells are text. All others must then be numbers or dates."""
     missing_values: tuple[str, ...] = ()
     """Texts that stand for a missing value, besides the usual ones."""
     numbers: tuple[str, ...] = ()
@@ -127,11 +147,15 @@ class Rules:
 
     def is_categorical(self, name: str) -> bool | None:
         """Return whether a column is one of categories; None if its cells decide."""
-        if name in self.texts:
+        if name in self.texts or name in (self.categorical or ()):
             return True
-        if name in self.numbers:
-            return False
-        return None if self.categorical is None else name in self.categorical
+        return False if name in self.numbers else None
+
+    def allowed(self, column: Column | str) -> Column | str:
+        """Return a column, or why it cannot be used, as the end of a sentence: for what it says itself, or as categories that are not asked for."""
+        if self.categorical is None or not isinstance(column, Categories) or self.is_categorical(column.name):
+            return column
+        return f"has text, such as {shown(column.values[0])}; add it to `data.categorical` if it has categories, or to `data.drop`"
 
     @property
     def markers(self) -> frozenset[str]:
@@ -357,10 +381,16 @@ def _texts(name: str, codes: np.ndarray, places: Mapping[str, int], chosen: bool
                 f"has {len(texts):,} distinct values in {present:,} rows, as free text has; add it to `data.drop`, or to "
                 "`data.categorical` if they are categories"
             )
-    order = sorted(range(len(texts)), key=texts.__getitem__)
-    ranks = np.full(len(texts) + 1, -1, np.int32)
-    ranks[order] = np.arange(len(texts), dtype=np.int32)
-    return Categories(name, ranks[codes], tuple(texts[place] for place in order))
+    spelled = [_without_zeros(text, decimal) for text in texts]
+    values = sorted({*spelled})
+    ranks = {value: rank for rank, value in enumerate(values)}
+    return Categories(name, np.array([*map(ranks.__getitem__, spelled), -1], np.int32)[codes], tuple(values))
+
+
+def _without_zeros(text: str, decimal: str) -> str:
+    """Return a text, without the decimal sign and the zeros after it if it is a whole number: 3.0 is the category 3."""
+    whole, _, fraction = text.partition(decimal)
+    return whole if fraction and not fraction.strip("0") and whole.removeprefix("-").isdigit() else text
 
 
 def _rounded(text: str) -> bool:
@@ -392,6 +422,21 @@ def _moment(text: str) -> float | None:
     except ValueError:
         return None
     return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def _date_parts(seconds: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the parts of dates in seconds since 1970 [rows], each int64 [rows]."""
+    hours = np.floor(seconds / 3600).astype(np.int64)
+    days = hours // 24
+    dates = days.astype("datetime64[D]")
+    months = dates.astype("datetime64[M]")
+    return {
+        "year": dates.astype("datetime64[Y]").astype(np.int64) + 1970,
+        "month": months.astype(np.int64) % 12 + 1,
+        "day": (dates - months).astype(np.int64) + 1,
+        "weekday": (days + 3) % 7,  # 1970-01-01 was a Thursday
+        "hour": hours % 24,
+    }
 
 
 def _iso_date(text: str) -> str | None:

@@ -27,11 +27,11 @@ from runner.errors import DataError
 class TextSource:
     """Text files that together are one table; all have the same columns."""
 
-    def __init__(self, path: str, files: Sequence[File], form: Form) -> None:
+    def __init__(self, path: str, files: Sequence[File], form: Form, least_columns: int = 2) -> None:
         self.path = path
         self.warnings: list[str] = []
         digest = hashlib.sha256()
-        opened = [_opened(file, form, digest) for file in files]
+        opened = [_opened(file, form, digest, least_columns) for file in files]
         self.sha256 = digest.hexdigest()
         self._files = [cells for cells, _ in opened]
         self.names, self.notes = opened[0][1], list(self._files[0].dialect.notes)
@@ -57,7 +57,7 @@ class TextSource:
             self._pass(again, places, rules)
         for cells in self._files:
             cells.text.file.require_unchanged()
-        columns = {reader.name: reader.column() for reader in readers}
+        columns = {reader.name: rules.allowed(reader.column()) for reader in readers}
         self._refuse(unusable(self.path, columns), [reader for reader in readers if reader.numeric])
         self.warnings += [warning for reader in readers for warning in reader.warnings()]
         return usable(columns)
@@ -172,7 +172,7 @@ class TextSource:
             first += count
 
 
-def _opened(file: File, form: Form, digest: Any) -> tuple[Cells, list[str]]:
+def _opened(file: File, form: Form, digest: Any, least_columns: int) -> tuple[Cells, list[str]]:
     """Return the cells of a text and the names of its columns. The bytes of the file are added to the digest."""
     refuse_other_formats(file.path, next(file.chunks(), b"")[:16])
     text = examine(file, form.encoding, digest)
@@ -180,7 +180,7 @@ def _opened(file: File, form: Form, digest: Any) -> tuple[Cells, list[str]]:
     header = next((record for _, record in cells.records()), None)
     if header is None:
         raise DataError(f"`data.path` must have a header and rows, but {named(file.path)} is empty; use another file")
-    refuse_odd_header(file.path, header, cells.dialect.delimiter)
+    refuse_odd_header(file.path, header, cells.dialect.delimiter, least_columns)
     if not cells.dialect.header:
         return cells, [f"column_{i + 1}" for i in range(len(header))]
     return cells, [name.strip() for name in [header[0].removeprefix(cells.dialect.header_sign), *header[1:]]]

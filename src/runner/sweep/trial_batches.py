@@ -12,13 +12,14 @@ from runner.compute import sizes
 from runner.compute.gc_pause import gc_paused
 from runner.config.schema import Config
 from runner.errors import ConfigError, Interrupted
+from runner.runs.records import CHECKPOINTS
 from runner.runs.sinks.reporter import Reporter
 from runner.sweep.reporter import SweepReporter, TrialResult
 from runner.sweep.shared_data import SharedData
 from runner.sweep.trials import Trial, group_by
 from runner.training.environment import environment
 from runner.training.failures import as_run_failed
-from runner.training.recorder import CHECKPOINTS, Opened, RunRecorder
+from runner.training.recorder import Opened, RunRecorder
 
 if TYPE_CHECKING:
     from runner.compute.devices import DeviceChoice

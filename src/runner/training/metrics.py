@@ -46,8 +46,8 @@ class Evaluation:
     """Metrics and predictions of a model: the loss in the units of training, all others in the units of the file."""
 
     model: torch.nn.Module
-    forward: Callable[[Tensor], Tensor]
-    """Features → predictions […, rows, targets] as the model scales them."""
+    forward: Callable[..., Tensor]
+    """Inputs of a batch → predictions […, rows, targets] as the model scales them."""
     loss: Loss
     autocast: Callable[[], Any]
     undo: Callable[[Tensor], Tensor]
@@ -62,7 +62,7 @@ class Evaluation:
         All are means by the weights of the rows. Every process must call it.
         """
         rows = self.parts[part]
-        count, (_, target, weight) = len(rows), rows.all
+        count, target, weight = len(rows), rows.all.target, rows.all.weight
         wide = widest(target.device)
         truth = self.undo(target.to(wide))
         # A constant target has no spread; its rounded mean would give it one.
@@ -82,20 +82,20 @@ class Evaluation:
         rows = self.parts[part]
         chunks = range(0, len(rows), CHUNK_ROWS)
         with _EvaluationMode(self.model):
-            return torch.cat([self.predict(rows.take(slice(i, i + CHUNK_ROWS)).numbers) for i in chunks])
+            return torch.cat([self.predict(*rows.take(slice(i, i + CHUNK_ROWS)).inputs) for i in chunks])
 
-    def predict(self, features: Tensor) -> Tensor:
-        """Return predictions [rows, targets] in the units of the file, float64 on the CPU, for scaled features [rows, columns]."""
+    def predict(self, *inputs: Tensor) -> Tensor:
+        """Return predictions [rows, targets] in the units of the file, float64 on the CPU, for scaled inputs [rows, columns]."""
         with _EvaluationMode(self.model):
-            return self.undo(self._forward(features).cpu().double())
+            return self.undo(self._forward(*inputs).cpu().double())
 
     def _sums(self, rows: Batch, center: Tensor) -> Tensor:
         """Return weighted sums [2 + 3·targets] or [2 + 3·targets, lanes] over these rows.
 
         They are loss and weights, and for each target squared error, absolute error and squared distance from the center.
         """
-        numbers, target, weight = rows
-        prediction, count = self._forward(numbers), target.shape[-2]
+        target, weight = rows.target, rows.weight
+        prediction, count = self._forward(*rows.inputs), target.shape[-2]
         with self.autocast():
             loss = self.loss(prediction, target, weight) if count else prediction.sum()  # the mean of no rows is nan
         wide = center.dtype
@@ -109,9 +109,9 @@ class Evaluation:
         of_targets = torch.stack([term.sum(-2).expand(*loss.shape, -1) for term in terms], -1).flatten(-2)
         return torch.cat((torch.stack((loss.to(wide) * count, total.expand(loss.shape))), of_targets.movedim(-1, 0)))
 
-    def _forward(self, features: Tensor) -> Tensor:
+    def _forward(self, *inputs: Tensor) -> Tensor:
         with self.autocast():
-            return self.forward(features)
+            return self.forward(*inputs)
 
 
 def means(targets: Sequence[str], loss: float, total: float, sums: Sequence[float]) -> dict[str, float]:

@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from runner.config.resume import refuse_other
+from runner.config.overrides import key_of
+from runner.config.resume import other_data, refuse_other
 from runner.config.schema import Config, SinkConfig, config_hash, plain
 from runner.errors import CheckpointError, ConfigError, Interrupted, Pruned
 from runner.runs.atomic import as_yaml, write_atomic, write_json
 from runner.runs.directory import RunDirectory, is_complete, now
-from runner.runs.records import read_summary
+from runner.runs.records import CHECKPOINTS, read_summary
 from runner.runs.sinks.reporter import Reporter
 from runner.training.environment import environment
 from runner.training.failures import as_failure, as_run_failed, error_of, optional
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from runner.training.run_state import RunState
 
 T = TypeVar("T")
-
-CHECKPOINTS = "checkpoints"
-"""Name of the folder of checkpoints in a run directory."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +138,8 @@ class RunRecorder:
     environment: Callable[[DeviceChoice], Mapping[str, Any]] = environment
     swept: Mapping[str, Any] = field(default_factory=dict)
     """Key → value, of the values in which this trial differs from others of its sweep."""
+    repeats: str | None = None
+    """Directory of the run that this one repeats, with the same data."""
     held: bool = False
     """Whether files are open only while they are written to, and the directory has no lock: for one trial of many."""
     sinks: list[Sink] = field(default_factory=list)
@@ -155,10 +155,18 @@ class RunRecorder:
 
     def open(self, info: RunInfo, choice: DeviceChoice) -> Opened | None:
         """Create the directory, or reopen the one of `config.resume`, and build the sinks unless the run is finished."""
+        from runner.runs import saved_state
         from runner.runs.hashes import Hashes
 
         self._info, self._choice = info, choice
-        self._placement = {"strategy": info.strategy, "world_size": info.size, "lanes": info.lanes}
+        self._built = {
+            "strategy": info.strategy,
+            "world_size": info.size,
+            "lanes": info.lanes,
+            "data_sha256": info.dataset.sha256,
+        }
+        if self.repeats is not None:
+            self._require_data_of(Path(self.repeats), saved_state.data_sha256(Path(self.repeats)))
         opened = self._create() if self.config.resume is None else self._reopen(Path(self.config.resume))
         if opened.summary is None:
             self.reporter.attach(opened.path / "run.log")
@@ -170,6 +178,19 @@ class RunRecorder:
                 self.hashes = Hashes(path, held=self.held)
         return opened
 
+    def _require_data_of(self, run: Path, sha256: str | None) -> None:
+        """Raise `CheckpointError` for other data than an earlier run's, if their SHA-256 is known; say where they are now."""
+        found, data = self._info.dataset.sha256, self.config.data
+        if sha256 is None:
+            return
+        if sha256 != found:
+            raise CheckpointError(other_data(data, sha256, found, run))
+        typed = {*map(key_of, self.overrides)}
+        moved = [f"`{key}`={path}" for key, path in data.paths.items() if key in typed]
+        if moved:
+            has = "has" if len(moved) == 1 else "have"
+            self.warn(f"{' and '.join(moved)} {has} the content that {run} was trained on, SHA-256 {found[:8]}…")
+
     def fail_unbuilt(self, error: Exception, choice: DeviceChoice, size: int = 1) -> None:
         """Leave a directory whose run.log has the traceback, unless the error is one that a user can cause."""
         if as_failure(error, self.config, Path()) is None:
@@ -178,7 +199,7 @@ class RunRecorder:
 
     def _keep(self, error: Exception, choice: DeviceChoice, size: int) -> None:
         self._choice = choice
-        self._placement = {"strategy": self.config.strategy.name, "world_size": size, "lanes": 1}
+        self._built = {"strategy": self.config.strategy.name, "world_size": size, "lanes": 1}
         if self.config.resume is None:
             self._create()
         else:
@@ -225,10 +246,12 @@ class RunRecorder:
         refuse_odd_lines(directory.path / "metrics.jsonl", last, numbers=True)
         refuse_odd_lines(directory.path / "hashes.jsonl", last, numbers=False)
         if loaded is None:
+            self._require_data_of(directory.path, directory.record["data_sha256"])
             return Opened(directory.path)
         for skipped in loaded.skipped:
             self.reporter.warn(skipped)
         refuse_other(loaded.state, self.config, self._info.dataset.sha256, loaded.path)
+        self._require_data_of(directory.path, loaded.state["data_sha256"])
         refuse_misfit(loaded.state, self._info, loaded.path)
         if loaded.best is not None:
             refuse_misfit(loaded.best, self._info, loaded.path.with_name(f"step_{loaded.state['best']['step']}"))
@@ -273,7 +296,7 @@ class RunRecorder:
             "seed": self.config.seed,
             **self.environment(self._choice),
             "dtype": self.config.dtype,
-            **self._placement,
+            **self._built,
         }
 
     # ------------------------------------------------------------------------------------------------------- training

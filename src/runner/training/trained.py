@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runner.compute import sizes
 from runner.config import compose
 from runner.config.resume import refuse_other, saved_values
 from runner.config.schema import Config
 from runner.data import preprocessing
-from runner.data.preprocessing import Preprocessing
+from runner.data.preprocessing import PREPROCESSING, Preprocessing
 from runner.errors import CheckpointError
 from runner.models.base import Model, start_model
 from runner.runs import checkpoint, records, saved_state
 from runner.runs.hashes import parameters_sha256
-from runner.training.recorder import CHECKPOINTS
+from runner.runs.records import CHECKPOINTS
 from runner.training.saved_model import misfits
 
 STATES = ("selected", "last", "best")
@@ -45,7 +47,10 @@ class Trained:
 
         Raises `CheckpointError` if they are not those of the configured model.
         """
-        model = start_model(self.config, self.preprocessing.encoding.names, self.preprocessing.target_names)
+        names, targets, cardinalities = columns = self.preprocessing.model_columns
+        if problems := sizes.model_problems(self.config, len(names), len(targets), cardinalities):
+            raise CheckpointError(f"{self.source}: {problem}" for problem in problems)
+        model = start_model(self.config, *columns)
         problems = misfits(self.tensors, model.state_dict())
         if problems:
             raise CheckpointError(f"{self.source}: {problem}; restore it" for problem in problems)
@@ -60,6 +65,10 @@ def of_run(path: str, state: str = "selected") -> Trained:
     """
     config = compose.check(saved_values(path, "predict"))
     folder = Path(path)
+    if not os.path.lexists(folder / PREPROCESSING):
+        raise CheckpointError(
+            f"{path} must have a {PREPROCESSING}, which older versions did not write; repeat the run with python -m runner rerun {path}"
+        )
     summary = records.read_summary(folder)
     expected = summary["selected"] if summary is not None and state == "selected" else None
     wanted = expected["step"] if expected is not None else _step(folder / CHECKPOINTS, state)

@@ -78,7 +78,7 @@ def test_another_data_source_keeps_the_keys_that_both_have() -> None:
 
 def test_a_key_on_the_command_line_is_not_dropped() -> None:
     assert problems("+experiment=linreg", "model=mlp", "model.init=normal") == (
-        "`model.init` is not a key of mlp, which has widths, activation, dropout; remove it",
+        "`model.init` is not a key of mlp, which has widths, activation, dropout, embedding_size; remove it",
     )
 
 
@@ -210,9 +210,12 @@ def test_a_circle_of_references_is_one_problem(arguments: list[str]) -> None:
 
 def test_a_users_experiment_and_option(write: Write) -> None:
     write("experiment/mine", "# @package _global_\n# Mine.\ndefaults:\n  - override /model: tiny\nname: mine\n")
-    write("model/tiny", "# Tiny.\nname: mlp\nwidths: [2]\nactivation: tanh\ndropout: 0\n")
+    write("model/tiny", "# Tiny.\nname: mlp\nwidths: [2]\nactivation: tanh\ndropout: 0\nembedding_size: null\n")
     found = config("+experiment=mine", "model.dropout=0.5", config_dir="mine")
-    assert (found.name, found.model) == ("mine", c.Mlp(name="mlp", widths=(2,), activation="tanh", dropout=0.5))
+    assert (found.name, found.model) == (
+        "mine",
+        c.Mlp(name="mlp", widths=(2,), activation="tanh", dropout=0.5, embedding_size=None),
+    )
     assert options("mine")["experiment"] == options()["experiment"] | {"mine": "Mine."}
 
 
@@ -370,7 +373,7 @@ def test_keys_that_change_the_answer_are_refused_on_resume(saved: str) -> None:
     assert [problem.split("`")[1] for problem in found] == ["lrr", "model", "seed", "train.steps"]
     assert found[1] == (
         "`model` must not change when a run is resumed, because it would change the experiment (only "
-        "device, strategy, launch, train.steps, train.epochs, train.cuda_graph, train.select, checkpoint, record may); remove it, or start a new run"
+        "device, data.path, data.valid_path, data.test_path, strategy, launch, train.steps, train.epochs, train.cuda_graph, train.select, checkpoint, record may); remove it, or start a new run"
     )
 
 

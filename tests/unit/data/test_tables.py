@@ -13,6 +13,7 @@ import re
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, datetime, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -35,6 +36,8 @@ Features = tuple[str, ...] | None
 Content = str | bytes
 COMMAS = Form()
 Y = Columns("y")
+NUMBERED = Columns("y", categorical=("n",), missing="mean")
+PARTS = Columns("y", dates="parts", missing="mean")
 
 
 @pytest.fixture(autouse=True)
@@ -282,6 +285,72 @@ def test_dates_become_seconds_since_1970(text: str, moment: datetime) -> None:
 
 @pytest.mark.usefixtures("either")
 @pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        (["3", "10", "3", "", "-1"], ["3", "10", "3", None, "-1"]),
+        (["3.0", "10.0", "3", "", "-1.00"], ["3", "10", "3", None, "-1"]),
+        (["03", "10", "3", "", "2.5"], ["03", "10", "3", None, "2.5"]),
+    ],
+)
+def test_numbers_are_categories_on_request_whole_ones_without_zeros(cells: list[str], values: list[str | None]) -> None:
+    table = _csv("n,y\n" + "".join(f"{cell},{row}\n" for row, cell in enumerate(cells)), NUMBERED)
+    assert _values(table)["n"] == values
+    assert isinstance(table.features[0], Categories)
+    assert table.features[0].values == tuple(sorted({value for value in values if value}))
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint64(), pa.float16(), pa.float64(), pa.decimal128(9, 2)])
+def test_typed_numbers_are_the_same_categories_as_in_text(kind: pa.DataType) -> None:
+    numbers = pa.array([3, 10, None, 3], pa.int8()).cast(kind)
+    assert _values(_parquet({"n": numbers, "y": pa.array([1, 2, 3, 4])}, NUMBERED))["n"] == ["3", "10", None, "3"]
+
+
+def test_beside_columns_of_categories_there_are_dates_and_no_text() -> None:
+    content = "n,when,kind,y\n1,2024-01-31,a,1\n2,2024-02-01,b,2\n"
+    assert _csv(content, replace(NUMBERED, drop=("kind",))).notes == ("categories n (2)", "dates as seconds when")
+    assert _problem(content, NUMBERED) == (
+        "`data.features`: column 'kind' of 'f.csv' has text, such as 'a'; add it to `data.categorical` if it has categories, "
+        "or to `data.drop`"
+    )
+
+
+MOMENTS = [datetime(1, 1, 1), datetime(1600, 2, 29, 23), datetime(1969, 12, 31, 23, 59, 59), datetime(1970, 1, 1), datetime(2024, 2, 29, 5, 30), datetime(9999, 12, 31)]  # fmt: skip
+
+
+@pytest.mark.usefixtures("either")
+def test_the_parts_of_a_date_are_those_of_the_calendar() -> None:
+    content = "t,y\n" + "".join(f"{moment.isoformat()},1\n" for moment in MOMENTS) + ",2\n"
+    expected = {part: [getattr(moment, part) for moment in MOMENTS] for part in ("year", "month", "day", "hour")}
+    expected["weekday"] = [moment.weekday() for moment in MOMENTS]
+    typed = pa.array([*MOMENTS, None], pa.timestamp("ms"))
+    for table in (_csv(content, PARTS), _parquet({"t": typed, "y": pa.array([1.0] * len(MOMENTS) + [2.0])}, PARTS)):
+        assert table.notes == ("dates as parts t (year, month, day, weekday, hour)",)
+        found = {column.name: column.take(np.flatnonzero(~column.missing)) for column in table.features}
+        assert {name: _cells(column) for name, column in found.items()} == {
+            f"t.{part}": expected[part] for part in ("year", "month", "day", "weekday", "hour")
+        }
+
+
+@pytest.mark.parametrize(
+    ("days", "parts"),
+    [
+        (["2024-01-31", "2024-02-29"], "month, day, weekday"),
+        (["2023-05-01", "2024-07-01"], "year, month"),
+        (["2024-05-01 12:00", "2024-05-01 13:30"], "hour"),
+        (["2024-05-01", "2024-05-01"], "year"),
+    ],
+)
+def test_parts_of_a_date_that_are_equal_in_every_row_are_left_out(days: list[str], parts: str) -> None:
+    table = _csv(f"t,y\n{days[0]},1\n{days[1]},2\n", PARTS)
+    assert table.notes == (f"dates as parts t ({parts})",)
+    assert [column.name for column in table.features] == [f"t.{part}" for part in parts.split(", ")]
+    typed = pa.array([date.fromisoformat(day[:10]) for day in days])
+    if ":" not in days[0]:
+        assert _parquet({"t": typed, "y": pa.array([1.0, 2.0])}, PARTS).notes == table.notes
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize(
     ("column", "problem"),
     [
         (["2024-01-31", "2024-02-30", "2024-03-01"], "has dates, but '2024-02-30' is none; correct it, or list it in `data.missing_values`"),
@@ -428,7 +497,7 @@ def test_rows_that_all_miss_a_value_are_refused() -> None:
 
 def test_a_missing_file_is_refused() -> None:
     assert _problems(lambda: read_text("no.csv", Columns("y"), COMMAS)) == (
-        "`data.path` must be a readable file, but 'no.csv' does not exist; give a path relative to the working directory",
+        "`data.path` must be a readable file, but 'no.csv' does not exist; give its path with data.path=PATH, relative to the working directory",
     )
 
 
@@ -926,9 +995,11 @@ TYPED_ROWS = st.tuples(FINITE, st.integers(-(2**53), 2**53), TYPED_TEXTS, st.sam
     st.lists(TYPED_NAMES, min_size=6, max_size=6, unique=True).filter(lambda names: names[0] != "#c"),  # a comment
     st.lists(TYPED_ROWS, min_size=1, max_size=20),
     st.sampled_from(["error", "drop", "mean"]),
+    st.sampled_from(["seconds", "parts"]),
+    st.booleans(),
 )
 def test_a_table_is_the_same_as_text_and_as_parquet(
-    names: list[str], rows: list[tuple[object, ...]], missing: str
+    names: list[str], rows: list[tuple[object, ...]], missing: str, dates: str, chosen: bool
 ) -> None:
     names = [*names, "y"]
     rows = [(1.5, 1, "a", 0.5, True, date(2024, 1, 31), 2.5), *rows]  # a text does not say the type of an empty column
@@ -936,7 +1007,8 @@ def test_a_table_is_the_same_as_text_and_as_parquet(
     csv.writer(text).writerows([names, *([_as_text(cell) for cell in row] for row in rows)])
     types = [pa.float64(), pa.int64(), pa.string(), pa.float64(), pa.bool_(), pa.date32(), pa.float64()]
     arrays = {n: pa.array(v, t) for n, v, t in zip(names, zip(*rows, strict=True), types, strict=True)}
-    columns = Columns("y", missing=missing)
+    categorical = (names[1], names[2], names[4]) if chosen else None  # integers, text and truth values
+    columns = Columns("y", missing=missing, dates=dates, categorical=categorical)
     of_text = _columns(lambda: _csv(text.getvalue(), columns, Form(delimiter=",", header=True, skip_rows=0)))
     assert of_text == _columns(lambda: _parquet(arrays, columns))
 

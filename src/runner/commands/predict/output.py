@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from runner.commands import result_file
 from runner.data.tables import ARROW_SUFFIXES
-from runner.errors import ConfigError, RunFailed
-from runner.runs.atomic import explain_os_error, sync, sync_folder, temporary, write_atomic
-
-STANDARD = "-"
-"""Name of standard input and output."""
+from runner.errors import ConfigError
+from runner.runs.atomic import sync, sync_folder, temporary, write_atomic
 
 Columns = Mapping[str, Any]
 """Columns of some rows: floats of numpy, or cells as they stood in the input, a list of texts or an array of pyarrow."""
@@ -25,27 +23,17 @@ Columns = Mapping[str, Any]
 
 def refuse(path: str, inputs: str, *, force: bool) -> list[str]:
     """Return the problem with the path of an output, before anything is read; none if there is no problem."""
-    file = Path(path)
-    found = {
-        f"in a folder that exists, got {path!r}; make {str(file.parent)!r} first": not file.parent.is_dir(),
-        f"a file, got the folder {path!r}; name a file in it": file.is_dir(),
-        f"a text file or a Parquet file, got {path!r}; end it with .csv or .parquet": path.endswith(ARROW_SUFFIXES[1:]),
-        f"a regular file, got {path!r}; use - for standard output": file.exists() and not file.is_file(),
-        f"another file than `--input`, got {path!r} for both; name another one": _same(file, Path(inputs)),
-        f"a new file, got {path!r}, which exists; add --force to replace it": file.exists() and not force,
-    }
-    problems = [f"`--output` must be {text}" for text, wrong in found.items() if wrong]
-    return [] if path == STANDARD else problems[:1]
-
-
-def _same(file: Path, other: Path) -> bool:
-    return file.exists() and other.exists() and file.samefile(other)
+    if path.endswith(ARROW_SUFFIXES[1:]):
+        return [
+            f"`--output` must be a text file or a Parquet file, got {path!r}; end it with .csv or .parquet",
+        ]
+    return result_file.refuse(path, inputs, force=force)
 
 
 def write(path: str, blocks: Iterator[Columns]) -> None:
     """Write blocks of columns to a file, or to standard output. Raises ConfigError and RunFailed; no half file is left."""
-    try:
-        if path == STANDARD:
+    with result_file.explained(path):
+        if path == result_file.STANDARD:
             for piece in _text(blocks):
                 sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
@@ -53,10 +41,6 @@ def write(path: str, blocks: Iterator[Columns]) -> None:
             _write_parquet(Path(path), blocks)
         else:
             write_atomic(Path(path), _text(blocks))
-    except BrokenPipeError:
-        raise RunFailed("standard output was closed before all predictions were written") from None
-    except OSError as error:
-        raise RunFailed(explain_os_error(error, Path(path)).replace("`run_dir`", "`--output`")) from error
 
 
 def _text(blocks: Iterator[Columns]) -> Iterator[bytes]:
