@@ -19,7 +19,7 @@ from sklearn.inspection import permutation_importance
 import runner
 from runner.cli import main
 from runner.commands.evaluate import job
-from runner.data import cells
+from runner.data import arrow_files
 from runner.optim.student_t import estimate
 from runner.runs.plots import RunPlots, draw
 
@@ -191,12 +191,13 @@ def test_importance_and_plots_are_of_a_sample_of_many_rows(
 ) -> None:
     """It does not depend on the blocks in which the rows are read, and metrics are of all rows."""
     monkeypatch.setattr(job, "MOST_ROWS", 150)
-    write({name: values * 10 for name, values in TABLE.items()}, "many.csv")
+    many = {name: values * 10 for name, values in TABLE.items()}
+    write(many, "many.csv")
     whole = evaluate("run", "--input", "many.csv", "--importance", "2", "--plots", "p")
     assert "shuffled 4 features, 2 times each, among 150 rows of 2,000, drawn at random\n" in capsys.readouterr().out
-    monkeypatch.setattr(cells, "LARGE", 0)
-    monkeypatch.setattr(cells, "LONGEST_LINE", 2**13)
-    in_blocks = evaluate("run", "--input", "many.csv", "--importance", "2")
+    pq.write_table(pa.table(many), "many.parquet")
+    monkeypatch.setattr(arrow_files, "BATCH_ROWS", 170)
+    in_blocks = evaluate("run", "--input", "many.parquet", "--importance", "2")
     assert in_blocks["importance"] == whole["importance"]
     assert in_blocks["metrics"] == expected(slice(None))
     assert whole["metrics"] == expected(slice(None))
