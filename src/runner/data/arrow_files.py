@@ -74,7 +74,8 @@ class ArrowSource:
         read: dict[str, Column | str] = {}
         faults: list[Fault] = []
         for name, place in places.items():
-            read[name], bad = self._column(name, place, rules)
+            column, bad = self._column(name, place, rules)
+            read[name] = rules.allowed(column)
             faults += bad
             self._opened[0].report(f"{len(read):,} of {len(places):,} columns")
         for opened in self._opened:

@@ -51,7 +51,7 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
     if info.size > 1 or config.strategy.reduction == "exact":
         yield f"strategy {info.strategy} on {_counted(info.size, 'process')}, {_reduction(config)}"
     yield f"dtype    {config.dtype}" + (f", amp {config.amp}" if config.amp != "off" else "")
-    features = _counted(len(dataset.feature_names), "feature")
+    features = _counted(len(dataset.feature_names) + len(dataset.category_names), "feature")
     weighted = "" if config.data.weighted_by is None else f", weighted by {config.data.weighted_by}"
     split = config.data.split
     fold = "" if split.fold is None else f", fold {split.fold} of {split.folds}"
@@ -349,11 +349,13 @@ def _draw(info: RunInfo, run: RunState, metrics: Path, levels: Mapping[str, floa
         drawn = slice(None) if rows.all.weight is None else rows.all.weight.cpu().flatten() > 0
         columns = (features, targets, evaluation.predictions(name))
         parts[name] = tuple(column[drawn].numpy() for column in columns)
-    curve = _curve(info, outcome, evaluation, parts) if len(dataset.feature_names) == 1 else None
+    # A curve is a function of one number alone.
+    names = () if dataset.category_names else dataset.feature_names
+    curve = _curve(info, outcome, evaluation, parts) if len(names) == 1 else None
     return draw_targets(
         RunPlots(
             title=info.config.name,
-            feature_names=dataset.feature_names,
+            feature_names=names,
             target_name=target,
             parts={name: (x, y[:, number], predicted[:, number]) for name, (x, y, predicted) in parts.items()},
             line=None if curve is None else (curve[0], curve[1][:, number]),
