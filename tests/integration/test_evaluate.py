@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sklearn import metrics as oracle
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.inspection import permutation_importance
@@ -19,6 +20,7 @@ from sklearn.inspection import permutation_importance
 import runner
 from runner.cli import main
 from runner.commands.evaluate import job
+from runner.compute.rng import stream
 from runner.data import arrow_files
 from runner.optim.student_t import estimate
 from runner.runs.plots import RunPlots, draw
@@ -184,6 +186,34 @@ def test_the_importance_of_a_linear_model_has_a_closed_form() -> None:
         errors = estimate([(np.sqrt(squares / ROWS) + growth) ** 2 for growth in each["values"]])
         assert errors.low < squares / ROWS + 2 * effects[each["feature"]].var() < errors.high
         assert errors.deviation / errors.mean < 0.1
+
+
+@pytest.mark.parametrize("model", ["model=linear", "model=mlp"])
+def test_a_feature_is_shuffled_with_all_of_its_inputs(model: str) -> None:
+    """The parts of a date, the column that says where a number is missing, and columns or codes of categories."""
+    table = {
+        "day": [f"20{20 + i % 5}-0{1 + i % 7}-11" for i in range(ROWS)],
+        "a": [None, *TABLE["a"][1:]],
+        "kind": TABLE["kind"],
+        "more": TABLE["kind"][::-1],
+        "y": TABLE["y"],
+    }
+    write(table, "parts.csv")
+    codes = ["model.widths=[4]", "model.embedding_size=3"] if model == "model=mlp" else []
+    inputs = ["data.path=parts.csv", "data.dates=parts", "data.missing=mean", "data.target=y", model, *codes]
+    runner.run(None, [*QUICK, *inputs, "data.standardize=true", "train.steps=3", "run_dir=parts"])
+    found = evaluate("parts", "--input", "parts.csv", "--importance", "2")["importance"]
+    assert {each["feature"] for each in found} == {"day", "a", "kind", "more"}
+    target = np.array(TABLE["y"])
+
+    def rmse(columns: dict[str, list[Any]]) -> Any:
+        return oracle.root_mean_squared_error(target, runner.load("parts").predict(pa.table(columns)))
+
+    for each in found:
+        order = torch.randperm(ROWS, generator=stream(0, f"importance/{each['feature']}", 1))
+        shuffled = {**table, each["feature"]: [table[each["feature"]][row] for row in order.tolist()]}
+        assert each["values"][1] == pytest.approx(rmse(shuffled) - rmse(table), rel=1e-9)
+        assert each["values"][1] != 0
 
 
 def test_importance_and_plots_are_of_a_sample_of_many_rows(

@@ -108,7 +108,8 @@ class Evaluation:
         self.groups = Groups(rows.keep[0], self.new_scores) if rows.keep else None
         """Metrics of each value of a column, if one is named."""
         self._features = [*predictor.preprocessing.kinds] if sampled else []
-        inputs = len(predictor.preprocessing.encoding.names)
+        encoding = predictor.preprocessing.encoding
+        inputs = len(encoding.names) + len(encoding.cardinalities)
         self.sample = Sample(min(MOST_ROWS, max(MOST_CELLS // inputs, 1)))
         """Rows that are kept, with `sampled`."""
         self._not_finite = self._not_positive = 0
