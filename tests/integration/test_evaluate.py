@@ -298,6 +298,7 @@ def test_the_document_may_go_to_standard_output(capsys: pytest.CaptureFixture[st
         (["--importance", "ten"], "the options cannot be read: argument --importance: invalid int value: 'ten'; see"),
         (["--plots", "run"], "`--plots` must be a new folder, got 'run', which exists; add --force to write into it"),
         (["--plots", "t.csv", "--force"], "`--plots` must be a folder, got the file 't.csv'; name a folder"),
+        (["--plots", "absent/p"], "`--plots` must be in a folder that exists, got 'absent/p'; make 'absent' first"),
         (["--output", "t.csv"], "`--output` must be another file than `--input`, got 't.csv' for both; name another one"),
         (["--output", "run/run.json"], "`--output` must be a new file, got 'run/run.json', which exists; add --force to replace it"),
         (["--input", "none.csv"], "`--input` must have the targets that predictions are compared with, but 'none.csv' lacks 'y'; add them, or use predict"),
