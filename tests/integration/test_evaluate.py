@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sklearn import metrics as oracle
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.inspection import permutation_importance
@@ -19,7 +20,8 @@ from sklearn.inspection import permutation_importance
 import runner
 from runner.cli import main
 from runner.commands.evaluate import job
-from runner.data import cells
+from runner.compute.rng import stream
+from runner.data import arrow_files
 from runner.optim.student_t import estimate
 from runner.runs.plots import RunPlots, draw
 
@@ -186,17 +188,46 @@ def test_the_importance_of_a_linear_model_has_a_closed_form() -> None:
         assert errors.deviation / errors.mean < 0.1
 
 
+@pytest.mark.parametrize("model", ["model=linear", "model=mlp"])
+def test_a_feature_is_shuffled_with_all_of_its_inputs(model: str) -> None:
+    """The parts of a date, the column that says where a number is missing, and columns or codes of categories."""
+    table = {
+        "day": [f"20{20 + i % 5}-0{1 + i % 7}-11" for i in range(ROWS)],
+        "a": [None, *TABLE["a"][1:]],
+        "kind": TABLE["kind"],
+        "more": TABLE["kind"][::-1],
+        "y": TABLE["y"],
+    }
+    write(table, "parts.csv")
+    codes = ["model.widths=[4]", "model.embedding_size=3"] if model == "model=mlp" else []
+    inputs = ["data.path=parts.csv", "data.dates=parts", "data.missing=mean", "data.target=y", model, *codes]
+    runner.run(None, [*QUICK, *inputs, "data.standardize=true", "train.steps=3", "run_dir=parts"])
+    found = evaluate("parts", "--input", "parts.csv", "--importance", "2")["importance"]
+    assert {each["feature"] for each in found} == {"day", "a", "kind", "more"}
+    target = np.array(TABLE["y"])
+
+    def rmse(columns: dict[str, list[Any]]) -> Any:
+        return oracle.root_mean_squared_error(target, runner.load("parts").predict(pa.table(columns)))
+
+    for each in found:
+        order = torch.randperm(ROWS, generator=stream(0, f"importance/{each['feature']}", 1))
+        shuffled = {**table, each["feature"]: [table[each["feature"]][row] for row in order.tolist()]}
+        assert each["values"][1] == pytest.approx(rmse(shuffled) - rmse(table), rel=1e-9)
+        assert each["values"][1] != 0
+
+
 def test_importance_and_plots_are_of_a_sample_of_many_rows(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It does not depend on the blocks in which the rows are read, and metrics are of all rows."""
     monkeypatch.setattr(job, "MOST_ROWS", 150)
-    write({name: values * 10 for name, values in TABLE.items()}, "many.csv")
+    many = {name: values * 10 for name, values in TABLE.items()}
+    write(many, "many.csv")
     whole = evaluate("run", "--input", "many.csv", "--importance", "2", "--plots", "p")
     assert "shuffled 4 features, 2 times each, among 150 rows of 2,000, drawn at random\n" in capsys.readouterr().out
-    monkeypatch.setattr(cells, "LARGE", 0)
-    monkeypatch.setattr(cells, "LONGEST_LINE", 2**13)
-    in_blocks = evaluate("run", "--input", "many.csv", "--importance", "2")
+    pq.write_table(pa.table(many), "many.parquet")
+    monkeypatch.setattr(arrow_files, "BATCH_ROWS", 170)
+    in_blocks = evaluate("run", "--input", "many.parquet", "--importance", "2")
     assert in_blocks["importance"] == whole["importance"]
     assert in_blocks["metrics"] == expected(slice(None))
     assert whole["metrics"] == expected(slice(None))
@@ -267,6 +298,7 @@ def test_the_document_may_go_to_standard_output(capsys: pytest.CaptureFixture[st
         (["--importance", "ten"], "the options cannot be read: argument --importance: invalid int value: 'ten'; see"),
         (["--plots", "run"], "`--plots` must be a new folder, got 'run', which exists; add --force to write into it"),
         (["--plots", "t.csv", "--force"], "`--plots` must be a folder, got the file 't.csv'; name a folder"),
+        (["--plots", "absent/p"], "`--plots` must be in a folder that exists, got 'absent/p'; make 'absent' first"),
         (["--output", "t.csv"], "`--output` must be another file than `--input`, got 't.csv' for both; name another one"),
         (["--output", "run/run.json"], "`--output` must be a new file, got 'run/run.json', which exists; add --force to replace it"),
         (["--input", "none.csv"], "`--input` must have the targets that predictions are compared with, but 'none.csv' lacks 'y'; add them, or use predict"),

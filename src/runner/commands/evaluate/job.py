@@ -77,16 +77,20 @@ def _problems(options: Any) -> list[str]:
             f"`--importance` must be a number of shuffles from {low} to {high:,}, got {options.importance}; use 10"
         )
     if options.plots is not None:
-        folder = Path(options.plots)
-        if folder.exists() and not folder.is_dir():
-            problems.append(f"`--plots` must be a folder, got the file {options.plots!r}; name a folder")
-        elif folder.exists() and not options.force:
-            problems.append(
-                f"`--plots` must be a new folder, got {options.plots!r}, which exists; add --force to write into it"
-            )
+        problems += _folder_problems(options.plots, force=options.force)
     if options.output is not None:
         problems += result_file.refuse(options.output, options.input, force=options.force)
     return problems
+
+
+def _folder_problems(path: str, *, force: bool) -> list[str]:
+    folder = Path(path)
+    found = {
+        f"a folder, got the file {path!r}; name a folder": folder.exists() and not folder.is_dir(),
+        f"a new folder, got {path!r}, which exists; add --force to write into it": folder.exists() and not force,
+        f"in a folder that exists, got {path!r}; make {str(folder.parent)!r} first": not folder.parent.is_dir(),
+    }
+    return [f"`--plots` must be {text}" for text, wrong in found.items() if wrong][:1]
 
 
 def _require_targets(rows: NewRows) -> None:
@@ -108,7 +112,8 @@ class Evaluation:
         self.groups = Groups(rows.keep[0], self.new_scores) if rows.keep else None
         """Metrics of each value of a column, if one is named."""
         self._features = [*predictor.preprocessing.kinds] if sampled else []
-        inputs = len(predictor.preprocessing.encoding.names)
+        encoding = predictor.preprocessing.encoding
+        inputs = len(encoding.names) + len(encoding.cardinalities)
         self.sample = Sample(min(MOST_ROWS, max(MOST_CELLS // inputs, 1)))
         """Rows that are kept, with `sampled`."""
         self._not_finite = self._not_positive = 0
