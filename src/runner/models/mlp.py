@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from runner.config import schema as c
-from runner.models.base import Model
+from runner.models.base import Model, Standardization
 from runner.models.init import init_layers
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU, "sigmoid": nn.Sigmoid}
@@ -17,6 +17,27 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiL
 
 class Network(nn.Sequential, Model):
     """Layers (linear, activation, dropout) … linear: features [rows, columns] → predictions [rows, targets]."""
+
+    @property
+    def of_columns(self) -> Collection[str]:
+        """The weights of the first layer."""
+        return ("0.weight",)
+
+    @property
+    def of_targets(self) -> Collection[str]:
+        """The last layer."""
+        last = len(self) - 1
+        return (f"{last}.weight", f"{last}.bias")
+
+    def unscaled(self, scaling: Standardization) -> Mapping[str, Tensor]:
+        """Return parameters whose first and last layer take in the scaling."""
+        found = dict(super().unscaled(scaling))
+        weight, bias = self.of_targets
+        found["0.weight"] = found["0.weight"] / scaling.feature_scale
+        found["0.bias"] = found["0.bias"] - found["0.weight"] @ scaling.feature_mean
+        found[weight] = found[weight] * scaling.target_scale.reshape(-1, 1)
+        found[bias] = found[bias] * scaling.target_scale + scaling.target_mean
+        return found
 
     def is_linear(self, features: Tensor) -> bool:
         """Return whether the network has no hidden layer."""

@@ -17,7 +17,7 @@ from runner.config.schema import Config, SinkConfig, config_hash, plain
 from runner.errors import CheckpointError, ConfigError, Interrupted, Pruned
 from runner.runs.atomic import as_yaml, write_atomic, write_json
 from runner.runs.directory import RunDirectory, is_complete, now
-from runner.runs.records import CHECKPOINTS, read_summary
+from runner.runs.records import CHECKPOINTS, PREPROCESSING, read_record, read_summary
 from runner.runs.sinks.reporter import Reporter
 from runner.training.environment import environment
 from runner.training.failures import as_failure, as_run_failed, error_of, optional
@@ -164,9 +164,13 @@ class RunRecorder:
             "world_size": info.size,
             "lanes": info.lanes,
             "data_sha256": info.dataset.sha256,
+            **({} if info.start is None else {"init_from_sha256": info.start.sha256}),
         }
         if self.repeats is not None:
-            self._require_data_of(Path(self.repeats), saved_state.data_sha256(Path(self.repeats)))
+            repeated = Path(self.repeats)
+            self._require_data_of(repeated, saved_state.data_sha256(repeated))
+            if info.start is not None:
+                self._require_start_of(repeated, read_record(repeated)["init_from_sha256"])
         opened = self._create() if self.config.resume is None else self._reopen(Path(self.config.resume))
         if opened.summary is None:
             self.reporter.attach(opened.path / "run.log")
@@ -190,6 +194,17 @@ class RunRecorder:
         if moved:
             has = "has" if len(moved) == 1 else "have"
             self.warn(f"{' and '.join(moved)} {has} the content that {run} was trained on, SHA-256 {found[:8]}…")
+
+    def _require_start_of(self, run: Path, sha256: str | None) -> None:
+        """Raise `CheckpointError` if `model.init_from` has other parameters than those that an earlier run started from."""
+        start = self._info.start
+        if start is None or sha256 in (None, start.sha256) or "model.init_from" in map(key_of, self.overrides):
+            return
+        path = self.config.model.init_from
+        raise CheckpointError(
+            f"`model.init_from` must have the parameters that {run.name} has started from, parameters_sha256 {sha256[:8]}…, "
+            f"got {start.sha256[:8]}… of {path}; restore it, or start a new run"
+        )
 
     def fail_unbuilt(self, error: Exception, choice: DeviceChoice, size: int = 1) -> None:
         """Leave a directory whose run.log has the traceback, unless the error is one that a user can cause."""
@@ -247,6 +262,7 @@ class RunRecorder:
         refuse_odd_lines(directory.path / "hashes.jsonl", last, numbers=False)
         if loaded is None:
             self._require_data_of(directory.path, directory.record["data_sha256"])
+            self._require_start_of(directory.path, directory.record["init_from_sha256"])
             return Opened(directory.path)
         for skipped in loaded.skipped:
             self.reporter.warn(skipped)
@@ -306,7 +322,7 @@ class RunRecorder:
         from runner.training import report
 
         info, hyperparameters = self._info, report.hyperparameters(self.config, self.swept)
-        write_json(self.directory.path / "preprocessing.json", info.dataset.preprocessing())
+        write_json(self.directory.path / PREPROCESSING, info.dataset.preprocessing())
         for sink in (*self._dropped_sinks(), *self.sinks):
             sink.open(first_step)
         for sink in self.sinks:
