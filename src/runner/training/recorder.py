@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from runner.config.overrides import key_of
-from runner.config.resume import other_data, refuse_other
+from runner.config.resume import other_data, refuse_other, same_data
 from runner.config.schema import Config, SinkConfig, config_hash, plain
 from runner.errors import CheckpointError, ConfigError, Interrupted, Pruned
 from runner.runs.atomic import as_yaml, write_atomic, write_json
@@ -168,7 +168,7 @@ class RunRecorder:
         }
         if self.repeats is not None:
             repeated = Path(self.repeats)
-            self._require_data_of(repeated, saved_state.data_sha256(repeated))
+            self._require_data_of(repeated, saved_state.data_sha256(repeated), {})
             if info.start is not None:
                 self._require_start_of(repeated, read_record(repeated)["init_from_sha256"])
         opened = self._create() if self.config.resume is None else self._reopen(Path(self.config.resume))
@@ -182,18 +182,24 @@ class RunRecorder:
                 self.hashes = Hashes(path, held=self.held)
         return opened
 
-    def _require_data_of(self, run: Path, sha256: str | None) -> None:
-        """Raise `CheckpointError` for other data than an earlier run's, if their SHA-256 is known; say where they are now."""
+    def _require_data_of(self, run: Path, sha256: str | None, before: Mapping[str, Any]) -> None:
+        """Raise `CheckpointError` for other data than an earlier run's, if their SHA-256 is known; say where they are now.
+
+        `before` has the keys of the earlier run's data, as far as they are known.
+        """
         found, data = self._info.dataset.sha256, self.config.data
         if sha256 is None:
             return
         if sha256 != found:
             raise CheckpointError(other_data(data, sha256, found, run))
         typed = {*map(key_of, self.overrides)}
-        moved = [f"`{key}`={path}" for key, path in data.paths.items() if key in typed]
+        moved = {
+            key: path
+            for key, path in data.paths.items()
+            if key in typed and before.get(key.removeprefix("data.")) != path
+        }
         if moved:
-            has = "has" if len(moved) == 1 else "have"
-            self.warn(f"{' and '.join(moved)} {has} the content that {run} was trained on, SHA-256 {found[:8]}…")
+            self.warn(same_data(moved, found, run))
 
     def _require_start_of(self, run: Path, sha256: str | None) -> None:
         """Raise `CheckpointError` if `model.init_from` has other parameters than those that an earlier run started from."""
@@ -261,13 +267,13 @@ class RunRecorder:
         refuse_odd_lines(directory.path / "metrics.jsonl", last, numbers=True)
         refuse_odd_lines(directory.path / "hashes.jsonl", last, numbers=False)
         if loaded is None:
-            self._require_data_of(directory.path, directory.record["data_sha256"])
+            self._require_data_of(directory.path, directory.record["data_sha256"], {})
             self._require_start_of(directory.path, directory.record["init_from_sha256"])
             return Opened(directory.path)
         for skipped in loaded.skipped:
             self.reporter.warn(skipped)
         refuse_other(loaded.state, self.config, self._info.dataset.sha256, loaded.path)
-        self._require_data_of(directory.path, loaded.state["data_sha256"])
+        self._require_data_of(directory.path, loaded.state["data_sha256"], loaded.state["config"]["data"])
         refuse_misfit(loaded.state, self._info, loaded.path)
         if loaded.best is not None:
             refuse_misfit(loaded.best, self._info, loaded.path.with_name(f"step_{loaded.state['best']['step']}"))
