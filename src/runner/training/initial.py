@@ -18,7 +18,7 @@ from runner.config.validation import cut
 from runner.data.dataset import Dataset
 from runner.data.diagnostics import listed
 from runner.data.scaling import Scaling
-from runner.errors import CheckpointError, ConfigError
+from runner.errors import CheckpointError, ConfigError, printable
 from runner.models.base import Model
 from runner.runs import saved_state
 from runner.runs.records import (
@@ -116,6 +116,11 @@ def start(model: Model, config: c.Config, dataset: Dataset, weights: Weights) ->
             f"`model.init_from` must be a run with parameters that fit this model, got {weights.run!r}: "
             f"{_reasons(match.misfits)}; use another run, or model.init_from=null"
         )
+    odd = [f"`{name}`" for name in match.fitting if not bool(weights.parameters[name].isfinite().all())]
+    if odd:
+        raise ConfigError(
+            f"`model.init_from` must have finite parameters, got others of {weights.run!r} in {cut(', '.join(odd))}; use another run"
+        )
     own, values = match.own, match.values
     found = (_unusable(name, values[name], own[name], config, weights.run) for name in match.fitting)
     if problems := [problem for problem in found if problem is not None]:
@@ -123,7 +128,7 @@ def start(model: Model, config: c.Config, dataset: Dataset, weights: Weights) ->
     with torch.no_grad():
         for name in match.fitting:
             own[name].copy_(values[name])
-    return Start(weights.sha256, match.sentence())
+    return Start(weights.sha256, printable(match.sentence()))
 
 
 @dataclass(frozen=True)
@@ -230,7 +235,7 @@ def _difference(what: str, own: Sequence[str], theirs: Sequence[str]) -> str | N
 def _unusable(name: str, value: Tensor, parameter: Tensor, config: c.Config, run: str) -> str | None:
     """Return the problem with a start value, or None."""
     if not bool(value.to(parameter.dtype).isfinite().all()):
-        wider = advised(config, "dtype", "float64") if bool(value.isfinite().all()) else None
+        wider = advised(config, "dtype", "float64")
         return (
             f"`model.init_from` must have parameters that `dtype`={config.dtype} represents, but `{name}` of {run!r} has others; "
             f"use {wider or 'another run'}"
