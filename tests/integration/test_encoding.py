@@ -182,12 +182,51 @@ def test_a_column_with_the_name_of_an_encoded_one_is_refused_until_it_is_renamed
     with pytest.raises(DataError) as refused:
         run(*overrides)
     assert list(refused.value.problems) == [
-        "`data.path` must have columns of other names than those that categories and missing values are given, got "
+        "`data.path` must have columns of other names than those that categories, dates and missing values are given, got "
         f"{name!r}; use another name with `data.rename`"
     ]
     assert not Path("runs").exists()
     coefficients = run(*overrides, f"data.rename={{other: '{name}'}}").summary["coefficients"]
     assert {"other", name} <= set(coefficients)
+
+
+def _dates(cells: list[str]) -> None:
+    """Write t.csv with a column of dates, and one of numbers."""
+    rows = (f"{cell},{row % 7},{row * row % 11}" for row, cell in enumerate(cells))
+    Path("t.csv").write_text("\n".join(["when,x,y", *rows]) + "\n")
+
+
+def test_parts_of_a_date_share_the_column_that_says_where_one_is_missing() -> None:
+    _dates([*(f"202{row % 5}-{row % 12 + 1:02}-{row % 28 + 1:02}" for row in range(40)), ""])
+    result = run("data.dates=parts", "data.missing=mean", "model=linear", "optimizer=lstsq")
+    parts = ["when.year", "when missing", "when.month", "when.day", "when.weekday"]
+    assert [entry["name"] for entry in preprocessing(result)["inputs"]] == [*parts, "x"]
+    features = preprocessing(result)["features"]
+    assert [(feature["name"], feature["kind"], feature["indicated"]) for feature in features] == [
+        ("when.year", "year", True),
+        ("when.month", "month", False),
+        ("when.day", "day", False),
+        ("when.weekday", "weekday", False),
+        ("x", "number", False),
+    ]
+    assert features[0]["mean"] == 2022
+
+
+def test_a_part_of_a_date_with_the_name_of_a_column_is_refused() -> None:
+    Path("t.csv").write_text("when,when.year,y\n2023-01-01,5,1\n2024-02-02,6,2\n2025-03-03,4,3\n2025-03-04,1,3\n")
+    with pytest.raises(DataError) as refused:
+        run("data.dates=parts", "model=linear", "optimizer=lstsq")
+    assert list(refused.value.problems) == [
+        "`data.path` must have columns of other names than those that categories, dates and missing values are given, got "
+        "'when.year'; use another name with `data.rename`"
+    ]
+
+
+def test_dates_in_a_file_of_their_own_become_the_parts_of_the_training_rows() -> None:
+    _dates([f"2024-{row % 12 + 1:02}-{row % 28 + 1:02}" for row in range(40)])
+    Path("v.csv").write_text("y,x,when\n1,2,2024-05-06\n2,3,\n")
+    result = run("data.dates=parts", "data.missing=mean", "data.valid_path=v.csv", "model=linear", "optimizer=lstsq")
+    assert [entry["name"] for entry in preprocessing(result)["inputs"]] == ["when.month", "when.day", "when.weekday", "x"]  # fmt: skip
 
 
 REFUSED = {

@@ -331,7 +331,7 @@ def test_a_run_whose_state_is_gone_or_damaged_is_refused() -> None:
     ("text", "reason"),
     [
         ("{", "must be the preprocessing of a run, but cannot be read (it is not JSON: "),
-        ("{}", "`inputs` must be a list of columns, got null; restore the file"),
+        ("{}", "`inputs` must be a list of groups of keys, got null; restore the file"),
         (
             '{"inputs": [{"name": "a", "mean": "x", "scale": 0}], "targets": []}',
             "`inputs.0.mean` must be a finite number, got 'x'",

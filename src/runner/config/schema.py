@@ -357,6 +357,11 @@ class _Table(DataConfig):
     categorical: Literal["auto"] | tuple[str, ...] = key(
         "columns of categories; auto takes those whose cells are text or truth values", names=True, before=()
     )
+    dates: Literal["seconds", "parts"] = key(
+        "what a date becomes: seconds since 1970, or its parts year, month, day, weekday (Monday is 0) and hour, in UTC, without "
+        "those that are equal in every row",
+        before="seconds",
+    )
     missing: Literal["error", "drop", "mean"] = key(
         "what is done where a value is missing: error refuses the table, drop leaves the row out, mean fills in the mean of the "
         "training rows and adds a column that says where",
@@ -1230,6 +1235,16 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Predictions for new rows."""
+
+    unseen: Literal["other", "error"] = key(
+        "what a category is that the training rows did not have: other is one without a column of its own, error refuses it",
+        before="other",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """The whole configuration of one run."""
 
@@ -1266,6 +1281,7 @@ class Config:
     checkpoint: Checkpoint = group(changes="recording", resumable=True)
     record: Record = group(changes="recording", resumable=True)
     sweep: Sweep = group(changes="recording", per_run=True)
+    predict: Predict = group(changes="recording", per_run=True)
 
     @property
     def may_standardize(self) -> bool:

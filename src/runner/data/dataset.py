@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from runner.data import rounding, tables
 from runner.data.encoding import Encoding, NumberEncoding
 from runner.data.kinds import Categories, Column, Numbers
 from runner.data.memory import allocate
+from runner.data.preprocessing import Preprocessing
 from runner.data.progress import Report, unreported
 from runner.data.scaling import Scaling, moments
 from runner.data.split import split
@@ -97,25 +97,10 @@ class Dataset:
         """Names of the encoded columns, which the model gets."""
         return self.encoding.names
 
-    def preprocessing(self) -> dict[str, Any]:
-        """Return all that a prediction needs to know of the training rows, as JSON for preprocessing.json."""
-        scaling = self.scaling
-        return {
-            "format": 1,
-            "features": self.encoding.state(),
-            "inputs": [
-                {"name": name, "mean": mean, "scale": scale}
-                for name, mean, scale in zip(
-                    self.feature_names, scaling.feature_mean.tolist(), scaling.feature_scale.tolist(), strict=True
-                )
-            ],
-            "targets": [
-                {"name": name, "log": scaling.log_target, "mean": mean, "scale": scale}
-                for name, mean, scale in zip(
-                    self.target_names, scaling.target_mean.tolist(), scaling.target_scale.tolist(), strict=True
-                )
-            ],
-        }
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """All that a prediction needs to know of the training rows."""
+        return Preprocessing(self.encoding, self.scaling, self.target_names)
 
 
 def build(
@@ -272,9 +257,7 @@ class _Cast:
 
     def _feature(self, encoded: NumberEncoding, column: Numbers, place: int, scaled: Tensor) -> Tensor:
         """Return a column [rows], transformed and scaled in memory [rows] of float64; its missing values are filled in."""
-        values = encoded.filled(column)
-        if encoded.transform is not None:
-            values = encoded.transform.apply(values)
+        values = encoded.transformed(column)
         mean, scale = float(self.scaling.feature_mean[place]), float(self.scaling.feature_scale[place])
         self._require_finite(self.scaling.feature(place, torch.from_numpy(values), scaled))
         if encoded.transform is None:  # a transform leaves no large offset, and bounds the values

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,18 +32,28 @@ class NumberEncoding:
 
     name: str
     kind: str
-    """number or date."""
+    """number, date, or a part of a date, as `kinds.Numbers` has it."""
     mean: float
     """Mean of the training rows, for missing values."""
     indicated: bool
-    """Whether a column says where a value is missing: if one is missing in the training rows."""
+    """Whether a column says where a value is missing: if one is missing in the training rows. The parts of a date share one."""
     transform: Transform | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The column, and where it is missing."""
         name = self.name if self.transform is None else f"{self.transform.kind}({self.name})"
-        return (name, f"{self.name} missing") if self.indicated else (name,)
+        return (name, f"{self.column} missing") if self.indicated else (name,)
+
+    @property
+    def column(self) -> str:
+        """Name of the column in the table: a part of a date has the name of the part behind it."""
+        return self.name if self.kind in ("number", "date") else self.name.removesuffix(f".{self.kind}")
+
+    @property
+    def source_kind(self) -> str:
+        """What the cells of that column are: number or date."""
+        return self.kind if self.kind == "number" else "date"
 
     @property
     def scaled(self) -> tuple[bool, ...]:
@@ -54,6 +64,11 @@ class NumberEncoding:
         """Return the values [rows], and the mean where one is missing."""
         missing = column.missing
         return np.where(missing, self.mean, column.values) if missing.any() else column.values
+
+    def transformed(self, column: Numbers) -> np.ndarray:
+        """Return the values [rows] without missing ones, transformed, before they are scaled."""
+        values = self.filled(column)
+        return values if self.transform is None else self.transform.apply(values)
 
     def state(self) -> dict[str, Any]:
         """Return the encoding as JSON."""
@@ -76,6 +91,13 @@ class CategoryEncoding:
     """Values of the training rows, sorted by their text, without the reference."""
     reference: str | None = None
     """Value that is 0 in all columns, as a missing or new one is; None if every value has its column."""
+    kind: ClassVar[str] = "category"
+    source_kind: ClassVar[str] = "category"
+
+    @property
+    def column(self) -> str:
+        """Name of the column in the table."""
+        return self.name
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,7 +117,7 @@ class CategoryEncoding:
 
     def state(self) -> dict[str, Any]:
         """Return the encoding as JSON."""
-        return {"name": self.name, "kind": "category", "values": list(self.values), "reference": self.reference}
+        return {"name": self.name, "kind": self.kind, "values": list(self.values), "reference": self.reference}
 
 
 @dataclass(frozen=True)
@@ -189,7 +211,7 @@ class Encoding:
         twice = [name for name, count in Counter(self.names).items() if count > 1]
         if twice:
             raise DataError(
-                f"`data.path` must have columns of other names than those that categories and missing values are given, got "
+                f"`data.path` must have columns of other names than those that categories, dates and missing values are given, got "
                 f"{listed(twice)}; use another name with `data.rename`"
             )
 
@@ -219,7 +241,7 @@ def _fitted_numbers(column: Numbers, transform: Callable[[str, np.ndarray], Tran
         column.name,
         column.kind,
         _mean(column.values[~missing]),
-        bool(missing.any()),
+        bool(missing.any()) and not column.further_part,
         transform(column.name, column.values[~missing]),
     )
 

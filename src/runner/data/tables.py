@@ -111,6 +111,7 @@ class Columns:
     """None takes those whose cells are text."""
     missing: str = "error"
     missing_values: tuple[str, ...] = ()
+    dates: str = "seconds"
 
     @staticmethod
     def of(config: c.Csv | c.Parquet) -> Columns:
@@ -128,6 +129,7 @@ class Columns:
             categorical,
             config.missing,
             config.missing_values,
+            config.dates,
         )
 
     @property
@@ -163,12 +165,14 @@ class Columns:
 
 def from_csv(config: c.Csv, seed: int, report: Report) -> Table:
     """Return the table of `data=csv`; the seed is not used."""
-    return _with_own_files(config, lambda path: _text_source(path, Form.of(config), report))
+    return _complete(
+        config.path, config.own_paths, Columns.of(config), lambda path: _text_source(path, Form.of(config), report)
+    )
 
 
 def from_parquet(config: c.Parquet, seed: int, report: Report) -> Table:
     """Return the table of `data=parquet`; the seed is not used."""
-    return _with_own_files(config, lambda path: _arrow_source(path, report))
+    return _complete(config.path, config.own_paths, Columns.of(config), lambda path: _arrow_source(path, report))
 
 
 def from_diabetes(config: c.Diabetes, seed: int, report: Report) -> Table:
@@ -178,7 +182,7 @@ def from_diabetes(config: c.Diabetes, seed: int, report: Report) -> Table:
 
 def read_text(path: str, columns: Columns, form: Form, report: Report = unreported) -> Table:
     """Return columns of text files. Raises `DataError` with every problem found; line numbers count from 1."""
-    return _table(_text_source(path, form, report), columns)
+    return _complete(path, {}, columns, lambda path: _text_source(path, form, report))
 
 
 def read_arrow(path: str, columns: Columns, report: Report = unreported) -> Table:
@@ -186,7 +190,7 @@ def read_arrow(path: str, columns: Columns, report: Report = unreported) -> Tabl
 
     Raises `DataError` with every problem found, its row numbers counted from 1, or if pyarrow is not installed.
     """
-    return _table(_arrow_source(path, report), columns)
+    return _complete(path, {}, columns, lambda path: _arrow_source(path, report))
 
 
 def read_diabetes() -> Table:
@@ -200,7 +204,7 @@ def _text_source(path: str, form: Form, report: Report) -> Source:
 
 
 def _arrow_source(path: str, report: Report) -> Source:
-    return ArrowSource(path, files.find(path, ARROW_SUFFIXES, report))
+    return ArrowSource.of_files(path, files.find(path, ARROW_SUFFIXES, report))
 
 
 class Source(Protocol):
@@ -270,15 +274,14 @@ def _read(source: Source, columns: Columns, rules: Rules, least: int = 1) -> Tab
     )
 
 
-def _with_own_files(config: c.Csv | c.Parquet, opened: Callable[[str], Source]) -> Table:
-    """Return the table of a configuration, with the rows of the files of its parts after those of `data.path`.
+def _complete(whole: str, own_paths: Mapping[str, str], columns: Columns, opened: Callable[[str], Source]) -> Table:
+    """Return the table of a path, with the rows of the files of its parts after its own.
 
     Problems with such a file are those of `data.valid_path` or `data.test_path`.
     """
-    columns = Columns.of(config)
-    table = _table(opened(config.path), columns)
+    table = _table(opened(whole), columns)
     sha256 = table.sha256
-    for part, path in config.own_paths.items():
+    for part, path in own_paths.items():
         if table.given is not None and (table.given == PARTS.index(part)).any():
             raise DataError(
                 f"`data.{part}_path` must be null, because `data.split.column` says which rows are {part} rows, got "
@@ -290,7 +293,25 @@ def _with_own_files(config: c.Csv | c.Parquet, opened: Callable[[str], Source]) 
                 text = f"`data.{part}_path` has the content of `data.path`, so its rows are no test of the model"
                 own = replace(own, warnings=(*own.warnings, text))
             table = _joined(table, own, part, path)
-    return table
+    return _with_dates(table, columns.dates)
+
+
+def _with_dates(table: Table, dates: str) -> Table:
+    """Return a table whose dates are what `data.dates` says. The columns of the given one go into it."""
+    features: list[Column] = []
+    found = []
+    for column in table.features:
+        if not isinstance(column, Numbers) or column.kind != "date":
+            features.append(column)
+        elif dates == "seconds":
+            features.append(column)
+            found.append(column.name)
+        else:
+            parts = column.in_parts()
+            features += parts
+            found.append(f"{column.name} ({', '.join(part.kind for part in parts)})")
+    note = (f"dates as {dates} {', '.join(found[:PLACES])}",) if found else ()
+    return replace(table, features=features, notes=(*table.notes, *note))
 
 
 @contextmanager
@@ -513,9 +534,6 @@ def _notes(features: Sequence[Column]) -> Iterator[str]:
     categories = [f"{column.name} ({len(column.values)})" for column in features if isinstance(column, Categories)]
     if categories:
         yield f"categories {', '.join(categories[:PLACES])}{', …' if len(categories) > PLACES else ''}"
-    dates = [column.name for column in features if isinstance(column, Numbers) and column.kind == "date"]
-    if dates:
-        yield f"dates as seconds {', '.join(dates[:PLACES])}"
 
 
 def _dropped(rows: np.ndarray | None) -> Iterator[str]:

@@ -282,6 +282,12 @@ def _target(link: Path) -> str | None:
     return name if STEP.fullmatch(name) else None
 
 
+def linked_step(folder: Path, name: str) -> int | None:
+    """Return the step of the checkpoint that `last` or `best` points at; None without such a link."""
+    target = _target(folder / name)
+    return None if target is None else _step_of(target)
+
+
 def candidates(folder: Path) -> list[Path]:
     """Return the folders that may hold a state, the best first: the target of `last`, then all others, newest first.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from runner.config import versions
 from runner.config.documents import checked, faults, read_json
@@ -15,15 +14,12 @@ from runner.config.parts import key
 from runner.config.validation import shown
 from runner.errors import CheckpointError
 
-Entry = TypeVar("Entry", bound="Input | Target")
-
 MAX_PROBLEMS = 20
 """Most problems of a sweep's trials that are reported: there may be thousands of one kind."""
 
 RUN = "run.json"
 SUMMARY = "summary.json"
 SWEEP = "sweep.json"
-PREPROCESSING = "preprocessing.json"
 CHECKPOINTS = "checkpoints"
 """Name of the folder of checkpoints in a run directory."""
 
@@ -106,25 +102,6 @@ class Selected:
     parameters_sha256: str = key("SHA-256 of its parameters")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Input:
-    """An entry of `inputs` in `preprocessing.json`: a column that the model gets, scaled = (value − mean) / scale."""
-
-    name: str = key("its name")
-    mean: float = key("what is subtracted")
-    scale: float = key("what it is divided by", above=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """An entry of `targets` in `preprocessing.json`: a target that the model predicts, scaled as an input is."""
-
-    name: str = key("its name")
-    log: bool = key("whether its logarithm is scaled")
-    mean: float = key("what is subtracted")
-    scale: float = key("what it is divided by", above=0)
-
-
 def read_record(run: Path) -> dict[str, Any]:
     """Return the content of `run.json`. Raises `CheckpointError` with every problem."""
     path = run / RUN
@@ -198,29 +175,6 @@ def baselines(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 def flat(value: Any) -> list[float]:
     """Return the numbers of a nested list, or of a single number, in order."""
     return [number for item in value for number in flat(item)] if isinstance(value, list) else [value]
-
-
-def read_columns(run: Path) -> tuple[list[Input], list[Target]]:
-    """Return the inputs and the targets of a run's model, of `preprocessing.json`. Raises `CheckpointError` with every problem."""
-    path = run / PREPROCESSING
-    values = read_json(path, "the preprocessing of a run")
-    return _entries(Input, values, "inputs", path), _entries(Target, values, "targets", path)
-
-
-def _entries(kind: type[Entry], values: Mapping[str, Any], name: str, path: Path) -> list[Entry]:
-    """Return the checked entries of a list in a file."""
-    entries = values.get(name)
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise CheckpointError(f"{path}: `{name}` must be a list of columns, got {shown(entries)}; restore the file")
-    problems = [
-        f"{path}: {problem}"
-        for number, entry in enumerate(entries)
-        for problem in faults(kind, entry, f"{name}.{number}")
-    ]
-    if problems:
-        raise CheckpointError(problems[:MAX_PROBLEMS])
-    fields = [field.name for field in dataclasses.fields(kind)]
-    return [kind(**{field: entry[field] for field in fields}) for entry in entries]
 
 
 def read_sweep(sweep: Path) -> dict[str, Any]:

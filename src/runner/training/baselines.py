@@ -42,7 +42,8 @@ def baselines(dataset: Dataset, names: Sequence[str]) -> dict[str, Mapping[str, 
 
 def _mean(dataset: Dataset) -> dict[str, float]:
     """Return the metrics of the mean of each target over the training rows, in the units of the file."""
-    _, target, weight = dataset.parts["train"].all
+    train = dataset.parts["train"].all
+    target, weight = train.target, train.weight
     truth = dataset.scaling.undo(target.to(widest(target.device)))
     weight = torch.ones_like(truth) if weight is None else weight.to(truth)
     mean = (truth * weight).sum(0) / weight.sum(0)
@@ -72,11 +73,11 @@ def _boosting(dataset: Dataset) -> dict[str, float] | None:
     train = dataset.parts["train"].all
     if train.numbers.numel() * train.target.shape[1] > MOST_NUMBERS:
         return None
-    numbers, target, weight = train.map(lambda values: values.cpu().double())
-    weights = None if weight is None else weight.flatten().numpy()
+    train = train.map(Tensor.cpu).to(torch.float64)
+    weights = None if train.weight is None else train.weight.flatten().numpy()
     trees = [
-        HistGradientBoostingRegressor(random_state=0).fit(numbers.numpy(), column.numpy(), weights)
-        for column in target.T
+        HistGradientBoostingRegressor(random_state=0).fit(train.numbers.numpy(), column.numpy(), weights)
+        for column in train.target.T
     ]
 
     def predict(features: Tensor) -> Tensor:

@@ -225,7 +225,7 @@ def objective(
     config: c.Config,
     model: Model,
     *,
-    forward: Callable[[Tensor], Tensor],
+    forward: Callable[..., Tensor],
     strategy: Strategy,
     loss: Loss,
     rows: Rows,

@@ -15,23 +15,15 @@ from torch import Tensor
 from runner.config import schema as c
 from runner.config.constraints import advised
 from runner.config.validation import cut
+from runner.data import preprocessing
 from runner.data.dataset import Dataset
 from runner.data.diagnostics import listed
+from runner.data.preprocessing import PREPROCESSING
 from runner.data.scaling import Scaling
 from runner.errors import CheckpointError, ConfigError, printable
 from runner.models.base import Model
 from runner.runs import saved_state
-from runner.runs.records import (
-    CHECKPOINTS,
-    PREPROCESSING,
-    RUN,
-    SWEEP,
-    Input,
-    Target,
-    read_columns,
-    read_record,
-    read_summary,
-)
+from runner.runs.records import CHECKPOINTS, RUN, SWEEP, read_record, read_summary
 
 MOST_NAMED = 5
 """Most parameters of which a line says why they do not fit."""
@@ -85,22 +77,9 @@ def read(run: str) -> Weights:
         raise CheckpointError(
             f"`model.init_from` must have the checkpoint of step {step}, which {run!r} reports, but {state}; use another run"
         )
-    inputs, targets = read_columns(path)
-    return Weights(
-        run,
-        step,
-        state["model"],
-        summary["selected"]["parameters_sha256"],
-        tuple(column.name for column in inputs),
-        tuple(target.name for target in targets),
-        Scaling(*_scales(inputs), *_scales(targets), targets[0].log),
-    )
-
-
-def _scales(columns: Sequence[Input] | Sequence[Target]) -> tuple[Tensor, Tensor]:
-    """Return means and scales [columns] in float64."""
-    means, scales = ([getattr(column, name) for column in columns] for name in ("mean", "scale"))
-    return torch.tensor(means, dtype=torch.float64), torch.tensor(scales, dtype=torch.float64)
+    fitted = preprocessing.read(path)
+    sha256 = summary["selected"]["parameters_sha256"]
+    return Weights(run, step, state["model"], sha256, fitted.encoding.names, fitted.target_names, fitted.scaling)
 
 
 def start(model: Model, config: c.Config, dataset: Dataset, weights: Weights) -> Start:

@@ -17,7 +17,7 @@ from runner.config.schema import Config, SinkConfig, config_hash, plain
 from runner.errors import CheckpointError, ConfigError, Interrupted, Pruned
 from runner.runs.atomic import as_yaml, write_atomic, write_json
 from runner.runs.directory import RunDirectory, is_complete, now
-from runner.runs.records import CHECKPOINTS, PREPROCESSING, read_record, read_summary
+from runner.runs.records import CHECKPOINTS, read_record, read_summary
 from runner.runs.sinks.reporter import Reporter
 from runner.training.environment import environment
 from runner.training.failures import as_failure, as_run_failed, error_of, optional
@@ -325,10 +325,11 @@ class RunRecorder:
 
     def begin(self, step: int, first_step: int) -> None:
         """Open the sinks, and print the introduction of the run."""
+        from runner.data.preprocessing import PREPROCESSING
         from runner.training import report
 
         info, hyperparameters = self._info, report.hyperparameters(self.config, self.swept)
-        write_json(self.directory.path / PREPROCESSING, info.dataset.preprocessing())
+        write_json(self.directory.path / PREPROCESSING, info.dataset.preprocessing.state())
         for sink in (*self._dropped_sinks(), *self.sinks):
             sink.open(first_step)
         for sink in self.sinks:

@@ -125,7 +125,14 @@ def test_every_value_is_the_composed_one_and_is_written_at_its_place(
         overridden = any(name == result.key or result.key.startswith(f"{name}.") for name in given if "." in name)
         assert (last.line is None) == (overridden or result.key in given or result.key in also_set(given))
     for group, assigned in explanation.choices.items():
-        if group in introspection.hints(Config) and group not in ("launch", "train", "checkpoint", "record", "sweep"):
+        if group in introspection.hints(Config) and group not in (
+            "launch",
+            "train",
+            "checkpoint",
+            "record",
+            "sweep",
+            "predict",
+        ):
             assert assigned[-1].value == getattr(composed.config, group).name
 
 

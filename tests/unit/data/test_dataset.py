@@ -44,7 +44,7 @@ def _build(config: Any, seed: int = 0, dtype: torch.dtype = torch.float64, **cha
 def _csv(path: Path, text: str, **changes: Any) -> c.Csv:
     path.joinpath("f.csv").write_text(text)
     detected = dict.fromkeys(("delimiter", "decimal", "encoding", "comment", "header"))
-    table = {"sigma": None, "sigma_kind": "relative", "weight": None, "drop": (), "categorical": "auto", "missing": "error", "missing_values": (), "skip_rows": 0, **detected}  # fmt: skip
+    table = {"sigma": None, "sigma_kind": "relative", "weight": None, "drop": (), "categorical": "auto", "dates": "seconds", "missing": "error", "missing_values": (), "skip_rows": 0, **detected}  # fmt: skip
     options: dict[str, Any] = {**COMMON, "split": dataclasses.replace(NO_SPLIT, order="sequential"), **table, **changes}
     return c.Csv(
         name="csv",
@@ -89,10 +89,10 @@ def test_a_part_without_rows_is_left_out() -> None:
 
 def test_rows_are_taken_by_number_or_by_slice() -> None:
     rows = _build(LINE).parts["train"]
-    features, target, weight = rows.take(torch.tensor([4, 1]))
-    assert torch.equal(features, rows.all.numbers[[4, 1]])
-    assert torch.equal(target, rows.all.target[[4, 1]])
-    assert weight is None
+    taken = rows.take(torch.tensor([4, 1]))
+    assert torch.equal(taken.numbers, rows.all.numbers[[4, 1]])
+    assert torch.equal(taken.target, rows.all.target[[4, 1]])
+    assert taken.weight is taken.categories is None
     assert rows.take(slice(None)) is rows.all
     assert torch.equal(rows.take(slice(2, 5)).numbers, rows.all.numbers[2:5])
 

@@ -280,6 +280,42 @@ def test_dates_become_seconds_since_1970(text: str, moment: datetime) -> None:
     assert _values(table)["t"] == [moment.replace(tzinfo=timezone.utc).timestamp(), 86400]
 
 
+PARTS = Columns("y", dates="parts", missing="mean")
+MOMENTS = [datetime(1, 1, 1), datetime(1600, 2, 29, 23), datetime(1969, 12, 31, 23, 59, 59), datetime(1970, 1, 1), datetime(2024, 2, 29, 5, 30), datetime(9999, 12, 31)]  # fmt: skip
+
+
+@pytest.mark.usefixtures("either")
+def test_the_parts_of_a_date_are_those_of_the_calendar() -> None:
+    content = "t,y\n" + "".join(f"{moment.isoformat()},1\n" for moment in MOMENTS) + ",2\n"
+    expected = {part: [getattr(moment, part) for moment in MOMENTS] for part in ("year", "month", "day", "hour")}
+    expected["weekday"] = [moment.weekday() for moment in MOMENTS]
+    typed = pa.array([*MOMENTS, None], pa.timestamp("ms"))
+    for table in (_csv(content, PARTS), _parquet({"t": typed, "y": pa.array([1.0] * len(MOMENTS) + [2.0])}, PARTS)):
+        assert table.notes == ("dates as parts t (year, month, day, weekday, hour)",)
+        found = {column.name: column.take(np.flatnonzero(~column.missing)) for column in table.features}
+        assert {name: _cells(column) for name, column in found.items()} == {
+            f"t.{part}": expected[part] for part in ("year", "month", "day", "weekday", "hour")
+        }
+
+
+@pytest.mark.parametrize(
+    ("days", "parts"),
+    [
+        (["2024-01-31", "2024-02-29"], "month, day, weekday"),
+        (["2023-05-01", "2024-07-01"], "year, month"),
+        (["2024-05-01 12:00", "2024-05-01 13:30"], "hour"),
+        (["2024-05-01", "2024-05-01"], "year"),
+    ],
+)
+def test_parts_of_a_date_that_are_equal_in_every_row_are_left_out(days: list[str], parts: str) -> None:
+    table = _csv(f"t,y\n{days[0]},1\n{days[1]},2\n", PARTS)
+    assert table.notes == (f"dates as parts t ({parts})",)
+    assert [column.name for column in table.features] == [f"t.{part}" for part in parts.split(", ")]
+    typed = pa.array([date.fromisoformat(day[:10]) for day in days])
+    if ":" not in days[0]:
+        assert _parquet({"t": typed, "y": pa.array([1.0, 2.0])}, PARTS).notes == table.notes
+
+
 @pytest.mark.usefixtures("either")
 @pytest.mark.parametrize(
     ("column", "problem"),
