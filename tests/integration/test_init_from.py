@@ -108,6 +108,37 @@ def test_a_network_is_the_same_function_of_the_columns_of_another_table(scaling:
     np.testing.assert_allclose(predictions("other"), values[:, 0] * target["scale"] + target["mean"], rtol=1e-12)
 
 
+def with_colours(name: str, source: str, colours: Sequence[str]) -> None:
+    """Write a table with a column of categories in addition."""
+    header, *rows = Path(source).read_text().splitlines()
+    lines = [f"colour,{header}", *(f"{colours[i % len(colours)]},{row}" for i, row in enumerate(rows))]
+    Path(name).write_text("\n".join(lines) + "\n")
+
+
+def test_a_network_with_embeddings_is_the_same_function_and_has_new_ones_for_other_values() -> None:
+    with_colours("first.csv", "one.csv", ["blue", "red"])
+    with_colours("second.csv", "two.csv", ["red", "blue"])
+    with_colours("third.csv", "two.csv", ["red", "blue", "green"])
+    overrides = [*NETWORK, "model.embedding_size=2"]
+    trained([*overrides, "data.path=first.csv", "train.steps=100"], "source")
+    trained([*overrides, *STILL, "data.path=second.csv", FROM], "other")
+    weights, columns = state("source"), read("source", "preprocessing.json")
+    rows = np.loadtxt("two.csv", delimiter=",", skiprows=1)[:, :3]
+    values = (rows - [c["mean"] for c in columns["inputs"]]) / [c["scale"] for c in columns["inputs"]]
+    codes = [1 + ["blue", "red"].index(["red", "blue"][i % 2]) for i in range(len(rows))]
+    values = np.hstack([values, weights["0.tables.0.weight"].numpy()[codes]])
+    for layer in (1, 3):
+        values = np.tanh(values) if layer > 1 else values
+        values = values @ weights[f"{layer}.weight"].numpy().T + weights[f"{layer}.bias"].numpy()
+    (target,) = columns["targets"]
+    np.testing.assert_allclose(predictions("other"), values[:, 0] * target["scale"] + target["mean"], rtol=1e-12)
+    trained([*overrides, *STILL, "data.path=third.csv", FROM], "more")
+    assert start("more") == (
+        "3 of 5 parameters from source, step 100; new: `0.tables.0.weight` and `1.weight` (it has 6 columns, the run 5: "
+        "with 'colour=green')"
+    )
+
+
 @pytest.mark.parametrize("model", [["model=linear"], ["model=polynomial", "model.degree=3"]])
 def test_a_linear_model_keeps_its_coefficients(model: Sequence[str]) -> None:
     trained([*LINEAR, *model, "train.steps=100"], "source")

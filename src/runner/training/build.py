@@ -23,10 +23,12 @@ from runner.compute.strategies.base import Loss, Strategy
 from runner.config import constraints
 from runner.config import schema as c
 from runner.data import dataset as data
-from runner.data.base import Batches, Rows
+from runner.data.base import Batches
 from runner.data.batches import EpochBatches
-from runner.data.dataset import Dataset
+from runner.data.dataset import Dataset, ResidentRows
+from runner.data.hiding import HidingRows
 from runner.data.progress import unreported
+from runner.data.stacked import StackedRows
 from runner.errors import ConfigError
 from runner.models import losses
 from runner.models.base import Model, start_model
@@ -110,7 +112,7 @@ def prepare(
         dtype,
         device,
         advised,
-        reference=resolved.has_references,
+        categories=resolved.category_coding,
         untransformed="linear" in resolved.record.baselines,
         report=report,
     )
@@ -119,10 +121,10 @@ def prepare(
         raise ConfigError(
             f"the number of processes must not be above the number of training rows, {rows}, got {size}; start fewer processes"
         )
-    problems = sizes.model_problems(resolved, len(dataset.feature_names), len(dataset.target_names))
+    problems = _misfits_of_model(resolved, dataset)
     if problems:
         raise ConfigError(problems)
-    model = start_model(resolved, dataset.feature_names, dataset.target_names)
+    model = start_model(resolved, *dataset.preprocessing.model_columns)
     start = None
     if resolved.model.init_from is not None and not _has_state(resolved.resume):
         start = initial.start(model, resolved, dataset, read_weights(resolved.model.init_from))
@@ -150,6 +152,17 @@ def prepare(
 def _has_state(run: str | None) -> bool:
     """Whether a run to resume has a state of its own, so that it needs no start. On another host its directory may be missing."""
     return run is not None and (not os.path.isdir(run) or saved_state.exists(Path(run)))
+
+
+def _misfits_of_model(config: c.Config, dataset: Dataset) -> list[str]:
+    """Return the problems of a model that does not fit these columns, or that they make too large."""
+    names, targets, cardinalities = dataset.preprocessing.model_columns
+    if config.model.takes_codes and not cardinalities:
+        return [
+            "`model.embedding_size` must be null without columns of categories, of which the data have none; "
+            "use model.embedding_size=null, or name some in `data.categorical`"
+        ]
+    return sizes.model_problems(config, len(names), len(targets), cardinalities)
 
 
 def _metrics_without_value(config: c.Config, dataset: Dataset) -> list[str]:
@@ -192,6 +205,7 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
         strategy=strategy,
         loss=loss,
         rows=rows,
+        seeds=[resolved.seed],
         batches=batches,
         scaler=scaler,
         clip_norm=resolved.train.clip_norm,
@@ -228,13 +242,15 @@ def objective(
     forward: Callable[..., Tensor],
     strategy: Strategy,
     loss: Loss,
-    rows: Rows,
+    rows: ResidentRows | StackedRows,
+    seeds: Sequence[int],
     batches: Batches,
     scaler: Scaler,
     clip_norm: float | Tensor | None,
 ) -> BatchObjective:
-    """Build the objective of one run, or of several vmapped runs."""
+    """Build the objective of one run, or of several vmapped runs with these seeds."""
     device, train = rows.all.target.device, config.train
+    hiding = None if rows.all.categories is None else HidingRows(rows, seeds)
 
     def widened() -> dict[str, Tensor]:
         """Return the parameters in the widest type."""
@@ -247,7 +263,7 @@ def objective(
         model=forward,
         parameters=list(strategy.parameters(model).values()),
         loss=loss,
-        rows=rows,
+        rows=hiding or rows,
         batches=batches,
         strategy=strategy,
         autocast=precision.autocast(config.amp, device),
@@ -260,6 +276,7 @@ def objective(
         jacobian=lambda features: model.jacobian(widened(), features),
         named=widened if config.model.records_parameters else dict,
         bounds=bounds(config.model, model),
+        hide=hiding.begin if hiding else lambda epoch: None,
     )
 
 

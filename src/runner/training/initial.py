@@ -79,7 +79,7 @@ def read(run: str) -> Weights:
         )
     fitted = preprocessing.read(path)
     sha256 = summary["selected"]["parameters_sha256"]
-    return Weights(run, step, state["model"], sha256, fitted.encoding.names, fitted.target_names, fitted.scaling)
+    return Weights(run, step, state["model"], sha256, fitted.encoding.inputs, fitted.target_names, fitted.scaling)
 
 
 def start(model: Model, config: c.Config, dataset: Dataset, weights: Weights) -> Start:
@@ -149,7 +149,7 @@ class _Match:
 
     @cached_property
     def _other_columns(self) -> str | None:
-        return _difference("columns", self.dataset.feature_names, self.weights.columns)
+        return _difference("columns", self.dataset.encoding.inputs, self.weights.columns)
 
     @cached_property
     def _other_targets(self) -> str | None:

@@ -47,10 +47,10 @@ class Trained:
 
         Raises `CheckpointError` if they are not those of the configured model.
         """
-        inputs, targets = self.preprocessing.encoding.names, self.preprocessing.target_names
-        if problems := sizes.model_problems(self.config, len(inputs), len(targets)):
+        names, targets, cardinalities = columns = self.preprocessing.model_columns
+        if problems := sizes.model_problems(self.config, len(names), len(targets), cardinalities):
             raise CheckpointError(f"{self.source}: {problem}" for problem in problems)
-        model = start_model(self.config, inputs, targets)
+        model = start_model(self.config, *columns)
         problems = misfits(self.tensors, model.state_dict())
         if problems:
             raise CheckpointError(f"{self.source}: {problem}; restore it" for problem in problems)

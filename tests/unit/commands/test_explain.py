@@ -178,6 +178,7 @@ def test_a_key_that_is_left_out_gives_a_notice() -> None:
         "model.widths",
         "model.activation",
         "model.dropout",
+        "model.embedding_size",
     ]
     assert result.notices == ("`model.init` of the experiment left out: mlp has no such key",)
 
