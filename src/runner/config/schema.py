@@ -534,6 +534,10 @@ class ModelConfig(Part):
     """Key that changes the start values."""
 
     name: str = key("kind of model")
+    init_from: str | None = key(
+        "directory of a finished run whose parameters the model starts from, where they fit; null starts as the other keys say",
+        before=None,
+    )
 
     def parameter_count(self, columns: int, targets: int, cardinalities: Sequence[int] = ()) -> int:
         """Return the number of parameters for so many features and targets, or 0 for a model that does not know it.

@@ -79,6 +79,19 @@ class Scaling:
         """Return the scaled target [rows, targets] for a target in the units of the file."""
         return ((raw.log() if self.log_target else raw) - self.target_mean) / self.target_scale
 
+    def seen_through(self, other: Scaling) -> Scaling:
+        """Return this scaling for values that `other` has scaled already; without `log_target`, which both must share.
+
+        Where both are equal it changes nothing, to the bit.
+        """
+        return Scaling(
+            (self.feature_mean - other.feature_mean) / other.feature_scale,
+            self.feature_scale / other.feature_scale,
+            (self.target_mean - other.target_mean) / other.target_scale,
+            self.target_scale / other.target_scale,
+            log_target=False,
+        )
+
     def undo(self, prediction: Tensor) -> Tensor:
         """Return a prediction […, targets] in the units of the file, on the prediction's device and in its dtype."""
         mean, scale = self.target_mean.to(prediction), self.target_scale.to(prediction)

@@ -23,6 +23,7 @@ from runner.optim.schedules import Schedule
 from runner.optim.standard_errors import Fit, Inference, infer
 from runner.runs.hashes import Hashes
 from runner.runs.sinks.base import Writer
+from runner.training.initial import Start
 from runner.training.loop import Loop
 from runner.training.metrics import Best, Evaluation, metric_names
 from runner.training.objective import BatchObjective
@@ -52,6 +53,8 @@ class RunInfo:
     parameter_names: Sequence[str]
     lanes: int = 1
     """Number of runs in the same program, this one included."""
+    start: Start | None = None
+    """What the model starts from, if that is another run."""
 
     @property
     def watched(self) -> str:

@@ -59,6 +59,8 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
     if dataset.notes:
         yield f"read     {'; '.join(dataset.notes)}"
     yield f"model    {config.model.name}, {_counted(info.parameter_count, 'parameter')}, loss {config.loss.name}"
+    if info.start is not None:
+        yield f"start    {info.start.sentence}"
     lr, update = config.optimizer.lr, "by hand" if config.update == "manual" else "by torch.optim"
     rate = "" if lr is None else f" {update}, lr {lr:g} ({config.schedule.name})"
     yield f"update   {config.optimizer.name}{rate}"

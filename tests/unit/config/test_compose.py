@@ -78,7 +78,7 @@ def test_another_data_source_keeps_the_keys_that_both_have() -> None:
 
 def test_a_key_on_the_command_line_is_not_dropped() -> None:
     assert problems("+experiment=linreg", "model=mlp", "model.init=normal") == (
-        "`model.init` is not a key of mlp, which has widths, activation, dropout, embedding_size; remove it",
+        "`model.init` is not a key of mlp, which has init_from, widths, activation, dropout, embedding_size; remove it",
     )
 
 
@@ -214,7 +214,7 @@ def test_a_users_experiment_and_option(write: Write) -> None:
     found = config("+experiment=mine", "model.dropout=0.5", config_dir="mine")
     assert (found.name, found.model) == (
         "mine",
-        c.Mlp(name="mlp", widths=(2,), activation="tanh", dropout=0.5, embedding_size=None),
+        c.Mlp(name="mlp", init_from=None, widths=(2,), activation="tanh", dropout=0.5, embedding_size=None),
     )
     assert options("mine")["experiment"] == options()["experiment"] | {"mine": "Mine."}
 
