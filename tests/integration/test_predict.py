@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -121,7 +122,7 @@ def test_every_form_of_the_same_rows_has_the_same_predictions(
     monkeypatch: pytest.MonkeyPatch, capsysbinary: Any
 ) -> None:
     expected = predict()
-    dates = table().set_column(3, "day", pa.compute.cast(table()["day"], pa.date32()))
+    dates = table().set_column(3, "day", pc.cast(table()["day"], pa.date32()))
     pq.write_table(dates, "t.parquet", row_group_size=7)
     feather.write_feather(table(), "t.feather")
     text = Path("t.csv").read_bytes()
@@ -277,7 +278,7 @@ def test_parts_of_dates_are_made_again() -> None:
     np.testing.assert_allclose(
         np.array(column(), float), np.array(column(path="dated/residuals.csv"), float), rtol=1e-6
     )
-    dates = pa.table({"day": pa.compute.cast(table()["day"], pa.timestamp("ms"))})
+    dates = pa.table({"day": pc.cast(table()["day"], pa.timestamp("ms"))})
     np.testing.assert_array_equal(
         runner.load("dated").predict(dates).astype(np.float32), np.array(column(), np.float32)
     )
@@ -360,7 +361,7 @@ def test_a_table_that_does_not_fit_is_refused(text: str, message: str, capsys: p
 def test_a_typed_column_of_another_kind_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     found = (
         table()
-        .set_column(1, "x", pa.compute.cast(table()["day"], pa.date32()))
+        .set_column(1, "x", pc.cast(table()["day"], pa.date32()))
         .set_column(4, "n", pa.array([[1]] * ROWS))
     )
     pq.write_table(found, "bad.parquet")
