@@ -56,7 +56,7 @@ def measure(what: str, path: Path) -> None:
 
     torch.set_num_threads(1)
     config = compose(["data=csv", f"data.path={path}", "data.target=f0", "data.missing=mean", "data.drop=[c2000]", "data.standardize=true", "data.split.test=0.2"]).config  # fmt: skip
-    before, started, size = _peak(), time.process_time(), 0
+    before, started, size = peak(), time.process_time(), 0
     if what == "pyarrow":
         size = pyarrow.csv.read_csv(path, read_options=pyarrow.csv.ReadOptions(use_threads=False)).nbytes
     elif what == "table":
@@ -64,10 +64,11 @@ def measure(what: str, path: Path) -> None:
     else:
         parts = dataset.build(config.data, 0, torch.float32, torch.device("cpu")).parts.values()
         size = sum(values.nbytes for rows in parts for values in rows.all if values is not None)
-    print(time.process_time() - started, (_peak() - before) / MEBIBYTE, size / MEBIBYTE)
+    print(time.process_time() - started, (peak() - before) / MEBIBYTE, size / MEBIBYTE)
 
 
-def _peak() -> int:
+def peak() -> int:
+    """Return the largest memory that this process has had, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -25,6 +25,7 @@ from runner.errors import (
 if TYPE_CHECKING:
     from runner.config.compose import Composed
     from runner.sweep.results import Results
+    from runner.training.predicting import Predictor
     from runner.training.run import Run
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "RunFailed",
     "RunnerError",
     "__version__",
+    "load",
     "multirun",
     "run",
 ]
@@ -102,6 +104,21 @@ def multirun(
             return directory, collect(directory)
         manifest, results = run_and_report(arguments, config_dir, [sys.argv[0] or "python", *arguments])
     return manifest.directory, results
+
+
+def load(run: str | os.PathLike[str], state: str = "selected", device: str = "auto") -> Predictor:
+    """Return the trained model of a run directory: `runner.load("runs/…").predict(frame)`.
+
+    A sweep directory gives the mean over the seeds of its best setting. `state` is the one that the run reports, or "last",
+    "best" or the number of a step; `device` is auto, cpu, cuda, rocm, mps or xpu. Raises `CheckpointError` and `DeviceError`.
+    """
+    import torch
+
+    from runner.sweep.trained import open_models
+    from runner.training.predicting import Predictor, choose_device
+
+    choice = choose_device(device)
+    return Predictor(open_models(os.fspath(run), state), torch.device(choice.torch_device))
 
 
 def _arguments(experiment: str | None, overrides: Sequence[str]) -> list[str]:

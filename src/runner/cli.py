@@ -32,6 +32,8 @@ python -m runner -m … key=a,b,c key='range(0,8)'    a sweep over every combina
 python -m runner … data.split.folds=5               a cross-validation, which is a sweep over five folds
 python -m runner -m resume=SWEEP_DIR                resume a sweep: run its missing and failed trials
 
+python -m runner predict RUN --input FILE --output FILE     predictions of a trained model for new rows
+python -m runner evaluate RUN --input FILE                  its metrics on other rows, by group, and what it relies on
 python -m runner explain +experiment=NAME …         show each value, where it was set and what it means; nothing is run
 python -m runner doctor                             what this machine can run, what it cannot, and how to fix it
 python -m runner parity +experiment=NAME …          run an experiment in every supported way and compare with a reference
@@ -45,7 +47,7 @@ options
   --help, --version
 """
 
-VERBS = ("parity", "verify", "diverge", "doctor", "explain")
+VERBS = ("predict", "evaluate", "parity", "verify", "diverge", "doctor", "explain")
 """Verbs. Each is a module of `runner.commands` with this name."""
 
 

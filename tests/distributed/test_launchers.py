@@ -23,7 +23,7 @@ from runner.runs.directory import RunDirectory
 
 SMALL = ("data=line", "device=cpu", "train.steps=2", "record.plots=false")
 MISSING = ("data=csv", "data.path=nowhere.csv", "data.target=y", "run_dir=run")
-NO_FILE = "error: `data.path` must be a readable file, but 'nowhere.csv' does not exist; give a path relative to the working directory"
+NO_FILE = "error: `data.path` must be a readable file, but 'nowhere.csv' does not exist; give its path with data.path=PATH, relative to the working directory"
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +160,7 @@ def test_a_file_that_is_missing_on_one_process_is_reported_with_its_rank() -> No
 
     outcomes = processes.on(2, work)
     assert [outcome.code for outcome in outcomes] == [2, 2]
-    sentence = "rank 1: `data.path` must be a readable file, but 'd.csv' does not exist; give a path relative to the working directory"
+    sentence = "rank 1: `data.path` must be a readable file, but 'd.csv' does not exist; give its path with data.path=PATH, relative to the working directory"
     assert user_errors(outcomes) == [[f"error: {sentence}"], []]
     assert not run.exists()
 

@@ -71,7 +71,7 @@ def connected() -> Iterator[Any]:
 
 def mlp(*widths: int, dropout: float = 0.0) -> c.Mlp:
     """Return the configuration of a network."""
-    return c.Mlp(name="mlp", widths=widths, activation="tanh", dropout=dropout)
+    return c.Mlp(name="mlp", init_from=None, widths=widths, activation="tanh", dropout=dropout, embedding_size=None)
 
 
 def build(config: Any, columns: int = 2) -> Model:
@@ -97,9 +97,9 @@ def reference(config: Any, rule: str, columns: int = 2) -> Trained:
     model = build(config, columns)
     optimizer, losses, norms = OPTIMIZERS[rule](model.parameters()), [], []
     for count in BATCHES:
-        features, target, weight = rows(count, columns)
+        batch = rows(count, columns)
         optimizer.zero_grad()
-        loss = squares(model(features), target, weight)
+        loss = squares(model(*batch.inputs), batch.target, batch.weight)
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         norms.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm())
@@ -134,8 +134,7 @@ def gradient(strategy: Strategy, forward: Callable[[Tensor], Tensor], count: int
     batch = rows(count, columns)
 
     def backward(part: MicroBatch, factor: float) -> Tensor:
-        features, target, weight = part.rows
-        loss = squares(forward(features), target, weight) * part.share
+        loss = squares(forward(*part.rows.inputs), part.rows.target, part.rows.weight) * part.share
         (loss * factor).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

@@ -87,9 +87,9 @@ TABLES: dict[str, tuple[dict[str, str | bytes], list[str], list[str]]] = {
     'UTF-16 that is none': ({'t.csv': TEN}, [*CSV, 'data.encoding=utf-16'], ["`data.encoding` must fit 't.csv', but line 1 has the byte 0x78, which is not in utf-16; use another encoding"]),
     'a pattern without files': ({}, ['data=csv', 'data.path=*.csv', 'data.target=y'], ["`data.path` must match a file, but nothing has the form '*.csv'; correct the pattern"]),
     'a spreadsheet': ({'t.xlsx': b'PK\x03\x04'}, ['data=csv', 'data.path=t.xlsx', 'data.target=y'], ["`data.path` must be text, but 't.xlsx' is a spreadsheet; save its sheet as CSV"]),
-    'no file': ({}, [*CSV], ["`data.path` must be a readable file, but 't.csv' does not exist; give a path relative to the working directory"]),
+    'no file': ({}, [*CSV], ["`data.path` must be a readable file, but 't.csv' does not exist; give its path with data.path=PATH, relative to the working directory"]),
     'a folder': ({'t.csv/x': ''}, [*CSV], ["`data.path` must be a file or a folder of files, but 't.csv' has none that ends with .csv, .tsv or .txt; give the path of a file"]),
-    'a device': ({}, ['data=csv', 'data.path=/dev/zero', 'data.target=y'], ["`data.path` must be a readable file, but '/dev/zero' is not a regular file; give a path relative to the working directory"]),
+    'a device': ({}, ['data=csv', 'data.path=/dev/zero', 'data.target=y'], ["`data.path` must be a readable file, but '/dev/zero' is not a regular file; give its path with data.path=PATH, relative to the working directory"]),
 }  # fmt: skip
 
 COMMANDS: dict[str, list[str]] = {
@@ -206,10 +206,10 @@ LONG_TEXTS: dict[str, tuple[list[str], list[str]]] = {
     '~L': (['~' + LONG], ['`~' + "k" * 198 + '…' + "k" * 59 + '` deletes a key, but every key must have a value; set a value instead']),
     'model.L=3': (['model.' + LONG + '=3'], ['`model.' + "k" * 193 + '…' + "k" * 59 + '` is not a key; see docs/config.md for the list of keys']),
     'run_dir=Px': (['run_dir=' + PATH], ['`run_dir` must be an empty or a new directory, got ' + "a/" * 100 + '…' + "a/" * 29 + 'x: File name too long; use another one']),
-    'resume=Px': (['resume=' + PATH], ['`optimizer.lr` must not change when a run is resumed, because it would change the experiment (only device, strategy, launch, train.steps, train.epochs, train.cuda_graph, train.select, checkpoint, record may); remove it, or start a new run', "`resume` must be a run directory, got '" + "a/" * 99 + 'a…/' + "a/" * 28 + "x', which is not a directory; correct the path"]),
+    'resume=Px': (['resume=' + PATH], ['`optimizer.lr` must not change when a run is resumed, because it would change the experiment (only device, data.path, data.valid_path, data.test_path, strategy, launch, train.steps, train.epochs, train.cuda_graph, train.select, checkpoint, record may); remove it, or start a new run', "`resume` must be a run directory, got '" + "a/" * 99 + 'a…/' + "a/" * 28 + "x', which is not a directory; correct the path"]),
     'rerun Px': (['rerun', PATH], ["`rerun` must be a run directory, got '" + "a/" * 99 + 'a…/' + "a/" * 28 + "x', which is not a directory; correct the path"]),
     '--config-dir Px': (['--config-dir', PATH], ["`--config-dir` must be a folder of configuration groups, got '" + "a/" * 99 + 'a…/' + "a/" * 28 + "x'; correct the path"]),
-    'data=csv data.target=y data.path=Px': (['data=csv', 'data.target=y', 'data.path=' + PATH], ["`data.path` must be a readable file, but '" + "a/" * 58 + '… cannot be read (File name too long); give a path relative to the working directory']),
+    'data=csv data.target=y data.path=Px': (['data=csv', 'data.target=y', 'data.path=' + PATH], ["`data.path` must be a readable file, but '" + "a/" * 58 + '… cannot be read (File name too long); give its path with data.path=PATH, relative to the working directory']),
     'seed=L': (['seed=' + LONG], ["`seed` must be an integer from 0 to 4294967295, got '" + "k" * 116 + '…']),
     'name=L': (['name=' + LONG], ["`name` must be a string that matches [A-Za-z0-9][A-Za-z0-9._-]{0,99}, got '" + "k" * 116 + '…']),
     'optimizer=L': (['optimizer=' + LONG], ["`optimizer` must be one of adam, adamw, lbfgs, lm, lstsq, momentum, sgd, got '" + "k" * 116 + '…']),

@@ -270,7 +270,7 @@ TEN = "x,y\n" + "".join(f"{i},{2 * i}\n" for i in range(10))
 @pytest.mark.parametrize(
     ("text", "arguments", "beginning"),
     [
-        (None, [], "`data.path` must be a readable file, but 'rows.csv' does not exist; give a path relative to the working directory"),
+        (None, [], "`data.path` must be a readable file, but 'rows.csv' does not exist; give its path with data.path=PATH, relative to the working directory"),
         ("", [], "`data.path` must have a header and rows, but 'rows.csv' is empty; use another file"),
         ("x,y\n", [], "`data.path` must have rows, got a header and 0 rows in 'rows.csv'; add rows"),
         ("x,y\n1,2\na,3\n", [], "`data.path`: line 3 of 'rows.csv', column 'x', must be a finite number, got 'a', text; "),

@@ -193,25 +193,6 @@ def test_a_checkpoint_of_another_experiment_is_refused(old: str, new: str, key: 
     assert json.loads(Path("done/run.json").read_text())["status"] == "finished"
 
 
-def test_changed_data_is_refused() -> None:
-    Path("t.csv").write_text("x,y\n" + "".join(f"{i},{2 * i + 1}\n" for i in range(20)))
-    table = [
-        "data=csv",
-        "data.path=t.csv",
-        "data.target=y",
-        "train.steps=5",
-        "record.plots=false",
-        "data.standardize=true",
-    ]
-    runner.run(None, [*table, "run_dir=done"])
-    Path("t.csv").write_text(Path("t.csv").read_text() + "20,0\n")
-    with pytest.raises(
-        runner.CheckpointError,
-        match=r"`data.path` must be the file that step_5 was trained on, but its content has changed",
-    ):
-        runner.run(None, ["resume=done", "train.steps=6"])
-
-
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,7 +136,7 @@ def test_an_own_file_is_read_with_the_kinds_of_the_training_rows() -> None:
 
 
 OWN: dict[str, tuple[str, str]] = {
-    "no such file": ("", "`data.valid_path` must be a readable file, but 'v.csv' does not exist; give a path relative to the working directory"),
+    "no such file": ("", "`data.valid_path` must be a readable file, but 'v.csv' does not exist; give its path with data.valid_path=PATH, relative to the working directory"),
     "a column missing": ("x,y\n1,2\n", "`data.valid_path` must have the columns of the training rows, but 'v.csv' lacks 'when'; add them"),
     "no rows": ("x,when,y\n", "`data.valid_path` must have rows, got a header and 0 rows in 'v.csv'; add rows"),
     "text instead of dates": ("x,when,y\n1,late,2\n2,soon,3\n", "`data.valid_path` must have the same kinds of columns as the training rows, but 'when' of 'v.csv' has other ones; write its cells in the same way"),
@@ -386,7 +386,7 @@ def test_a_run_of_a_fold_is_resumed_and_repeated_to_the_bit() -> None:
     ("overrides", "problem"),
     [
         (["data.split.folds=31"], "`data.split.folds` must be at most the number of rows to divide, 30, got 31; use fewer folds"),
-        (["data.split.folds=3", "data.path=no.csv"], "`data.path` must be a readable file, but 'no.csv' does not exist; give a path relative to the working directory"),
+        (["data.split.folds=3", "data.path=no.csv"], "`data.path` must be a readable file, but 'no.csv' does not exist; give its path with data.path=PATH, relative to the working directory"),
         (["-m", "data.split.folds=2,3"], "`data.split.folds` must be one value for the whole sweep, got several; start a sweep for each of them"),
         (["-m", "data.split.folds=3", "data.split.fold=3,4"], "trial 1: `data.split.fold` must be at most `data.split.folds`=3, got 4; use a smaller number"),
     ],

@@ -396,7 +396,7 @@ def test_a_sweep_that_cannot_be_run_is_refused(
 def test_a_sweep_in_which_no_trial_can_be_built_is_refused(launcher: str, capsys: pytest.CaptureFixture[str]) -> None:
     table = ["data=csv", "data.path=absent.csv", "data.target=y", *QUICK]
     assert sweep(*table, "optimizer.lr=0.1,0.01", f"hydra/launcher={launcher}") == 2
-    message = "`data.path` must be a readable file, but 'absent.csv' does not exist; give a path relative to the working directory"
+    message = "`data.path` must be a readable file, but 'absent.csv' does not exist; give its path with data.path=PATH, relative to the working directory"
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")] == [f"error: {message}"]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runner.config import constraints, introspection, overrides, validation
+from runner.config import constraints, introspection, overrides, validation, versions
 from runner.config.hydra_adapter import composed_groups, option_text, options, resolved_values, set_key
 from runner.config.overrides import Plan
 from runner.config.resume import base_values
@@ -28,6 +28,8 @@ class Composed:
     config: Config
     overrides: tuple[str, ...]
     notices: tuple[str, ...] = ()
+    repeats: str | None = None
+    """Directory of the run that this one repeats, with the same data; None for other data."""
     has_references: bool = False
     """Whether a value is a reference to another one, ${…}, and so may change with it."""
 
@@ -48,7 +50,8 @@ def compose(arguments: Sequence[str], config_dir: str | None = None, base: str |
     if config is None or plan.problems:
         raise ConfigError(plan.problems)
     notices = [*plan.notices, *constraints.notices(config)]
-    return Composed(config, tuple(arguments), tuple(notices), plan.has_references)
+    repeats = base if plan.saved is not None and _asks_for_data_of(plan.saved, config) else None
+    return Composed(config, tuple(arguments), tuple(notices), repeats, plan.has_references)
 
 
 def check(values: Mapping[str, Any]) -> Config:
@@ -62,7 +65,7 @@ def check(values: Mapping[str, Any]) -> Config:
 
 def _config(plan: Plan, config_dir: str | None, base: str | None) -> Config | None:
     """Return the checked configuration, or None if the plan has problems. Further problems are added to the plan."""
-    saved = base_values(plan, base)
+    saved = plan.saved = base_values(plan, base)
     if "experiment" in plan.unresolved:
         return None
     composed = _composed(plan, config_dir, saved)
@@ -70,6 +73,7 @@ def _config(plan: Plan, config_dir: str | None, base: str | None) -> Config | No
     written = composed.copy() if plan.has_references else composed  # references are replaced by their values below
     values = resolved_values(composed, plan)
     if saved is None:
+        values = versions.completed(Config, values)  # a user's own option may be older than a key
         _drop_foreign_keys(values, plan)
         _notice_kept_values(values, plan, config_dir)
     try:
@@ -79,6 +83,13 @@ def _config(plan: Plan, config_dir: str | None, base: str | None) -> Config | No
         raise error.changed(lambda problem: _advised(problem, written)) from None
     plan.problems += [_advised(problem, written) for problem in _further_problems(values, plan)]
     return None
+
+
+def _asks_for_data_of(saved: Mapping[str, Any], config: Config) -> bool:
+    """Return whether the data are those of a saved configuration, though perhaps in other places."""
+    data, paths = saved["data"], config.data.paths
+    files = {f"data.{name}" for name in ("path", "valid_path", "test_path") if data.get(name) is not None}
+    return bool(data["name"] == config.data.name) and files == paths.keys()
 
 
 def _advised(problem: str, composed: DictConfig) -> str:

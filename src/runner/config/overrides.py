@@ -44,6 +44,8 @@ class Plan:
     """Groups whose requested option does not exist. Their keys cannot be checked."""
     dependent: set[str] = field(default_factory=set)
     """Keys that refer to a key without a value, which is reported there. They are known after composition."""
+    saved: Mapping[str, Any] | None = None
+    """Values of the run that is resumed or repeated; None for a new run. They are known after composition."""
     has_references: bool = False
     """Whether a value is a reference to another one, ${…}. It is known after composition."""
 

@@ -11,7 +11,7 @@ from runner.config import introspection, validation, versions
 from runner.config.documents import read_yaml
 from runner.config.hydra_adapter import yaml_values
 from runner.config.overrides import Plan
-from runner.config.schema import Config, ScheduleConfig, free_keys, plain, resumable_keys
+from runner.config.schema import Config, DataConfig, ScheduleConfig, free_keys, plain, resumable_keys
 from runner.errors import CheckpointError
 
 
@@ -137,11 +137,26 @@ def refuse_other(state: Mapping[str, Any], config: Config, data_sha256: str, pat
                 f"`{name}` must be {saved.get(key)} as in {path.name}, got {present.get(key)} in config.yaml; restore config.yaml"
             )
     if state["data_sha256"] != data_sha256:
-        problems.append(
-            f"`data.path` must be the file that {path.name} was trained on, but its content has changed; restore it, or start a new run"
-        )
+        problems.append(other_data(config.data, state["data_sha256"], data_sha256, path))
     if problems:
         raise CheckpointError(problems)
+
+
+def other_data(data: DataConfig, known: str, found: str, trained: Path) -> str:
+    """Return the problem with data of another SHA-256 than the `known` one, which a run or checkpoint was `trained` on."""
+    keys = [f"`{key}`" for key in data.paths] or [f"`data`={data.name}"]
+    files = "file" if len(keys) == 1 else "files"
+    remedy = f"give the {files} with that content, or start a new run" if data.paths else "start a new run"
+    return (
+        f"{' and '.join(keys)} must have the content that {trained.name} was trained on, SHA-256 {known[:8]}…, "
+        f"got {found[:8]}…; {remedy}"
+    )
+
+
+def same_data(paths: Mapping[str, str], sha256: str, trained: Path) -> str:
+    """Return the note that files in other places, by key, have the content that a run was `trained` on."""
+    shown = " and ".join(f"`{key}`={path}" for key, path in paths.items())
+    return f"{shown} {'has' if len(paths) == 1 else 'have'} the content that {trained} was trained on, SHA-256 {sha256[:8]}…"
 
 
 def _leaves(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:

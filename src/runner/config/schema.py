@@ -26,6 +26,8 @@ from runner.errors import ExpressionError
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 Metric = Literal["loss", "rmse", "mae", "r2"]
 Init = Literal["kaiming", "uniform", "normal", "zeros"]
+CategoryCoding = Literal["one-hot", "reference", "codes"]
+"""How a column of categories is encoded: a column of 0 and 1 for each value, or for each but the first, or integers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +177,11 @@ class DataConfig(Part):
         return None
 
     @property
+    def paths(self) -> dict[str, str]:
+        """Path of each file by the key that gives it. On resume and rerun it may be another one with the same content."""
+        return {}
+
+    @property
     def size_keys(self) -> tuple[str, ...]:
         """Keys that decide how much memory the data take."""
         return ("data",)
@@ -318,14 +325,55 @@ _OF_READ_ROWS = ("split", "seed", "numbers", "standardize", "target_scale", "log
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Table(DataConfig):
-    path: str = key("path of the file, relative to the working directory")
+class _Files(DataConfig):
+    path: str = key("path of the file, relative to the working directory", resumable=True)
     valid_path: str | None = key(
-        "path of a file with the validation rows, read like that of data.path; null takes them from there", before=None
+        "path of a file with the validation rows, read like that of data.path; null takes them from there",
+        resumable=True,
+        before=None,
     )
     test_path: str | None = key(
-        "path of a file with the test rows, read like that of data.path; null takes them from there", before=None
+        "path of a file with the test rows, read like that of data.path; null takes them from there",
+        resumable=True,
+        before=None,
     )
+
+    @property
+    def size_keys(self) -> tuple[str, ...]:
+        """The file."""
+        return ("data.path",)
+
+    @property
+    def own_paths(self) -> dict[str, str]:
+        """Path of the file of each part that has its own."""
+        paths = {"valid": self.valid_path, "test": self.test_path}
+        return {part: path for part, path in paths.items() if path is not None}
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The file, and those of the parts that have their own."""
+        return {"data.path": self.path, **{f"data.{part}_path": path for part, path in self.own_paths.items()}}
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problems of the keys of every source, and of parts with a file and a share."""
+        yield from super().problems()
+        for part in self.own_paths:
+            if self.split.shares[part]:
+                yield (
+                    f"`data.split.{part}` must be 0 with `data.{part}_path`, which has the {part} rows, got "
+                    f"{self.split.shares[part]}; use data.split.{part}=0"
+                )
+        if self.valid_path is not None and self.split.folds is not None:
+            yield (
+                f"`data.split.folds` must be null with `data.valid_path`, which has the validation rows, got {self.split.folds}; "
+                "use data.split.folds=null"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig(DataConfig):
+    """Data source whose columns have names and roles."""
+
     rename: dict[str, str] = key(
         "new names of columns, {new: name in the file}; the other keys use the new ones", names=True, before={}
     )
@@ -371,11 +419,6 @@ class _Table(DataConfig):
         return len(self.targets)
 
     @property
-    def size_keys(self) -> tuple[str, ...]:
-        """The file."""
-        return ("data.path",)
-
-    @property
     def knows_variance(self) -> bool:
         """Whether the variance of the target is given."""
         return self.sigma is not None and self.sigma_kind == "absolute"
@@ -401,17 +444,10 @@ class _Table(DataConfig):
         columns = {"split.column": self.split.column, "split.group": self.split.group}
         return json.dumps({key: value for key, value in plain(self).items() if key not in _OF_READ_ROWS} | columns)
 
-    @property
-    def own_paths(self) -> dict[str, str]:
-        """Path of the file of each part that has its own."""
-        paths = {"valid": self.valid_path, "test": self.test_path}
-        return {part: path for part, path in paths.items() if path is not None}
-
     def problems(self) -> Iterator[str]:
-        """Yield the problems of targets and new names, of the keys that weight the rows, and of parts with a file and a share."""
+        """Yield the problems of targets and new names, and of the keys that weight the rows."""
         yield from super().problems()
         yield from self._target_problems()
-        yield from self._part_problems()
         if "" in self.rename:
             yield f"`data.rename` must give {self.rename['']!r} a name that is not empty; write {{name: {self.rename['']!r}}}"
         for column, count in Counter(self.rename.values()).items():
@@ -443,22 +479,9 @@ class _Table(DataConfig):
                 f"{str(self.split.stratify).lower()}; use data.split.stratify=false"
             )
 
-    def _part_problems(self) -> Iterator[str]:
-        for part in self.own_paths:
-            if self.split.shares[part]:
-                yield (
-                    f"`data.split.{part}` must be 0 with `data.{part}_path`, which has the {part} rows, got "
-                    f"{self.split.shares[part]}; use data.split.{part}=0"
-                )
-        if self.valid_path is not None and self.split.folds is not None:
-            yield (
-                f"`data.split.folds` must be null with `data.valid_path`, which has the validation rows, got {self.split.folds}; "
-                "use data.split.folds=null"
-            )
-
 
 @dataclass(frozen=True, kw_only=True)
-class Csv(_Table, name="csv", builder="runner.data.tables:from_csv"):
+class Csv(TableConfig, _Files, name="csv", builder="runner.data.tables:from_csv"):
     """A text file of rows with a delimiter. What is null here is detected from the first lines, and reported."""
 
     delimiter: str | None = key(
@@ -474,8 +497,13 @@ class Csv(_Table, name="csv", builder="runner.data.tables:from_csv"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parquet(_Table, name="parquet", builder="runner.data.tables:from_parquet"):
+class Parquet(TableConfig, _Files, name="parquet", builder="runner.data.tables:from_parquet"):
     """A Parquet, Feather or Arrow file, or several (extra `tables`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory(TableConfig, name="memory", builder="runner.data.tables:from_memory"):
+    """A table that Python code gives, such as `runner.sklearn`; not for the command line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -488,7 +516,8 @@ class ModelConfig(Part):
     """Model: a function with parameters to learn.
 
     A builder takes (config, feature_names, target_names, generator) and returns a `runner.models.base.Model` in float64 on
-    the CPU.
+    the CPU. For a model that takes codes, it also gets how many codes each column of categories has, and the features are
+    the numbers alone.
     """
 
     identifiable: ClassVar[bool] = True
@@ -505,9 +534,16 @@ class ModelConfig(Part):
     """Key that changes the start values."""
 
     name: str = key("kind of model")
+    init_from: str | None = key(
+        "directory of a finished run whose parameters the model starts from, where they fit; null starts as the other keys say",
+        before=None,
+    )
 
-    def parameter_count(self, columns: int, targets: int) -> int:
-        """Return the number of parameters for so many features and targets, or 0 for a model that does not know it."""
+    def parameter_count(self, columns: int, targets: int, cardinalities: Sequence[int] = ()) -> int:
+        """Return the number of parameters for so many features and targets, or 0 for a model that does not know it.
+
+        `cardinalities` are the numbers of codes of the categories, for a model that takes them.
+        """
         return 0
 
     @property
@@ -538,6 +574,11 @@ class ModelConfig(Part):
     @property
     def draws(self) -> bool:
         """Whether the forward pass in training draws random numbers."""
+        return False
+
+    @property
+    def takes_codes(self) -> bool:
+        """Whether the model takes categories as codes beside the numbers; otherwise they are numbers, one-hot."""
         return False
 
     def doubts(self, features: Sequence[str], others: Sequence[str], selected: bool) -> Iterator[str]:
@@ -572,7 +613,7 @@ class Polynomial(ModelConfig, name="polynomial", builder="runner.models.linear:p
     degree: int = key("highest power", at_least=1, at_most=50)
     init: Init = key("initial parameters; kaiming is torch's default, uniform is U(0, 1), normal is N(0, 1)")
 
-    def parameter_count(self, columns: int, targets: int) -> int:
+    def parameter_count(self, columns: int, targets: int, cardinalities: Sequence[int] = ()) -> int:
         """Return for each target one for each power of each feature, and one."""
         return (columns * self.degree + 1) * targets
 
@@ -587,20 +628,32 @@ class Mlp(ModelConfig, name="mlp", builder="runner.models.mlp:build"):
     widths: tuple[int, ...] = key("number of units in each hidden layer", at_least=1)
     activation: Literal["relu", "tanh", "gelu", "silu", "sigmoid"] = key("activation function after each hidden layer")
     dropout: float = key("probability that a hidden unit is set to 0 in training", at_least=0, below=1)
+    embedding_size: int | None = key(
+        "numbers that stand for a category, one vector for each value, trained with the network; null makes categories one-hot",
+        at_least=1,
+        before=None,
+    )
 
     @property
     def draws(self) -> bool:
         """Whether there is dropout."""
         return self.dropout > 0
 
+    @property
+    def takes_codes(self) -> bool:
+        """Whether there are embeddings."""
+        return self.embedding_size is not None
+
     def problems(self) -> Iterator[str]:
         """Yield the problem of more layers than can be built and trained in a reasonable time."""
         if len(self.widths) > 1000:
             yield f"`model.widths` must have at most 1000 layers, got {len(self.widths):,}; use fewer and wider ones"
 
-    def parameter_count(self, columns: int, targets: int) -> int:
-        """Return the weights and biases of all layers."""
-        return sum((inputs + 1) * outputs for inputs, outputs in pairwise((columns, *self.widths, targets)))
+    def parameter_count(self, columns: int, targets: int, cardinalities: Sequence[int] = ()) -> int:
+        """Return the weights and biases of all layers, and the vectors of the categories."""
+        size = self.embedding_size or 0
+        widths = (columns + size * len(cardinalities), *self.widths, targets)
+        return size * sum(cardinalities) + sum((inputs + 1) * outputs for inputs, outputs in pairwise(widths))
 
 
 def _error_of(formula: str, fixed: Mapping[str, float]) -> ExpressionError | None:
@@ -1217,6 +1270,16 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Predictions for new rows."""
+
+    unseen: Literal["other", "error"] = key(
+        "what a category is that the training rows did not have: other is one without a column of its own, error refuses it",
+        before="other",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """The whole configuration of one run."""
 
@@ -1253,6 +1316,7 @@ class Config:
     checkpoint: Checkpoint = group(changes="recording", resumable=True)
     record: Record = group(changes="recording", resumable=True)
     sweep: Sweep = group(changes="recording", per_run=True)
+    predict: Predict = group(changes="recording", per_run=True)
 
     @property
     def may_standardize(self) -> bool:
@@ -1261,12 +1325,16 @@ class Config:
         return not (data.standardize or data.numbers or data.target_scale or self.model.keeps_units)
 
     @property
-    def has_references(self) -> bool:
-        """Whether the first value of a column of categories has no coefficient, since the columns add up to the constant.
+    def category_coding(self) -> CategoryCoding:
+        """What the model gets of a column of categories.
 
-        A gradient method and a penalty have an answer for every column.
+        With "reference" the first value has no coefficient, since the columns add up to the constant; a gradient method and a
+        penalty have an answer for every column.
         """
-        return self.model.adds_constant and self.optimizer.least_squares and not self.optimizer.l2_penalty
+        if self.model.takes_codes:
+            return "codes"
+        solved = self.model.adds_constant and self.optimizer.least_squares and not self.optimizer.l2_penalty
+        return "reference" if solved else "one-hot"
 
 
 def plain(config: Any) -> dict[str, Any]:

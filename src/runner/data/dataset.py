@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from runner.data import rounding, tables
 from runner.data.encoding import Encoding, NumberEncoding
 from runner.data.kinds import Categories, Column, Numbers
 from runner.data.memory import allocate
+from runner.data.preprocessing import Preprocessing
 from runner.data.progress import Report, unreported
 from runner.data.scaling import Scaling, moments
 from runner.data.split import split
@@ -72,6 +72,28 @@ class Dataset:
     untransformed: Mapping[str, Tensor]
     """Standardized numbers [rows, numbers] of each part on the CPU where `data.numbers` makes others of them, if they are kept."""
 
+    @property
+    def width(self) -> int:
+        """Number of columns of numbers where all categories are one-hot."""
+        return len(self.feature_names) + sum(count - 1 for count in self.encoding.cardinalities)
+
+    def one_hot(self) -> Dataset:
+        """Return the same rows with codes as columns of numbers, one-hot, behind the others."""
+        if not self.encoding.coded:
+            return self
+        return replace(
+            self, parts={name: replace(rows, all=self._one_hot(rows.all)) for name, rows in self.parts.items()}
+        )
+
+    def _one_hot(self, batch: Batch) -> Batch:
+        assert batch.categories is not None
+        known = [
+            column.unsqueeze(1) == torch.arange(1, count, device=column.device)
+            for column, count in zip(batch.categories.unbind(1), self.encoding.cardinalities, strict=True)
+        ]
+        numbers = torch.cat([batch.numbers, *(columns.to(batch.numbers.dtype) for columns in known)], 1)
+        return batch._replace(numbers=numbers, categories=None)
+
     def standardized(self) -> Dataset:
         """Return the same rows with standardized numbers, whatever `data.numbers` is. Where it transforms them they must be kept."""
         places = list(self.encoding.number_places)
@@ -94,28 +116,18 @@ class Dataset:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the encoded columns, which the model gets."""
+        """Names of the encoded columns of numbers, which the model gets."""
         return self.encoding.names
 
-    def preprocessing(self) -> dict[str, Any]:
-        """Return all that a prediction needs to know of the training rows, as JSON for preprocessing.json."""
-        scaling = self.scaling
-        return {
-            "format": 1,
-            "features": self.encoding.state(),
-            "inputs": [
-                {"name": name, "mean": mean, "scale": scale}
-                for name, mean, scale in zip(
-                    self.feature_names, scaling.feature_mean.tolist(), scaling.feature_scale.tolist(), strict=True
-                )
-            ],
-            "targets": [
-                {"name": name, "log": scaling.log_target, "mean": mean, "scale": scale}
-                for name, mean, scale in zip(
-                    self.target_names, scaling.target_mean.tolist(), scaling.target_scale.tolist(), strict=True
-                )
-            ],
-        }
+    @property
+    def category_names(self) -> tuple[str, ...]:
+        """Names of the columns of codes, which the model gets."""
+        return tuple(column.name for column in self.encoding.coded)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """All that a prediction needs to know of the training rows."""
+        return Preprocessing(self.encoding, self.scaling, self.target_names)
 
 
 def build(
@@ -125,7 +137,7 @@ def build(
     device: torch.device,
     advised: rounding.Advised = lambda key, value: None,
     *,
-    reference: bool = False,
+    categories: c.CategoryCoding = "one-hot",
     untransformed: bool = False,
     report: Report = unreported,
     read: Callable[[int, Report], tables.Table] | None = None,
@@ -133,8 +145,7 @@ def build(
     """Return the dataset of a configuration in `dtype` on `device`.
 
     `seed` is the run's seed; `data.seed` takes precedence. `advised` returns the advice to use another value of a key, and
-    `reference` says whether the first value of each column of categories has no column of its own. With `untransformed`, numbers
-    that `data.numbers` transforms are also kept as they were. `report` receives lines of progress where reading takes long.
+    `categories` says what is made of a column of categories. With `untransformed`, numbers that `data.numbers` transforms are also kept as they were. `report` receives lines of progress where reading takes long.
     `read` is used instead of `config.build`; the features are taken out of the table that it returns.
     Raises `DataError` if the data cannot be read, split or represented in `dtype`.
     """
@@ -145,26 +156,32 @@ def build(
         _require_positive(table)
     parts = split(config.split, table.targets[0].values, stream(seed, "split"), table.given, table.groups)
     train = parts["train"]
-    encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed, reference)
+    encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed, categories)
     encoding.require_memory(len(target), dtype.itemsize)
     encoding.require_distinct_names()
     standardized, counted = config.number_transform == "standardize", counted_rows(table, train)
     blocks = map(torch.from_numpy, encoding.blocks(table.features, counted.numpy())) if standardized else ()
     scaled = [numeric and standardized for numeric in encoding.scaled]
     scaling = Scaling.fit_blocks(
-        blocks, scaled, target[counted], scales_target=config.scales_target, log_target=config.log_target
+        blocks,
+        scaled,
+        target[counted],
+        scales_target=config.scales_target,
+        log_target=config.log_target,
+        weight=None if table.weight is None else torch.from_numpy(table.weight)[counted],
     )
     weights = weigh(table, parts, scaling)
     check = rounding.Check(str(dtype).removeprefix("torch."), advised, table.place)
     cast = _Cast(scaling, config, dtype, check)
     parts = {name: rows for name, rows in parts.items() if len(rows)}
     kept = _untransformed(table.features, encoding, parts, dtype) if untransformed else {}
-    numbers, scaled_target = cast.features(table.features, encoding, parts), cast.targets(table.targets, target)
+    features, scaled_target = cast.features(table.features, encoding, parts), cast.targets(table.targets, target)
     weight = None if weights is None else cast.weight(weights.values)
     rounded = check.warnings()
     source, resident = torch.from_numpy(table.rows), {}
     for name, rows in parts.items():
-        batch = Batch(numbers.pop(name), scaled_target[rows], None if weight is None else weight[rows])
+        numbers, codes = features.pop(name)
+        batch = Batch(numbers, scaled_target[rows], None if weight is None else weight[rows], codes)
         resident[name] = ResidentRows(batch.map(lambda values: values.to(device)), source[rows])
     return Dataset(
         resident,
@@ -220,8 +237,10 @@ class _Cast:
     dtype: torch.dtype
     check: rounding.Check
 
-    def features(self, columns: list[Column], encoding: Encoding, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the encoded features [rows, columns] of each part.
+    def features(
+        self, columns: list[Column], encoding: Encoding, parts: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Return the numbers [rows, columns] of each part, and the codes of its categories [rows, columns] if there are any.
 
         The columns are taken out of the list one by one and cast, and put together only then: what is in memory is the
         table and one column of the dtype, and later twice the features in the dtype.
@@ -237,22 +256,25 @@ class _Cast:
                 cast.append((self._feature(encoded, column, place, scaled), missing))
             else:
                 assert isinstance(column, Categories)
-                cast.append((torch.from_numpy(encoded.places(column)), None))
+                cast.append((torch.from_numpy((encoded.codes if encoded.coded else encoded.places)(column)), None))
         del column, scaled  # the last column may hold the memory of all
-        width = len(encoding.scaled)
+        width, coded = len(encoding.scaled), {encoded.name: place for place, encoded in enumerate(encoding.coded)}
         numbers = {name: torch.zeros(len(rows), width, dtype=self.dtype) for name, rows in parts.items()}
+        codes = {name: torch.zeros(len(rows), len(coded), dtype=torch.int64) for name, rows in parts.items()}
         for place, encoded in encoding.placed():
             values, missing = cast.popleft()
             for name, rows in parts.items():
                 own = values[rows]
                 if isinstance(encoded, NumberEncoding):
                     numbers[name][:, place] = own
+                elif encoded.coded:
+                    codes[name][:, coded[encoded.name]] = own
                 else:
                     known = (own >= 0).nonzero().flatten()
                     numbers[name][known, place + own[known]] = 1
                 if missing is not None:
                     numbers[name][:, place + 1] = missing[rows]
-        return numbers
+        return {name: (numbers[name], codes[name] if coded else None) for name in parts}
 
     def targets(self, columns: Sequence[Numbers], values: Tensor) -> Tensor:
         """Return the targets [rows, targets], whose values in the file are float64 of that shape."""
@@ -272,9 +294,7 @@ class _Cast:
 
     def _feature(self, encoded: NumberEncoding, column: Numbers, place: int, scaled: Tensor) -> Tensor:
         """Return a column [rows], transformed and scaled in memory [rows] of float64; its missing values are filled in."""
-        values = encoded.filled(column)
-        if encoded.transform is not None:
-            values = encoded.transform.apply(values)
+        values = encoded.transformed(column)
         mean, scale = float(self.scaling.feature_mean[place]), float(self.scaling.feature_scale[place])
         self._require_finite(self.scaling.feature(place, torch.from_numpy(values), scaled))
         if encoded.transform is None:  # a transform leaves no large offset, and bounds the values

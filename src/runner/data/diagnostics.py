@@ -94,6 +94,8 @@ class Fault(NamedTuple):
     """Content of the cell; for a row, the requirement, the finding and the remedy."""
     values: int = 1
     """Number of cells that it stands for; more than 1 means the whole column."""
+    kind: str = "number"
+    """What the cell must be: a number, or a date."""
 
 
 class UnknownColumn(NamedTuple):
@@ -105,6 +107,10 @@ class UnknownColumn(NamedTuple):
     columns: Sequence[str]
 
     def __str__(self) -> str:
+        return f"`{self.key}` must name a column of {named(self.path)}, got {shown(self.name)}; {self.nearest()}"
+
+    def nearest(self) -> str:
+        """Return the names of the columns as a sentence, those first that are most like the one that is not there."""
         wanted = _folded(self.name)
         same = [column for column in self.columns if _folded(column) == wanted]
         matcher = difflib.SequenceMatcher(b=wanted)
@@ -116,7 +122,7 @@ class UnknownColumn(NamedTuple):
         nearest = sorted(self.columns[:_MOST_COMPARED], key=distance)
         hint = " (case and spaces matter)" if same else ""
         columns = list(dict.fromkeys((*same, *nearest, *self.columns)))
-        return f"`{self.key}` must name a column of {named(self.path)}, got {shown(self.name)}; the columns are {listed(columns)}{hint}"  # fmt: skip
+        return f"the columns are {listed(columns)}{hint}"
 
 
 Problem: TypeAlias = "str | UnknownColumn"
@@ -167,12 +173,12 @@ def refuse_other_formats(path: str, beginning: bytes) -> None:
             raise DataError(f"`data.path` must be text, but {named(path)} {description}")
 
 
-def refuse_odd_header(path: str, header: list[str], delimiter: str) -> None:
-    """Raise `DataError` if the first record does not consist of column names."""
+def refuse_odd_header(path: str, header: list[str], delimiter: str, least: int = 2) -> None:
+    """Raise `DataError` if the first record does not consist of so many column names at least."""
     text = "".join(header)
     if not text.strip():
         raise DataError(f"`data.path` must start with a header, but {named(path)} starts with a blank line; remove it")
-    if len(header) < 2:
+    if len(header) < least:
         raise DataError(
             f"`data.path` must have at least two columns, but with the delimiter {shown(delimiter)} {named(path)} has one, "
             f"{shown(text)}; set `data.delimiter`, or leave out a title above the header with `data.skip_rows`"
@@ -217,6 +223,8 @@ def _message(path: str, fault: Fault, row_name: str) -> str:
     place = f"`data.path`: {row_name} {fault.row} of {named(path)}"
     if fault.column is None:
         return f"{place} {fault.text}"
+    if fault.kind == "date":
+        return f"{place}, column {shown(fault.column)}, must be a date such as 2024-01-31, got {shown(fault.text)}; correct it"
     problem, scope = number_problem(fault.text), ""
     if fault.values > 1:  # the cells of a whole column are not corrected one by one
         problem = f"{problem.partition(';')[0]}; use numbers, or another column"

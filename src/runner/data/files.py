@@ -175,5 +175,5 @@ def _zstd(path: str, source: BinaryIO) -> Any:
 
 def _unreadable(path: str, fault: str) -> DataError:
     return DataError(
-        f"`data.path` must be a readable file, but {named(path)} {fault}; give a path relative to the working directory"
+        f"`data.path` must be a readable file, but {named(path)} {fault}; give its path with data.path=PATH, relative to the working directory"
     )

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -66,6 +67,13 @@ class Numbers:
             return None
         return replace(self, values=np.concatenate([self.values, other.values]))
 
+    def part(self, kind: str) -> Numbers:
+        """Return a part of a column of dates, such as year, in UTC."""
+        present = ~self.missing
+        values = np.full(len(present), np.nan)
+        values[present] = _date_parts(self.values[present])[kind]
+        return Numbers(f"{self.name}.{kind}", values, kind)
+
     def in_parts(self) -> list[Numbers]:
         """Return year, month, day, weekday and hour of a column of dates, in UTC; those that are equal in every row are left out.
 
@@ -74,12 +82,8 @@ class Numbers:
         present = ~self.missing
         parts = _date_parts(self.values[present])
         varying = [kind for kind, values in parts.items() if (values != values[:1]).any()]
-        columns: list[Numbers] = []
-        for kind in varying or ["year"]:
-            values = np.full(len(present), np.nan)
-            values[present] = parts[kind]
-            columns.append(Numbers(f"{self.name}.{kind}", values, kind, further_part=bool(columns)))
-        return columns
+        first, *others = varying or ["year"]
+        return [self.part(first), *(replace(self.part(kind), further_part=True) for kind in others)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +120,19 @@ class Categories:
 
 
 Column = Numbers | Categories
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some rows of a table whose columns are of known kinds."""
+
+    columns: dict[str, Column]
+    kept: dict[str, Any]
+    """Cells as they stand in the source, by column: a list of texts, or an array of pyarrow."""
+
+    def __len__(self) -> int:
+        cells: Any = next(iter((*self.kept.values(), *(column.missing for column in self.columns.values()))))
+        return len(cells)
 
 
 @dataclass(frozen=True)
@@ -190,6 +207,8 @@ class ColumnReader:
     """Number of cells that are neither usable numbers nor missing."""
     first_bad: list[tuple[int, str]] = field(default_factory=list)
     """Row, from 0, and text of the first of these cells."""
+    kind: ClassVar[str] = "number"
+    """What these cells must be."""
     zeros_first: str | None = None
     """The first cell of digits that begins with a zero, as identifiers do."""
     _fractions: bool = False
@@ -263,10 +282,8 @@ class ColumnReader:
 
     def _add_numbers(self, texts: Texts, decimal: str) -> None:
         values, missing = texts.numbers(decimal), texts.missing
-        bad = np.isnan(values) & ~missing
-        spelled = len(values) - int(bad.sum()) - int(missing.sum())
-        large = np.flatnonzero(np.abs(values) >= EXACT_INTEGER)  # one beyond may be rounded to it
-        bad[large] = [_rounded(texts.text(row)) for row in large.tolist()]
+        bad = _unusable(values, texts)
+        spelled = len(values) - int((np.isnan(values) & ~missing).sum()) - int(missing.sum())
         places = np.flatnonzero(bad)
         for row in places[: MOST_PLACES - len(self.first_bad)].tolist():
             self.first_bad.append((self._rows + row, texts.text(row)))
@@ -280,6 +297,57 @@ class ColumnReader:
         self._rows += len(values)
         if self._values is not None:
             self._values.extend(values)
+
+
+@dataclass
+class KindReader:
+    """Reads one column whose kind is known, block after block, without a look at other blocks."""
+
+    name: str
+    kind: str
+    """number, date or category."""
+    bad: int = 0
+    """Number of cells that are neither of the kind nor missing."""
+    first_bad: list[tuple[int, str]] = field(default_factory=list)
+    """Row, from 0, and text of the first of these cells."""
+    _rows: int = 0
+
+    def read(self, texts: Texts, decimal: str) -> Column:
+        """Return the cells of a block. Those that are not of the kind are noted, and missing in the column."""
+        column = self._column(texts, decimal)
+        self._rows += len(texts)
+        return column
+
+    def _column(self, texts: Texts, decimal: str) -> Column:
+        if self.kind == "number":
+            values = texts.numbers(decimal)
+            self._note(_unusable(values, texts), texts)
+            return Numbers(self.name, values)
+        places: dict[str, int] = {}
+        codes = texts.encode(places)
+        if self.kind == "category":
+            return Categories(self.name, codes, tuple(places))
+        seconds = np.array([*(_moment(text) for text in places), np.nan], np.float64)[codes]
+        self._note(np.isnan(seconds) & (codes >= 0), texts)
+        return Numbers(self.name, seconds, "date")
+
+    def faults(self) -> list[tuple[int, str, int]]:
+        """Return row, from 0, and text of the first of these cells, each standing for itself."""
+        return [(row, text, 1) for row, text in self.first_bad]
+
+    def _note(self, bad: np.ndarray, texts: Texts) -> None:
+        places = np.flatnonzero(bad)
+        self.bad += len(places)
+        for row in places[: MOST_PLACES - len(self.first_bad)].tolist():
+            self.first_bad.append((self._rows + row, texts.text(row)))
+
+
+def _unusable(values: np.ndarray, texts: Texts) -> np.ndarray:
+    """Return the mask [rows] of the cells that are no usable numbers, of their values as numbers, and are not missing."""
+    bad: np.ndarray = np.isnan(values) & ~texts.missing
+    large = np.flatnonzero(np.abs(values) >= EXACT_INTEGER)  # one beyond may be rounded to it
+    bad[large] = [_rounded(texts.text(row)) for row in large.tolist()]
+    return bad
 
 
 def unusable(path: str, columns: Mapping[str, Column | str]) -> list[str]:
@@ -345,14 +413,20 @@ def _seconds(texts: Sequence[str]) -> list[float] | str | None:
     dates = [_iso_date(text) for text in texts]
     if 2 * sum(date is not None for date in dates) <= len(texts):
         return None
-    seconds: list[float] = []
-    for text, date in zip(texts, dates, strict=True):
-        try:
-            moment = datetime.fromisoformat(date or "none")
-        except ValueError:
-            return f"has dates, but {shown(text)} is none; correct it, or list it in `data.missing_values`"
-        seconds.append((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp())
-    return seconds
+    seconds = [_moment(text) for text in texts]
+    wrong = next((text for text, value in zip(texts, seconds, strict=True) if value is None), None)
+    if wrong is not None:
+        return f"has dates, but {shown(wrong)} is none; correct it, or list it in `data.missing_values`"
+    return [value for value in seconds if value is not None]
+
+
+def _moment(text: str) -> float | None:
+    """Return the seconds since 1970 of a date, as UTC where it names no time zone; None for a text that is none."""
+    try:
+        moment = datetime.fromisoformat(_iso_date(text) or "none")
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def _date_parts(seconds: np.ndarray) -> dict[str, np.ndarray]:

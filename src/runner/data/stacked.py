@@ -47,15 +47,14 @@ def _taken(values: Tensor, rows: Tensor | slice) -> Tensor:
 def stack_datasets(datasets: Sequence[Dataset]) -> tuple[dict[str, StackedRows], Scaling]:
     """Return the stacked parts by name, and a scaling whose `undo` applies each lane's own target scaling.
 
-    The datasets must have the same parts of the same sizes, all or none of them with weights. If target scalings differ, their mean and scale are
+    The datasets must have the same parts of the same sizes, all or none of them with weights, and with codes of categories. If target scalings differ, their mean and scale are
     [lanes, 1, targets].
     """
     parts = {}
     for name in datasets[0].parts:
         rows: list[ResidentRows] = [dataset.parts[name] for dataset in datasets]
-        numbers, target, weights = zip(*(part.all for part in rows), strict=True)
-        weight = None if weights[0] is None else _stacked(weights)
-        batch = Batch(_stacked(numbers), _stacked(target), weight)
+        columns = zip(*(part.all for part in rows), strict=True)
+        batch = Batch(*(None if values[0] is None else _stacked(values) for values in columns))  # type: ignore[arg-type]
         parts[name] = StackedRows(batch, _stacked([part.source for part in rows]))
     scalings = [dataset.scaling for dataset in datasets]
     mean, scale = _stacked([s.target_mean for s in scalings]), _stacked([s.target_scale for s in scalings])

@@ -18,19 +18,20 @@ from runner.data.diagnostics import (
 )
 from runner.data.dialect import Form, detect
 from runner.data.files import File
-from runner.data.kinds import Column, ColumnReader, Rules, unusable, usable
+from runner.data.kinds import Block, Column, ColumnReader, KindReader, Rules, unusable, usable
 from runner.data.text import examine
+from runner.data.texts import Texts
 from runner.errors import DataError
 
 
 class TextSource:
     """Text files that together are one table; all have the same columns."""
 
-    def __init__(self, path: str, files: Sequence[File], form: Form) -> None:
+    def __init__(self, path: str, files: Sequence[File], form: Form, least_columns: int = 2) -> None:
         self.path = path
         self.warnings: list[str] = []
         digest = hashlib.sha256()
-        opened = [_opened(file, form, digest) for file in files]
+        opened = [_opened(file, form, digest, least_columns) for file in files]
         self.sha256 = digest.hexdigest()
         self._files = [cells for cells, _ in opened]
         self.names, self.notes = opened[0][1], list(self._files[0].dialect.notes)
@@ -70,6 +71,51 @@ class TextSource:
             for line in cells.lines(own, len(self.names))
         ]
 
+    def blocks(
+        self, places: Mapping[str, int], kinds: Mapping[str, str], kept: Sequence[str], markers: frozenset[str]
+    ) -> Iterator[Block]:
+        """Yield all rows in blocks: columns of known kinds, and columns as they stand in the files, at these places by name.
+
+        Nothing is yielded after a cell or row that cannot be used, and all of those are in the `DataError` at the end.
+        """
+        readers = [KindReader(name, kind) for name, kind in kinds.items()]
+        self._rows = []
+        for cells in self._files:
+            self._rows.append(0)
+            for texts in self._file_blocks(cells, places, readers, kept, markers):
+                columns = {reader.name: reader.read(texts[reader.name], cells.dialect.decimal) for reader in readers}
+                block = Block(columns, {name: texts[name].cells for name in kept})
+                self._rows[-1] += len(block)
+                cells.text.file.progress.at(f"{sum(self._rows):,} rows")
+                if not any(reader.bad for reader in readers) and not any(file.faulty for file in self._files):
+                    yield block
+        for cells in self._files:
+            cells.text.file.require_unchanged()
+        self._refuse((), readers)
+
+    def _file_blocks(
+        self,
+        cells: Cells,
+        places: Mapping[str, int],
+        readers: Sequence[KindReader],
+        kept: Sequence[str],
+        markers: frozenset[str],
+    ) -> Iterator[dict[str, Texts]]:
+        """Yield the cells of some columns of one file, block after block."""
+        names = list(dict.fromkeys((*(reader.name for reader in readers), *kept)))
+        wanted = [places[name] for name in names]
+        guessed = {places[reader.name] for reader in readers if reader.kind == "number" and reader.name not in kept}
+        done = 0
+        try:
+            for block in cells.blocks(len(self.names), wanted, markers, guessed):
+                yield dict(zip(names, block, strict=True))
+                done += len(block[0])
+        except OtherCells:  # the rows so far are the same without a guess
+            for block in cells.blocks(len(self.names), wanted, markers):
+                if len(block[0]) > done:
+                    yield dict(zip(names, (texts.below(done) for texts in block), strict=True))
+                done = max(done - len(block[0]), 0)
+
     def _by_file(self, rows: Sequence[int]) -> Iterator[tuple[Cells, list[int]]]:
         """Yield each file with those of some rows that are its own, counted from its first one."""
         first = 0
@@ -101,21 +147,23 @@ class TextSource:
                 cells.text.file.progress.at(f"{sum(self._rows) + rows:,} of about {lines:,} rows")
             self._rows.append(rows)
 
-    def _refuse(self, problems: Sequence[str], readers: Sequence[ColumnReader]) -> None:
+    def _refuse(self, problems: Sequence[str], readers: Sequence[ColumnReader | KindReader]) -> None:
         """Raise `DataError` for problems, rows of the wrong length, a table without rows, and cells of columns of numbers."""
         if not sum(self._rows) + sum(cells.faulty for cells in self._files):
             raise DataError(f"`data.path` must have rows, got a header and 0 rows in {named(self.path)}; add rows")
         first = 0
         for cells, count in zip(self._files, self._rows, strict=True):
             own = [
-                (row - first, reader.name, text, values)
+                (row - first, reader, text, values)
                 for reader in readers
                 for row, text, values in reader.faults()
                 if first <= row < first + count
             ]
             rows = sorted({row for row, _, _, _ in own})
             lines = dict(zip(rows, cells.lines(rows, len(self.names)), strict=True))
-            faults = cells.faults + [Fault(lines[row], name, text, values) for row, name, text, values in own]
+            faults = cells.faults + [
+                Fault(lines[row], reader.name, text, values, reader.kind) for row, reader, text, values in own
+            ]
             more = cells.faulty - len(cells.faults)
             more += sum(reader.bad - len(reader.first_bad) for reader in readers if len(reader.faults()) > 1)
             if not count and cells.faulty > 1:
@@ -124,7 +172,7 @@ class TextSource:
             first += count
 
 
-def _opened(file: File, form: Form, digest: Any) -> tuple[Cells, list[str]]:
+def _opened(file: File, form: Form, digest: Any, least_columns: int) -> tuple[Cells, list[str]]:
     """Return the cells of a text and the names of its columns. The bytes of the file are added to the digest."""
     refuse_other_formats(file.path, next(file.chunks(), b"")[:16])
     text = examine(file, form.encoding, digest)
@@ -132,7 +180,7 @@ def _opened(file: File, form: Form, digest: Any) -> tuple[Cells, list[str]]:
     header = next((record for _, record in cells.records()), None)
     if header is None:
         raise DataError(f"`data.path` must have a header and rows, but {named(file.path)} is empty; use another file")
-    refuse_odd_header(file.path, header, cells.dialect.delimiter)
+    refuse_odd_header(file.path, header, cells.dialect.delimiter, least_columns)
     if not cells.dialect.header:
         return cells, [f"column_{i + 1}" for i in range(len(header))]
     return cells, [name.strip() for name in [header[0].removeprefix(cells.dialect.header_sign), *header[1:]]]

@@ -21,6 +21,10 @@ _ZEROS_FIRST = re.compile(r"0[0-9]+")
 class Texts(Protocol):
     """Some cells of a column, without blanks around them."""
 
+    @property
+    def cells(self) -> Any:
+        """The cells as they stand in the source: a list of texts, or an array of pyarrow."""
+
     def __len__(self) -> int:
         """Return the number of cells."""
 
@@ -39,6 +43,9 @@ class Texts(Protocol):
 
     def encode(self, places: dict[str, int]) -> np.ndarray:
         """Return the place of each cell, int32 [rows], or -1 for a missing value; new texts are given the next place."""
+
+    def below(self, row: int) -> Texts:
+        """Return the cells from a row on."""
 
 
 @dataclass
@@ -81,6 +88,10 @@ class PlainTexts:
         """Return the place of each cell."""
         cells = (-1 if text in self.markers else places.setdefault(text, len(places)) for text in self._texts)
         return np.fromiter(cells, np.int32, len(self._texts))
+
+    def below(self, row: int) -> PlainTexts:
+        """Return the cells from a row on."""
+        return PlainTexts(self.cells[row:], self.markers)
 
 
 @dataclass
@@ -167,6 +178,10 @@ class ArrowTexts:
         codes: np.ndarray = np.array(table, np.int32)[self._distinct[0]]
         return codes
 
+    def below(self, row: int) -> ArrowTexts:
+        """Return the cells from a row on."""
+        return ArrowTexts(self.cells[row:], self.markers)
+
 
 @dataclass
 class ArrowFloats:
@@ -204,6 +219,10 @@ class ArrowFloats:
     def encode(self, places: dict[str, int]) -> np.ndarray:
         """Refuse: numbers are no categories."""
         raise NotImplementedError
+
+    def below(self, row: int) -> ArrowFloats:
+        """Return the cells from a row on."""
+        return ArrowFloats(self.cells[row:])
 
     @property
     def plain(self) -> bool:

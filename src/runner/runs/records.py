@@ -20,6 +20,8 @@ MAX_PROBLEMS = 20
 RUN = "run.json"
 SUMMARY = "summary.json"
 SWEEP = "sweep.json"
+CHECKPOINTS = "checkpoints"
+"""Name of the folder of checkpoints in a run directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class RunRecord:
     host: str | None = key("machine of that process", before=None)
     overrides: tuple[str, ...] = key("overrides as typed", before=[])
     config_hash: str | None = key("SHA-256 of the configuration", before=None)
+    init_from_sha256: str | None = key("SHA-256 of the parameters that `model.init_from` named", before=None)
+    data_sha256: str | None = key("SHA-256 of the data; empty for those that are made", before=None)
     world_size: int = key("number of processes", at_least=1, before=1)
     threads: int = key("threads of each process", at_least=1, before=1)
     lanes: int = key("runs in the same program", at_least=1, before=1)
@@ -64,6 +68,7 @@ class Sweep:
     format: int = key("version of the file's form", at_least=1, before=1)
     status: Literal["running", "finished", "failed", "interrupted"] = key("how the sweep ended", before="running")
     resumed: int = key("how often it was resumed", at_least=0, before=0)
+    started: str | None = key("when it was started, in UTC", before=None)
     name: str = key("name of the experiment")
     command: tuple[str, ...] = key("command as typed", before=[])
     config_dir: str | None = key("the user's folder of groups", before=None)

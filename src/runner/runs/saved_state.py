@@ -6,6 +6,7 @@ The SHA-256 sums of a manifest reveal damage. They do not prove who wrote the fi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from torch import Tensor
 from runner.config.documents import check_size, faults
 from runner.config.parts import key
 from runner.config.validation import shown
+from runner.errors import CheckpointError
 from runner.runs import checkpoint
 from runner.runs.checkpoint import STATE, Loaded
+from runner.runs.records import CHECKPOINTS, read_record
 
 MAX_VALUES = 1_000_000
 """Most values of a state besides the numbers of its tensors."""
@@ -45,6 +48,11 @@ class State:
     best: Score = field()
 
 
+def exists(run: Path) -> bool:
+    """Return whether a run has a checkpoint, intact or not."""
+    return bool(checkpoint.candidates(run / CHECKPOINTS))
+
+
 def load(folder: Path, *, best: bool = False) -> Loaded | None:
     """Return the newest usable checkpoint of a run, as `checkpoint.load` does.
 
@@ -66,6 +74,17 @@ def load(folder: Path, *, best: bool = False) -> Loaded | None:
     if loaded is None or not best:
         return loaded
     return replace(loaded, best={loaded.step: loaded.state, **states}.get(loaded.state["best"].get("step")))
+
+
+def data_sha256(run: Path) -> str | None:
+    """Return the SHA-256 of the data that a run was trained on; None if neither its record nor a checkpoint has it."""
+    with suppress(CheckpointError):
+        if (recorded := read_record(run)["data_sha256"]) is not None:
+            return str(recorded)
+    with suppress(CheckpointError):  # an older run
+        if (loaded := load(run / CHECKPOINTS)) is not None:
+            return str(loaded.state["data_sha256"])
+    return None
 
 
 def intact(path: Path) -> dict[str, Any] | str:

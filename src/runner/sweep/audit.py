@@ -62,7 +62,7 @@ def difference(first: Path, second: Path) -> float:
 
 def _parameters(directory: Path) -> dict[str, Any]:
     from runner.runs import saved_state
-    from runner.training.recorder import CHECKPOINTS
+    from runner.runs.records import CHECKPOINTS
 
     loaded = saved_state.load(directory / CHECKPOINTS)
     assert loaded is not None

@@ -35,7 +35,7 @@ from runner.sweep.optuna_options import OptunaOptions
 from runner.sweep.search_space import Space
 
 OWNER = "sweep"
-"""Attribute of a trial with its sweep directory, if several sweeps share a study."""
+"""Attribute of a trial with the time at which its sweep was started, if several sweeps share a study."""
 
 
 class Study:

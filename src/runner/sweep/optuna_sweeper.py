@@ -15,6 +15,7 @@ from runner.config.schema import Metric
 from runner.errors import ConfigError
 from runner.sweep.arguments import FOLD
 from runner.sweep.launcher import Launcher
+from runner.sweep.manifest import Manifest
 from runner.sweep.optuna_options import OptunaOptions
 from runner.sweep.reporter import Watch
 from runner.sweep.search_space import Space, read
@@ -142,7 +143,9 @@ def _open_study(options: OptunaOptions, space: Space, directory: Path) -> Study:
     directory.mkdir(parents=True, exist_ok=True)
     shared = options.storage is not None
     path = Path(options.storage) if options.storage is not None else directory / JOURNAL
-    return Study(options, space, options.directions, path, str(directory.resolve()) if shared else None)
+    # Not the directory, which may be moved.
+    owner = str(Manifest.read(directory).values["started"]) if shared else None
+    return Study(options, space, options.directions, path, owner)
 
 
 def _conflicts(options: OptunaOptions, space: Space, launcher: Launcher) -> list[str]:

@@ -12,18 +12,20 @@ from runner.compute import sizes
 from runner.compute.gc_pause import gc_paused
 from runner.config.schema import Config
 from runner.errors import ConfigError, Interrupted
+from runner.runs.records import CHECKPOINTS
 from runner.runs.sinks.reporter import Reporter
 from runner.sweep.reporter import SweepReporter, TrialResult
 from runner.sweep.shared_data import SharedData
 from runner.sweep.trials import Trial, group_by
 from runner.training.environment import environment
 from runner.training.failures import as_run_failed
-from runner.training.recorder import CHECKPOINTS, Opened, RunRecorder
+from runner.training.recorder import Opened, RunRecorder
 
 if TYPE_CHECKING:
     from runner.compute.devices import DeviceChoice
     from runner.runs.checkpoint import Loaded
     from runner.training.build import Inputs
+    from runner.training.initial import Weights
 
 
 @dataclass
@@ -57,6 +59,7 @@ class TrialBatches:
         self._choice, self._command, self._reporter, self._memory_bytes = choice, command, reporter, memory_bytes
         self._environment = cache(environment)
         self._data = SharedData()
+        self._read_weights = cache(_read_weights)
 
     def check(self, trials: Sequence[Trial]) -> None:
         """Check that the trials fit the device. Raises `ConfigError` with every problem and its first trial."""
@@ -109,7 +112,12 @@ class TrialBatches:
             with gc_paused():
                 records.config = resolved = build.resolve(config, self._choice, 1)
                 prepared, _ = build.prepare(
-                    resolved, self._choice, 1, report=self._reporter.warn, build_data=self._data.build
+                    resolved,
+                    self._choice,
+                    1,
+                    report=self._reporter.warn,
+                    build_data=self._data.build,
+                    read_weights=self._read_weights,
                 )
             best, loaded = resolved.train.reports_best, None
             if config.resume is not None:
@@ -122,6 +130,12 @@ class TrialBatches:
             self._reporter.ended({trial.number: TrialResult("failed", {}, failure)})
             return None
         return PreparedTrial(trial, resolved, prepared, prepared.model, records, 0 if loaded is None else loaded.step)
+
+
+def _read_weights(run: str) -> Weights:
+    from runner.training import initial
+
+    return initial.read(run)
 
 
 def free_bytes(kind: str) -> float:

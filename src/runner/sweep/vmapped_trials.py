@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from runner.errors import Interrupted, Pruned
 from runner.runs.atomic import synced_together
-from runner.runs.records import selected_metrics
+from runner.runs.records import CHECKPOINTS, selected_metrics
 from runner.sweep.reporter import SweepReporter, TrialResult, Watch
 from runner.sweep.trial_batches import PreparedTrial, TrialBatches
 from runner.sweep.trials import Trial, by_program
 from runner.training.failures import as_run_failed, error_of, python_warnings_to
-from runner.training.recorder import CHECKPOINTS
 from runner.training.run import checkpoint_metadata, first_new_row
 
 if TYPE_CHECKING:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +23,12 @@ from runner.compute.strategies.base import Loss, Strategy
 from runner.config import constraints
 from runner.config import schema as c
 from runner.data import dataset as data
-from runner.data.base import Batches, Rows
+from runner.data.base import Batches
 from runner.data.batches import EpochBatches
-from runner.data.dataset import Dataset
+from runner.data.dataset import Dataset, ResidentRows
+from runner.data.hiding import HidingRows
 from runner.data.progress import unreported
+from runner.data.stacked import StackedRows
 from runner.errors import ConfigError
 from runner.models import losses
 from runner.models.base import Model, start_model
@@ -32,8 +36,11 @@ from runner.optim import schedules
 from runner.optim.base import Optimizer
 from runner.optim.build import build as build_optimizer
 from runner.optim.optimum import find_optimum
+from runner.runs import saved_state
 from runner.runs.hashes import parameters_sha256
+from runner.training import initial
 from runner.training.experiment import Experiment, RunInfo, watched
+from runner.training.initial import Start, Weights
 from runner.training.metrics import NEEDS_SPREAD, Evaluation, has_no_spread
 from runner.training.objective import BatchObjective
 from runner.training.step import EagerStep, GraphedStep, Step
@@ -52,6 +59,8 @@ class Inputs:
     tensors: Mapping[str, Tensor]
     """The model's parameters and buffers by name, without storage: their shapes and dtypes."""
     parameter_names: Sequence[str]
+    start: Start | None = None
+    """What the model starts from, if that is another run."""
 
 
 def resolve(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:
@@ -87,6 +96,7 @@ def prepare(
     *,
     report: Callable[[str], None] = unreported,
     build_data: Callable[..., Dataset] = data.build,
+    read_weights: Callable[[str], Weights] = initial.read,
 ) -> tuple[Inputs, dict[str, str]]:
     """Return data and model, not placed yet, and the properties that must be equal on all processes: name → text.
 
@@ -102,7 +112,7 @@ def prepare(
         dtype,
         device,
         advised,
-        reference=resolved.has_references,
+        categories=resolved.category_coding,
         untransformed="linear" in resolved.record.baselines,
         report=report,
     )
@@ -111,10 +121,13 @@ def prepare(
         raise ConfigError(
             f"the number of processes must not be above the number of training rows, {rows}, got {size}; start fewer processes"
         )
-    problems = sizes.model_problems(resolved, len(dataset.feature_names), len(dataset.target_names))
+    problems = _misfits_of_model(resolved, dataset)
     if problems:
         raise ConfigError(problems)
-    model = start_model(resolved, dataset.feature_names, dataset.target_names)
+    model = start_model(resolved, *dataset.preprocessing.model_columns)
+    start = None
+    if resolved.model.init_from is not None and not _has_state(resolved.resume):
+        start = initial.start(model, resolved, dataset, read_weights(resolved.model.init_from))
     if resolved.optimizer.linear_only and not model.is_linear(dataset.parts["train"].all.numbers.cpu()):
         raise ConfigError(
             f"`optimizer` must not be {resolved.optimizer.name} for a model that is not linear in its parameters, got {resolved.model.name}; "
@@ -132,7 +145,24 @@ def prepare(
     # Before a strategy shards them.
     tensors = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
     count = sum(parameter.numel() for parameter in model.parameters())
-    return Inputs(dataset, model, device, count, tensors, [name for name, _ in model.named_parameters()]), equal
+    names = [name for name, _ in model.named_parameters()]
+    return Inputs(dataset, model, device, count, tensors, names, start), equal
+
+
+def _has_state(run: str | None) -> bool:
+    """Whether a run to resume has a state of its own, so that it needs no start. On another host its directory may be missing."""
+    return run is not None and (not os.path.isdir(run) or saved_state.exists(Path(run)))
+
+
+def _misfits_of_model(config: c.Config, dataset: Dataset) -> list[str]:
+    """Return the problems of a model that does not fit these columns, or that they make too large."""
+    names, targets, cardinalities = dataset.preprocessing.model_columns
+    if config.model.takes_codes and not cardinalities:
+        return [
+            "`model.embedding_size` must be null without columns of categories, of which the data have none; "
+            "use model.embedding_size=null, or name some in `data.categorical`"
+        ]
+    return sizes.model_problems(config, len(names), len(targets), cardinalities)
 
 
 def _metrics_without_value(config: c.Config, dataset: Dataset) -> list[str]:
@@ -175,6 +205,7 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
         strategy=strategy,
         loss=loss,
         rows=rows,
+        seeds=[resolved.seed],
         batches=batches,
         scaler=scaler,
         clip_norm=resolved.train.clip_norm,
@@ -208,16 +239,18 @@ def objective(
     config: c.Config,
     model: Model,
     *,
-    forward: Callable[[Tensor], Tensor],
+    forward: Callable[..., Tensor],
     strategy: Strategy,
     loss: Loss,
-    rows: Rows,
+    rows: ResidentRows | StackedRows,
+    seeds: Sequence[int],
     batches: Batches,
     scaler: Scaler,
     clip_norm: float | Tensor | None,
 ) -> BatchObjective:
-    """Build the objective of one run, or of several vmapped runs."""
+    """Build the objective of one run, or of several vmapped runs with these seeds."""
     device, train = rows.all.target.device, config.train
+    hiding = None if rows.all.categories is None else HidingRows(rows, seeds)
 
     def widened() -> dict[str, Tensor]:
         """Return the parameters in the widest type."""
@@ -230,7 +263,7 @@ def objective(
         model=forward,
         parameters=list(strategy.parameters(model).values()),
         loss=loss,
-        rows=rows,
+        rows=hiding or rows,
         batches=batches,
         strategy=strategy,
         autocast=precision.autocast(config.amp, device),
@@ -243,6 +276,7 @@ def objective(
         jacobian=lambda features: model.jacobian(widened(), features),
         named=widened if config.model.records_parameters else dict,
         bounds=bounds(config.model, model),
+        hide=hiding.begin if hiding else lambda epoch: None,
     )
 
 
@@ -279,6 +313,7 @@ def run_info(
         prepared.tensors,
         prepared.parameter_names,
         lanes,
+        prepared.start,
     )
 
 

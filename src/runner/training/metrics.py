@@ -46,8 +46,8 @@ class Evaluation:
     """Metrics and predictions of a model: the loss in the units of training, all others in the units of the file."""
 
     model: torch.nn.Module
-    forward: Callable[[Tensor], Tensor]
-    """Features → predictions […, rows, targets] as the model scales them."""
+    forward: Callable[..., Tensor]
+    """Inputs of a batch → predictions […, rows, targets] as the model scales them."""
     loss: Loss
     autocast: Callable[[], Any]
     undo: Callable[[Tensor], Tensor]
@@ -62,7 +62,7 @@ class Evaluation:
         All are means by the weights of the rows. Every process must call it.
         """
         rows = self.parts[part]
-        count, (_, target, weight) = len(rows), rows.all
+        count, target, weight = len(rows), rows.all.target, rows.all.weight
         wide = widest(target.device)
         truth = self.undo(target.to(wide))
         # A constant target has no spread; its rounded mean would give it one.
@@ -74,27 +74,28 @@ class Evaluation:
                 portions = self.strategy.portions(min(CHUNK_ROWS, count - first))
                 batches = [rows.take(slice(first + portion.first, first + portion.last)) for portion in portions]
                 sums = sums + self.strategy.reduce([self._sums(batch, center) for batch in batches])
-        return [self._means(*lane) for lane in zip(*(sum_.reshape(-1).tolist() for sum_ in sums), strict=True)]
+        lanes = zip(*(sum_.reshape(-1).tolist() for sum_ in sums), strict=True)
+        return [means(self.targets, loss, total, of_targets) for loss, total, *of_targets in lanes]
 
     def predictions(self, part: str) -> Tensor:
         """Return the predictions [rows, targets] of one part in the units of the file, float64 on the CPU."""
         rows = self.parts[part]
         chunks = range(0, len(rows), CHUNK_ROWS)
         with _EvaluationMode(self.model):
-            return torch.cat([self.predict(rows.take(slice(i, i + CHUNK_ROWS)).numbers) for i in chunks])
+            return torch.cat([self.predict(*rows.take(slice(i, i + CHUNK_ROWS)).inputs) for i in chunks])
 
-    def predict(self, features: Tensor) -> Tensor:
-        """Return predictions [rows, targets] in the units of the file, float64 on the CPU, for scaled features [rows, columns]."""
+    def predict(self, *inputs: Tensor) -> Tensor:
+        """Return predictions [rows, targets] in the units of the file, float64 on the CPU, for scaled inputs [rows, columns]."""
         with _EvaluationMode(self.model):
-            return self.undo(self._forward(features).cpu().double())
+            return self.undo(self._forward(*inputs).cpu().double())
 
     def _sums(self, rows: Batch, center: Tensor) -> Tensor:
         """Return weighted sums [2 + 3·targets] or [2 + 3·targets, lanes] over these rows.
 
         They are loss and weights, and for each target squared error, absolute error and squared distance from the center.
         """
-        numbers, target, weight = rows
-        prediction, count = self._forward(numbers), target.shape[-2]
+        target, weight = rows.target, rows.weight
+        prediction, count = self._forward(*rows.inputs), target.shape[-2]
         with self.autocast():
             loss = self.loss(prediction, target, weight) if count else prediction.sum()  # the mean of no rows is nan
         wide = center.dtype
@@ -108,18 +109,22 @@ class Evaluation:
         of_targets = torch.stack([term.sum(-2).expand(*loss.shape, -1) for term in terms], -1).flatten(-2)
         return torch.cat((torch.stack((loss.to(wide) * count, total.expand(loss.shape))), of_targets.movedim(-1, 0)))
 
-    def _means(self, loss: float, total: float, *sums: float) -> dict[str, float]:
-        """Return the metrics of one lane from its sums, as in `_sums`."""
-        by_target = zip(self.targets, sums[::3], sums[1::3], sums[2::3], strict=True)
-        found = {target: _metrics(squares, absolute, spread, total) for target, squares, absolute, spread in by_target}
-        means = {name: sum(each[name] for each in found.values()) / len(found) for name in PER_TARGET}
-        several = found if len(found) > 1 else {}
-        of_targets = {f"{name}/{target}": value for target, each in several.items() for name, value in each.items()}
-        return {"loss": loss / total, **means, **of_targets}
-
-    def _forward(self, features: Tensor) -> Tensor:
+    def _forward(self, *inputs: Tensor) -> Tensor:
         with self.autocast():
-            return self.forward(features)
+            return self.forward(*inputs)
+
+
+def means(targets: Sequence[str], loss: float, total: float, sums: Sequence[float]) -> dict[str, float]:
+    """Return the metrics of sums: the loss times the weights, the weights, and the three sums of each target in turn.
+
+    These are its squared error, its absolute error and its squared distance from the mean.
+    """
+    by_target = zip(targets, sums[::3], sums[1::3], sums[2::3], strict=True)
+    found = {target: _metrics(squares, absolute, spread, total) for target, squares, absolute, spread in by_target}
+    mean = {name: sum(each[name] for each in found.values()) / len(found) for name in PER_TARGET}
+    several = found if len(found) > 1 else {}
+    of_targets = {f"{name}/{target}": value for target, each in several.items() for name, value in each.items()}
+    return {"loss": loss / total, **mean, **of_targets}
 
 
 def has_no_spread(rows: Rows, undo: Callable[[Tensor], Tensor]) -> bool:

@@ -29,8 +29,8 @@ class BatchObjective:
     Implements `Objective` of `runner.optim.base`.
     """
 
-    model: Callable[[Tensor], Tensor]
-    """Features […, rows, columns] → predictions […, rows, targets], with gradients."""
+    model: Callable[..., Tensor]
+    """Inputs of a batch […, rows, columns] → predictions […, rows, targets], with gradients."""
     parameters: Sequence[Tensor]
     loss: Loss
     rows: Rows
@@ -44,13 +44,15 @@ class BatchObjective:
     draw: Callable[[int, int], None]
     """Seeds the random numbers of the forward pass for a step and the stream of a portion."""
     predict: Callable[[Tensor], Tensor]
-    """Features […, rows, columns] in the widest type → predictions in it, without communication between processes."""
+    """Numbers […, rows, columns] in the widest type → predictions in it, without communication between processes."""
     jacobian: Callable[[Tensor], Tensor]
-    """The same features → derivatives of the predictions by the parameters […, rows·targets, numbers]."""
+    """The same numbers → derivatives of the predictions by the parameters […, rows·targets, numbers]."""
     named: Callable[[], Mapping[str, Tensor]] = dict
     """Returns the parameters [] or [lanes] by name, in the order of the derivatives, for a model of which each has a meaning."""
     bounds: Bounds | None = None
     """Bounds of the named parameters, if there are any."""
+    hide: Callable[[int], None] = lambda epoch: None
+    """Hides the categories of an epoch in the rows, where the model takes categories."""
     norm: Tensor | None = field(default=None, init=False)
     """Norm of the newest gradients before clipping; None where it is not measured."""
     step: int = field(default=0, init=False)
@@ -74,8 +76,13 @@ class BatchObjective:
 
     def at(self, step: int) -> BatchObjective:
         """Select the rows and random numbers of a step, from 1, and return this objective."""
-        self.step = step
+        self.begin(step)
         return self.on(self.batches.at(step), self.batches.size(step))
+
+    def begin(self, step: int) -> None:
+        """Select the random numbers of a step, from 1, on which its rows depend."""
+        self.step = step
+        self.hide(self.batches.epoch(step))
 
     def on(self, chosen: Tensor | slice, count: int) -> BatchObjective:
         """Select a batch of `count` rows by their numbers [n] or [lanes, n], or all rows by a slice; return this objective."""
@@ -155,7 +162,9 @@ class BatchObjective:
             return self.strategy.reduce([self._squares(part) for part in self._parts])
 
     def _squares(self, part: MicroBatch) -> Tensor:
-        squares = (weighted((self.predict(x) - y).square(), weight) for x, y, weight in _widened(part))
+        squares = (
+            weighted((self.predict(rows.numbers) - rows.target).square(), rows.weight) for rows in _widened(part)
+        )
         return sum((values.sum((-2, -1)) for values in squares), torch.zeros(()))
 
     def _matrices(self, part: MicroBatch) -> Iterator[Tensor]:
@@ -169,12 +178,13 @@ class BatchObjective:
 
         Derivatives are examined one by one for a model with `named` parameters, such as a formula.
         """
+        self.begin(step)
         chosen, named = self.batches.at(step), self.named()
-        features = self.rows.take(chosen).numbers
+        rows = self.rows.take(chosen)
         with torch.no_grad(), self.autocast():
-            prediction = self.model(features)
+            prediction = self.model(*rows.inputs)
         prediction = prediction.reshape(-1, *prediction.shape[-2:]).cpu()
-        slopes = self.jacobian(features) if named else features.new_zeros((*features.shape[:-1], 0))
+        slopes = self.jacobian(rows.numbers) if named else rows.numbers.new_zeros((*rows.numbers.shape[:-1], 0))
         slopes = slopes.expand(len(prediction), *slopes.shape[-2:]).cpu()
         # Row numbers can be shared by all lanes while the predictions are not.
         source = self.rows.source
@@ -192,10 +202,10 @@ class BatchObjective:
             self._stream = part.stream
             self.draw(self.step, part.stream)
         with self.autocast():
-            numbers, target, weight = part.rows
-            prediction = self.model(numbers)
+            rows = part.rows
+            prediction = self.model(*rows.inputs)
             # A process without rows still takes part in the reductions. The mean of no rows would be nan, so its loss is 0.
-            loss = self.loss(prediction, target, weight) if target.shape[-2] else prediction.sum()
+            loss = self.loss(prediction, rows.target, rows.weight) if rows.target.shape[-2] else prediction.sum()
         if part.share != 1.0:
             loss = loss * part.share
         self.scaler.scale(loss if factor == 1.0 else loss * factor).backward()  # type: ignore[no-untyped-call]
@@ -238,7 +248,7 @@ def _with_bound(found: Nonfinite, bounds: Bounds) -> Nonfinite:
 def _widened(part: MicroBatch) -> Iterator[Batch]:
     """Yield the rows of a micro-batch in the widest type, in pieces that bound the memory of a factorization."""
     wide = widest(part.rows.target.device)
-    return (rows.map(lambda values: values.to(wide)) for rows in pieces(part.rows))
+    return (rows.to(wide) for rows in pieces(part.rows))
 
 
 def _drawn(source: Tensor, chosen: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ from runner.compute.signals import StopRequest
 from runner.config.compose import Composed, check
 from runner.config.schema import Config, plain
 from runner.errors import ConfigError
+from runner.runs.records import CHECKPOINTS
 from runner.runs.sinks.reporter import Reporter
 from runner.training.failures import explain_out_of_memory, python_warnings_to
-from runner.training.recorder import CHECKPOINTS, NullRecorder, Opened, Recorder, RunRecorder
+from runner.training.recorder import NullRecorder, Opened, Recorder, RunRecorder
 
 if TYPE_CHECKING:
     from runner.compute.devices import DeviceChoice
@@ -104,7 +105,7 @@ def _lead(
             f"`strategy`={requested.strategy.name} has one device to work on, so the run is {config.strategy.name}"
         )
     world.send_config(plain(config))
-    records: Recorder = RunRecorder(config, composed.overrides, command, reporter)
+    records: Recorder = RunRecorder(config, composed.overrides, command, reporter, repeats=composed.repeats)
     return records, config, choice
 
 

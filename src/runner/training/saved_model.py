@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from runner.errors import CheckpointError
 from runner.optim import saved_slots
 from runner.optim.saved_slots import described
@@ -14,21 +16,25 @@ from runner.training.experiment import RunInfo
 
 def refuse_misfit(state: Mapping[str, Any], info: RunInfo, path: Path) -> None:
     """Raise `CheckpointError` with each part of a state that this run cannot load. `path` is its checkpoint."""
-    tensors, saved = info.tensors, state["model"]
-    problems = [f"`model.{name}` is missing" for name in tensors if name not in saved]
-    problems += [f"`model.{name}` is no parameter of this model" for name in saved if name not in tensors]
-    problems += [
-        f"`model.{name}` must be {described(tensor)}, got {described(saved[name])}"
-        for name, tensor in tensors.items()
-        if name in saved and (saved[name].dtype, saved[name].shape) != (tensor.dtype, tensor.shape)
-    ]
+    problems = misfits(state["model"], info.tensors)
     if not problems:
-        parameters = {name: tensors[name] for name in info.parameter_names}
+        parameters = {name: info.tensors[name] for name in info.parameter_names}
         problems = saved_slots.problems(info.config.optimizer, parameters, state["optimizer"])
     if info.config.amp == "float16" and not _is_scaler(state["scaler"]):
         problems.append("`scaler` must have the state of a gradient scaler")
     if problems:
         raise CheckpointError(f"{path / 'state.pt'}: {problem}; restore the checkpoint" for problem in problems)
+
+
+def misfits(saved: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the differences of saved tensors from those of a model in name, dtype and shape."""
+    problems = [f"`model.{name}` is missing" for name in tensors if name not in saved]
+    problems += [f"`model.{name}` is no parameter of this model" for name in saved if name not in tensors]
+    return problems + [
+        f"`model.{name}` must be {described(tensor)}, got {described(saved[name])}"
+        for name, tensor in tensors.items()
+        if name in saved and (saved[name].dtype, saved[name].shape) != (tensor.dtype, tensor.shape)
+    ]
 
 
 def _is_scaler(state: Mapping[str, Any]) -> bool:

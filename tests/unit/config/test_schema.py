@@ -122,7 +122,7 @@ HASHED = [
     name
     for name in introspection.paths(Config)
     if not introspection.is_group(Config, name)
-    and name.partition(".")[0] not in ("record", "checkpoint", "launch", "sweep", "seeds")
+    and name.partition(".")[0] not in ("record", "checkpoint", "launch", "sweep", "predict", "seeds")
     and name not in ("name", "run_dir", "resume", "device.visible", "train.cuda_graph", "train.select")
 ]
 
@@ -247,5 +247,5 @@ def test_the_value_from_before_is_the_value_in_conf() -> None:
 
     below(Config, whole)
     assert versions.completed(Config, {"strategy": {}}) == {
-        "strategy": {}, "seeds": None, **{group: whole[group] for group in ("launch", "sweep")},
+        "strategy": {}, "seeds": None, **{group: whole[group] for group in ("launch", "sweep", "predict")},
     }  # fmt: skip

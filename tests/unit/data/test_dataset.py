@@ -89,10 +89,10 @@ def test_a_part_without_rows_is_left_out() -> None:
 
 def test_rows_are_taken_by_number_or_by_slice() -> None:
     rows = _build(LINE).parts["train"]
-    features, target, weight = rows.take(torch.tensor([4, 1]))
-    assert torch.equal(features, rows.all.numbers[[4, 1]])
-    assert torch.equal(target, rows.all.target[[4, 1]])
-    assert weight is None
+    taken = rows.take(torch.tensor([4, 1]))
+    assert torch.equal(taken.numbers, rows.all.numbers[[4, 1]])
+    assert torch.equal(taken.target, rows.all.target[[4, 1]])
+    assert taken.weight is taken.categories is None
     assert rows.take(slice(None)) is rows.all
     assert torch.equal(rows.take(slice(2, 5)).numbers, rows.all.numbers[2:5])
 

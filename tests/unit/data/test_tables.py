@@ -497,7 +497,7 @@ def test_rows_that_all_miss_a_value_are_refused() -> None:
 
 def test_a_missing_file_is_refused() -> None:
     assert _problems(lambda: read_text("no.csv", Columns("y"), COMMAS)) == (
-        "`data.path` must be a readable file, but 'no.csv' does not exist; give a path relative to the working directory",
+        "`data.path` must be a readable file, but 'no.csv' does not exist; give its path with data.path=PATH, relative to the working directory",
     )
 
 

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from runner.config.hydra_adapter import CONF
 from runner.errors import ConfigError, Diverged
 from runner.sweep.journal import Journal
+from runner.sweep.manifest import Manifest
 from runner.sweep.optuna_options import OptunaOptions
 from runner.sweep.optuna_sweeper import JOURNAL, Search
 
@@ -99,6 +100,9 @@ def trials(directory: Path, name: str = "sweep", file: Path | None = None) -> li
 
 
 def sweep(directory: Path, launcher: Fake, overrides: Sequence[str] = XY, **changes: Any) -> list[dict[str, Any]]:
+    """Run a search; where it shares a study, its manifest says which sweep it is."""
+    if "storage" in changes and not (directory / "sweep.json").exists():
+        Manifest.create(directory, {"name": "some", "task": list(overrides)})
     return cast("list[dict[str, Any]]", Search(options(**changes)).sweep(overrides, launcher, directory)["best"])
 
 
@@ -297,7 +301,8 @@ def test_sweeps_that_share_a_study_keep_their_own_trials(tmp_path: Path) -> None
     sweep(tmp_path / "other", other, **shared)
     assert other.batches == [[4, 5, 6, 7], [8, 9, 10, 11]]
     one = Fake()
-    sweep(tmp_path / "one", one, **shared)
+    (tmp_path / "one").rename(tmp_path / "moved")
+    sweep(tmp_path / "moved", one, **shared)
     assert one.batches == [[0, 1, 2, 3]]
     both = trials(tmp_path, "both", tmp_path / "shared.log")
     assert [trial.state.name for trial in both] == ["COMPLETE"] * 12
@@ -532,7 +537,7 @@ def test_a_study_with_another_question_is_refused(changes: dict[str, Any], what:
 def test_a_journal_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("buy milk\n")
     for name, reason in (("notes.txt", "Expecting value"), ("gone/optuna.log", "No such file")):
-        (problem,) = refusal(tmp_path, storage=str(tmp_path / name))
+        (problem,) = refusal(tmp_path / "s", storage=str(tmp_path / name))
         assert problem.startswith("`hydra.sweeper.storage` must be a journal of Optuna, or a new file, got ")
         assert reason in problem
     assert (tmp_path / "notes.txt").read_text() == "buy milk\n"

@@ -13,9 +13,8 @@ from typing import Any
 from runner.config.files import is_folder
 from runner.config.resume import saved_values
 from runner.errors import CheckpointError
-from runner.runs.records import read_record, read_summary
+from runner.runs.records import CHECKPOINTS, read_record, read_summary
 from runner.runs.sinks.jsonl import each_line, each_row
-from runner.training.recorder import CHECKPOINTS
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from runner.config.compose import Composed, check
 from runner.config.schema import Config, plain
 from runner.errors import InputError, Interrupted, ProcessLost, RunFailed, RunnerError
 from runner.runs.atomic import write_json
-from runner.training.recorder import CHECKPOINTS
+from runner.runs.records import CHECKPOINTS
 
 if TYPE_CHECKING:
     from torch import Tensor

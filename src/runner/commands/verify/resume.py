@@ -16,8 +16,8 @@ from runner.commands.diverge.runs import read_run
 from runner.commands.verify.processes import kill_at, run_to_end
 from runner.commands.verify.verdict import ExperimentRequest, Verdict, print_line, read_request, short
 from runner.errors import ConfigError
+from runner.runs.records import CHECKPOINTS
 from runner.runs.sinks.jsonl import read_rows
-from runner.training.recorder import CHECKPOINTS
 
 CHECKPOINTS_PER_RUN = 10
 """Approximate number of checkpoints of a run when the user does not set `checkpoint.every_steps`."""

@@ -56,10 +56,10 @@ class Strategy(Protocol):
     sharded: bool
     """Whether each process holds only a part of the parameters and the optimizer state."""
 
-    def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+    def place(self, model: Any, loss: Loss) -> Callable[..., Tensor]:
         """Move the model to this process's device, reduced to the part that the process holds.
 
-        Returns the forward pass: features [rows, columns] → predictions [rows, targets]. `loss` is used by strategies that
+        Returns the forward pass: inputs of a batch [rows, columns] → predictions [rows, targets]. `loss` is used by strategies that
         compute it themselves. Raises `ConfigError` for a model that the strategy cannot place.
         """
 
@@ -69,7 +69,7 @@ class Strategy(Protocol):
     def parameters_by_name(self, model: Any) -> dict[str, Tensor]:
         """Return the model's parameters by the model's names; vmapped ones have shape [lanes, …]."""
 
-    def predict(self, model: Any, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
+    def predict(self, model: Any, parameters: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
         """Return the predictions of the model with other parameters, in the layout of `parameters_by_name`."""
 
     def portions(self, rows: int) -> Sequence[Portion]:
@@ -125,9 +125,9 @@ class Single:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+    def place(self, model: Any, loss: Loss) -> Callable[..., Tensor]:
         """Move the whole model to the device and return it: its call is the forward pass."""
-        placed: Callable[[Tensor], Tensor] = model.to(self._device)
+        placed: Callable[..., Tensor] = model.to(self._device)
         return placed
 
     def parameters(self, model: Any) -> dict[str, Tensor]:
@@ -138,9 +138,9 @@ class Single:
         """Return the tensors that `parameters` returns."""
         return self.parameters(model)
 
-    def predict(self, model: Any, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
+    def predict(self, model: Any, parameters: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
         """Return the predictions [rows, targets] of a functional call with the given parameters."""
-        prediction: Tensor = functional_call(model, dict(parameters), (features,))
+        prediction: Tensor = functional_call(model, dict(parameters), inputs)
         return prediction
 
     def portions(self, rows: int) -> Sequence[Portion]:
@@ -196,6 +196,6 @@ class DataParallel(Single):
 
     name = "dp"
 
-    def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+    def place(self, model: Any, loss: Loss) -> Callable[..., Tensor]:
         """Wrap the model, which stays on the first GPU and is copied to the others in every forward pass."""
         return torch.nn.DataParallel(model.to(self._device))

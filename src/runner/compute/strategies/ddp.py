@@ -61,7 +61,7 @@ class Ddp(MultiProcess):
     def __init__(self, device: torch.device, world: World) -> None:
         super().__init__(device, world, world.rank, world.size)
 
-    def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+    def place(self, model: Any, loss: Loss) -> Callable[..., Tensor]:
         """Move the whole model to the device and wrap it, which copies rank 0's parameters to all processes."""
         from torch.nn.parallel import DistributedDataParallel
 

@@ -29,7 +29,7 @@ class Exact(Single):
         self._world, self._chunks = world, chunks
         self._chunk_numbers = range(world.rank * chunks // world.size, (world.rank + 1) * chunks // world.size)
 
-    def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+    def place(self, model: Any, loss: Loss) -> Callable[..., Tensor]:
         """Move the whole model to the device. Raises `ConfigError` for batch normalization."""
         refuse_batch_norm(model)
         placed = super().place(model, loss)

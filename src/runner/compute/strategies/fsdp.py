@@ -28,7 +28,7 @@ class Fsdp(MultiProcess):
         self._tensor_parallel = tensor_parallel
         super().__init__(device, world, world.rank // tensor_parallel, world.size // tensor_parallel)
 
-    def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+    def place(self, model: Any, loss: Loss) -> Callable[..., Tensor]:
         """Shard all parameters over the data axis of the mesh, after splitting the layers over its layer axis."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -42,7 +42,7 @@ class Fsdp(MultiProcess):
             # `fully_shard` warns of a model that returns a view of another tensor, as a split layer does.
             model.register_forward_hook(lambda module, features, prediction: prediction.clone())
         fully_shard(model, mesh=mesh["data"])
-        placed: Callable[[Tensor], Tensor] = model
+        placed: Callable[..., Tensor] = model
         return placed
 
     def gradient(self, parts: Sequence[MicroBatch], backward: Callable[[MicroBatch, float], Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ class Pipeline(Single):
         self._world = world
         self._schedules: dict[tuple[int, bool], Any] = {}
 
-    def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+    def place(self, model: Any, loss: Loss) -> Callable[..., Tensor]:
         """Delete the layers of the other stages from the model and move the rest to the device.
 
         The forward pass returns predictions without gradients. Raises `ConfigError` for a model with too few layers.
@@ -59,10 +59,10 @@ class Pipeline(Single):
         """
         (part,) = parts
         losses: list[Tensor] = []
-        numbers, target, weight = part.rows
+        target, weight = part.rows.target, part.rows.weight
         # Torch's schedule divides one target between the micro-batches.
         columns = target if weight is None else torch.cat((target, weight), 1)
-        self._step(numbers, True, target=columns, losses=losses, return_outputs=False)
+        self._step(part.rows.inputs, True, target=columns, losses=losses, return_outputs=False)
         return torch.stack(losses).mean().detach() if losses else target.new_zeros(())
 
     def total(self, shares: Tensor) -> Tensor:
@@ -86,21 +86,21 @@ class Pipeline(Single):
         return {name: tensor.to(self._device) for stage in stages for name, tensor in stage.items()}
 
     @torch.no_grad()
-    def _predict(self, features: Tensor) -> Tensor:
+    def _predict(self, *inputs: Tensor) -> Tensor:
         """Return predictions [rows, targets] on every process: the last stage's, added to zeros of the others."""
+        numbers = inputs[0]
         # Torch's schedule cannot divide a batch without rows.
-        prediction = self._step(features, False) if len(features) else None
+        prediction = self._step(inputs, False) if len(numbers) else None
         if prediction is None:
-            prediction = features.new_zeros(len(features), self._targets)
+            prediction = numbers.new_zeros(len(numbers), self._targets)
         return self._world.sum(prediction)
 
-    def _step(self, features: Tensor, training: bool, **options: Any) -> Tensor | None:
-        """Run all stages. Only the first reads the features, and only the last returns predictions."""
-        key = (len(features), training)
+    def _step(self, inputs: tuple[Tensor, ...], training: bool, **options: Any) -> Tensor | None:
+        """Run all stages. Only the first reads the inputs, and only the last returns predictions."""
+        key = (len(inputs[0]), training)
         if key not in self._schedules:
             self._schedules[key] = self._schedule(*key)
-        inputs = (features,) if self._world.rank == 0 else ()
-        prediction: Tensor | None = self._schedules[key].step(*inputs, **options)
+        prediction: Tensor | None = self._schedules[key].step(*(inputs if self._world.rank == 0 else ()), **options)
         return prediction
 
     def _schedule(self, rows: int, training: bool) -> Any:

@@ -31,13 +31,13 @@ class TensorParallel(Single):
         super().__init__(device)
         self._world = world
 
-    def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
+    def place(self, model: Any, loss: Loss) -> Callable[..., Tensor]:
         """Split the layers over all processes. Raises `ConfigError` as `split_layers` does."""
         from torch.distributed.device_mesh import init_device_mesh
 
         model.to(self._device)
         split_layers(model, init_device_mesh(self._device.type, (self._world.size,)))
-        placed: Callable[[Tensor], Tensor] = model
+        placed: Callable[..., Tensor] = model
         return placed
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:

@@ -27,15 +27,15 @@ class Vmapped(Single):
         self.stack = torch.nn.Parameter(torch.stack(lanes).to(device))
         """Parameters [lanes, numbers]."""
 
-    def place(self, model: Any, loss: Loss) -> Callable[[Tensor], Tensor]:
-        """Return the forward pass of all lanes: features [rows, columns], which they share, or [lanes, rows, columns].
+    def place(self, model: Any, loss: Loss) -> Callable[..., Tensor]:
+        """Return the forward pass of all lanes: inputs [rows, columns], which they share, or [lanes, rows, columns].
 
         `model` is any one of the models; its own parameters are not used.
         """
         super().place(model, loss)
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self._sizes = [shape.numel() for shape in self._shapes.values()]
-        return lambda features: self.predict(model, self.parameters_by_name(model), features)
+        return lambda *inputs: self.predict(model, self.parameters_by_name(model), *inputs)
 
     def parameters(self, model: Any) -> dict[str, Tensor]:
         """Return the matrix of all lanes' parameters [lanes, numbers] under the name `STACK`."""
@@ -45,11 +45,11 @@ class Vmapped(Single):
         """Return the parameters of all lanes by the model's names, [lanes, …], as views of the matrix."""
         return self.split(self.stack)
 
-    def predict(self, model: Any, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
+    def predict(self, model: Any, parameters: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
         """Return the predictions [lanes, rows, targets] of the model with each lane's parameters [lanes, …]."""
-        feature_dim = None if features.dim() == 2 else 0
-        prediction: Tensor = vmap(lambda p, x: functional_call(model, p, (x,)), in_dims=(0, feature_dim))(
-            dict(parameters), features
+        lanes = tuple(None if values.dim() == 2 else 0 for values in inputs)
+        prediction: Tensor = vmap(lambda p, x: functional_call(model, p, x), in_dims=(0, lanes))(
+            dict(parameters), inputs
         )
         return prediction
 
