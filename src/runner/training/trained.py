@@ -40,6 +40,8 @@ class Trained:
     """Parameters and buffers by name, on the CPU."""
     step: int
     """Number of updates after which the model is in this state."""
+    metrics: Mapping[str, float]
+    """Metrics of this state as the run has reported them; none of a state that it does not report."""
     notices: tuple[str, ...] = ()
 
     def model(self) -> Model:
@@ -47,15 +49,24 @@ class Trained:
 
         Raises `CheckpointError` if they are not those of the configured model.
         """
-        inputs, targets = self.preprocessing.encoding.names, self.preprocessing.target_names
-        if problems := sizes.model_problems(self.config, len(inputs), len(targets)):
-            raise CheckpointError(f"{self.source}: {problem}" for problem in problems)
-        model = start_model(self.config, inputs, targets)
+        model = start(self.config, self.preprocessing, self.source)
         problems = misfits(self.tensors, model.state_dict())
         if problems:
             raise CheckpointError(f"{self.source}: {problem}; restore it" for problem in problems)
         model.load_state_dict(dict(self.tensors))
         return model.eval()
+
+    def parameters_sha256(self) -> str:
+        """Return the SHA-256 of the parameters."""
+        return parameters_sha256(dict(self.model().named_parameters()))
+
+
+def start(config: Config, fitted: Preprocessing, source: str) -> Model:
+    """Return the model of a configuration before training. Raises `CheckpointError` if it is too large for this machine."""
+    inputs, targets = fitted.encoding.names, fitted.target_names
+    if problems := sizes.model_problems(config, len(inputs), len(targets)):
+        raise CheckpointError(f"{source}: {problem}" for problem in problems)
+    return start_model(config, inputs, targets)
 
 
 def of_run(path: str, state: str = "selected") -> Trained:
@@ -77,11 +88,12 @@ def of_run(path: str, state: str = "selected") -> Trained:
     if isinstance(found, str):
         raise CheckpointError(f"{file} cannot be used: {found}; {_remedy(folder / CHECKPOINTS)}")
     refuse_other(found, config, found["data_sha256"], file)
+    metrics = {} if expected is None else expected["metrics"]
     trained = Trained(
-        path, config, preprocessing.read(folder), found["model"], wanted, tuple(_notices(folder, summary))
+        path, config, preprocessing.read(folder), found["model"], wanted, metrics, tuple(_notices(folder, summary))
     )
-    parameters = dict(trained.model().named_parameters())
-    if expected is not None and parameters_sha256(parameters) != expected["parameters_sha256"]:
+    found_sha256 = trained.parameters_sha256()  # also shows that the weights fit the model
+    if expected is not None and found_sha256 != expected["parameters_sha256"]:
         raise CheckpointError(
             f"{file} must have the parameters of `selected` in summary.json, but their SHA-256 is another one; restore the directory"
         )
@@ -128,9 +140,13 @@ def _notices(folder: Path, summary: Mapping[str, Any] | None) -> list[str]:
     notices = []
     if summary is None:
         notices.append(f"the run is not finished ({record['status']}), so its last checkpoint is used")
-    made = record.get("torch")
-    if isinstance(made, str) and made.partition("+")[0] != torch.__version__.partition("+")[0]:
-        notices.append(
-            f"the run was made with torch {made} and this is {torch.__version__}: predictions may differ in their last digits"
-        )
-    return notices
+    return [*notices, *other_torch(record.get("torch"))]
+
+
+def other_torch(made: Any) -> list[str]:
+    """Return what the user should know of a model that another version of torch has trained."""
+    if not isinstance(made, str) or made.partition("+")[0] == torch.__version__.partition("+")[0]:
+        return []
+    return [
+        f"the run was made with torch {made} and this is {torch.__version__}: predictions may differ in their last digits"
+    ]
