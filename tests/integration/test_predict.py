@@ -446,7 +446,7 @@ def test_files_that_do_not_belong_together_are_refused(capsys: pytest.CaptureFix
     error = refused(capsys, "run", "--state", "3")
     assert "run/preprocessing.json: `features.0.mean` must be a finite number, got '1'; restore the file" in error
     assert "`inputs.1.scale` must be a finite number above 0, got 0; restore the file" in error
-    assert "`predict` must be a run directory, got 'absent'" in refused(capsys, "absent")
+    assert "`RUN` must be a run directory, got 'absent'" in refused(capsys, "absent")
 
 
 SWEEP = [*QUICK, *NET, "data.drop=[id]", "data.missing=mean", "data.split.valid=12", "run_dir=sweep"]

@@ -74,7 +74,7 @@ def of_run(path: str, state: str = "selected") -> Trained:
 
     Raises `CheckpointError` if there is none, or if the files of the directory do not belong together.
     """
-    config = compose.check(saved_values(path, "predict"))
+    config = compose.check(saved_values(path, "RUN"))
     folder = Path(path)
     if not os.path.lexists(folder / PREPROCESSING):
         raise CheckpointError(

@@ -83,7 +83,7 @@ def table_rows(config: c.Config, fitted: Preprocessing) -> Iterator[Columns]:
     Raises `DataError` if it cannot be read.
     """
     data = config.data
-    if isinstance(data, c.Csv | c.Parquet):
+    if isinstance(data, c.Csv | c.Parquet) and data.path:  # an export has no path
         rows = NewRows(open_files(data.path, data), fitted, replace(Policy.of(config), missing="mean", unseen="other"))
         for block in rows.blocks():
             yield {name: block.columns[name] for name in fitted.kinds}

@@ -94,7 +94,7 @@ def _encoded(fitted: Preprocessing, cells: Mapping[str, Value]) -> list[Value]:
             columns += [_one_hot(encoding, cell)] if encoding.values else []
             continue
         missing = cell.isnan()
-        number = _part(cell, encoding.kind)
+        number = date_part(cell, encoding.kind)
         filled = number.new_full((), encoding.mean).where(missing, number)
         mean, scale = (float(part[place]) for part in (fitted.scaling.feature_mean, fitted.scaling.feature_scale))
         columns.append((_transformed(encoding, filled) - mean) / scale)
@@ -119,11 +119,11 @@ def _transformed(encoding: NumberEncoding, number: Value) -> Value:
         scaled = ((number - transform.median) / transform.scale).clamp(-1e100, 1e100)
         return scaled / (1 + (scaled / BEND) * (scaled / BEND)).sqrt()
     if isinstance(transform, Quantile):
-        return normal_quantile(_rank(transform, number).clamp(EDGE, 1 - EDGE))
+        return normal_quantile(rank(transform, number).clamp(EDGE, 1 - EDGE))
     return number
 
 
-def _rank(transform: Quantile, number: Value) -> Value:
+def rank(transform: Quantile, number: Value) -> Value:
     """Return the probability [rows, 1] of values: linear between quantiles, and in the middle of those that are equal to it."""
     graph, count = number.graph, len(transform.quantiles)
     quantiles = graph.constant([transform.quantiles], DOUBLE)
@@ -183,7 +183,7 @@ def _ratio(polynomials: tuple[tuple[float, ...], tuple[float, ...]], value: Valu
     return results[0] / results[1]
 
 
-def _part(seconds: Value, kind: str) -> Value:
+def date_part(seconds: Value, kind: str) -> Value:
     """Return a part of a date, such as its year, for seconds since 1970; other numbers as they are.
 
     The calendar from the number of days: Richards, "Calendars", in Explanatory Supplement to the Astronomical Almanac, 3rd ed.,
