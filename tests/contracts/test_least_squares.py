@@ -367,7 +367,7 @@ def test_lm_in_float32_converges_as_in_float64() -> None:
 
 
 def test_lm_fits_a_small_network() -> None:
-    config = c.Mlp(name="mlp", widths=(6,), activation="tanh", dropout=0.0)
+    config = c.Mlp(name="mlp", widths=(6,), activation="tanh", dropout=0.0, embedding_size=None)
     model = build_model(config, ["x"], ["y"], stream(1, "init"))
     x = torch.linspace(-3, 3, 60, dtype=torch.float64).unsqueeze(1)
     optimizer, problem = build_optimizer(LM, "manual", dict(model.named_parameters())), objective(model, x, x.sin())

@@ -27,9 +27,9 @@ CHOICES: dict[str, Any] = {
     "linear without bias": c.Linear(name="linear", bias=False, init="uniform"),
     "polynomial": c.Polynomial(name="polynomial", degree=3, init="kaiming"),
     # Not relu: a finite difference may step over its corner. The others are smooth.
-    "mlp": c.Mlp(name="mlp", widths=(5, 4), activation="tanh", dropout=0.0),
-    "mlp without layers": c.Mlp(name="mlp", widths=(), activation="gelu", dropout=0.0),
-    "mlp dropout": c.Mlp(name="mlp", widths=(5,), activation="silu", dropout=0.5),
+    "mlp": c.Mlp(name="mlp", widths=(5, 4), activation="tanh", dropout=0.0, embedding_size=None),
+    "mlp without layers": c.Mlp(name="mlp", widths=(), activation="gelu", dropout=0.0, embedding_size=None),
+    "mlp dropout": c.Mlp(name="mlp", widths=(5,), activation="silu", dropout=0.5, embedding_size=None),
     "formula": c.Formula(
         name="formula", expression="a*exp(-b*x) + c*z", start={"b": 0.5}, init="uniform", bounds={}, fixed={}
     ),

@@ -35,6 +35,16 @@ def test_equal_bits_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert verdict == "same: parameters_sha256 is equal on 1 and 2 processes"
 
 
+def test_the_same_categories_are_hidden_on_every_number_of_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each process hides those of its own rows; with a batch of all rows it takes these once."""
+    Path("t.csv").write_text("kind,x,y\n" + "".join(f"{'abc'[i % 3]},{i % 7},{i % 3 + i % 7}\n" for i in range(90)))
+    data = ["data=csv", "data.path=t.csv", "data.target=y", "data.split.valid=10", "train.batch_size=null"]
+    model = ["model=mlp", "model.widths=[4]", "model.embedding_size=2", "optimizer=adam", "optimizer.lr=0.01"]
+    options = ["train.steps=20", "record.plots=false", "record.baselines=[]", "device=cpu"]
+    assert cli.main(["verify", "world-size", *data, *model, *options, "--sizes", "1,2"]) == 0
+    assert capsys.readouterr().out.endswith("same: parameters_sha256 is equal on 1 and 2 processes\n")
+
+
 def test_different_bits_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     """With the fast reduction every process drops units of its own, and sums are rounded in another order."""
     one, two, *details = lines(1, capsys, "strategy.reduction=fast", "record.hash_every_steps=1")

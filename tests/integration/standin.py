@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,10 +46,12 @@ DEVICE = torch.device("standin:0")
 CPU = DeviceChoice("cpu", "cpu", "CPU", "cpu")
 # 22 training rows in batches of 8, 8 and 6.
 EXPERIMENT = (
-    "name=standin", "data=line", "data.rows=30", "data.features=2", "data.standardize=true", "data.split.valid=8", "device=cpu",
+    "name=standin", "data.standardize=true", "data.split.valid=8", "device=cpu",
     "train.batch_size=8", "train.steps=40", "optimizer.lr=0.05", "train.eval_every_steps=2",
     "record.every_steps=2", "strategy=single",
 )  # fmt: skip
+LINE = ("data=line", "data.rows=30", "data.features=2")
+TABLE = ("data=csv", "data.path=kinds.csv", "data.target=y")
 LAST_STEP = 6
 """The fourth batch of 8 rows is step 5: it is captured, after three eager ones."""
 
@@ -248,7 +251,8 @@ def train(
     watch = Watch(FakeTensorMode(allow_non_fake_inputs=True))
     variants = [[f"seed={lane}", f"optimizer.lr={0.01 + 0.01 * lane}"] for lane in range(lanes)] or [[]]
     model = [] if any(o.startswith("model=") for o in overrides) else ["model=mlp", "model.widths=[5]"]
-    configs = [compose([*EXPERIMENT, *model, *overrides, *variant], None).config for variant in variants]
+    data = [] if any(o.startswith("data=") for o in overrides) else LINE
+    configs = [compose([*data, *EXPERIMENT, *model, *overrides, *variant], None).config for variant in variants]
     configs = [replace(config, dtype=dtype) for config in configs]  # the CPU has no float16
     inputs = [build.prepare(config, CPU, 1)[0] for config in configs]
     with watch.fake, watch, Constants():
@@ -372,6 +376,10 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"vmapped {rule} {schedule}", {"overrides": overrides, "lanes": 3, "graphed": True}
     for name, overrides in VARIANTS.items():
         yield name, {"overrides": overrides, "graphed": True}
+    embeddings = [*TABLE, "model=mlp", "model.widths=[5]", "model.embedding_size=2"]
+    yield "embeddings", {"overrides": embeddings, "graphed": True}
+    yield "embeddings full batch", {"overrides": [*embeddings, "train.batch_size=null"], "graphed": True}
+    yield "vmapped embeddings", {"overrides": embeddings, "lanes": 3, "graphed": True}
     yield "eager", {"overrides": []}
 
 
@@ -402,6 +410,7 @@ def main() -> None:
     transfer.PINNED = (*transfer.PINNED, DEVICE.type)
     generators = [SimpleNamespace(manual_seed=lambda seed: None)]
     torch.standin.init, torch.standin.default_generators = lambda: None, generators  # type: ignore[attr-defined]
+    Path("kinds.csv").write_text("kind,x,y\n" + "".join(f"{'abc'[i % 3]},{i * 0.1},{i % 3}\n" for i in range(30)))
     planted = {"overrides": ["update=manual", "schedule=cosine"], "graphed": True}
     faults = [(f"fault {name}", {**planted, "fault": name}) for name in FAULTS if name]
     for name, arguments in (*cases(), *faults):

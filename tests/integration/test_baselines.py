@@ -97,9 +97,11 @@ def test_the_baselines_are_those_of_scikit_learn(variant: str) -> None:
         assert found[name] == pytest.approx(metrics, rel=tolerance, abs=1e-12)
 
 
-@pytest.mark.parametrize("numbers", ["none", "standardize", "quantile", "robust"])
-def test_the_linear_baseline_has_standardized_numbers_and_one_hot_categories_whatever_the_model_gets(
-    numbers: str,
+@pytest.mark.parametrize(
+    ("numbers", "size"), [("none", "2"), ("standardize", "null"), ("quantile", "2"), ("robust", "null")]
+)
+def test_baselines_have_one_hot_categories_and_the_linear_one_standardized_numbers_whatever_the_model_gets(
+    numbers: str, size: str
 ) -> None:
     draw = np.random.default_rng(0)
     x, kind = draw.standard_cauchy((200, 2)) + 1e4, draw.choice(["oak", "elm", "ash"], 200)
@@ -110,7 +112,8 @@ def test_the_linear_baseline_has_standardized_numbers_and_one_hot_categories_wha
         for (a, b), name, value in zip(x.tolist(), kind, y.tolist(), strict=True)
     )
     Path("t.csv").write_text("\n".join(["a,b,kind,y", *lines]) + "\n")
-    found = run(*SPLIT, f"data.numbers={numbers}", "data.missing=mean", "data.features=[a,b,kind]").summary["baselines"]
+    args = [f"data.numbers={numbers}", "data.missing=mean", "data.features=[a,b,kind]", ALL]
+    found = run(*SPLIT, *args, f"model.embedding_size={size}").summary["baselines"]
     filled = SimpleImputer(add_indicator=True).fit(x[:TRAIN])  # whose third column says where the second is missing
     encoder = OneHotEncoder(sparse_output=False).fit(kind[:TRAIN, None])
     features = np.hstack([filled.transform(x), encoder.transform(kind[:, None])])
@@ -118,6 +121,10 @@ def test_the_linear_baseline_has_standardized_numbers_and_one_hot_categories_wha
     prediction = model.fit(features[:TRAIN], y[:TRAIN]).predict(features[TRAIN:])
     # Features and target lose five digits to their offset and their largest values.
     assert found["linear"]["test/rmse"] == pytest.approx(root_mean_squared_error(y[TRAIN:], prediction), rel=1e-9)
+    if numbers == "none":  # trees get the numbers as the model does, but their splits are between the same rows
+        trees = HistGradientBoostingRegressor(random_state=0).fit(features[:TRAIN], y[:TRAIN])
+        error = root_mean_squared_error(y[TRAIN:], trees.predict(features[TRAIN:]))
+        assert found["boosting"]["test/rmse"] == pytest.approx(error, rel=1e-9)
 
 
 def test_the_console_has_the_baselines_below_each_part(capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ def test_a_solver_compares_categories_with_the_first_one(optimizer: str, standar
     found = [*np.ravel(summary["standard_errors"]["weight"]), *summary["standard_errors"]["bias"]]
     assert found == pytest.approx(errors.tolist(), rel=1e-8)
     assert preprocessing(result)["features"][0] == {
-        "name": "color", "kind": "category", "values": ["green", "red"], "reference": "blue",
+        "name": "color", "kind": "category", "values": ["green", "red"], "reference": "blue", "codes": False,
     }  # fmt: skip
 
 

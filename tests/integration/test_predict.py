@@ -192,7 +192,7 @@ def test_tables_in_memory_have_the_predictions_of_files() -> None:
         pa.table({name: table()[name] for name in ("n", "x", "day", "color")}),
     ):
         np.testing.assert_array_equal(model.predict(found).astype(np.float32), expected)
-    inputs = model.preprocess(frame.assign(day=pd.to_datetime(frame["day"])))
+    (inputs,) = model.preprocess(frame.assign(day=pd.to_datetime(frame["day"])))
     with torch.no_grad():
         scaled = model.model(inputs).double()
     scaling = model.preprocessing.scaling

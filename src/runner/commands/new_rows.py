@@ -20,8 +20,10 @@ from runner.config.schema import Config
 from runner.data.kinds import Block, Numbers
 from runner.data.new_rows import NewRows, Policy, open_files
 from runner.errors import ConfigError, DataError
+from runner.models import losses
 from runner.sweep.trained import open_models
 from runner.training.predicting import Predictor, choose_device
+from runner.training.scores import Scores
 
 READING = (
     "predict.unseen", "data.missing", "data.missing_values", "data.delimiter", "data.decimal", "data.encoding", "data.comment",
@@ -69,8 +71,11 @@ def introduction(predictor: Predictor) -> Iterator[str]:
 
 
 @contextmanager
-def opened(path: str, config: Config, predictor: Predictor, keep: Sequence[str]) -> Iterator[NewRows]:
-    """Yield the rows of a file, or of standard input, which is copied to a temporary file because it is read twice."""
+def opened(path: str, config: Config, predictor: Predictor, keep: Sequence[str], option: str) -> Iterator[NewRows]:
+    """Yield the rows of a file, or of standard input, which is copied to a temporary file because it is read twice.
+
+    `option` is the one that names the columns to keep. A `DataError` in the context calls the file `--input`.
+    """
     weight = getattr(config.data, "weight", None) or getattr(config.data, "sigma", None)
     others = [weight] if weight else []
     with tempfile.TemporaryDirectory(prefix="runner-") as folder:
@@ -79,13 +84,13 @@ def opened(path: str, config: Config, predictor: Predictor, keep: Sequence[str])
             file = str(Path(folder) / "standard input")
             with open(file, "wb") as copy:
                 shutil.copyfileobj(sys.stdin.buffer, copy, 2**20)
-        with problems_of("--input", folder):
+        with _problems_of("--input", folder):
             source = open_files(file, config.data)
-            yield NewRows(source, predictor.preprocessing, Policy.of(config), keep, others)
+            yield NewRows(source, predictor.preprocessing, Policy.of(config), keep, others, option)
 
 
 @contextmanager
-def problems_of(key: str, folder: str | None = None) -> Iterator[None]:
+def _problems_of(key: str, folder: str | None = None) -> Iterator[None]:
     """Name another key than `data.path` in the problems with a file, and no temporary folder."""
     try:
         yield
@@ -101,9 +106,21 @@ def target_of(block: Block, targets: Sequence[str]) -> Tensor:
     return torch.tensor(np.stack([column.values for column in columns if isinstance(column, Numbers)], 1))
 
 
-def weight_of(block: Block, config: Config) -> Tensor | None:
-    """Return the weights [rows] of a block, up to a factor; None where it has none."""
-    sigma, weight = (block.columns.get(getattr(config.data, key, None) or "") for key in ("sigma", "weight"))
+def new_scores(predictor: Predictor) -> Scores:
+    """Return scores without rows, for the targets and the loss of a model."""
+    return Scores(predictor.target_names, predictor.preprocessing.scaling, losses.build(predictor.config.loss))
+
+
+def weight_of(block: Block, predictor: Predictor) -> Tensor | None:
+    """Return the weights [rows] of a block with targets, up to a factor; None where it has none.
+
+    A row without a weight has nan, as one whose standard deviation is not above 0.
+    """
+    data = predictor.config.data
+    sigma, weight = (block.columns.get(getattr(data, key, None) or "") for key in ("sigma", "weight"))
     if isinstance(sigma, Numbers):
-        return 1 / torch.tensor(sigma.values).square()
+        # The standard deviation of a logarithm is relative, as in training.
+        unit = target_of(block, predictor.target_names)[:, 0] if data.log_target else 1.0
+        deviation = torch.tensor(sigma.values)
+        return (unit / torch.where(deviation > 0, deviation, torch.nan)).square()
     return torch.tensor(weight.values) if isinstance(weight, Numbers) else None

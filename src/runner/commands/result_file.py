@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from runner.errors import RunFailed
-from runner.runs.atomic import explain_os_error
+from runner.runs.atomic import explain_os_error, write_atomic
 
 STANDARD = "-"
 """Name of standard input and output."""
@@ -29,6 +30,15 @@ def refuse(path: str, inputs: str, *, force: bool) -> list[str]:
 
 def _same(file: Path, other: Path) -> bool:
     return file.exists() and other.exists() and file.samefile(other)
+
+
+def write(path: str, text: str) -> None:
+    """Write a short text as a file, which is complete or absent, or to standard output. Raises OSError."""
+    if path == STANDARD:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        write_atomic(Path(path), text.encode())
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 
 from runner.config import schema as c
@@ -45,9 +46,12 @@ def problems(config: c.Config, processes: int = 1) -> list[str]:
     return [problem for problem in found if problem is not None]
 
 
-def model_problems(config: c.Config, columns: int, targets: int) -> list[str]:
-    """Return the reason why the parameters of a model for so many features and targets cannot fit in memory, if they cannot."""
-    count = config.model.parameter_count(columns, targets)
+def model_problems(config: c.Config, columns: int, targets: int, cardinalities: Sequence[int] = ()) -> list[str]:
+    """Return the reason why the parameters of a model for so many features and targets cannot fit in memory, if they cannot.
+
+    `cardinalities` are the numbers of codes of the categories, for a model that takes them.
+    """
+    count = config.model.parameter_count(columns, targets, cardinalities)
     whole = config.device.name == "cpu" and config.strategy.name in ("auto", "single", "dp", "ddp")
     each = FLOAT64_PARAMETER_BYTES if whole and config.dtype == "float64" else PARAMETER_BYTES
     problem = unfit(count * each, f"`{config.model.size_key}`", f"got {count:,} parameters", "use a smaller model")

@@ -173,6 +173,16 @@ FORBIDDEN = (
         "between evaluations; use model.dropout=0 or another model",
     ),
     _Forbidden(
+        lambda k: _least_squares(k) and k.model.takes_codes,
+        "`model.embedding_size` must be null with `optimizer`={k.optimizer.name}, whose residuals must not change between "
+        "steps: 1 in 100 categories is hidden, others in each epoch; use optimizer=adam",
+    ),
+    _Forbidden(
+        lambda k: k.model.takes_codes and (k.strategy.name == "tensor" or k.strategy.tensor_parallel > 1),
+        "`model.embedding_size` must be null when processes split each layer, because the vectors of categories are no layer "
+        "that they can split; use strategy=ddp strategy.tensor_parallel=1",
+    ),
+    _Forbidden(
         lambda k: _sharded(k) and _least_squares(k),
         "`strategy` must be single, dp or ddp with `optimizer`={k.optimizer.name}, whose steps need all parameters on each "
         "process; use strategy=ddp",

@@ -26,6 +26,8 @@ from runner.errors import ExpressionError
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 Metric = Literal["loss", "rmse", "mae", "r2"]
 Init = Literal["kaiming", "uniform", "normal", "zeros"]
+CategoryCoding = Literal["one-hot", "reference", "codes"]
+"""How a column of categories is encoded: a column of 0 and 1 for each value, or for each but the first, or integers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -502,7 +504,8 @@ class ModelConfig(Part):
     """Model: a function with parameters to learn.
 
     A builder takes (config, feature_names, target_names, generator) and returns a `runner.models.base.Model` in float64 on
-    the CPU.
+    the CPU. For a model that takes codes, it also gets how many codes each column of categories has, and the features are
+    the numbers alone.
     """
 
     identifiable: ClassVar[bool] = True
@@ -520,8 +523,11 @@ class ModelConfig(Part):
 
     name: str = key("kind of model")
 
-    def parameter_count(self, columns: int, targets: int) -> int:
-        """Return the number of parameters for so many features and targets, or 0 for a model that does not know it."""
+    def parameter_count(self, columns: int, targets: int, cardinalities: Sequence[int] = ()) -> int:
+        """Return the number of parameters for so many features and targets, or 0 for a model that does not know it.
+
+        `cardinalities` are the numbers of codes of the categories, for a model that takes them.
+        """
         return 0
 
     @property
@@ -552,6 +558,11 @@ class ModelConfig(Part):
     @property
     def draws(self) -> bool:
         """Whether the forward pass in training draws random numbers."""
+        return False
+
+    @property
+    def takes_codes(self) -> bool:
+        """Whether the model takes categories as codes beside the numbers; otherwise they are numbers, one-hot."""
         return False
 
     def doubts(self, features: Sequence[str], others: Sequence[str], selected: bool) -> Iterator[str]:
@@ -586,7 +597,7 @@ class Polynomial(ModelConfig, name="polynomial", builder="runner.models.linear:p
     degree: int = key("highest power", at_least=1, at_most=50)
     init: Init = key("initial parameters; kaiming is torch's default, uniform is U(0, 1), normal is N(0, 1)")
 
-    def parameter_count(self, columns: int, targets: int) -> int:
+    def parameter_count(self, columns: int, targets: int, cardinalities: Sequence[int] = ()) -> int:
         """Return for each target one for each power of each feature, and one."""
         return (columns * self.degree + 1) * targets
 
@@ -601,20 +612,32 @@ class Mlp(ModelConfig, name="mlp", builder="runner.models.mlp:build"):
     widths: tuple[int, ...] = key("number of units in each hidden layer", at_least=1)
     activation: Literal["relu", "tanh", "gelu", "silu", "sigmoid"] = key("activation function after each hidden layer")
     dropout: float = key("probability that a hidden unit is set to 0 in training", at_least=0, below=1)
+    embedding_size: int | None = key(
+        "numbers that stand for a category, one vector for each value, trained with the network; null makes categories one-hot",
+        at_least=1,
+        before=None,
+    )
 
     @property
     def draws(self) -> bool:
         """Whether there is dropout."""
         return self.dropout > 0
 
+    @property
+    def takes_codes(self) -> bool:
+        """Whether there are embeddings."""
+        return self.embedding_size is not None
+
     def problems(self) -> Iterator[str]:
         """Yield the problem of more layers than can be built and trained in a reasonable time."""
         if len(self.widths) > 1000:
             yield f"`model.widths` must have at most 1000 layers, got {len(self.widths):,}; use fewer and wider ones"
 
-    def parameter_count(self, columns: int, targets: int) -> int:
-        """Return the weights and biases of all layers."""
-        return sum((inputs + 1) * outputs for inputs, outputs in pairwise((columns, *self.widths, targets)))
+    def parameter_count(self, columns: int, targets: int, cardinalities: Sequence[int] = ()) -> int:
+        """Return the weights and biases of all layers, and the vectors of the categories."""
+        size = self.embedding_size or 0
+        widths = (columns + size * len(cardinalities), *self.widths, targets)
+        return size * sum(cardinalities) + sum((inputs + 1) * outputs for inputs, outputs in pairwise(widths))
 
 
 def _error_of(formula: str, fixed: Mapping[str, float]) -> ExpressionError | None:
@@ -1286,12 +1309,16 @@ class Config:
         return not (data.standardize or data.numbers or data.target_scale or self.model.keeps_units)
 
     @property
-    def has_references(self) -> bool:
-        """Whether the first value of a column of categories has no coefficient, since the columns add up to the constant.
+    def category_coding(self) -> CategoryCoding:
+        """What the model gets of a column of categories.
 
-        A gradient method and a penalty have an answer for every column.
+        With "reference" the first value has no coefficient, since the columns add up to the constant; a gradient method and a
+        penalty have an answer for every column.
         """
-        return self.model.adds_constant and self.optimizer.least_squares and not self.optimizer.l2_penalty
+        if self.model.takes_codes:
+            return "codes"
+        solved = self.model.adds_constant and self.optimizer.least_squares and not self.optimizer.l2_penalty
+        return "reference" if solved else "one-hot"
 
 
 def plain(config: Any) -> dict[str, Any]:

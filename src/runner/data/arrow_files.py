@@ -74,7 +74,8 @@ class ArrowSource:
         read: dict[str, Column | str] = {}
         faults: list[Fault] = []
         for name, place in places.items():
-            read[name], bad = self._column(name, place, rules)
+            column, bad = self._column(name, place, rules)
+            read[name] = rules.allowed(column)
             faults += bad
             self._opened[0].report(f"{len(read):,} of {len(places):,} columns")
         for opened in self._opened:
@@ -157,6 +158,12 @@ class ArrowSource:
         self.warnings += reader.warnings()
         faults = [Fault(row + 1, reader.name, text, values) for row, text, values in reader.faults()]
         return reader.column(), faults if reader.numeric else []
+
+
+def texts_of(cells: Any, markers: frozenset[str]) -> ArrowTexts | None:
+    """Return cells of any type as texts; None for lists and other values that are neither numbers, texts nor dates."""
+    plain = _plain(cells)
+    return ArrowTexts(_text(plain), markers) if _is_known(plain.type) else None
 
 
 def _of_kind(reader: KindReader, cells: Any, markers: frozenset[str], first: int, faults: list[Fault]) -> Column | str:

@@ -72,6 +72,28 @@ class Dataset:
     untransformed: Mapping[str, Tensor]
     """Standardized numbers [rows, numbers] of each part on the CPU where `data.numbers` makes others of them, if they are kept."""
 
+    @property
+    def width(self) -> int:
+        """Number of columns of numbers where all categories are one-hot."""
+        return len(self.feature_names) + sum(count - 1 for count in self.encoding.cardinalities)
+
+    def one_hot(self) -> Dataset:
+        """Return the same rows with codes as columns of numbers, one-hot, behind the others."""
+        if not self.encoding.coded:
+            return self
+        return replace(
+            self, parts={name: replace(rows, all=self._one_hot(rows.all)) for name, rows in self.parts.items()}
+        )
+
+    def _one_hot(self, batch: Batch) -> Batch:
+        assert batch.categories is not None
+        known = [
+            column.unsqueeze(1) == torch.arange(1, count, device=column.device)
+            for column, count in zip(batch.categories.unbind(1), self.encoding.cardinalities, strict=True)
+        ]
+        numbers = torch.cat([batch.numbers, *(columns.to(batch.numbers.dtype) for columns in known)], 1)
+        return batch._replace(numbers=numbers, categories=None)
+
     def standardized(self) -> Dataset:
         """Return the same rows with standardized numbers, whatever `data.numbers` is. Where it transforms them they must be kept."""
         places = list(self.encoding.number_places)
@@ -94,8 +116,13 @@ class Dataset:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the encoded columns, which the model gets."""
+        """Names of the encoded columns of numbers, which the model gets."""
         return self.encoding.names
+
+    @property
+    def category_names(self) -> tuple[str, ...]:
+        """Names of the columns of codes, which the model gets."""
+        return tuple(column.name for column in self.encoding.coded)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -110,7 +137,7 @@ def build(
     device: torch.device,
     advised: rounding.Advised = lambda key, value: None,
     *,
-    reference: bool = False,
+    categories: c.CategoryCoding = "one-hot",
     untransformed: bool = False,
     report: Report = unreported,
     read: Callable[[int, Report], tables.Table] | None = None,
@@ -118,8 +145,7 @@ def build(
     """Return the dataset of a configuration in `dtype` on `device`.
 
     `seed` is the run's seed; `data.seed` takes precedence. `advised` returns the advice to use another value of a key, and
-    `reference` says whether the first value of each column of categories has no column of its own. With `untransformed`, numbers
-    that `data.numbers` transforms are also kept as they were. `report` receives lines of progress where reading takes long.
+    `categories` says what is made of a column of categories. With `untransformed`, numbers that `data.numbers` transforms are also kept as they were. `report` receives lines of progress where reading takes long.
     `read` is used instead of `config.build`; the features are taken out of the table that it returns.
     Raises `DataError` if the data cannot be read, split or represented in `dtype`.
     """
@@ -130,7 +156,7 @@ def build(
         _require_positive(table)
     parts = split(config.split, table.targets[0].values, stream(seed, "split"), table.given, table.groups)
     train = parts["train"]
-    encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed, reference)
+    encoding = Encoding.fit(table.features, train.numpy(), config.number_transform, seed, categories)
     encoding.require_memory(len(target), dtype.itemsize)
     encoding.require_distinct_names()
     standardized, counted = config.number_transform == "standardize", counted_rows(table, train)
@@ -144,12 +170,13 @@ def build(
     cast = _Cast(scaling, config, dtype, check)
     parts = {name: rows for name, rows in parts.items() if len(rows)}
     kept = _untransformed(table.features, encoding, parts, dtype) if untransformed else {}
-    numbers, scaled_target = cast.features(table.features, encoding, parts), cast.targets(table.targets, target)
+    features, scaled_target = cast.features(table.features, encoding, parts), cast.targets(table.targets, target)
     weight = None if weights is None else cast.weight(weights.values)
     rounded = check.warnings()
     source, resident = torch.from_numpy(table.rows), {}
     for name, rows in parts.items():
-        batch = Batch(numbers.pop(name), scaled_target[rows], None if weight is None else weight[rows])
+        numbers, codes = features.pop(name)
+        batch = Batch(numbers, scaled_target[rows], None if weight is None else weight[rows], codes)
         resident[name] = ResidentRows(batch.map(lambda values: values.to(device)), source[rows])
     return Dataset(
         resident,
@@ -205,8 +232,10 @@ class _Cast:
     dtype: torch.dtype
     check: rounding.Check
 
-    def features(self, columns: list[Column], encoding: Encoding, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the encoded features [rows, columns] of each part.
+    def features(
+        self, columns: list[Column], encoding: Encoding, parts: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Return the numbers [rows, columns] of each part, and the codes of its categories [rows, columns] if there are any.
 
         The columns are taken out of the list one by one and cast, and put together only then: what is in memory is the
         table and one column of the dtype, and later twice the features in the dtype.
@@ -222,22 +251,25 @@ class _Cast:
                 cast.append((self._feature(encoded, column, place, scaled), missing))
             else:
                 assert isinstance(column, Categories)
-                cast.append((torch.from_numpy(encoded.places(column)), None))
+                cast.append((torch.from_numpy((encoded.codes if encoded.coded else encoded.places)(column)), None))
         del column, scaled  # the last column may hold the memory of all
-        width = len(encoding.scaled)
+        width, coded = len(encoding.scaled), {encoded.name: place for place, encoded in enumerate(encoding.coded)}
         numbers = {name: torch.zeros(len(rows), width, dtype=self.dtype) for name, rows in parts.items()}
+        codes = {name: torch.zeros(len(rows), len(coded), dtype=torch.int64) for name, rows in parts.items()}
         for place, encoded in encoding.placed():
             values, missing = cast.popleft()
             for name, rows in parts.items():
                 own = values[rows]
                 if isinstance(encoded, NumberEncoding):
                     numbers[name][:, place] = own
+                elif encoded.coded:
+                    codes[name][:, coded[encoded.name]] = own
                 else:
                     known = (own >= 0).nonzero().flatten()
                     numbers[name][known, place + own[known]] = 1
                 if missing is not None:
                     numbers[name][:, place + 1] = missing[rows]
-        return numbers
+        return {name: (numbers[name], codes[name] if coded else None) for name in parts}
 
     def targets(self, columns: Sequence[Numbers], values: Tensor) -> Tensor:
         """Return the targets [rows, targets], whose values in the file are float64 of that shape."""

@@ -2,7 +2,8 @@
 
 A number stays one column. A category becomes one column for each value of the training rows, 1 where a row has it (one-hot);
 a value that is missing or new is 0 in all of them. A solver that has a constant gets one column less, for the columns would
-add up to the constant: the first value is the reference that the coefficients of the others are compared with. Where `data.missing` is mean, a missing number becomes the mean of the
+add up to the constant: the first value is the reference that the coefficients of the others are compared with. A model
+with embeddings gets codes instead: 1, 2, … for the values, and 0 for one that is missing or new. Where `data.missing` is mean, a missing number becomes the mean of the
 training rows, and another column says where one was missing. `data.numbers` may transform the numbers after that.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from runner.compute import sizes
 from runner.compute.rng import stream
+from runner.config import schema as c
 from runner.data.diagnostics import listed, shown
 from runner.data.kinds import Categories, Column, Numbers
 from runner.data.transforms import Quantile, Robust, Transform
@@ -24,6 +26,9 @@ from runner.errors import DataError
 
 BLOCK_BYTES = 2**27
 """Bytes of the columns of numbers that are looked at together."""
+
+CODE_BYTES = 8
+"""Memory of the code of a category, an int64."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +89,15 @@ class NumberEncoding:
 
 @dataclass(frozen=True)
 class CategoryEncoding:
-    """A column of categories, one-hot."""
+    """A column of categories: columns of numbers, one-hot, or codes."""
 
     name: str
     values: tuple[str, ...]
     """Values of the training rows, sorted by their text, without the reference."""
     reference: str | None = None
     """Value that is 0 in all columns, as a missing or new one is; None if every value has its column."""
+    coded: bool = False
+    """Whether the column is one of codes, which are no columns of numbers."""
     kind: ClassVar[str] = "category"
     source_kind: ClassVar[str] = "category"
 
@@ -101,13 +108,22 @@ class CategoryEncoding:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """One column for each value."""
-        return tuple(f"{self.name}={value}" for value in self.values)
+        """One column of numbers for each value, or none."""
+        return () if self.coded else tuple(f"{self.name}={value}" for value in self.values)
 
     @property
     def scaled(self) -> tuple[bool, ...]:
-        """Whether each column may be standardized: none."""
-        return (False,) * len(self.values)
+        """Whether each column of numbers may be standardized: none."""
+        return (False,) * len(self.names)
+
+    @property
+    def cardinality(self) -> int:
+        """Number of codes: one for each value, and 0."""
+        return len(self.values) + 1
+
+    def codes(self, column: Categories) -> np.ndarray:
+        """Return the code of each row, int32 [rows]: 1, 2, … for the values, 0 for one that is missing or new."""
+        return self.places(column) + 1
 
     def places(self, column: Categories) -> np.ndarray:
         """Return the column in which each row has its 1, int32 [rows]; -1 for a value that is missing or new."""
@@ -117,7 +133,13 @@ class CategoryEncoding:
 
     def state(self) -> dict[str, Any]:
         """Return the encoding as JSON."""
-        return {"name": self.name, "kind": self.kind, "values": list(self.values), "reference": self.reference}
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "values": list(self.values),
+            "reference": self.reference,
+            "codes": self.coded,
+        }
 
 
 @dataclass(frozen=True)
@@ -128,24 +150,36 @@ class Encoding:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the encoded columns."""
+        """Names of the encoded columns of numbers."""
         return tuple(name for column in self.columns for name in column.names)
 
     @property
+    def coded(self) -> tuple[CategoryEncoding, ...]:
+        """The columns of codes."""
+        return tuple(column for column in self.columns if isinstance(column, CategoryEncoding) and column.coded)
+
+    @property
+    def cardinalities(self) -> tuple[int, ...]:
+        """Number of codes of each column of codes."""
+        return tuple(column.cardinality for column in self.coded)
+
+    @property
     def scaled(self) -> tuple[bool, ...]:
-        """Whether each encoded column may be standardized."""
+        """Whether each encoded column of numbers may be standardized."""
         return tuple(scaled for column in self.columns for scaled in column.scaled)
 
     @property
     def number_places(self) -> tuple[int, ...]:
-        """Places of the numbers among the encoded columns: neither categories nor indicators."""
+        """Places of the numbers among the encoded columns of numbers: neither categories nor indicators."""
         return tuple(place for place, column in self.placed() if isinstance(column, NumberEncoding))
 
     @staticmethod
-    def fit(columns: Sequence[Column], train: np.ndarray, numbers: str, seed: int, reference: bool) -> Encoding:
+    def fit(
+        columns: Sequence[Column], train: np.ndarray, numbers: str, seed: int, categories: c.CategoryCoding
+    ) -> Encoding:
         """Return the encoding fitted to the training rows, whose numbers are `train`.
 
-        `numbers` is the value of `data.numbers`, and `seed` that of the data. With `reference`, the first value of a column of
+        `numbers` is the value of `data.numbers`, and `seed` that of the data. With "reference", the first value of a column of
         categories has no column, unless values are missing. Raises `DataError` for a column without a value in the training rows.
         """
 
@@ -156,7 +190,7 @@ class Encoding:
 
         def fitted(column: Column) -> NumberEncoding | CategoryEncoding:
             if isinstance(column, Categories):
-                return _fitted_categories(column, reference)
+                return _fitted_categories(column, categories)
             return _fitted_numbers(column, transform)
 
         return Encoding(tuple(fitted(column.take(train)) for column in columns))
@@ -188,7 +222,7 @@ class Encoding:
             del block  # before the next one is made
 
     def placed(self) -> Iterator[tuple[int, NumberEncoding | CategoryEncoding]]:
-        """Yield the encoding of each column, and the place of its first one among all encoded columns."""
+        """Yield the encoding of each column, and the place of its first one among all encoded columns of numbers."""
         place = 0
         for encoding in self.columns:
             yield place, encoding
@@ -198,7 +232,7 @@ class Encoding:
         """Raise `DataError` if so many encoded rows do not fit in memory."""
         width = len(self.scaled)
         problem = sizes.unfit(
-            rows * width * number_bytes,
+            rows * (width * number_bytes + len(self.coded) * CODE_BYTES),
             "`data.categorical`",
             f"got {rows:,} rows of {width:,} columns, one for each category",
             "add columns of many values to `data.drop`",
@@ -220,16 +254,16 @@ class Encoding:
         return [column.state() for column in self.columns]
 
 
-def _fitted_categories(column: Categories, reference: bool) -> CategoryEncoding:
+def _fitted_categories(column: Categories, categories: c.CategoryCoding) -> CategoryEncoding:
     """Return the encoding of a column of training rows."""
     present = np.unique(column.codes[column.codes >= 0])
     values = tuple(column.values[code] for code in present.tolist())
     if not values:
         raise DataError(_empty(column.name))
     # Where values are missing, the columns do not add up to a constant: the missing ones are the reference.
-    if reference and not column.missing.any():
+    if categories == "reference" and not column.missing.any():
         return CategoryEncoding(column.name, values[1:], values[0])
-    return CategoryEncoding(column.name, values)
+    return CategoryEncoding(column.name, values, coded=categories == "codes")
 
 
 def _fitted_numbers(column: Numbers, transform: Callable[[str, np.ndarray], Transform | None]) -> NumberEncoding:

@@ -137,7 +137,7 @@ class Rules:
     """What the configuration says of the kinds of columns."""
 
     categorical: tuple[str, ...] | None = None
-    """Columns of categories; None takes those whose cells are text."""
+    """Columns of categories; None takes those whose cells are text. All others must then be numbers or dates."""
     missing_values: tuple[str, ...] = ()
     """Texts that stand for a missing value, besides the usual ones."""
     numbers: tuple[str, ...] = ()
@@ -147,11 +147,15 @@ class Rules:
 
     def is_categorical(self, name: str) -> bool | None:
         """Return whether a column is one of categories; None if its cells decide."""
-        if name in self.texts:
+        if name in self.texts or name in (self.categorical or ()):
             return True
-        if name in self.numbers:
-            return False
-        return None if self.categorical is None else name in self.categorical
+        return False if name in self.numbers else None
+
+    def allowed(self, column: Column | str) -> Column | str:
+        """Return a column, or why it cannot be used, as the end of a sentence: for what it says itself, or as categories that are not asked for."""
+        if self.categorical is None or not isinstance(column, Categories) or self.is_categorical(column.name):
+            return column
+        return f"has text, such as {shown(column.values[0])}; add it to `data.categorical` if it has categories, or to `data.drop`"
 
     @property
     def markers(self) -> frozenset[str]:
@@ -377,10 +381,16 @@ def _texts(name: str, codes: np.ndarray, places: Mapping[str, int], chosen: bool
                 f"has {len(texts):,} distinct values in {present:,} rows, as free text has; add it to `data.drop`, or to "
                 "`data.categorical` if they are categories"
             )
-    order = sorted(range(len(texts)), key=texts.__getitem__)
-    ranks = np.full(len(texts) + 1, -1, np.int32)
-    ranks[order] = np.arange(len(texts), dtype=np.int32)
-    return Categories(name, ranks[codes], tuple(texts[place] for place in order))
+    spelled = [_without_zeros(text, decimal) for text in texts]
+    values = sorted({*spelled})
+    ranks = {value: rank for rank, value in enumerate(values)}
+    return Categories(name, np.array([*map(ranks.__getitem__, spelled), -1], np.int32)[codes], tuple(values))
+
+
+def _without_zeros(text: str, decimal: str) -> str:
+    """Return a text, without the decimal sign and the zeros after it if it is a whole number: 3.0 is the category 3."""
+    whole, _, fraction = text.partition(decimal)
+    return whole if fraction and not fraction.strip("0") and whole.removeprefix("-").isdigit() else text
 
 
 def _rounded(text: str) -> bool:

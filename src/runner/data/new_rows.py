@@ -13,7 +13,7 @@ import numpy as np
 from runner.config import schema as c
 from runner.config import validation
 from runner.data import files
-from runner.data.arrow_files import ArrowSource
+from runner.data.arrow_files import ArrowSource, texts_of
 from runner.data.diagnostics import MOST_SHOWN, UnknownColumn, listed, named, shown
 from runner.data.dialect import Form
 from runner.data.encoding import CategoryEncoding
@@ -22,6 +22,7 @@ from runner.data.preprocessing import Preprocessing
 from runner.data.progress import Report, unreported
 from runner.data.tables import ARROW_SUFFIXES, PLACES, TEXT_SUFFIXES
 from runner.data.text_files import TextSource
+from runner.data.texts import PlainTexts
 from runner.errors import DataError
 
 MOST_UNSEEN = 1000
@@ -157,6 +158,8 @@ class NewRows:
     """Columns that are passed on as they are."""
     others: Sequence[str] = ()
     """Columns of numbers that are read if the source has them, such as a weight."""
+    option: str = "--keep"
+    """Option that names the columns to keep."""
     rows: int = 0
     """Number of rows that were read so far."""
     _missing: dict[str, _Missing] = field(default_factory=dict)
@@ -187,8 +190,7 @@ class NewRows:
         present = [*(self.preprocessing.target_names if self.has_targets else ())]
         present += [name for name in self.others if name in self._places]
         kinds = {**self.preprocessing.kinds, **dict.fromkeys(present, "number")}
-        markers = frozenset((*MISSING, *self.policy.missing_values))
-        for block in self.source.blocks(self._places, kinds, self.keep, markers):
+        for block in self.source.blocks(self._places, kinds, self.keep, self._markers):
             for name in self.preprocessing.kinds:
                 self._note_missing(block.columns[name])
             for encoding in self.preprocessing.encoding.columns:
@@ -199,6 +201,18 @@ class NewRows:
                 yield block
         if problems := self._problems():
             raise DataError(problems)
+
+    def encode(self, cells: Any, places: dict[str, int]) -> np.ndarray:
+        """Return the place of each cell of a block's `kept` column, int32 [rows], or -1 for a missing value.
+
+        New texts are given the next place. Raises `DataError` for a column of lists or other nested values.
+        """
+        texts = PlainTexts(cells, self._markers) if isinstance(cells, list) else texts_of(cells, self._markers)
+        if texts is None:
+            raise DataError(
+                f"`{self.option}` must name a column of texts, numbers or dates, got one of type {cells.type}; use another one"
+            )
+        return texts.encode(places)
 
     def warnings(self) -> list[str]:
         """Return what the user should know of the rows that were read."""
@@ -221,7 +235,9 @@ class NewRows:
             problems.append(
                 f"`data.path` must have the columns of the training rows, but {named(path)} lacks {listed(lacking)}; add them"
             )
-        problems += [UnknownColumn(path, "--keep", name, self.names) for name in self.keep if name not in self._places]
+        problems += [
+            UnknownColumn(path, self.option, name, self.names) for name in self.keep if name not in self._places
+        ]
         used = {*needed, *self.preprocessing.target_names, *self.keep, *self.others}
         problems += [
             f"`data.path` must have distinct column names, got {shown(name)} {count} times in {named(path)}; rename them"
@@ -247,6 +263,11 @@ class NewRows:
             found = self._unseen.setdefault(encoding.name, _Unseen())
             for code in unseen:
                 found.add(column.values[code], int(counts[code]))
+
+    @property
+    def _markers(self) -> frozenset[str]:
+        """Texts that stand for a missing value."""
+        return frozenset((*MISSING, *self.policy.missing_values))
 
     @property
     def _refused(self) -> bool:

@@ -36,28 +36,50 @@ class Preprocessing:
         """What each feature of a table is, by its name: number, date or category."""
         return {column.column: column.source_kind for column in self.encoding.columns}
 
-    def inputs(self, columns: Mapping[str, Column], dtype: torch.dtype) -> Tensor:
-        """Return the model's inputs [rows, inputs] for columns of these kinds by name, as training has them to the bit."""
+    @property
+    def model_columns(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+        """Names of the numbers and of the targets, and numbers of codes of the categories: what the builder of a model needs."""
+        return self.encoding.names, self.target_names, self.encoding.cardinalities
+
+    def inputs(self, columns: Mapping[str, Column], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Return the model's inputs for columns of these kinds by name, as training has them to the bit.
+
+        They are numbers [rows, columns], and codes of categories [rows, columns] for a model that takes them.
+        """
         rows = len(next(iter(columns.values())).missing)
-        inputs = torch.zeros(rows, len(self.encoding.scaled), dtype=dtype)
+        numbers, codes = torch.zeros(rows, len(self.encoding.scaled), dtype=dtype), list[Tensor]()
         scaled = torch.empty(rows, dtype=torch.float64)
         for place, encoded in self.encoding.placed():
             column = columns[encoded.column]
             if isinstance(encoded, CategoryEncoding):
                 assert isinstance(column, Categories)
+                if encoded.coded:
+                    codes.append(torch.from_numpy(encoded.codes(column)))
+                    continue
                 places = torch.from_numpy(encoded.places(column))
                 known = (places >= 0).nonzero().flatten()
-                inputs[known, place + places[known]] = 1
+                numbers[known, place + places[known]] = 1
                 continue
             assert isinstance(column, Numbers)
             column = column if column.kind == encoded.kind else column.part(encoded.kind)
-            self.scaling.feature(
-                place, torch.tensor(encoded.transformed(column)), scaled
-            )  # a column of Arrow is read-only
-            inputs[:, place] = scaled
+            # A copy, because a column of Arrow is read-only.
+            self.scaling.feature(place, torch.tensor(encoded.transformed(column)), scaled)
+            numbers[:, place] = scaled
             if encoded.indicated:
-                inputs[:, place + 1] = torch.from_numpy(column.missing)
-        return inputs
+                numbers[:, place + 1] = torch.from_numpy(column.missing)
+        return (numbers, torch.stack(codes, 1).long()) if codes else (numbers,)
+
+    def exchanged(self, inputs: tuple[Tensor, ...], feature: str, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return inputs in which one feature of the table has the values of other rows, whose numbers are `rows` [rows]."""
+        changed = tuple(values.clone() for values in inputs)
+        for place, encoded in self.encoding.placed():
+            if encoded.column == feature:
+                own = slice(place, place + len(encoded.names))
+                changed[0][:, own] = inputs[0][rows, own]
+        for place, coded in enumerate(self.encoding.coded):
+            if coded.name == feature:
+                changed[1][:, place] = inputs[1][rows, place]
+        return changed
 
     def state(self) -> dict[str, Any]:
         """Return the content of preprocessing.json."""
@@ -115,6 +137,7 @@ class _Category:
     kind: Literal["category"] = key("what its cells are")
     values: tuple[str, ...] = key("values of the training rows")
     reference: str | None = key("value without a column")
+    codes: bool = key("whether the values are codes, instead of columns", before=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +209,7 @@ def _feature_faults(value: Mapping[str, Any], place: str) -> list[str]:
 
 def _encoded(state: Mapping[str, Any]) -> NumberEncoding | CategoryEncoding:
     if state["kind"] == "category":
-        return CategoryEncoding(state["name"], tuple(state["values"]), state["reference"])
+        return CategoryEncoding(state["name"], tuple(state["values"]), state["reference"], state.get("codes", False))
     transform = None if state.get("transform") is None else transforms.of_state(state["transform"])
     return NumberEncoding(state["name"], state["kind"], float(state["mean"]), state["indicated"], transform)
 

@@ -57,7 +57,7 @@ class TextSource:
             self._pass(again, places, rules)
         for cells in self._files:
             cells.text.file.require_unchanged()
-        columns = {reader.name: reader.column() for reader in readers}
+        columns = {reader.name: rules.allowed(reader.column()) for reader in readers}
         self._refuse(unusable(self.path, columns), [reader for reader in readers if reader.numeric])
         self.warnings += [warning for reader in readers for warning in reader.warnings()]
         return usable(columns)

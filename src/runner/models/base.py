@@ -1,4 +1,4 @@
-"""Contract of a model: a module that maps features [rows, columns] to predictions [rows, targets]."""
+"""Contract of a model: a module that maps the inputs of a batch, each [rows, columns], to predictions [rows, targets]."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class Standardization(Protocol):
 
 
 class Model(torch.nn.Module):
-    """Module with a prediction of each target per row, which can report its parameters in the user's units."""
+    """Module with a prediction of each target per row, which can report its parameters in the user's units.
+
+    Its inputs are numbers, the features; one that takes categories as codes gets them as a second argument.
+    """
 
     config_name = "model"
     """Name of the model in the configuration, which `build` sets; messages show it."""
@@ -117,16 +120,21 @@ def by_target(jacobians: Sequence[Tensor]) -> Tensor:
 
 
 def build(
-    config: c.ModelConfig, feature_names: Sequence[str], target_names: Sequence[str], generator: torch.Generator
+    config: c.ModelConfig,
+    feature_names: Sequence[str],
+    target_names: Sequence[str],
+    generator: torch.Generator,
+    cardinalities: Sequence[int] = (),
 ) -> Model:
     """Return the configured model in float64 on the CPU, with start values drawn from `generator`.
 
-    Raises `DataError` for a formula that does not fit the columns, and `TypeError` if the configuration class declares
+    `cardinalities` are the numbers of codes of the categories, for a model that takes them. Raises `DataError` for a formula that does not fit the columns, and `TypeError` if the configuration class declares
     `draws` wrongly.
     """
     # torch's constructors draw start values from the global generator before ours replace them.
     with torch.random.fork_rng(devices=[]):
-        model: Model = config.build(feature_names, target_names, generator)
+        codes = (cardinalities,) if config.takes_codes else ()
+        model: Model = config.build(feature_names, target_names, generator, *codes)
     # A plain assignment would meet a parameter of a formula with this name.
     object.__setattr__(model, "config_name", config.name)
     object.__setattr__(model, "targets", len(target_names))
@@ -137,7 +145,9 @@ def build(
     return model
 
 
-def start_model(config: c.Config, feature_names: Sequence[str], target_names: Sequence[str]) -> Model:
-    """Return the model of a run at step 0, in the run's dtype, on the CPU."""
-    start = build(config.model, feature_names, target_names, stream(config.seed, "init"))
+def start_model(
+    config: c.Config, feature_names: Sequence[str], target_names: Sequence[str], cardinalities: Sequence[int] = ()
+) -> Model:
+    """Return the model of a run at step 0, in the run's dtype, on the CPU. The arguments are those of `build`."""
+    start = build(config.model, feature_names, target_names, stream(config.seed, "init"), cardinalities)
     return start.to(DTYPES[config.dtype])

@@ -29,8 +29,10 @@ def init_tensor(tensor: Tensor, init: Init, fan_in: int, generator: torch.Genera
 
 
 def init_layers(module: nn.Module, init: Init, generator: torch.Generator) -> None:
-    """Fill weight and bias of every linear layer in place, in the order of the forward pass."""
+    """Fill weight and bias of every linear layer in place, and vectors of categories with N(0, 1), in the order of the forward pass."""
     for layer in module.modules():
+        if isinstance(layer, nn.Embedding):
+            init_tensor(layer.weight, "normal", 1, generator)
         if isinstance(layer, nn.Linear):
             init_tensor(layer.weight, init, layer.in_features, generator)
             if layer.bias is not None:

@@ -98,7 +98,12 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes], *, temporary_name: s
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as strict JSON, atomically. nan and inf become the texts that `strict` returns. Raises OSError."""
-    write_atomic(path, (_lines(strict(value), "") + "\n").encode())
+    write_atomic(path, as_json(value).encode())
+
+
+def as_json(value: Any) -> str:
+    """Return a value as strict JSON. nan and inf become the texts that `strict` returns."""
+    return _lines(strict(value), "") + "\n"
 
 
 _JSON = json.JSONEncoder(allow_nan=False)

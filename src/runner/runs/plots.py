@@ -40,11 +40,17 @@ MAX_ERROR_BARS = 300
 MAX_CROSSES = 50
 """Most crosses that are drawn on a line: more would hide it."""
 
+MOST_PLOTTED = 6
+"""Largest number of targets that have plots of their own."""
+
+LINE_POINTS = 400
+"""Number of points of a fitted curve."""
+
 LARGEST = 1e100
 """Values from here on are not drawn: the arithmetic of the axes would overflow."""
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-COLOURS = {"train": PALETTE[0], "valid": PALETTE[2], "test": PALETTE[1]}
+COLOURS = {"train": PALETTE[0], "valid": PALETTE[2], "test": PALETTE[1], "input": PALETTE[1]}
 INK, SOFT, GRID = "#222222", "#666666", "#E4E4E4"
 
 LEFT, RIGHT = 0.11, 0.975
@@ -55,9 +61,10 @@ LEFT, RIGHT = 0.11, 0.975
 class RunPlots:
     """The content of a run's plots.
 
-    `parts`: "train", "valid" or "test" → (features [rows, k], target [rows], prediction [rows]), in the file's units.
+    `parts`: "train", "valid", "test", or "input" alone → (features [rows, k], target [rows], prediction [rows]), in the file's units.
     `line`: for one feature, x [m] ascending and the fitted y [m] over the range of the plot.
     `bands`: name → low [m] and high [m] at the x of the line, from the narrowest to the widest.
+    `totals`: part → number of rows that its rows are a sample of; otherwise they are all.
     `errors`: part → standard deviations of the targets [rows], where they are known.
     `rows`: the rows of `metrics.jsonl`, which are read once; "train/loss" and "valid/loss" are drawn.
     `step`: that of the predictions, if it is not the last one.
@@ -72,6 +79,7 @@ class RunPlots:
     rows: Iterable[Mapping[str, Any]]
     levels: Mapping[str, float] = field(default_factory=dict)
     bands: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+    totals: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, Array] = field(default_factory=dict)
     step: int | None = None
 
@@ -96,6 +104,16 @@ def draw(content: RunPlots) -> dict[str, bytes]:
         if curves:
             figures["loss"] = _loss(content, curves)
         return {name: png(figure) for name, figure in sorted(figures.items())}
+
+
+def draw_targets(contents: Iterable[RunPlots]) -> dict[str, bytes]:
+    """Return the PNG files of each target. With several targets they are "fit_1", "residuals_1", "fit_2", …; "loss" is one."""
+    drawn = [draw(content) for content in contents]
+    return {
+        name if len(drawn) == 1 or name == "loss" else f"{name}_{number}": figure
+        for number, figures in enumerate(drawn, 1)
+        for name, figure in figures.items()
+    }
 
 
 def write(folder: Path, figures: Mapping[str, bytes]) -> None:
@@ -140,7 +158,7 @@ def _fit(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
     figure, (axes,) = page(
         content.title, content.heading("Data and fit"), content.feature_names[0], content.target_name
     )
-    _points(axes, {part: (features[:, 0], target) for part, (features, target, _) in parts.items()})
+    _points(axes, content, {part: (features[:, 0], target) for part, (features, target, _) in parts.items()})
     for part, errors in content.errors.items():
         _error_bars(axes, part, content.parts[part], errors)
     if content.line is not None:
@@ -184,7 +202,7 @@ def _agreement(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
     figure, (axes,) = page(
         content.title, content.heading("Predicted against true"), f"true {name}", f"predicted {name}"
     )
-    _points(axes, {part: (target, prediction) for part, (_, target, prediction) in parts.items()})
+    _points(axes, content, {part: (target, prediction) for part, (_, target, prediction) in parts.items()})
     targets = np.concatenate([target for _, target, _ in parts.values()])
     ends = [targets.min(), targets.max()]
     axes.plot(ends, ends, color=INK, linewidth=1.2, label="predicted = true", zorder=3)
@@ -231,7 +249,7 @@ def _residuals(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
         content.title, content.heading("Residuals"), f"predicted {name}", f"true − predicted {name}", (3, 1)
     )
     residuals = {part: target - prediction for part, (_, target, prediction) in parts.items()}
-    _points(axes, {part: (prediction, residuals[part]) for part, (_, _, prediction) in parts.items()})
+    _points(axes, content, {part: (prediction, residuals[part]) for part, (_, _, prediction) in parts.items()})
     reach = max(float(np.abs(values).max()) for values in residuals.values()) * 1.08 or 1.0
     bins = min(max(math.isqrt(sum(map(len, residuals.values()))), 8), 40)
     edges = np.linspace(-reach, reach, bins + 1).tolist()
@@ -248,13 +266,14 @@ def _residuals(content: RunPlots, parts: Mapping[str, Part]) -> Figure:
     return figure
 
 
-def _points(axes: Axes, parts: Mapping[str, tuple[Array, Array]]) -> None:
+def _points(axes: Axes, content: RunPlots, parts: Mapping[str, tuple[Array, Array]]) -> None:
     """Draw x and y of each part as dots."""
     size, alpha = dot(sum(min(len(x), MAX_POINTS) for x, _ in parts.values()))
     for part, (x, y) in parts.items():
         shown = _thin(len(x), MAX_POINTS)
         style: Any = {"color": COLOURS[part], "markersize": size, "markeredgewidth": 0, "alpha": alpha}
-        axes.plot(x[shown], y[shown], "o", label=_label(part, len(x), MAX_POINTS), **style)
+        label = _label(part, content.totals.get(part, len(x)), len(shown))
+        axes.plot(x[shown], y[shown], "o", label=label, **style)
 
 
 def _label(name: str, count: int, most: int) -> str:

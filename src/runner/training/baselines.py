@@ -53,10 +53,9 @@ def _mean(dataset: Dataset) -> dict[str, float]:
 
 def _linear(dataset: Dataset) -> dict[str, float] | None:
     """Return the metrics of least squares with standardized numbers, whatever the model gets; None where it takes long."""
-    rows, columns = dataset.parts["train"].all.numbers.shape
-    if not affordable(rows, columns + 1):
+    if not affordable(len(dataset.parts["train"]), dataset.width + 1):
         return None
-    dataset = dataset.standardized()
+    dataset = dataset.standardized().one_hot()
     train = dataset.parts["train"].all
     wide = widest(train.numbers.device)
     model = LinearModel(train.numbers.shape[1], 1, dtype=wide, device=train.numbers.device)
@@ -71,9 +70,10 @@ def _boosting(dataset: Dataset) -> dict[str, float] | None:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     train = dataset.parts["train"].all
-    if train.numbers.numel() * train.target.shape[1] > MOST_NUMBERS:
+    if len(train.target) * dataset.width * train.target.shape[1] > MOST_NUMBERS:
         return None
-    train = train.map(Tensor.cpu).to(torch.float64)
+    dataset = dataset.one_hot()
+    train = dataset.parts["train"].all.map(Tensor.cpu).to(torch.float64)
     weights = None if train.weight is None else train.weight.flatten().numpy()
     trees = [
         HistGradientBoostingRegressor(random_state=0).fit(train.numbers.numpy(), column.numpy(), weights)
@@ -100,7 +100,8 @@ class _Function(torch.nn.Module):
         super().__init__()
         self._function, self._dtype = function, dtype
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, *codes: Tensor) -> Tensor:
+        # The mean of the training rows needs no codes; others get the categories one-hot, among the features.
         return self._function(features).to(self._dtype)
 
 

@@ -21,10 +21,12 @@ from runner.compute.strategies.base import Loss, Strategy
 from runner.config import constraints
 from runner.config import schema as c
 from runner.data import dataset as data
-from runner.data.base import Batches, Rows
+from runner.data.base import Batches
 from runner.data.batches import EpochBatches
-from runner.data.dataset import Dataset
+from runner.data.dataset import Dataset, ResidentRows
+from runner.data.hiding import HidingRows
 from runner.data.progress import unreported
+from runner.data.stacked import StackedRows
 from runner.errors import ConfigError
 from runner.models import losses
 from runner.models.base import Model, start_model
@@ -102,7 +104,7 @@ def prepare(
         dtype,
         device,
         advised,
-        reference=resolved.has_references,
+        categories=resolved.category_coding,
         untransformed="linear" in resolved.record.baselines,
         report=report,
     )
@@ -111,10 +113,10 @@ def prepare(
         raise ConfigError(
             f"the number of processes must not be above the number of training rows, {rows}, got {size}; start fewer processes"
         )
-    problems = sizes.model_problems(resolved, len(dataset.feature_names), len(dataset.target_names))
+    problems = _misfits_of_model(resolved, dataset)
     if problems:
         raise ConfigError(problems)
-    model = start_model(resolved, dataset.feature_names, dataset.target_names)
+    model = start_model(resolved, *dataset.preprocessing.model_columns)
     if resolved.optimizer.linear_only and not model.is_linear(dataset.parts["train"].all.numbers.cpu()):
         raise ConfigError(
             f"`optimizer` must not be {resolved.optimizer.name} for a model that is not linear in its parameters, got {resolved.model.name}; "
@@ -133,6 +135,17 @@ def prepare(
     tensors = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
     count = sum(parameter.numel() for parameter in model.parameters())
     return Inputs(dataset, model, device, count, tensors, [name for name, _ in model.named_parameters()]), equal
+
+
+def _misfits_of_model(config: c.Config, dataset: Dataset) -> list[str]:
+    """Return the problems of a model that does not fit these columns, or that they make too large."""
+    names, targets, cardinalities = dataset.preprocessing.model_columns
+    if config.model.takes_codes and not cardinalities:
+        return [
+            "`model.embedding_size` must be null without columns of categories, of which the data have none; "
+            "use model.embedding_size=null, or name some in `data.categorical`"
+        ]
+    return sizes.model_problems(config, len(names), len(targets), cardinalities)
 
 
 def _metrics_without_value(config: c.Config, dataset: Dataset) -> list[str]:
@@ -175,6 +188,7 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
         strategy=strategy,
         loss=loss,
         rows=rows,
+        seeds=[resolved.seed],
         batches=batches,
         scaler=scaler,
         clip_norm=resolved.train.clip_norm,
@@ -211,13 +225,15 @@ def objective(
     forward: Callable[..., Tensor],
     strategy: Strategy,
     loss: Loss,
-    rows: Rows,
+    rows: ResidentRows | StackedRows,
+    seeds: Sequence[int],
     batches: Batches,
     scaler: Scaler,
     clip_norm: float | Tensor | None,
 ) -> BatchObjective:
-    """Build the objective of one run, or of several vmapped runs."""
+    """Build the objective of one run, or of several vmapped runs with these seeds."""
     device, train = rows.all.target.device, config.train
+    hiding = None if rows.all.categories is None else HidingRows(rows, seeds)
 
     def widened() -> dict[str, Tensor]:
         """Return the parameters in the widest type."""
@@ -230,7 +246,7 @@ def objective(
         model=forward,
         parameters=list(strategy.parameters(model).values()),
         loss=loss,
-        rows=rows,
+        rows=hiding or rows,
         batches=batches,
         strategy=strategy,
         autocast=precision.autocast(config.amp, device),
@@ -243,6 +259,7 @@ def objective(
         jacobian=lambda features: model.jacobian(widened(), features),
         named=widened if config.model.records_parameters else dict,
         bounds=bounds(config.model, model),
+        hide=hiding.begin if hiding else lambda epoch: None,
     )
 
 

@@ -208,7 +208,7 @@ class Experiment:
         (parameters,) = self.parameters()
         model = self.model
         if self.strategy.sharded:
-            model = start_model(self.info.config, dataset.feature_names, dataset.target_names)
+            model = start_model(self.info.config, *dataset.preprocessing.model_columns)
             model = model.to(next(iter(parameters.values())).device)
             model.load_state_dict(parameters)
         resolved, optimum = self.info.config, self.optimum

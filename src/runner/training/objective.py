@@ -51,6 +51,8 @@ class BatchObjective:
     """Returns the parameters [] or [lanes] by name, in the order of the derivatives, for a model of which each has a meaning."""
     bounds: Bounds | None = None
     """Bounds of the named parameters, if there are any."""
+    hide: Callable[[int], None] = lambda epoch: None
+    """Hides the categories of an epoch in the rows, where the model takes categories."""
     norm: Tensor | None = field(default=None, init=False)
     """Norm of the newest gradients before clipping; None where it is not measured."""
     step: int = field(default=0, init=False)
@@ -74,8 +76,13 @@ class BatchObjective:
 
     def at(self, step: int) -> BatchObjective:
         """Select the rows and random numbers of a step, from 1, and return this objective."""
-        self.step = step
+        self.begin(step)
         return self.on(self.batches.at(step), self.batches.size(step))
+
+    def begin(self, step: int) -> None:
+        """Select the random numbers of a step, from 1, on which its rows depend."""
+        self.step = step
+        self.hide(self.batches.epoch(step))
 
     def on(self, chosen: Tensor | slice, count: int) -> BatchObjective:
         """Select a batch of `count` rows by their numbers [n] or [lanes, n], or all rows by a slice; return this objective."""
@@ -171,6 +178,7 @@ class BatchObjective:
 
         Derivatives are examined one by one for a model with `named` parameters, such as a formula.
         """
+        self.begin(step)
         chosen, named = self.batches.at(step), self.named()
         rows = self.rows.take(chosen)
         with torch.no_grad(), self.autocast():

@@ -68,10 +68,22 @@ class Predictor:
 
     def of_columns(self, columns: Any) -> Prediction:
         """Return the predictions for columns of a table by name, of the kinds that the features have."""
-        found = [
-            member.preprocessing.scaling.undo(forward(member.preprocessing.inputs(columns, forward.dtype)))
-            for member, forward in zip(self.members, self._forwards, strict=True)
-        ]
+        return self.of_inputs(self.inputs(columns))
+
+    def inputs(self, columns: Any) -> list[tuple[Tensor, ...]]:
+        """Return the inputs of each model for columns of a table by name."""
+        pairs = zip(self.members, self._forwards, strict=True)
+        return [member.preprocessing.inputs(columns, forward.dtype) for member, forward in pairs]
+
+    def exchanged(self, inputs: Sequence[tuple[Tensor, ...]], feature: str, rows: Tensor) -> list[tuple[Tensor, ...]]:
+        """Return inputs of each model in which one feature has the values of other rows, whose numbers are `rows` [rows]."""
+        pairs = zip(self.members, inputs, strict=True)
+        return [member.preprocessing.exchanged(own, feature, rows) for member, own in pairs]
+
+    def of_inputs(self, inputs: Sequence[tuple[Tensor, ...]]) -> Prediction:
+        """Return the predictions for the inputs of each model."""
+        triples = zip(self.members, self._forwards, inputs, strict=True)
+        found = [member.preprocessing.scaling.undo(forward(own)) for member, forward, own in triples]
         if len(found) == 1:
             return Prediction(found[0], None)
         stacked = torch.stack(found)
@@ -87,11 +99,15 @@ class Predictor:
         values: np.ndarray = torch.cat(found).numpy()
         return values[:, 0] if len(self.target_names) == 1 else values
 
-    def preprocess(self, frame: Any) -> Tensor:
-        """Return the inputs of `model` [rows, inputs] for a table or an array, as `predict` takes them."""
+    def preprocess(self, frame: Any) -> tuple[Tensor, ...]:
+        """Return the inputs of `model`, each [rows, columns], for a table or an array, as `predict` takes them.
+
+        They are the numbers, and for a model with embeddings the codes of the categories.
+        """
         blocks = self._rows(frame).blocks()
         dtype = self._forwards[0].dtype
-        return torch.cat([self.preprocessing.inputs(block.columns, dtype) for block in blocks])
+        inputs = [self.preprocessing.inputs(block.columns, dtype) for block in blocks]
+        return tuple(map(torch.cat, zip(*inputs, strict=True)))
 
     def _rows(self, frame: Any) -> NewRows:
         source: BlockSource = new_rows.of_frame(frame, self.preprocessing)
@@ -110,12 +126,13 @@ class Forward:
         self.dtype = precision.DTYPES[trained.config.dtype]
         self._device = device
         self._autocast: Callable[[], Any] = precision.autocast(trained.config.amp, device)
-        width = len(trained.preprocessing.encoding.names)
-        self._chunk = torch.zeros(CHUNK_ROWS, width, dtype=self.dtype)
+        encoding = trained.preprocessing.encoding
+        self._width, self._cardinalities = len(encoding.names), encoding.cardinalities
+        self._chunks = tuple(torch.zeros_like(values) for values in self._random_inputs(CHUNK_ROWS, torch.Generator()))
         self._spacing = next(spacing for spacing in (1, 2, 4, 8, 16, CHUNK_ROWS) if self._ignores_places(spacing))
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Return scaled predictions [rows, targets], float64 on the CPU, for inputs [rows, inputs] on the CPU."""
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Return scaled predictions [rows, targets], float64 on the CPU, for the model's inputs [rows, columns] on the CPU."""
         try:
             return self._passes(inputs, self._spacing)
         except Exception as error:
@@ -125,31 +142,38 @@ class Forward:
                 ) from error
             raise
 
-    def _passes(self, inputs: Tensor, spacing: int) -> Tensor:
-        own = CHUNK_ROWS // spacing
-        found = [self._pass(inputs[first : first + own], spacing) for first in range(0, len(inputs), own)]
-        return torch.cat(found)
+    def _passes(self, inputs: Sequence[Tensor], spacing: int) -> Tensor:
+        pieces = zip(*(torch.split(values, CHUNK_ROWS // spacing) for values in inputs), strict=True)
+        return torch.cat([self._pass(rows, spacing) for rows in pieces])
 
-    def _pass(self, rows: Tensor, spacing: int) -> Tensor:
+    def _pass(self, rows: Sequence[Tensor], spacing: int) -> Tensor:
         """Return the predictions of a few rows, in a pass of `CHUNK_ROWS` rows: the last one stands for those that lack."""
-        count, chunk = len(rows), self._chunk[: CHUNK_ROWS // spacing]
-        chunk[:count], chunk[count:] = rows, rows[-1:]
-        batch = chunk.to(self._device).repeat_interleave(spacing, 0) if spacing > 1 else chunk.to(self._device)
+        batch = [self._filled(*pair, spacing) for pair in zip(self._chunks, rows, strict=True)]
         with torch.no_grad(), self._autocast():
-            prediction: Tensor = self.model(batch)
-        return prediction[::spacing][:count].cpu().double()
+            prediction: Tensor = self.model(*batch)
+        return prediction[::spacing][: len(rows[0])].cpu().double()
+
+    def _filled(self, chunk: Tensor, rows: Tensor, spacing: int) -> Tensor:
+        count, chunk = len(rows), chunk[: CHUNK_ROWS // spacing]
+        chunk[:count], chunk[count:] = rows, rows[-1:]
+        return chunk.to(self._device).repeat_interleave(spacing, 0) if spacing > 1 else chunk.to(self._device)
+
+    def _random_inputs(self, rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        numbers = torch.randn(rows, self._width, generator=generator, dtype=torch.float64).to(self.dtype)
+        codes = [torch.randint(count, (rows,), generator=generator) for count in self._cardinalities]
+        return (numbers, torch.stack(codes, 1)) if codes else (numbers,)
 
     def _ignores_places(self, spacing: int) -> bool:
         """Return whether random rows in other places have the same predictions to the bit."""
         if spacing == CHUNK_ROWS:
             return True
         generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(CHUNK_ROWS // spacing, self._chunk.shape[1], generator=generator, dtype=torch.float64)
-        rows = rows.to(self.dtype)
-        expected = self._passes(rows, spacing)
+        inputs = self._random_inputs(CHUNK_ROWS // spacing, generator)
+        expected = self._passes(inputs, spacing)
         for _ in range(PROBES):
-            order = torch.randperm(len(rows), generator=generator)
-            if not torch.equal(self._passes(rows[order], spacing).nan_to_num(), expected[order].nan_to_num()):
+            order = torch.randperm(len(expected), generator=generator)
+            moved = self._passes([values[order] for values in inputs], spacing)
+            if not torch.equal(moved.nan_to_num(), expected[order].nan_to_num()):
                 return False
         return True
 

@@ -19,6 +19,7 @@ from runner.data.dataset import Dataset
 from runner.optim.convergence import free
 from runner.optim.covariance import nearly_equal
 from runner.optim.optimum import noise_floor, observed_rate
+from runner.runs.plots import LINE_POINTS, MOST_PLOTTED, RunPlots, draw_targets
 from runner.runs.records import number_names
 from runner.runs.sinks.jsonl import each_row
 from runner.training.baselines import baselines
@@ -35,15 +36,8 @@ MOST_PAIRS = 3
 MOST_NAMED = 10
 """Largest number of targets that a line names."""
 
-MOST_PLOTTED = 6
-"""Largest number of targets that have plots of their own."""
-
 EXACT = 1e-6
 """Share of the variance of the targets below which what a model leaves unexplained is no reason to prefer another step."""
-
-LINE_POINTS = 400
-"""Number of points of the fitted curve."""
-
 
 # --------------------------------------------------------------------------------------------------------------- start
 
@@ -57,7 +51,7 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
     if info.size > 1 or config.strategy.reduction == "exact":
         yield f"strategy {info.strategy} on {_counted(info.size, 'process')}, {_reduction(config)}"
     yield f"dtype    {config.dtype}" + (f", amp {config.amp}" if config.amp != "off" else "")
-    features = _counted(len(dataset.feature_names), "feature")
+    features = _counted(len(dataset.feature_names) + len(dataset.category_names), "feature")
     weighted = "" if config.data.weighted_by is None else f", weighted by {config.data.weighted_by}"
     split = config.data.split
     fold = "" if split.fold is None else f", fold {split.fold} of {split.folds}"
@@ -344,9 +338,6 @@ def plot(info: RunInfo, run: RunState, answers: Mapping[str, Any], path: Path) -
 
 def _draw(info: RunInfo, run: RunState, metrics: Path, levels: Mapping[str, float]) -> dict[str, bytes]:
     """Return PNG files by name, from the predictions of the whole model and the known losses `levels`."""
-    # Imported here: a run without plots does not pay for it.
-    from runner.runs.plots import RunPlots, draw
-
     outcome: Outcome = run.outcome
     earlier = None if run.selected is None or run.selected is run.last else run.selected.step
     dataset, scaling, evaluation = info.dataset, info.dataset.scaling, outcome.evaluation()
@@ -358,12 +349,13 @@ def _draw(info: RunInfo, run: RunState, metrics: Path, levels: Mapping[str, floa
         drawn = slice(None) if rows.all.weight is None else rows.all.weight.cpu().flatten() > 0
         columns = (features, targets, evaluation.predictions(name))
         parts[name] = tuple(column[drawn].numpy() for column in columns)
-    curve = _curve(info, outcome, evaluation, parts) if len(dataset.feature_names) == 1 else None
-    figures, several = dict[str, bytes](), len(dataset.target_names) > 1
-    for number, target in enumerate(dataset.target_names[:MOST_PLOTTED]):
-        content = RunPlots(
+    # A curve is a function of one number alone.
+    names = () if dataset.category_names else dataset.feature_names
+    curve = _curve(info, outcome, evaluation, parts) if len(names) == 1 else None
+    return draw_targets(
+        RunPlots(
             title=info.config.name,
-            feature_names=dataset.feature_names,
+            feature_names=names,
             target_name=target,
             parts={name: (x, y[:, number], predicted[:, number]) for name, (x, y, predicted) in parts.items()},
             line=None if curve is None else (curve[0], curve[1][:, number]),
@@ -373,9 +365,8 @@ def _draw(info: RunInfo, run: RunState, metrics: Path, levels: Mapping[str, floa
             levels=levels,
             step=earlier,
         )
-        for name, figure in draw(content).items():
-            figures[f"{name}_{number + 1}" if several and name != "loss" else name] = figure
-    return figures
+        for number, target in enumerate(dataset.target_names[:MOST_PLOTTED])
+    )
 
 
 def _deviations(dataset: Dataset) -> dict[str, Any]:

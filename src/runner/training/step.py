@@ -110,7 +110,7 @@ class GraphedStep:
         if captured is None:
             return self._take_eagerly(step, rows)
         captured.load(self._objective.batches.at(step), self._schedule(step))
-        self._objective.step = step
+        self._objective.begin(step)
         self._objective.draw(step, 0)
         return captured.replay().clone()
 

@@ -63,10 +63,10 @@ class Trained:
 
 def start(config: Config, fitted: Preprocessing, source: str) -> Model:
     """Return the model of a configuration before training. Raises `CheckpointError` if it is too large for this machine."""
-    inputs, targets = fitted.encoding.names, fitted.target_names
-    if problems := sizes.model_problems(config, len(inputs), len(targets)):
+    names, targets, cardinalities = columns = fitted.model_columns
+    if problems := sizes.model_problems(config, len(names), len(targets), cardinalities):
         raise CheckpointError(f"{source}: {problem}" for problem in problems)
-    return start_model(config, inputs, targets)
+    return start_model(config, *columns)
 
 
 def of_run(path: str, state: str = "selected") -> Trained:

@@ -68,7 +68,9 @@ def bytes_per_lane(config: c.Config, prepared: Inputs) -> int:
     rows = prepared.dataset.parts["train"]
     columns, size = rows.all.numbers.shape[1], rows.all.numbers.element_size()
     data = sum(values.numel() for part in prepared.dataset.parts.values() for values in part.all if values is not None)
+    tables = [layer for layer in prepared.model.modules() if isinstance(layer, torch.nn.Embedding)]
     units = sum(p.shape[0] for p in prepared.model.parameters() if p.dim() == 2)
+    units += sum(table.embedding_dim - table.num_embeddings for table in tables)
     batch = min(batch_size(config, prepared.dataset), len(rows))
     evaluated = max(len(part) for part in prepared.dataset.parts.values())
     activations = 4 * max(batch, evaluated) * (units + columns + 2)
@@ -326,6 +328,7 @@ def _built(
         strategy=strategy,
         loss=loss,
         rows=rows["train"],
+        seeds=seeds,
         batches=batches,
         scaler=SumOverLanes(),
         clip_norm=_clip_norm(infos, strategy.stack),
@@ -379,7 +382,7 @@ def _evaluation_of_run(info: RunInfo, parameters: Mapping[str, Tensor]) -> Calla
     def evaluation() -> Evaluation:
         device = next(iter(parameters.values())).device
         dataset = info.dataset
-        model = start_model(info.config, dataset.feature_names, dataset.target_names).to(device)
+        model = start_model(info.config, *dataset.preprocessing.model_columns).to(device)
         model.load_state_dict(dict(parameters))
         loss, autocast = losses.build(info.config.loss), precision.autocast("off", device)
         undo, strategy = dataset.scaling.undo, Single(device)

@@ -78,7 +78,7 @@ def test_another_data_source_keeps_the_keys_that_both_have() -> None:
 
 def test_a_key_on_the_command_line_is_not_dropped() -> None:
     assert problems("+experiment=linreg", "model=mlp", "model.init=normal") == (
-        "`model.init` is not a key of mlp, which has widths, activation, dropout; remove it",
+        "`model.init` is not a key of mlp, which has widths, activation, dropout, embedding_size; remove it",
     )
 
 
@@ -210,9 +210,12 @@ def test_a_circle_of_references_is_one_problem(arguments: list[str]) -> None:
 
 def test_a_users_experiment_and_option(write: Write) -> None:
     write("experiment/mine", "# @package _global_\n# Mine.\ndefaults:\n  - override /model: tiny\nname: mine\n")
-    write("model/tiny", "# Tiny.\nname: mlp\nwidths: [2]\nactivation: tanh\ndropout: 0\n")
+    write("model/tiny", "# Tiny.\nname: mlp\nwidths: [2]\nactivation: tanh\ndropout: 0\nembedding_size: null\n")
     found = config("+experiment=mine", "model.dropout=0.5", config_dir="mine")
-    assert (found.name, found.model) == ("mine", c.Mlp(name="mlp", widths=(2,), activation="tanh", dropout=0.5))
+    assert (found.name, found.model) == (
+        "mine",
+        c.Mlp(name="mlp", widths=(2,), activation="tanh", dropout=0.5, embedding_size=None),
+    )
     assert options("mine")["experiment"] == options()["experiment"] | {"mine": "Mine."}
 
 

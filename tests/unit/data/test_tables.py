@@ -13,6 +13,7 @@ import re
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, datetime, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -35,6 +36,8 @@ Features = tuple[str, ...] | None
 Content = str | bytes
 COMMAS = Form()
 Y = Columns("y")
+NUMBERED = Columns("y", categorical=("n",), missing="mean")
+PARTS = Columns("y", dates="parts", missing="mean")
 
 
 @pytest.fixture(autouse=True)
@@ -280,7 +283,37 @@ def test_dates_become_seconds_since_1970(text: str, moment: datetime) -> None:
     assert _values(table)["t"] == [moment.replace(tzinfo=timezone.utc).timestamp(), 86400]
 
 
-PARTS = Columns("y", dates="parts", missing="mean")
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        (["3", "10", "3", "", "-1"], ["3", "10", "3", None, "-1"]),
+        (["3.0", "10.0", "3", "", "-1.00"], ["3", "10", "3", None, "-1"]),
+        (["03", "10", "3", "", "2.5"], ["03", "10", "3", None, "2.5"]),
+    ],
+)
+def test_numbers_are_categories_on_request_whole_ones_without_zeros(cells: list[str], values: list[str | None]) -> None:
+    table = _csv("n,y\n" + "".join(f"{cell},{row}\n" for row, cell in enumerate(cells)), NUMBERED)
+    assert _values(table)["n"] == values
+    assert isinstance(table.features[0], Categories)
+    assert table.features[0].values == tuple(sorted({value for value in values if value}))
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint64(), pa.float16(), pa.float64(), pa.decimal128(9, 2)])
+def test_typed_numbers_are_the_same_categories_as_in_text(kind: pa.DataType) -> None:
+    numbers = pa.array([3, 10, None, 3], pa.int8()).cast(kind)
+    assert _values(_parquet({"n": numbers, "y": pa.array([1, 2, 3, 4])}, NUMBERED))["n"] == ["3", "10", None, "3"]
+
+
+def test_beside_columns_of_categories_there_are_dates_and_no_text() -> None:
+    content = "n,when,kind,y\n1,2024-01-31,a,1\n2,2024-02-01,b,2\n"
+    assert _csv(content, replace(NUMBERED, drop=("kind",))).notes == ("categories n (2)", "dates as seconds when")
+    assert _problem(content, NUMBERED) == (
+        "`data.features`: column 'kind' of 'f.csv' has text, such as 'a'; add it to `data.categorical` if it has categories, "
+        "or to `data.drop`"
+    )
+
+
 MOMENTS = [datetime(1, 1, 1), datetime(1600, 2, 29, 23), datetime(1969, 12, 31, 23, 59, 59), datetime(1970, 1, 1), datetime(2024, 2, 29, 5, 30), datetime(9999, 12, 31)]  # fmt: skip
 
 
@@ -962,9 +995,11 @@ TYPED_ROWS = st.tuples(FINITE, st.integers(-(2**53), 2**53), TYPED_TEXTS, st.sam
     st.lists(TYPED_NAMES, min_size=6, max_size=6, unique=True).filter(lambda names: names[0] != "#c"),  # a comment
     st.lists(TYPED_ROWS, min_size=1, max_size=20),
     st.sampled_from(["error", "drop", "mean"]),
+    st.sampled_from(["seconds", "parts"]),
+    st.booleans(),
 )
 def test_a_table_is_the_same_as_text_and_as_parquet(
-    names: list[str], rows: list[tuple[object, ...]], missing: str
+    names: list[str], rows: list[tuple[object, ...]], missing: str, dates: str, chosen: bool
 ) -> None:
     names = [*names, "y"]
     rows = [(1.5, 1, "a", 0.5, True, date(2024, 1, 31), 2.5), *rows]  # a text does not say the type of an empty column
@@ -972,7 +1007,8 @@ def test_a_table_is_the_same_as_text_and_as_parquet(
     csv.writer(text).writerows([names, *([_as_text(cell) for cell in row] for row in rows)])
     types = [pa.float64(), pa.int64(), pa.string(), pa.float64(), pa.bool_(), pa.date32(), pa.float64()]
     arrays = {n: pa.array(v, t) for n, v, t in zip(names, zip(*rows, strict=True), types, strict=True)}
-    columns = Columns("y", missing=missing)
+    categorical = (names[1], names[2], names[4]) if chosen else None  # integers, text and truth values
+    columns = Columns("y", missing=missing, dates=dates, categorical=categorical)
     of_text = _columns(lambda: _csv(text.getvalue(), columns, Form(delimiter=",", header=True, skip_rows=0)))
     assert of_text == _columns(lambda: _parquet(arrays, columns))
 

@@ -16,7 +16,7 @@ from runner.config import schema as c
 from runner.models.base import Model
 from runner.models.base import build as build_model
 
-MLP = c.Mlp(name="mlp", widths=(4, 3), activation="tanh", dropout=0.0)
+MLP = c.Mlp(name="mlp", widths=(4, 3), activation="tanh", dropout=0.0, embedding_size=None)
 
 
 def _mlp(**changes: Any) -> Model:
@@ -124,6 +124,31 @@ def test_stages_are_whole_layers_with_activation_and_dropout(count: int, stages:
     for name in chain(*stages):
         hidden = model.get_submodule(name)(hidden)
     assert torch.equal(hidden, model(_features()))
+
+
+def test_embeddings_are_the_beginning_of_the_first_layer() -> None:
+    config, cardinalities = dataclasses.replace(MLP, embedding_size=3), (4, 2)
+    model = build_model(config, ("a", "b"), ["y"], stream(0, "init"), cardinalities)
+    assert _shapes(model) == [(4, 3), (2, 3), (4, 2 + 2 * 3), (4,), (3, 4), (3,), (1, 3), (1,)]
+    assert config.parameter_count(2, 1, cardinalities) == sum(parameter.numel() for parameter in model.parameters())
+    assert model.tensor_plan() == {}
+    assert model.stages(3) == [["0", "1", "2"], ["3", "4"], ["5"]]
+    codes = torch.tensor([[0, 1], [3, 0], [1, 1], [2, 0], [3, 1], [0, 0]])
+    one, two, *_ = model.parameters()
+    hidden = torch.cat([_features(), one[codes[:, 0]], two[codes[:, 1]]], 1)
+    for name in ("1", "2", "3", "4", "5"):
+        hidden = model.get_submodule(name)(hidden)
+    assert torch.equal(model(_features(), codes), hidden)
+
+
+def test_vectors_of_categories_are_normal_and_drawn_before_the_layers() -> None:
+    config = dataclasses.replace(MLP, embedding_size=3)
+    vectors, layer, *_ = build_model(config, (), ["y"], stream(0, "init"), [5]).parameters()
+    generator = stream(0, "init")
+    assert torch.equal(vectors, torch.empty(5, 3, dtype=torch.float64).normal_(generator=generator))
+    assert torch.equal(
+        layer, torch.empty(4, 3, dtype=torch.float64).uniform_(-1 / math.sqrt(3), 1 / math.sqrt(3), generator=generator)
+    )
 
 
 def test_stages_differ_by_at_most_one_layer() -> None:

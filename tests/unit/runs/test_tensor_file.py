@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,8 @@ def head(shape: Any = (2,), extent: Any = (0, 8), dtype: Any = "F32") -> dict[st
     ],
 )  # fmt: skip
 def test_a_header_that_does_not_fit_its_file_is_refused(header: Any, data: bytes, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="^") as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         read(written(tmp_path / "t", header, data))
-    assert message in str(error.value)
 
 
 def test_the_length_of_a_header_is_not_believed(tmp_path: Path) -> None:

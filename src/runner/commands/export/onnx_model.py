@@ -24,6 +24,7 @@ from runner.data.transforms import BEND, EDGE, Quantile, Robust
 from runner.errors import ConfigError
 from runner.models.formula import FormulaModel
 from runner.models.linear import PolynomialModel
+from runner.models.mlp import Embeddings
 from runner.training.trained import Trained
 
 DOUBLE, INTEGER, TEXT = np.dtype(np.float64), np.dtype(np.int64), np.dtype(np.str_)
@@ -77,39 +78,43 @@ def _any_missing(cells: Iterable[Value]) -> Value:
 
 def _of_member(member: Trained, cells: Mapping[str, Value]) -> Value:
     """Return the predictions of one model in the units of the file, float64 [rows, targets]."""
-    dtype = np.dtype(member.config.dtype)
-    inputs = concatenated([part.to(dtype) for part in _encoded(member.preprocessing, cells)])
-    return _unscaled(member.preprocessing.scaling, predicted(member.model(), inputs).to(DOUBLE))
+    inputs = _inputs(member.preprocessing, cells, np.dtype(member.config.dtype))
+    return _unscaled(member.preprocessing.scaling, predicted(member.model(), *inputs).to(DOUBLE))
 
 
 # -------------------------------------------------------------------------------------------------------- preprocessing
 
 
-def _encoded(fitted: Preprocessing, cells: Mapping[str, Value]) -> list[Value]:
-    """Return the columns that the model has as inputs, in their order."""
-    columns = []
+def _inputs(fitted: Preprocessing, cells: Mapping[str, Value], dtype: np.dtype[Any]) -> list[Value]:
+    """Return the inputs of the model: numbers [rows, columns] and codes of categories [rows, columns], as far as it has them."""
+    numbers, codes = list[Value](), list[Value]()
     for place, encoding in fitted.encoding.placed():
         cell = cells[encoding.column]
-        if isinstance(encoding, CategoryEncoding):
-            columns += [_one_hot(encoding, cell)] if encoding.values else []
-            continue
-        missing = cell.isnan()
-        number = date_part(cell, encoding.kind)
-        filled = number.new_full((), encoding.mean).where(missing, number)
-        mean, scale = (float(part[place]) for part in (fitted.scaling.feature_mean, fitted.scaling.feature_scale))
-        columns.append((_transformed(encoding, filled) - mean) / scale)
-        if encoding.indicated:
-            columns.append(missing.to(DOUBLE))
-    return columns
+        if isinstance(encoding, NumberEncoding):
+            numbers += [part.to(dtype) for part in _number(encoding, place, fitted.scaling, cell)]
+        elif encoding.coded:
+            codes.append(_places(encoding, cell) + 1)
+        elif encoding.values:
+            columns = cell.graph.constant([range(len(encoding.values))], INTEGER)
+            numbers.append((_places(encoding, cell) == columns).to(dtype))
+    return [concatenated(parts) for parts in (numbers, codes) if parts]
 
 
-def _one_hot(encoding: CategoryEncoding, cell: Value) -> Value:
-    """Return a column for each value, [rows, values]."""
-    places = list(range(len(encoding.values)))
-    place = cell.node(
-        "LabelEncoder", dtype=INTEGER, domain=ML, keys_strings=list(encoding.values), values_int64s=places, default_int64=-1
-    )  # fmt: skip
-    return (place == cell.graph.constant([places], INTEGER)).to(DOUBLE)
+def _number(encoding: NumberEncoding, place: int, scaling: Scaling, cell: Value) -> list[Value]:
+    """Return the column of a number, and where it is missing if there is a column for that."""
+    missing = cell.isnan()
+    number = date_part(cell, encoding.kind)
+    filled = number.new_full((), encoding.mean).where(missing, number)
+    scaled = (_transformed(encoding, filled) - float(scaling.feature_mean[place])) / float(scaling.feature_scale[place])
+    return [scaled, missing.to(DOUBLE)] if encoding.indicated else [scaled]
+
+
+def _places(encoding: CategoryEncoding, cell: Value) -> Value:
+    """Return the place of each value among those of the training rows; -1 for one that is missing or new."""
+    places = range(len(encoding.values))
+    return cell.node(
+        "LabelEncoder", dtype=INTEGER, domain=ML, keys_strings=encoding.values, values_int64s=places, default_int64=-1
+    )
 
 
 def _transformed(encoding: NumberEncoding, number: Value) -> Value:
@@ -224,8 +229,8 @@ def _unscaled(scaling: Scaling, prediction: Value) -> Value:
 
 
 @singledispatch
-def predicted(module: nn.Module, inputs: Value) -> Value:
-    """Return what a module makes of its inputs [rows, inputs]. Raises `ConfigError` for one that is not known here."""
+def predicted(module: nn.Module, *inputs: Value) -> Value:
+    """Return what a module makes of its inputs, each [rows, columns]. Raises `ConfigError` for one that is not known here."""
     raise ConfigError(
         f"`--format onnx` must have a model of layers that it knows, got one with {type(module).__name__}; use --format safetensors"
     )
@@ -238,10 +243,21 @@ def _linear(module: nn.Linear, inputs: Value) -> Value:
 
 
 @predicted.register
-def _sequential(module: nn.Sequential, inputs: Value) -> Value:
-    for child in module:
-        inputs = predicted(child, inputs)
-    return inputs
+def _sequential(module: nn.Sequential, *inputs: Value) -> Value:
+    first, *others = module
+    return reduce(lambda values, layer: predicted(layer, values), others, predicted(first, *inputs))
+
+
+@predicted.register
+def _embeddings(module: Embeddings, *inputs: Value) -> Value:
+    """Return the numbers, if there are any, with the vectors of the codes behind them."""
+    *numbers, codes = inputs
+    weights = [parameter.detach().numpy() for parameter in module.parameters()]
+    tables = [codes.graph.constant(weight, weight.dtype) for weight in weights]
+    vectors = [
+        table.node("Gather", codes.column(place), axis=0).node("Flatten", axis=1) for place, table in enumerate(tables)
+    ]
+    return concatenated([*numbers, *vectors])
 
 
 @predicted.register

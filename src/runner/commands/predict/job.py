@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner.commands.new_rows import introduction, open_predictor, opened, problems_of, reading, target_of, weight_of
+from runner.commands.new_rows import introduction, new_scores, open_predictor, opened, reading, target_of, weight_of
 from runner.commands.predict import output
 from runner.commands.result_file import STANDARD
 from runner.config import validation
 from runner.data.new_rows import NewRows
 from runner.errors import ConfigError
-from runner.models import losses
 from runner.training.predicting import Prediction, Predictor
 from runner.training.scores import Scores
 
@@ -29,16 +28,13 @@ def predict(options: Any) -> Iterator[str]:
     predictor = open_predictor(options)
     config = reading(predictor.config, options.overrides)
     yield from introduction(predictor)
-    with opened(options.input, config, predictor, _names(options.keep)) as rows:
+    with opened(options.input, config, predictor, _names(options.keep), "--keep") as rows:
         _refuse_names(rows, predictor)
         if rows.notes:
             yield f"read     {'; '.join(rows.notes)}"
-        job = _Job(
-            predictor, rows, Scores(predictor.target_names, predictor.preprocessing.scaling, losses.build(config.loss))
-        )
+        job = _Job(predictor, rows, new_scores(predictor))
         began = time.perf_counter()
-        with problems_of("--input"):
-            output.write(options.output, job.columns())
+        output.write(options.output, job.columns())
         seconds = time.perf_counter() - began
         place = "standard output" if options.output == STANDARD else options.output
         yield f"written  {rows.rows:,} rows to {place} in {seconds:.1f} s"
@@ -90,7 +86,7 @@ class _Job:
             prediction = self._predictor.of_columns(block.columns)
             self._not_finite += int((~prediction.values.isfinite()).any(1).sum())
             if self._rows.has_targets:
-                self.scores.add(target_of(block, targets), prediction.values, weight_of(block, self._predictor.config))
+                self.scores.add(target_of(block, targets), prediction.values, weight_of(block, self._predictor))
             yield {**block.kept, **_made(prediction, targets, self._digits)}
 
     def warnings(self) -> Iterator[str]:

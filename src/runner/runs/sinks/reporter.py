@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,27 +259,42 @@ def _number(value: float) -> str:
     return f"{value:.6g}"
 
 
+def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return a table of texts as lines with aligned columns."""
+    return [text.rstrip() for text in _rendered(_table(header, rows)).splitlines()]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
+    """Return a rich table of texts."""
+    from rich.table import Table
+
+    table = Table(*header, box=None, pad_edge=False)
+    for cells in rows:
+        table.add_row(*cells)
+    return table
+
+
 def _rendered(table: Any) -> str:
     """Return a rich table as plain text."""
     from rich.console import Console
 
     file = io.StringIO()
     # In a notebook, rich would ignore the file.
-    Console(file=file, width=WIDTH, soft_wrap=True, highlight=False, force_jupyter=False).print(table)
+    Console(file=file, width=WIDTH, soft_wrap=True, highlight=False, force_jupyter=False).print(table, markup=False)
     return file.getvalue()
 
 
 def _metrics_table(summary: Mapping[str, Any]) -> Any:
     """Return a rich table of the metrics, one row a part, and of the baselines below each."""
-    from rich.table import Table
-
     names = list(dict.fromkeys(name.split("/")[1] for name in selected_metrics(summary)))
     selected = summary.get("selected")
     state = "" if selected is None or selected["step"] == summary["steps"] else f"step {selected['step']:,}"
-    table = Table(*[state, *names], box=None, pad_edge=False)
-    for label, values in _results(summary):
-        table.add_row(label, *[_number(values[name]) if name in values else "" for name in names])
-    return table
+    return _table([state, *names], ([label, *cells(values, names)] for label, values in _results(summary)))
+
+
+def cells(metrics: Mapping[str, float], names: Iterable[str]) -> list[str]:
+    """Return some metrics as texts, empty where there is none."""
+    return [_number(metrics[name]) if name in metrics else "" for name in names]
 
 
 def _fitted(summary: Mapping[str, Any]) -> list[str]:
