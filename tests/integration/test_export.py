@@ -205,10 +205,7 @@ def test_a_table_that_is_gone_is_not_compared(capsys: pytest.CaptureFixture[str]
     Path("t.csv").unlink()
     export("mean", "onnx", "m.onnx")
     found = capsys.readouterr().out
-    assert (
-        "note: the table of the run is not compared: `data.path` must be a readable file, but 't.csv'"
-        in found
-    )
+    assert "note: the table of the run is not compared: `data.path` must be a readable file, but 't.csv'" in found
     assert "compared 257 made rows by onnxruntime" in found
 
 
