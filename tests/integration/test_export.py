@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import csv
 import errno
+import hashlib
 import json
 import os
 import re
@@ -259,6 +260,10 @@ def test_what_cannot_be_exported_is_named(capsys: pytest.CaptureFixture[str], mo
     assert '`--format onnx` needs onnx, which is not installed; pip install "runner[export]"' in refused(
         capsys, "mean", "onnx", "m.onnx"
     )
+    _without(monkeypatch, "safetensors.torch")
+    assert 'needs safetensors, which is not installed; pip install "runner[export]"' in refused(
+        capsys, "mean", "safetensors", "m"
+    )
 
 
 def _without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
@@ -330,11 +335,20 @@ def _edited(change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(values))
 
 
-def _bytes(place: int, new: bytes) -> None:
+def _weights(change: Callable[[bytes], bytes], *, sealed: bool = True) -> None:
+    """Change the weights, and unless `sealed` is false, also their SHA-256, as who wants to deceive would."""
     path = Path("m/model.safetensors")
-    data = bytearray(path.read_bytes())
-    data[place:] = new if place < 0 else new + data[place + len(new) :]
-    path.write_bytes(bytes(data))
+    path.write_bytes(change(path.read_bytes()))
+    if sealed:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        _edited(lambda values: values.update(weights_sha256=digest))
+
+
+def _header(text: str) -> Callable[[bytes], bytes]:
+    return lambda _: len(text).to_bytes(8, "little") + text.encode()
+
+
+UNUSABLE = "m/model.safetensors must be the weights of an exported model, but cannot be used ("
 
 
 def _linked(path: str, target: str) -> None:
@@ -344,13 +358,17 @@ def _linked(path: str, target: str) -> None:
 
 
 STRANGE: dict[str, tuple[Callable[[], Any], str]] = {
-    "other weights": (lambda: _bytes(-4, b"1234"), "m/model.safetensors must have the `weights_sha256` of model.json, but its SHA-256 is another one; export the run again"),
-    "a shorter file": (lambda: os.truncate("m/model.safetensors", 300), "m/model.safetensors must be the weights of an exported model, but cannot be read (its tensors must have the"),
-    "a wrong length": (lambda: _bytes(0, b"\xff" * 8), "its header must have 1 to"),
-    "a link": (lambda: _linked("m/model.safetensors", "../w"), "cannot be read (it is a link)"),
-    "no weights": (lambda: os.remove("m/model.safetensors"), "cannot be read (No such file or directory); export the run again"),
+    "other weights": (lambda: _weights(lambda data: data[:-4] + b"1234", sealed=False), f"{UNUSABLE}its SHA-256 is not the `weights_sha256` of model.json); export the run again"),
+    "other weights with their hash": (lambda: _weights(lambda data: data[:-4] + b"1234"), "m/model.safetensors must have the parameters of `selected` in model.json, but their SHA-256 is another one"),
+    "a shorter file": (lambda: _weights(lambda data: data[:-9]), UNUSABLE),
+    "a header without end": (lambda: _weights(lambda data: b"\xff" * 8 + data[8:]), UNUSABLE),
+    "a tensor without end": (lambda: _weights(_header(json.dumps({"0.weight": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}))), UNUSABLE),
+    "no header": (lambda: _weights(_header("[")), UNUSABLE),
+    "a file without end": (lambda: os.truncate("m/model.safetensors", 2**40), f"{UNUSABLE}it has more than 8"),
+    "a link": (lambda: _linked("m/model.safetensors", "../w"), f"{UNUSABLE}it is a link)"),
+    "no weights": (lambda: os.remove("m/model.safetensors"), f"{UNUSABLE}No such file or directory); export the run again"),
     "another hash of parameters": (lambda: _edited(lambda v: v["selected"].update(parameters_sha256="0" * 64)), "m/model.safetensors must have the parameters of `selected` in model.json, but their SHA-256 is another one"),
-    "another hash of weights": (lambda: _edited(lambda v: v.update(weights_sha256="0" * 64)), "must have the `weights_sha256` of model.json"),
+    "another hash of weights": (lambda: _edited(lambda v: v.update(weights_sha256="0" * 64)), UNUSABLE),
     "no hash": (lambda: _edited(lambda v: v.update(weights_sha256="x")), "m/model.json: `weights_sha256` must"),
     "a newer format": (lambda: _edited(lambda v: v.update(format=99)), "m/model.json: `format` must be at most 1, got 99; it was written by a newer version of runner, use that"),
     "no configuration": (lambda: _edited(lambda v: v.update(config=[], preprocessing=3)), "m/model.json: `config` must be a group of keys, got []; restore the file"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,13 @@ from torch import Tensor
 
 from runner.config import compose
 from runner.config.documents import FORMAT, checked, read_json
-from runner.config.files import is_folder
+from runner.config.files import MIB, is_folder, read_bytes
 from runner.config.parts import key
 from runner.config.resume import checked_values
 from runner.config.schema import plain
 from runner.config.validation import shown
 from runner.data import preprocessing
-from runner.errors import CheckpointError
-from runner.runs import tensor_file
+from runner.errors import CheckpointError, ConfigError
 from runner.runs.atomic import sync_folder, write_json, write_new
 from runner.runs.records import checked_selected
 from runner.training.saved_model import misfits
@@ -38,6 +37,9 @@ DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
 FILES = {DESCRIPTION, WEIGHTS}
 """Names of the files of an export."""
+
+_MOST_HEADER_BYTES = 8 * MIB
+"""Largest header of a file of safetensors, which has the names, dtypes and shapes."""
 
 _NO_PATH = ""
 """Value of a path that is left out."""
@@ -53,15 +55,9 @@ class Description:
 
 
 def write(folder: Path, trained: Trained) -> None:
-    """Write a model into a folder that exists and is empty. Raises OSError."""
-    digest = hashlib.sha256()
-
-    def hashed(pieces: Iterator[bytes]) -> Iterator[bytes]:
-        for piece in pieces:
-            digest.update(piece)
-            yield piece
-
-    write_new(folder / WEIGHTS, hashed(tensor_file.pieces(trained.tensors)))
+    """Write a model into a folder that exists and is empty. Raises OSError, and `ConfigError` without the package safetensors."""
+    weights: bytes = _library().save({name: tensor.detach().cpu().clone() for name, tensor in trained.tensors.items()})
+    write_new(folder / WEIGHTS, weights)
     selected = {
         "step": trained.step,
         "metrics": dict(trained.metrics),
@@ -70,7 +66,7 @@ def write(folder: Path, trained: Trained) -> None:
     description = {
         "format": FORMAT,
         "torch": str(torch.__version__),
-        "weights_sha256": digest.hexdigest(),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "selected": selected,
         "config": _without_paths(plain(trained.config)),
         "preprocessing": trained.preprocessing.state(),
@@ -124,20 +120,29 @@ def read(path: str, state: str = "selected") -> Trained:
 
 def _weights(path: Path, expected: Mapping[str, Tensor], sha256: str) -> dict[str, Tensor]:
     """Return the tensors of a file, which must be those of a model in name, dtype and shape. Raises `CheckpointError`."""
+    library, size = _library(), sum(tensor.nbytes for tensor in expected.values())
     try:
-        with tensor_file.opened(path) as file:
-            problems = misfits(file.heads, expected)
-            if problems:
-                raise CheckpointError(f"{path}: {problem}; export the run again" for problem in problems)
-            tensors = file.tensors()
-            found = file.sha256()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        data = read_bytes(path, size + _MOST_HEADER_BYTES)  # so that the model decides how much memory is taken
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise ValueError(f"its SHA-256 is not the `weights_sha256` of {DESCRIPTION}")
+        tensors: dict[str, Tensor] = library.load(data)
+    except Exception as error:  # OSError, ValueError, and the several of a library that reads a stranger's bytes
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise CheckpointError(
-            f"{path} must be the weights of an exported model, but cannot be read ({reason}); export the run again"
+            f"{path} must be the weights of an exported model, but cannot be used ({reason}); export the run again"
         ) from None
-    if found != sha256:
-        raise CheckpointError(
-            f"{path} must have the `weights_sha256` of {DESCRIPTION}, but its SHA-256 is another one; export the run again"
-        )
+    problems = misfits(tensors, expected)
+    if problems:
+        raise CheckpointError(f"{path}: {problem}; export the run again" for problem in problems)
     return tensors
+
+
+def _library() -> Any:
+    """Return the module of safetensors for torch. Raises `ConfigError` where it is not installed."""
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise ConfigError(
+            'a model in the form safetensors needs safetensors, which is not installed; pip install "runner[export]"'
+        ) from None
+    return safetensors.torch
