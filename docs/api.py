@@ -13,6 +13,7 @@ from typing import Any
 
 import runner
 from runner import errors
+from runner import sklearn as estimators
 from runner.sweep.results import Member, Results
 from runner.training.predicting import Predictor
 from runner.training.run import Run
@@ -37,6 +38,8 @@ print([(trial.values, trial.metrics["test/rmse"]) for trial in results.members])
 print(runner.load(run.directory).predict(numpy.array([[0.5], [2.0]])))
 ```
 
+Arrays in memory are fitted by [estimators for scikit-learn](#estimators-for-scikit-learn).
+
 `import runner` does not import torch; a run does. Runs happen in the calling process, one at a time: neither function is for several threads at once.
 """
 
@@ -54,6 +57,12 @@ def page() -> str:
     for name in ("predict", "preprocess"):
         method = getattr(Predictor, name)
         lines += [f"#### `{name}`", "", "```python", _signature(name, method), "```", "", _text(method), ""]
+    lines += ["## Estimators for scikit-learn", "", _text(estimators).partition("\n\n")[2], ""]
+    for estimator in (estimators.Regressor, estimators.CurveRegressor):
+        name = f"runner.sklearn.{estimator.__name__}"
+        lines += [f"### `{name}`", "", "```python", _called(name, estimator), "```", "", _text(estimator), ""]
+        lines += ["#### `fit`", "", "```python", _called("fit", estimator.fit), "```", "", _text(estimator.fit), ""]
+    lines += ["#### `predict`", "", "Of both: " + _text(estimator.predict), ""]
     lines += ["## Errors", "", "```", *_tree(), "```", "", "| error | exit code | meaning |", "| --- | --- | --- |"]
     lines += [
         f"| `runner.{kind.__name__}` | {_code(kind)} | {' '.join(_text(kind).split())} |" for kind in _exported_errors()
@@ -65,6 +74,13 @@ def _signature(name: str, function: Any) -> str:
     signature = inspect.signature(function)
     parameters = ",\n".join(f"    {parameter}" for parameter in signature.parameters.values())
     return f"{name}(\n{parameters},\n) -> {signature.return_annotation}".replace("'", "")
+
+
+def _called(name: str, thing: Any) -> str:
+    """Return a call with all parameters and their default values, without types, which scikit-learn does not write."""
+    parameters = [each for each in inspect.signature(thing).parameters.values() if each.name != "self"]
+    bare = inspect.Signature([each.replace(annotation=inspect.Parameter.empty) for each in parameters])
+    return f"{name}{bare}"
 
 
 def _text(thing: Any) -> str:

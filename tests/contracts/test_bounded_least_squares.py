@@ -58,7 +58,9 @@ def fitted(name: str, dtype: torch.dtype = torch.float64) -> tuple[dict[str, flo
     """Return our parameters and sum of squares of a problem; fail if `lm` does not converge."""
     expression, _, start, bounds = PROBLEMS[name]
     x, y = data(name)
-    config = c.Formula(name="formula", expression=expression, start=start, init="uniform", bounds=bounds, fixed={})
+    config = c.Formula(
+        name="formula", init_from=None, expression=expression, start=start, init="uniform", bounds=bounds, fixed={}
+    )
     assert not list(config.problems())
     model = build_model(config, ["x"], ["y"], stream(0, "init")).to(dtype)
     parameters = dict(model.named_parameters())

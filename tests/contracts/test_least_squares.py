@@ -35,11 +35,11 @@ def lstsq(weight_decay: float = 0.0) -> c.Lstsq:
 
 
 def linear(columns: int, dtype: torch.dtype = torch.float64, bias: bool = True) -> Model:
-    return build_model(c.Linear(name="linear", bias=bias, init="kaiming"), [f"x{i}" for i in range(columns)], ["y"], stream(0, "init")).to(dtype)  # fmt: skip
+    return build_model(c.Linear(name="linear", init_from=None, bias=bias, init="kaiming"), [f"x{i}" for i in range(columns)], ["y"], stream(0, "init")).to(dtype)  # fmt: skip
 
 
 def formula(expression: str, **start: float) -> Model:
-    return build_model(c.Formula(name="formula", expression=expression, start=start, init="uniform", bounds={}, fixed={}), ["x"], ["y"], stream(0, "init"))  # fmt: skip
+    return build_model(c.Formula(name="formula", init_from=None, expression=expression, start=start, init="uniform", bounds={}, fixed={}), ["x"], ["y"], stream(0, "init"))  # fmt: skip
 
 
 def objective(model: Model, features: Tensor, target: Tensor, **changes: Any) -> BatchObjective:
@@ -177,7 +177,9 @@ def test_lstsq_without_a_bias() -> None:
 def test_lstsq_is_the_polynomial_of_numpy(degree: int) -> None:
     x = torch.linspace(-2, 3, 50, dtype=torch.float64).unsqueeze(1)
     target = x.sin() + 0.1 * x
-    model = build_model(c.Polynomial(name="polynomial", degree=degree, init="kaiming"), ["x"], ["y"], stream(0, "init"))
+    model = build_model(
+        c.Polynomial(name="polynomial", init_from=None, degree=degree, init="kaiming"), ["x"], ["y"], stream(0, "init")
+    )
     *powers, constant = solved(lstsq(), model, x, target)[0]
     expected = np.polyfit(x[:, 0].numpy(), target[:, 0].numpy(), degree)[::-1]
     assert difference([constant, *powers], expected) < 1e-12  # the condition number is below 1e3
@@ -367,7 +369,7 @@ def test_lm_in_float32_converges_as_in_float64() -> None:
 
 
 def test_lm_fits_a_small_network() -> None:
-    config = c.Mlp(name="mlp", widths=(6,), activation="tanh", dropout=0.0, embedding_size=None)
+    config = c.Mlp(name="mlp", init_from=None, widths=(6,), activation="tanh", dropout=0.0, embedding_size=None)
     model = build_model(config, ["x"], ["y"], stream(1, "init"))
     x = torch.linspace(-3, 3, 60, dtype=torch.float64).unsqueeze(1)
     optimizer, problem = build_optimizer(LM, "manual", dict(model.named_parameters())), objective(model, x, x.sin())

@@ -23,21 +23,30 @@ ROWS = 7
 TARGETS = ("u", "v")
 
 CHOICES: dict[str, Any] = {
-    "linear": c.Linear(name="linear", bias=True, init="kaiming"),
-    "linear without bias": c.Linear(name="linear", bias=False, init="uniform"),
-    "polynomial": c.Polynomial(name="polynomial", degree=3, init="kaiming"),
+    "linear": c.Linear(name="linear", init_from=None, bias=True, init="kaiming"),
+    "linear without bias": c.Linear(name="linear", init_from=None, bias=False, init="uniform"),
+    "polynomial": c.Polynomial(name="polynomial", init_from=None, degree=3, init="kaiming"),
     # Not relu: a finite difference may step over its corner. The others are smooth.
-    "mlp": c.Mlp(name="mlp", widths=(5, 4), activation="tanh", dropout=0.0, embedding_size=None),
-    "mlp without layers": c.Mlp(name="mlp", widths=(), activation="gelu", dropout=0.0, embedding_size=None),
-    "mlp dropout": c.Mlp(name="mlp", widths=(5,), activation="silu", dropout=0.5, embedding_size=None),
+    "mlp": c.Mlp(name="mlp", init_from=None, widths=(5, 4), activation="tanh", dropout=0.0, embedding_size=None),
+    "mlp without layers": c.Mlp(
+        name="mlp", init_from=None, widths=(), activation="gelu", dropout=0.0, embedding_size=None
+    ),
+    "mlp dropout": c.Mlp(name="mlp", init_from=None, widths=(5,), activation="silu", dropout=0.5, embedding_size=None),
     "formula": c.Formula(
-        name="formula", expression="a*exp(-b*x) + c*z", start={"b": 0.5}, init="uniform", bounds={}, fixed={}
+        name="formula",
+        init_from=None,
+        expression="a*exp(-b*x) + c*z",
+        start={"b": 0.5},
+        init="uniform",
+        bounds={},
+        fixed={},
     ),
     "formula of one column": c.Formula(
-        name="formula", expression="a*x + type", start={}, init="normal", bounds={}, fixed={}
+        name="formula", init_from=None, expression="a*x + type", start={}, init="normal", bounds={}, fixed={}
     ),
     "formula of two targets": c.Formula(
         name="formula",
+        init_from=None,
         expression={"v": "a*exp(-b*x)", "u": "a*x*z + targets"},
         start={"b": 0.5},
         init="uniform",

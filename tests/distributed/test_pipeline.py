@@ -140,10 +140,15 @@ def test_each_stage_has_its_own_random_numbers_and_the_first_step_draws_no_more_
     ("config", "clause"),
     [
         (MLP, "`model`=mlp has 3"),
-        (c.Linear(name="linear", bias=True, init="kaiming"), "`model`=linear cannot be divided"),
-        (c.Polynomial(name="polynomial", degree=2, init="kaiming"), "`model`=polynomial cannot be divided"),
+        (c.Linear(name="linear", init_from=None, bias=True, init="kaiming"), "`model`=linear cannot be divided"),
         (
-            c.Formula(name="formula", expression="a*x0 + x1", start={}, init="normal", bounds={}, fixed={}),
+            c.Polynomial(name="polynomial", init_from=None, degree=2, init="kaiming"),
+            "`model`=polynomial cannot be divided",
+        ),
+        (
+            c.Formula(
+                name="formula", init_from=None, expression="a*x0 + x1", start={}, init="normal", bounds={}, fixed={}
+            ),
             "`model`=formula cannot be divided",
         ),
     ],

@@ -21,9 +21,9 @@ MODELS: dict[str, tuple[Any, int]] = {
     "one hidden layer": (mlp(8), 2),
     "three hidden layers": (mlp(8, 5, 4), 3),  # the second one is not split
     "no hidden layer": (mlp(), 4),
-    "linear": (c.Linear(name="linear", bias=True, init="kaiming"), 2),
-    "linear unbiased": (c.Linear(name="linear", bias=False, init="kaiming"), 4),
-    "polynomial": (c.Polynomial(name="polynomial", degree=2, init="kaiming"), 3),
+    "linear": (c.Linear(name="linear", init_from=None, bias=True, init="kaiming"), 2),
+    "linear unbiased": (c.Linear(name="linear", init_from=None, bias=False, init="kaiming"), 4),
+    "polynomial": (c.Polynomial(name="polynomial", init_from=None, degree=2, init="kaiming"), 3),
 }
 
 
@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[Any, int, str]] = {
         "use other widths, another number of processes or strategy=ddp",
     ),
     "inputs": (
-        c.Polynomial(name="polynomial", degree=2, init="kaiming"),
+        c.Polynomial(name="polynomial", init_from=None, degree=2, init="kaiming"),
         2,
         "the inputs of `model`=polynomial must be divisible by the 3 processes that split them, got 4; "
         "use another number of processes or strategy=ddp",
@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[Any, int, str]] = {
         "answer would depend on their number; use model.dropout=0 or strategy=ddp",
     ),
     "formula": (
-        c.Formula(name="formula", expression="a*x0 + b", start={}, init="normal", bounds={}, fixed={}),
+        c.Formula(name="formula", init_from=None, expression="a*x0 + b", start={}, init="normal", bounds={}, fixed={}),
         1,
         "`model` must have linear layers to split between processes, but formula has none; use strategy=ddp",
     ),

@@ -71,7 +71,7 @@ def connected() -> Iterator[Any]:
 
 def mlp(*widths: int, dropout: float = 0.0) -> c.Mlp:
     """Return the configuration of a network."""
-    return c.Mlp(name="mlp", widths=widths, activation="tanh", dropout=dropout, embedding_size=None)
+    return c.Mlp(name="mlp", init_from=None, widths=widths, activation="tanh", dropout=dropout, embedding_size=None)
 
 
 def build(config: Any, columns: int = 2) -> Model:

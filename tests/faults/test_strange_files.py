@@ -30,6 +30,7 @@ from runner.runs.sinks.tensorboard import _record as record
 RUN = ["+experiment=linreg", "optimizer=adam", "train.steps=4", "record.every_steps=2", "record.hash_every_steps=2"]
 QUICK = ["record.plots=false", "device=cpu", "device.threads=1"]
 RESUME = ["resume=x", "train.steps=6"]
+START = [*RUN, *QUICK, "model.init_from=x", "run_dir=refused"]
 DIVERGE = ["diverge", "x", "s/0"]
 SECONDS = 20
 """After which a command counts as hanging. They take less than a second here."""
@@ -116,6 +117,16 @@ def test_a_strange_file_is_refused_by_every_reader(kind: str, name: str, refused
         assert what in problem
     if kind != "30 GB" or name != "summary.json":
         assert any(f"x/{name} " in problem and what in problem for problem in refused(*RESUME))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["run.json", "summary.json", "preprocessing.json"])
+def test_a_strange_file_of_the_run_of_a_start_is_refused(kind: str, name: str, refused: Refused) -> None:
+    put(kind, Path("x", name))
+    what = {"a device": "a link", "a loop": "a link", "30 GB": "it has more than "}.get(kind, kind)
+    (problem,) = refused(*START)
+    assert problem.startswith(f"x/{name} ")
+    assert what in problem
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a device", "a loop", "a link"])
@@ -581,6 +592,37 @@ def test_a_sealed_state_of_another_form_is_refused_and_nothing_is_changed(name: 
     record, summary = Path("x/run.json").read_bytes(), Path("x/summary.json").read_bytes()
     assert excerpt in refused(*RESUME)[0]
     assert (Path("x/run.json").read_bytes(), Path("x/summary.json").read_bytes()) == (record, summary)
+
+
+@pytest.mark.parametrize(
+    ("weight", "reason"),
+    [
+        (torch.zeros(3, 3), "its shape is [1, 1], in the run [3, 3]"),
+        (torch.zeros(1).expand(10**12), "its shape is [1, 1], in the run [1000000000000]"),
+        (torch.zeros(1, 1, dtype=torch.int64), "the run has no numbers for it"),
+        (torch.zeros(1, 1).to_sparse(), "the run has no numbers for it"),
+        (torch.zeros(1, 1, dtype=torch.complex64), "the run has no numbers for it"),
+    ],
+    ids=["shape", "expanded", "integers", "sparse", "complex"],
+)
+def test_a_sealed_state_of_another_form_is_no_start(
+    weight: torch.Tensor, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load("x/checkpoints/step_4/state.pt", weights_only=True)
+    state["model"].update({"weight": weight, "\x1b[2Jname": torch.zeros(1)})
+    seal(saved(state))
+    assert main(START) == 0
+    line = f"start    1 of 2 parameters from x, step 4; new: `weight` ({reason}); not used: \\x1b[2Jname"
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_a_start_that_is_not_finite_is_refused(refused: Refused) -> None:
+    state = torch.load("x/checkpoints/step_4/state.pt", weights_only=True)
+    state["model"]["weight"].fill_(torch.nan)
+    seal(saved(state))
+    assert refused(*START) == [
+        "`model.init_from` must have finite parameters, got others of 'x' in `weight`; use another run"
+    ]
 
 
 def test_a_compressed_state_is_not_unpacked(refused: Refused) -> None:

@@ -141,3 +141,56 @@ def test_a_sweep_is_moved_as_a_whole(tmp_path: Path) -> None:
     assert [answer("there/s/0"), answer("there/s/1")] == expected
     assert not Path("s").exists()
     assert cli.main(["resume=there/s/1", "train.steps=6"]) == 0
+
+
+@pytest.mark.parametrize("launcher", ["vmap", "basic"])
+def test_a_sweep_goes_on_with_a_table_that_was_moved(launcher: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One trial is gone and one is extended; both are trained on the file in its new place."""
+    plugin = f"hydra/launcher={launcher}"
+    runner.multirun(None, [*CSV, plugin, "optimizer.lr=0.1,0.2", "run_dir=whole"])
+    shutil.copytree("whole", "s")
+    shutil.rmtree("s/1")
+    manifest = json.loads(Path("s/sweep.json").read_text())
+    Path("t.csv").rename("moved.csv")
+    capsys.readouterr()
+    assert cli.main(["-m", "resume=s", "data.path=other.csv"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: `data.path` must have the content that s was trained on, SHA-256 {SHA[:8]}…, got {OTHER_SHA[:8]}…; "
+        "give the file with that content, or start a new run\n"
+    )
+    assert json.loads(Path("s/sweep.json").read_text()) == manifest
+    assert cli.main(["-m", "resume=s", "data.path=moved.csv"]) == 0
+    assert (
+        f"note: `data.path`=moved.csv has the content that s was trained on, SHA-256 {SHA[:8]}…\n"
+        in capsys.readouterr().out
+    )
+    assert [answer("s/0"), answer("s/1")] == [answer("whole/0"), answer("whole/1")]
+    assert "path: moved.csv" in Path("s/1/config.yaml").read_text()
+    shutil.rmtree("s/0")
+    assert cli.main(["-m", "resume=s"]) == 0  # it is remembered
+    assert answer("s/0") == answer("whole/0")
+
+
+def test_an_interrupted_trial_goes_on_with_a_table_that_was_moved() -> None:
+    for plugin in ("hydra/launcher=vmap", "hydra/launcher=basic"):
+        runner.multirun(None, [*CSV, plugin, "optimizer.lr=0.1,0.2", "run_dir=whole"])
+        expected = answer("whole/1")
+        shutil.move("whole", "s")
+        record = json.loads(Path("s/1/run.json").read_text())
+        Path("s/1/run.json").write_text(json.dumps({**record, "status": "interrupted", "ended": None}))
+        Path("s/1/summary.json").unlink()
+        Path("t.csv").rename("moved.csv")
+        assert cli.main(["-m", "resume=s", "data.path=moved.csv"]) == 0
+        assert answer("s/1") == expected
+        assert "path: moved.csv" in Path("s/1/config.yaml").read_text()
+        Path("moved.csv").rename("t.csv")
+        shutil.rmtree("s")
+
+
+def test_a_sweep_over_tables_keeps_their_places(capsys: pytest.CaptureFixture[str]) -> None:
+    runner.multirun(None, [*CSV, "data.path=t.csv,other.csv", "run_dir=s"])
+    assert cli.main(["-m", "resume=s", "data.path=t.csv"]) == 2
+    assert (
+        "`data.path` must not change for a sweep whose trials differ in it; put the files back"
+        in capsys.readouterr().err
+    )

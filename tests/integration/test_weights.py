@@ -234,8 +234,16 @@ def test_metrics_are_means_by_the_weights() -> None:
         ["optimizer=adam", "optimizer.lr=0.01", "train.steps=30", "model=mlp", "model.widths=[4]"],
         ["optimizer=lbfgs", "train.steps=5", "model=linear"],
         ["optimizer=sgd", "optimizer.lr=0.001", "train.steps=30", "model=linear", "train.accumulate=3"],
+        [
+            "optimizer=adam",
+            "optimizer.lr=0.01",
+            "train.steps=30",
+            "model=mlp",
+            "model.widths=[4]",
+            "data.standardize=true",
+        ],
     ],
-    ids=["adam", "lbfgs", "accumulate"],
+    ids=["adam", "lbfgs", "accumulate", "standardized"],
 )
 def test_an_integer_weight_is_a_row_that_is_repeated(options: list[str]) -> None:
     columns = table()

@@ -14,7 +14,8 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -340,6 +341,29 @@ def configure(device: Device, deterministic: bool, choice: DeviceChoice) -> None
         deterministic != torch.are_deterministic_algorithms_enabled()
     ):  # setting it imports torch's compiler, which takes a second
         torch.use_deterministic_algorithms(deterministic)
+
+
+@contextmanager
+def configured(device: Device, deterministic: bool, choice: DeviceChoice) -> Iterator[None]:
+    """Have the settings of `configure` while entered, and those of before at the end."""
+    import torch
+
+    module: Any = {"cuda": torch.cuda, "rocm": torch.cuda, "xpu": torch.xpu}.get(choice.kind)
+    current = None if module is None else module.current_device()
+    before = Device(
+        name=choice.kind,
+        visible=None,
+        threads=torch.get_num_threads(),
+        matmul_precision=torch.get_float32_matmul_precision(),  # type: ignore[arg-type]
+    )
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        configure(device, deterministic, choice)
+        yield
+    finally:
+        configure(before, was_deterministic, choice)
+        if module is not None:
+            module.set_device(current)
 
 
 def set_up_device(config: Config, warn: Callable[[str], None] | None, world: World) -> DeviceChoice:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runner.config import constraints, introspection, overrides, validation
+from runner.config import constraints, introspection, overrides, validation, versions
 from runner.config.hydra_adapter import composed_groups, option_text, options, resolved_values, set_key
 from runner.config.overrides import Plan
 from runner.config.resume import base_values
@@ -73,6 +73,7 @@ def _config(plan: Plan, config_dir: str | None, base: str | None) -> Config | No
     written = composed.copy() if plan.has_references else composed  # references are replaced by their values below
     values = resolved_values(composed, plan)
     if saved is None:
+        values = versions.completed(Config, values)  # a user's own option may be older than a key
         _drop_foreign_keys(values, plan)
         _notice_kept_values(values, plan, config_dir)
     try:

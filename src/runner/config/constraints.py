@@ -196,6 +196,11 @@ FORBIDDEN = (
         "`model.bounds` must be empty with `optimizer`={k.optimizer.name}, whose line search would leave them; use optimizer=adam",
     ),
     _Forbidden(
+        lambda k: k.model.init_from is not None and k.optimizer.linear_only,
+        "`model.init_from` must be null with `optimizer`={k.optimizer.name}, whose solution does not depend on a start, got "
+        "{k.model.init_from}; use model.init_from=null",
+    ),
+    _Forbidden(
         lambda k: k.model.keeps_units and k.data.standardize,
         "`data.standardize` must be false with `model`={k.model.name}, whose parameters are in the units of the data; "
         "use data.standardize=false",

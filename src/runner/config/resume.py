@@ -158,6 +158,12 @@ def other_data(data: DataConfig, known: str, found: str, trained: Path) -> str:
     )
 
 
+def same_data(paths: Mapping[str, str], sha256: str, trained: Path) -> str:
+    """Return the note that files in other places, by key, have the content that a run was `trained` on."""
+    shown = " and ".join(f"`{key}`={path}" for key, path in paths.items())
+    return f"{shown} {'has' if len(paths) == 1 else 'have'} the content that {trained} was trained on, SHA-256 {sha256[:8]}…"
+
+
 def _leaves(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Return the values other than None by dotted key, each of which begins with a dot."""
     result: dict[str, Any] = {}

@@ -325,7 +325,7 @@ _OF_READ_ROWS = ("split", "seed", "numbers", "standardize", "target_scale", "log
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Table(DataConfig):
+class _Files(DataConfig):
     path: str = key("path of the file, relative to the working directory", resumable=True)
     valid_path: str | None = key(
         "path of a file with the validation rows, read like that of data.path; null takes them from there",
@@ -337,6 +337,43 @@ class _Table(DataConfig):
         resumable=True,
         before=None,
     )
+
+    @property
+    def size_keys(self) -> tuple[str, ...]:
+        """The file."""
+        return ("data.path",)
+
+    @property
+    def own_paths(self) -> dict[str, str]:
+        """Path of the file of each part that has its own."""
+        paths = {"valid": self.valid_path, "test": self.test_path}
+        return {part: path for part, path in paths.items() if path is not None}
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The file, and those of the parts that have their own."""
+        return {"data.path": self.path, **{f"data.{part}_path": path for part, path in self.own_paths.items()}}
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problems of the keys of every source, and of parts with a file and a share."""
+        yield from super().problems()
+        for part in self.own_paths:
+            if self.split.shares[part]:
+                yield (
+                    f"`data.split.{part}` must be 0 with `data.{part}_path`, which has the {part} rows, got "
+                    f"{self.split.shares[part]}; use data.split.{part}=0"
+                )
+        if self.valid_path is not None and self.split.folds is not None:
+            yield (
+                f"`data.split.folds` must be null with `data.valid_path`, which has the validation rows, got {self.split.folds}; "
+                "use data.split.folds=null"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig(DataConfig):
+    """Data source whose columns have names and roles."""
+
     rename: dict[str, str] = key(
         "new names of columns, {new: name in the file}; the other keys use the new ones", names=True, before={}
     )
@@ -382,11 +419,6 @@ class _Table(DataConfig):
         return len(self.targets)
 
     @property
-    def size_keys(self) -> tuple[str, ...]:
-        """The file."""
-        return ("data.path",)
-
-    @property
     def knows_variance(self) -> bool:
         """Whether the variance of the target is given."""
         return self.sigma is not None and self.sigma_kind == "absolute"
@@ -412,22 +444,10 @@ class _Table(DataConfig):
         columns = {"split.column": self.split.column, "split.group": self.split.group}
         return json.dumps({key: value for key, value in plain(self).items() if key not in _OF_READ_ROWS} | columns)
 
-    @property
-    def own_paths(self) -> dict[str, str]:
-        """Path of the file of each part that has its own."""
-        paths = {"valid": self.valid_path, "test": self.test_path}
-        return {part: path for part, path in paths.items() if path is not None}
-
-    @property
-    def paths(self) -> dict[str, str]:
-        """The file, and those of the parts that have their own."""
-        return {"data.path": self.path, **{f"data.{part}_path": path for part, path in self.own_paths.items()}}
-
     def problems(self) -> Iterator[str]:
-        """Yield the problems of targets and new names, of the keys that weight the rows, and of parts with a file and a share."""
+        """Yield the problems of targets and new names, and of the keys that weight the rows."""
         yield from super().problems()
         yield from self._target_problems()
-        yield from self._part_problems()
         if "" in self.rename:
             yield f"`data.rename` must give {self.rename['']!r} a name that is not empty; write {{name: {self.rename['']!r}}}"
         for column, count in Counter(self.rename.values()).items():
@@ -459,22 +479,9 @@ class _Table(DataConfig):
                 f"{str(self.split.stratify).lower()}; use data.split.stratify=false"
             )
 
-    def _part_problems(self) -> Iterator[str]:
-        for part in self.own_paths:
-            if self.split.shares[part]:
-                yield (
-                    f"`data.split.{part}` must be 0 with `data.{part}_path`, which has the {part} rows, got "
-                    f"{self.split.shares[part]}; use data.split.{part}=0"
-                )
-        if self.valid_path is not None and self.split.folds is not None:
-            yield (
-                f"`data.split.folds` must be null with `data.valid_path`, which has the validation rows, got {self.split.folds}; "
-                "use data.split.folds=null"
-            )
-
 
 @dataclass(frozen=True, kw_only=True)
-class Csv(_Table, name="csv", builder="runner.data.tables:from_csv"):
+class Csv(TableConfig, _Files, name="csv", builder="runner.data.tables:from_csv"):
     """A text file of rows with a delimiter. What is null here is detected from the first lines, and reported."""
 
     delimiter: str | None = key(
@@ -490,8 +497,13 @@ class Csv(_Table, name="csv", builder="runner.data.tables:from_csv"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parquet(_Table, name="parquet", builder="runner.data.tables:from_parquet"):
+class Parquet(TableConfig, _Files, name="parquet", builder="runner.data.tables:from_parquet"):
     """A Parquet, Feather or Arrow file, or several (extra `tables`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory(TableConfig, name="memory", builder="runner.data.tables:from_memory"):
+    """A table that Python code gives, such as `runner.sklearn`; not for the command line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -522,6 +534,10 @@ class ModelConfig(Part):
     """Key that changes the start values."""
 
     name: str = key("kind of model")
+    init_from: str | None = key(
+        "directory of a finished run whose parameters the model starts from, where they fit; null starts as the other keys say",
+        before=None,
+    )
 
     def parameter_count(self, columns: int, targets: int, cardinalities: Sequence[int] = ()) -> int:
         """Return the number of parameters for so many features and targets, or 0 for a model that does not know it.

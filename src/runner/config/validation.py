@@ -87,7 +87,7 @@ def _unknown_field(kind: type, name: str, path: str) -> str:
     if not path:
         return unknown(name, list(paths(kind)))
     names = [field for field in hints(kind) if field != "name"]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.65)
     if near:
         return f"`{path}.{name}` is not a key; did you mean `{path}.{near[0]}`?"
     return f"`{path}.{name}` is not a key of {kind.__name__.lower()}, which has {', '.join(names) or 'none'}; remove it"

@@ -163,7 +163,12 @@ def build(
     blocks = map(torch.from_numpy, encoding.blocks(table.features, counted.numpy())) if standardized else ()
     scaled = [numeric and standardized for numeric in encoding.scaled]
     scaling = Scaling.fit_blocks(
-        blocks, scaled, target[counted], scales_target=config.scales_target, log_target=config.log_target
+        blocks,
+        scaled,
+        target[counted],
+        scales_target=config.scales_target,
+        log_target=config.log_target,
+        weight=None if table.weight is None else torch.from_numpy(table.weight)[counted],
     )
     weights = weigh(table, parts, scaling)
     check = rounding.Check(str(dtype).removeprefix("torch."), advised, table.place)

@@ -154,6 +154,11 @@ class Encoding:
         return tuple(name for column in self.columns for name in column.names)
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of all that a model has parameters for: the columns of numbers, and the values of the columns of codes."""
+        return (*self.names, *(f"{column.name}={value}" for column in self.coded for value in column.values))
+
+    @property
     def coded(self) -> tuple[CategoryEncoding, ...]:
         """The columns of codes."""
         return tuple(column for column in self.columns if isinstance(column, CategoryEncoding) and column.coded)

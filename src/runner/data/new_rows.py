@@ -13,11 +13,12 @@ import numpy as np
 from runner.config import schema as c
 from runner.config import validation
 from runner.data import files
+from runner.data.array_source import ArraySource
 from runner.data.arrow_files import ArrowSource, texts_of
 from runner.data.diagnostics import MOST_SHOWN, UnknownColumn, listed, named, shown
 from runner.data.dialect import Form
 from runner.data.encoding import CategoryEncoding
-from runner.data.kinds import MISSING, Block, Categories, Column, Numbers
+from runner.data.kinds import MISSING, Block, Categories, Column
 from runner.data.preprocessing import Preprocessing
 from runner.data.progress import Report, unreported
 from runner.data.tables import ARROW_SUFFIXES, PLACES, TEXT_SUFFIXES
@@ -67,7 +68,7 @@ def open_files(path: str, config: c.DataConfig, report: Report = unreported) -> 
 def of_frame(frame: Any, preprocessing: Preprocessing) -> BlockSource:
     """Return the rows of a table in memory, or of an array [rows, features] of numbers. Raises `DataError`."""
     if isinstance(frame, np.ndarray):
-        return ArraySource.of(frame, preprocessing)
+        return _of_array(frame, preprocessing)
     try:
         import pyarrow as pa
     except ImportError:
@@ -87,43 +88,21 @@ def of_frame(frame: Any, preprocessing: Preprocessing) -> BlockSource:
         ) from None
 
 
-@dataclass(frozen=True)
-class ArraySource:
-    """An array of numbers [rows, features], whose columns are in the order of the features."""
-
-    values: np.ndarray
-    names: Sequence[str]
-    path: str = "the array"
-    notes: Sequence[str] = ()
-
-    @staticmethod
-    def of(array: np.ndarray, preprocessing: Preprocessing) -> ArraySource:
-        """Return an array whose columns are the features in their order. Raises `DataError` if it does not fit them."""
-        names = list(preprocessing.kinds)
-        categories = [name for name, kind in preprocessing.kinds.items() if kind == "category"]
-        if categories:
-            raise DataError(
-                f"the rows must be a table with named columns, because {listed(categories)} are categories, got an array; use a table"
-            )
-        if array.ndim != 2 or array.shape[1] != len(names):
-            raise DataError(
-                f"the array must have the shape [rows, {len(names)}], got {list(array.shape)}; its columns are {listed(names)}"
-            )
-        if array.dtype.kind not in "fiub":
-            raise DataError(f"the array must have numbers, got {array.dtype}; cast it")
-        return ArraySource(array.astype(np.float64), names)
-
-    def blocks(
-        self, places: Mapping[str, int], kinds: Mapping[str, str], kept: Sequence[str], markers: frozenset[str]
-    ) -> Iterator[Block]:
-        """Yield all rows at once."""
-        if not len(self.values):
-            raise DataError("`data.path` must have rows, got 0 rows in the array; add rows")
-        yield Block({name: Numbers(name, self.values[:, places[name]], kind) for name, kind in kinds.items()}, {})
-
-    def places(self, rows: Sequence[int]) -> list[str]:
-        """Return the numbers of some rows, from 0 as in the array."""
-        return [f"row {row}" for row in rows]
+def _of_array(array: np.ndarray, preprocessing: Preprocessing) -> ArraySource:
+    """Return an array whose columns are the features in their order. Raises `DataError` if it does not fit them."""
+    names = list(preprocessing.kinds)
+    categories = [name for name, kind in preprocessing.kinds.items() if kind == "category"]
+    if categories:
+        raise DataError(
+            f"the rows must be a table with named columns, because {listed(categories)} are categories, got an array; use a table"
+        )
+    if array.ndim != 2 or array.shape[1] != len(names):
+        raise DataError(
+            f"the array must have the shape [rows, {len(names)}], got {list(array.shape)}; its columns are {listed(names)}"
+        )
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"the array must have numbers, got {array.dtype}; cast it")
+    return ArraySource(array.astype(np.float64), names)
 
 
 @dataclass(frozen=True)
@@ -142,7 +121,7 @@ class Policy:
     def of(config: c.Config) -> Policy:
         """Return what a configuration says."""
         data, unseen = config.data, config.predict.unseen
-        if isinstance(data, c.Csv | c.Parquet):
+        if isinstance(data, c.TableConfig):
             return Policy(data.missing, unseen, data.missing_values, data.rename)
         return Policy(unseen=unseen)
 

@@ -41,24 +41,30 @@ class Scaling:
 
     @staticmethod
     def fit_blocks(
-        blocks: Iterable[Tensor], scaled: Sequence[bool], target: Tensor, *, scales_target: bool, log_target: bool
+        blocks: Iterable[Tensor],
+        scaled: Sequence[bool],
+        target: Tensor,
+        *,
+        scales_target: bool,
+        log_target: bool,
+        weight: Tensor | None = None,
     ) -> Scaling:
         """Return the scaling fitted to training features, and to target [rows, targets] in float64.
 
         `scaled` says of each feature whether it is standardized; the blocks [rows, columns] together are those that are. The
         others, and the target without `scales_target`, have mean 0 and scale 1. Standard deviations divide by rows − 1. A
-        constant column gets scale 1, so it becomes 0 instead of nan.
+        constant column gets scale 1, so it becomes 0 instead of nan. `weight` [rows], above 0, is as in `moments`.
         """
         mean, scale = torch.zeros(len(scaled), dtype=torch.float64), torch.ones(len(scaled), dtype=torch.float64)
         first, places = 0, torch.tensor(scaled, dtype=torch.bool).nonzero().flatten()
         for block in blocks:
             own = places[first : first + block.shape[1]]
-            mean[own], scale[own] = moments(block)
+            mean[own], scale[own] = moments(block, weight)
             first += len(own)
             del block  # before the next one is made
         center, spread = torch.zeros_like(target[0]), torch.ones_like(target[0])
         if scales_target:
-            center, spread = moments(target.log() if log_target else target)
+            center, spread = moments(target.log() if log_target else target, weight)
         return Scaling(mean, scale, center, spread, log_target)
 
     def features(self, raw: Tensor) -> Tensor:
@@ -73,6 +79,19 @@ class Scaling:
         """Return the scaled target [rows, targets] for a target in the units of the file."""
         return ((raw.log() if self.log_target else raw) - self.target_mean) / self.target_scale
 
+    def seen_through(self, other: Scaling) -> Scaling:
+        """Return this scaling for values that `other` has scaled already; without `log_target`, which both must share.
+
+        Where both are equal it changes nothing, to the bit.
+        """
+        return Scaling(
+            (self.feature_mean - other.feature_mean) / other.feature_scale,
+            self.feature_scale / other.feature_scale,
+            (self.target_mean - other.target_mean) / other.target_scale,
+            self.target_scale / other.target_scale,
+            log_target=False,
+        )
+
     def undo(self, prediction: Tensor) -> Tensor:
         """Return a prediction […, targets] in the units of the file, on the prediction's device and in its dtype."""
         mean, scale = self.target_mean.to(prediction), self.target_scale.to(prediction)
@@ -84,10 +103,18 @@ class Scaling:
         return dict(vars(self))
 
 
-def moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation over the rows of float64 values [rows, …], with 1 for a deviation of 0."""
+def moments(values: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation over the rows of float64 values [rows, …], with 1 for a deviation of 0.
+
+    A row of the smallest `weight` [rows] counts as one row, and one of twice that weight as two equal ones.
+    """
     # Compare the values themselves: the mean of equal numbers is rounded, so their deviation is often 1e-17, not 0.
     constant = (values == values[0]).all(0)
-    deviation = values.std(0, correction=min(1, len(values) - 1))
-    mean = torch.where(constant, values[0], values.mean(0))
+    if weight is None:
+        center, deviation = values.mean(0), values.std(0, correction=min(1, len(values) - 1))
+    else:
+        counts = (weight / weight.min()).reshape(-1, *[1] * (values.ndim - 1))
+        center = (values * counts).sum(0) / counts.sum()
+        deviation = ((values - center).square() * counts).sum(0).div((counts.sum() - 1).clamp(min=1)).sqrt()
+    mean = torch.where(constant, values[0], center)
     return mean, torch.where(constant | (deviation == 0), torch.ones_like(deviation), deviation)

@@ -114,7 +114,7 @@ class Columns:
     dates: str = "seconds"
 
     @staticmethod
-    def of(config: c.Csv | c.Parquet) -> Columns:
+    def of(config: c.TableConfig) -> Columns:
         """Return what a configuration says."""
         categorical = None if config.categorical == "auto" else config.categorical
         return Columns(
@@ -173,6 +173,18 @@ def from_csv(config: c.Csv, seed: int, report: Report) -> Table:
 def from_parquet(config: c.Parquet, seed: int, report: Report) -> Table:
     """Return the table of `data=parquet`; the seed is not used."""
     return _complete(config.path, config.own_paths, Columns.of(config), lambda path: _arrow_source(path, report))
+
+
+def from_memory(config: c.Memory, seed: int, report: Report) -> Table:
+    """Raise `DataError`: the rows of `data=memory` are not in the configuration."""
+    raise DataError(
+        "`data` must not be memory, whose rows only Python code can give; use data=csv with a file of the rows"
+    )
+
+
+def of_source(config: c.TableConfig, source: Source) -> Table:
+    """Return the table that a configuration makes of a source that is open already, such as one in memory."""
+    return _table(source, Columns.of(config))
 
 
 def from_diabetes(config: c.Diabetes, seed: int, report: Report) -> Table:

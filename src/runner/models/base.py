@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -54,6 +54,24 @@ class Model(torch.nn.Module):
     def fitted(self, scaling: Standardization) -> Mapping[str, Tensor]:
         """Return the parameters to report, by name. A model that is linear in the features undoes the scaling."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    @property
+    def of_columns(self) -> Collection[str]:
+        """Names of the parameters that mean something else for other columns: all, unless the model knows better."""
+        return tuple(name for name, _ in self.named_parameters())
+
+    @property
+    def of_targets(self) -> Collection[str]:
+        """Names of the parameters that mean something else for other targets: all, unless the model knows better."""
+        return tuple(name for name, _ in self.named_parameters())
+
+    def unscaled(self, scaling: Standardization) -> Mapping[str, Tensor]:
+        """Return the parameters, by name and in float64, of the same function of values that are not scaled.
+
+        The names are those of `named_parameters`, and "bias" where the function needs one. The parameters of a model whose
+        parameters do not depend on a scaling are returned as they are.
+        """
+        return {name: parameter.detach().cpu().double() for name, parameter in self.named_parameters()}
 
     def terms(self, columns: Sequence[str], targets: Sequence[str]) -> Sequence[str]:
         """Return the names of the terms whose coefficients are the entries of `fitted`, in order, for columns and targets.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,16 @@ class FormulaModel(Model):
             features[..., columns[name] : columns[name] + 1] if name in columns else parameters[name]
             for name in expression.names
         ]
+
+    @property
+    def of_columns(self) -> Collection[str]:
+        """None: the formula names the columns."""
+        return ()
+
+    @property
+    def of_targets(self) -> Collection[str]:
+        """None: the formula says what a parameter means."""
+        return ()
 
     def jacobian(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """Return the Jacobian of `Model.jacobian`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,15 @@ class LinearModel(nn.Linear, Model):
         bias = none if self.bias is None else self.bias.detach().cpu().double()
         bias = bias * scaling.target_scale + scaling.target_mean - weight @ scaling.feature_mean
         return {"weight": weight} if self.bias is None and not bias.any() else {"weight": weight, "bias": bias}
+
+    @property
+    def of_columns(self) -> Collection[str]:
+        """The weights."""
+        return ("weight",)
+
+    def unscaled(self, scaling: Standardization) -> Mapping[str, Tensor]:
+        """Return what `fitted` does."""
+        return self.fitted(scaling)
 
     def terms(self, columns: Sequence[str], targets: Sequence[str]) -> Sequence[str]:
         """Return the columns, and the constant."""
@@ -82,6 +91,15 @@ class PolynomialModel(Model):
             "linear.weight": fitted[:-targets].reshape(targets, -1),
             "linear.bias": fitted[-targets:] + scaling.target_mean,
         }
+
+    @property
+    def of_columns(self) -> Collection[str]:
+        """The weights."""
+        return ("linear.weight",)
+
+    def unscaled(self, scaling: Standardization) -> Mapping[str, Tensor]:
+        """Return what `fitted` does."""
+        return self.fitted(scaling)
 
     def terms(self, columns: Sequence[str], targets: Sequence[str]) -> Sequence[str]:
         """Return the powers of each column, and the constant."""

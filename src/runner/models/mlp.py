@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from runner.config import schema as c
-from runner.models.base import Model
+from runner.models.base import Model, Standardization
 from runner.models.init import init_layers
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU, "sigmoid": nn.Sigmoid}
@@ -45,6 +45,36 @@ class Network(nn.Sequential, Model):
         for layer in others:
             values = layer(values)
         return values
+
+    @property
+    def of_columns(self) -> Collection[str]:
+        """The embeddings, and the weights of the first layer."""
+        tables = [name for name, _ in self.named_parameters() if name.startswith("0.tables.")]
+        return (*tables, f"{self._first}.weight")
+
+    @property
+    def _first(self) -> str:
+        """Name of the first layer that is no embedding."""
+        return next(name for name, child in self.named_children() if isinstance(child, nn.Linear))
+
+    @property
+    def of_targets(self) -> Collection[str]:
+        """The last layer."""
+        last = len(self) - 1
+        return (f"{last}.weight", f"{last}.bias")
+
+    def unscaled(self, scaling: Standardization) -> Mapping[str, Tensor]:
+        """Return parameters whose first and last layer take in the scaling."""
+        found = {name: value.clone() for name, value in super().unscaled(scaling).items()}
+        weight, bias = self.of_targets
+        numbers = found[f"{self._first}.weight"][
+            :, : len(scaling.feature_mean)
+        ]  # a view, before the vectors of embeddings
+        numbers /= scaling.feature_scale
+        found[f"{self._first}.bias"] -= numbers @ scaling.feature_mean
+        found[weight] = found[weight] * scaling.target_scale.reshape(-1, 1)
+        found[bias] = found[bias] * scaling.target_scale + scaling.target_mean
+        return found
 
     def is_linear(self, features: Tensor) -> bool:
         """Return whether the network has no hidden layer."""

@@ -109,7 +109,7 @@ def load(folder: Path, fault: Fault = lambda state: None) -> Loaded | None:
     `fault` may find something wrong with a state: that checkpoint is not used either. Raises CheckpointError, with a sentence for each checkpoint, if none of them is intact.
     """
     skipped: list[str] = []
-    for path in _candidates(folder):
+    for path in candidates(folder):
         state = intact(path)
         state = state if isinstance(state, str) else fault(state) or state
         if not isinstance(state, str):
@@ -288,7 +288,7 @@ def linked_step(folder: Path, name: str) -> int | None:
     return None if target is None else _step_of(target)
 
 
-def _candidates(folder: Path) -> list[Path]:
+def candidates(folder: Path) -> list[Path]:
     """Return the folders that may hold a state, the best first: the target of `last`, then all others, newest first.
 
     Temporaries of a killed save come after the checkpoint of their step. One of them is the only complete copy if the

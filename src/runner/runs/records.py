@@ -36,6 +36,7 @@ class RunRecord:
     host: str | None = key("machine of that process", before=None)
     overrides: tuple[str, ...] = key("overrides as typed", before=[])
     config_hash: str | None = key("SHA-256 of the configuration", before=None)
+    init_from_sha256: str | None = key("SHA-256 of the parameters that `model.init_from` named", before=None)
     data_sha256: str | None = key("SHA-256 of the data; empty for those that are made", before=None)
     world_size: int = key("number of processes", at_least=1, before=1)
     threads: int = key("threads of each process", at_least=1, before=1)

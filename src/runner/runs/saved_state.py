@@ -48,6 +48,11 @@ class State:
     best: Score = field()
 
 
+def exists(run: Path) -> bool:
+    """Return whether a run has a checkpoint, intact or not."""
+    return bool(checkpoint.candidates(run / CHECKPOINTS))
+
+
 def load(folder: Path, *, best: bool = False) -> Loaded | None:
     """Return the newest usable checkpoint of a run, as `checkpoint.load` does.
 

@@ -16,13 +16,14 @@ from runner.config.overrides import Plan, in_quotes, key_of, parse
 from runner.config.schema import Config
 from runner.errors import ConfigError
 from runner.sweep import plugins
+from runner.sweep.trials import PATHS
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import RangeSweep
 
 FOLDS, FOLD = "data.split.folds", "data.split.fold"
 SWEEP_KEYS = ("run_dir", "resume", "seeds")
-ALLOWED_ON_RESUME = ("sweep.", "hydra.launcher.")
+ALLOWED_ON_RESUME = ("sweep.", "hydra.launcher.", *PATHS)
 """Prefixes of keys that may change when a sweep is resumed: they decide how the trials are run, not which trials there are."""
 
 

@@ -25,6 +25,7 @@ from runner.runs.atomic import write_atomic
 from runner.runs.directory import is_complete, lock, record_failure, unlock
 from runner.runs.records import read_record, read_summary, selected_metrics
 from runner.sweep.search_space import as_text
+from runner.sweep.trials import resuming
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
@@ -56,8 +57,9 @@ class Job:
     @property
     def command(self) -> list[str]:
         """Arguments that run the trial in a new directory, or resume it in the one that it has."""
-        path = as_text(str(self.directory))
-        return [f"resume={path}"] if (self.directory / "run.json").exists() else [*self.overrides, f"run_dir={path}"]
+        if (self.directory / "run.json").exists():
+            return resuming(self.directory, self.overrides)
+        return [*self.overrides, f"run_dir={as_text(str(self.directory))}"]
 
     @property
     def in_use(self) -> bool:

@@ -19,7 +19,7 @@ from runner.config.compose import Composed, compose
 from runner.config.documents import MAX_BYTES
 from runner.config.files import read_bytes
 from runner.config.hydra_adapter import hydra_session, reason_of, search_path
-from runner.config.overrides import quoted
+from runner.config.overrides import key_of, quoted
 from runner.config.schema import Config
 from runner.errors import CheckpointError, ConfigError, InputError, Interrupted, RunFailed, RunnerError
 from runner.runs.atomic import explain_os_error, remove_temporary_files, write_atomic
@@ -39,6 +39,7 @@ from runner.sweep.arguments import (
 )
 from runner.sweep.distributed import leading
 from runner.sweep.manifest import Manifest, sweep_directory
+from runner.sweep.moved_files import move_files
 from runner.sweep.task import Task
 from runner.sweep.trials import numbered
 from runner.sweep.vmap_launcher import with_manifest
@@ -92,6 +93,7 @@ def sweep(words: Sequence[str], config_dir: str | None, command: Sequence[str]) 
             refuse_odd_files(directory)
             manifest = Manifest.read(directory)
             arguments = replayed(manifest.values, directory / SWEEP, parsed, config_dir)
+            move_files(manifest, arguments, [key_of(override) for override in parsed.task], config_dir)
             with named_in_problems(directory / SWEEP, parsed):
                 return _resume(manifest, arguments, config_dir)
     composed = compose(parsed.sample, config_dir)

@@ -26,6 +26,7 @@ class Task:
         from runner.config.overrides import quoted
         from runner.errors import Interrupted, RunFailed, RunnerError
         from runner.runs.records import selected_metrics
+        from runner.sweep.trials import resuming
         from runner.training.run import execute
 
         # A process that a launcher keeps for the next sweep is in the directory of the previous one.
@@ -34,7 +35,7 @@ class Task:
         directory = Path(hydra.sweep.dir) / str(hydra.job.num)
         overrides = [*hydra.overrides.task, f"run_dir={quoted(str(directory))}"]
         if (directory / "run.json").is_file():
-            overrides = [f"resume={quoted(str(directory))}"]
+            overrides = resuming(directory, hydra.overrides.task)
         elif directory.is_dir():  # made by Hydra
             shutil.rmtree(directory)
         try:

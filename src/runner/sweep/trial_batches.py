@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from runner.compute.devices import DeviceChoice
     from runner.runs.checkpoint import Loaded
     from runner.training.build import Inputs
+    from runner.training.initial import Weights
 
 
 @dataclass
@@ -58,6 +59,7 @@ class TrialBatches:
         self._choice, self._command, self._reporter, self._memory_bytes = choice, command, reporter, memory_bytes
         self._environment = cache(environment)
         self._data = SharedData()
+        self._read_weights = cache(_read_weights)
 
     def check(self, trials: Sequence[Trial]) -> None:
         """Check that the trials fit the device. Raises `ConfigError` with every problem and its first trial."""
@@ -110,7 +112,12 @@ class TrialBatches:
             with gc_paused():
                 records.config = resolved = build.resolve(config, self._choice, 1)
                 prepared, _ = build.prepare(
-                    resolved, self._choice, 1, report=self._reporter.warn, build_data=self._data.build
+                    resolved,
+                    self._choice,
+                    1,
+                    report=self._reporter.warn,
+                    build_data=self._data.build,
+                    read_weights=self._read_weights,
                 )
             best, loaded = resolved.train.reports_best, None
             if config.resume is not None:
@@ -123,6 +130,12 @@ class TrialBatches:
             self._reporter.ended({trial.number: TrialResult("failed", {}, failure)})
             return None
         return PreparedTrial(trial, resolved, prepared, prepared.model, records, 0 if loaded is None else loaded.step)
+
+
+def _read_weights(run: str) -> Weights:
+    from runner.training import initial
+
+    return initial.read(run)
 
 
 def free_bytes(kind: str) -> float:

@@ -14,10 +14,13 @@ from typing import Any, TypeAlias, TypeVar
 
 from runner.config import constraints, introspection, validation
 from runner.config.compose import compose
-from runner.config.overrides import key_of, values_of
+from runner.config.overrides import key_of, quoted, values_of
 from runner.config.schema import Config, config_hash, program
 from runner.errors import ConfigError, InputError
 from runner.sweep.manifest import Manifest
+
+PATHS = ("data.path", "data.valid_path", "data.test_path")
+"""Keys of files, which may have moved when a sweep is resumed."""
 
 MAX_PROBLEMS = 20
 """Most problems that are reported: a wide sweep may have thousands of the same kind."""
@@ -58,6 +61,11 @@ class Trial:
         }
 
 
+def resuming(directory: Path, overrides: Sequence[str]) -> list[str]:
+    """Return the arguments that resume a trial in its directory, with its files where they are now."""
+    return [f"resume={quoted(str(directory))}", *(override for override in overrides if key_of(override) in PATHS)]
+
+
 def by_program(trials: Sequence[Trial]) -> list[list[Trial]]:
     """Group the trials by program: those of one group differ in numbers only."""
     return group_by(trials, lambda trial: program(trial.config))
@@ -76,7 +84,7 @@ def plan(jobs: Sequence[Sequence[str]], first: int, manifest: Manifest) -> list[
 
     Raises `ConfigError` with the problems of all trials.
     """
-    composer, fixed = _Composer(manifest.values["config_dir"]), manifest.fixed_keys
+    composer, fixed = Composer(manifest.values["config_dir"]), manifest.fixed_keys
     trials, problems = [], dict[str, list[int]]()
     for number, overrides in enumerate(jobs, start=first):
         try:
@@ -108,7 +116,7 @@ def _others(count: int) -> str:
 
 
 @dataclass(frozen=True)
-class _Composer:
+class Composer:
     """Composes one configuration for all trials that choose the same options and give the same keys."""
 
     config_dir: str | None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,8 +36,11 @@ from runner.optim import schedules
 from runner.optim.base import Optimizer
 from runner.optim.build import build as build_optimizer
 from runner.optim.optimum import find_optimum
+from runner.runs import saved_state
 from runner.runs.hashes import parameters_sha256
+from runner.training import initial
 from runner.training.experiment import Experiment, RunInfo, watched
+from runner.training.initial import Start, Weights
 from runner.training.metrics import NEEDS_SPREAD, Evaluation, has_no_spread
 from runner.training.objective import BatchObjective
 from runner.training.step import EagerStep, GraphedStep, Step
@@ -54,6 +59,8 @@ class Inputs:
     tensors: Mapping[str, Tensor]
     """The model's parameters and buffers by name, without storage: their shapes and dtypes."""
     parameter_names: Sequence[str]
+    start: Start | None = None
+    """What the model starts from, if that is another run."""
 
 
 def resolve(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:
@@ -89,6 +96,7 @@ def prepare(
     *,
     report: Callable[[str], None] = unreported,
     build_data: Callable[..., Dataset] = data.build,
+    read_weights: Callable[[str], Weights] = initial.read,
 ) -> tuple[Inputs, dict[str, str]]:
     """Return data and model, not placed yet, and the properties that must be equal on all processes: name → text.
 
@@ -117,6 +125,9 @@ def prepare(
     if problems:
         raise ConfigError(problems)
     model = start_model(resolved, *dataset.preprocessing.model_columns)
+    start = None
+    if resolved.model.init_from is not None and not _has_state(resolved.resume):
+        start = initial.start(model, resolved, dataset, read_weights(resolved.model.init_from))
     if resolved.optimizer.linear_only and not model.is_linear(dataset.parts["train"].all.numbers.cpu()):
         raise ConfigError(
             f"`optimizer` must not be {resolved.optimizer.name} for a model that is not linear in its parameters, got {resolved.model.name}; "
@@ -134,7 +145,13 @@ def prepare(
     # Before a strategy shards them.
     tensors = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
     count = sum(parameter.numel() for parameter in model.parameters())
-    return Inputs(dataset, model, device, count, tensors, [name for name, _ in model.named_parameters()]), equal
+    names = [name for name, _ in model.named_parameters()]
+    return Inputs(dataset, model, device, count, tensors, names, start), equal
+
+
+def _has_state(run: str | None) -> bool:
+    """Whether a run to resume has a state of its own, so that it needs no start. On another host its directory may be missing."""
+    return run is not None and (not os.path.isdir(run) or saved_state.exists(Path(run)))
 
 
 def _misfits_of_model(config: c.Config, dataset: Dataset) -> list[str]:
@@ -296,6 +313,7 @@ def run_info(
         prepared.tensors,
         prepared.parameter_names,
         lanes,
+        prepared.start,
     )
 
 

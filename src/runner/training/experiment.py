@@ -22,12 +22,12 @@ from runner.optim.optimum import Optimum, progress_columns, stability_warnings, 
 from runner.optim.schedules import Schedule
 from runner.optim.standard_errors import Fit, Inference, infer
 from runner.runs.hashes import Hashes
-from runner.runs.saver import Saver
 from runner.runs.sinks.base import Writer
+from runner.training.initial import Start
 from runner.training.loop import Loop
 from runner.training.metrics import Best, Evaluation, metric_names
 from runner.training.objective import BatchObjective
-from runner.training.run_state import Calendar, RunState
+from runner.training.run_state import Calendar, RunState, Saver
 from runner.training.step import Step
 
 LONG_WORK = 2**31
@@ -53,6 +53,8 @@ class RunInfo:
     parameter_names: Sequence[str]
     lanes: int = 1
     """Number of runs in the same program, this one included."""
+    start: Start | None = None
+    """What the model starts from, if that is another run."""
 
     @property
     def watched(self) -> str:

@@ -24,7 +24,7 @@ from runner.config.documents import FORMAT, checked, read_json
 from runner.config.files import MIB, is_folder, read_bytes
 from runner.config.parts import key
 from runner.config.resume import checked_values
-from runner.config.schema import plain
+from runner.config.schema import Config, plain
 from runner.config.validation import shown
 from runner.data import preprocessing
 from runner.errors import CheckpointError, ConfigError
@@ -68,16 +68,19 @@ def write(folder: Path, trained: Trained) -> None:
         "torch": str(torch.__version__),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "selected": selected,
-        "config": _without_paths(plain(trained.config)),
+        "config": _without_paths(trained.config),
         "preprocessing": trained.preprocessing.state(),
     }
     write_json(folder / DESCRIPTION, description)
     sync_folder(folder)
 
 
-def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    paths = {name: _NO_PATH for name, value in config["data"].items() if name.endswith("path") and value is not None}
-    return {**config, "run_dir": None, "resume": None, "data": {**config["data"], **paths}}
+def _without_paths(config: Config) -> dict[str, Any]:
+    """Return the plain values of a configuration without those that name a folder of the user."""
+    values = plain(config)
+    values["data"] |= {name.removeprefix("data."): _NO_PATH for name in config.data.paths}
+    values["model"] |= {"init_from": None}
+    return {**values, "run_dir": None, "resume": None}
 
 
 def is_export(path: str) -> bool:
@@ -108,7 +111,7 @@ def read(path: str, state: str = "selected") -> Trained:
     fitted = preprocessing.of_state(values["preprocessing"], file)
     tensors = _weights(folder / WEIGHTS, start(config, fitted, path).state_dict(), values["weights_sha256"])
     trained = Trained(
-        path, config, fitted, tensors, selected["step"], selected["metrics"], tuple(other_torch(values["torch"]))
+        path, config, fitted, tensors, selected["step"], tuple(other_torch(values["torch"])), selected["metrics"]
     )
     if trained.parameters_sha256() != selected["parameters_sha256"]:
         raise CheckpointError(

@@ -46,6 +46,10 @@ class Predictor:
         self.device = device or torch.device("cpu")
         self._forwards = [Forward(member, self.device) for member in self.members]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A pickle has the plain configuration and tensors, and predicts on the CPU: another machine may have no other device.
+        return type(self), (self.members,)
+
     @property
     def model(self) -> Model:
         """The module of the model, or of the first of several."""

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from runner.config.overrides import key_of
-from runner.config.resume import other_data, refuse_other
+from runner.config.resume import other_data, refuse_other, same_data
 from runner.config.schema import Config, SinkConfig, config_hash, plain
 from runner.errors import CheckpointError, ConfigError, Interrupted, Pruned
 from runner.runs.atomic import as_yaml, write_atomic, write_json
 from runner.runs.directory import RunDirectory, is_complete, now
-from runner.runs.records import CHECKPOINTS, read_summary
+from runner.runs.records import CHECKPOINTS, read_record, read_summary
 from runner.runs.sinks.reporter import Reporter
 from runner.training.environment import environment
 from runner.training.failures import as_failure, as_run_failed, error_of, optional
@@ -164,9 +164,13 @@ class RunRecorder:
             "world_size": info.size,
             "lanes": info.lanes,
             "data_sha256": info.dataset.sha256,
+            **({} if info.start is None else {"init_from_sha256": info.start.sha256}),
         }
         if self.repeats is not None:
-            self._require_data_of(Path(self.repeats), saved_state.data_sha256(Path(self.repeats)))
+            repeated = Path(self.repeats)
+            self._require_data_of(repeated, saved_state.data_sha256(repeated), {})
+            if info.start is not None:
+                self._require_start_of(repeated, read_record(repeated)["init_from_sha256"])
         opened = self._create() if self.config.resume is None else self._reopen(Path(self.config.resume))
         if opened.summary is None:
             self.reporter.attach(opened.path / "run.log")
@@ -178,18 +182,35 @@ class RunRecorder:
                 self.hashes = Hashes(path, held=self.held)
         return opened
 
-    def _require_data_of(self, run: Path, sha256: str | None) -> None:
-        """Raise `CheckpointError` for other data than an earlier run's, if their SHA-256 is known; say where they are now."""
+    def _require_data_of(self, run: Path, sha256: str | None, before: Mapping[str, Any]) -> None:
+        """Raise `CheckpointError` for other data than an earlier run's, if their SHA-256 is known; say where they are now.
+
+        `before` has the keys of the earlier run's data, as far as they are known.
+        """
         found, data = self._info.dataset.sha256, self.config.data
         if sha256 is None:
             return
         if sha256 != found:
             raise CheckpointError(other_data(data, sha256, found, run))
         typed = {*map(key_of, self.overrides)}
-        moved = [f"`{key}`={path}" for key, path in data.paths.items() if key in typed]
+        moved = {
+            key: path
+            for key, path in data.paths.items()
+            if key in typed and before.get(key.removeprefix("data.")) != path
+        }
         if moved:
-            has = "has" if len(moved) == 1 else "have"
-            self.warn(f"{' and '.join(moved)} {has} the content that {run} was trained on, SHA-256 {found[:8]}…")
+            self.warn(same_data(moved, found, run))
+
+    def _require_start_of(self, run: Path, sha256: str | None) -> None:
+        """Raise `CheckpointError` if `model.init_from` has other parameters than those that an earlier run started from."""
+        start = self._info.start
+        if start is None or sha256 in (None, start.sha256) or "model.init_from" in map(key_of, self.overrides):
+            return
+        path = self.config.model.init_from
+        raise CheckpointError(
+            f"`model.init_from` must have the parameters that {run.name} has started from, parameters_sha256 {sha256[:8]}…, "
+            f"got {start.sha256[:8]}… of {path}; restore it, or start a new run"
+        )
 
     def fail_unbuilt(self, error: Exception, choice: DeviceChoice, size: int = 1) -> None:
         """Leave a directory whose run.log has the traceback, unless the error is one that a user can cause."""
@@ -246,12 +267,13 @@ class RunRecorder:
         refuse_odd_lines(directory.path / "metrics.jsonl", last, numbers=True)
         refuse_odd_lines(directory.path / "hashes.jsonl", last, numbers=False)
         if loaded is None:
-            self._require_data_of(directory.path, directory.record["data_sha256"])
+            self._require_data_of(directory.path, directory.record["data_sha256"], {})
+            self._require_start_of(directory.path, directory.record["init_from_sha256"])
             return Opened(directory.path)
         for skipped in loaded.skipped:
             self.reporter.warn(skipped)
         refuse_other(loaded.state, self.config, self._info.dataset.sha256, loaded.path)
-        self._require_data_of(directory.path, loaded.state["data_sha256"])
+        self._require_data_of(directory.path, loaded.state["data_sha256"], loaded.state["config"]["data"])
         refuse_misfit(loaded.state, self._info, loaded.path)
         if loaded.best is not None:
             refuse_misfit(loaded.best, self._info, loaded.path.with_name(f"step_{loaded.state['best']['step']}"))
@@ -303,10 +325,11 @@ class RunRecorder:
 
     def begin(self, step: int, first_step: int) -> None:
         """Open the sinks, and print the introduction of the run."""
+        from runner.data.preprocessing import PREPROCESSING
         from runner.training import report
 
         info, hyperparameters = self._info, report.hyperparameters(self.config, self.swept)
-        write_json(self.directory.path / "preprocessing.json", info.dataset.preprocessing.state())
+        write_json(self.directory.path / PREPROCESSING, info.dataset.preprocessing.state())
         for sink in (*self._dropped_sinks(), *self.sinks):
             sink.open(first_step)
         for sink in self.sinks:
@@ -332,11 +355,12 @@ class RunRecorder:
 
         `ended` is written last: a run without it that is resumed writes all of them again.
         """
+        from runner.runs.sinks.jsonl import each_row
         from runner.training import report
 
         info, path = self._info, self.directory.path
         compared = self._optional("the comparison with `record.baselines`", lambda: report.comparison(info))
-        answers = {**report.answers(info, run, path), **(compared or {})}
+        answers = {**report.answers(info, run, each_row(path / "metrics.jsonl")), **(compared or {})}
         summary = report.summary(info, run, answers, timing)
         write_json(path / "summary.json", summary)
         self.directory.update(status="finished")

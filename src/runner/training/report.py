@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
     if dataset.notes:
         yield f"read     {'; '.join(dataset.notes)}"
     yield f"model    {config.model.name}, {_counted(info.parameter_count, 'parameter')}, loss {config.loss.name}"
+    if info.start is not None:
+        yield f"start    {info.start.sentence}"
     lr, update = config.optimizer.lr, "by hand" if config.update == "manual" else "by torch.optim"
     rate = "" if lr is None else f" {update}, lr {lr:g} ({config.schedule.name})"
     yield f"update   {config.optimizer.name}{rate}"
@@ -115,17 +117,17 @@ def fitted(info: RunInfo, outcome: Outcome) -> dict[str, Any]:
     return entries
 
 
-def answers(info: RunInfo, run: RunState, path: Path) -> dict[str, Any]:
+def answers(info: RunInfo, run: RunState, rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the summary's entries on the quality of the answer.
 
     These are the optimum and the noise floor where they are known, and the standard errors of the parameters where the
-    method gives them. The rows of `path`/metrics.jsonl give the observed rate of convergence.
+    method gives them. The rows of metrics give the observed rate of convergence.
     """
     entries: dict[str, Any] = {}
     outcome: Outcome = run.outcome
     if outcome.optimum is not None:
         rounding = outcome.optimum["rounding_distance"] or 0.0
-        rate = observed_rate(each_row(path / "metrics.jsonl"), rounding)
+        rate = observed_rate(rows, rounding)
         entries["optimum"] = {**outcome.optimum, "observed_rate": rate}
     floor = noise_floor(info.config, info.dataset.scaling.target_scale)
     if floor is not None:

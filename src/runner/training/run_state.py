@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from runner.errors import Diverged
 from runner.runs.checkpoint import Loaded
 from runner.runs.hashes import Hashes, parameters_sha256
-from runner.runs.saver import Saver
 from runner.runs.sinks.base import Writer
 from runner.training.divergence import Divergence, Nonfinite, sentence
 from runner.training.metrics import Best
@@ -63,6 +62,30 @@ class Result:
     metrics: Mapping[str, float]
     """Values by name, such as "valid/rmse", of every part and metric."""
     parameters_sha256: str
+
+
+class Saver(Protocol):
+    """Where the states of a run go, such as `runner.runs.saver.Saver`."""
+
+    def save(
+        self, step: int, state: Mapping[str, Any], best: bool, *, first: tuple[int, Mapping[str, Any]] | None = None
+    ) -> None:
+        """Save the state of a step, and before it the best state, `first`, with its step, if that is another one."""
+
+    def check(self) -> None:
+        """Raise the error of an earlier save, if there is one."""
+
+
+class NullSaver:
+    """A saver of a run that leaves no checkpoints."""
+
+    def save(
+        self, step: int, state: Mapping[str, Any], best: bool, *, first: tuple[int, Mapping[str, Any]] | None = None
+    ) -> None:
+        """Do nothing."""
+
+    def check(self) -> None:
+        """Do nothing."""
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,9 @@ class Trained:
     """Parameters and buffers by name, on the CPU."""
     step: int
     """Number of updates after which the model is in this state."""
-    metrics: Mapping[str, float]
-    """Metrics of this state as the run has reported them; none of a state that it does not report."""
     notices: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of this state as a run has reported them; none of a state that it does not report."""
 
     def model(self) -> Model:
         """Return the module with these weights, on the CPU and in evaluation mode.
@@ -90,7 +90,7 @@ def of_run(path: str, state: str = "selected") -> Trained:
     refuse_other(found, config, found["data_sha256"], file)
     metrics = {} if expected is None else expected["metrics"]
     trained = Trained(
-        path, config, preprocessing.read(folder), found["model"], wanted, metrics, tuple(_notices(folder, summary))
+        path, config, preprocessing.read(folder), found["model"], wanted, tuple(_notices(folder, summary)), metrics
     )
     found_sha256 = trained.parameters_sha256()  # also shows that the weights fit the model
     if expected is not None and found_sha256 != expected["parameters_sha256"]:

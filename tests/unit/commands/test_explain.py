@@ -82,7 +82,7 @@ def written(assignment: Assignment) -> Any:
     "arguments",
     [
         [],
-        ["seed=3", "optimizer.lr=0.1", "dtype=float64", "data.split.test=3"],
+        ["seed=3", "optimizer=adam", "optimizer.lr=0.1", "dtype=float64", "data.split.test=3"],
         ["model=mlp", "optimizer=adam", "schedule=cosine", "update=optimizer"],
         [
             "data=csv",
@@ -174,9 +174,11 @@ def test_a_key_that_is_left_out_gives_a_notice() -> None:
     result = explain(["+experiment=linreg", "model=mlp"])
     assert [v.key for v in result.values if v.key.startswith("model.")] == [
         "model.name",
+        "model.init_from",
         "model.widths",
         "model.activation",
         "model.dropout",
+        "model.embedding_size",
     ]
     assert result.notices == ("`model.init` of the experiment left out: mlp has no such key",)
 
@@ -195,11 +197,11 @@ def test_each_start_value_has_its_own_place() -> None:
     assert places("model.start.b", *arguments, "model.start.b=2") == [(2, "command line: model.start.b=2")]
     assert places("model.start.b", *arguments, "model.start={b: 2}") == [(2, "command line: model.start={b: 2}")]
     assert places("model.start", *arguments, "model.start={}") == [
-        ({}, "conf/model/formula.yaml:4"),
+        ({}, "conf/model/formula.yaml:8"),
         ({"w": 0.0}, "conf/experiment/curve_fit.yaml:20"),
         ({}, "command line: model.start={}"),
     ]
-    assert places("model.start", "model=formula") == [({}, "conf/model/formula.yaml:4")]
+    assert places("model.start", "model=formula") == [({}, "conf/model/formula.yaml:8")]
 
 
 def test_a_required_value_has_no_earlier_assignment() -> None:

@@ -24,6 +24,7 @@ REFUSED = {
     "optimizer=lbfgs train.clip_norm=1": "`train.clip_norm` must be null with `optimizer`=lbfgs",
     "model=formula model.bounds.a=[0,null] optimizer=lstsq": "`model.bounds` must be empty with `optimizer`=lstsq",
     "model=formula model.bounds.a=[0,null] optimizer=lbfgs update=optimizer": "`model.bounds` must be empty with `optimizer`=lbfgs",
+    "optimizer=lstsq dtype=float64 model.init_from=runs/a": "`model.init_from` must be null with `optimizer`=lstsq",
     "model=formula data.standardize=true": "`data.standardize` must be false with `model`=formula",
     "model=formula data.numbers=robust": "`data.numbers` must be none with `model`=formula",
     "model=formula data.target_scale=standardize": "`data.target_scale` must be none with `model`=formula",

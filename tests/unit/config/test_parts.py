@@ -126,7 +126,7 @@ def test_a_model_with_undeclared_dropout_is_refused() -> None:
         """A line, half the time."""
 
     with pytest.raises(TypeError, match=r"Dropped\.draws must be True like its model.s, got False"):
-        build_model(Dropped(name="dropped"), ["x"], ["y"], torch.Generator())
+        build_model(Dropped(name="dropped", init_from=None), ["x"], ["y"], torch.Generator())
 
 
 def test_constraints_use_the_properties_of_a_model() -> None:
@@ -143,7 +143,7 @@ def test_constraints_use_the_properties_of_a_model() -> None:
             return self.rate > 0
 
     config = compose(["+experiment=linreg", "optimizer=lm", "dtype=float64"]).config
-    values = plain(replace(config, model=Dropped(name="dropped", rate=0.5)))
+    values = plain(replace(config, model=Dropped(name="dropped", init_from=None, rate=0.5)))
     with pytest.raises(ConfigError, match=r"`model`=dropped must not use dropout with `optimizer`=lm"):
         check(values)
 

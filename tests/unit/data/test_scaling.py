@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.data.scaling import Scaling
+from runner.data.scaling import Scaling, moments
 
 FEATURES = [[1.0, -4.0], [2.0, 8.0], [4.0, 3.0], [9.0, 5.0]]
 TARGET = [1.0, 10.0, 100.0, 5.0]
@@ -39,6 +39,17 @@ def test_standardized_values_follow_the_definition() -> None:
     torch.testing.assert_close(scaling.features(_wide(FEATURES)), _wide(expected), rtol=1e-14, atol=1e-15)
     unit = [(value - statistics.mean(TARGET)) / statistics.stdev(TARGET) for value in TARGET]
     torch.testing.assert_close(scaling.target(_wide(TARGET)), _wide(unit), rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("unit", [1.0, 0.01])
+def test_a_weight_counts_rows(unit: float) -> None:
+    """Whatever the unit of the weights is: the smallest one is a row."""
+    counts = [1, 3, 2, 1]
+    mean, deviation = moments(_wide(FEATURES), _wide(counts) * unit)
+    repeated = zip(*(row for row, count in zip(FEATURES, counts, strict=True) for _ in range(count)), strict=True)
+    columns = list(repeated)
+    assert mean.tolist() == pytest.approx([statistics.mean(column) for column in columns], rel=1e-14)
+    assert deviation.tolist() == pytest.approx([statistics.stdev(column) for column in columns], rel=1e-14)
 
 
 def test_the_logarithm_is_taken_before_the_mean() -> None:

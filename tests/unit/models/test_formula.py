@@ -20,7 +20,7 @@ from runner.models.base import build as build_model
 
 def _config(expression: str, **options: Any) -> c.Formula:
     defaults = {"start": {}, "init": "normal", "bounds": {}, "fixed": {}}
-    return c.Formula(name="formula", expression=expression, **{**defaults, **options})
+    return c.Formula(name="formula", init_from=None, expression=expression, **{**defaults, **options})
 
 
 def _formula(expression: str, columns: Sequence[str] = ("x",), **options: Any) -> Model:

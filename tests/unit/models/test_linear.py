@@ -18,7 +18,7 @@ from runner.models.base import Model
 from runner.models.base import build as build_model
 
 COLUMNS = ("a", "b", "c")
-LINEAR = c.Linear(name="linear", bias=True, init="kaiming")
+LINEAR = c.Linear(name="linear", init_from=None, bias=True, init="kaiming")
 
 
 def _linear(columns: tuple[str, ...] = COLUMNS, seed: int = 0, **changes: Any) -> Model:
@@ -26,7 +26,9 @@ def _linear(columns: tuple[str, ...] = COLUMNS, seed: int = 0, **changes: Any) -
 
 
 def _polynomial(degree: int, columns: tuple[str, ...] = COLUMNS, init: Any = "kaiming") -> Model:
-    return build_model(c.Polynomial(name="polynomial", degree=degree, init=init), columns, ["y"], stream(0, "init"))
+    return build_model(
+        c.Polynomial(name="polynomial", init_from=None, degree=degree, init=init), columns, ["y"], stream(0, "init")
+    )
 
 
 def _with(model: Model, **values: Any) -> Model:

@@ -16,7 +16,7 @@ from runner.config import schema as c
 from runner.models.base import Model
 from runner.models.base import build as build_model
 
-MLP = c.Mlp(name="mlp", widths=(4, 3), activation="tanh", dropout=0.0, embedding_size=None)
+MLP = c.Mlp(name="mlp", init_from=None, widths=(4, 3), activation="tanh", dropout=0.0, embedding_size=None)
 
 
 def _mlp(**changes: Any) -> Model:

@@ -236,7 +236,7 @@ def test_a_finished_trial_is_not_run_again_and_a_started_one_is_resumed(children
     children.launch([["a=0"], ["exit=1", "begun=1"], ["exit=2"]])
     children.log.unlink()
     returns = children.launch([["a=0"], ["a=1"], ["a=2"]])
-    assert children.notes[1][0] == ["-m", "runner", f"resume={children.sweep}/1"]
+    assert children.notes[1][0] == ["-m", "runner", f"resume='{children.sweep}/1'"]
     assert children.notes[2][0] == ["-m", "runner", "a=2", f"run_dir={children.sweep}/2"]
     assert set(children.notes) == {1, 2}
     assert [returned.return_value["train/loss"] for returned in returns] == [0.0, 1.0, 2.0]

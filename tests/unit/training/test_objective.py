@@ -35,7 +35,7 @@ def _rows(dtype: torch.dtype = torch.float64) -> ResidentRows:
 
 
 def _model(dropout: float = 0.0) -> Model:
-    config = c.Mlp(name="mlp", widths=(6,), activation="tanh", dropout=dropout, embedding_size=None)
+    config = c.Mlp(name="mlp", init_from=None, widths=(6,), activation="tanh", dropout=dropout, embedding_size=None)
     return build_model(config, ("x", "z"), ["y"], stream(0, "init"))
 
 

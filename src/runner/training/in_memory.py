@@ -1,0 +1,87 @@
+"""A run in memory: the same configuration, loop and answer as a run with a directory, from a table that is in memory already."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.compute import devices, sizes
+from runner.compute.processes import SingleProcess
+from runner.compute.processes.exclusive import only_run
+from runner.compute.rng import preserve_rng_state
+from runner.compute.signals import StopRequest
+from runner.config import schema as c
+from runner.data import dataset, tables
+from runner.data.tables import Source
+from runner.errors import ConfigError
+from runner.training import build, report
+from runner.training.failures import as_failure, explain_out_of_memory
+from runner.training.run_state import NullSaver
+from runner.training.trained import Trained
+
+_TURN = threading.Lock()
+"""Held by the run that trains: the settings of torch belong to the process, and a search may fit in several threads."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """The result of a run in memory."""
+
+    trained: Trained
+    """The model in the selected state."""
+    summary: Mapping[str, Any]
+    """What summary.json of a run with a directory has, besides `timing` and `baselines`."""
+    device: torch.device
+    """Device that it was trained on."""
+
+
+def fit(config: c.Config, source: Source) -> Fit:
+    """Train on the rows of a source as a run with this configuration does. No file is written, and torch's settings are kept.
+
+    `config.data` is `data=memory`. Raises `InputError` for what cannot be run, and `RunFailed`.
+    """
+    if config.launch.processes > 1 or config.launch.nodes > 1:
+        raise ConfigError("`launch.processes` and `launch.nodes` must be 1 in a fit in memory; remove them")
+    if problems := sizes.problems(config):
+        raise ConfigError(problems)
+    choice = devices.choose(config.device, os.environ, devices.probe())
+    resolved, device = build.resolve(config, choice, 1), torch.device(choice.torch_device)
+    with (
+        _TURN,
+        only_run(),
+        devices.configured(resolved.device, resolved.deterministic, choice),
+        preserve_rng_state(resolved.model.draws, device),
+    ):
+        return _train(resolved, source, choice)
+
+
+def _train(config: c.Config, source: Source, choice: devices.DeviceChoice) -> Fit:
+    assert isinstance(config.data, c.Memory)
+    table = tables.of_source(config.data, source)
+    with explain_out_of_memory(config):
+        built = partial(dataset.build, read=lambda seed, report: table)
+        prepared, _ = build.prepare(config, choice, 1, build_data=built)
+        parts = build.build(config, prepared, SingleProcess())
+    info = parts.info
+    loop = parts.loop([info.run_state((), NullSaver(), None)], StopRequest())
+    try:
+        loop.run()
+    except Exception as error:
+        raise as_failure(error, config, Path()) or error from None
+    (run,) = loop.runs
+    if run.failure is not None:
+        raise run.failure
+    assert run.selected is not None
+    summary = report.summary(info, run, report.answers(info, run, ()), {})
+    tensors = {name: value.detach().cpu().clone() for name, value in parts.model.state_dict().items()}
+    trained = Trained("the fitted model", config, info.dataset.preprocessing, tensors, run.selected.step)
+    return Fit(
+        trained, {name: value for name, value in summary.items() if name != "timing"}, torch.device(choice.torch_device)
+    )
