@@ -109,7 +109,7 @@ def multirun(
 def load(run: str | os.PathLike[str], state: str = "selected", device: str = "auto") -> Predictor:
     """Return the trained model of a run directory: `runner.load("runs/…").predict(frame)`.
 
-    A sweep directory gives the mean over the seeds of its best setting. `state` is the one that the run reports, or "last",
+    An export is taken like a run, and a sweep directory gives the mean over the seeds of its best setting. `state` is the one that the run reports, or "last",
     "best" or the number of a step; `device` is auto, cpu, cuda, rocm, mps or xpu. Raises `CheckpointError` and `DeviceError`.
     """
     import torch

@@ -34,6 +34,7 @@ python -m runner -m resume=SWEEP_DIR                resume a sweep: run its miss
 
 python -m runner predict RUN --input FILE --output FILE     predictions of a trained model for new rows
 python -m runner evaluate RUN --input FILE                  its metrics on other rows, by group, and what it relies on
+python -m runner export RUN --format safetensors|onnx --output PATH     a trained model as files that need no run directory
 python -m runner explain +experiment=NAME …         show each value, where it was set and what it means; nothing is run
 python -m runner doctor                             what this machine can run, what it cannot, and how to fix it
 python -m runner parity +experiment=NAME …          run an experiment in every supported way and compare with a reference
@@ -47,7 +48,7 @@ options
   --help, --version
 """
 
-VERBS = ("predict", "evaluate", "parity", "verify", "diverge", "doctor", "explain")
+VERBS = ("predict", "evaluate", "export", "parity", "verify", "diverge", "doctor", "explain")
 """Verbs. Each is a module of `runner.commands` with this name."""
 
 

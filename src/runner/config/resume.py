@@ -102,6 +102,11 @@ def saved_values(run: str, source: str) -> dict[str, Any]:
     except Exception as error:  # of a dozen types
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise CheckpointError(f"{file} cannot be read: {reason}{'' if ';' in reason else '; restore it'}") from None
+    return checked_values(values, file)
+
+
+def checked_values(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Return the configuration that a file has, completed. Raises `CheckpointError` with every problem."""
     references = [
         f"{file}: `{name}` must be a value, got a reference {validation.shown(value)}; write the value"
         for name, value in _references(values)

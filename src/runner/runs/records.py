@@ -121,9 +121,14 @@ def read_summary(run: Path) -> dict[str, Any] | None:
     if selected is None:
         last = {"step": summary["steps"]} | {name: summary[name] for name in ("metrics", "parameters_sha256")}
         return {**summary, "selected": last}
+    return {**summary, "selected": checked_selected(selected, path)}
+
+
+def checked_selected(selected: Any, path: Path) -> dict[str, Any]:
+    """Return the values of `selected`, with metrics as floats. Raises `CheckpointError` with every problem."""
     if not isinstance(selected, Mapping):
         raise CheckpointError(f"{path}: `selected` must be a group of keys, got {shown(selected)}; restore the file")
-    return {**summary, "selected": _with_metrics(Selected, selected, path, "selected")}
+    return _with_metrics(Selected, selected, path, "selected")
 
 
 def _with_metrics(kind: type, values: Mapping[str, Any], path: Path, prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The trained models that a path stands for: one run, or the best setting of a sweep with all of its seeds."""
+"""The trained models that a path stands for: one run, an export, or the best setting of a sweep with all of its seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runner.config.schema import Config, plain
 from runner.errors import CheckpointError
 from runner.runs.records import SWEEP
 from runner.sweep.results import Results, collect, settings
-from runner.training import trained
+from runner.training import exported, trained
 from runner.training.predicting import require_alike
 from runner.training.trained import Trained
 
@@ -19,11 +19,13 @@ _DECIDE_ROWS = ("data.split.", "data.path", "data.valid_path", "data.test_path",
 
 
 def open_models(path: str, state: str = "selected") -> list[Trained]:
-    """Return the model of a run directory; of a sweep directory the models of all seeds of its best setting.
+    """Return the model of a run directory or of an export; of a sweep directory the models of all seeds of its best setting.
 
     The best setting is the first one of the sweep's table. Raises `CheckpointError` if there is no model, and for a sweep whose
     trials were trained or compared on different rows.
     """
+    if exported.is_export(path):
+        return [exported.read(path, state)]
     if not os.path.isfile(Path(path) / SWEEP):
         return [trained.of_run(path, state)]
     results = collect(Path(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +41,32 @@ class Trained:
     step: int
     """Number of updates after which the model is in this state."""
     notices: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of this state as a run has reported them; none of a state that it does not report."""
 
     def model(self) -> Model:
         """Return the module with these weights, on the CPU and in evaluation mode.
 
         Raises `CheckpointError` if they are not those of the configured model.
         """
-        names, targets, cardinalities = columns = self.preprocessing.model_columns
-        if problems := sizes.model_problems(self.config, len(names), len(targets), cardinalities):
-            raise CheckpointError(f"{self.source}: {problem}" for problem in problems)
-        model = start_model(self.config, *columns)
+        model = start(self.config, self.preprocessing, self.source)
         problems = misfits(self.tensors, model.state_dict())
         if problems:
             raise CheckpointError(f"{self.source}: {problem}; restore it" for problem in problems)
         model.load_state_dict(dict(self.tensors))
         return model.eval()
+
+    def parameters_sha256(self) -> str:
+        """Return the SHA-256 of the parameters."""
+        return parameters_sha256(dict(self.model().named_parameters()))
+
+
+def start(config: Config, fitted: Preprocessing, source: str) -> Model:
+    """Return the model of a configuration before training. Raises `CheckpointError` if it is too large for this machine."""
+    names, targets, cardinalities = columns = fitted.model_columns
+    if problems := sizes.model_problems(config, len(names), len(targets), cardinalities):
+        raise CheckpointError(f"{source}: {problem}" for problem in problems)
+    return start_model(config, *columns)
 
 
 def of_run(path: str, state: str = "selected") -> Trained:
@@ -77,11 +88,12 @@ def of_run(path: str, state: str = "selected") -> Trained:
     if isinstance(found, str):
         raise CheckpointError(f"{file} cannot be used: {found}; {_remedy(folder / CHECKPOINTS)}")
     refuse_other(found, config, found["data_sha256"], file)
+    metrics = {} if expected is None else expected["metrics"]
     trained = Trained(
-        path, config, preprocessing.read(folder), found["model"], wanted, tuple(_notices(folder, summary))
+        path, config, preprocessing.read(folder), found["model"], wanted, tuple(_notices(folder, summary)), metrics
     )
-    parameters = dict(trained.model().named_parameters())
-    if expected is not None and parameters_sha256(parameters) != expected["parameters_sha256"]:
+    found_sha256 = trained.parameters_sha256()  # also shows that the weights fit the model
+    if expected is not None and found_sha256 != expected["parameters_sha256"]:
         raise CheckpointError(
             f"{file} must have the parameters of `selected` in summary.json, but their SHA-256 is another one; restore the directory"
         )
@@ -128,9 +140,13 @@ def _notices(folder: Path, summary: Mapping[str, Any] | None) -> list[str]:
     notices = []
     if summary is None:
         notices.append(f"the run is not finished ({record['status']}), so its last checkpoint is used")
-    made = record.get("torch")
-    if isinstance(made, str) and made.partition("+")[0] != torch.__version__.partition("+")[0]:
-        notices.append(
-            f"the run was made with torch {made} and this is {torch.__version__}: predictions may differ in their last digits"
-        )
-    return notices
+    return [*notices, *other_torch(record.get("torch"))]
+
+
+def other_torch(made: Any) -> list[str]:
+    """Return what the user should know of a model that another version of torch has trained."""
+    if not isinstance(made, str) or made.partition("+")[0] == torch.__version__.partition("+")[0]:
+        return []
+    return [
+        f"the run was made with torch {made} and this is {torch.__version__}: predictions may differ in their last digits"
+    ]

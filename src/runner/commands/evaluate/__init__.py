@@ -11,9 +11,9 @@ from runner.errors import ConfigError, printable
 USAGE = """\
 python -m runner evaluate RUN --input held_out.csv [key=value …]      metrics of a trained model on other rows
 
-RUN is a run directory, or a sweep directory: then the predictions are the mean over the seeds of its best setting. The input is
-read as by predict, and must have the targets; rows without one are left out. Where it has the column of data.weight or
-data.sigma, the metrics are weighted as in training.
+RUN is a run directory or an export; or a sweep directory, whose predictions are the mean over the seeds of its best
+setting. The input is read as by predict, and must have the targets; rows without one are left out. Where it has the column
+of data.weight or data.sigma, the metrics are weighted as in training.
 
 options
   --by COLUMN          metrics for each value of a column as well, up to 100 values; it need not be a feature

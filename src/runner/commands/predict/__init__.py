@@ -10,10 +10,10 @@ from runner.errors import ConfigError, printable
 USAGE = """\
 python -m runner predict RUN --input new.csv --output out.csv [key=value …]      predictions of a trained model for new rows
 
-RUN is a run directory, or a sweep directory: then the predictions are the mean over the seeds of its best setting, and
-`spread` is their standard deviation. Columns are found by name, in any order; others are not used. Rows stay in their order.
-Input and output are text (also .gz, .bz2, .xz, .zst) or Parquet, Feather and Arrow; - is standard input or output. Where the
-input has the targets, metrics are printed as well.
+RUN is a run directory or an export; or a sweep directory, whose predictions are the mean over the seeds of its best
+setting, and `spread` is their standard deviation. Columns are found by name, in any order; others are not used. Rows stay
+in their order. Input and output are text (also .gz, .bz2, .xz, .zst) or Parquet, Feather and Arrow; - is standard input or
+output. Where the input has the targets, metrics are printed as well.
 
 options
   --keep NAME,NAME     columns of the input that come first in the output, such as an identifier

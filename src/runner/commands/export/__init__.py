@@ -1,0 +1,48 @@
+"""`export RUN --format safetensors|onnx --output PATH`: a trained model as files that need no run directory."""
+
+from __future__ import annotations
+
+from runner.commands.arguments import Parser
+from runner.errors import ConfigError, printable
+
+USAGE = """\
+python -m runner export RUN --format safetensors|onnx --output PATH      a trained model as files that need no run directory
+
+RUN is a run directory, or a sweep directory: then the seeds of its best setting. The predictions of what is written are compared
+with those of the run before the command ends: for all rows of its table if that can be read, and for rows with missing values
+and with categories that the training rows did not have.
+
+formats
+  safetensors          a new folder with the weights, model.safetensors, and all else that a prediction needs, model.json; predict
+                       and runner.load take it like a run directory, with the same bits. Of a sweep, give one trial
+  onnx                 a file PATH.onnx with the preprocessing inside, for runtimes of any language: an input for each column,
+                       named as the column, [rows, 1], texts for categories (empty where missing) and float64 for numbers (nan
+                       where missing; dates in seconds since 1970, UTC); an output for each target, named as the target, float64
+                       [rows, 1] in its own units. Of a sweep it has the mean over the seeds
+
+options
+  --state STATE        last, best, or the number of a step; without it the state that the run reports
+  --force              replace an export that exists
+
+exit code   0 written · 1 it cannot be written, or predicts something else than the run · 2 the run cannot be exported
+"""
+
+
+def command(arguments: list[str]) -> int:
+    """Export, print what was done, and return the exit code."""
+    parser = Parser("export")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--format", required=True, choices=["safetensors", "onnx"])
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--state", default="selected")
+    parser.add_argument("--force", action="store_true")
+    options = parser.parse_intermixed_args(arguments)
+    from runner.commands.export.job import export
+
+    if options.config_dir is not None:
+        raise ConfigError(
+            "`--config-dir` must not be given with export, which uses the configuration of the run; remove it"
+        )
+    for line in export(options):
+        print(printable(line), flush=True)  # noqa: T201
+    return 0
