@@ -11,8 +11,8 @@ import pytest
 # Before torch is imported: on small tensors and busy cores a second thread costs a hundred times what it saves.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-THEIRS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "_RJEM_MALLOC_CONF")
-"""Set by pytest for every test, by torch when its first optimizer is made and when it compiles, and by polars."""
+THEIRS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "_RJEM_MALLOC_CONF", "KMP_")
+"""Set by pytest for every test, by torch when its first optimizer is made and when it compiles, by polars, and by scikit-learn."""
 
 
 def _environment() -> dict[str, str]:

@@ -359,11 +359,7 @@ def test_a_table_that_does_not_fit_is_refused(text: str, message: str, capsys: p
 
 
 def test_a_typed_column_of_another_kind_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    found = (
-        table()
-        .set_column(1, "x", pc.cast(table()["day"], pa.date32()))
-        .set_column(4, "n", pa.array([[1]] * ROWS))
-    )
+    found = table().set_column(1, "x", pc.cast(table()["day"], pa.date32())).set_column(4, "n", pa.array([[1]] * ROWS))
     pq.write_table(found, "bad.parquet")
     error = refused(capsys, "run", "--input", "bad.parquet")
     assert "`--input`: column 'x' of 'bad.parquet' must be of type number, got date32[day]; cast it" in error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from runner.data.new_rows import BlockSource, NewRows, Policy
 from runner.data.preprocessing import Preprocessing
 from runner.errors import CheckpointError, RunFailed
 from runner.models.base import Model
+from runner.training import intervals
 from runner.training.failures import is_out_of_memory
+from runner.training.intervals import Intervals
 from runner.training.trained import Trained
 
 CHUNK_ROWS = 1024
@@ -36,6 +38,9 @@ class Prediction:
     """[rows, targets]; of several models their mean."""
     spread: Tensor | None
     """Standard deviation [rows, targets] between several models, which divides by their number − 1; None of a single one."""
+    low: Tensor | None = None
+    """Lower ends [rows, targets] of the intervals that were asked for."""
+    high: Tensor | None = None
 
 
 class Predictor:
@@ -70,9 +75,16 @@ class Predictor:
         """Names of the targets."""
         return self.preprocessing.target_names
 
-    def of_columns(self, columns: Any) -> Prediction:
+    def intervals(self, level: float, name: str = "interval") -> Intervals:
+        """Return intervals that hold the target with a probability; a message calls it `name`.
+
+        Raises `ConfigError` for a level that cannot be had, and `CheckpointError` for runs without `data.split.calibrate`.
+        """
+        return intervals.of_models(self.members, level, name)
+
+    def of_columns(self, columns: Any, intervals: Intervals | None = None) -> Prediction:
         """Return the predictions for columns of a table by name, of the kinds that the features have."""
-        return self.of_inputs(self.inputs(columns))
+        return self.of_inputs(self.inputs(columns), intervals)
 
     def inputs(self, columns: Any) -> list[tuple[Tensor, ...]]:
         """Return the inputs of each model for columns of a table by name."""
@@ -84,23 +96,43 @@ class Predictor:
         pairs = zip(self.members, inputs, strict=True)
         return [member.preprocessing.exchanged(own, feature, rows) for member, own in pairs]
 
-    def of_inputs(self, inputs: Sequence[tuple[Tensor, ...]]) -> Prediction:
-        """Return the predictions for the inputs of each model."""
+    def of_inputs(self, inputs: Sequence[tuple[Tensor, ...]], intervals: Intervals | None = None) -> Prediction:
+        """Return the predictions for the inputs of each model, with the intervals that are given."""
         triples = zip(self.members, self._forwards, inputs, strict=True)
         found = [member.preprocessing.scaling.undo(forward(own)) for member, forward, own in triples]
-        if len(found) == 1:
-            return Prediction(found[0], None)
         stacked = torch.stack(found)
-        return Prediction(stacked.mean(0), stacked.std(0))
+        low, high = (None, None) if intervals is None else intervals.around(stacked)
+        if len(found) == 1:
+            return Prediction(found[0], None, low, high)
+        return Prediction(stacked.mean(0), stacked.std(0), low, high)
 
-    def predict(self, frame: Any) -> np.ndarray:
+    @overload
+    def predict(self, frame: Any, interval: None = None) -> np.ndarray: ...
+
+    @overload
+    def predict(self, frame: Any, interval: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+
+    def predict(
+        self, frame: Any, interval: float | None = None
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the predictions in the units of the file: float64 [rows], or [rows, targets] for several targets.
+
+        `interval=0.9` returns the predictions and both ends of intervals, (prediction, low, high), that hold 90 % of the targets of
+        new rows; the run must have rows of `data.split.calibrate`. Raises `ConfigError` and `CheckpointError` if it cannot be had.
 
         `frame` is a table of pandas, polars or pyarrow, or anything with Arrow's `__arrow_c_stream__`, whose columns are found by
         name in any order; or an array [rows, features] of numbers in the order of the features. Raises `DataError`.
         """
-        found = [self.of_columns(block.columns).values for block in self._rows(frame).blocks()]
-        values: np.ndarray = torch.cat(found).numpy()
+        wanted = None if interval is None else self.intervals(interval)
+        found = [self.of_columns(block.columns, wanted) for block in self._rows(frame).blocks()]
+        prediction = self._array([one.values for one in found])
+        if wanted is None:
+            return prediction
+        return prediction, self._array([one.low for one in found]), self._array([one.high for one in found])
+
+    def _array(self, blocks: Sequence[Tensor | None]) -> np.ndarray:
+        """Return blocks [rows, targets] as one array, [rows] for a single target."""
+        values: np.ndarray = torch.cat([block for block in blocks if block is not None]).numpy()
         return values[:, 0] if len(self.target_names) == 1 else values
 
     def preprocess(self, frame: Any) -> tuple[Tensor, ...]:

@@ -365,6 +365,7 @@ class RunRecorder:
         write_json(path / "summary.json", summary)
         self.directory.update(status="finished")
         self._optional("residuals.csv", lambda: self._residuals(run.outcome))
+        self._optional("calibration.json", lambda: self._calibration(run))
         figures = self._plots(lambda: report.plot(info, run, answers, path))
         for sink in self.sinks:
             end = partial(sink.finish, {**summary, "status": "finished"}, figures)
@@ -386,6 +387,15 @@ class RunRecorder:
             )
         elif self.config.record.residuals:
             write_atomic(self.directory.path / "residuals.csv", predictions.residuals_csv(self._info, outcome))
+
+    def _calibration(self, run: RunState) -> None:
+        """Write calibration.json if there are rows for it."""
+        from runner.training import intervals
+
+        if "calibrate" in self._info.dataset.parts:
+            assert run.selected is not None
+            state = intervals.state(self._info, run.outcome, run.selected.step)
+            write_json(self.directory.path / intervals.CALIBRATION, state)
 
     def _plots(self, draw: Callable[[], Mapping[str, bytes]]) -> Mapping[str, bytes]:
         """Draw the plots that are configured, and write them. Return those that could be drawn."""

@@ -32,10 +32,8 @@ class Scores:
 
     def add(self, target: Tensor, prediction: Tensor, weight: Tensor | None = None) -> None:
         """Add rows: target and prediction [rows, targets], and weights [rows]. Rows without a target or weight are left out."""
-        known = ~target.isnan().any(1)
-        if weight is not None:
-            known &= weight > 0
-            weight = weight[known]
+        known = counted(target, weight)
+        weight = None if weight is None else weight[known]
         target, prediction = target[known], prediction[known]
         if not len(target):
             return
@@ -62,3 +60,9 @@ class Scores:
         spread = torch.where(self._range[0] < self._range[1], spread, 0.0)
         sums = torch.stack((squares, absolute, spread), 1).flatten().tolist()
         return means(self._targets, self._cost, self._weight, sums) if self.rows else {}
+
+
+def counted(target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mask [rows] of the rows that have scores: those with all targets [rows, targets], and a weight above 0 if any."""
+    known = ~target.isnan().any(1)
+    return known if weight is None else known & (weight > 0)

@@ -17,6 +17,8 @@ output. Where the input has the targets, metrics are printed as well.
 
 options
   --keep NAME,NAME     columns of the input that come first in the output, such as an identifier
+  --interval LEVEL     also low and high, which hold the target of a new row with this probability, such as 0.9; the run must
+                       have rows of data.split.calibrate
   --state STATE        last, best, or the number of a step; without it the state that the run reports
   --device DEVICE      auto, cpu, cuda, rocm, mps or xpu (auto)
   --force              replace an output that exists
@@ -38,6 +40,7 @@ def command(arguments: list[str]) -> int:
     parser.add_argument("--input", required=True)
     parser.add_argument("--output", required=True)
     parser.add_argument("--keep", default="")
+    parser.add_argument("--interval", type=float)
     parser.add_argument("--state", default="selected")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "rocm", "mps", "xpu"])
     parser.add_argument("--force", action="store_true")

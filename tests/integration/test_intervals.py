@@ -1,0 +1,248 @@
+"""Intervals of predictions: `predict --interval` and `predict(frame, interval=…)`, by rows that neither trained nor chose."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mapie.regression import SplitConformalRegressor
+from sklearn.base import BaseEstimator, RegressorMixin
+
+import runner
+from runner.cli import main
+from runner.data.scaling import Scaling
+from runner.errors import CheckpointError, ConfigError
+from runner.training.intervals import Calibration, Intervals, place
+
+FAST = ["device=cpu", "device.threads=1", "record.plots=false", "record.sinks=[jsonl]", "data=csv", "data.path=t.csv"]
+LINEAR = ["model=linear", "optimizer=lstsq", "train.steps=1", "data.split.calibrate=60", "dtype=float64"]
+NET = [
+    "model=mlp",
+    "model.widths=[5]",
+    "optimizer=adam",
+    "optimizer.lr=0.03",
+    "train.steps=30",
+    "data.split.calibrate=60",
+]
+
+
+def write(path: str, rows: int, seed: int = 0) -> None:
+    """Write a table with an additive target u and a multiplicative one v."""
+    draw = np.random.default_rng(seed)
+    x = draw.uniform(0, 3, rows)
+    u, v = 2 * x + 0.5 * draw.normal(size=rows), np.exp(x + 0.4 * draw.normal(size=rows))
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([("x", "u", "v"), *zip(x, u, v, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with tables, three runs and a sweep."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write("t.csv", 260)
+        write("new.csv", 4000, seed=1)
+        one = [*FAST, "data.features=[x]"]
+        runner.run(None, [*one, *LINEAR, "data.target=u", "run_dir=one"])
+        runner.run(None, [*one, *LINEAR, "data.target=v", "data.log_target=true", "run_dir=log"])
+        runner.run(None, [*one, *LINEAR, "data.target=[u,v]", "run_dir=two"])
+        runner.run(None, [*one, *LINEAR[:-2], "data.target=u", "dtype=float64", "run_dir=none"])
+        runner.multirun(None, [*one, *NET, "data.target=u", "seeds=3", "data.seed=0", "run_dir=seeds"])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+
+
+def new(*names: str) -> Any:
+    """Return columns of the new rows, [rows] each."""
+    with open("new.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return tuple(np.array([float(row[name]) for row in rows]) for name in names)
+
+
+def calibrate(run: str) -> list[dict[str, Any]]:
+    targets: list[dict[str, Any]] = json.loads((Path(run) / "calibration.json").read_text())["targets"]
+    return targets
+
+
+class Fitted(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """An estimator that is trained already: its prediction is its only feature."""
+
+    def fit(self, x: Any, y: Any) -> Fitted:
+        self.n_features_in_ = 1
+        return self
+
+    def predict(self, x: Any) -> Any:
+        return np.asarray(x)[:, 0]
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95])
+def test_the_intervals_are_those_of_mapie(level: float) -> None:
+    """MAPIE gets the predictions of the run for its rows of calibration and for new ones."""
+    (own,) = calibrate("one")
+    (x,) = new("x")
+    prediction, low, high = runner.load("one", device="cpu").predict(x[:50, None], interval=level)
+    oracle = SplitConformalRegressor(Fitted().fit(None, None), confidence_level=level, prefit=True)
+    oracle.conformalize(np.array(own["prediction"])[:, None], np.array(own["target"]))
+    _, ends = oracle.predict_interval(prediction[:, None])
+    # The run scales the target, which rounds a few times.
+    np.testing.assert_allclose(np.stack((low, high), 1), ends[:, :, 0], rtol=0, atol=1e-13)
+
+
+def test_the_rows_of_calibration_are_as_in_the_residuals() -> None:
+    with open("one/residuals.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["part"] == "calibrate"]
+    (own,) = calibrate("one")
+    for name in ("target", "prediction"):
+        assert own[name] == [float(row[name]) for row in rows]
+    assert len(rows) == 60
+
+
+def test_the_command_writes_both_ends_and_prints_the_coverage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "one", "--input", "new.csv", "--output", "one.csv", "--interval", "0.9"]) == 0
+    (u,) = new("u")
+    with open("one.csv", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert reader.fieldnames == ["prediction", "low", "high"]
+    low, high = (np.array([float(row[name]) for row in rows]) for name in ("low", "high"))
+    share = np.mean((low <= u) & (u <= high))
+    # Over draws of 60 rows of calibration the coverage is Beta(55, 6), whose standard deviation is 0.037.
+    assert abs(share - 0.9) < 4 * 0.037
+    assert f"interval coverage {share:.3f} of 0.9, by 60 rows of data.split.calibrate" in capsys.readouterr().out
+
+
+def test_intervals_of_a_logarithm_are_factors() -> None:
+    x, v = new("x", "v")
+    prediction, low, high = runner.load("log", device="cpu").predict(x[:, None], interval=0.9)
+    np.testing.assert_allclose(high / prediction, prediction / low, rtol=1e-12)
+    np.testing.assert_allclose(high / prediction, high[0] / prediction[0], rtol=1e-12)
+    assert abs(np.mean((low <= v) & (v <= high)) - 0.9) < 4 * 0.037
+
+
+def test_each_target_has_its_own_intervals(capsys: pytest.CaptureFixture[str]) -> None:
+    x, u, v = new("x", "u", "v")
+    _, low, high = runner.load("two", device="cpu").predict(x[:, None], interval=0.8)
+    for place_, own in enumerate(calibrate("two")):
+        errors = np.sort(np.abs(np.array(own["target"]) - np.array(own["prediction"])))
+        half = errors[math.ceil(61 * 0.8) - 1]
+        np.testing.assert_allclose((high - low)[:, place_] / 2, half, rtol=1e-12)
+    assert main(["predict", "two", "--input", "new.csv", "--output", "two.csv", "--interval", "0.8"]) == 0
+    shares = ((low <= np.stack((u, v), 1)) & (np.stack((u, v), 1) <= high)).mean(0)
+    assert f"coverage {shares[0]:.3f} (u), {shares[1]:.3f} (v) of 0.8" in capsys.readouterr().out
+    header = Path("two.csv").read_text().splitlines()[0]
+    assert header == "prediction/u,low/u,high/u,prediction/v,low/v,high/v"
+
+
+def test_intervals_of_seeds_are_wider_where_these_disagree() -> None:
+    """The textbook formula, from the files and the predictions of the single runs."""
+    x, u = new("x", "u")
+    prediction, low, high = runner.load("seeds", device="cpu").predict(x[:, None], interval=0.9)
+    paths = [f"seeds/{number}" for number in range(3)]
+    own = [calibrate(path)[0] for path in paths]
+    scale = json.loads(Path("seeds/0/preprocessing.json").read_text())["targets"][0]["scale"]
+    noise = np.mean([np.square(one["train_deviation"] * scale) for one in own])
+    known = np.array([one["prediction"] for one in own])
+    scores = np.abs(own[0]["target"] - known.mean(0)) / np.sqrt(known.var(0, ddof=1) + noise)
+    members = np.array([runner.load(path, device="cpu").predict(x[:, None]) for path in paths])
+    half = np.sort(scores)[math.ceil(61 * 0.9) - 1] * np.sqrt(members.var(0, ddof=1) + noise)
+    np.testing.assert_allclose((high - low) / 2, half, rtol=1e-6)
+    np.testing.assert_allclose((high + low) / 2, prediction, rtol=1e-9)
+    assert abs(np.mean((low <= u) & (u <= high)) - 0.9) < 4 * 0.037
+
+
+@pytest.mark.parametrize("models", [1, 3])
+def test_nine_of_ten_targets_are_covered_in_200_tables(models: int) -> None:
+    """Models that are wrong and noise that depends on the row; the mean over tables, with 100 rows of calibration each."""
+    draw, shares = torch.Generator().manual_seed(0), []
+    ones = torch.ones(1, dtype=torch.float64)
+    scaling = Scaling(ones, ones, ones, 2 * ones, False)
+
+    def rows(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.rand(count, 1, generator=draw, dtype=torch.float64)
+        noise = torch.randn(count, 1, generator=draw, dtype=torch.float64) * (0.1 + x)
+        wrong = torch.arange(1, models + 1, dtype=torch.float64).reshape(-1, 1, 1) * x
+        return x.square() + noise, wrong
+
+    for _ in range(200):
+        target, prediction = rows(100)
+        calibrations = [Calibration(target, one, 0.1 * ones) for one in prediction]
+        target, prediction = rows(1000)
+        low, high = Intervals(calibrations, scaling, 0.9, "interval").around(prediction)
+        shares.append(float(((low <= target) & (target <= high)).double().mean()))
+    assert abs(np.mean(shares) - 0.9) < 0.015
+
+
+def test_equal_scores_count_one_by_one() -> None:
+    ones = torch.ones(1, dtype=torch.float64)
+    target = torch.tensor([1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 3.0], dtype=torch.float64).unsqueeze(1)
+    known = Calibration(target, torch.zeros_like(target), ones)
+    for level, half in ((0.1, 1), (0.2, 2), (0.8, 2), (0.9, 3)):
+        low, high = Intervals([known], Scaling(ones, ones, 0 * ones, ones, False), level, "interval").around(
+            torch.zeros(1, 1, 1, dtype=torch.float64)
+        )
+        assert (float(low), float(high)) == (-half, half)
+
+
+@pytest.mark.parametrize(("level", "rows", "expected"), [(0.9, 9, 9), (0.95, 19, 19), (0.07, 99, 7), (0.5, 4, 3)])
+def test_the_place_is_exact_for_decimal_levels(level: float, rows: int, expected: int) -> None:
+    assert place(level, rows, "interval") == expected
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 1.5, -0.1, math.nan])
+def test_a_level_that_is_no_probability_is_refused(level: float) -> None:
+    with pytest.raises(ConfigError, match="`interval` must be above 0 and below 1, got"):
+        runner.load("one", device="cpu").predict(np.zeros((1, 1)), interval=level)
+
+
+def test_too_few_rows_are_refused_with_the_number_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "one", "--input", "new.csv", "--output", "few.csv", "--interval", "0.99"]) == 2
+    assert (
+        "`--interval`=0.99 must have 99 rows of data.split.calibrate at least, got 60; use" in capsys.readouterr().err
+    )
+    assert not Path("few.csv").exists()
+
+
+def test_a_run_without_such_rows_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "none", "--input", "new.csv", "--output", "no.csv", "--interval", "0.9"]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "error: none/calibration.json must be there for intervals, which need rows that did not train the model; train a new run "
+        "with data.split.calibrate=0.2\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"parameters_sha256": "0"}, "must be of the state that predicts, got that of step 1; use that state"),
+        ({"format": 99}, "`format` must be at most 1, got 99"),
+        ({"targets": 3}, "`targets` must be a list of groups of keys, got 3; restore the file"),
+        ({"targets": []}, "`targets` must be those of the run; restore the file"),
+        (
+            {"targets": [{"name": "u", "train_deviation": 1.0, "target": [1.0], "prediction": []}]},
+            "`targets` must have as many targets as predictions; restore the file",
+        ),
+    ],
+)
+def test_a_file_that_was_changed_is_refused(
+    change: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree("one", tmp_path / "one", symlinks=True)
+    monkeypatch.chdir(tmp_path)
+    file = Path("one/calibration.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(CheckpointError, match="one/calibration") as caught:
+        runner.load("one", device="cpu").predict(np.zeros((1, 1)), interval=0.9)
+    assert text in str(caught.value)
