@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from mapie.regression import SplitConformalRegressor
 from sklearn.base import BaseEstimator, RegressorMixin
@@ -54,7 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runner.run(None, [*one, *LINEAR, "data.target=u", "run_dir=one"])
         runner.run(None, [*one, *LINEAR, "data.target=v", "data.log_target=true", "run_dir=log"])
         runner.run(None, [*one, *LINEAR, "data.target=[u,v]", "run_dir=two"])
-        runner.run(None, [*one, *LINEAR[:-2], "data.target=u", "dtype=float64", "run_dir=none"])
+        runner.run(None, [*one, *NET[:-1], "data.target=u", "run_dir=none"])
         runner.multirun(None, [*one, *NET, "data.target=u", "seeds=3", "data.seed=0", "run_dir=seeds"])
     return folder
 
@@ -246,3 +247,72 @@ def test_a_file_that_was_changed_is_refused(
     with pytest.raises(CheckpointError, match="one/calibration") as caught:
         runner.load("one", device="cpu").predict(np.zeros((1, 1)), interval=0.9)
     assert text in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------ the bands of least squares
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ["model=linear", "optimizer=lstsq"],
+        ["model=formula", "model.expression=a*x + b", "optimizer=lm", "train.steps=20"],
+    ],
+)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_fit_without_calibration_rows_has_the_band_of_students_t(
+    model: list[str], scaled: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against the closed form of a straight line."""
+    shutil.rmtree("fit", ignore_errors=True)
+    log = ["data.target=v", "data.log_target=true"] if scaled else ["data.target=u"]
+    standardized = ["data.standardize=true"] if scaled and "model=linear" in model else []
+    runner.run(None, [*FAST, *model, *log, *standardized, "data.features=[x]", "dtype=float64", "run_dir=fit"])
+    x, y = np.loadtxt("t.csv", delimiter=",", skiprows=1, usecols=(0, 2 if scaled else 1), unpack=True)
+    y = np.log(y) if scaled else y
+    design = np.stack((np.ones_like(x), x), 1)
+    new = np.array([-1.0, 0.5, 10.0])
+    rows = np.stack((np.ones_like(new), new), 1)
+    fitted, *_ = np.linalg.lstsq(design, y)
+    deviation = math.sqrt(float(((y - design @ fitted) ** 2).sum()) / (len(x) - 2))
+    variance = 1 + np.einsum("ij,jk,ik->i", rows, np.linalg.inv(design.T @ design), rows)
+    half = scipy.stats.t.ppf(0.95, len(x) - 2) * deviation * np.sqrt(variance)
+    expected = [rows @ fitted, rows @ fitted - half, rows @ fitted + half]
+    for found, value in zip(runner.load("fit").predict(new[:, None], interval=0.9), expected, strict=True):
+        np.testing.assert_allclose(found, np.exp(value) if scaled else value, rtol=1e-9)
+    capsys.readouterr()
+    assert main(["predict", "fit", "--input", "new.csv", "--output", "fit.csv", "--interval", "0.9", "--force"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.endswith(" of 0.9, by Student's t with 258 degrees of freedom")
+    # 4,000 rows: the standard error of the share is 0.005, and 260 rows decide where the band is.
+    assert float(line.split()[2]) == pytest.approx(0.9, abs=0.03)
+
+
+def test_a_band_is_refused_where_it_is_not_known() -> None:
+    one = [*FAST, "data.features=[x]", "data.target=u"]
+    runner.run(None, [*one, "model=linear", "optimizer=sgd", "optimizer.lr=0.01", "train.steps=2", "run_dir=sgd"])
+    runner.run(
+        None, [*FAST, "data.features=[x]", "data.target=[u,v]", "model=linear", "optimizer=lstsq", "run_dir=both"]
+    )
+    runner.run(None, [*one, "data.sigma=v", "model=linear", "optimizer=lstsq", "run_dir=weighted"])
+    for run in ("sgd", "both", "weighted"):
+        with pytest.raises(CheckpointError, match=f"{run}/calibration.json must be there for intervals"):
+            runner.load(run).predict(np.array([[1.0]]), interval=0.9)
+
+
+def test_a_damaged_covariance_is_refused() -> None:
+    runner.run(
+        None, [*FAST, "data.features=[x]", "data.target=u", "model=linear", "optimizer=lstsq", "run_dir=damaged"]
+    )
+    path = Path("damaged/covariance.json")
+    values = json.loads(path.read_text())
+    model = runner.load("damaged")
+    for changes, message in (
+        ({"deviation": -1}, "`deviation` must be a finite number of at least 0, got -1"),
+        ({"inverse": [[1.0]]}, r"`inverse` must have 2 rows of 2 numbers, got \[\[1.0\]\]; restore the file"),
+        ({"parameters_sha256": "0" * 64}, "covariance.json must be of the state that predicts, got that of step"),
+        ({"degrees_of_freedom": 0}, "`degrees_of_freedom` must be an integer of at least 1, got 0"),
+    ):
+        path.write_text(json.dumps({**values, **changes}))
+        with pytest.raises(CheckpointError, match=message):
+            model.predict(np.array([[1.0]]), interval=0.9)

@@ -21,7 +21,7 @@ from runner.runs.atomic import remove_temporary_files, write_json
 from runner.runs.records import read_record
 
 FILES = {
-    "config.yaml", "run.json", "summary.json", "run.log", "metrics.jsonl", "hashes.jsonl", "residuals.csv", "preprocessing.json", "calibration.json", "sweep.json", "results.csv", "stderr.log",
+    "config.yaml", "run.json", "summary.json", "run.log", "metrics.jsonl", "hashes.jsonl", "residuals.csv", "preprocessing.json", "calibration.json", "covariance.json", "sweep.json", "results.csv", "stderr.log",
 }  # fmt: skip
 """Names of files, which are no folders, of a run or a sweep."""
 

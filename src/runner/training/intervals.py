@@ -30,6 +30,8 @@ from runner.config.validation import shown
 from runner.data.scaling import Scaling
 from runner.errors import CheckpointError, ConfigError, RunFailed
 from runner.runs.hashes import parameters_sha256
+from runner.training import bands
+from runner.training.bands import Bands
 from runner.training.experiment import Outcome, RunInfo
 from runner.training.trained import Trained
 
@@ -66,8 +68,16 @@ class Intervals:
         distance = (scaling.target(first.target) - scaling.target(predictions.mean(0))).abs()
         self._reach = (distance / self._difficulty(predictions)).sort(0).values[rank - 1]
 
-    def around(self, predictions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the ends (low, high), each [rows, targets], for predictions [models, rows, targets], in the file's units."""
+    @property
+    def basis(self) -> str:
+        """What the intervals are known by, to end a line."""
+        return f"{self.rows:,} rows of data.split.calibrate"
+
+    def around(self, predictions: Tensor, inputs: Sequence[tuple[Tensor, ...]] = ()) -> tuple[Tensor, Tensor]:
+        """Return the ends (low, high), each [rows, targets], for predictions [models, rows, targets], in the file's units.
+
+        The inputs of the models do not matter.
+        """
         center = self._scaling.target(predictions.mean(0))
         half = self._reach * self._difficulty(predictions)
         return self._scaling.undo(center - half), self._scaling.undo(center + half)
@@ -101,9 +111,16 @@ def place(level: float, rows: int, name: str) -> int:
     return found
 
 
-def of_models(members: Sequence[Trained], level: float, name: str) -> Intervals:
-    """Return intervals for trained models, from the files of their runs. Raises `ConfigError` and `CheckpointError`."""
+def of_models(members: Sequence[Trained], level: float, name: str) -> Intervals | Bands:
+    """Return intervals for trained models, from the files of their runs. Raises `ConfigError` and `CheckpointError`.
+
+    They are by the rows of `data.split.calibrate`; without such rows by the covariance of a single fit, if it is known.
+    """
     check(level, name)
+    if len(members) == 1 and not os.path.lexists(Path(members[0].source) / CALIBRATION):
+        found_bands = bands.of_model(members[0], level)
+        if found_bands is not None:
+            return found_bands
     found = [read(member) for member in members]
     if any(not torch.equal(found[0].target, other.target) for other in found):
         raise CheckpointError(

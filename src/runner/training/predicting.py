@@ -19,6 +19,7 @@ from runner.data.preprocessing import Preprocessing
 from runner.errors import CheckpointError, RunFailed
 from runner.models.base import Model
 from runner.training import intervals
+from runner.training.bands import Bands
 from runner.training.failures import is_out_of_memory
 from runner.training.intervals import Intervals
 from runner.training.trained import Trained
@@ -75,14 +76,15 @@ class Predictor:
         """Names of the targets."""
         return self.preprocessing.target_names
 
-    def intervals(self, level: float, name: str = "interval") -> Intervals:
+    def intervals(self, level: float, name: str = "interval") -> Intervals | Bands:
         """Return intervals that hold the target with a probability; a message calls it `name`.
 
-        Raises `ConfigError` for a level that cannot be had, and `CheckpointError` for runs without `data.split.calibrate`.
+        They are by the rows of `data.split.calibrate`, or without those by the covariance of a fit by `lm` or `lstsq`. Raises
+        `ConfigError` for a level that cannot be had, and `CheckpointError` for runs with neither.
         """
         return intervals.of_models(self.members, level, name)
 
-    def of_columns(self, columns: Any, intervals: Intervals | None = None) -> Prediction:
+    def of_columns(self, columns: Any, intervals: Intervals | Bands | None = None) -> Prediction:
         """Return the predictions for columns of a table by name, of the kinds that the features have."""
         return self.of_inputs(self.inputs(columns), intervals)
 
@@ -96,12 +98,12 @@ class Predictor:
         pairs = zip(self.members, inputs, strict=True)
         return [member.preprocessing.exchanged(own, feature, rows) for member, own in pairs]
 
-    def of_inputs(self, inputs: Sequence[tuple[Tensor, ...]], intervals: Intervals | None = None) -> Prediction:
+    def of_inputs(self, inputs: Sequence[tuple[Tensor, ...]], intervals: Intervals | Bands | None = None) -> Prediction:
         """Return the predictions for the inputs of each model, with the intervals that are given."""
         triples = zip(self.members, self._forwards, inputs, strict=True)
         found = [member.preprocessing.scaling.undo(forward(own)) for member, forward, own in triples]
         stacked = torch.stack(found)
-        low, high = (None, None) if intervals is None else intervals.around(stacked)
+        low, high = (None, None) if intervals is None else intervals.around(stacked, inputs)
         if len(found) == 1:
             return Prediction(found[0], None, low, high)
         return Prediction(stacked.mean(0), stacked.std(0), low, high)
@@ -118,7 +120,7 @@ class Predictor:
         """Return the predictions in the units of the file: float64 [rows], or [rows, targets] for several targets.
 
         `interval=0.9` returns the predictions and both ends of intervals, (prediction, low, high), that hold 90 % of the targets of
-        new rows; the run must have rows of `data.split.calibrate`. Raises `ConfigError` and `CheckpointError` if it cannot be had.
+        new rows; the run must have rows of `data.split.calibrate`, or be a fit by `lm` or `lstsq`. Raises `ConfigError` and `CheckpointError` if it cannot be had.
 
         `frame` is a table of pandas, polars or pyarrow, or anything with Arrow's `__arrow_c_stream__`, whose columns are found by
         name in any order; or an array [rows, features] of numbers in the order of the features. Raises `DataError`.

@@ -389,11 +389,14 @@ class RunRecorder:
             write_atomic(self.directory.path / "residuals.csv", predictions.residuals_csv(self._info, outcome))
 
     def _calibration(self, run: RunState) -> None:
-        """Write calibration.json if there are rows for it."""
-        from runner.training import intervals
+        """Write what intervals need: calibration.json if there are rows for it, and covariance.json of a fit that has one."""
+        from runner.training import bands, intervals
 
+        assert run.selected is not None
+        covariance = bands.state(self._info, run.outcome, run.selected.step)
+        if covariance is not None:
+            write_json(self.directory.path / bands.COVARIANCE, covariance)
         if "calibrate" in self._info.dataset.parts:
-            assert run.selected is not None
             state = intervals.state(self._info, run.outcome, run.selected.step)
             write_json(self.directory.path / intervals.CALIBRATION, state)
 

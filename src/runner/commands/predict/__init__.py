@@ -17,8 +17,8 @@ output. Where the input has the targets, metrics are printed as well.
 
 options
   --keep NAME,NAME     columns of the input that come first in the output, such as an identifier
-  --interval LEVEL     also low and high, which hold the target of a new row with this probability, such as 0.9; the run must
-                       have rows of data.split.calibrate
+  --interval LEVEL     also low and high, which hold the target of a new row with this probability, such as 0.9: by the
+                       rows of data.split.calibrate, or without those by the covariance of a fit by lm or lstsq
   --state STATE        last, best, or the number of a step; without it the state that the run reports
   --device DEVICE      auto, cpu, cuda, rocm, mps or xpu (auto)
   --force              replace an output that exists

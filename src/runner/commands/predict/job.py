@@ -16,6 +16,7 @@ from runner.commands.result_file import STANDARD
 from runner.config import validation
 from runner.data.new_rows import NewRows
 from runner.errors import ConfigError
+from runner.training.bands import Bands
 from runner.training.intervals import Intervals
 from runner.training.predicting import Prediction, Predictor
 from runner.training.scores import Scores, counted
@@ -44,7 +45,7 @@ def predict(options: Any) -> Iterator[str]:
             yield f"note: {warning}"
     yield from scored(job.scores, predictor.target_names)
     if intervals is not None:
-        yield f"interval {_covered(job, predictor.target_names)}{intervals.level:g}, by {intervals.rows:,} rows of data.split.calibrate"
+        yield f"interval {_covered(job, predictor.target_names)}{intervals.level:g}, by {intervals.basis}"
 
 
 def _names(text: str) -> list[str]:
@@ -62,7 +63,7 @@ def _covered(job: _Job, targets: Sequence[str]) -> str:
     return f"coverage {', '.join(texts)} of "
 
 
-def _refuse_names(rows: NewRows, predictor: Predictor, intervals: Intervals | None) -> None:
+def _refuse_names(rows: NewRows, predictor: Predictor, intervals: Intervals | Bands | None) -> None:
     nothing = torch.zeros(0, len(predictor.target_names))
     several, wanted = len(predictor.members) > 1, intervals is not None
     parts = [nothing if there else None for there in (several, wanted, wanted)]
@@ -93,7 +94,9 @@ def _made(prediction: Prediction, targets: Sequence[str], digits: type = np.floa
 class _Job:
     """Predictions of all rows, block by block, and what is found out on the way."""
 
-    def __init__(self, predictor: Predictor, rows: NewRows, scores: Scores, intervals: Intervals | None) -> None:
+    def __init__(
+        self, predictor: Predictor, rows: NewRows, scores: Scores, intervals: Intervals | Bands | None
+    ) -> None:
         self._predictor, self._rows, self.scores, self._intervals = predictor, rows, scores, intervals
         self.covered = torch.zeros(len(predictor.target_names), dtype=torch.int64)
         """Number of rows with all targets [targets] in whose interval the target is."""
