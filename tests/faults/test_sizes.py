@@ -245,6 +245,7 @@ def test_no_more_is_needed_than_a_run_takes(arguments: list[str], monkeypatch: p
 
 TABLE = """
 import torch
+import pandas, pyarrow.parquet  # pyarrow imports pandas where it is installed, at its first conversion
 from runner.config.compose import compose
 from runner.data import dataset
 

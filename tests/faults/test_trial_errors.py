@@ -15,11 +15,12 @@ from runner.data import synthetic
 from runner.runs.directory import RunDirectory
 from runner.runs.hashes import Hashes
 from runner.runs.saver import Saver
+from runner.runs.sinks import jsonl
 from runner.runs.sinks.jsonl import JsonLines
 from runner.runs.sinks.tensorboard import TensorBoard
 from runner.sweep import run as sweeps
 from runner.sweep.launcher import ManifestLauncher
-from runner.training import build, report
+from runner.training import build
 from runner.training.run_state import RunState
 from runner.training.vmapped import VmappedExperiment
 
@@ -69,7 +70,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "flushing rows": (TensorBoard, "flush"),
     "hashing": (Hashes, "write"),
     "saving": (Saver, "save"),
-    "the answers": (report, "answers"),
+    "the answers": (jsonl, "each_row"),
 }
 
 

@@ -120,19 +120,19 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
     "B12, B16 options of a group": (
         ["+experiment=linrge", "model=nope", "optimizer=SDG", "loss=mes", "strategy=dpp", "schedule=null", "data=[csv]", "train={steps: 3}", "record=", "device=meta"],
         [
-            "`experiment` must be one of curve_fit, diabetes, diamonds, linreg, mlp, got 'linrge'; did you mean linreg?",
+            "`experiment` must be one of curve_fit, diabetes, diamonds, formula, linreg, mlp, table, got 'linrge'; did you mean linreg?",
             "`model` must be one of formula, linear, mlp, polynomial, got 'nope'",
             f"{OPTIMIZER} 'SDG'; did you mean sgd?",
             "`loss` must be one of huber, mae, mse, got 'mes'; did you mean mse?",
             "`strategy` must be one of auto, ddp, dp, fsdp, pipeline, single, tensor, got 'dpp'; did you mean dp?",
             "`schedule` must be one of constant, cosine, step, warmup_cosine, got null",
-            "`data` must be one of csv, curve, diabetes, line, parquet, got ['csv']",
+            "`data` must be one of csv, curve, diabetes, line, memory, parquet, got ['csv']",
             "`train` must be one of default, got {'steps': 3}; set its keys one by one: train.KEY=…",
             "`record` must be one of default, got ''",
             f"{DEVICE} 'meta'",
         ],
     ),
-    "B12 an empty experiment": (["+experiment="], ["`experiment` must be one of curve_fit, diabetes, diamonds, linreg, mlp, got ''"]),
+    "B12 an empty experiment": (["+experiment="], ["`experiment` must be one of curve_fit, diabetes, diamonds, formula, linreg, mlp, table, got ''"]),
     "B16 an empty optimizer": (["optimizer="], [f"{OPTIMIZER} ''"]),
     "a value for a group": (
         ["train.early_stopping=3", "train.early_stopping={patience: 3}", "optimizer.name=adam", "device.name=cpu"],

@@ -184,7 +184,7 @@ REFUSED = {
     "dtype=float32|model.start.a=-1e39": "`model.start.a` must be a number that `dtype`=float32 represents, got -1e+39, which is too large; use dtype=float64",
     "dtype=float32|model.fixed.a=1e-50": "`model.fixed.a` must be a number that `dtype`=float32 represents, got 1e-50, which is too small; use dtype=float64",
     "dtype=float32|model.bounds.a=[null,1e39]": "`model.bounds.a[1]` must be a number that `dtype`=float32 represents, got 1e+39, which is too large; use dtype=float64",
-    "model=linear|model.bounds.a=[0,1]": "`model.bounds` is not a key of linear, which has bias, init; remove it",
+    "model=linear|model.bounds.a=[0,1]": "`model.bounds` is not a key of linear, which has init_from, bias, init; remove it",
 }  # fmt: skip
 
 

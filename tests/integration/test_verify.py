@@ -114,11 +114,11 @@ def test_another_seed_is_reported(run: Path, capsys: pytest.CaptureFixture[str])
     check_kept(lines)
 
 
-def test_a_row_missing_from_the_data_is_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_missing_from_the_data_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_table(19)
-    lines = verify(capsys, 1, "rerun", str(run))
-    assert "differs: the repeated run has another parameters_sha256 than first" in lines
-    check_kept(lines)
+    (line,) = verify(capsys, 2, "rerun", str(run))
+    assert line.startswith("error: `data.path` must have the content that first was trained on, SHA-256 ")
+    assert not kept()
 
 
 # -------------------------------------------------------------------------------------------------------------- resume

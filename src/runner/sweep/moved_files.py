@@ -10,7 +10,6 @@ from runner.config.resume import other_data, same_data
 from runner.config.schema import config_hash
 from runner.data.progress import unreported
 from runner.errors import CheckpointError, ConfigError
-from runner.runs import saved_state
 from runner.runs.sinks.reporter import Reporter
 from runner.sweep.arguments import SweepArguments
 from runner.sweep.manifest import Manifest
@@ -32,6 +31,8 @@ def move_files(manifest: Manifest, arguments: SweepArguments, typed: Sequence[st
         if key in (*manifest.values["swept"], *arguments.swept)
     ]:
         raise ConfigError(problems)
+    from runner.runs import saved_state  # imports torch
+
     data = compose(arguments.sample, config_dir).config.data
     known = filter(None, (saved_state.data_sha256(manifest.member_directory(n)) for n in manifest.members))
     sha256 = next(known, None)
