@@ -23,11 +23,11 @@ test: $(VENV)/.dev
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/contracts tests/unit -n 2 --dist loadfile --no-loadscope-reorder
 
-# Faults in full, such as a kill before every single write of the end of a run and a sweep; `make test` has a part of them.
+# Faults in full, such as a kill before every single write of the end of a run and a sweep, and tests that take long; `make test` has a part of them.
 #   make test-faults TIMES=3
 TIMES ?= 1
 test-faults: $(VENV)/.dev
-	for time in $$(seq $(TIMES)); do EVERY_WRITE=1 $(BIN)/python -m pytest tests/faults -n 2 --dist loadfile --timeout 3600 || exit 1; done
+	for time in $$(seq $(TIMES)); do EVERY_WRITE=1 EVERY_TEST=1 $(BIN)/python -m pytest tests/faults tests/distributed -n 2 --dist loadfile --timeout 3600 || exit 1; done
 
 # A run of 3*10^6 steps, a sweep of 4,096 trials, random kills of runs and of sweeps: half an hour.
 #   make endurance PART=steps|trials|kills|sweep-kills

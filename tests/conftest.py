@@ -28,3 +28,11 @@ def _nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.undo()
     assert _environment() == environment, "the test leaves the environment changed"
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], "signal handlers leak"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave tests of half a minute to `make test-faults`, where a shorter one covers most of the same."""
+    if "EVERY_TEST" not in os.environ:
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes long: make test-faults"))

@@ -139,6 +139,7 @@ def test_after_a_kill_the_processes_restart_and_the_run_ends_with_the_same_bits(
     assert again == {step: undisturbed[step] for step in range(5, 31)}
 
 
+@pytest.mark.long
 def test_launch_processes_restarts_up_to_max_restarts_and_the_run_can_be_resumed(whole: Path, tmp_path: Path) -> None:
     """Rank 0 is killed at step 7; the second attempt resumes from step 4, and rank 1 is killed at step 13."""
     faults = [Fault("kill", rank=0, step=7), Fault("kill", rank=1, step=13)]

@@ -56,7 +56,7 @@ def test_two_launches_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
             assert run.running_pids() == []
 
 
-@pytest.mark.parametrize("restarts", [0, 1])
+@pytest.mark.parametrize("restarts", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_fit_that_has_not_converged_ends_every_launcher_with_1(tmp_path: Path, restarts: int) -> None:
     """A launcher restarts its processes after that exit code. They end at once: the run is finished."""
     fit = ("data=curve", "model=formula", "model.expression=a*sin(b*x)", "optimizer=lm", "train.steps=1")

@@ -214,6 +214,7 @@ def test_a_sweep_starts_its_own_processes(tmp_path: Path) -> None:
     assert [member["state"] for member in manifest["members"]] == ["finished", "finished"]
 
 
+@pytest.mark.long
 def test_the_launcher_records_that_rank_0_of_a_sweep_was_killed(tmp_path: Path) -> None:
     arguments = [*TRIALS[:-2], "optimizer.lr=0.1,0.01,0.02"]
     with launched(runner_launch("-m", *arguments, "run_dir=run"), tmp_path / "l", [Fault("kill", 0, 7)]) as sweep:
