@@ -64,7 +64,10 @@ def best(run: str) -> tuple[str, str]:
     return path.name, parameters_sha256(state["model"])
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy",
+    ["ddp", "fsdp", "pipeline", *(pytest.param(name, marks=pytest.mark.long) for name in ("exact", "tensor", "async"))],
+)
 def test_the_best_state_is_the_same_after_a_kill(strategy: str) -> None:
     overrides = [*RUN, *STRATEGIES[strategy]]
     processes.on(2, working([*overrides, "run_dir=killed"], kill_at=48))

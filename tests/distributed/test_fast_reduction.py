@@ -34,13 +34,13 @@ def fast(number: int) -> list[str]:
 
 STRATEGIES = [
     ("ddp", 2),
-    ("ddp", 3),
+    pytest.param("ddp", 3, marks=pytest.mark.long),
     ("ddp", 4),
     ("fsdp", 2),
-    ("fsdp", 3),
+    pytest.param("fsdp", 3, marks=pytest.mark.long),
     ("tensor", 2),
     ("pipeline", 2),
-    ("pipeline", 3),
+    pytest.param("pipeline", 3, marks=pytest.mark.long),
 ]
 
 

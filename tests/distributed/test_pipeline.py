@@ -38,7 +38,7 @@ def _trained(rank: int) -> dict[str, Trained]:
         return {rule: train(Pipeline(CPU, world), MLP, rule) for rule in OPTIMIZERS}
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_the_training_is_that_of_one_process(size: int) -> None:
     for trained in values(size, _trained):
         for rule, result in trained.items():

@@ -68,7 +68,9 @@ def kill(rank: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("rule", "update"), [("momentum", "manual"), ("adam", "optimizer")])
+@pytest.mark.parametrize(
+    ("rule", "update"), [("momentum", "manual"), pytest.param("adam", "optimizer", marks=pytest.mark.long)]
+)
 def test_killed_on_4_then_resumed_and_killed_on_2_then_finished_on_1(rule: str, update: str) -> None:
     overrides = [*EXACT, f"optimizer={rule}", f"update={update}"]
     whole = run_one([*overrides, "run_dir=whole"], 1)
@@ -88,7 +90,11 @@ def test_killed_on_4_then_resumed_and_killed_on_2_then_finished_on_1(rule: str, 
 CHANGES = [("ddp", 2, "fsdp", 3), ("fsdp", 3, "ddp", 2), ("fsdp", 2, "single", 1), ("single", 1, "fsdp", 2), ("fsdp", 2, "fsdp", 4), ("tensor", 2, "pipeline", 3), ("pipeline", 3, "tensor", 2)]  # fmt: skip
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: "{}-{} to {}-{}".format(*change))
+@pytest.mark.parametrize(
+    "change",
+    [*CHANGES[::2], *(pytest.param(change, marks=pytest.mark.long) for change in CHANGES[1::2])],
+    ids=lambda change: "{}-{} to {}-{}".format(*change),
+)
 def test_a_run_can_be_resumed_with_another_strategy(change: tuple[str, int, str, int], whole: dict[str, Path]) -> None:
     first, first_size, second, second_size = change
     overrides = [*RESUMABLE, "dtype=float64", "train.steps=20", f"strategy={first}"]
@@ -157,7 +163,14 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step() -> None:
     assert Path("run/checkpoints/last").readlink() == Path(f"step_{last[0]}")
 
 
-@pytest.mark.parametrize("overrides", [["strategy=ddp"], ["strategy=fsdp"], ["strategy.reduction=exact"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(["strategy=ddp"], marks=pytest.mark.long),
+        ["strategy=fsdp"],
+        pytest.param(["strategy.reduction=exact"], marks=pytest.mark.long),
+    ],
+)
 def test_async_saving_changes_nothing(overrides: list[str]) -> None:
     one = run_one([*RESUMABLE, *overrides, "run_dir=one"], 2)
     other = run_one([*RESUMABLE, *overrides, "run_dir=other", "checkpoint.async_save=true"], 2)

@@ -58,7 +58,7 @@ def trained(size: int, *overrides: str) -> list[dict[str, Any]]:
     return summaries
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_fast_agrees_with_one_process(size: int) -> None:
     """37 rows divide unevenly on both; with 5 rows a process has fewer rows than there are parameters."""
     for name, one, other in zip(RUNS, trained(1), trained(size, "strategy=ddp"), strict=True):

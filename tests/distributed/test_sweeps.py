@@ -160,7 +160,7 @@ def test_a_signal_to_one_process_stops_the_trials_of_all(receiver: int) -> None:
     assert (manifest["status"], [m["state"] for m in manifest["members"]]) == ("interrupted", ["interrupted"] * 4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGSTOP, marks=pytest.mark.long), signal.SIGKILL])
 def test_a_process_that_does_not_answer_ends_the_sweep_with_its_name(number: signal.Signals) -> None:
     """Rank 0 ends its own trials first. Without a launcher, only silence shows that a process was killed."""
     short = [word.replace("100000", "200") for word in LONG]

@@ -35,6 +35,7 @@ def test_equal_bits_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert verdict == "same: parameters_sha256 is equal on 1 and 2 processes"
 
 
+@pytest.mark.long
 def test_the_same_categories_are_hidden_on_every_number_of_processes(capsys: pytest.CaptureFixture[str]) -> None:
     """Each process hides those of its own rows; with a batch of all rows it takes these once."""
     Path("t.csv").write_text("kind,x,y\n" + "".join(f"{'abc'[i % 3]},{i % 7},{i % 3 + i % 7}\n" for i in range(90)))

@@ -261,7 +261,10 @@ print(peak() - before, sum(values.nbytes for rows in parts for values in rows.al
 """
 
 
-@pytest.mark.parametrize("arguments", [[], ["data.standardize=true"], ["dtype=float64", "data.missing=drop"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["data.standardize=true"], pytest.param(["dtype=float64", "data.missing=drop"], marks=pytest.mark.long)],
+)
 def test_a_table_takes_twice_the_memory_of_its_rows_and_300_mebibytes(arguments: list[str]) -> None:
     random = np.random.default_rng(0)
     columns = {f"x{i}": random.standard_normal(1_500_000) for i in range(20)}
