@@ -67,6 +67,7 @@ def run_on(
         assert one.faults + other.faults == [f"{f.kind}-{f.rank}-{f.step}-0" for f in faults]
 
 
+@pytest.mark.long
 def test_after_a_kill_on_one_of_two_hosts_torchrun_ends_with_the_bits_of_one_process(
     hosts: list[list[str]], whole: Path, tmp_path: Path
 ) -> None:
