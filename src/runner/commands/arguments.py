@@ -1,11 +1,15 @@
-"""Parser for command-line options that reports a problem as one `ConfigError`."""
+"""Parsers for command-line options that report a problem as one `ConfigError`, and the lines that verbs print."""
 
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn, get_args
 
-from runner.errors import ConfigError
+from runner.config.introspection import hints
+from runner.config.schema import Device
+from runner.errors import ConfigError, printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,3 +23,35 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise `ConfigError` with argparse's message and where to find the options."""
         raise ConfigError(f"the options cannot be read: {message}; {self._advice}")
+
+
+class ModelParser(Parser):
+    """Parser for a verb that uses the trained model of a run: RUN, `--state` and `--force`."""
+
+    def __init__(self, verb: str) -> None:
+        super().__init__(verb)
+        self._verb = verb
+        self.add_argument("run", metavar="RUN")
+        self.add_argument("--state", default="selected")
+        self.add_argument("--force", action="store_true")
+
+    def add_rows(self) -> None:
+        """Add the arguments of a verb that reads new rows: `--input`, `--device`, and keys that say how they are written."""
+        self.add_argument("--input", required=True)
+        self.add_argument("--device", default="auto", choices=get_args(hints(Device)["name"]))
+        self.add_argument("overrides", nargs="*")
+
+    def read(self, arguments: list[str]) -> Any:
+        """Return the options. Raises `ConfigError`, also for `--config-dir`: the configuration is that of the run."""
+        options = self.parse_intermixed_args(arguments)
+        if options.config_dir is not None:
+            raise ConfigError(
+                f"`--config-dir` must not be given with {self._verb}, which uses the configuration of the run; remove it"
+            )
+        return options
+
+
+def print_lines(lines: Iterable[str], *, output: str | None = None) -> None:
+    """Print each line, without control characters, as it comes; to the error stream if standard output, "-", is the output."""
+    for line in lines:
+        print(printable(line), file=sys.stderr if output == "-" else sys.stdout, flush=True)

@@ -1326,7 +1326,7 @@ class Config:
 
     @property
     def category_coding(self) -> CategoryCoding:
-        """What the model gets of a column of categories.
+        """Form in which the model gets a column of categories.
 
         With "reference" the first value has no coefficient, since the columns add up to the constant; a gradient method and a
         penalty have an answer for every column.

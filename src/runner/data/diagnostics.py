@@ -95,7 +95,7 @@ class Fault(NamedTuple):
     values: int = 1
     """Number of cells that it stands for; more than 1 means the whole column."""
     kind: str = "number"
-    """What the cell must be: a number, or a date."""
+    """Kind that the cell must have: number or date."""
 
 
 class UnknownColumn(NamedTuple):

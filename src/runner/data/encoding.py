@@ -57,7 +57,7 @@ class NumberEncoding:
 
     @property
     def source_kind(self) -> str:
-        """What the cells of that column are: number or date."""
+        """Kind of the cells of that column: number or date."""
         return self.kind if self.kind == "number" else "date"
 
     @property

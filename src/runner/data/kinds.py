@@ -41,7 +41,7 @@ class Numbers:
     values: np.ndarray
     """Float64 [rows]; nan where missing."""
     kind: str = "number"
-    """What a cell is: number; date, whose values are seconds since 1970-01-01 00:00 UTC; or the part of a date that it is, such as year."""
+    """Kind of a cell: number; date, whose values are seconds since 1970-01-01 00:00 UTC; or the part of a date that it is, such as year."""
     further_part: bool = False
     """Whether it is a part of the same date as the column before it, and so missing in the same rows."""
 
@@ -208,7 +208,7 @@ class ColumnReader:
     first_bad: list[tuple[int, str]] = field(default_factory=list)
     """Row, from 0, and text of the first of these cells."""
     kind: ClassVar[str] = "number"
-    """What these cells must be."""
+    """Kind that these cells must have."""
     zeros_first: str | None = None
     """The first cell of digits that begins with a zero, as identifiers do."""
     _fractions: bool = False

@@ -33,7 +33,7 @@ class Preprocessing:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """What each feature of a table is, by its name: number, date or category."""
+        """Kind of each feature of a table, by its name: number, date or category."""
         return {column.column: column.source_kind for column in self.encoding.columns}
 
     @property

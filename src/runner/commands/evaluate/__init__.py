@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from runner.commands.arguments import Parser
-from runner.commands.result_file import STANDARD
-from runner.errors import ConfigError, printable
+from runner.commands.arguments import ModelParser, print_lines
 
 USAGE = """\
 python -m runner evaluate RUN --input held_out.csv [key=value …]      metrics of a trained model on other rows
@@ -34,25 +30,14 @@ exit code   0 evaluated · 1 a result cannot be written · 2 the run or the inpu
 
 def command(arguments: list[str]) -> int:
     """Evaluate, print the metrics, write what is asked for, and return the exit code."""
-    parser = Parser("evaluate")
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--input", required=True)
+    parser = ModelParser("evaluate")
+    parser.add_rows()
     parser.add_argument("--by")
     parser.add_argument("--importance", type=int)
     parser.add_argument("--plots")
     parser.add_argument("--output")
-    parser.add_argument("--state", default="selected")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "rocm", "mps", "xpu"])
-    parser.add_argument("--force", action="store_true")
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.read(arguments)
     from runner.commands.evaluate.job import evaluate
 
-    if options.config_dir is not None:
-        raise ConfigError(
-            "`--config-dir` must not be given with evaluate, which uses the configuration of the run; remove it"
-        )
-    stream = sys.stderr if options.output == STANDARD else sys.stdout
-    for line in evaluate(options):
-        print(printable(line), file=stream, flush=True)
+    print_lines(evaluate(options), output=options.output)
     return 0

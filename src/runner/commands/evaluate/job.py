@@ -103,7 +103,7 @@ def _require_targets(rows: NewRows) -> None:
 
 
 class Evaluation:
-    """What one pass over all rows finds out."""
+    """Results of one pass over all rows."""
 
     def __init__(self, predictor: Predictor, rows: NewRows, *, sampled: bool) -> None:
         self._predictor, self._rows = predictor, rows
@@ -155,7 +155,7 @@ class Evaluation:
 
     @property
     def _needed(self) -> str:
-        """What a row needs to count."""
+        """Values that a row must have to count, as a phrase."""
         target = "the target" if len(self._predictor.target_names) == 1 else "all targets"
         return target if self._predictor.config.data.weighted_by is None else f"{target} and a weight above 0"
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from runner.commands.arguments import Parser
-from runner.errors import ConfigError, printable
+from runner.commands.arguments import ModelParser, print_lines
 
 USAGE = """\
 python -m runner export RUN --format safetensors|onnx --output PATH      a trained model as files that need no run directory
@@ -30,19 +29,11 @@ exit code   0 written · 1 it cannot be written, or predicts something else than
 
 def command(arguments: list[str]) -> int:
     """Export, print what was done, and return the exit code."""
-    parser = Parser("export")
-    parser.add_argument("run", metavar="RUN")
+    parser = ModelParser("export")
     parser.add_argument("--format", required=True, choices=["safetensors", "onnx"])
     parser.add_argument("--output", required=True)
-    parser.add_argument("--state", default="selected")
-    parser.add_argument("--force", action="store_true")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.read(arguments)
     from runner.commands.export.job import export
 
-    if options.config_dir is not None:
-        raise ConfigError(
-            "`--config-dir` must not be given with export, which uses the configuration of the run; remove it"
-        )
-    for line in export(options):
-        print(printable(line), flush=True)  # noqa: T201
+    print_lines(export(options))
     return 0

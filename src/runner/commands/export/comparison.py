@@ -1,4 +1,4 @@
-"""What an export predicts, compared with what the run predicts: for the rows of the run's table, and for made ones."""
+"""Comparison of the predictions of an export with those of the run: for the rows of the run's table, and for made ones."""
 
 from __future__ import annotations
 

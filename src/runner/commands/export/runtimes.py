@@ -1,4 +1,4 @@
-"""What runs a model of ONNX here: onnxruntime, or without it the slow reference of the package onnx."""
+"""Programs that run a model of ONNX: onnxruntime, or without it the slow reference of the package onnx."""
 
 from __future__ import annotations
 

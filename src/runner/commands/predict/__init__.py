@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from runner.commands.arguments import Parser
-from runner.errors import ConfigError, printable
+from runner.commands.arguments import ModelParser, print_lines
 
 USAGE = """\
 python -m runner predict RUN --input new.csv --output out.csv [key=value …]      predictions of a trained model for new rows
@@ -35,28 +32,13 @@ exit code   0 written · 1 the output cannot be written · 2 the run or the inpu
 
 def command(arguments: list[str]) -> int:
     """Predict, write the output, print what was done, and return the exit code."""
-    parser = Parser("predict")
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--input", required=True)
+    parser = ModelParser("predict")
+    parser.add_rows()
     parser.add_argument("--output", required=True)
     parser.add_argument("--keep", default="")
     parser.add_argument("--interval", type=float)
-    parser.add_argument("--state", default="selected")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "rocm", "mps", "xpu"])
-    parser.add_argument("--force", action="store_true")
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.read(arguments)
     from runner.commands.predict.job import predict
 
-    if options.config_dir is not None:
-        raise ConfigError(
-            "`--config-dir` must not be given with predict, which uses the configuration of the run; remove it"
-        )
-    for line in predict(options):
-        print_line(line, sys.stderr if options.output == "-" else sys.stdout)
+    print_lines(predict(options), output=options.output)
     return 0
-
-
-def print_line(text: str, stream: object) -> None:
-    """Print a line without control characters."""
-    print(printable(text), file=stream, flush=True)  # type: ignore[call-overload]
