@@ -18,6 +18,7 @@ from runner.compute.gc_pause import gc_paused
 from runner.compute.processes import launched, leads
 from runner.compute.processes.exclusive import only_run
 from runner.compute.signals import has_abandoned_work
+from runner.config import trust
 from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import options as available_options
 from runner.config.schema import plain
@@ -44,6 +45,7 @@ python -m runner diverge A B                        find the first step and the 
 options
   VERB --help          the options of a verb
   --config-dir DIR     your own groups and experiments, in addition to those below
+  --trust PACKAGE      allow code of your own that the configuration names, such as model.target=my_lab.nets:Net; repeatable
   --cfg job            show the configuration with references resolved and exit
   --help, --version
 """
@@ -80,7 +82,9 @@ def _keep_folder_out_of_children() -> None:
 def _exit_code(arguments: list[str]) -> int:
     """Run the arguments and report errors on stderr. Return the exit code."""
     try:
-        return _command(arguments)
+        arguments, packages = trust.split(arguments)
+        with trust.granted(packages):
+            return _command(arguments)
     except RemoteRankError as error:
         return error.exit_code  # the process in which it occurred has reported it
     except InputError as error:

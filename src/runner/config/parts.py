@@ -9,7 +9,10 @@ import dataclasses
 import pkgutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from runner.config.imports import Target
 
 ALWAYS: Any = object()
 """Value of `Key.before` for a key that is as old as its group."""
@@ -107,6 +110,11 @@ class Part:
     def build(self, *arguments: Any) -> Any:
         """Return what the builder makes of this configuration and the arguments that its group defines."""
         return pkgutil.resolve_name(self.builder)(self, *arguments)
+
+    @property
+    def code(self) -> Target | None:
+        """Code of the user's own that the part is built from; None for a part of this package."""
+        return None
 
     def problems(self) -> Iterable[str]:
         """Return a sentence for each set of values that are valid by themselves but not together."""

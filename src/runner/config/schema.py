@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import math
+import pkgutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from runner.config.expression import folded, parse, written
+from runner.config.imports import Target
 from runner.config.introspection import keys_where, without, without_lanes
 from runner.config.parts import Part, group, key
 from runner.config.versions import without_newer
@@ -581,6 +583,10 @@ class ModelConfig(Part):
         """Whether the model takes categories as codes beside the numbers; otherwise they are numbers, one-hot."""
         return False
 
+    def wants_codes(self) -> bool:
+        """Return whether the model is given codes. Unlike `takes_codes`, it may import the user's own code to find out."""
+        return self.takes_codes
+
     def doubts(self, features: Sequence[str], others: Sequence[str], selected: bool) -> Iterator[str]:
         """Yield warnings about names that fit the columns and are probably not meant.
 
@@ -654,6 +660,33 @@ class Mlp(ModelConfig, name="mlp", builder="runner.models.mlp:build"):
         size = self.embedding_size or 0
         widths = (columns + size * len(cardinalities), *self.widths, targets)
         return size * sum(cardinalities) + sum((inputs + 1) * outputs for inputs, outputs in pairwise(widths))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomModel(ModelConfig, name="custom", builder="runner.models.custom:build"):
+    """A `torch.nn.Module` of your own: `forward` takes numbers [rows, features] and returns predictions [rows, targets]."""
+
+    identifiable = False
+    size_key = "model.kwargs"
+
+    target: str = key("class of the model, as package.module:Class; its package must be trusted with --trust")
+    kwargs: dict[str, Any] = key(
+        "arguments of the class; in_features, out_features and cardinalities are filled in where it has them"
+    )
+
+    @property
+    def code(self) -> Target:
+        """The class to import."""
+        return Target("model.target", self.target)
+
+    def wants_codes(self) -> bool:
+        """Return whether `forward` has an argument for categories, for which the class is imported."""
+        wants: bool = pkgutil.resolve_name("runner.models.custom:wants_codes")(self)
+        return wants
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problem of a target that is none."""
+        yield from self.code.problems()
 
 
 def _error_of(formula: str, fixed: Mapping[str, float]) -> ExpressionError | None:
@@ -1325,13 +1358,19 @@ class Config:
         return not (data.standardize or data.numbers or data.target_scale or self.model.keeps_units)
 
     @property
+    def code(self) -> tuple[Target, ...]:
+        """Code of the user's own that the run imports."""
+        parts: tuple[Part, ...] = (self.data, self.model, self.loss, self.optimizer)
+        return tuple(part.code for part in parts if part.code is not None)
+
+    @property
     def category_coding(self) -> CategoryCoding:
         """Form in which the model gets a column of categories.
 
         With "reference" the first value has no coefficient, since the columns add up to the constant; a gradient method and a
         penalty have an answer for every column.
         """
-        if self.model.takes_codes:
+        if self.model.wants_codes():
             return "codes"
         solved = self.model.adds_constant and self.optimizer.least_squares and not self.optimizer.l2_penalty
         return "reference" if solved else "one-hot"
@@ -1349,8 +1388,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, tuple):
-        return list(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
     kind: Any = type(value)
     return {name: _plain(getattr(value, name)) for name in _names(kind)}
 

@@ -22,6 +22,8 @@ T = TypeVar("T")
 MISSING = "???"
 """Value in YAML that the user must replace."""
 _LARGEST_INT64 = 2**63 - 1
+_CALLS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+"""Keys with which `hydra.utils.instantiate` calls code."""
 
 
 def build(kind: type[T], value: Any, path: str = "") -> tuple[T | None, list[str]]:
@@ -77,15 +79,28 @@ def closest(name: str, known: Sequence[str]) -> str | None:
 
 def unknown(path: str, known: Sequence[str]) -> str:
     """Return the message for a dotted key that the schema does not have."""
+    if path.rpartition(".")[2] in _CALLS:
+        return _no_call(path)
     guess = closest(path, known)
     hint = f"did you mean `{guess}`?" if guess else "see docs/config.md for the list of keys"
     return f"`{path}` is not a key; {hint}"
+
+
+def _no_call(path: str) -> str:
+    """Return the message for a key by which Hydra would call code."""
+    group = path.partition(".")[0] if path.partition(".")[0] in ("model", "loss", "optimizer") else "model"
+    return (
+        f"`{path}` is not a key, since a configuration does not call code; for a class of your own write {group}=custom "
+        f"{group}.target=package.module:Class {group}.kwargs={{…}} and trust its package with --trust"
+    )
 
 
 def _unknown_field(kind: type, name: str, path: str) -> str:
     """Return the message for a field that a dataclass does not have."""
     if not path:
         return unknown(name, list(paths(kind)))
+    if name in _CALLS:
+        return _no_call(f"{path}.{name}")
     names = [field for field in hints(kind) if field != "name"]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.65)
     if near:
@@ -134,6 +149,8 @@ def _convert_option(option: Any, meaning: Key, value: Any) -> tuple[bool, Any]: 
         return value is None, None
     if origin is Literal:
         return isinstance(value, str) and value in get_args(option), value
+    if option is Any:
+        return _is_plain(value), value
     if option is bool:
         return isinstance(value, bool), value
     if option is str:
@@ -146,6 +163,15 @@ def _convert_option(option: Any, meaning: Key, value: Any) -> tuple[bool, Any]: 
     if origin is dict:
         return _convert_mapping(get_args(option), meaning, value)
     raise TypeError(f"the schema has a type that validation does not support: {option}")
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is null, a string, a finite number, true, false, or a list or mapping of such values."""
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_plain(entry) for name, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, bool)) or _convert_number(type(value), Key(""), value)[0]
 
 
 def _convert_number(option: Any, meaning: Key, value: Any) -> tuple[bool, Any]:
@@ -208,7 +234,7 @@ def _phrase(option: Any, meaning: Key) -> str:
         return f"a list{count}, each {'item ' if not count else ''}{requirement(items[0], meaning)}"
     if origin is dict:
         each = get_args(option)[1]
-        plain = {float: "finite numbers", str: "strings"}
+        plain = {float: "finite numbers", str: "strings", Any: "values as YAML has them"}
         return f"a mapping from names to {plain[each] if each in plain else requirement(each, meaning)}"
     if dataclasses.is_dataclass(option):
         return "a group of keys"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -50,6 +50,25 @@ class Model(torch.nn.Module):
     def draws(self) -> bool:
         """Whether the forward pass draws random numbers in training mode."""
         return any(isinstance(module, _DropoutNd) and module.p > 0 for module in self.modules())
+
+    @property
+    def alone_because(self) -> str | None:
+        """Why its runs cannot be vmapped, as the end of a sentence; None if they can."""
+        return "dropout draws from one stream" if self.draws else None
+
+    @property
+    def batch_matters(self) -> bool:
+        """Whether a training step depends on how its rows are divided into forward passes."""
+        return False
+
+    def examine(self, inputs: tuple[Tensor, ...]) -> Iterator[str]:
+        """Find out on rows of inputs, each [rows, columns], what code of the user's does; yield the problems with it."""
+        yield from ()
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Sentences on what the user should know of the model, once it has been examined."""
+        return ()
 
     def fitted(self, scaling: Standardization) -> Mapping[str, Tensor]:
         """Return the parameters to report, by name. A model that is linear in the features undoes the scaling."""
@@ -151,7 +170,7 @@ def build(
     """
     # torch's constructors draw start values from the global generator before ours replace them.
     with torch.random.fork_rng(devices=[]):
-        codes = (cardinalities,) if config.takes_codes else ()
+        codes = (cardinalities,) if config.wants_codes() else ()
         model: Model = config.build(feature_names, target_names, generator, *codes)
     # A plain assignment would meet a parameter of a formula with this name.
     object.__setattr__(model, "config_name", config.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from runner.compute.precision import Scaler
 from runner.compute.processes import World
 from runner.compute.rng import dropout_seeder
 from runner.compute.strategies.base import Loss, Strategy
-from runner.config import constraints
+from runner.config import constraints, imports
 from runner.config import schema as c
 from runner.data import dataset as data
 from runner.data.base import Batches
@@ -30,7 +30,7 @@ from runner.data.hiding import HidingRows
 from runner.data.progress import unreported
 from runner.data.stacked import StackedRows
 from runner.errors import ConfigError
-from runner.models import losses
+from runner.models import habits, losses
 from runner.models.base import Model, start_model
 from runner.optim import schedules
 from runner.optim.base import Optimizer
@@ -77,7 +77,8 @@ def resolve(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:
 def misfits(config: c.Config, choice: DeviceChoice, size: int) -> list[str]:
     """Return the problems of a configuration with the chosen device and the number of processes."""
     resolved = _resolved(config, choice, size)
-    return constraints.problems(resolved) + constraints.world_size_problems(resolved, size)
+    found = constraints.problems(resolved) + constraints.world_size_problems(resolved, size)
+    return found + imports.problems(resolved.code)
 
 
 def _resolved(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:
@@ -133,6 +134,14 @@ def prepare(
             f"`optimizer` must not be {resolved.optimizer.name} for a model that is not linear in its parameters, got {resolved.model.name}; "
             "use optimizer=lm"
         )
+    few = [values[: habits.PROBED_ROWS].cpu() for values in dataset.parts["train"].all.inputs]
+    problems = [
+        *model.examine(tuple(few)),
+        *_broken_promises(resolved, model, size),
+        *_moving_residuals(resolved, model, dataset.preprocessing.encoding.cardinalities),
+    ]
+    if problems:
+        raise ConfigError(problems)
     problems = _metrics_without_value(resolved, dataset)
     if problems:
         raise ConfigError(problems)
@@ -140,6 +149,7 @@ def prepare(
         "torch's version": str(torch.__version__),
         "`device`": choice.kind,
         "the content of `data.path`": dataset.sha256,
+        **{f"the file of `{target.key}`": str(imports.record_of(target)["sha256"]) for target in resolved.code},
         "the start values of the model": parameters_sha256(dict(model.named_parameters())) if size > 1 else "",
     }
     # Before a strategy shards them.
@@ -163,6 +173,36 @@ def _misfits_of_model(config: c.Config, dataset: Dataset) -> list[str]:
             "use model.embedding_size=null, or name some in `data.categorical`"
         ]
     return sizes.model_problems(config, len(names), len(targets), cardinalities)
+
+
+def _broken_promises(config: c.Config, model: Model, size: int) -> Iterator[str]:
+    """Yield the problems of a model whose steps depend on how a batch is divided, where it would be."""
+    because = "because its steps depend on how a batch is divided, as with batch normalisation"
+    name = f"`model`={model.config_name}"
+    if not model.batch_matters:
+        return
+    if size > 1 or config.strategy.name == "dp":
+        yield f"{name} must be trained by one process on one device, {because}; use launch.processes=1 strategy=single"
+    if config.strategy.reduction == "exact":
+        yield f"`strategy.reduction` must be fast with {name}, {because}; use strategy.reduction=fast"
+    if config.train.accumulate > 1:
+        yield f"`train.accumulate` must be 1 with {name}, {because}; use train.accumulate=1"
+    if config.optimizer.least_squares:
+        yield f"`optimizer` must not be {config.optimizer.name} with {name}, {because}; use optimizer=adam"
+
+
+def _moving_residuals(config: c.Config, model: Model, cardinalities: Sequence[int]) -> Iterator[str]:
+    """Yield the problems of a model whose residuals change between evaluations, for a least-squares method."""
+    if config.optimizer.least_squares and model.config_name == "custom" and (model.draws or cardinalities):
+        why = (
+            "it draws random numbers"
+            if model.draws
+            else "1 in 100 of the categories that it takes is hidden in training"
+        )
+        yield (
+            f"`optimizer` must not be {config.optimizer.name} with `model`={model.config_name}, whose residuals change between "
+            f"evaluations: {why}; use optimizer=adam"
+        )
 
 
 def _metrics_without_value(config: c.Config, dataset: Dataset) -> list[str]:
@@ -271,7 +311,7 @@ def objective(
         accumulate=train.accumulate,
         clip_norm=clip_norm,
         check_gradients=train.check_gradients,
-        draw=dropout_seeder(config.model.draws, config.seed, device),
+        draw=dropout_seeder(model.draws, config.seed, device),
         predict=lambda features: strategy.predict(model, widened(), features),
         jacobian=lambda features: model.jacobian(widened(), features),
         named=widened if config.model.records_parameters else dict,
@@ -314,6 +354,7 @@ def run_info(
         prepared.parameter_names,
         lanes,
         prepared.start,
+        prepared.model.remarks,
     )
 
 

@@ -55,6 +55,8 @@ class RunInfo:
     """Number of runs in the same program, this one included."""
     start: Start | None = None
     """What the model starts from, if that is another run."""
+    remarks: Sequence[str] = ()
+    """Sentences on what the user should know of the model."""
 
     @property
     def watched(self) -> str:
@@ -106,7 +108,7 @@ def batch_size(config: c.Config, dataset: Dataset) -> int:
 
 def warnings(infos: Sequence[RunInfo], objective: BatchObjective, optimum: Optimum | None) -> list[list[str]]:
     """Return for each run the warnings about its data and batches, and about its learning rate where the optimum is known."""
-    texts = [[*info.dataset.warnings, *_doubts(info), *objective.warnings] for info in infos]
+    texts = [[*info.dataset.warnings, *info.remarks, *_doubts(info), *objective.warnings] for info in infos]
     if optimum is not None:
         for lines, sentence in zip(texts, stability_warnings([info.config for info in infos], optimum), strict=True):
             if sentence is not None:

@@ -57,7 +57,7 @@ def fit(config: c.Config, source: Source) -> Fit:
         _TURN,
         only_run(),
         devices.configured(resolved.device, resolved.deterministic, choice),
-        preserve_rng_state(resolved.model.draws, device),
+        preserve_rng_state(True, device),
     ):
         return _train(resolved, source, choice)
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from runner.config import imports
 from runner.config.overrides import key_of
 from runner.config.resume import other_data, refuse_other, same_data
 from runner.config.schema import Config, SinkConfig, config_hash, plain
@@ -164,13 +165,16 @@ class RunRecorder:
             "world_size": info.size,
             "lanes": info.lanes,
             "data_sha256": info.dataset.sha256,
+            **self._code(),
             **({} if info.start is None else {"init_from_sha256": info.start.sha256}),
         }
         if self.repeats is not None:
             repeated = Path(self.repeats)
             self._require_data_of(repeated, saved_state.data_sha256(repeated), {})
+            record = read_record(repeated)
+            self._report_other_code(repeated, record["code"])
             if info.start is not None:
-                self._require_start_of(repeated, read_record(repeated)["init_from_sha256"])
+                self._require_start_of(repeated, record["init_from_sha256"])
         opened = self._create() if self.config.resume is None else self._reopen(Path(self.config.resume))
         if opened.summary is None:
             self.reporter.attach(opened.path / "run.log")
@@ -200,6 +204,27 @@ class RunRecorder:
         }
         if moved:
             self.warn(same_data(moved, found, run))
+
+    def _code(self) -> dict[str, Any]:
+        """Return the entry of run.json on code of the user's own; none without any."""
+        found = {target.text: imports.record_of(target) for target in self.config.code}
+        return {"code": found} if found else {}
+
+    def _report_other_code(self, run: Path, recorded: Mapping[str, Any]) -> None:
+        """Say which code of the user's own is not that of an earlier run any more."""
+        for target in self.config.code:
+            before, now = recorded.get(target.text), imports.record_of(target)
+            if not isinstance(before, dict) or before == now:
+                continue
+            versions = (
+                f"version {before.get('version')} then, {now['version']} now, "
+                if before.get("version") != now["version"]
+                else ""
+            )
+            self.warn(
+                f"{target.shown} is not the code that {run.name} ran: {versions}"
+                f"SHA-256 of its file {str(before.get('sha256'))[:8]}… then, {str(now['sha256'])[:8]}… now; the answer may differ"
+            )
 
     def _require_start_of(self, run: Path, sha256: str | None) -> None:
         """Raise `CheckpointError` if `model.init_from` has other parameters than those that an earlier run started from."""
@@ -262,6 +287,7 @@ class RunRecorder:
         from runner.runs.sinks.jsonl import refuse_odd_lines
         from runner.training.saved_model import refuse_misfit
 
+        self._report_other_code(directory.path, directory.record["code"])
         loaded = saved_state.load(directory.path / CHECKPOINTS, best=self.config.train.reports_best)
         last = 0 if loaded is None else loaded.step
         refuse_odd_lines(directory.path / "metrics.jsonl", last, numbers=True)

@@ -170,7 +170,7 @@ class _Job:
             asynchronous=config.checkpoint.async_save,
             timeout_seconds=config.launch.timeout_seconds,
         )
-        with preserve_rng_state(config.model.draws, torch.device(self.choice.torch_device)):
+        with preserve_rng_state(self.parts.model.draws, torch.device(self.choice.torch_device)):
             loop = self.parts.loop(
                 [info.run_state(self.records.sinks, saver, self.records.hashes)],
                 self.world.all_ranks_stop(self.stop),
