@@ -174,7 +174,7 @@ def explained(target: Target, doing: str) -> Iterator[None]:
     except (ConfigError, KeyboardInterrupt):
         raise
     except BaseException as error:  # SystemExit as well: a module may exit
-        raise ConfigError(f"{target.shown}: {doing} failed{_place(error, target)}: {described(error)}") from error
+        raise ConfigError(f"{target.shown}: {doing} failed{place_of(error, target)}: {described(error)}") from error
 
 
 def described(error: BaseException) -> str:
@@ -183,8 +183,8 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _place(error: BaseException, target: Target) -> str:
-    """Return file, line and function of the user's code in which an error arose; its last line where none is the user's."""
+def place_of(error: BaseException, target: Target) -> str:
+    """Return file, line and function of the user's code in which an error arose, as the end of a phrase; empty for other code."""
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         return f" in {error.filename}, line {error.lineno}"
