@@ -583,6 +583,11 @@ class ModelConfig(Part):
         """Whether the model takes categories as codes beside the numbers; otherwise they are numbers, one-hot."""
         return False
 
+    @property
+    def title(self) -> str:
+        """What a line about a run calls the model."""
+        return self.name
+
     def wants_codes(self) -> bool:
         """Return whether the model is given codes. Unlike `takes_codes`, it may import the user's own code to find out."""
         return self.takes_codes
@@ -678,6 +683,11 @@ class CustomModel(ModelConfig, name="custom", builder="runner.models.custom:buil
     def code(self) -> Target:
         """The class to import."""
         return Target("model.target", self.target)
+
+    @property
+    def title(self) -> str:
+        """The class."""
+        return self.target
 
     def wants_codes(self) -> bool:
         """Return whether `forward` has an argument for categories, for which the class is imported."""

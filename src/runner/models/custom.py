@@ -26,8 +26,11 @@ MODULE = "a subclass of torch.nn.Module"
 class Custom(Model):
     """A module of the user's own, with the contract of a model."""
 
-    def __init__(self, module: nn.Module, target: Target, codes: str | None) -> None:
+    def __init__(
+        self, module: nn.Module, target: Target, codes: str | None, numbers: int, cardinalities: Sequence[int]
+    ) -> None:
         super().__init__()
+        self.numbers, self.cardinalities = numbers, tuple(cardinalities)
         self.module = module
         self.target = target
         self.habits = Habits()
@@ -121,7 +124,7 @@ def build(
         # Modules draw from torch's global generator, whose state `models.base.build` restores.
         torch.default_generator.manual_seed(generator.initial_seed())
         module = imports.called(target, kind, arguments, filled, "model.kwargs")
-        model = Custom(module, target, _codes(kind))
+        model = Custom(module, target, _codes(kind), len(feature_names), cardinalities)
         if any(is_lazy(parameter) for parameter in module.parameters()):
             rows = torch.zeros(2, len(feature_names))
             codes = torch.zeros(2, len(cardinalities), dtype=torch.int64) if cardinalities else None

@@ -5,16 +5,22 @@ Numbers are float64 up to the inputs of the model, as in training, and again fro
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from functools import reduce, singledispatch
+from io import StringIO
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from runner.commands.export.graph import ML, Graph, Value, concatenated
+from runner.commands.export.graph import ML, OPSET, Graph, Value, concatenated
+from runner.config import imports
 from runner.config import schema as c
 from runner.data.encoding import CategoryEncoding, NumberEncoding
 from runner.data.new_rows import Policy
@@ -22,6 +28,7 @@ from runner.data.preprocessing import Preprocessing
 from runner.data.scaling import Scaling
 from runner.data.transforms import BEND, EDGE, Quantile, Robust
 from runner.errors import ConfigError
+from runner.models.custom import Custom
 from runner.models.formula import FormulaModel
 from runner.models.linear import PolynomialModel
 from runner.models.mlp import Embeddings
@@ -234,6 +241,55 @@ def predicted(module: nn.Module, *inputs: Value) -> Value:
     raise ConfigError(
         f"`--format onnx` must have a model of layers that it knows, got one with {type(module).__name__}; use --format safetensors"
     )
+
+
+@predicted.register
+def _custom(module: Custom, *inputs: Value) -> Value:
+    """Return the predictions of the user's own module, which torch itself exports."""
+    parameter = next(module.parameters())
+    rows = torch.zeros(_TRACED_ROWS, module.numbers, dtype=parameter.dtype)
+    codes = torch.zeros(_TRACED_ROWS, len(module.cardinalities), dtype=torch.int64)
+    arguments = (rows, codes)[: len(inputs)]
+    try:
+        with _quietly():
+            found = torch.onnx.export(
+                module.eval(),
+                arguments,
+                opset_version=OPSET,
+                dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in arguments),
+                external_data=False,
+                verbose=False,
+            )
+    except ImportError as error:
+        raise ConfigError(
+            f'`--format onnx` needs {error.name} for a model of your own, which is not installed; pip install "runner[export]", '
+            "or use --format safetensors"
+        ) from None
+    except Exception as error:  # torch has an error of its own for each thing that it cannot export
+        raise ConfigError(
+            f"`--format onnx` must have a model that torch can export, but {module.target.text} is none "
+            f"({imports.described(error)[:300]}); use --format safetensors"
+        ) from None
+    assert found is not None
+    return inputs[0].graph.inlined(found.model_proto, inputs, np.dtype(str(parameter.dtype).removeprefix("torch.")))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep back what torch reports of its progress, and of packages that are not installed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+_TRACED_ROWS = 3
+"""Rows of the inputs that torch follows through a module; their number stays free."""
 
 
 @predicted.register
