@@ -1,10 +1,12 @@
-"""A trained model in a folder of two files, without the run that it is from: model.safetensors and model.json.
+"""A trained model in a folder, without the run that it is from: model.safetensors and model.json.
 
     {"format": 1, "torch": "2.13.0+cpu", "weights_sha256": "5d41…", "config": {…}, "preprocessing": {…},
      "selected": {"step": 300, "metrics": {…}, "parameters_sha256": "9f2c…"}}
 
 `config` and `preprocessing` are what config.yaml and preprocessing.json of the run have, but without paths, which tell
 strangers about the folders of who trained the model. The SHA-256 of the weights reveals damage and does not prove who wrote them.
+
+calibration.json and covariance.json, which intervals need, are those of the run. The former has targets of the run's table.
 """
 
 from __future__ import annotations
@@ -30,13 +32,15 @@ from runner.data import preprocessing
 from runner.errors import CheckpointError, ConfigError
 from runner.runs.atomic import sync_folder, write_json, write_new
 from runner.runs.records import checked_selected
+from runner.training.bands import COVARIANCE
+from runner.training.intervals import CALIBRATION, documents_of
 from runner.training.saved_model import misfits
 from runner.training.trained import Trained, other_torch, start
 
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
-FILES = {DESCRIPTION, WEIGHTS}
-"""Names of the files of an export."""
+FILES = {DESCRIPTION, WEIGHTS, CALIBRATION, COVARIANCE}
+"""Names of the files that an export may have."""
 
 _MOST_HEADER_BYTES = 8 * MIB
 """Largest header of a file of safetensors, which has the names, dtypes and shapes."""
@@ -55,7 +59,10 @@ class Description:
 
 
 def write(folder: Path, trained: Trained) -> None:
-    """Write a model into a folder that exists and is empty. Raises OSError, and `ConfigError` without the package safetensors."""
+    """Write a model into a folder that exists and is empty.
+
+    Raises OSError, `ConfigError` without the package safetensors, and `CheckpointError` for damaged files of its run.
+    """
     weights: bytes = _library().save({name: tensor.detach().cpu().clone() for name, tensor in trained.tensors.items()})
     write_new(folder / WEIGHTS, weights)
     selected = {
@@ -72,6 +79,8 @@ def write(folder: Path, trained: Trained) -> None:
         "preprocessing": trained.preprocessing.state(),
     }
     write_json(folder / DESCRIPTION, description)
+    for name, content in documents_of(trained).items():
+        write_json(folder / name, content)
     sync_folder(folder)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from runner.compute import sizes
 from runner.config import compose
+from runner.config.documents import read_json
 from runner.config.resume import refuse_other, saved_values
 from runner.config.schema import Config
 from runner.data import preprocessing
@@ -43,6 +44,8 @@ class Trained:
     notices: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Metrics of this state as a run has reported them; none of a state that it does not report."""
+    documents: Mapping[str, dict[str, Any]] | None = None
+    """Contents of the files that intervals need, by name; None where they are in the folder `source`."""
 
     def model(self) -> Model:
         """Return the module with these weights, on the CPU and in evaluation mode.
@@ -59,6 +62,16 @@ class Trained:
     def parameters_sha256(self) -> str:
         """Return the SHA-256 of the parameters."""
         return parameters_sha256(dict(self.model().named_parameters()))
+
+    def document(self, name: str, what: str) -> dict[str, Any] | None:
+        """Return the content of a file that was written with the model, None without one.
+
+        Raises `CheckpointError`, which calls the file `what`, if it cannot be read.
+        """
+        if self.documents is not None:
+            return self.documents.get(name)
+        path = Path(self.source) / name
+        return read_json(path, what) if os.path.lexists(path) else None
 
 
 def start(config: Config, fitted: Preprocessing, source: str) -> Model:
