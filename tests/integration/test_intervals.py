@@ -5,22 +5,27 @@ from __future__ import annotations
 import csv
 import json
 import math
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import pandas as pd
 import pytest
 import scipy.stats
 import torch
 from mapie.regression import SplitConformalRegressor
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 import runner
 from runner.cli import main
 from runner.data.scaling import Scaling
 from runner.errors import CheckpointError, ConfigError
+from runner.sklearn import CurveRegressor, Regressor
 from runner.training.intervals import Calibration, Intervals, place
 
 FAST = ["device=cpu", "device.threads=1", "record.plots=false", "record.sinks=[jsonl]", "data=csv", "data.path=t.csv"]
@@ -100,6 +105,16 @@ def test_the_intervals_are_those_of_mapie(level: float) -> None:
     _, ends = oracle.predict_interval(prediction[:, None])
     # The run scales the target, which rounds a few times.
     np.testing.assert_allclose(np.stack((low, high), 1), ends[:, :, 0], rtol=0, atol=1e-13)
+
+
+def test_a_run_says_how_many_rows_are_set_aside_and_what_for() -> None:
+    log = Path("one/run.log").read_text()
+    assert "interval by 60 rows of data.split.calibrate, for levels up to 60/61 (predict --interval)" in log
+    assert json.loads(Path("one/summary.json").read_text())["calibration_rows"] == 60
+    assert "calibration_rows" not in json.loads(Path("none/summary.json").read_text())
+    assert place(0.9836, 60, "interval") == 60  # 60/61 is 0.98360…
+    with pytest.raises(ConfigError, match="at least, got 60"):
+        place(0.9837, 60, "interval")
 
 
 def test_the_rows_of_calibration_are_as_in_the_residuals() -> None:
@@ -220,8 +235,8 @@ def test_a_run_without_such_rows_is_refused(capsys: pytest.CaptureFixture[str]) 
     assert main(["predict", "none", "--input", "new.csv", "--output", "no.csv", "--interval", "0.9"]) == 2
     error = capsys.readouterr().err
     assert error == (
-        "error: none must have rows of data.split.calibrate for intervals, which did not train the model, got no calibration.json; "
-        "train a new run with data.split.calibrate=0.2\n"
+        "error: none must have rows of data.split.calibrate for intervals, which did not train the model, got none; train it again "
+        "with data.split.calibrate=0.2\n"
     )
 
 
@@ -352,7 +367,7 @@ def test_files_of_another_state_are_left_out_of_an_export(tmp_path: Path, capsys
     assert "note: calibration.json is left out, because it is of the state that the run reports" in (
         capsys.readouterr().out
     )
-    with pytest.raises(CheckpointError, match=r"must have rows of data\.split"):
+    with pytest.raises(CheckpointError, match=r"must have a calibration\.json for intervals"):
         runner.load(tmp_path / "m").predict(np.array([[1.0]]), interval=0.5)
 
 
@@ -432,3 +447,66 @@ def test_what_has_no_intervals_in_a_file_of_onnx_is_refused(tmp_path: Path, caps
         export(run, "--format", form, "--output", str(output), "--interval", level, code=2)
         assert message in capsys.readouterr().err
         assert not output.exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ estimators
+
+
+def test_an_estimator_has_the_intervals_of_a_run() -> None:
+    x, u = np.loadtxt("t.csv", delimiter=",", skiprows=1, usecols=(0, 1), unpack=True)
+    (z,) = new("x")
+    own = ["data.split.calibrate=60", "model.widths=[5]"]
+    fitted = Regressor(epochs=5, random_state=3, overrides=own).fit(pd.DataFrame({"x": x}), u)
+    rest = ["data.features=[x]", "data.target=u", "data.split.test=0", "train.epochs=5", "seed=3", "run_dir=table"]
+    runner.run("table", [*FAST[:1], *FAST[2:], *own, *rest])
+    expected = runner.load("table", device="cpu").predict(z[:, None], interval=0.9)
+    assert_equal(fitted.predict(pd.DataFrame({"x": z}), interval=0.9), expected)
+    assert_equal(pickle.loads(pickle.dumps(fitted)).predict(pd.DataFrame({"x": z}), interval=0.9), expected)
+    column = Regressor(epochs=5, random_state=3, overrides=own).fit(pd.DataFrame({"x": x}), u[:, None])
+    pipeline = make_pipeline(FunctionTransformer(), column)
+    assert_equal(pipeline.predict(pd.DataFrame({"x": z}), interval=0.9), [values[:, None] for values in expected])
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    assert len(found) == len(expected) == 3
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(own, other, strict=True)
+
+
+def test_a_fitted_formula_has_the_band_of_a_plane() -> None:
+    """The closed form of ordinary least squares with two columns."""
+    x, u, v = np.loadtxt("t.csv", delimiter=",", skiprows=1, unpack=True)
+    rows = np.array([[0.0, 1.0], [9.0, 3.0]])
+    found = CurveRegressor().fit(np.stack((x, v), 1), u).predict(rows, interval=0.95)
+    design, new = np.stack((np.ones_like(x), x, v), 1), np.insert(rows, 0, 1, axis=1)
+    fitted, (squares,), *_ = np.linalg.lstsq(design, u)
+    degrees = len(x) - 3
+    variance = 1 + np.einsum("ij,jk,ik->i", new, np.linalg.inv(design.T @ design), new)
+    half = scipy.stats.t.ppf(0.975, degrees) * np.sqrt(squares / degrees * variance)
+    for own, expected in zip(found, (new @ fitted, new @ fitted - half, new @ fitted + half), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-10)
+
+
+def test_an_estimator_without_such_rows_names_them() -> None:
+    x, u = np.loadtxt("t.csv", delimiter=",", skiprows=1, usecols=(0, 1), unpack=True)
+    fitted = Regressor(epochs=1).fit(x[:, None], u)
+    with pytest.raises(CheckpointError) as raised:
+        fitted.predict(x[:, None], interval=0.9)
+    assert str(raised.value) == (
+        "the fitted model must have rows of data.split.calibrate for intervals, which did not train the model, got none; train it "
+        "again with data.split.calibrate=0.2"
+    )
+    with pytest.raises(CheckpointError, match="the fitted model must have rows of data"):
+        CurveRegressor().fit(x[:, None], u, sample_weight=u**2).predict(x[:, None], interval=0.9)
+
+
+def test_a_run_that_has_not_ended_has_no_intervals_yet() -> None:
+    one = [*FAST, "data.features=[x]", "data.target=u"]
+    runner.run(None, [*one, *NET, "run_dir=ended"])
+    Path("ended/calibration.json").unlink()
+    with pytest.raises(CheckpointError) as raised:
+        runner.load("ended").predict(np.array([[1.0]]), interval=0.9)
+    assert str(raised.value) == (
+        "ended must have a calibration.json for intervals, which a run with data.split.calibrate writes when it ends, for "
+        "the state that it reports; finish the run, or use that state"
+    )

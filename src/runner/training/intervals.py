@@ -125,10 +125,7 @@ def of_models(members: Sequence[Trained], level: float, name: str) -> Intervals 
         if found_bands is not None:
             return found_bands
     if without:
-        raise CheckpointError(
-            f"{without[0].source} must have rows of data.split.calibrate for intervals, which did not train the model, got no "
-            f"{CALIBRATION}; train a new run with data.split.calibrate=0.2"
-        )
+        raise CheckpointError(_absent(without[0]))
     found = [calibration for _, calibration in read_ones if calibration is not None]
     if any(not torch.equal(found[0].target, other.target) for other in found):
         raise CheckpointError(
@@ -136,6 +133,19 @@ def of_models(members: Sequence[Trained], level: float, name: str) -> Intervals 
             "mean over seeds; give the directory of one trial"
         )
     return Intervals(found, members[0].preprocessing.scaling, level, name)
+
+
+def _absent(trained: Trained) -> str:
+    """Return why a trained model has no intervals."""
+    if trained.config.data.split.calibrate:
+        return (
+            f"{trained.source} must have a {CALIBRATION} for intervals, which a run with data.split.calibrate writes when it ends, for the "
+            "state that it reports; finish the run, or use that state"
+        )
+    return (
+        f"{trained.source} must have rows of data.split.calibrate for intervals, which did not train the model, got none; train it "
+        "again with data.split.calibrate=0.2"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- the file
