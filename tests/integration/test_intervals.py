@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+import faults
 import runner
 from runner.cli import main
 from runner.data.scaling import Scaling
@@ -115,6 +118,26 @@ def test_a_run_says_how_many_rows_are_set_aside_and_what_for() -> None:
     assert place(0.9836, 60, "interval") == 60  # 60/61 is 0.98360…
     with pytest.raises(ConfigError, match="at least, got 60"):
         place(0.9837, 60, "interval")
+
+
+def test_the_intervals_are_of_the_selected_state_also_after_a_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [*FAST, *NET, "data.features=[x]", "data.target=u", "data.split.valid=40", "train.batch_size=8"]
+    overrides += ["train.select=best", "train.eval_every_steps=3", "checkpoint.every_steps=10"]
+    whole = runner.run(None, [*overrides, "run_dir=whole"]).summary
+    with monkeypatch.context() as patch:
+        faults.at_step(patch, 25, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        faults.in_child(lambda: runner.run(None, [*overrides, "run_dir=killed"]))
+    assert not Path("killed/calibration.json").exists()
+    runner.run(None, ["resume=killed"])
+    assert Path("killed/calibration.json").read_bytes() == Path("whole/calibration.json").read_bytes()
+    values = json.loads(Path("whole/calibration.json").read_text())
+    assert values["step"] == whole["selected"]["step"] < whole["steps"]
+    assert values["parameters_sha256"] == whole["selected"]["parameters_sha256"] != whole["parameters_sha256"]
+    with open("t.csv", newline="") as table, open("whole/residuals.csv", newline="") as residuals:
+        x = [float(row["x"]) for row in csv.DictReader(table)]
+        rows = [int(row["row"]) - 1 for row in csv.DictReader(residuals) if row["part"] == "calibrate"]
+    found = runner.load("whole", device="cpu").predict(np.array(x)[rows, None])
+    np.testing.assert_allclose(values["targets"][0]["prediction"], found, rtol=1e-6)  # rows are added in another order
 
 
 def test_the_rows_of_calibration_are_as_in_the_residuals() -> None:
