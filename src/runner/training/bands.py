@@ -7,6 +7,7 @@ that are linear in their parameters.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def of_model(trained: Trained, level: float) -> Bands | None:
     size = sum(parameter.numel() for parameter in parameters.values())
     if size > MOST_PARAMETERS or not _is_square(inverse, size):
         raise CheckpointError(
-            f"{path}: `inverse` must have {size} rows of {size} numbers, got {shown(inverse)}; restore the file"
+            f"{path}: `inverse` must have {size} rows of {size} finite numbers, got {shown(inverse)}; restore the file"
         )
     if parameters_sha256(parameters) != values["parameters_sha256"]:
         raise CheckpointError(
@@ -116,6 +117,10 @@ def of_model(trained: Trained, level: float) -> Bands | None:
 def _is_square(value: Any, size: int) -> bool:
     rows = value if isinstance(value, list) else []
     return len(rows) == size and all(
-        isinstance(row, list) and len(row) == size and all(type(number) in (int, float) for number in row)
-        for row in rows
+        isinstance(row, list) and len(row) == size and all(map(_is_finite, row)) for row in rows
     )
+
+
+def _is_finite(value: Any) -> bool:
+    # Integers of JSON may be larger than any float.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
