@@ -380,11 +380,17 @@ def test_a_strange_preprocessing_is_refused(text: str, reason: str) -> None:
     assert all(line.startswith("source/preprocessing.json") for line in refused.value.problems)
 
 
-def test_a_run_of_an_older_version_must_be_repeated(tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_is_a_start(tmp_path: Path) -> None:
+    """It has no preprocessing.json, which is made again from its data."""
     older.copied("finished", tmp_path)
-    assert problem([*NETWORK, "model.init_from=finished"]) == (
-        "`model.init_from` must be a run with preprocessing.json, got 'finished' of an older version, which wrote none; repeat "
-        "it with rerun finished"
+    made = trained(["data=line", *TABLE[4:], "dtype=float64", *STILL, "model.init_from=finished"], "made")
+    assert start(made) == "2 of 2 parameters from finished, step 20, cast from float32 to float64"
+    trained([*NETWORK, "train.steps=3"], "source")
+    Path("source/preprocessing.json").unlink()
+    Path("one.csv").unlink()
+    message = problem([*NETWORK, "data.path=two.csv", FROM])
+    assert message.startswith(
+        "source must have a preprocessing.json, which older versions did not write, and it cannot"
     )
 
 

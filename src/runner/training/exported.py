@@ -1,6 +1,6 @@
 """A trained model in a folder, without the run that it is from: model.safetensors and model.json.
 
-    {"format": 1, "torch": "2.13.0+cpu", "weights_sha256": "5d41…", "config": {…}, "preprocessing": {…},
+    {"format": 1, "runner": "0.1.0", "torch": "2.13.0+cpu", "weights_sha256": "5d41…", "config": {…}, "preprocessing": {…},
      "selected": {"step": 300, "metrics": {…}, "parameters_sha256": "9f2c…"}}
 
 `config` and `preprocessing` are what config.yaml and preprocessing.json of the run have, but without paths, which tell
@@ -35,7 +35,8 @@ from runner.runs.records import checked_selected
 from runner.training.bands import COVARIANCE
 from runner.training.intervals import CALIBRATION, documents_of
 from runner.training.saved_model import misfits
-from runner.training.trained import Trained, other_torch, start
+from runner.training.trained import Trained, other_torch, other_version, start
+from runner.version import __version__
 
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
@@ -54,6 +55,7 @@ class Description:
     """`model.json` without its groups."""
 
     format: int = key("version of the file's form", at_least=1)
+    runner: str | None = key("version of runner that wrote it", before=None)
     torch: str = key("version of torch that wrote it")
     weights_sha256: str = key("SHA-256 of model.safetensors", pattern="[0-9a-f]{64}")
 
@@ -72,6 +74,7 @@ def write(folder: Path, trained: Trained) -> None:
     }
     description = {
         "format": FORMAT,
+        "runner": __version__,
         "torch": str(torch.__version__),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "selected": selected,
@@ -119,9 +122,8 @@ def read(path: str, state: str = "selected") -> Trained:
     config = compose.check(checked_values(values["config"], file))
     fitted = preprocessing.of_state(values["preprocessing"], file)
     tensors = _weights(folder / WEIGHTS, start(config, fitted, path).state_dict(), values["weights_sha256"])
-    trained = Trained(
-        path, config, fitted, tensors, selected["step"], tuple(other_torch(values["torch"])), selected["metrics"]
-    )
+    notices = (*other_version(values["runner"]), *other_torch(values["torch"]))
+    trained = Trained(path, config, fitted, tensors, selected["step"], notices, selected["metrics"])
     if trained.parameters_sha256() != selected["parameters_sha256"]:
         raise CheckpointError(
             f"{folder / WEIGHTS} must have the parameters of `selected` in {DESCRIPTION}, but their SHA-256 is another one; "

@@ -17,16 +17,15 @@ from runner.config import validation
 from runner.config.constraints import advised
 from runner.config.resume import checked_values
 from runner.config.validation import cut
-from runner.data import preprocessing
 from runner.data.dataset import Dataset
 from runner.data.diagnostics import listed
-from runner.data.preprocessing import PREPROCESSING
 from runner.data.scaling import Scaling
 from runner.data.split import division
 from runner.errors import CheckpointError, ConfigError, printable
 from runner.models.base import Model
 from runner.runs import saved_state
 from runner.runs.records import CHECKPOINTS, RUN, SWEEP, read_record, read_summary
+from runner.training.fitted import preprocessing_of
 
 MOST_NAMED = 5
 """Most parameters of which a line says why they do not fit."""
@@ -79,20 +78,15 @@ def read(run: str) -> Weights:
             f"`model.init_from` must be a finished run, got {run!r}, whose status is {status}; finish it with resume={run}, "
             "or use another run"
         )
-    if not os.path.lexists(path / PREPROCESSING):
-        raise CheckpointError(
-            f"`model.init_from` must be a run with {PREPROCESSING}, got {run!r} of an older version, which wrote none; repeat it "
-            f"with rerun {run}"
-        )
     step = summary["selected"]["step"]
     state = saved_state.intact(path / CHECKPOINTS / f"step_{step}")
     if isinstance(state, str):
         raise CheckpointError(
             f"`model.init_from` must have the checkpoint of step {step}, which {run!r} reports, but {state}; use another run"
         )
-    fitted = preprocessing.read(path)
     config, _ = validation.build(c.Config, checked_values(state["config"], path / CHECKPOINTS / f"step_{step}"))
     assert config is not None
+    fitted = preprocessing_of(path, config, state)
     sha256 = summary["selected"]["parameters_sha256"]
     columns = fitted.encoding.inputs, fitted.target_names, fitted.scaling
     return Weights(run, step, state["model"], sha256, *columns, config, state["data_sha256"])
