@@ -94,11 +94,16 @@ def _removed_unless_finished(folder: Path) -> Iterator[None]:
 
 
 def _move(fresh: Path, path: Path) -> None:
-    """Give a folder its name, and remove an earlier export of that name. Raises OSError."""
+    """Give a folder its name, and remove an earlier export of that name. Raises OSError, and the earlier one then is where it was."""
     earlier = temporary(path)
     if path.exists():
         path.rename(earlier)
-    fresh.rename(path)
+    try:
+        fresh.rename(path)
+    except BaseException:
+        if earlier.exists():
+            earlier.rename(path)
+        raise
     sync_folder(path.parent)
     shutil.rmtree(earlier, ignore_errors=True)
 
