@@ -21,14 +21,13 @@ from runner.errors import (
     RunFailed,
     RunnerError,
 )
+from runner.version import __version__
 
 if TYPE_CHECKING:
     from runner.config.compose import Composed
     from runner.sweep.results import Results
     from runner.training.predicting import Predictor
     from runner.training.run import Run
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",

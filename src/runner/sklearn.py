@@ -53,16 +53,26 @@ class _Estimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     random_state: Any
     overrides: Sequence[str]
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Return the predictions for rows of X [rows, features], float64 of the shape of y with these rows."""
+    def predict(self, X: Any, interval: float | None = None) -> Any:
+        """Return the predictions for rows of X [rows, features], float64 of the shape of y with these rows.
+
+        `interval=0.9` returns the predictions and both ends of intervals, (prediction, low, high), that hold 90 % of the targets of
+        new rows. They are by the rows that `data.split.calibrate` among the `overrides` sets aside, or without those by the covariance
+        of a fit by `lm` or `lstsq`, such as a `CurveRegressor` without weights. Raises the errors of `runner` where neither is known.
+        """
         check_is_fitted(self)
         values = validate_data(self, X, dtype=np.float64, reset=False)
         data: Any = self.predictor_.config.data
         places, renamed = self._feature_names(), data.rename
         # `data.features` may choose some of the columns.
         used = [places.index(renamed.get(name, name)) for name in self.predictor_.preprocessing.kinds]
-        found = self.predictor_.predict(values[:, used])
-        return found.reshape(-1, 1) if self._column_of_targets else found
+        if interval is None:
+            return self._shaped(self.predictor_.predict(values[:, used]))
+        return tuple(map(self._shaped, self.predictor_.predict(values[:, used], interval)))
+
+    def _shaped(self, values: np.ndarray) -> np.ndarray:
+        """Return values of rows in the shape of y."""
+        return values.reshape(-1, 1) if self._column_of_targets else values
 
     def _fit(
         self,

@@ -19,6 +19,8 @@ import torch
 import faults
 import runner
 from runner import cli
+from runner.config.compose import compose
+from runner.data.split import division
 
 TABLE = ["data=csv", "data.target=y", "data.path=one.csv", "data.standardize=true", "record.plots=false", "device=cpu", "device.threads=1"]  # fmt: skip
 NETWORK = [*TABLE, "model=mlp", "model.widths=[8]", "model.activation=tanh", "dtype=float64", "optimizer=adam", "optimizer.lr=0.01"]  # fmt: skip
@@ -378,11 +380,17 @@ def test_a_strange_preprocessing_is_refused(text: str, reason: str) -> None:
     assert all(line.startswith("source/preprocessing.json") for line in refused.value.problems)
 
 
-def test_a_run_of_an_older_version_must_be_repeated(tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_is_a_start(tmp_path: Path) -> None:
+    """It has no preprocessing.json, which is made again from its data."""
     older.copied("finished", tmp_path)
-    assert problem([*NETWORK, "model.init_from=finished"]) == (
-        "`model.init_from` must be a run with preprocessing.json, got 'finished' of an older version, which wrote none; repeat "
-        "it with rerun finished"
+    made = trained(["data=line", *TABLE[4:], "dtype=float64", *STILL, "model.init_from=finished"], "made")
+    assert start(made) == "2 of 2 parameters from finished, step 20, cast from float32 to float64"
+    trained([*NETWORK, "train.steps=3"], "source")
+    Path("source/preprocessing.json").unlink()
+    Path("one.csv").unlink()
+    message = problem([*NETWORK, "data.path=two.csv", FROM])
+    assert message.startswith(
+        "source must have a preprocessing.json, which older versions did not write, and it cannot"
     )
 
 
@@ -411,3 +419,55 @@ def test_lstsq_has_no_start() -> None:
         "`model.init_from` must be null with `optimizer`=lstsq, whose solution does not depend on a start, got source; "
         "use model.init_from=null"
     )
+
+
+# ----------------------------------------------------------------------------------------------- rows that were seen
+
+
+HELD = ["data.split.test=6", "data.split.valid=6", "data.split.calibrate=10"]
+SEEN = "; it may have been trained on {} rows of this run, which divides the same file in another way"
+
+
+def test_rows_of_another_division_may_have_been_seen() -> None:
+    """The file is known by its content. A run with the same parts, and one on another file, say nothing."""
+    held = [*LINEAR, *HELD, "train.steps=1", "record.sinks=[jsonl]", "record.baselines=[]"]
+    trained(held, "source")
+    shutil.copy("one.csv", "moved.csv")
+    for name, changed in {
+        "same": ["data.path=moved.csv", "seed=1", "data.seed=0"],
+        "other": ["data.path=two.csv", "seed=1"],
+        "none": ["data.split.calibrate=0", "data.split.test=0"],
+    }.items():
+        assert "may have been" not in start(trained([*held, FROM, *changed], name))
+    for parts, changed in {
+        "calibrate and test": ["data.path=moved.csv", "seed=1"],
+        "test": ["data.split.calibrate=0"],
+    }.items():
+        assert start(trained([*held, FROM, *changed], parts)).endswith(SEEN.format(parts))
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        (["seed=1", "data.seed=0"], True),
+        (["data.log_target=true", "data.features=[a]"], True),
+        (["data.split.test=7"], False),
+        (["data.missing=drop"], False),
+        (["data.test_path=two.csv", "data.split.test=0"], False),
+        (["seed=1"], False),
+        (["seed=1", "data.split.order=sequential"], False),
+    ],
+)
+def test_the_keys_that_decide_the_parts(changed: list[str], same: bool) -> None:
+    one, other = (compose([*TABLE, *HELD, *more]).config for more in ([], changed))
+    assert (division(one) == division(other)) is same
+
+
+def test_calibration_rows_that_trained_the_other_run_are_refused() -> None:
+    short = [*LINEAR, "train.steps=1"]
+    trained(short, "source")
+    assert problem([*short, "data.split.calibrate=10", FROM]) == (
+        "`data.split.calibrate` must set rows aside that `model.init_from`=source was not trained on, got 10, and all rows of the "
+        "same file trained that run; train it with the data.split and data.seed of this run, or use data.split.calibrate=0"
+    )
+    assert start(trained([*short, "data.split.test=10", FROM], "test")).endswith(SEEN.format("test"))

@@ -204,7 +204,11 @@ def _feature_faults(value: Mapping[str, Any], place: str) -> list[str]:
     if not isinstance(kind, str) or kind not in _TRANSFORMS:
         choices = ", ".join(_TRANSFORMS)
         return [f"`{place}.transform.kind` must be one of {choices}, got {shown(kind)}; restore the file"]
-    return [*faults(_Number, value, place), *faults(_TRANSFORMS[kind], transform, f"{place}.transform")]
+    problems = [*faults(_Number, value, place), *faults(_TRANSFORMS[kind], transform, f"{place}.transform")]
+    quantiles = transform.get("quantiles")
+    if not problems and quantiles is not None and (not quantiles or quantiles != sorted(quantiles)):
+        problems.append(f"`{place}.transform.quantiles` must ascend, and be one at least; restore the file")
+    return problems
 
 
 def _encoded(state: Mapping[str, Any]) -> NumberEncoding | CategoryEncoding:

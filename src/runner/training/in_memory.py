@@ -21,7 +21,7 @@ from runner.config import schema as c
 from runner.data import dataset, tables
 from runner.data.tables import Source
 from runner.errors import ConfigError
-from runner.training import build, report
+from runner.training import build, intervals, report
 from runner.training.failures import as_failure, explain_out_of_memory
 from runner.training.run_state import NullSaver
 from runner.training.trained import Trained
@@ -81,7 +81,14 @@ def _train(config: c.Config, source: Source, choice: devices.DeviceChoice) -> Fi
     assert run.selected is not None
     summary = report.summary(info, run, report.answers(info, run, ()), {})
     tensors = {name: value.detach().cpu().clone() for name, value in parts.model.state_dict().items()}
-    trained = Trained("the fitted model", config, info.dataset.preprocessing, tensors, run.selected.step)
+    trained = Trained(
+        "the fitted model",
+        config,
+        info.dataset.preprocessing,
+        tensors,
+        run.selected.step,
+        documents=intervals.documents(info, run.outcome, run.selected.step),
+    )
     return Fit(
         trained, {name: value for name, value in summary.items() if name != "timing"}, torch.device(choice.torch_device)
     )
