@@ -502,11 +502,6 @@ class Parquet(TableConfig, _Files, name="parquet", builder="runner.data.tables:f
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory(TableConfig, name="memory", builder="runner.data.tables:from_memory"):
-    """A table that Python code gives, such as `runner.sklearn`; not for the command line."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Diabetes(DataConfig, name="diabetes", builder="runner.data.tables:from_diabetes"):
     """442 patients with ten measurements and disease progression a year later (Efron et al., 2004); part of the package."""
 
