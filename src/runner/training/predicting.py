@@ -94,10 +94,10 @@ class Predictor:
         pairs = zip(self.members, self._forwards, strict=True)
         return [member.preprocessing.inputs(columns, forward.dtype) for member, forward in pairs]
 
-    def exchanged(self, inputs: Sequence[tuple[Tensor, ...]], feature: str, rows: Tensor) -> list[tuple[Tensor, ...]]:
-        """Return inputs of each model in which one feature has the values of other rows, whose numbers are `rows` [rows]."""
+    def exchanged(self, inputs: Sequence[tuple[Tensor, ...]], feature: str, orders: Tensor) -> list[tuple[Tensor, ...]]:
+        """Return inputs of each model as `Preprocessing.exchanged` does."""
         pairs = zip(self.members, inputs, strict=True)
-        return [member.preprocessing.exchanged(own, feature, rows) for member, own in pairs]
+        return [member.preprocessing.exchanged(own, feature, orders) for member, own in pairs]
 
     def of_inputs(self, inputs: Sequence[tuple[Tensor, ...]], intervals: Intervals | Bands | None = None) -> Prediction:
         """Return the predictions for the inputs of each model, with the intervals that are given."""
