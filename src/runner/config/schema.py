@@ -530,7 +530,7 @@ class ModelConfig(Part):
 
     name: str = key("kind of model")
     init_from: str | None = key(
-        "directory of a finished run whose parameters the model starts from, where they fit; null starts as the other keys say",
+        "directory of a finished run, or an export, whose parameters the model starts from, where they fit; null starts as the other keys say",
         before=None,
     )
 
