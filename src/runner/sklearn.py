@@ -30,7 +30,7 @@ from runner.config.validation import normalized
 from runner.data import new_rows
 from runner.data.array_source import ArraySource
 from runner.data.arrow_files import ArrowSource
-from runner.errors import ConfigError
+from runner.errors import ConfigError, InputError
 from runner.training import in_memory
 from runner.training.predicting import Predictor
 
@@ -126,7 +126,7 @@ class _Estimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        with suppress(ConfigError):  # `fit` raises it
+        with suppress(InputError):  # `fit` raises it
             tags.input_tags.allow_nan = _missing(self._composed()) == "mean"
         return tags
 
