@@ -312,7 +312,7 @@ def test_a_repeated_run_needs_the_same_weights(capsys: pytest.CaptureFixture[str
     Path("source").rename("moved")
     assert cli.main(["rerun", "run", "run_dir=again"]) == 2
     assert capsys.readouterr().err == (
-        "error: `model.init_from` must be a run directory, got 'source', which is none; give its path with model.init_from=PATH\n"
+        "error: `model.init_from` must be a run directory or an export, got 'source', which is none; give its path with model.init_from=PATH\n"
     )
     assert cli.main(["rerun", "run", "model.init_from=moved", "run_dir=again"]) == 0
     assert read("again")["parameters_sha256"] == run
@@ -335,11 +335,11 @@ def test_a_directory_without_a_result_is_refused() -> None:
     path = "give its path with model.init_from=PATH"
     for name in ("empty", "nowhere", "one.csv"):
         assert problem([*NETWORK, f"model.init_from={name}"]) == (
-            f"`model.init_from` must be a run directory, got '{name}', which is none; {path}"
+            f"`model.init_from` must be a run directory or an export, got '{name}', which is none; {path}"
         )
     runner.multirun(None, [*NETWORK, "train.steps=2", "seeds=1", "run_dir=sweep"])
     assert problem([*NETWORK, "model.init_from=sweep"]) == (
-        "`model.init_from` must be a run directory, got 'sweep', which is a sweep; give one of its runs"
+        "`model.init_from` must be a run directory or an export, got 'sweep', which is a sweep; give one of its runs"
     )
     record = read("sweep/0", "run.json")
     Path("sweep/0/run.json").write_text(json.dumps({**record, "status": "interrupted"}))
@@ -392,6 +392,24 @@ def test_a_run_of_an_older_version_is_a_start(tmp_path: Path) -> None:
     assert message.startswith(
         "source must have a preprocessing.json, which older versions did not write, and it cannot"
     )
+
+
+def test_an_export_is_like_its_run() -> None:
+    trained([*NETWORK, "train.steps=5"], "source")
+    assert cli.main(["export", "source", "--format", "safetensors", "--output", "exported"]) == 0
+    moved, other = [*NETWORK, "data.path=two.csv", *STILL], "model.init_from=exported"
+    trained([*moved, FROM], "of_run")
+    trained([*moved, other], "of_export")
+    assert start("of_export") == start("of_run").replace("source", "exported")
+    assert all(map(torch.equal, state("of_export").values(), state("of_run").values()))
+    hashes = {read(run, "run.json")["init_from_sha256"] for run in ("of_run", "of_export")}
+    assert hashes == {read("source")["selected"]["parameters_sha256"]}
+    weights = Path("exported/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert problems([*moved, other]) == [
+        "exported/model.safetensors must be the weights of an exported model, but cannot be used (its SHA-256 is not the "
+        "`weights_sha256` of model.json); export the run again"
+    ]
 
 
 def test_nothing_that_fits_is_refused() -> None:

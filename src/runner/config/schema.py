@@ -504,11 +504,6 @@ class Parquet(TableConfig, _Files, name="parquet", builder="runner.data.tables:f
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory(TableConfig, name="memory", builder="runner.data.tables:from_memory"):
-    """A table that Python code gives, such as `runner.sklearn`; not for the command line."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Diabetes(DataConfig, name="diabetes", builder="runner.data.tables:from_diabetes"):
     """442 patients with ten measurements and disease progression a year later (Efron et al., 2004); part of the package."""
 
@@ -537,7 +532,7 @@ class ModelConfig(Part):
 
     name: str = key("kind of model")
     init_from: str | None = key(
-        "directory of a finished run whose parameters the model starts from, where they fit; null starts as the other keys say",
+        "directory of a finished run, or an export, whose parameters the model starts from, where they fit; null starts as the other keys say",
         before=None,
     )
 

@@ -215,7 +215,11 @@ def _plain(column: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    return pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    if not pa.types.is_dictionary(column.type):
+        return column
+    if pa.types.is_string_view(column.type.value_type):  # as polars writes it, and Arrow cannot cast it in one step
+        column = pc.cast(column, pa.dictionary(column.type.index_type, pa.string()))
+    return pc.cast(column, column.type.value_type)
 
 
 def _dates(name: str, chunks: Sequence[Any], first: int = 0) -> Column | str:

@@ -69,9 +69,12 @@ class Preprocessing:
                 numbers[:, place + 1] = torch.from_numpy(column.missing)
         return (numbers, torch.stack(codes, 1).long()) if codes else (numbers,)
 
-    def exchanged(self, inputs: tuple[Tensor, ...], feature: str, rows: Tensor) -> tuple[Tensor, ...]:
-        """Return inputs in which one feature of the table has the values of other rows, whose numbers are `rows` [rows]."""
-        changed = tuple(values.clone() for values in inputs)
+    def exchanged(self, inputs: tuple[Tensor, ...], feature: str, orders: Tensor) -> tuple[Tensor, ...]:
+        """Return inputs in which one feature of the table has the values of other rows, several times.
+
+        `orders` [times, rows] are the numbers of these rows. The inputs are [times · rows, columns], one time after the other.
+        """
+        changed, rows = tuple(values.repeat(len(orders), 1) for values in inputs), orders.flatten()
         for place, encoded in self.encoding.placed():
             if encoded.column == feature:
                 own = slice(place, place + len(encoded.names))

@@ -175,16 +175,9 @@ def from_parquet(config: c.Parquet, seed: int, report: Report) -> Table:
     return _complete(config.path, config.own_paths, Columns.of(config), lambda path: _arrow_source(path, report))
 
 
-def from_memory(config: c.Memory, seed: int, report: Report) -> Table:
-    """Raise `DataError`: the rows of `data=memory` are not in the configuration."""
-    raise DataError(
-        "`data` must not be memory, whose rows only Python code can give; use data=csv with a file of the rows"
-    )
-
-
 def of_source(config: c.TableConfig, source: Source) -> Table:
     """Return the table that a configuration makes of a source that is open already, such as one in memory."""
-    return _table(source, Columns.of(config))
+    return _complete(source.path, {}, Columns.of(config), lambda path: source)
 
 
 def from_diabetes(config: c.Diabetes, seed: int, report: Report) -> Table:

@@ -19,12 +19,15 @@ from runner.config.resume import checked_values
 from runner.config.validation import cut
 from runner.data.dataset import Dataset
 from runner.data.diagnostics import listed
+from runner.data.preprocessing import Preprocessing
 from runner.data.scaling import Scaling
 from runner.data.split import division
 from runner.errors import CheckpointError, ConfigError, printable
 from runner.models.base import Model
 from runner.runs import saved_state
 from runner.runs.records import CHECKPOINTS, RUN, SWEEP, read_record, read_summary
+from runner.training import exported
+from runner.training.experiment import Start
 from runner.training.fitted import preprocessing_of
 
 MOST_NAMED = 5
@@ -33,7 +36,7 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Weights:
-    """The state that a finished run reports, and the columns that its parameters are of."""
+    """The state that a finished run reports, or that an export has, and the columns that its parameters are of."""
 
     run: str
     """The directory, as the user gave it."""
@@ -57,21 +60,25 @@ class Weights:
         return not divided and len(data.paths) == 1 and getattr(data, "missing", None) != "drop"
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a model has started from: `parameters_sha256` of the other run, and a sentence for the user."""
-
-    sha256: str
-    sentence: str
-
-
 def read(run: str) -> Weights:
-    """Return the weights of a finished run. Raises `CheckpointError` for a directory that has none, or that cannot be read."""
+    """Return the weights of a finished run or of an export. Raises `CheckpointError` if there are none, or if they cannot be read."""
+    if exported.is_export(run):
+        found = exported.read(run)
+        # An export does not say on which data it was trained.
+        return _weights(
+            run,
+            found.step,
+            found.tensors,
+            found.parameters_sha256(),
+            found.preprocessing,
+            config=found.config,
+            data_sha256="",
+        )
     path = Path(run)
     if not os.path.lexists(path / RUN):
         sweep = os.path.lexists(path / SWEEP)
         what = "a sweep; give one of its runs" if sweep else "none; give its path with model.init_from=PATH"
-        raise CheckpointError(f"`model.init_from` must be a run directory, got {run!r}, which is {what}")
+        raise CheckpointError(f"`model.init_from` must be a run directory or an export, got {run!r}, which is {what}")
     status, summary = read_record(path)["status"], read_summary(path)
     if status != "finished" or summary is None:
         raise CheckpointError(
@@ -87,9 +94,29 @@ def read(run: str) -> Weights:
     config, _ = validation.build(c.Config, checked_values(state["config"], path / CHECKPOINTS / f"step_{step}"))
     assert config is not None
     fitted = preprocessing_of(path, config, state)
-    sha256 = summary["selected"]["parameters_sha256"]
+    return _weights(
+        run,
+        step,
+        state["model"],
+        summary["selected"]["parameters_sha256"],
+        fitted,
+        config=config,
+        data_sha256=state["data_sha256"],
+    )
+
+
+def _weights(
+    run: str,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    sha256: str,
+    fitted: Preprocessing,
+    *,
+    config: c.Config,
+    data_sha256: str,
+) -> Weights:
     columns = fitted.encoding.inputs, fitted.target_names, fitted.scaling
-    return Weights(run, step, state["model"], sha256, *columns, config, state["data_sha256"])
+    return Weights(run, step, tensors, sha256, *columns, config, data_sha256)
 
 
 def start(model: Model, config: c.Config, dataset: Dataset, weights: Weights) -> Start:

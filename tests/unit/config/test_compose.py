@@ -305,7 +305,7 @@ def test_a_file_that_is_not_utf8_is_refused(write: Write) -> None:
         ("train: 3\n", ["`train` must be a group of keys, got 3; write its keys below it"]),
         ("model: mlp\n", ["`model` must be a group of keys, got 'mlp'; write its keys below it"]),
         ("model: {name: [1]}\n", ["`model.name` must be one of linear, polynomial, mlp, formula, got [1]"]),
-        ("data: ${model}\n", ["`data.name` must be one of line, curve, csv, parquet, memory, diabetes, got 'linear'; did you mean line?"]),
+        ("data: ${model}\n", ["`data.name` must be one of line, curve, csv, parquet, diabetes, got 'linear'; did you mean line?"]),
         ("train: {epochs: 3}\n", ["`train.steps` and `train.epochs` must be one number and one null; set exactly one of them"]),
         ("optimizer: {lrr: 1, lr: -1}\nstray: 2\n1: 3\n", ["`stray` is not a key; did you mean `strategy`?", "`1` is not a key; see docs/config.md for the list of keys", "`optimizer.lrr` is not a key; did you mean `optimizer.lr`?", "`optimizer.lr` must be a finite number from 0 to 1e+38, got -1"]),
     ],
