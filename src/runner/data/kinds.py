@@ -33,6 +33,13 @@ _DAY_FIRST = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})(?:[ T]([0-9:.]+
 _YEAR_FIRST = re.compile(r"([0-9]{4})[-/]([0-9]{1,2})[-/]([0-9]{1,2})((?:[ T].*)?)")
 
 
+def are_integers(values: np.ndarray) -> np.ndarray:
+    """Return whether all values […, rows] are integers that float64 represents exactly, […]."""
+    # Beyond 2**53 every float64 is an integer, so such a value is a large measurement, not a count or an identifier.
+    integers: np.ndarray = ((values == np.trunc(values)) & (np.abs(values) <= EXACT_INTEGER)).all(-1)
+    return integers
+
+
 @dataclass(frozen=True, eq=False)
 class Numbers:
     """A column of numbers."""
@@ -54,8 +61,7 @@ class Numbers:
     @property
     def integers(self) -> bool:
         """Whether every value is an integer that float64 represents exactly, and none is missing."""
-        # Beyond 2**53 every float64 is an integer, so such a value is a large measurement, not a count or an identifier.
-        return bool(np.all((self.values == np.trunc(self.values)) & (np.abs(self.values) <= EXACT_INTEGER)))
+        return bool(are_integers(self.values))
 
     def take(self, rows: np.ndarray) -> Numbers:
         """Return the column with these rows only."""
