@@ -21,6 +21,11 @@ from runner.data.texts import Texts
 MISSING = ("", "NA", "N/A", "n/a", "na", "<NA>", "#N/A", "NaN", "nan", "NAN", "null", "NULL", "Null", "None", "none", "nil", "-", "?", ".")  # fmt: skip
 """Cells that stand for a missing value."""
 
+TRUTH_VALUES = {
+    spelling: value for value in ("false", "true") for spelling in (value, value.capitalize(), value.upper())
+}
+"""The category of every spelling of a truth value, in a column that has no other texts."""
+
 MOST_PLACES = 10
 """Number of cells of a column whose place is kept."""
 
@@ -342,7 +347,7 @@ class KindReader:
         places: dict[str, int] = {}
         codes = texts.encode(places)
         if self.kind == "category":
-            return Categories(self.name, codes, tuple(places))
+            return Categories(self.name, codes, tuple(_without_zeros(text, decimal) for text in places))
         seconds = np.array([*(_moment(text) for text in places), np.nan], np.float64)[codes]
         self._note(np.flatnonzero(np.isnan(seconds) & (codes >= 0)), texts)
         return Numbers(self.name, seconds, "date")
@@ -393,7 +398,8 @@ def _texts(name: str, codes: np.ndarray, places: Mapping[str, int], chosen: bool
                 f"has {len(texts):,} distinct values in {present:,} rows, as free text has; add it to `data.drop`, or to "
                 "`data.categorical` if they are categories"
             )
-    spelled = [_without_zeros(text, decimal) for text in texts]
+    truth = TRUTH_VALUES.keys() >= {*texts}
+    spelled = [TRUTH_VALUES[text] if truth else _without_zeros(text, decimal) for text in texts]
     values = sorted({*spelled})
     ranks = {value: rank for rank, value in enumerate(values)}
     return Categories(name, np.array([*map(ranks.__getitem__, spelled), -1], np.int32)[codes], tuple(values))

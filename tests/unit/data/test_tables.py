@@ -1038,7 +1038,7 @@ def test_a_table_is_the_same_as_text_and_as_parquet(
 
 
 def _as_text(cell: object) -> str:
-    return "" if cell is None else str(cell).lower() if isinstance(cell, bool) else str(cell)
+    return "" if cell is None else str(cell)
 
 
 def _columns(read: Callable[[], Table]) -> list[object]:
@@ -1066,6 +1066,16 @@ def test_parquet_values_of_every_numeric_type() -> None:
         "y": [0.1, 2**53, 5e-324],
     }
     assert table.sha256 == hashlib.sha256(Path("f.parquet").read_bytes()).hexdigest()
+
+
+def test_truth_values_are_the_same_categories_however_they_are_written() -> None:
+    table = _csv("a,b,c,y\nTrue,true,FALSE,1\nFALSE,false,False,2\n,True,no,3\n", Columns("y", missing="mean"))
+    assert _values(table) == {
+        "a": ["true", "false", None],
+        "b": ["true", "false", "true"],
+        "c": ["FALSE", "False", "no"],
+        "y": [1, 2, 3],
+    }
 
 
 def test_parquet_columns_are_in_the_requested_order() -> None:
