@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -319,6 +320,26 @@ def test_an_unseen_category_is_one_without_a_column(capsys: pytest.CaptureFixtur
         "`predict.unseen`: column 'color' of 'unseen.csv' has values that the training rows did not have: 'pink' (2 rows); correct them"
         in error
     )
+
+
+def test_a_category_may_be_written_in_another_way(capsys: pytest.CaptureFixture[str]) -> None:
+    """Truth values and whole numbers are what they are in training, also for a state that has other names for them."""
+    Path("b.csv").write_text("flag,n,y\n" + "".join(f"{i % 3 > 0},{i % 4}{'.0' * (i % 2)},{i}\n" for i in range(24)))
+    runner.run(
+        None, [*QUICK, "data.path=b.csv", "data.categorical=[flag,n]", "data.drop=[]", "data.target=y", "run_dir=b"]
+    )
+    frame = pacsv.read_csv("b.csv")
+    texts = frame.set_column(0, "flag", pa.array([str(flag).upper() for flag in frame["flag"].to_pylist()]))
+    whole = texts.set_column(1, "n", pa.array([str(round(n)) for n in frame["n"].to_pylist()]))
+    expected = column(path="b/residuals.csv")
+    path = Path("b/preprocessing.json")
+    for state in (path.read_text(), path.read_text().replace('true"', 'True"').replace('false"', 'False"')):
+        path.write_text(state)
+        for rows in (frame, texts, whole):
+            pacsv.write_csv(rows, "new.csv")
+            assert main(["predict", "b", "--input", "new.csv", "--output", "out.csv", "--force"]) == 0
+            assert column() == expected
+    assert "did not have" not in capsys.readouterr().out
 
 
 def test_missing_values_are_refused_unless_they_are_the_mean(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from runner.data.kinds import (
     KindReader,
     Numbers,
     Rules,
+    add_block,
     unusable,
     usable,
 )
@@ -151,10 +152,10 @@ class ArrowSource:
     def _texts(self, reader: ColumnReader, chunks: Sequence[Any], rules: Rules) -> tuple[Column | str, list[Fault]]:
         """Return a column of texts as text files have it."""
         for chunk in chunks:
-            reader.add(ArrowTexts(chunk, rules.markers), ".")
+            add_block([reader], [ArrowTexts(chunk, rules.markers)], ".")
         if reader.again():
             for chunk in chunks:
-                reader.add(ArrowTexts(chunk, rules.markers), ".")
+                add_block([reader], [ArrowTexts(chunk, rules.markers)], ".")
         self.warnings += reader.warnings()
         faults = [Fault(row + 1, reader.name, text, values) for row, text, values in reader.faults()]
         return reader.column(), faults if reader.numeric else []

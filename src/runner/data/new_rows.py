@@ -244,7 +244,7 @@ class NewRows:
 
     def _note_unseen(self, encoding: CategoryEncoding, column: Column) -> None:
         assert isinstance(column, Categories)
-        known = {*encoding.values, encoding.reference}
+        known = encoding.spellings
         unseen = [code for code, value in enumerate(column.values) if value not in known]
         if unseen:
             counts = np.bincount(column.codes[column.codes >= 0], minlength=len(column.values))

@@ -48,7 +48,7 @@ class Preprocessing:
         """
         rows = len(next(iter(columns.values())).missing)
         numbers, codes = torch.zeros(rows, len(self.encoding.scaled), dtype=dtype), list[Tensor]()
-        scaled = torch.empty(rows, dtype=torch.float64)
+        scaled = torch.empty(1, rows, dtype=torch.float64)
         for place, encoded in self.encoding.placed():
             column = columns[encoded.column]
             if isinstance(encoded, CategoryEncoding):
@@ -63,8 +63,8 @@ class Preprocessing:
             assert isinstance(column, Numbers)
             column = column if column.kind == encoded.kind else column.part(encoded.kind)
             # A copy, because a column of Arrow is read-only.
-            self.scaling.feature(place, torch.tensor(encoded.transformed(column)), scaled)
-            numbers[:, place] = scaled
+            self.scaling.some_features([place], torch.tensor(encoded.transformed(column)).unsqueeze(0), scaled)
+            numbers[:, place] = scaled[0]
             if encoded.indicated:
                 numbers[:, place + 1] = torch.from_numpy(column.missing)
         return (numbers, torch.stack(codes, 1).long()) if codes else (numbers,)

@@ -119,9 +119,14 @@ def _number(encoding: NumberEncoding, place: int, scaling: Scaling, cell: Value)
 
 def _places(encoding: CategoryEncoding, cell: Value) -> Value:
     """Return the place of each value among those of the training rows; -1 for one that is missing or new."""
-    places = range(len(encoding.values))
+    places = encoding.spellings
     return cell.node(
-        "LabelEncoder", dtype=INTEGER, domain=ML, keys_strings=encoding.values, values_int64s=places, default_int64=-1
+        "LabelEncoder",
+        dtype=INTEGER,
+        domain=ML,
+        keys_strings=list(places),
+        values_int64s=list(places.values()),
+        default_int64=-1,
     )
 
 
