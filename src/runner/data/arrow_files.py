@@ -16,7 +16,6 @@ from runner.data.kinds import (
     Block,
     Column,
     ColumnReader,
-    Growing,
     KindReader,
     Numbers,
     Rules,
@@ -24,6 +23,7 @@ from runner.data.kinds import (
     unusable,
     usable,
 )
+from runner.data.memory import Growing
 from runner.data.progress import Report, unreported
 from runner.data.texts import ArrowTexts
 from runner.errors import DataError
