@@ -1009,6 +1009,27 @@ class Lbfgs(_Optimizer, name="lbfgs", builder="runner.optim.torch_optim:lbfgs"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CustomOptimizer(_Optimizer, name="custom", builder="runner.optim.custom:build", rule="runner.optim.custom:rule"):
+    """An optimizer of your own: a subclass of `torch.optim.Optimizer` for update=optimizer, or an update rule for update=manual."""
+
+    target: str = key("class of the optimizer, as package.module:Class; its package must be trusted with --trust")
+    kwargs: dict[str, Any] = key("arguments of the class besides the parameters and lr")
+
+    @property
+    def code(self) -> Target:
+        """The class to import."""
+        return Target("optimizer.target", self.target)
+
+    @property
+    def l2_penalty(self) -> None:
+        """None: what the class adds to the loss is not known."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problem of a target that is none."""
+        yield from self.code.problems("my_lab.optim:Lion")
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Solver(OptimizerConfig):
     """A least-squares method, which chooses its own steps."""
 

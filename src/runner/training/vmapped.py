@@ -40,7 +40,7 @@ from runner.training.step import Step
 def not_vmappable_because(config: c.Config, prepared: Inputs) -> str | None:
     """Return why a run cannot be a lane, as the end of a sentence; None for a run that can."""
     reasons = {
-        f"{config.optimizer.name} searches along a line of its own": config.optimizer.evaluates_repeatedly,
+        str(prepared.optimizer.alone_because): prepared.optimizer.alone_because is not None,
         str(prepared.model.alone_because): prepared.model.alone_because is not None,
         # Buffers are all that a state has besides parameters.
         "its model keeps running values, as batch normalisation does": len(prepared.model.state_dict())

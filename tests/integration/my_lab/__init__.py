@@ -1,0 +1,1 @@
+"""A laboratory's own package, which the tests trust."""
