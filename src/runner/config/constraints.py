@@ -427,6 +427,9 @@ def _baseline_problems(config: c.Config) -> Iterator[str]:
 
 def _sink_problems(config: c.Config) -> Iterator[str]:
     names = config.record.sinks
-    yield from _list_problems("record.sinks", names, c.SinkConfig.choices)
+    own = [target.text for target in config.record.code]
+    yield from _list_problems("record.sinks", names, [*c.SinkConfig.choices, *own])
+    for target in config.record.code:
+        yield from target.problems("my_lab.sinks:Slack")
     if "jsonl" not in names:
         yield f"`record.sinks` must include jsonl, which resume and comparisons read, got [{', '.join(names)}]; add it"

@@ -1284,7 +1284,8 @@ class Record:
         "steps between rows of metrics in metrics.jsonl, TensorBoard and the console", unit="steps", at_least=1
     )
     sinks: tuple[str, ...] = key(
-        "sinks of the rows of metrics in addition to the console; jsonl is required, tensorboard is optional",
+        "sinks of the rows of metrics in addition to the console; jsonl is required, tensorboard is optional, and "
+        "package.module:Class is one of your own, from a package that is trusted with --trust",
         before=["jsonl", "tensorboard"],
     )
     plots: bool = key("whether to write plots/*.png at the end")
@@ -1303,6 +1304,11 @@ class Record:
         at_least=1,
         before=None,
     )
+
+    @property
+    def code(self) -> tuple[Target, ...]:
+        """Sinks of the user's own, which are names with a dot or a colon."""
+        return tuple(Target("record.sinks", name) for name in self.sinks if "." in name or ":" in name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1382,7 +1388,7 @@ class Config:
     def code(self) -> tuple[Target, ...]:
         """Code of the user's own that the run imports."""
         parts: tuple[Part, ...] = (self.data, self.model, self.loss, self.optimizer)
-        return tuple(part.code for part in parts if part.code is not None)
+        return (*(part.code for part in parts if part.code is not None), *self.record.code)
 
     @property
     def category_coding(self) -> CategoryCoding:

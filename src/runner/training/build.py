@@ -155,7 +155,11 @@ def prepare(
         "torch's version": str(torch.__version__),
         "`device`": choice.kind,
         "the content of `data.path`": dataset.sha256,
-        **{f"the file of `{target.key}`": str(imports.record_of(target)["sha256"]) for target in resolved.code},
+        **{
+            f"the file of `{target.key}`": str(imports.record_of(target)["sha256"])
+            for target in resolved.code
+            if target not in resolved.record.code  # sinks are on rank 0 only
+        },
         "the start values of the model": parameters_sha256(dict(model.named_parameters())) if size > 1 else "",
     }
     # Before a strategy shards them.
