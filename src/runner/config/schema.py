@@ -174,7 +174,7 @@ class DataConfig(Part):
         return (self.target_scale or ("standardize" if self.standardize else "none")) == "standardize"
 
     @property
-    def source(self) -> str | None:
+    def table_key(self) -> str | None:
         """Keys that decide which table is read, as JSON. Configurations with equal ones share it. None if it depends on a seed."""
         return None
 
@@ -441,7 +441,7 @@ class TableConfig(DataConfig):
         return True
 
     @property
-    def source(self) -> str:
+    def table_key(self) -> str:
         """All keys but those that say what is made of a table once it has been read."""
         columns = {"split.column": self.split.column, "split.group": self.split.group}
         return json.dumps({key: value for key, value in plain(self).items() if key not in _OF_READ_ROWS} | columns)
@@ -506,6 +506,29 @@ class Parquet(TableConfig, _Files, name="parquet", builder="runner.data.tables:f
 @dataclass(frozen=True, kw_only=True)
 class Memory(TableConfig, name="memory", builder="runner.data.tables:from_memory"):
     """A table that Python code gives, such as `runner.sklearn`; not for the command line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomData(TableConfig, name="custom", builder="runner.data.custom:build"):
+    """A table that a class of your own reads: `read` returns one of pandas, polars or pyarrow, or a mapping from names to arrays."""
+
+    source: str = key("class that reads the table, as package.module:Class; its package must be trusted with --trust")
+    kwargs: dict[str, Any] = key("arguments of the class")
+
+    @property
+    def code(self) -> Target:
+        """The class to import."""
+        return Target("data.source", self.source)
+
+    @property
+    def size_keys(self) -> tuple[str, ...]:
+        """The class."""
+        return ("data.source",)
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problems of the keys of every table, and of a class that is none."""
+        yield from super().problems()
+        yield from self.code.problems("my_lab.data:Sensor")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,7 +154,7 @@ def prepare(
     equal = {
         "torch's version": str(torch.__version__),
         "`device`": choice.kind,
-        "the content of `data.path`": dataset.sha256,
+        f"the content of `{'data.path' if resolved.data.code is None else resolved.data.code.key}`": dataset.sha256,
         **{
             f"the file of `{target.key}`": str(imports.record_of(target)["sha256"])
             for target in resolved.code
