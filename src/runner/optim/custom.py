@@ -69,11 +69,7 @@ def _same(one: Any, other: Any) -> bool:
 def build(config: c.CustomOptimizer, parameters: Parameters) -> Optimizer:
     """Return the user's optimizer of torch for these parameters. Raises `ConfigError` for a class that cannot be used."""
     kind, target = _kind(config), config.code
-    if is_rule(config):
-        raise ConfigError(
-            f"`update` must be manual with {target.shown}, an update rule, which is not one of torch.optim; use update=manual"
-        )
-    if problems := list(_problems(config, kind)):
+    if problems := update_problems(config, "optimizer") or list(_problems(config, kind)):
         raise ConfigError(problems)
     tensors, arguments = list(parameters.values()), c.plain(config)["kwargs"]
     optimizer = imports.called(target, kind, arguments, {"lr": config.lr}, KWARGS, tensors)
@@ -86,13 +82,25 @@ def rule(configs: Sequence[c.CustomOptimizer], numbers: Numbers) -> Rule:
     """Return the user's update rule, of runs that differ in the learning rate only. Raises `ConfigError` without one."""
     config = configs[0]
     kind, target = _kind(config), config.code
-    if not is_rule(config):
-        raise ConfigError(
-            f"`update` must be optimizer with {target.shown}, a subclass of torch.optim.Optimizer, which has no manual update "
-            "rule; use update=optimizer"
-        )
+    if problems := update_problems(config, "manual"):
+        raise ConfigError(problems)
     made: Rule = imports.called(target, kind, c.plain(config)["kwargs"], {}, KWARGS)
     return made
+
+
+def update_problems(config: c.CustomOptimizer, update: str) -> list[str]:
+    """Return the problem of a class that is not of the kind that `update` needs. Raises `ConfigError` for one of neither kind."""
+    shown = config.code.shown
+    if is_rule(config) and update == "optimizer":
+        return [
+            f"`update` must be manual with {shown}, an update rule, which is not one of torch.optim; use update=manual"
+        ]
+    if not is_rule(config) and update == "manual":
+        return [
+            f"`update` must be optimizer with {shown}, a subclass of torch.optim.Optimizer, which has no manual update "
+            "rule; use update=optimizer"
+        ]
+    return []
 
 
 def is_rule(config: c.CustomOptimizer) -> bool:

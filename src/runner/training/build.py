@@ -32,7 +32,7 @@ from runner.data.stacked import StackedRows
 from runner.errors import ConfigError
 from runner.models import habits, losses
 from runner.models.base import Model, start_model
-from runner.optim import schedules, traits
+from runner.optim import custom, schedules, traits
 from runner.optim.base import Optimizer
 from runner.optim.build import build as build_optimizer
 from runner.optim.optimum import find_optimum
@@ -81,7 +81,17 @@ def misfits(config: c.Config, choice: DeviceChoice, size: int) -> list[str]:
     """Return the problems of a configuration with the chosen device and the number of processes."""
     resolved = _resolved(config, choice, size)
     found = constraints.problems(resolved) + constraints.world_size_problems(resolved, size)
-    return found + imports.problems(resolved.code)
+    return found + (imports.problems(resolved.code) or _misfits_of_update(resolved))
+
+
+def _misfits_of_update(config: c.Config) -> list[str]:
+    """Return the problem of an optimizer of the user's own that `update` cannot have, for which it is imported."""
+    if not isinstance(config.optimizer, c.CustomOptimizer) or any(config.optimizer.problems()):
+        return []
+    try:
+        return custom.update_problems(config.optimizer, config.update)
+    except ConfigError as error:
+        return list(error.problems)
 
 
 def _resolved(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:
