@@ -309,7 +309,7 @@ MISPLACED = (
         (GLOBAL + "name: !!python/name:os.system\n", ["{file}: line 2: `name` has the type tag:yaml.org,2002:python/name:os.system"]),
         (GLOBAL + "dtype: !!set {a, b}\n", ["{file}: line 2: `dtype` has the type tag:yaml.org,2002:set; use a text, a number, a list or a mapping"]),
         (GLOBAL + "defaults: 3\n", ["defaults must be a list"]),
-        (GLOBAL + "defaults:\n  - override /optimizer: nope\n", ["Could not find 'optimizer/nope' Available options in 'optimizer': adam adamw lbfgs lm lstsq momentum sgd"]),
+        (GLOBAL + "defaults:\n  - override /optimizer: nope\n", ["Could not find 'optimizer/nope' Available options in 'optimizer': adam adamw custom lbfgs lm lstsq momentum sgd"]),
         (GLOBAL + "defaults:\n  - /optimizer: adam\n", ["Multiple values for optimizer"]),
         (GLOBAL + "model: [1]\n", ["Cannot merge DictConfig with ListConfig"]),
         (GLOBAL + "hydra:\n  searchpath: [file:///]\n", ["{file} must not have `hydra:` (line 2)"]),
