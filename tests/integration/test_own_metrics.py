@@ -152,6 +152,27 @@ def test_the_list_says_what_is_shown(chosen: str, names: list[str], capsys: pyte
     assert {"valid/rmse", "valid/mae", "valid/r2"} < set(made.summary["metrics"])
 
 
+def test_a_row_without_a_finite_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    table()
+    lines = Path("t.csv").read_text().splitlines()
+    lines[20] = "1,0,1,1"  # a target of 0 among the training rows, and not one of those that are tried
+    Path("t.csv").write_text("\n".join(lines))
+    made = run("metrics=[my_lab.metrics:relative]", "data.split.order=sequential")
+    assert made.summary["metrics"]["train/relative"] == np.inf
+    said = "metric   train/relative is inf: my_lab.metrics:relative has no finite value for some of the train rows"
+    assert said in capsys.readouterr().out.splitlines()
+
+
+def test_a_search_may_be_for_it() -> None:
+    table()
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.lr=interval(0.01,0.1)", "train.steps=3"]
+    _, results = runner.multirun(None, [*TABLE, *search, RELATIVE, "hydra.sweeper.metric=valid/relative"])
+    assert results.metric == "valid/relative"
+    assert results.searched
+    with pytest.raises(ConfigError, match="test/r2, got valid/relative; did you mean"):
+        runner.multirun(None, [*TABLE, *search, "hydra.sweeper.metric=valid/relative"])
+
+
 def test_evaluate_and_predict_report_it_once_it_is_trusted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -199,7 +200,17 @@ def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Ite
         metric, patience = f"{info.watched}/{config.train.early_stopping.metric}", config.train.early_stopping.patience
         best = "has had no value" if run.early.value is None else f"has not become better than {run.early.value:.6g}"
         yield f"stopped  early: {metric} {best} in {patience} evaluations"
+    yield from _without_value(info, run.outcome)
     yield from _units(info)
+
+
+def _without_value(info: RunInfo, outcome: Outcome) -> Iterator[str]:
+    """Yield a line for each metric of the user's own that is not finite."""
+    for target in info.config.own_metrics:
+        for part in info.dataset.evaluated:
+            value = outcome.metrics[f"{part}/{target.name}"]
+            if not math.isfinite(value):
+                yield f"metric   {part}/{target.name} is {value}: {target.text} has no finite value for some of the {part} rows"
 
 
 def _selected(info: RunInfo, run: RunState) -> Iterator[str]:
