@@ -15,7 +15,7 @@ from sklearn.linear_model import QuantileRegressor
 
 import runner
 from runner.cli import main
-from runner.errors import ConfigError
+from runner.errors import ConfigError, RunFailed
 from runner.training.run import Run
 
 QUICK = ["device=cpu", "device.threads=1", "dtype=float64", "record.plots=false", "record.sinks=[jsonl]"]
@@ -161,9 +161,21 @@ def test_a_resumed_run_asks_for_trust_again(
     assert main(["resume=run", "train.steps=6", "--trust", "my_lab"]) == 0
 
 
+def test_a_wrong_shape_in_training_ends_the_run() -> None:
+    table()
+    with pytest.raises(RunFailed) as error:
+        run("loss=custom", "loss.target=my_lab.losses:Shrinking", "run_dir=run")
+    assert str(error.value) == (
+        "`loss.target`=my_lab.losses:Shrinking must return a value for each row, [rows, targets], [rows] or [rows, 1], here "
+        "[99, 1], got [10, 1]; take no mean, and add nothing up but the targets of a row"
+    )
+    assert json.loads(Path("run/run.json").read_text())["reason"] == str(error.value)
+
+
 MISTAKES = {
     "Mean": "must return a value for each row, [rows, targets], [rows] or [rows, 1], here [4, 1], got one number, which cannot be "
     "weighted and divided into portions; leave out its mean or sum",
+    "Squeezed": "must return a value for each row, [rows, targets], [rows] or [rows, 1], here [1, 1], got one number",
     "Scaled": "must return values of each row alone, but they depend on the other rows; use no mean, sum or order over the rows",
     "Detached": "must depend on the prediction, but has no gradient by it; compute without no_grad, detach and rounding",
     "Noisy": "must return the same values for the same rows, but a second call has others; use no random numbers, keep nothing",

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from runner.compute.precision import default_dtype
 from runner.config import imports
 from runner.config import schema as c
-from runner.errors import ConfigError
+from runner.config.imports import Target
+from runner.errors import ConfigError, RunFailed
 from runner.models import row_values
 from runner.models.habits import Misfit
 
@@ -20,8 +21,8 @@ MODULE = "a subclass of torch.nn.Module"
 class CustomLoss:
     """A module of the user's own as a cost: of rows [rows, targets], or of lanes of them [lanes, rows, targets]."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, target: Target) -> None:
+        self.module, self.target = module, target
         self._place: tuple[torch.device, torch.dtype] | None = None
 
     def __call__(self, prediction: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
@@ -38,7 +39,10 @@ class CustomLoss:
             self._place = place
 
     def _of_rows(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return row_values.values(self.module, prediction, target)
+        try:
+            return row_values.values(self.module, prediction, target)
+        except Misfit as error:
+            raise RunFailed(f"{self.target.shown} must {error}") from error
 
 
 def build(config: c.CustomLoss) -> CustomLoss:
@@ -60,7 +64,7 @@ def build(config: c.CustomLoss) -> CustomLoss:
             f"{target.shown} must have no parameters, which nothing would train, got {', '.join(names[:3])}; "
             "register numbers with register_buffer"
         )
-    return CustomLoss(module)
+    return CustomLoss(module, target)
 
 
 def problems(config: c.CustomLoss, prediction: Tensor, target: Tensor) -> Iterator[str]:

@@ -38,7 +38,7 @@ def values(function: RowFunction, prediction: Tensor, target: Tensor) -> Tensor:
     found, (rows, targets) = function(prediction, target), prediction.shape
     wanted = f"return a value for each row, [rows, targets], [rows] or [rows, 1], here [{rows}, {targets}]"
     if not isinstance(found, Tensor):
-        raise Misfit(f"{wanted}, got a {type(found).__name__}; return the values alone")
+        raise Misfit(f"{wanted}, got a {type(found).__name__}; return a tensor")
     shape = list(found.shape)
     if not shape:
         raise Misfit(
@@ -70,6 +70,7 @@ def probe(function: RowFunction, prediction: Tensor, target: Tensor) -> Tensor:
         raise Misfit(
             "return the same values for the same rows, but a second call has others; use no random numbers, keep nothing"
         )
+    values(function, prediction[:1], target[:1])  # a batch may have one row, of which squeeze() makes a number
     # Other rows of the same data: made-up ones might not be allowed.
     same = values(function, *(part[:1].expand_as(part) for part in (prediction, target)))
     if not torch.equal(first[:1].nan_to_num(), same[:1].nan_to_num()):

@@ -47,6 +47,22 @@ class Mean(Quantile):
         return super().forward(prediction, target).mean()
 
 
+class Squeezed(Quantile):
+    """A loss that has the right shape unless there is one row."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the loss [rows] of several rows, and [] of one."""
+        return super().forward(prediction, target).squeeze()
+
+
+class Shrinking(Quantile):
+    """A loss that has the right shape unless there are many rows."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of the first ten rows."""
+        return super().forward(prediction, target)[:10]
+
+
 class Scaled(Quantile):
     """A loss of a row that depends on the other rows."""
 
