@@ -78,12 +78,9 @@ def test_a_line_is_that_of_scikit_learns_quantile_regression() -> None:
 
 
 WAYS = {
-    "one step a batch": ["train.batch_size=32"],
-    "weights": ["data.weight=w"],
     "accumulated": ["train.batch_size=32", "train.accumulate=3", "data.weight=w"],
-    "exact": ["strategy.reduction=exact"],
-    "lbfgs": ["optimizer=lbfgs"],
-    "manual": ["update=manual"],
+    "exact": ["strategy.reduction=exact", "update=manual"],
+    "line search": ["optimizer=lbfgs", "train.steps=2"],
     "mixed precision": ["dtype=float32", "amp=bfloat16"],
 }
 
