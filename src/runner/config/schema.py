@@ -26,6 +26,9 @@ from runner.config.versions import without_newer
 from runner.errors import ExpressionError
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+METRICS = ("rmse", "mae", "r2")
+"""Metrics that every run has besides its loss."""
+
 Metric = Literal["loss", "rmse", "mae", "r2"]
 Init = Literal["kaiming", "uniform", "normal", "zeros"]
 CategoryCoding = Literal["one-hot", "reference", "codes"]
@@ -601,11 +604,6 @@ class ModelConfig(Part):
         """Whether the model takes categories as codes beside the numbers; otherwise they are numbers, one-hot."""
         return False
 
-    @property
-    def title(self) -> str:
-        """What a line about a run calls the model."""
-        return self.name
-
     def wants_codes(self) -> bool:
         """Return whether the model is given codes. Unlike `takes_codes`, it may import the user's own code to find out."""
         return self.takes_codes
@@ -701,11 +699,6 @@ class CustomModel(ModelConfig, name="custom", builder="runner.models.custom:buil
     def code(self) -> Target:
         """The class to import."""
         return Target("model.target", self.target)
-
-    @property
-    def title(self) -> str:
-        """The class."""
-        return self.target
 
     def wants_codes(self) -> bool:
         """Return whether `forward` has an argument for categories, for which the class is imported."""
@@ -866,8 +859,8 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
 class LossConfig(Part):
     """Loss: the mean over rows and targets of a function of the error.
 
-    A builder takes (config) and returns a function (prediction, target, reduction) that returns the loss of each number for
-    reduction 0 and their mean for reduction 1, as the losses of `torch.ops.aten` do.
+    A builder takes (config) and returns a function (prediction, target, reduction) that returns the loss of each number, or
+    of each row, for reduction 0 and their mean for reduction 1, as the losses of `torch.ops.aten` do.
     """
 
     squares: ClassVar[bool] = False
@@ -895,6 +888,23 @@ class Huber(LossConfig, name="huber", builder="runner.models.losses:huber"):
     delta: float = key(
         "absolute error at which the loss changes from quadratic to linear", unit="target units", above=0
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomLoss(LossConfig, name="custom", builder="runner.models.custom_loss:build"):
+    """A `torch.nn.Module` of your own: `forward` takes predictions and targets [rows, targets] and returns the loss of each."""
+
+    target: str = key("class of the loss, as package.module:Class; its package must be trusted with --trust")
+    kwargs: dict[str, Any] = key("arguments of the class; reduction is none where it has it")
+
+    @property
+    def code(self) -> Target:
+        """The class to import."""
+        return Target("loss.target", self.target)
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problem of a target that is none."""
+        yield from self.code.problems("my_lab.losses:Quantile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1205,7 +1215,10 @@ class Launch:
 class EarlyStopping:
     """Early stopping by a metric on the validation rows, or on the training rows if there are no validation rows."""
 
-    metric: Metric = key("metric to compare at every evaluation; it also says which state is the best")
+    metric: str = key(
+        "metric to compare at every evaluation, which also says which state is the best: loss, rmse, mae, r2 or the name of one "
+        "of your own in metrics, of which smaller values are better"
+    )
     patience: int | None = key(
         "evaluations without improvement after which training stops; null does not stop early", at_least=1, lane=True
     )
@@ -1381,6 +1394,11 @@ class Config:
         "implementation of the update; manual is written out in this package, optimizer is torch.optim"
     )
     deterministic: bool = key("whether to use only deterministic operations")
+    metrics: tuple[str, ...] = key(
+        "metrics that are shown: rmse, mae and r2, which the files have in any case, and functions of your own, as "
+        "package.module:function, which take (prediction, target) and return a value for each row; trust their package with --trust",
+        before=list(METRICS),
+    )
     seeds: int | None = key(
         "number of seeds of a sweep, counted from `seed`; null is one run",
         at_least=1,
@@ -1416,7 +1434,12 @@ class Config:
     def code(self) -> tuple[Target, ...]:
         """Code of the user's own that the run imports."""
         parts: tuple[Part, ...] = (self.data, self.model, self.loss, self.optimizer)
-        return (*(part.code for part in parts if part.code is not None), *self.record.code)
+        return (*(part.code for part in parts if part.code is not None), *self.own_metrics, *self.record.code)
+
+    @property
+    def own_metrics(self) -> tuple[Target, ...]:
+        """Functions of the user's own among the metrics; one without a colon is refused."""
+        return tuple(Target("metrics", entry) for entry in self.metrics if ":" in entry or "." in entry)
 
     @property
     def category_coding(self) -> CategoryCoding:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from runner.compute import sizes
+from runner.compute.precision import default_dtype
 from runner.config import imports
 from runner.config import schema as c
 from runner.config.imports import Target
@@ -120,7 +120,8 @@ def build(
     )
     if problem is not None:
         raise ConfigError(problem)
-    with _float32(), torch.device("cpu"):
+    # Every dtype of a run has the same start values.
+    with default_dtype(torch.float32), torch.device("cpu"):
         # Modules draw from torch's global generator, whose state `models.base.build` restores.
         torch.default_generator.manual_seed(generator.initial_seed())
         module = imports.called(target, kind, arguments, filled, "model.kwargs")
@@ -152,7 +153,7 @@ def _codes(kind: Any) -> str | None:
 def _count(kind: Any, target: Target, arguments: Mapping[str, Any], filled: Mapping[str, Any]) -> int:
     """Return the number of parameters, for which the module is built without storage; 0 for one that cannot be."""
     try:
-        with _float32(), torch.device("meta"):
+        with default_dtype(torch.float32), torch.device("meta"):
             module = imports.called(target, kind, arguments, filled, "model.kwargs")
             return sum(parameter.numel() for parameter in module.parameters())
     except Exception:  # arguments that do not fit are reported when it is built; some modules need numbers to be built
@@ -167,14 +168,3 @@ def _problems(model: Custom) -> Iterator[str]:
     complex_ones = [name for name, value in parameters.items() if not value.is_floating_point()]
     if complex_ones:
         yield f"{model.target.shown} must have parameters of real numbers, got {', '.join(complex_ones)}; change them"
-
-
-@contextmanager
-def _float32() -> Iterator[None]:
-    """Make float32 the dtype of new tensors, so that every dtype of a run has the same start values."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from runner.data.hiding import HidingRows
 from runner.data.progress import unreported
 from runner.data.stacked import StackedRows
 from runner.errors import ConfigError
-from runner.models import habits, losses
+from runner.models import custom_loss, habits, losses, row_values
 from runner.models.base import Model, start_model
 from runner.optim import custom, schedules, traits
 from runner.optim.base import Optimizer
@@ -39,7 +40,7 @@ from runner.optim.optimum import find_optimum
 from runner.optim.traits import Traits
 from runner.runs import saved_state
 from runner.runs.hashes import parameters_sha256
-from runner.training import initial
+from runner.training import initial, own_metrics
 from runner.training.experiment import Experiment, RunInfo, Start, watched
 from runner.training.initial import Weights
 from runner.training.metrics import NEEDS_SPREAD, Evaluation, has_no_spread
@@ -158,7 +159,7 @@ def prepare(
     optimizer = traits.examine(resolved.optimizer, resolved.update, model.parameters())
     if resolved.strategy.name in constraints.SHARDED and not optimizer.elementwise:
         raise ConfigError(_undivided(resolved))
-    problems = _metrics_without_value(resolved, dataset)
+    problems = [*_metrics_without_value(resolved, dataset), *_problems_of_rows(resolved, model, dataset)]
     if problems:
         raise ConfigError(problems)
     equal = {
@@ -166,7 +167,7 @@ def prepare(
         "`device`": choice.kind,
         f"the content of `{'data.path' if resolved.data.code is None else resolved.data.code.key}`": dataset.sha256,
         **{
-            f"the file of `{target.key}`": str(imports.record_of(target)["sha256"])
+            f"the file of {target.shown}": str(imports.record_of(target)["sha256"])
             for target in resolved.code
             if target not in resolved.record.code  # sinks are on rank 0 only
         },
@@ -252,6 +253,25 @@ def _metrics_without_value(config: c.Config, dataset: Dataset) -> list[str]:
     return [f"`{key}` must not be r2 with {what}, because it has no value there; use {key}=rmse" for key in keys]
 
 
+def _problems_of_rows(config: c.Config, model: Model, dataset: Dataset) -> Iterator[str]:
+    """Yield the problems of a loss and of metrics of the user's own, found out on a few rows and their first predictions."""
+    if config.loss.code is None and not config.own_metrics:
+        return
+    train = dataset.parts["train"].all
+    chosen = row_values.probed(len(train.target)).to(train.target.device)
+    few = train.map(lambda values: values[chosen].cpu())
+    # On the CPU not every dtype has every operation.
+    dtype = torch.float64 if config.dtype == "float64" else torch.float32
+    inputs = [values.to(dtype) if values.is_floating_point() else values for values in few.inputs]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        prediction = copy.deepcopy(model).to(dtype).eval()(*inputs)
+    target = few.target.to(dtype)
+    if isinstance(config.loss, c.CustomLoss):
+        yield from custom_loss.problems(config.loss, prediction, target)
+    in_units = (dataset.scaling.undo(values.double()) for values in (prediction, target))
+    yield from own_metrics.problems(own_metrics.build(config), *in_units)
+
+
 def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
     """Build the experiment of a run. Raises `ConfigError` before anything is written."""
     dataset, model, device = prepared.dataset, prepared.model, prepared.device
@@ -290,7 +310,15 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
         optimizer=optimizer,
         objective=minimized,
         evaluation=Evaluation(
-            model, placed, loss, autocast, dataset.scaling.undo, dataset.parts, strategy, dataset.target_names
+            model,
+            placed,
+            loss,
+            autocast,
+            dataset.scaling.undo,
+            dataset.parts,
+            strategy,
+            dataset.target_names,
+            own_metrics.build(resolved),
         ),
         schedule=schedule,
         step=training_step(resolved, minimized, optimizer, schedule),

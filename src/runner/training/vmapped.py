@@ -28,6 +28,7 @@ from runner.optim.optimum import Optimum, find_optimum, progress_columns, summar
 from runner.optim.qr import PIECE_ROWS, select_lanes
 from runner.optim.schedules import DeviceRates
 from runner.optim.standard_errors import Fit, Inference, infer
+from runner.training import own_metrics
 from runner.training.build import Inputs, bounds, objective, run_info, training_step
 from runner.training.experiment import Outcome, RunInfo, batch_size, warnings
 from runner.training.loop import Loop
@@ -83,7 +84,8 @@ def vmap_error(program: VmappedExperiment) -> str | None:
     except torch.OutOfMemoryError:
         return "the gradients of all of them do not fit into the memory of the device; a smaller sweep.memory_gib vmaps fewer"
     except RuntimeError as error:
-        return f"vmap refuses its model ({' '.join(str(error).split())[:200]})"
+        own = " or loss" if program.infos[0].config.loss.code is not None else ""
+        return f"vmap refuses its model{own} ({' '.join(str(error).split())[:200]})"
     finally:
         program.strategy.stack.grad = None
     return None
@@ -336,7 +338,15 @@ def _built(
         optimizer=optimizer,
         objective=minimized,
         evaluation=Evaluation(
-            template, forward, loss, autocast, scaling.undo, rows, strategy, infos[0].dataset.target_names
+            template,
+            forward,
+            loss,
+            autocast,
+            scaling.undo,
+            rows,
+            strategy,
+            infos[0].dataset.target_names,
+            own_metrics.build(config),
         ),
         schedule=schedule,
         step=training_step(config, minimized, optimizer, schedule, lanes=infos[0].lanes),
@@ -381,7 +391,7 @@ def _evaluation_of_run(info: RunInfo, parameters: Mapping[str, Tensor]) -> Calla
         model = start_model(info.config, *dataset.preprocessing.model_columns).to(device)
         model.load_state_dict(dict(parameters))
         loss, autocast = losses.build(info.config.loss), precision.autocast("off", device)
-        undo, strategy = dataset.scaling.undo, Single(device)
-        return Evaluation(model, model, loss, autocast, undo, dataset.parts, strategy, dataset.target_names)
+        undo, strategy, own = dataset.scaling.undo, Single(device), own_metrics.build(info.config)
+        return Evaluation(model, model, loss, autocast, undo, dataset.parts, strategy, dataset.target_names, own)
 
     return evaluation
