@@ -15,8 +15,7 @@ from runner.compute.devices import DeviceChoice
 from runner.compute.gc_pause import gc_paused
 from runner.config.constraints import eager_because
 from runner.config.documents import FORMAT
-from runner.config.parts import Part
-from runner.config.schema import Config
+from runner.config.schema import Config, LossConfig, ModelConfig
 from runner.data.dataset import Dataset
 from runner.optim.convergence import free
 from runner.optim.covariance import nearly_equal
@@ -73,7 +72,7 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
         yield "steps    " + ("as CUDA graphs" if reason is None else f"eager: {reason}")
 
 
-def _named(part: Part) -> str:
+def _named(part: LossConfig | ModelConfig) -> str:
     """Return the name of a part, and the code of the user's own that it is."""
     return part.name if part.code is None else f"{part.name} ({part.code.text})"
 
