@@ -21,14 +21,13 @@ from runner.errors import (
     RunFailed,
     RunnerError,
 )
+from runner.version import __version__
 
 if TYPE_CHECKING:
     from runner.config.compose import Composed
     from runner.sweep.results import Results
     from runner.training.predicting import Predictor
     from runner.training.run import Run
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
@@ -64,9 +63,12 @@ def run(experiment: str | None = None, overrides: Sequence[str] = (), config_dir
     from runner.compute.processes import launched
     from runner.compute.processes.exclusive import only_run
     from runner.config.compose import compose
+    from runner.config.overrides import key_of
     from runner.training.run import execute
 
     arguments = _arguments(experiment, overrides)
+    if any(key_of(argument) == "seeds" for argument in arguments):
+        raise ConfigError("`seeds` must be left out in a call of runner.run, which is one run; use runner.multirun")
 
     def compose_run(earlier: str | None) -> Composed:
         """Compose the run, or the resumption of an earlier attempt."""

@@ -51,12 +51,12 @@ def _eps_is_zero(config: c.Config) -> bool:
     return config.dtype == "float16" and getattr(config.optimizer, "eps", 1.0) < 6e-8
 
 
-_SHARDED = ("fsdp", "tensor", "pipeline")
+SHARDED = ("fsdp", "tensor", "pipeline")
 """Strategies in which a process holds only a part of the parameters."""
 
 
 def _sharded(config: c.Config) -> bool:
-    return config.strategy.name in _SHARDED
+    return config.strategy.name in SHARDED
 
 
 def _exact(config: c.Config) -> bool:
@@ -82,6 +82,7 @@ EAGER: tuple[tuple[Callable[[c.Config], bool], str], ...] = (
     (lambda k: k.strategy.name not in ("auto", "single"), "`strategy`={k.strategy.name} uses several devices"),
     (_exact, "`strategy.reduction`=exact adds the gradients of its chunks in an order of its own"),
     (lambda k: k.optimizer.rule is None, "`optimizer`={k.optimizer.name} makes decisions on the host in every step"),
+    (lambda k: k.optimizer.code is not None, "`optimizer`={k.optimizer.name} may make decisions on the host in a step"),
     (lambda k: k.amp == "float16", "`amp`=float16 decides on the host in every step whether the gradients overflowed"),
     (lambda k: k.train.compile, "`train.compile`=true makes kernels of its own"),
 )
@@ -446,6 +447,9 @@ def _metric_problems(config: c.Config) -> Iterator[str]:
 
 def _sink_problems(config: c.Config) -> Iterator[str]:
     names = config.record.sinks
-    yield from _list_problems("record.sinks", names, c.SinkConfig.choices)
+    own = [target.text for target in config.record.code]
+    yield from _list_problems("record.sinks", names, [*c.SinkConfig.choices, *own])
+    for target in config.record.code:
+        yield from target.problems("my_lab.sinks:Slack")
     if "jsonl" not in names:
         yield f"`record.sinks` must include jsonl, which resume and comparisons read, got [{', '.join(names)}]; add it"

@@ -122,18 +122,20 @@ def load(target: Target, base: Any, what: str) -> Any:
     return found
 
 
-def called(target: Target, kind: Any, arguments: Mapping[str, Any], filled: Mapping[str, Any], key: str) -> Any:
-    """Return `kind(**arguments)`, with those of the `filled` arguments that its signature has and the user has not given.
+def called(
+    target: Target, kind: Any, arguments: Mapping[str, Any], filled: Mapping[str, Any], key: str, *first: Any
+) -> Any:
+    """Return `kind(*first, **arguments)`, with those of the `filled` arguments that its signature has and the user has not given.
 
     `key` is that of the arguments. Raises `ConfigError` for arguments that do not fit, and for an error of the user's code.
     """
-    accepted = parameters_of(kind)
+    accepted = dict(list(parameters_of(kind).items())[len(first) :])
     extra = {name: value for name, value in filled.items() if name in accepted and name not in arguments}
     given = {**extra, **arguments}
     if misfits := list(_misfits(target, kind, accepted, given, key)):
         raise ConfigError(misfits)
     with explained(target, f"{kind.__name__}({', '.join(f'{name}={shown(value)}' for name, value in given.items())})"):
-        return kind(**given)
+        return kind(*first, **given)
 
 
 def parameters_of(kind: Any) -> dict[str, inspect.Parameter]:
@@ -174,7 +176,7 @@ def explained(target: Target, doing: str) -> Iterator[None]:
     except (ConfigError, KeyboardInterrupt):
         raise
     except BaseException as error:  # SystemExit as well: a module may exit
-        raise ConfigError(f"{target.shown}: {doing} failed{_place(error, target)}: {described(error)}") from error
+        raise ConfigError(f"{target.shown}: {doing} failed{place_of(error, target)}: {described(error)}") from error
 
 
 def described(error: BaseException) -> str:
@@ -183,8 +185,8 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _place(error: BaseException, target: Target) -> str:
-    """Return file, line and function of the user's code in which an error arose; its last line where none is the user's."""
+def place_of(error: BaseException, target: Target) -> str:
+    """Return file, line and function of the user's code in which an error arose, as the end of a phrase; empty for other code."""
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         return f" in {error.filename}, line {error.lineno}"

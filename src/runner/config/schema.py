@@ -177,7 +177,7 @@ class DataConfig(Part):
         return (self.target_scale or ("standardize" if self.standardize else "none")) == "standardize"
 
     @property
-    def source(self) -> str | None:
+    def table_key(self) -> str | None:
         """Keys that decide which table is read, as JSON. Configurations with equal ones share it. None if it depends on a seed."""
         return None
 
@@ -444,7 +444,7 @@ class TableConfig(DataConfig):
         return True
 
     @property
-    def source(self) -> str:
+    def table_key(self) -> str:
         """All keys but those that say what is made of a table once it has been read."""
         columns = {"split.column": self.split.column, "split.group": self.split.group}
         return json.dumps({key: value for key, value in plain(self).items() if key not in _OF_READ_ROWS} | columns)
@@ -507,8 +507,26 @@ class Parquet(TableConfig, _Files, name="parquet", builder="runner.data.tables:f
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory(TableConfig, name="memory", builder="runner.data.tables:from_memory"):
-    """A table that Python code gives, such as `runner.sklearn`; not for the command line."""
+class CustomData(TableConfig, name="custom", builder="runner.data.custom:build"):
+    """A table that a class of your own reads: `read` returns one of pandas, polars or pyarrow, or a mapping from names to arrays."""
+
+    source: str = key("class that reads the table, as package.module:Class; its package must be trusted with --trust")
+    kwargs: dict[str, Any] = key("arguments of the class")
+
+    @property
+    def code(self) -> Target:
+        """The class to import."""
+        return Target("data.source", self.source)
+
+    @property
+    def size_keys(self) -> tuple[str, ...]:
+        """The class."""
+        return ("data.source",)
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problems of the keys of every table, and of a class that is none."""
+        yield from super().problems()
+        yield from self.code.problems("my_lab.data:Sensor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -540,7 +558,7 @@ class ModelConfig(Part):
 
     name: str = key("kind of model")
     init_from: str | None = key(
-        "directory of a finished run whose parameters the model starts from, where they fit; null starts as the other keys say",
+        "directory of a finished run, or an export, whose parameters the model starts from, where they fit; null starts as the other keys say",
         before=None,
     )
 
@@ -1029,6 +1047,27 @@ class Lbfgs(_Optimizer, name="lbfgs", builder="runner.optim.torch_optim:lbfgs"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CustomOptimizer(_Optimizer, name="custom", builder="runner.optim.custom:build", rule="runner.optim.custom:rule"):
+    """An optimizer of your own: a subclass of `torch.optim.Optimizer` for update=optimizer, or an update rule for update=manual."""
+
+    target: str = key("class of the optimizer, as package.module:Class; its package must be trusted with --trust")
+    kwargs: dict[str, Any] = key("arguments of the class besides the parameters and lr")
+
+    @property
+    def code(self) -> Target:
+        """The class to import."""
+        return Target("optimizer.target", self.target)
+
+    @property
+    def l2_penalty(self) -> None:
+        """None: what the class adds to the loss is not known."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problem of a target that is none."""
+        yield from self.code.problems("my_lab.optim:Lion")
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Solver(OptimizerConfig):
     """A least-squares method, which chooses its own steps."""
 
@@ -1286,7 +1325,8 @@ class Record:
         "steps between rows of metrics in metrics.jsonl, TensorBoard and the console", unit="steps", at_least=1
     )
     sinks: tuple[str, ...] = key(
-        "sinks of the rows of metrics in addition to the console; jsonl is required, tensorboard is optional",
+        "sinks of the rows of metrics in addition to the console; jsonl is required, tensorboard is optional, and "
+        "package.module:Class is one of your own, from a package that is trusted with --trust",
         before=["jsonl", "tensorboard"],
     )
     plots: bool = key("whether to write plots/*.png at the end")
@@ -1305,6 +1345,11 @@ class Record:
         at_least=1,
         before=None,
     )
+
+    @property
+    def code(self) -> tuple[Target, ...]:
+        """Sinks of the user's own, which are names with a dot or a colon."""
+        return tuple(Target("record.sinks", name) for name in self.sinks if "." in name or ":" in name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1389,7 +1434,7 @@ class Config:
     def code(self) -> tuple[Target, ...]:
         """Code of the user's own that the run imports."""
         parts: tuple[Part, ...] = (self.data, self.model, self.loss, self.optimizer)
-        return (*(part.code for part in parts if part.code is not None), *self.own_metrics)
+        return (*(part.code for part in parts if part.code is not None), *self.own_metrics, *self.record.code)
 
     @property
     def own_metrics(self) -> tuple[Target, ...]:

@@ -73,7 +73,7 @@ class Table:
     groups: np.ndarray | None = None
     """Number of the group of each row, int64 [rows]; None without `data.split.group`."""
     sha256: str = ""
-    """SHA-256 of the bytes of all files, unpacked; empty for synthetic data."""
+    """SHA-256 of the bytes of all files, unpacked, or of the content of tables in memory; empty for synthetic data."""
     notes: tuple[str, ...] = ()
     """How the source was read where that is not obvious, as phrases."""
     warnings: tuple[str, ...] = ()
@@ -175,16 +175,14 @@ def from_parquet(config: c.Parquet, seed: int, report: Report) -> Table:
     return _complete(config.path, config.own_paths, Columns.of(config), lambda path: _arrow_source(path, report))
 
 
-def from_memory(config: c.Memory, seed: int, report: Report) -> Table:
-    """Raise `DataError`: the rows of `data=memory` are not in the configuration."""
-    raise DataError(
-        "`data` must not be memory, whose rows only Python code can give; use data=csv with a file of the rows"
-    )
+def of_source(config: c.TableConfig, source: Source, key: str = "data.path") -> Table:
+    """Return the table that a configuration makes of a source that is open already, such as one in memory.
 
-
-def of_source(config: c.TableConfig, source: Source) -> Table:
-    """Return the table that a configuration makes of a source that is open already, such as one in memory."""
-    return _table(source, Columns.of(config))
+    `key` is what messages call the source.
+    """
+    columns = Columns.of(config)
+    with _problems_of(key):
+        return _with_dates(_table(source, columns), columns.dates)
 
 
 def from_diabetes(config: c.Diabetes, seed: int, report: Report) -> Table:
@@ -228,7 +226,7 @@ class Source(Protocol):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the bytes of all files, unpacked."""
+        """SHA-256 of the bytes of all files, unpacked; empty for a table in memory."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -279,11 +277,21 @@ def _read(source: Source, columns: Columns, rules: Rules, least: int = 1) -> Tab
         groups=None if columns.group is None else _categories(read[columns.group]).codes.astype(np.int64),
         rows=np.arange(count) if rows is None else rows,
         count=count,
-        sha256=source.sha256,
+        sha256=source.sha256 or _content(read),
         notes=tuple(source.notes),
         warnings=(*source.warnings, *_dropped(rows)),
         unread=tuple(name for name in names if name not in read),
     )
+
+
+def _content(columns: Mapping[str, Column]) -> str:
+    """Return the SHA-256 of columns in memory: of their names and values, without rows that are left out."""
+    digest = hashlib.sha256()
+    for name, column in columns.items():
+        values = column.values if isinstance(column, Categories) else column.kind
+        digest.update(f"{name}\n{values}\n{len(column.missing)}\n".encode())
+        digest.update(_cells(column).data)
+    return digest.hexdigest()
 
 
 def _complete(whole: str, own_paths: Mapping[str, str], columns: Columns, opened: Callable[[str], Source]) -> Table:

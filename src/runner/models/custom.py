@@ -16,42 +16,35 @@ from runner.config import imports
 from runner.config import schema as c
 from runner.config.imports import Target
 from runner.errors import ConfigError
-from runner.models import habits
-from runner.models.base import Model
-from runner.models.habits import Habits, Misfit
+from runner.models import habits, row_values
+from runner.models.base import Model, Standardization
+from runner.models.habits import Habits
 
 MODULE = "a subclass of torch.nn.Module"
 
 
 class Custom(Model):
-    """A module of the user's own, with the contract of a model.
+    """A module of the user's own, with the contract of a model."""
 
-    It has the parameters, buffers and children of the module itself, under the names that they have there.
-    """
-
-    module: nn.Module
-    """The user's module."""
-    habits: Habits
-    """What it does, once it has been examined."""
-    target: Target
-    _codes: str | None
-
-    def __init__(self, module: nn.Module, target: Target, codes: str | None) -> None:
+    def __init__(
+        self, module: nn.Module, target: Target, codes: str | None, numbers: int, cardinalities: Sequence[int]
+    ) -> None:
         super().__init__()
-        # Not as a child, whose name would be in front of every name. The module's own registries are shared instead, so that what
-        # torch exchanges in this module, as vmap and sharding do, is exchanged in that one.
-        object.__setattr__(self, "module", module)
-        self._parameters, self._buffers, self._modules = module._parameters, module._buffers, module._modules
-        self._non_persistent_buffers_set = module._non_persistent_buffers_set
-        object.__setattr__(self, "target", target)
-        object.__setattr__(self, "habits", Habits())
-        object.__setattr__(self, "_codes", codes)
+        self.numbers, self.cardinalities = numbers, tuple(cardinalities)
+        self.module = module
+        self.target = target
+        self.habits = Habits()
+        self._codes = codes
 
     def forward(self, numbers: Tensor, categories: Tensor | None = None) -> Tensor:
         """Return the predictions of the module, which is given the codes of categories if it has an argument for them."""
         given: dict[str, Tensor | None] = {} if self._codes is None else {self._codes: categories}
         prediction: Tensor = self.module(numbers, **given)
         return prediction
+
+    def fitted(self, scaling: Standardization) -> Mapping[str, Tensor]:
+        """Return the parameters by the names that they have in the module."""
+        return {name: parameter.detach() for name, parameter in self.module.named_parameters()}
 
     @property
     def draws(self) -> bool:
@@ -66,7 +59,7 @@ class Custom(Model):
         if self.habits.batch_matters:
             return "its model depends on the whole batch, as batch normalisation does"
         frozen = any(not parameter.requires_grad for parameter in self.parameters())
-        return "some parameters of its model are not trained" if frozen else None
+        return "some parameters of its model are not trained" if frozen else super().alone_because
 
     @property
     def batch_matters(self) -> bool:
@@ -75,13 +68,11 @@ class Custom(Model):
 
     def examine(self, inputs: tuple[Tensor, ...]) -> Iterator[str]:
         """Find out the habits of the module; yield the problems of its predictions, and of parameters without use."""
-        targets = self.targets
         try:
-            with imports.explained(self.target, "its forward pass"):
-                object.__setattr__(self, "habits", habits.probe(self, inputs, targets))
+            with row_values.explained(self.target, "its forward pass"):
+                self.habits = habits.probe(self, inputs, self.targets, "module.")
         except ConfigError as error:
-            cause = error.__cause__
-            yield f"{self.target.shown} must {cause}" if isinstance(cause, Misfit) else error.problems[0]
+            yield from error.problems
             return
         if self.habits.unused:
             yield (
@@ -94,12 +85,6 @@ class Custom(Model):
         """One sentence on the habits of the module, if it has any."""
         phrases = "; ".join(self.habits.phrases())
         return [f"{self.target.shown}: {phrases}"] if phrases else []
-
-    def train(self, mode: bool = True) -> Custom:
-        """Set the mode of both."""
-        self.training = mode
-        self.module.train(mode)
-        return self
 
 
 def wants_codes(config: c.CustomModel) -> bool:
@@ -138,7 +123,7 @@ def build(
         # Modules draw from torch's global generator, whose state `models.base.build` restores.
         torch.default_generator.manual_seed(generator.initial_seed())
         module = imports.called(target, kind, arguments, filled, "model.kwargs")
-        model = Custom(module, target, _codes(kind))
+        model = Custom(module, target, _codes(kind), len(feature_names), cardinalities)
         if any(is_lazy(parameter) for parameter in module.parameters()):
             rows = torch.zeros(2, len(feature_names))
             codes = torch.zeros(2, len(cardinalities), dtype=torch.int64) if cardinalities else None
@@ -175,7 +160,7 @@ def _count(kind: Any, target: Target, arguments: Mapping[str, Any], filled: Mapp
 
 def _problems(model: Custom) -> Iterator[str]:
     """Yield what a module without a forward pass shows to be wrong."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.module.named_parameters())
     if not any(parameter.requires_grad for parameter in parameters.values()):
         yield f"{model.target.shown} must have parameters that are trained, got none; register them as torch.nn.Parameter"
     complex_ones = [name for name, value in parameters.items() if not value.is_floating_point()]

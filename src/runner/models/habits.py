@@ -53,14 +53,14 @@ class Misfit(ValueError):
     """The predictions of a module cannot be used. The text is what they must be and what they are."""
 
 
-def probe(model: nn.Module, inputs: tuple[Tensor, ...], targets: int) -> Habits:
+def probe(model: nn.Module, inputs: tuple[Tensor, ...], targets: int, prefix: str = "") -> Habits:
     """Return the habits of a module on the first rows of `inputs`, each [rows, columns]. The module itself is not changed.
+
+    `prefix` is the beginning of all names in the module that is left out.
 
     Raises `Misfit` for predictions that are not [rows, targets], or that do not depend on the parameters.
     """
-    few = tuple(
-        values[:PROBED_ROWS].float() if values.is_floating_point() else values[:PROBED_ROWS] for values in inputs
-    )
+    few = tuple(_copied(values[:PROBED_ROWS]) for values in inputs)
     subject = copy.deepcopy(model).float()  # on the CPU, where not every dtype has every operation
     with torch.random.fork_rng(devices=[]):
         subject.train()
@@ -70,7 +70,13 @@ def probe(model: nn.Module, inputs: tuple[Tensor, ...], targets: int) -> Habits:
         first = subject(*few)
         draws = not torch.equal(torch.default_generator.get_state(), seeded)
         _check(first, len(few[0]), targets)
-        changed = tuple(name for name, value in _buffers(subject).items() if not _equal(value, before[name]))
+        if not all(torch.equal(_copied(values[:PROBED_ROWS]), seen) for values, seen in zip(inputs, few, strict=True)):
+            raise Misfit(
+                "leave the rows as they are, which are used again, got a forward pass that changes them; change a copy"
+            )
+        changed = tuple(
+            name.removeprefix(prefix) for name, value in _buffers(subject).items() if not _equal(value, before[name])
+        )
         again = _training_pass(subject, before, few)
         unseeded = not _equal(first, again)
         mixes = not unseeded and not _equal(_training_pass(subject, before, _others(few))[:1], first[:1])
@@ -78,9 +84,19 @@ def probe(model: nn.Module, inputs: tuple[Tensor, ...], targets: int) -> Habits:
         subject.eval()
         prediction = subject(*few)
         mixes_new = not unseeded and not _equal(subject(*_others(few))[:1], prediction[:1])
+    if not bool(prediction.isfinite().all()):
+        raise Misfit(
+            "return finite numbers for the first rows, got nan or inf; correct its start values, or remove these rows"
+        )
     prediction.sum().backward()
-    unused = tuple(name for name, p in subject.named_parameters() if p.requires_grad and p.grad is None)
+    unused = tuple(
+        name.removeprefix(prefix) for name, p in subject.named_parameters() if p.requires_grad and p.grad is None
+    )
     return Habits(draws, unseeded, mixes, mixes_new, changed, unused)
+
+
+def _copied(values: Tensor) -> Tensor:
+    return values.to(torch.float32, copy=True) if values.is_floating_point() else values.clone()
 
 
 def _training_pass(model: nn.Module, buffers: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:

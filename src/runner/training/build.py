@@ -33,15 +33,16 @@ from runner.data.stacked import StackedRows
 from runner.errors import ConfigError
 from runner.models import custom_loss, habits, losses, row_values
 from runner.models.base import Model, start_model
-from runner.optim import schedules
+from runner.optim import custom, schedules, traits
 from runner.optim.base import Optimizer
 from runner.optim.build import build as build_optimizer
 from runner.optim.optimum import find_optimum
+from runner.optim.traits import Traits
 from runner.runs import saved_state
 from runner.runs.hashes import parameters_sha256
 from runner.training import initial, own_metrics
-from runner.training.experiment import Experiment, RunInfo, watched
-from runner.training.initial import Start, Weights
+from runner.training.experiment import Experiment, RunInfo, Start, watched
+from runner.training.initial import Weights
 from runner.training.metrics import NEEDS_SPREAD, Evaluation, has_no_spread
 from runner.training.objective import BatchObjective
 from runner.training.step import EagerStep, GraphedStep, Step
@@ -60,6 +61,8 @@ class Inputs:
     tensors: Mapping[str, Tensor]
     """The model's parameters and buffers by name, without storage: their shapes and dtypes."""
     parameter_names: Sequence[str]
+    optimizer: Traits
+    """What is known of the optimizer before it is built."""
     start: Start | None = None
     """What the model starts from, if that is another run."""
 
@@ -79,7 +82,17 @@ def misfits(config: c.Config, choice: DeviceChoice, size: int) -> list[str]:
     """Return the problems of a configuration with the chosen device and the number of processes."""
     resolved = _resolved(config, choice, size)
     found = constraints.problems(resolved) + constraints.world_size_problems(resolved, size)
-    return found + imports.problems(resolved.code)
+    return found + (imports.problems(resolved.code) or _misfits_of_update(resolved))
+
+
+def _misfits_of_update(config: c.Config) -> list[str]:
+    """Return the problem of an optimizer of the user's own that `update` cannot have, for which it is imported."""
+    if not isinstance(config.optimizer, c.CustomOptimizer) or any(config.optimizer.problems()):
+        return []
+    try:
+        return custom.update_problems(config.optimizer, config.update)
+    except ConfigError as error:
+        return list(error.problems)
 
 
 def _resolved(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:
@@ -143,21 +156,28 @@ def prepare(
     ]
     if problems:
         raise ConfigError(problems)
+    optimizer = traits.examine(resolved.optimizer, resolved.update, model.parameters())
+    if resolved.strategy.name in constraints.SHARDED and not optimizer.elementwise:
+        raise ConfigError(_undivided(resolved))
     problems = [*_metrics_without_value(resolved, dataset), *_problems_of_rows(resolved, model, dataset)]
     if problems:
         raise ConfigError(problems)
     equal = {
         "torch's version": str(torch.__version__),
         "`device`": choice.kind,
-        "the content of `data.path`": dataset.sha256,
-        **{f"the file of {target.shown}": str(imports.record_of(target)["sha256"]) for target in resolved.code},
+        f"the content of `{'data.path' if resolved.data.code is None else resolved.data.code.key}`": dataset.sha256,
+        **{
+            f"the file of {target.shown}": str(imports.record_of(target)["sha256"])
+            for target in resolved.code
+            if target not in resolved.record.code  # sinks are on rank 0 only
+        },
         "the start values of the model": parameters_sha256(dict(model.named_parameters())) if size > 1 else "",
     }
     # Before a strategy shards them.
     tensors = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
     count = sum(parameter.numel() for parameter in model.parameters())
     names = [name for name, _ in model.named_parameters()]
-    return Inputs(dataset, model, device, count, tensors, names, start), equal
+    return Inputs(dataset, model, device, count, tensors, names, optimizer, start), equal
 
 
 def _has_state(run: str | None) -> bool:
@@ -190,6 +210,16 @@ def _broken_promises(config: c.Config, model: Model, size: int) -> Iterator[str]
         yield f"`train.accumulate` must be 1 with {name}, {because}; use train.accumulate=1"
     if config.optimizer.least_squares:
         yield f"`optimizer` must not be {config.optimizer.name} with {name}, {because}; use optimizer=adam"
+
+
+def _undivided(config: c.Config) -> str:
+    """Return the problem of an optimizer of the user's own that needs more of a parameter than a process has."""
+    target = config.optimizer.code
+    assert target is not None  # those of this package are elementwise, or excluded by a constraint
+    return (
+        f"`strategy` must be single, dp or ddp with {target.shown}, whose update of a number depends on others of its "
+        f"parameter, of which a process has a part with {config.strategy.name}; use strategy=ddp"
+    )
 
 
 def _moving_residuals(config: c.Config, model: Model, cardinalities: Sequence[int]) -> Iterator[str]:

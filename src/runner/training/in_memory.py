@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from runner.config import schema as c
 from runner.data import dataset, tables
 from runner.data.tables import Source
 from runner.errors import ConfigError
-from runner.training import build, report
+from runner.training import build, intervals, report
 from runner.training.failures import as_failure, explain_out_of_memory
 from runner.training.run_state import NullSaver
 from runner.training.trained import Trained
@@ -45,11 +45,9 @@ class Fit:
 def fit(config: c.Config, source: Source) -> Fit:
     """Train on the rows of a source as a run with this configuration does. No file is written, and torch's settings are kept.
 
-    `config.data` is `data=memory`. Raises `InputError` for what cannot be run, and `RunFailed`.
+    `config.data` has the keys of a table, and no path. Raises `InputError` for what cannot be run, and `RunFailed`.
     """
-    if config.launch.processes > 1 or config.launch.nodes > 1:
-        raise ConfigError("`launch.processes` and `launch.nodes` must be 1 in a fit in memory; remove them")
-    if problems := sizes.problems(config):
+    if problems := [*_problems(config), *sizes.problems(config)]:
         raise ConfigError(problems)
     choice = devices.choose(config.device, os.environ, devices.probe())
     resolved, device = build.resolve(config, choice, 1), torch.device(choice.torch_device)
@@ -62,8 +60,19 @@ def fit(config: c.Config, source: Source) -> Fit:
         return _train(resolved, source, choice)
 
 
+def _problems(config: c.Config) -> Iterator[str]:
+    """Yield what a configuration asks for that a fit in memory has not."""
+    for key, path in config.data.paths.items():
+        if path:
+            yield f"`{key}` must be left out, because the fit is given the rows, got {path!r}; remove it"
+    if config.launch.processes > 1 or config.launch.nodes > 1:
+        yield "`launch.processes` and `launch.nodes` must be 1 in a fit in memory; remove them"
+    if config.seeds is not None:
+        yield f"`seeds` must be null in a fit in memory, which trains one model, got {config.seeds}; fit once for each `seed`"
+
+
 def _train(config: c.Config, source: Source, choice: devices.DeviceChoice) -> Fit:
-    assert isinstance(config.data, c.Memory)
+    assert isinstance(config.data, c.TableConfig)
     table = tables.of_source(config.data, source)
     with explain_out_of_memory(config):
         built = partial(dataset.build, read=lambda seed, report: table)
@@ -81,7 +90,14 @@ def _train(config: c.Config, source: Source, choice: devices.DeviceChoice) -> Fi
     assert run.selected is not None
     summary = report.summary(info, run, report.answers(info, run, ()), {})
     tensors = {name: value.detach().cpu().clone() for name, value in parts.model.state_dict().items()}
-    trained = Trained("the fitted model", config, info.dataset.preprocessing, tensors, run.selected.step)
+    trained = Trained(
+        "the fitted model",
+        config,
+        info.dataset.preprocessing,
+        tensors,
+        run.selected.step,
+        documents=intervals.documents(info, run.outcome, run.selected.step),
+    )
     return Fit(
         trained, {name: value for name, value in summary.items() if name != "timing"}, torch.device(choice.torch_device)
     )

@@ -19,6 +19,7 @@ from runner.errors import CheckpointError, ConfigError, Interrupted, Pruned
 from runner.runs.atomic import as_yaml, write_atomic, write_json
 from runner.runs.directory import RunDirectory, is_complete, now
 from runner.runs.records import CHECKPOINTS, read_record, read_summary
+from runner.runs.sinks import custom
 from runner.runs.sinks.reporter import Reporter
 from runner.training.environment import environment
 from runner.training.failures import as_failure, as_run_failed, error_of, optional
@@ -175,11 +176,14 @@ class RunRecorder:
             self._report_other_code(repeated, record["code"])
             if info.start is not None:
                 self._require_start_of(repeated, record["init_from_sha256"])
+        own = [(custom.made(target), target) for target in self.config.record.code]
         opened = self._create() if self.config.resume is None else self._reopen(Path(self.config.resume))
         if opened.summary is None:
             self.reporter.attach(opened.path / "run.log")
-            kinds = [SinkConfig.choices[name](name=name) for name in self.config.record.sinks]
-            self.sinks += [*(kind.build(opened.path, self.held) for kind in kinds), self.reporter]
+            kinds = [kind(name=name) for name, kind in SinkConfig.choices.items() if name in self.config.record.sinks]
+            self.sinks += [kind.build(opened.path, self.held) for kind in kinds]
+            self.sinks += [custom.UsersSink(sink, target, opened.path) for sink, target in own]
+            self.sinks.append(self.reporter)
             path = opened.path / "hashes.jsonl"
             # A resumed run must drop the hashes of steps that are repeated, even if it writes none any more.
             if self.config.record.hash_every_steps is not None or path.exists():
@@ -391,7 +395,7 @@ class RunRecorder:
         write_json(path / "summary.json", summary)
         self.directory.update(status="finished")
         self._optional("residuals.csv", lambda: self._residuals(run.outcome))
-        self._optional("calibration.json", lambda: self._calibration(run))
+        self._optional("what intervals need", lambda: self._intervals(run))
         figures = self._plots(lambda: report.plot(info, run, answers, path))
         for sink in self.sinks:
             end = partial(sink.finish, {**summary, "status": "finished"}, figures)
@@ -414,17 +418,13 @@ class RunRecorder:
         elif self.config.record.residuals:
             write_atomic(self.directory.path / "residuals.csv", predictions.residuals_csv(self._info, outcome))
 
-    def _calibration(self, run: RunState) -> None:
+    def _intervals(self, run: RunState) -> None:
         """Write what intervals need: calibration.json if there are rows for it, and covariance.json of a fit that has one."""
-        from runner.training import bands, intervals
+        from runner.training import intervals
 
         assert run.selected is not None
-        covariance = bands.state(self._info, run.outcome, run.selected.step)
-        if covariance is not None:
-            write_json(self.directory.path / bands.COVARIANCE, covariance)
-        if "calibrate" in self._info.dataset.parts:
-            state = intervals.state(self._info, run.outcome, run.selected.step)
-            write_json(self.directory.path / intervals.CALIBRATION, state)
+        for name, content in intervals.documents(self._info, run.outcome, run.selected.step).items():
+            write_json(self.directory.path / name, content)
 
     def _plots(self, draw: Callable[[], Mapping[str, bytes]]) -> Mapping[str, bytes]:
         """Draw the plots that are configured, and write them. Return those that could be drawn."""

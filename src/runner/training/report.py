@@ -15,7 +15,7 @@ from runner.compute.devices import DeviceChoice
 from runner.compute.gc_pause import gc_paused
 from runner.config.constraints import eager_because
 from runner.config.documents import FORMAT
-from runner.config.schema import Config, LossConfig
+from runner.config.schema import Config, LossConfig, ModelConfig
 from runner.data.dataset import Dataset
 from runner.optim.convergence import free
 from runner.optim.covariance import nearly_equal
@@ -60,7 +60,7 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
     yield f"data     {config.data.name}: {rows} rows of {features} → {_targets(dataset)}{weighted}{fold}"
     if dataset.notes:
         yield f"read     {'; '.join(dataset.notes)}"
-    yield f"model    {config.model.name}, {_counted(info.parameter_count, 'parameter')}, loss {_named(config.loss)}"
+    yield f"model    {_named(config.model)}, {_counted(info.parameter_count, 'parameter')}, loss {_named(config.loss)}"
     if info.start is not None:
         yield f"start    {info.start.sentence}"
     lr, update = config.optimizer.lr, "by hand" if config.update == "manual" else "by torch.optim"
@@ -72,7 +72,7 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
         yield "steps    " + ("as CUDA graphs" if reason is None else f"eager: {reason}")
 
 
-def _named(part: LossConfig) -> str:
+def _named(part: LossConfig | ModelConfig) -> str:
     """Return the name of a part, and the code of the user's own that it is."""
     return part.name if part.code is None else f"{part.name} ({part.code.text})"
 
@@ -148,6 +148,8 @@ def answers(info: RunInfo, run: RunState, rows: Iterable[Mapping[str, Any]]) -> 
         entries["fixed"] = list(info.config.model.fixed_parameters)
     if at_bounds := _at_bounds(info, outcome):
         entries["at_bounds"] = at_bounds
+    if "calibrate" in info.dataset.parts:
+        entries["calibration_rows"] = len(info.dataset.parts["calibrate"])
     return entries
 
 
@@ -202,6 +204,8 @@ def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Ite
         yield f"stopped  early: {metric} {best} in {patience} evaluations"
     yield from _without_value(info, run.outcome)
     yield from _units(info)
+    if rows := answers.get("calibration_rows"):
+        yield f"interval by {_counted(rows, 'row')} of data.split.calibrate, for levels up to {rows}/{rows + 1} (predict --interval)"
 
 
 def _without_value(info: RunInfo, outcome: Outcome) -> Iterator[str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import hydra
 import pytest
 import yaml
 
+from runner.config import hydra_adapter
 from runner.config import schema as c
 from runner.config.compose import check, compose
 from runner.config.hydra_adapter import options
@@ -147,17 +151,55 @@ def test_a_number_from_the_environment_is_decoded(monkeypatch: pytest.MonkeyPatc
     assert (decoded.optimizer.lr, decoded.model.widths) == (0.25, (8, 8))
 
 
-def test_composition_restores_the_state_of_hydra() -> None:
+def test_composition_restores_the_state_of_hydra(write: Write) -> None:
+    """With a folder of the user, because Hydra composes those options anew each time."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     from runner.config.hydra_adapter import CONF
 
+    folder = str(write("experiment/own", "# @package _global_\nseed: 4\n").parents[1])
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config("+experiment=linreg")
+        assert config("+experiment=own", config_dir=folder).seed == 4
         assert hydra_compose("config", ["seed=5"]).seed == 5
     assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy of the built-in files, from which options are composed."""
+    folder = Path(shutil.copytree(hydra_adapter.CONF, tmp_path / "conf"))
+    monkeypatch.setattr(hydra_adapter, "CONF", folder)
+    return folder
+
+
+def mlp_of(found: Config) -> tuple[tuple[int, ...], float]:
+    """Return widths and dropout of the network of a configuration."""
+    assert isinstance(found.model, c.Mlp)
+    return tuple(found.model.widths), found.model.dropout
+
+
+def test_built_in_options_are_merged_once_and_by_every_choice(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merged, real = list[list[str]](), hydra.compose
+
+    def compose(name: str, arguments: list[str], **options: Any) -> Any:
+        merged.append(arguments)
+        return real(name, arguments, **options)
+
+    monkeypatch.setattr(hydra, "compose", compose)
+    first = config("model=mlp", "model.widths=[3]", "model.dropout=0.5", "optimizer.lr=0.25", "seed=5")
+    second, third = config("model=mlp"), config("optimizer=sgd", "model=mlp", "seed=6")
+    assert merged == [["model=mlp"], ["optimizer=sgd", "model=mlp"]]
+    shown = [(mlp_of(found), found.optimizer.lr, found.seed) for found in (first, second, third)]
+    assert shown == [(((3,), 0.5), 0.25, 5), (((64, 64), 0.0), 0.001, 0), (((64, 64), 0.0), 0.001, 6)]
+
+
+def test_a_built_in_file_that_has_changed_is_read_again(conf: Path) -> None:
+    assert mlp_of(config("model=mlp")) == ((64, 64), 0.0)
+    file = conf / "model/mlp.yaml"
+    file.write_text(file.read_text().replace("[64, 64]", "[5]"))
+    assert mlp_of(config("model=mlp")) == ((5,), 0.0)
 
 
 # ------------------------------------------------------------------------------------------------------- all problems
@@ -267,7 +309,7 @@ MISPLACED = (
         (GLOBAL + "name: !!python/name:os.system\n", ["{file}: line 2: `name` has the type tag:yaml.org,2002:python/name:os.system"]),
         (GLOBAL + "dtype: !!set {a, b}\n", ["{file}: line 2: `dtype` has the type tag:yaml.org,2002:set; use a text, a number, a list or a mapping"]),
         (GLOBAL + "defaults: 3\n", ["defaults must be a list"]),
-        (GLOBAL + "defaults:\n  - override /optimizer: nope\n", ["Could not find 'optimizer/nope' Available options in 'optimizer': adam adamw lbfgs lm lstsq momentum sgd"]),
+        (GLOBAL + "defaults:\n  - override /optimizer: nope\n", ["Could not find 'optimizer/nope' Available options in 'optimizer': adam adamw custom lbfgs lm lstsq momentum sgd"]),
         (GLOBAL + "defaults:\n  - /optimizer: adam\n", ["Multiple values for optimizer"]),
         (GLOBAL + "model: [1]\n", ["Cannot merge DictConfig with ListConfig"]),
         (GLOBAL + "hydra:\n  searchpath: [file:///]\n", ["{file} must not have `hydra:` (line 2)"]),
@@ -305,7 +347,7 @@ def test_a_file_that_is_not_utf8_is_refused(write: Write) -> None:
         ("train: 3\n", ["`train` must be a group of keys, got 3; write its keys below it"]),
         ("model: mlp\n", ["`model` must be a group of keys, got 'mlp'; write its keys below it"]),
         ("model: {name: [1]}\n", ["`model.name` must be one of linear, polynomial, mlp, formula, got [1]"]),
-        ("data: ${model}\n", ["`data.name` must be one of line, curve, csv, parquet, memory, diabetes, got 'linear'; did you mean line?"]),
+        ("data: ${model}\n", ["`data.name` must be one of line, curve, csv, parquet, diabetes, got 'linear'; did you mean line?"]),
         ("train: {epochs: 3}\n", ["`train.steps` and `train.epochs` must be one number and one null; set exactly one of them"]),
         ("optimizer: {lrr: 1, lr: -1}\nstray: 2\n1: 3\n", ["`stray` is not a key; did you mean `strategy`?", "`1` is not a key; see docs/config.md for the list of keys", "`optimizer.lrr` is not a key; did you mean `optimizer.lr`?", "`optimizer.lr` must be a finite number from 0 to 1e+38, got -1"]),
     ],
