@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from runner.config import validation
 from runner.config.schema import Metric
 from runner.errors import ConfigError
+from runner.runs.records import SWEEP
 from runner.sweep.arguments import FOLD
 from runner.sweep.launcher import Launcher
 from runner.sweep.manifest import Manifest
@@ -196,6 +198,8 @@ def _conflicts(options: OptunaOptions, space: Space, launcher: Launcher) -> list
 
 def _own_metrics(space: Space, directory: Path) -> list[str]:
     """Return the names of the user's own metrics in the trials of a space. Raises `ConfigError` for trials that cannot be composed."""
+    if not os.path.lexists(directory / SWEEP):  # a study by itself
+        return []
     first, *_ = space.probes()
     (trial,) = plan([first], 0, Manifest.read(directory))
     return [f"{part}/{target.name}" for part in PARTS for target in trial.config.own_metrics]
