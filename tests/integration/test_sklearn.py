@@ -335,10 +335,11 @@ def test_a_fit_that_has_not_converged_is_a_warning() -> None:
 
 
 def test_data_in_memory_are_not_for_the_command_line() -> None:
-    with pytest.raises(DataError) as raised:
+    with pytest.raises(ConfigError) as raised:
         runner.run("table", ["data=memory"])
     assert str(raised.value) == (
-        "`data` must not be memory, whose rows only Python code can give; use data=csv with a file of the rows"
+        '`data` must not be memory, whose rows only Python code can give; call runner.run(data=…), with overrides=["resume=RUN_DIR"] '
+        "to resume a run, or use data=csv with a file of the rows"
     )
 
 

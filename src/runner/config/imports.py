@@ -132,7 +132,8 @@ def called(target: Target, kind: Any, arguments: Mapping[str, Any], filled: Mapp
     given = {**extra, **arguments}
     if misfits := list(_misfits(target, kind, accepted, given, key)):
         raise ConfigError(misfits)
-    with explained(target, f"{kind.__name__}({', '.join(f'{name}={shown(value)}' for name, value in given.items())})"):
+    name = getattr(kind, "__name__", target.name)
+    with explained(target, f"{name}({', '.join(f'{name}={shown(value)}' for name, value in given.items())})"):
         return kind(**given)
 
 

@@ -160,6 +160,30 @@ class ArrowSource:
         return reader.column(), faults if reader.numeric else []
 
 
+def table_of(frame: Any, name: str = "the table") -> Any:
+    """Return a table of pandas, polars or pyarrow, or of another library that exports to Arrow, as one of pyarrow.
+
+    Messages call it by a name. Raises `DataError`.
+    """
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise DataError(
+            'a table needs pyarrow, which is not installed; pip install "runner[tables]", or give an array'
+        ) from None
+    if not hasattr(frame, "__arrow_c_stream__") and not hasattr(frame, "to_parquet"):
+        raise DataError(
+            f"{name} must be one of pandas, polars or pyarrow, or an array of numpy, got {type(frame).__name__}; convert it"
+        )
+    try:
+        return pa.table(frame)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise DataError(
+            f"{name} must have columns of numbers, texts or dates, but Arrow cannot take it ({reason}); cast them"
+        ) from None
+
+
 def texts_of(cells: Any, markers: frozenset[str]) -> ArrowTexts | None:
     """Return cells of any type as texts; None for lists and other values that are neither numbers, texts nor dates."""
     plain = _plain(cells)

@@ -14,7 +14,7 @@ from runner.config import schema as c
 from runner.config import validation
 from runner.data import files
 from runner.data.array_source import ArraySource
-from runner.data.arrow_files import ArrowSource, texts_of
+from runner.data.arrow_files import ArrowSource, table_of, texts_of
 from runner.data.diagnostics import MOST_SHOWN, UnknownColumn, listed, named, shown
 from runner.data.dialect import Form
 from runner.data.encoding import CategoryEncoding
@@ -69,23 +69,7 @@ def of_frame(frame: Any, preprocessing: Preprocessing) -> BlockSource:
     """Return the rows of a table in memory, or of an array [rows, features] of numbers. Raises `DataError`."""
     if isinstance(frame, np.ndarray):
         return _of_array(frame, preprocessing)
-    try:
-        import pyarrow as pa
-    except ImportError:
-        raise DataError(
-            'a table needs pyarrow, which is not installed; pip install "runner[tables]", or give an array'
-        ) from None
-    if not hasattr(frame, "__arrow_c_stream__") and not hasattr(frame, "to_parquet"):
-        raise DataError(
-            f"the table must be one of pandas, polars or pyarrow, or an array of numpy, got {type(frame).__name__}; convert it"
-        )
-    try:
-        return ArrowSource.of_table(pa.table(frame))
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise DataError(
-            f"the table must have columns of numbers, texts or dates, but Arrow cannot take it ({reason}); cast them"
-        ) from None
+    return ArrowSource.of_table(table_of(frame))
 
 
 def _of_array(array: np.ndarray, preprocessing: Preprocessing) -> ArraySource:

@@ -30,6 +30,7 @@ from runner.data import preprocessing
 from runner.errors import CheckpointError, ConfigError
 from runner.runs.atomic import sync_folder, write_json, write_new
 from runner.runs.records import checked_selected
+from runner.training.given import NOTHING, Given
 from runner.training.saved_model import misfits
 from runner.training.trained import Trained, other_torch, start
 
@@ -88,7 +89,7 @@ def is_export(path: str) -> bool:
     return os.path.lexists(Path(path) / DESCRIPTION)
 
 
-def read(path: str, state: str = "selected") -> Trained:
+def read(path: str, state: str = "selected", given: Given = NOTHING) -> Trained:
     """Return the model of an export. Raises `CheckpointError` with every problem, and for another state than "selected"."""
     folder, file = Path(path), Path(path) / DESCRIPTION
     if not is_folder(folder):
@@ -109,9 +110,9 @@ def read(path: str, state: str = "selected") -> Trained:
         )
     config = compose.check(checked_values(values["config"], file))
     fitted = preprocessing.of_state(values["preprocessing"], file)
-    tensors = _weights(folder / WEIGHTS, start(config, fitted, path).state_dict(), values["weights_sha256"])
+    tensors = _weights(folder / WEIGHTS, start(config, fitted, path, given).state_dict(), values["weights_sha256"])
     trained = Trained(
-        path, config, fitted, tensors, selected["step"], tuple(other_torch(values["torch"])), selected["metrics"]
+        path, config, fitted, tensors, selected["step"], tuple(other_torch(values["torch"])), selected["metrics"], given
     )
     if trained.parameters_sha256() != selected["parameters_sha256"]:
         raise CheckpointError(

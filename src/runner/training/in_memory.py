@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from runner.compute.processes.exclusive import only_run
 from runner.compute.rng import preserve_rng_state
 from runner.compute.signals import StopRequest
 from runner.config import schema as c
-from runner.data import dataset, tables
 from runner.data.tables import Source
 from runner.errors import ConfigError
 from runner.training import build, report
 from runner.training.failures import as_failure, explain_out_of_memory
+from runner.training.given import Given
 from runner.training.run_state import NullSaver
 from runner.training.trained import Trained
 
@@ -63,11 +62,8 @@ def fit(config: c.Config, source: Source) -> Fit:
 
 
 def _train(config: c.Config, source: Source, choice: devices.DeviceChoice) -> Fit:
-    assert isinstance(config.data, c.Memory)
-    table = tables.of_source(config.data, source)
     with explain_out_of_memory(config):
-        built = partial(dataset.build, read=lambda seed, report: table)
-        prepared, _ = build.prepare(config, choice, 1, build_data=built)
+        prepared, _ = build.prepare(config, choice, 1, given=Given(rows={"train": source}))
         parts = build.build(config, prepared, SingleProcess())
     info = parts.info
     loop = parts.loop([info.run_state((), NullSaver(), None)], StopRequest())

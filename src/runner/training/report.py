@@ -58,7 +58,7 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
     yield f"data     {config.data.name}: {rows} rows of {features} → {_targets(dataset)}{weighted}{fold}"
     if dataset.notes:
         yield f"read     {'; '.join(dataset.notes)}"
-    yield f"model    {config.model.name}, {_counted(info.parameter_count, 'parameter')}, loss {config.loss.name}"
+    yield f"model    {config.model.title}, {_counted(info.parameter_count, 'parameter')}, loss {config.loss.name}"
     if info.start is not None:
         yield f"start    {info.start.sentence}"
     lr, update = config.optimizer.lr, "by hand" if config.update == "manual" else "by torch.optim"
