@@ -110,12 +110,15 @@ def multirun(
     overrides: Sequence[str] = (),
     config_dir: str | None = None,
     *,
+    model: Any = None,
+    data: Any = None,
     trust: Sequence[str] = (),
 ) -> tuple[Path, Results]:
     """Run a sweep, as `python -m runner -m` does: `runner.multirun("linreg", ["optimizer.lr=1e-5,1e-4", "seeds=8"])`.
 
     Return the directory of the sweep and its results, which include failed trials, on all processes that a launcher started.
-    `trust` are packages whose code the configuration may name. Raises the errors above, as `run` does.
+    `model` may be a class that can be imported, and `data` is refused, since trials may run in other processes. `trust` are packages
+    whose code the configuration may name. Raises the errors above, as `run` does.
     """
     from runner.compute.processes import launched, leads
     from runner.compute.processes.exclusive import only_run
@@ -123,9 +126,13 @@ def multirun(
     from runner.sweep.distributed import follow
     from runner.sweep.results import collect
     from runner.sweep.run import launch_config, run_and_report
+    from runner.training.given import Given
 
-    arguments = _arguments(experiment, overrides)
-    with only_run(), granted(_packages(trust)):
+    overrides = _overrides(overrides)
+    given = Given.of(model, data, None)
+    given.require_importable()
+    arguments = _arguments(experiment, [*given.arguments(overrides), *overrides])
+    with only_run(), granted([*_packages(trust), *given.packages]):
         if not launched(os.environ) and launch_config(arguments, config_dir) is not None:
             raise ConfigError(_STARTS_NONE)
         if not leads(os.environ):

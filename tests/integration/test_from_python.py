@@ -330,6 +330,20 @@ def test_what_cannot_be_run_is_refused(given: dict[str, Any], message: str, tmp_
     assert not [*tmp_path.iterdir()]
 
 
+def test_an_error_in_a_notebook_is_shown_with_its_line(wave: Any) -> None:
+    for module, place in (
+        (wave, "__main__:Wave: Wave(in_features=2, width='x') failed in <string>, line 7, in __init__: TypeError: "),
+        (
+            wave(3),
+            "an instance of __main__:Wave: its forward pass failed in <string>, line 11, in forward: RuntimeError: ",
+        ),
+    ):
+        kwargs = ["model.kwargs={width: x}"] if module is wave else []
+        with pytest.raises(InputError) as raised:
+            runner.run(model=module, data=(X, Y), overrides=[*QUICK, *kwargs])
+        assert str(raised.value).startswith(f"`model`={place}")
+
+
 # ----------------------------------------------------------------------------------------------------------- trust
 
 
@@ -349,3 +363,23 @@ def test_packages_are_trusted_for_a_call() -> None:
     assert runner.load(run.directory, trust=["my_lab"]).predict(np.array([[1.0]])).shape == (1,)
     _, results = runner.multirun("linreg", [*own, "optimizer.lr=1e-5,1e-4"], trust=["my_lab"])
     assert all("test/rmse" in trial.metrics for trial in results.members)
+
+
+def test_a_sweep_takes_a_class_that_other_processes_can_import(wave: Any) -> None:
+    swept = [
+        *OVERRIDES[:-1],
+        "optimizer.lr=1e-5,1e-4",
+        "model.kwargs.width=2",
+        "train.steps=2",
+        "data.standardize=true",
+    ]
+    _, results = runner.multirun("linreg", swept, model=Net)
+    assert len({trial.metrics["test/rmse"] for trial in results.members}) == 2
+    with pytest.raises(InputError) as raised:
+        runner.multirun("linreg", swept, model=wave, data=(X, Y))
+    assert raised.value.problems == (
+        "`data` must not be given to runner.multirun, whose trials may run in other processes; write the rows to a file for "
+        "data=parquet, or call runner.run for each trial",
+        "`model` must be a class that can be imported, because the trials of runner.multirun may run in other processes, got "
+        "__main__:Wave; save the class in a module, or call runner.run for each trial",
+    )

@@ -189,13 +189,18 @@ def _place(error: BaseException, target: Target) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         return f" in {error.filename}, line {error.lineno}"
-    folders = [os.path.realpath(folder) + os.sep for folder in _folders(target.package)]
-    own = [frame for frame in frames if any(os.path.realpath(frame.filename).startswith(folder) for folder in folders)]
+    own = [frame for frame in frames if _is_in(frame.filename, _folders(target.package))]
+    if not own:  # a notebook is in no package
+        own = [frame for frame in frames if not _is_in(frame.filename, [*_folders("runner"), *_folders("torch")])]
     if not own:
         return ""
     frame = own[-1]
     where = f" in {frame.filename}, line {frame.lineno}"
     return where if frame.name == "<module>" else f"{where}, in {frame.name}"
+
+
+def _is_in(file: str, folders: Sequence[str]) -> bool:
+    return any(os.path.realpath(file).startswith(os.path.realpath(folder) + os.sep) for folder in folders)
 
 
 def _folders(package: str) -> list[str]:

@@ -75,6 +75,22 @@ class Given:
             settings |= self._model_settings()
         return [f"{key}={value}" for key, value in settings.items() if key not in typed]
 
+    def require_importable(self) -> None:
+        """Raise `ConfigError` for what another process cannot import, since trials of a sweep may run in others."""
+        problems = []
+        if self.rows:
+            problems.append(
+                "`data` must not be given to runner.multirun, whose trials may run in other processes; write the rows to a file for "
+                "data=parquet, or call runner.run for each trial"
+            )
+        if self.model is not None and _custom().importable(self.model) is None:
+            problems.append(
+                "`model` must be a class that can be imported, because the trials of runner.multirun may run in other processes, got "
+                f"{_custom().described(self.model)}; save the class in a module, or call runner.run for each trial"
+            )
+        if problems:
+            raise ConfigError(problems)
+
     def _names(self) -> tuple[str, ...]:
         """Return the names of the targets: those of y are y, or y0, y1, … if nothing else is said."""
         import numpy as np
