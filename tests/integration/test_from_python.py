@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,16 @@ def written(path: str, frame: Any) -> str:
         rows.writerow(frame.columns)
         rows.writerows([[*map(str, row)] for row in frame.to_numpy().tolist()])
     return path
+
+
+def test_the_example_of_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs/own_code.md").read_text(encoding="utf-8")
+    (example,) = re.findall(
+        r"```python\n(.*?)```", page.partition("## From Python")[2].partition("\n## ")[0], re.DOTALL
+    )
+    names: dict[str, Any] = {}
+    exec(example.replace('"train.steps=500"', '"train.steps=20", "record.plots=false"'), names)
+    assert sha256(names["net"]) == names["run"].summary["parameters_sha256"]
 
 
 # ------------------------------------------------------------------------------------ the answer of the command line
