@@ -21,14 +21,13 @@ from runner.errors import (
     RunFailed,
     RunnerError,
 )
+from runner.version import __version__
 
 if TYPE_CHECKING:
     from runner.config.compose import Composed
     from runner.sweep.results import Results
     from runner.training.predicting import Predictor
     from runner.training.run import Run
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
@@ -86,11 +85,14 @@ def run(
     from runner.compute.processes import launched
     from runner.compute.processes.exclusive import only_run
     from runner.config.compose import compose
+    from runner.config.overrides import key_of
     from runner.config.trust import granted
     from runner.training.given import Given
     from runner.training.run import execute
 
     overrides = _overrides(overrides)
+    if any(key_of(argument) == "seeds" for argument in overrides):
+        raise ConfigError("`seeds` must be left out in a call of runner.run, which is one run; use runner.multirun")
     given = Given.of(model, data, target)
     arguments = _arguments(experiment, [*given.arguments(overrides), *overrides])
 

@@ -2,7 +2,10 @@
 
 `runner.sklearn` needs scikit-learn 1.6 or newer (extra `baselines`). Its two estimators pass `check_estimator` and work in pipelines
 and searches. A fit has the bits of `python -m runner` with the same rows, configuration, seed and number of threads. It writes no files,
-leaves torch's settings and random streams as they are, and waits for another fit in the same process. Features and targets are numbers.
+leaves torch's settings and random streams as they are, and waits for another fit in the same process.
+
+A table with named columns, of pandas, polars or pyarrow (extra `tables`), is read like a file: columns of text and truth values are
+categories, dates are dates, and `data.missing` says what is done where a value is missing. An array has numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import numbers
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -20,17 +24,20 @@ import numpy as np
 from runner import _arguments
 from runner.config import compose
 from runner.config.expression import written
-from runner.config.schema import Config, Memory, plain
+from runner.config.overrides import key_of
+from runner.config.schema import Config, TableConfig, plain
 from runner.config.validation import normalized
+from runner.data import new_rows
 from runner.data.array_source import ArraySource
-from runner.errors import ConfigError
+from runner.data.arrow_files import ArrowSource
+from runner.errors import ConfigError, InputError
 from runner.training import in_memory
 from runner.training.predicting import Predictor
 
 try:
     from sklearn.base import BaseEstimator, RegressorMixin
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.utils import check_array, check_random_state
+    from sklearn.utils import check_array, check_random_state, check_X_y
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError(
@@ -38,6 +45,9 @@ except ImportError as error:
     ) from error
 
 __all__ = ["CurveRegressor", "Regressor"]
+
+ROWS = ("data=memory", "data.split.test=0")
+"""Arguments for rows in memory."""
 
 _COMPOSING = threading.Lock()
 """Hydra composes one configuration at a time."""
@@ -53,61 +63,92 @@ class _Estimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     random_state: Any
     overrides: Sequence[str]
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Return the predictions for rows of X [rows, features], float64 of the shape of y with these rows."""
-        check_is_fitted(self)
-        values = validate_data(self, X, dtype=np.float64, reset=False)
-        data: Any = self.predictor_.config.data
-        places, renamed = self._feature_names(), data.rename
-        # `data.features` may choose some of the columns.
-        used = [places.index(renamed.get(name, name)) for name in self.predictor_.preprocessing.kinds]
-        found = self.predictor_.predict(values[:, used])
-        return found.reshape(-1, 1) if self._column_of_targets else found
+    def predict(self, X: Any, interval: float | None = None) -> Any:
+        """Return the predictions for rows of X [rows, features], float64 of the shape of y with these rows.
 
-    def _fit(
-        self,
-        X: Any,
-        y: Any,
-        arguments: Sequence[str],
-        settings: Mapping[str, Any],
-        weights: Mapping[str, Any],
-        **checks: Any,
-    ) -> None:
+        Categories that the rows of `fit` did not have are predicted as another one, with a warning.
+
+        `interval=0.9` returns the predictions and both ends of intervals, (prediction, low, high), that hold 90 % of the targets of
+        new rows. They are by the rows that `data.split.calibrate` among the `overrides` sets aside, or without those by the covariance
+        of a fit by `lm` or `lstsq`, such as a `CurveRegressor` without weights. Raises the errors of `runner` where neither is known.
+        """
+        check_is_fitted(self)
+        source = _source(self._rows(X, self.predictor_.config, reset=False), self._feature_names())
+        if interval is None:
+            return self._shaped(self.predictor_.predict(source))
+        return tuple(map(self._shaped, self.predictor_.predict(source, interval)))
+
+    def _shaped(self, values: np.ndarray) -> np.ndarray:
+        """Return values of rows in the shape of y."""
+        return values.reshape(-1, 1) if self._column_of_targets else values
+
+    def _fit(self, X: Any, y: Any, settings: Mapping[str, Any], weights: Mapping[str, Any], multi_output: bool) -> None:
         """Train on rows X [rows, features] with targets y.
 
-        `arguments` are those of the command line, before `overrides`, and `settings` are values by dotted key. `weights` are
-        columns [rows] by the key that names them; None is none.
+        `settings` are values by dotted key. `weights` are columns [rows] by the key that names them; None is none.
         """
-        values, targets = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2, **checks)
+        composed = self._composed()
+        rows = self._rows(X, composed, reset=True, ensure_min_samples=2)
+        # The zeros stand for a table, which scikit-learn would take for an array of numbers.
+        checks = {"y_numeric": True, "multi_output": multi_output, "ensure_min_samples": 2, "estimator": self}
+        _, targets = check_X_y(np.zeros((len(rows), 1)), y, **checks)
         targets = np.asarray(targets, np.float64)
         self._column_of_targets = targets.ndim == 2 and targets.shape[1] == 1
         features = self._feature_names()
         names = [*_new_names("y", targets.size // len(targets), features)]
-        given = {key: _weights(weight, len(values), key) for key, weight in weights.items() if weight is not None}
+        given = {key: _weights(weight, len(targets), key) for key, weight in weights.items() if weight is not None}
         others = {key: next(_new_names(key.removeprefix("data."), 1, [*features, *names])) for key in given}
-        source = ArraySource(np.column_stack([values, targets, *given.values()]), [*features, *names, *others.values()])
-        arguments = ["data=memory", "data.split.test=0", *self._seed(), *arguments]
-        composed = _composed((*arguments, *_arguments(None, self.overrides)))
+        columns = [*targets.reshape(len(targets), -1).T, *given.values()]
+        source = _source(rows, features, dict(zip([*names, *others.values()], columns, strict=True)))
         target = {"data.target": names if len(names) > 1 else names[0]}
-        fit = in_memory.fit(_with(composed, {**settings, **self._settings(features), **target, **others}), source)
+        settings = {**settings, **self._settings(features, names), **self._seed(), **target, **others}
+        fit = in_memory.fit(_with(composed, settings), source)
         self.predictor_ = Predictor([fit.trained], fit.device)
         self.summary_ = fit.summary
         self.n_iter_ = fit.summary["steps"]
 
-    def _settings(self, features: Sequence[str]) -> Mapping[str, Any]:
-        """Return values by dotted key that depend on the features."""
+    def _rows(self, X: Any, config: Config, reset: bool, **checks: Any) -> Any:
+        """Return X, checked by scikit-learn, as a table of pyarrow or an array [rows, features] of float64."""
+        if not new_rows.is_table(X):
+            finite = True if _missing(config) == "error" else "allow-nan"
+            return validate_data(self, X, dtype=np.float64, ensure_all_finite=finite, reset=reset, **checks)
+        validate_data(self, X, skip_check_array=True, reset=reset)
+        return new_rows.arrow_table(X).select(range(self.n_features_in_))  # behind these pandas has its index
+
+    def _arguments(self) -> list[str]:
+        """Return the arguments of the command line, before `overrides`."""
+        raise NotImplementedError
+
+    def _settings(self, features: Sequence[str], targets: Sequence[str]) -> Mapping[str, Any]:
+        """Return values by dotted key that depend on the names of features and targets. Raises `ConfigError`."""
         return {}
+
+    def _composed(self) -> Config:
+        """Return the configuration without what depends on the rows, and without the seed. Raises `ConfigError`."""
+        overrides = _arguments(None, self.overrides)
+        for override in overrides:
+            if key_of(override) == "data":
+                raise ConfigError(
+                    f"`data` must be left out, because `fit` is given the rows, got {override}; remove it from `overrides`"
+                )
+        return _composed((*self._arguments(), *overrides))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        with suppress(InputError):  # `fit` raises it
+            tags.input_tags.allow_nan = _missing(self._composed()) == "mean"
+        return tags
 
     def _feature_names(self) -> list[str]:
         names = getattr(self, "feature_names_in_", None)
         return [f"x{place}" for place in range(self.n_features_in_)] if names is None else [*map(normalized, names)]
 
-    def _seed(self) -> list[str]:
+    def _seed(self) -> dict[str, int]:
         if self.random_state is None:
-            return []
+            return {}
         if isinstance(self.random_state, numbers.Integral):
-            return [f"seed={self.random_state}"]
-        return [f"seed={check_random_state(self.random_state).randint(2**31)}"]
+            return {"seed": int(self.random_state)}
+        return {"seed": check_random_state(self.random_state).randint(2**31)}
 
 
 class Regressor(_Estimator):
@@ -116,7 +157,8 @@ class Regressor(_Estimator):
     `experiment` names the configuration, by default one for small tables, and None has the default values. What else is
     None is as the configuration says. `overrides` are further arguments of the command line, such as `["model.widths=[32]",
     "data.split.valid=0.2"]`. Every row that `fit` gets is trained on, unless experiment or overrides set validation rows
-    aside. `random_state` is the seed. Several columns of y are several targets.
+    aside. `random_state` is the seed. Several columns of y are several targets. Missing values are refused, or treated as
+    `data.missing` in `overrides` says.
 
     After `fit`: `predictor_` (`runner.training.predicting.Predictor`, whose `model` is the module), `summary_` (the content of
     summary.json), `n_iter_` (updates), `n_features_in_`, `feature_names_in_`. A pickled estimator predicts on the CPU.
@@ -153,6 +195,10 @@ class Regressor(_Estimator):
         A row of `sample_weight` 2 counts like two equal rows. Raises `ValueError` for arrays that do not fit, and the errors of
         `runner` for a configuration that cannot be run.
         """
+        self._fit(X, y, {}, {"data.weight": sample_weight}, multi_output=True)
+        return self
+
+    def _arguments(self) -> list[str]:
         named = {
             "model": self.model,
             "loss": self.loss,
@@ -162,10 +208,10 @@ class Regressor(_Estimator):
             "train.batch_size": self.batch_size,
             "device": self.device,
         }
-        arguments = [f"{key}={value}" for key, value in named.items() if value is not None]
-        experiment = _arguments(self.experiment, ())
-        self._fit(X, y, [*experiment, *arguments], {}, {"data.weight": sample_weight}, multi_output=True)
-        return self
+        return [
+            *_arguments(self.experiment, ()),
+            *(f"{key}={value}" for key, value in named.items() if value is not None),
+        ]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -177,7 +223,8 @@ class CurveRegressor(_Estimator):
     """A formula fitted by least squares (Levenberg–Marquardt): `CurveRegressor("a*exp(-b*x0) + c").fit(X, y).params_`.
 
     The columns of an array are called x0, x1, …, and those of a table have their names; every other name in the expression
-    is a parameter. None is a constant and a coefficient for each of up to about a hundred columns. `start`, `bounds` and
+    is a parameter. None is a constant and a coefficient for each of up to about a hundred columns. A list has a formula for each
+    column of y, in which a parameter of the same name is the same one. `start`, `bounds` and
     `fixed` have values, pairs (None is no bound) and values by the name of a parameter. `absolute_sigma` says whether
     `sigma` is known as it is, and not only up to a factor that the residuals determine, as in `scipy.optimize.curve_fit`.
     `random_state` is the seed of the start values that are not given, and `overrides` are further arguments of the command
@@ -191,11 +238,11 @@ class CurveRegressor(_Estimator):
     standard_errors_: dict[str, float]
     covariance_: np.ndarray
     converged_: bool
-    expression_: str
+    expression_: str | Sequence[str]
 
     def __init__(
         self,
-        expression: str | None = None,
+        expression: str | Sequence[str] | None = None,
         *,
         start: Mapping[str, float] | None = None,
         bounds: Mapping[str, Sequence[float | None]] | None = None,
@@ -213,7 +260,7 @@ class CurveRegressor(_Estimator):
         self.overrides = overrides
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, sigma: Any = None) -> CurveRegressor:
-        """Fit the formula to rows X [rows, features] with target y [rows], and return the estimator.
+        """Fit the formula to rows X [rows, features] with target y, and return the estimator. y is [rows], or [rows, targets] for a list of formulas.
 
         `sigma` [rows] are the standard deviations of y, and `sample_weight` [rows] weights of which only the ratios count. Raises
         `ValueError` for arrays that do not fit, and the errors of `runner` for a formula that cannot be fitted. Warns where the fit
@@ -226,7 +273,8 @@ class CurveRegressor(_Estimator):
         }
         if sigma is not None:
             settings["data.sigma_kind"] = "absolute" if self.absolute_sigma else "relative"
-        self._fit(X, y, _arguments("formula", ()), settings, {"data.weight": sample_weight, "data.sigma": sigma})
+        weights = {"data.weight": sample_weight, "data.sigma": sigma}
+        self._fit(X, y, settings, weights, multi_output=self._several_targets)
         found = self.summary_
         self.params_, self.converged_ = dict(found["parameters"]), found["converged"]
         errors, covariance = found.get("standard_errors", {}), found.get("covariance", {})
@@ -241,9 +289,28 @@ class CurveRegressor(_Estimator):
             )
         return self
 
-    def _settings(self, features: Sequence[str]) -> Mapping[str, Any]:
+    def _arguments(self) -> list[str]:
+        return _arguments("formula", ())
+
+    def _settings(self, features: Sequence[str], targets: Sequence[str]) -> Mapping[str, Any]:
         self.expression_ = self.expression or _linear(features)
-        return {"model.expression": self.expression_}
+        if isinstance(self.expression_, str):
+            return {"model.expression": self.expression_}
+        if len(self.expression_) != len(targets):
+            raise ConfigError(
+                f"`expression` must have as many formulas as y has columns, {len(targets)}, got {len(self.expression_)}; give one "
+                "for each column"
+            )
+        return {"model.expression": dict(zip(targets, self.expression_, strict=True))}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = self._several_targets
+        return tags
+
+    @property
+    def _several_targets(self) -> bool:
+        return not (self.expression is None or isinstance(self.expression, str))
 
 
 def _linear(features: Sequence[str]) -> str:
@@ -266,12 +333,25 @@ def _bound(value: float | None) -> float | None:
 def _composed(arguments: tuple[str, ...]) -> Config:
     # A composition takes longer than many a fit, and a search asks for the same one for every fold.
     with _COMPOSING:
-        config = compose.compose(arguments).config
-    if not isinstance(config.data, Memory):
-        raise ConfigError(
-            f"`data` must be memory, because `fit` gives the rows, got {config.data.name}; remove it from `overrides`"
-        )
-    return config
+        return compose.compose([*ROWS, *arguments]).config
+
+
+def _missing(config: Config) -> str:
+    """Return `data.missing`; error for data without columns, which no fit takes."""
+    return config.data.missing if isinstance(config.data, TableConfig) else "error"
+
+
+def _source(
+    rows: Any, features: Sequence[str], others: Mapping[str, np.ndarray] | None = None
+) -> ArraySource | ArrowSource:
+    """Return a table of pyarrow or an array [rows, features], and further columns [rows] by name, as a source of rows."""
+    others = others or {}
+    names = [*features, *others]
+    if isinstance(rows, np.ndarray):
+        return ArraySource(np.column_stack([rows, *others.values()]), names)
+    for name, values in others.items():
+        rows = rows.append_column(name, [values])
+    return ArrowSource.of_table(rows.rename_columns(names))
 
 
 def _with(config: Config, settings: Mapping[str, Any]) -> Config:

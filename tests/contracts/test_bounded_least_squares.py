@@ -144,7 +144,9 @@ def test_a_step_within_bounds_is_the_best_one(n: int, damped: bool) -> None:
     )
     tensor = torch.from_numpy
     bounds_of_steps = Bounds(tensor(low), tensor(high))
-    steps = step_within(tensor(matrix), tensor(residuals), tensor(scale), tensor(damping), bounds_of_steps).numpy()
+    steps = step_within(
+        tensor(matrix), tensor(residuals), tensor(scale), tensor(damping), bounds_of_steps, rows=n + 2
+    ).numpy()
     assert ((low <= steps) & (steps <= high)).all()
     for lane in range(lanes):
         scaled = stacked[lane] / scale[lane], right[lane]

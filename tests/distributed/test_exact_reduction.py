@@ -78,3 +78,11 @@ def test_exact_with_weighted_rows(tmp_path: Path) -> None:
             assert summary(run)["parameters_sha256"] == summary(other)["parameters_sha256"]
             assert summary(run)["metrics"] == summary(other)["metrics"]
             assert rows(run) == rows(other)
+
+
+def test_the_calibration_of_the_best_state_has_the_same_bits() -> None:
+    run = ["strategy.reduction=exact", "data.split.calibrate=9", "train.steps=20", "train.select=best"]
+    run += ["train.eval_every_steps=3", "optimizer=adam", "optimizer.lr=0.3"]
+    (one,), (two,) = trained(1, [run]), trained(2, [run])
+    assert (one / "calibration.json").read_bytes() == (two / "calibration.json").read_bytes()
+    assert summary(two)["selected"]["step"] < 20

@@ -31,7 +31,7 @@ def trained(*overrides: str) -> str:
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
     runner.run(model=net, data=(X, Y), overrides=[*OVERRIDES, *overrides])
-    return parameters_sha256(dict(net.named_parameters()))
+    return parameters_sha256({f"module.{name}": value for name, value in net.named_parameters()})
 
 
 def test_the_module_of_every_process_has_the_answer_of_one() -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 import signal
 import socket
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -521,6 +523,93 @@ def test_an_event_that_is_no_message_is_dropped() -> None:
 def test_a_folder_that_is_no_number_of_a_trial_is_left_alone(name: str) -> None:
     Path("s", name).mkdir()
     assert main(["-m", "resume=s"]) == 0
+
+
+# -------------------------------------------------------------------------------------------- what a prediction reads
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a table, a run `p` with rows of calibration, and a run `q` with a covariance."""
+    folder = tmp_path_factory.mktemp("fitted")
+    rows = [f"{i % 7},{'ab'[i % 2]},{i % 5 + i / 60}" for i in range(60)]
+    (folder / "t.csv").write_text("\n".join(["x,c,y", *rows, ""]))
+    table = [*QUICK, "data=csv", f"data.path={folder / 't.csv'}", "data.target=y"]
+    numbers = ["data.numbers=quantile", "data.split.calibrate=20", "optimizer.lr=0.001", "train.steps=2"]
+    assert main([*table, *numbers, f"run_dir={folder / 'p'}"]) == 0
+    assert main([*table, "data.features=[x]", "optimizer=lstsq", f"run_dir={folder / 'q'}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def predicting(fitted: Path, refused: Refused) -> Refused:
+    for name in ("p", "q"):
+        shutil.copytree(fitted / name, name, symlinks=True)
+
+    def messages(run: str) -> list[str]:
+        """Return the messages of a prediction with intervals, which must be refused and leave nothing."""
+        arguments = ["--input", str(fitted / "t.csv"), "--output", "out.csv", "--interval", "0.5", "--device", "cpu"]
+        found = refused("predict", run, *arguments)
+        assert not Path("out.csv").exists()
+        return found
+
+    return messages
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["p/preprocessing.json", "p/calibration.json", "q/covariance.json"])
+def test_a_strange_file_of_a_prediction_is_refused(kind: str, name: str, predicting: Refused) -> None:
+    put(kind, Path(name))
+    what = {"a device": "a link", "a loop": "a link", "30 GB": "it has more than "}.get(kind, kind)
+    (problem,) = predicting(name[0])
+    assert problem.startswith(f"{name} must be ")
+    assert what in problem
+
+
+CONTENTS: dict[tuple[str, str], list[tuple[Any, str]]] = {
+    ("p/calibration.json", "format"): [(2, "`format` must be at most 1, got 2; it was written by a newer version of runner, use that")],
+    ("p/calibration.json", "step"): [(-1, "`step` must be an integer of at least 0, got -1"), (None, "`step` must be an integer")],
+    ("p/calibration.json", "parameters_sha256"): [(3, "`parameters_sha256` must be a string, got 3"), ("0", "calibration.json must be of the state that predicts")],
+    ("p/calibration.json", "targets"): [({}, "`targets` must be a list of groups of keys, got {}"), ([], "`targets` must be those of the run")],
+    ("p/calibration.json", "targets.0.name"): [("z", "`targets` must be those of the run; restore the file")],
+    ("p/calibration.json", "targets.0.train_deviation"): [(-1, "`targets.0.train_deviation` must be a finite number of at least 0, got -1"), ("nan", "`targets.0.train_deviation` must be a finite number")],
+    ("p/calibration.json", "targets.0.target"): [([], "`targets` must have as many targets as predictions"), ([1.0] * 10**4, "`targets` must have as many targets as predictions"), (3, "`targets.0.target` must be a list")],
+    ("p/calibration.json", "targets.0.prediction.0"): [(math.inf, "`targets.0.prediction` must be a list, each item a finite number"), ("x", "`targets.0.prediction` must be a list, each item a finite number"), (10**399, "`targets.0.prediction` must be a list, each item a finite number")],
+    ("q/covariance.json", "deviation"): [(math.inf, "`deviation` must be a finite number of at least 0"), ([1], "`deviation` must be a finite number")],
+    ("q/covariance.json", "degrees_of_freedom"): [(0, "`degrees_of_freedom` must be an integer of at least 1, got 0"), (1.5, "`degrees_of_freedom` must be an integer")],
+    ("q/covariance.json", "inverse"): [([[1.0]], "`inverse` must have 2 rows of 2 finite numbers, got [[1.0]]"), (None, "`inverse` must have 2 rows"), ([[0.0] * 2] * 10**4, "`inverse` must have 2 rows of 2")],
+    ("q/covariance.json", "inverse.0.1"): [(math.inf, "`inverse` must have 2 rows of 2 finite numbers"), (10**350, "`inverse` must have 2 rows of 2 finite numbers"), (True, "`inverse` must have 2 rows")],
+    ("p/preprocessing.json", "features"): [([], "`inputs` must be the columns that `features` make"), ({"a": 1}, "`features` must be a list of groups of keys")],
+    ("p/preprocessing.json", "features.0.kind"): [("text", "`features.0.kind` must be one of number, date")],
+    ("p/preprocessing.json", "features.0.mean"): [(math.inf, "`features.0.mean` must be a finite number")],
+    ("p/preprocessing.json", "features.0.transform.kind"): [("rank", "`features.0.transform.kind` must be one of quantile, robust, got 'rank'")],
+    ("p/preprocessing.json", "features.0.transform.quantiles"): [([], "`features.0.transform.quantiles` must ascend, and be one at least"), ([2, 1], "`features.0.transform.quantiles` must ascend"), (["a"], "`features.0.transform.quantiles` must be a list, each item a finite number")],
+    ("p/preprocessing.json", "features.1.values"): [([], "`inputs` must be the columns that `features` make"), ([1], "`features.1.values` must be a list, each item a string"), (["a"] * 10**4, "`inputs` must be the columns that `features` make")],
+    ("p/preprocessing.json", "inputs.0.scale"): [(0, "`inputs.0.scale` must be a finite number above 0, got 0"), (math.inf, "`inputs.0.scale` must be a finite number")],
+    ("p/preprocessing.json", "targets.0.mean"): [("1", "`targets.0.mean` must be a finite number, got '1'")],
+    ("p/preprocessing.json", "targets"): [([], "`targets` must have different names, and one at least")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "key"), CONTENTS, ids=str)
+def test_a_strange_value_of_a_prediction_is_refused(name: str, key: str, predicting: Refused) -> None:
+    whole = json.loads(Path(name).read_text())
+    for value, message in CONTENTS[name, key]:
+        changed = json.loads(json.dumps(whole))
+        *groups, last = [int(part) if part.isdigit() else part for part in key.split(".")]
+        place = reduce(lambda group, part: group[part], groups, changed)
+        place[last] = value
+        Path(name).write_text(json.dumps(changed).replace("Infinity", "1e999"))
+        problem = predicting(name[0])[0]
+        assert problem.startswith(name)
+        assert message in problem
+
+
+def test_integers_that_a_float_has_are_floats(predicting: Refused, fitted: Path) -> None:
+    values = json.loads(Path("p/preprocessing.json").read_text())
+    values["features"][0]["transform"]["quantiles"][-1] = 10**300
+    Path("p/preprocessing.json").write_text(json.dumps(values))
+    assert main(["predict", "p", "--input", str(fitted / "t.csv"), "--output", "out.csv", "--device", "cpu"]) == 0
 
 
 # ---------------------------------------------------------------------------------------------- sealed checkpoints

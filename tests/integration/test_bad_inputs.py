@@ -126,7 +126,7 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
             "`loss` must be one of huber, mae, mse, got 'mes'; did you mean mse?",
             "`strategy` must be one of auto, ddp, dp, fsdp, pipeline, single, tensor, got 'dpp'; did you mean dp?",
             "`schedule` must be one of constant, cosine, step, warmup_cosine, got null",
-            "`data` must be one of csv, curve, diabetes, line, memory, parquet, got ['csv']",
+            "`data` must be one of csv, curve, diabetes, line, parquet, got ['csv']",
             "`train` must be one of default, got {'steps': 3}; set its keys one by one: train.KEY=…",
             "`record` must be one of default, got ''",
             f"{DEVICE} 'meta'",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import json
 import re
 import unicodedata
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +309,44 @@ def test_a_table_gives_the_same_parameters_as_text_packed_text_and_parquet() -> 
         )
     }
     assert len(set(hashes.values())) == 1, hashes
+
+
+NAMES = ["a=b", "x^2", "1", "kind=green", "u\u0308", "a b", '"q"', "x,z", "l\nm", ";", "NA", "-", "sep=;", "日本", "𝛼", "train/loss", "a.b", "../c", "None", "k" * 300]  # fmt: skip
+TEXTS = ["a", "b", "ü b", "NA", "x\ny", "'", '"', "a,b", " a", "é", "e\u0301", "日本", "a" * 500, "#", "2024-13-01", "None"]  # fmt: skip
+COLUMNS: list[tuple[pa.DataType, Callable[[np.random.Generator], object]]] = [
+    (pa.float64(), lambda random: float(random.standard_normal() * 10.0 ** random.integers(-30, 30))),
+    (pa.float64(), lambda random: float(random.integers(-9, 9))),
+    (pa.int64(), lambda random: int(random.integers(-(2**40), 2**40))),
+    (pa.int8(), lambda random: int(random.integers(0, 3))),
+    (pa.bool_(), lambda random: bool(random.random() < 0.5)),
+    (pa.string(), lambda random: str(random.choice(TEXTS))),
+    (pa.string(), lambda random: str(random.choice(["True", "FALSE", "false"]))),
+    (pa.date32(), lambda random: date.fromordinal(int(random.integers(1, 3_000_000)))),
+    (pa.timestamp("us"), lambda random: datetime(2000, 1, 1) + timedelta(seconds=int(random.integers(0, 2**30)))),
+]
+
+
+@pytest.mark.parametrize(
+    ("width", "dates"), [(1, "parts"), (4, "seconds"), (9, "parts"), (15, "seconds"), (19, "parts"), (400, "seconds")]
+)
+def test_any_table_gives_the_same_parameters_as_text_and_as_parquet(width: int, dates: str) -> None:
+    random = np.random.default_rng(width)
+    names = [*random.permutation(NAMES)[:width], *(f"column {i}" for i in range(width - len(NAMES)))]
+    kinds = [COLUMNS[i] for i in random.integers(0, len(COLUMNS), width)]
+    rows = [
+        [make(random) if random.random() < 0.9 else None for _, make in kinds]
+        for _ in range(int(random.integers(8, 30)))
+    ]
+    rows[0] = [make(random) for _, make in kinds]  # an empty column of text has no type
+    values = list(zip(*rows, strict=True))
+    target = random.standard_normal(len(rows)).tolist()
+    arrays = [pa.array([None if cell == "NA" else cell for cell in column], kind) for column, (kind, _) in zip(values, kinds, strict=True)]  # fmt: skip
+    pq.write_table(pa.table([*arrays, pa.array(target)], names=[*names, "target"]), "t.parquet")
+    with open("t.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([[*names, "target"], *([*row, y] for row, y in zip(rows, target, strict=True))])
+    common = ["data.target=target", "data.missing=mean", f"data.dates={dates}", "data.standardize=true", "model=linear"]
+    common += ["train.steps=3", "data.split.test=2", "dtype=float64", "optimizer=adam", *FIT[4:]]
+    text, parquet = (runner.run(None, [f"data={kind}", f"data.path=t.{kind}", *common]) for kind in ("csv", "parquet"))
+    assert text.summary["parameters_sha256"] == parquet.summary["parameters_sha256"]
+    features = [json.loads((run.directory / "preprocessing.json").read_text())["features"] for run in (text, parquet)]
+    assert features[0] == features[1]

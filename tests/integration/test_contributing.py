@@ -43,7 +43,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what the page adds to, with all that it adds."""
     copy = tmp_path_factory.mktemp("checkout")
     for folder in ("src", "conf"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, copy / folder)  # bytecode too: compiling takes longer than a command
     for name in ("docs/generate.py", "tests/contracts/test_models.py", "tests/conftest.py"):
         write(copy / name, "", (ROOT / name).read_text(encoding="utf-8"))
     for name, below, text in FILES:

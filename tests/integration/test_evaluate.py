@@ -19,7 +19,7 @@ from sklearn.inspection import permutation_importance
 
 import runner
 from runner.cli import main
-from runner.commands.evaluate import job
+from runner.commands.evaluate import importance, job
 from runner.compute.rng import stream
 from runner.data import arrow_files
 from runner.optim.student_t import estimate
@@ -189,8 +189,11 @@ def test_the_importance_of_a_linear_model_has_a_closed_form() -> None:
 
 
 @pytest.mark.parametrize("model", ["model=linear", "model=mlp"])
-def test_a_feature_is_shuffled_with_all_of_its_inputs(model: str) -> None:
-    """The parts of a date, the column that says where a number is missing, and columns or codes of categories."""
+def test_a_feature_is_shuffled_with_all_of_its_inputs(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts of a date, the column that says where a number is missing, and columns or codes of categories.
+
+    It does not depend on how many shuffles are predicted together. The rows of the network have weights.
+    """
     table = {
         "day": [f"20{20 + i % 5}-0{1 + i % 7}-11" for i in range(ROWS)],
         "a": [None, *TABLE["a"][1:]],
@@ -198,16 +201,21 @@ def test_a_feature_is_shuffled_with_all_of_its_inputs(model: str) -> None:
         "more": TABLE["kind"][::-1],
         "y": TABLE["y"],
     }
+    weight = np.arange(1.0, ROWS + 1) if model == "model=mlp" else None
+    table |= {} if weight is None else {"w": weight.tolist()}
     write(table, "parts.csv")
-    codes = ["model.widths=[4]", "model.embedding_size=3"] if model == "model=mlp" else []
+    codes = ["model.widths=[4]", "model.embedding_size=3", "data.weight=w"] if model == "model=mlp" else []
     inputs = ["data.path=parts.csv", "data.dates=parts", "data.missing=mean", "data.target=y", model, *codes]
     runner.run(None, [*QUICK, *inputs, "data.standardize=true", "train.steps=3", "run_dir=parts"])
-    found = evaluate("parts", "--input", "parts.csv", "--importance", "2")["importance"]
+    found = evaluate("parts", "--input", "parts.csv", "--importance", "3")["importance"]
+    monkeypatch.setattr(importance, "BATCH_ROWS", 2 * ROWS)
+    assert evaluate("parts", "--input", "parts.csv", "--importance", "3")["importance"] == found
     assert {each["feature"] for each in found} == {"day", "a", "kind", "more"}
     target = np.array(TABLE["y"])
 
     def rmse(columns: dict[str, list[Any]]) -> Any:
-        return oracle.root_mean_squared_error(target, runner.load("parts").predict(pa.table(columns)))
+        predicted = runner.load("parts").predict(pa.table(columns))
+        return oracle.root_mean_squared_error(target, predicted, sample_weight=weight)
 
     for each in found:
         order = torch.randperm(ROWS, generator=stream(0, f"importance/{each['feature']}", 1))

@@ -328,6 +328,21 @@ def test_a_full_disk_leaves_the_earlier_export(
     assert re.search(rf"error: `{re.escape(output)}` cannot be written: the disk is full \(.*; .* `--output`", found)
 
 
+def test_an_export_that_cannot_be_given_its_name_leaves_the_earlier_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export("mean", "safetensors", "m")
+    real = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if target == Path("m") and (path / "model.json").read_text().count("v w"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert "`m` cannot be written: Input/output error" in refused(capsys, "two", "safetensors", "m", "--force", code=1)
+
+
 def _edited(change: Callable[[dict[str, Any]], Any]) -> None:
     path = Path("m/model.json")
     values = json.loads(path.read_text())

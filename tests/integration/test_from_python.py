@@ -69,7 +69,7 @@ def wave(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def sha256(net: nn.Module) -> str:
-    return parameters_sha256(dict(net.named_parameters()))
+    return parameters_sha256({f"module.{name}": value for name, value in net.named_parameters()})
 
 
 def config(run: Run) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def test_a_run_is_not_resumed_with_other_objects(wave: Any) -> None:
     again = [f"resume={run.directory}", "train.steps=10"]
     cases: list[tuple[dict[str, Any], str]] = [
         ({"data": (X, Y + 1), "model": wave}, "`data`=memory must have the content that step_5 was trained on, SHA-256"),
-        ({"data": (X, Y), "model": nn.Linear(2, 1)}, "`model.weight` is missing; give the model of the run"),
+        ({"data": (X, Y), "model": nn.Linear(2, 1)}, "`model.module.weight` is missing; give the model of the run"),
         ({"data": (X, Y)}, "`model` must not be memory, whose module (__main__:Wave) only Python code can give; "),
         ({"model": wave}, "`data` must not be memory, whose rows only Python code can give; "),
         ({"data": {"train": (X, Y), "valid": (X, Y)}, "model": wave}, "`data` must have rows of their own for none, as the run has, got valid"),

@@ -19,6 +19,8 @@ import torch
 import faults
 import runner
 from runner import cli
+from runner.config.compose import compose
+from runner.data.split import division
 
 TABLE = ["data=csv", "data.target=y", "data.path=one.csv", "data.standardize=true", "record.plots=false", "device=cpu", "device.threads=1"]  # fmt: skip
 NETWORK = [*TABLE, "model=mlp", "model.widths=[8]", "model.activation=tanh", "dtype=float64", "optimizer=adam", "optimizer.lr=0.01"]  # fmt: skip
@@ -310,7 +312,7 @@ def test_a_repeated_run_needs_the_same_weights(capsys: pytest.CaptureFixture[str
     Path("source").rename("moved")
     assert cli.main(["rerun", "run", "run_dir=again"]) == 2
     assert capsys.readouterr().err == (
-        "error: `model.init_from` must be a run directory, got 'source', which is none; give its path with model.init_from=PATH\n"
+        "error: `model.init_from` must be a run directory or an export, got 'source', which is none; give its path with model.init_from=PATH\n"
     )
     assert cli.main(["rerun", "run", "model.init_from=moved", "run_dir=again"]) == 0
     assert read("again")["parameters_sha256"] == run
@@ -333,11 +335,11 @@ def test_a_directory_without_a_result_is_refused() -> None:
     path = "give its path with model.init_from=PATH"
     for name in ("empty", "nowhere", "one.csv"):
         assert problem([*NETWORK, f"model.init_from={name}"]) == (
-            f"`model.init_from` must be a run directory, got '{name}', which is none; {path}"
+            f"`model.init_from` must be a run directory or an export, got '{name}', which is none; {path}"
         )
     runner.multirun(None, [*NETWORK, "train.steps=2", "seeds=1", "run_dir=sweep"])
     assert problem([*NETWORK, "model.init_from=sweep"]) == (
-        "`model.init_from` must be a run directory, got 'sweep', which is a sweep; give one of its runs"
+        "`model.init_from` must be a run directory or an export, got 'sweep', which is a sweep; give one of its runs"
     )
     record = read("sweep/0", "run.json")
     Path("sweep/0/run.json").write_text(json.dumps({**record, "status": "interrupted"}))
@@ -378,12 +380,36 @@ def test_a_strange_preprocessing_is_refused(text: str, reason: str) -> None:
     assert all(line.startswith("source/preprocessing.json") for line in refused.value.problems)
 
 
-def test_a_run_of_an_older_version_must_be_repeated(tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_is_a_start(tmp_path: Path) -> None:
+    """It has no preprocessing.json, which is made again from its data."""
     older.copied("finished", tmp_path)
-    assert problem([*NETWORK, "model.init_from=finished"]) == (
-        "`model.init_from` must be a run with preprocessing.json, got 'finished' of an older version, which wrote none; repeat "
-        "it with rerun finished"
+    made = trained(["data=line", *TABLE[4:], "dtype=float64", *STILL, "model.init_from=finished"], "made")
+    assert start(made) == "2 of 2 parameters from finished, step 20, cast from float32 to float64"
+    trained([*NETWORK, "train.steps=3"], "source")
+    Path("source/preprocessing.json").unlink()
+    Path("one.csv").unlink()
+    message = problem([*NETWORK, "data.path=two.csv", FROM])
+    assert message.startswith(
+        "source must have a preprocessing.json, which older versions did not write, and it cannot"
     )
+
+
+def test_an_export_is_like_its_run() -> None:
+    trained([*NETWORK, "train.steps=5"], "source")
+    assert cli.main(["export", "source", "--format", "safetensors", "--output", "exported"]) == 0
+    moved, other = [*NETWORK, "data.path=two.csv", *STILL], "model.init_from=exported"
+    trained([*moved, FROM], "of_run")
+    trained([*moved, other], "of_export")
+    assert start("of_export") == start("of_run").replace("source", "exported")
+    assert all(map(torch.equal, state("of_export").values(), state("of_run").values()))
+    hashes = {read(run, "run.json")["init_from_sha256"] for run in ("of_run", "of_export")}
+    assert hashes == {read("source")["selected"]["parameters_sha256"]}
+    weights = Path("exported/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert problems([*moved, other]) == [
+        "exported/model.safetensors must be the weights of an exported model, but cannot be used (its SHA-256 is not the "
+        "`weights_sha256` of model.json); export the run again"
+    ]
 
 
 def test_nothing_that_fits_is_refused() -> None:
@@ -411,3 +437,55 @@ def test_lstsq_has_no_start() -> None:
         "`model.init_from` must be null with `optimizer`=lstsq, whose solution does not depend on a start, got source; "
         "use model.init_from=null"
     )
+
+
+# ----------------------------------------------------------------------------------------------- rows that were seen
+
+
+HELD = ["data.split.test=6", "data.split.valid=6", "data.split.calibrate=10"]
+SEEN = "; it may have been trained on {} rows of this run, which divides the same file in another way"
+
+
+def test_rows_of_another_division_may_have_been_seen() -> None:
+    """The file is known by its content. A run with the same parts, and one on another file, say nothing."""
+    held = [*LINEAR, *HELD, "train.steps=1", "record.sinks=[jsonl]", "record.baselines=[]"]
+    trained(held, "source")
+    shutil.copy("one.csv", "moved.csv")
+    for name, changed in {
+        "same": ["data.path=moved.csv", "seed=1", "data.seed=0"],
+        "other": ["data.path=two.csv", "seed=1"],
+        "none": ["data.split.calibrate=0", "data.split.test=0"],
+    }.items():
+        assert "may have been" not in start(trained([*held, FROM, *changed], name))
+    for parts, changed in {
+        "calibrate and test": ["data.path=moved.csv", "seed=1"],
+        "test": ["data.split.calibrate=0"],
+    }.items():
+        assert start(trained([*held, FROM, *changed], parts)).endswith(SEEN.format(parts))
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        (["seed=1", "data.seed=0"], True),
+        (["data.log_target=true", "data.features=[a]"], True),
+        (["data.split.test=7"], False),
+        (["data.missing=drop"], False),
+        (["data.test_path=two.csv", "data.split.test=0"], False),
+        (["seed=1"], False),
+        (["seed=1", "data.split.order=sequential"], False),
+    ],
+)
+def test_the_keys_that_decide_the_parts(changed: list[str], same: bool) -> None:
+    one, other = (compose([*TABLE, *HELD, *more]).config for more in ([], changed))
+    assert (division(one) == division(other)) is same
+
+
+def test_calibration_rows_that_trained_the_other_run_are_refused() -> None:
+    short = [*LINEAR, "train.steps=1"]
+    trained(short, "source")
+    assert problem([*short, "data.split.calibrate=10", FROM]) == (
+        "`data.split.calibrate` must set rows aside that `model.init_from`=source was not trained on, got 10, and all rows of the "
+        "same file trained that run; train it with the data.split and data.seed of this run, or use data.split.calibrate=0"
+    )
+    assert start(trained([*short, "data.split.test=10", FROM], "test")).endswith(SEEN.format("test"))

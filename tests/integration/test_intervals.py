@@ -1,25 +1,34 @@
-"""Intervals of predictions: `predict --interval` and `predict(frame, interval=…)`, by rows that neither trained nor chose."""
+"""Intervals of predictions by rows that neither trained nor chose, and by least squares: `predict`, and what `export` makes of them."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
+import os
+import pickle
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
+import pandas as pd
 import pytest
 import scipy.stats
 import torch
 from mapie.regression import SplitConformalRegressor
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
+import faults
 import runner
 from runner.cli import main
 from runner.data.scaling import Scaling
 from runner.errors import CheckpointError, ConfigError
+from runner.sklearn import CurveRegressor, Regressor
 from runner.training.intervals import Calibration, Intervals, place
 
 FAST = ["device=cpu", "device.threads=1", "record.plots=false", "record.sinks=[jsonl]", "data=csv", "data.path=t.csv"]
@@ -99,6 +108,36 @@ def test_the_intervals_are_those_of_mapie(level: float) -> None:
     _, ends = oracle.predict_interval(prediction[:, None])
     # The run scales the target, which rounds a few times.
     np.testing.assert_allclose(np.stack((low, high), 1), ends[:, :, 0], rtol=0, atol=1e-13)
+
+
+def test_a_run_says_how_many_rows_are_set_aside_and_what_for() -> None:
+    log = Path("one/run.log").read_text()
+    assert "interval by 60 rows of data.split.calibrate, for levels up to 60/61 (predict --interval)" in log
+    assert json.loads(Path("one/summary.json").read_text())["calibration_rows"] == 60
+    assert "calibration_rows" not in json.loads(Path("none/summary.json").read_text())
+    assert place(0.9836, 60, "interval") == 60  # 60/61 is 0.98360…
+    with pytest.raises(ConfigError, match="at least, got 60"):
+        place(0.9837, 60, "interval")
+
+
+def test_the_intervals_are_of_the_selected_state_also_after_a_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [*FAST, *NET, "data.features=[x]", "data.target=u", "data.split.valid=40", "train.batch_size=8"]
+    overrides += ["train.select=best", "train.eval_every_steps=3", "checkpoint.every_steps=10"]
+    whole = runner.run(None, [*overrides, "run_dir=whole"]).summary
+    with monkeypatch.context() as patch:
+        faults.at_step(patch, 25, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        faults.in_child(lambda: runner.run(None, [*overrides, "run_dir=killed"]))
+    assert not Path("killed/calibration.json").exists()
+    runner.run(None, ["resume=killed"])
+    assert Path("killed/calibration.json").read_bytes() == Path("whole/calibration.json").read_bytes()
+    values = json.loads(Path("whole/calibration.json").read_text())
+    assert values["step"] == whole["selected"]["step"] < whole["steps"]
+    assert values["parameters_sha256"] == whole["selected"]["parameters_sha256"] != whole["parameters_sha256"]
+    with open("t.csv", newline="") as table, open("whole/residuals.csv", newline="") as residuals:
+        x = [float(row["x"]) for row in csv.DictReader(table)]
+        rows = [int(row["row"]) - 1 for row in csv.DictReader(residuals) if row["part"] == "calibrate"]
+    found = runner.load("whole", device="cpu").predict(np.array(x)[rows, None])
+    np.testing.assert_allclose(values["targets"][0]["prediction"], found, rtol=1e-6)  # rows are added in another order
 
 
 def test_the_rows_of_calibration_are_as_in_the_residuals() -> None:
@@ -219,7 +258,7 @@ def test_a_run_without_such_rows_is_refused(capsys: pytest.CaptureFixture[str]) 
     assert main(["predict", "none", "--input", "new.csv", "--output", "no.csv", "--interval", "0.9"]) == 2
     error = capsys.readouterr().err
     assert error == (
-        "error: none/calibration.json must be there for intervals, which need rows that did not train the model; train a new run "
+        "error: none must have rows of data.split.calibrate for intervals, which did not train the model, got none; train it again "
         "with data.split.calibrate=0.2\n"
     )
 
@@ -296,7 +335,7 @@ def test_a_band_is_refused_where_it_is_not_known() -> None:
     )
     runner.run(None, [*one, "data.sigma=v", "model=linear", "optimizer=lstsq", "run_dir=weighted"])
     for run in ("sgd", "both", "weighted"):
-        with pytest.raises(CheckpointError, match=f"{run}/calibration.json must be there for intervals"):
+        with pytest.raises(CheckpointError, match=f"{run} must have rows of data.split.calibrate for intervals"):
             runner.load(run).predict(np.array([[1.0]]), interval=0.9)
 
 
@@ -316,3 +355,181 @@ def test_a_damaged_covariance_is_refused() -> None:
         path.write_text(json.dumps({**values, **changes}))
         with pytest.raises(CheckpointError, match=message):
             model.predict(np.array([[1.0]]), interval=0.9)
+
+
+# ------------------------------------------------------------------------------------------------------------- exports
+
+
+def export(run: str, *arguments: str, code: int = 0) -> None:
+    assert main(["export", run, *arguments]) == code
+
+
+def test_an_export_has_the_intervals_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder of a run with both files, and of one without rows set aside, whose intervals are Student's."""
+    runner.run(None, [*FAST, "data.features=[x]", "data.target=u", *LINEAR[:3], "dtype=float64", "run_dir=band"])
+    for run, files in (("log", {"calibration.json", "covariance.json"}), ("band", {"covariance.json"})):
+        path = str(tmp_path / run)
+        export(run, "--format", "safetensors", "--output", path)
+        assert {file.name for file in Path(path).iterdir()} == {"model.json", "model.safetensors", *files}
+        outputs = []
+        for model in (run, path):
+            arguments = ["--input", "new.csv", "--output", "-", "--interval", "0.9"]
+            capsys.readouterr()
+            assert main(["predict", model, *arguments]) == 0
+            outputs.append(capsys.readouterr().out)
+        assert outputs[0] == outputs[1]
+        assert outputs[0].startswith("prediction,low,high\n")
+    export(str(tmp_path / "log"), "--format", "safetensors", "--output", str(tmp_path / "log"), "--force")
+    assert len(runner.load(tmp_path / "log").predict(np.array([[1.0]]), interval=0.9)) == 3
+
+
+def test_files_of_another_state_are_left_out_of_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every = ["checkpoint.every_steps=10", "data.split.calibrate=9"]
+    runner.run(None, [*FAST, *NET[:-1], *every, "data.features=[x]", "data.target=u", "run_dir=states"])
+    export("states", "--format", "safetensors", "--output", str(tmp_path / "m"), "--state", "10")
+    assert "note: calibration.json is left out, because it is of the state that the run reports" in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(CheckpointError, match=r"must have a calibration\.json for intervals"):
+        runner.load(tmp_path / "m").predict(np.array([[1.0]]), interval=0.5)
+
+
+def onnx(run: str, path: Path, frame: dict[str, Any], *, level: str = "0.9") -> dict[str, Any]:
+    """Return the outputs [rows] of an exported run by name."""
+    export(run, "--format", "onnx", "--output", str(path / "m.onnx"), "--interval", level, "--force")
+    session = onnxruntime.InferenceSession(str(path / "m.onnx"))
+    names = [output.name for output in session.get_outputs()]
+    feeds = {name: np.asarray(values)[:, None] for name, values in frame.items()}
+    return dict(zip(names, (found[:, 0] for found in session.run(names, feeds)), strict=True))
+
+
+@pytest.mark.parametrize("run", ["one", "log", "two", "seeds"])
+def test_a_file_of_onnx_has_the_ends_of_intervals(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (x,) = new("x")
+    found = onnx(run, tmp_path, {"x": x[:500]}, level="0.8")
+    assert capsys.readouterr().out.endswith("\ninterval 0.8, by 60 rows of data.split.calibrate\n")
+    model = runner.load(run, device="cpu")
+    values = [part.reshape(500, -1) for part in model.predict(x[:500, None], interval=0.8)]
+    expected = {
+        target + end: part[:, place]
+        for end, part in zip(("", "_lower", "_upper"), values, strict=True)
+        for place, target in enumerate(model.target_names)
+    }
+    assert [*found] == [*expected]
+    for name, own in expected.items():
+        np.testing.assert_allclose(found[name], own, rtol=0, atol=1e-6 * np.abs(own).max())
+        # Half widths by themselves, which are smaller than the predictions.
+        target = name.partition("_")[0]
+        np.testing.assert_allclose(found[name] - found[target], own - expected[target], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    [
+        (["model=linear"], "float64"),
+        (["model=linear", "model.bias=false"], "float64"),
+        (["model=polynomial", "model.degree=3", "data.standardize=true"], "float64"),
+        (["model=polynomial", "model.degree=2", "data.standardize=true"], "float32"),
+    ],
+)
+def test_a_file_of_onnx_has_the_bands_of_a_linear_model(
+    model: list[str], dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree("linear", ignore_errors=True)
+    arguments = ["data.features=[x,v]", "data.target=u", "optimizer=lstsq", f"dtype={dtype}", "run_dir=linear"]
+    runner.run(None, [*FAST, *model, *arguments])
+    x, v = new("x", "v")
+    found = onnx("linear", tmp_path, {"x": x, "v": v})
+    assert "\ninterval 0.9, by Student's t with 2" in capsys.readouterr().out
+    expected = runner.load("linear", device="cpu").predict(np.stack((x, v), 1), interval=0.9)
+    for own, values in zip(found.values(), expected, strict=True):
+        np.testing.assert_allclose(
+            own, values, rtol=0, atol=(1e-12 if dtype == "float64" else 1e-6) * np.abs(values).max()
+        )
+    half = (found["u_upper"] - found["u_lower"]) / 2
+    # New rows far from the training rows have wider bands, which are no constant.
+    assert half.max() > 1.05 * half.min()
+
+
+def test_what_has_no_intervals_in_a_file_of_onnx_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    formula = ["model=formula", "model.expression=a*x + b", "optimizer=lm", "train.steps=20"]
+    runner.run(None, [*FAST, *formula, "data.features=[x]", "data.target=u", "run_dir=formula"])
+    named = [*LINEAR, "data.rename={u_upper: x}", "data.features=[u_upper]", "data.target=u", "run_dir=named"]
+    runner.run(None, [*FAST, *named])
+    capsys.readouterr()
+    for run, form, level, message in (
+        ("formula", "onnx", "0.9", "`--interval` must be of a linear or polynomial model, or by rows of data.split.calibrate, in a file of ONNX, got Student's t for another model; use --format safetensors"),
+        ("named", "onnx", "0.9", "`--interval` makes outputs whose names no column must have, got u_upper; train a new run with data.rename"),
+        ("none", "onnx", "0.9", "none must have rows of data.split.calibrate for intervals"),
+        ("one", "onnx", "1.5", "`--interval` must be above 0 and below 1, got 1.5; use 0.9 for 90 %"),
+        ("one", "onnx", "0.99", "`--interval`=0.99 must have 99 rows of data.split.calibrate at least, got 60"),
+        ("one", "safetensors", "0.9", "`--interval` must not be given with --format safetensors, whose folder has what intervals of every level need; remove it"),
+    ):  # fmt: skip
+        suffix = ".onnx" if form == "onnx" else ""
+        output = tmp_path / f"no{suffix}"
+        export(run, "--format", form, "--output", str(output), "--interval", level, code=2)
+        assert message in capsys.readouterr().err
+        assert not output.exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ estimators
+
+
+def test_an_estimator_has_the_intervals_of_a_run() -> None:
+    x, u = np.loadtxt("t.csv", delimiter=",", skiprows=1, usecols=(0, 1), unpack=True)
+    (z,) = new("x")
+    own = ["data.split.calibrate=60", "model.widths=[5]"]
+    fitted = Regressor(epochs=5, random_state=3, overrides=own).fit(pd.DataFrame({"x": x}), u)
+    rest = ["data.features=[x]", "data.target=u", "data.split.test=0", "train.epochs=5", "seed=3", "run_dir=table"]
+    runner.run("table", [*FAST[:1], *FAST[2:], *own, *rest])
+    expected = runner.load("table", device="cpu").predict(z[:, None], interval=0.9)
+    assert_equal(fitted.predict(pd.DataFrame({"x": z}), interval=0.9), expected)
+    assert_equal(pickle.loads(pickle.dumps(fitted)).predict(pd.DataFrame({"x": z}), interval=0.9), expected)
+    column = Regressor(epochs=5, random_state=3, overrides=own).fit(pd.DataFrame({"x": x}), u[:, None])
+    pipeline = make_pipeline(FunctionTransformer(), column)
+    assert_equal(pipeline.predict(pd.DataFrame({"x": z}), interval=0.9), [values[:, None] for values in expected])
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    assert len(found) == len(expected) == 3
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(own, other, strict=True)
+
+
+def test_a_fitted_formula_has_the_band_of_a_plane() -> None:
+    """The closed form of ordinary least squares with two columns."""
+    x, u, v = np.loadtxt("t.csv", delimiter=",", skiprows=1, unpack=True)
+    rows = np.array([[0.0, 1.0], [9.0, 3.0]])
+    found = CurveRegressor().fit(np.stack((x, v), 1), u).predict(rows, interval=0.95)
+    design, new = np.stack((np.ones_like(x), x, v), 1), np.insert(rows, 0, 1, axis=1)
+    fitted, (squares,), *_ = np.linalg.lstsq(design, u)
+    degrees = len(x) - 3
+    variance = 1 + np.einsum("ij,jk,ik->i", new, np.linalg.inv(design.T @ design), new)
+    half = scipy.stats.t.ppf(0.975, degrees) * np.sqrt(squares / degrees * variance)
+    for own, expected in zip(found, (new @ fitted, new @ fitted - half, new @ fitted + half), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-10)
+
+
+def test_an_estimator_without_such_rows_names_them() -> None:
+    x, u = np.loadtxt("t.csv", delimiter=",", skiprows=1, usecols=(0, 1), unpack=True)
+    fitted = Regressor(epochs=1).fit(x[:, None], u)
+    with pytest.raises(CheckpointError) as raised:
+        fitted.predict(x[:, None], interval=0.9)
+    assert str(raised.value) == (
+        "the fitted model must have rows of data.split.calibrate for intervals, which did not train the model, got none; train it "
+        "again with data.split.calibrate=0.2"
+    )
+    with pytest.raises(CheckpointError, match="the fitted model must have rows of data"):
+        CurveRegressor().fit(x[:, None], u, sample_weight=u**2).predict(x[:, None], interval=0.9)
+
+
+def test_a_run_that_has_not_ended_has_no_intervals_yet() -> None:
+    one = [*FAST, "data.features=[x]", "data.target=u"]
+    runner.run(None, [*one, *NET, "run_dir=ended"])
+    Path("ended/calibration.json").unlink()
+    with pytest.raises(CheckpointError) as raised:
+        runner.load("ended").predict(np.array([[1.0]]), interval=0.9)
+    assert str(raised.value) == (
+        "ended must have a calibration.json for intervals, which a run with data.split.calibrate writes when it ends, for "
+        "the state that it reports; finish the run, or use that state"
+    )

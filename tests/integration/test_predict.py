@@ -8,12 +8,14 @@ import gzip
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,7 +25,9 @@ from sklearn import metrics as oracle
 import runner
 from runner.cli import main
 from runner.data import cells
+from runner.data.scaling import Scaling
 from runner.errors import CheckpointError, DataError
+from runner.training.fitted import is_same_scaling
 from runner.training.predicting import CHUNK_ROWS
 
 ROWS = 60
@@ -318,6 +322,26 @@ def test_an_unseen_category_is_one_without_a_column(capsys: pytest.CaptureFixtur
     )
 
 
+def test_a_category_may_be_written_in_another_way(capsys: pytest.CaptureFixture[str]) -> None:
+    """Truth values and whole numbers are what they are in training, also for a state that has other names for them."""
+    Path("b.csv").write_text("flag,n,y\n" + "".join(f"{i % 3 > 0},{i % 4}{'.0' * (i % 2)},{i}\n" for i in range(24)))
+    runner.run(
+        None, [*QUICK, "data.path=b.csv", "data.categorical=[flag,n]", "data.drop=[]", "data.target=y", "run_dir=b"]
+    )
+    frame = pacsv.read_csv("b.csv")
+    texts = frame.set_column(0, "flag", pa.array([str(flag).upper() for flag in frame["flag"].to_pylist()]))
+    whole = texts.set_column(1, "n", pa.array([str(round(n)) for n in frame["n"].to_pylist()]))
+    expected = column(path="b/residuals.csv")
+    path = Path("b/preprocessing.json")
+    for state in (path.read_text(), path.read_text().replace('true"', 'True"').replace('false"', 'False"')):
+        path.write_text(state)
+        for rows in (frame, texts, whole):
+            pacsv.write_csv(rows, "new.csv")
+            assert main(["predict", "b", "--input", "new.csv", "--output", "out.csv", "--force"]) == 0
+            assert column() == expected
+    assert "did not have" not in capsys.readouterr().out
+
+
 def test_missing_values_are_refused_unless_they_are_the_mean(capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(capsys, "strict")
     assert (
@@ -424,6 +448,59 @@ def test_any_state_that_was_saved_can_be_used(capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     assert "note: the run is not finished (interrupted), so its last checkpoint is used" in said
     assert "note: the run was made with torch 2.9.0 and this is" in said
+
+
+@pytest.mark.parametrize("version", ["0.0.9", None])
+def test_a_run_of_another_version_is_used_and_named(
+    version: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict()
+    assert "made with" not in capsys.readouterr().out
+    record = json.loads(Path("run/run.json").read_text())
+    assert record["runner"] == runner.__version__
+    Path("run/run.json").write_text(json.dumps(record | {"runner": version}))
+    commands = [
+        ["predict", "run", "--input", "t.csv", "--output", "out.csv", "--force"],
+        ["evaluate", "run", "--input", "t.csv"],
+        ["export", "run", "--format", "safetensors", "--output", "model"],
+    ]
+    name = f"runner {version}" if version else "an older version of runner, which recorded no number"
+    for command in commands:
+        assert main(command) == 0
+        assert f"note: the run was made with {name}; this is {runner.__version__}\n" in capsys.readouterr().out
+    description = json.loads(Path("model/model.json").read_text())
+    assert description["runner"] == runner.__version__
+    Path("model/model.json").write_text(json.dumps(description | {"runner": version}))
+    assert main(["predict", "model", *commands[0][2:]]) == 0
+    assert f"note: the run was made with {name}; this is {runner.__version__}\n" in capsys.readouterr().out
+
+
+def test_a_preprocessing_that_an_older_version_has_not_written_is_made_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    expected = predict("run"), predict("strict", "data.missing=mean")
+    Path("run/preprocessing.json").unlink()
+    Path("strict/preprocessing.json").unlink()
+    assert (predict("run"), predict("strict", "data.missing=mean")) == expected
+    table_bytes = Path("t.csv").read_bytes()
+    with open("t.csv", "a") as file:
+        file.write("r60,1,red,2024-01-11,1,2\n")
+    problem = (
+        "error: run must have a preprocessing.json, which older versions did not write, and it cannot be made again: {}; repeat the run "
+        "with python -m runner rerun run, with data.path=… if the file was moved\n"
+    )
+    new = ["--input", "new_rows.csv"]
+    Path("t.csv").rename("new_rows.csv")
+    assert refused(capsys, "run", *new) == problem.format("`data.path` must be a readable file, but 't.csv' does not exist")  # fmt: skip
+    shutil.copy("new_rows.csv", "t.csv")
+    assert refused(capsys, "run", *new) == problem.format("its data have another content now")
+    Path("t.csv").write_bytes(table_bytes)
+    assert predict("run") == expected[0]
+    state = torch.load("run/checkpoints/step_6/state.pt", weights_only=True)
+    saved = Scaling(**state["scaling"])
+    assert is_same_scaling(saved, state["scaling"])
+    assert not is_same_scaling(replace(saved, target_mean=saved.target_mean + 1e-3), state["scaling"])
+    assert not is_same_scaling(saved, {"target_mean": "x"})
 
 
 def test_files_that_do_not_belong_together_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

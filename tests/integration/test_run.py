@@ -568,6 +568,14 @@ def test_overrides_are_a_list_of_texts(overrides: Any) -> None:
         runner.run("linreg", overrides)
 
 
+def test_several_seeds_are_no_single_run() -> None:
+    with pytest.raises(
+        runner.ConfigError, match=r"^`seeds` must be left out in a call of runner.run, which is one run; "
+    ):
+        runner.run("linreg", ["seeds=3"])
+    assert not Path("runs").exists()
+
+
 def test_errors_are_raised_and_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(runner.ConfigError, match=r"`optimizer.lrr` is not a key; did you mean `optimizer.lr`\?"):
         runner.run("linreg", ["optimizer.lrr=1"])

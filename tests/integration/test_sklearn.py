@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import scipy.optimize
 import torch
@@ -18,9 +19,10 @@ from sklearn.base import clone
 from sklearn.datasets import make_friedman1
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import check_estimator
 
 import runner
@@ -54,6 +56,18 @@ def decay(count: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     draw = np.random.default_rng(0)
     x, sigma = np.linspace(0, 5, count), 0.05 + 0.1 * draw.random(count)
     return x, 2 * np.exp(-1.3 * x) + 0.5 + sigma * draw.normal(size=count), sigma
+
+
+def mixed(count: int = 60) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return a table of numbers, texts, truth values, categories and dates, with missing values, and a target."""
+    draw = np.random.default_rng(0)
+    frame = pd.DataFrame({"size": draw.normal(size=count), "kind": draw.choice(["red", "green", "blue"], count)})
+    frame["new"], frame["grade"] = draw.random(count) < 0.5, pd.Categorical(draw.choice(["low", "high"], count))
+    frame["day"] = pd.date_range("2024-01-01", periods=count, freq="7h")
+    target = frame["size"] + 2 * (frame["kind"] == "red") + frame["new"] + 0.1 * draw.normal(size=count)
+    for place, name in enumerate(["size", "kind", "grade", "day"]):
+        frame.loc[[place, 2 * place + 20], name] = None
+    return frame, target.to_numpy()
 
 
 def write(path: str, **columns: np.ndarray) -> None:
@@ -181,6 +195,31 @@ def test_a_parameter_that_is_fixed_or_at_its_bound_has_no_standard_error() -> No
     assert np.isnan(fitted.covariance_).sum() == 8
 
 
+def test_formulas_of_several_targets_share_their_parameters() -> None:
+    x, y, _ = decay()
+    both = np.stack([y, 3 * y + 0.1 * np.cos(7 * x)], 1)
+    formulas, start = [DECAY, "d*exp(-b*x0) + e"], {**START, "d": 1.0, "e": 0.0}
+    fitted = CurveRegressor(formulas, start=start).fit(x[:, None], both)
+
+    def residuals(values: np.ndarray) -> Any:
+        a, b, c, d, e = values
+        return (np.stack([a * np.exp(-b * x) + c, d * np.exp(-b * x) + e], 1) - both).ravel()
+
+    best = scipy.optimize.least_squares(residuals, [*start.values()], jac="3-point", xtol=1e-15, ftol=1e-15, gtol=1e-15)
+    assert [*fitted.params_] == [*start]
+    # The derivatives of scipy are differences, which have half of the digits.
+    np.testing.assert_allclose([*fitted.params_.values()], best.x, rtol=1e-6)
+    np.testing.assert_allclose(fitted.predict(x[:, None]).ravel(), best.fun + both.ravel(), rtol=1e-6)
+    write("t.csv", x0=x, u=both[:, 0], v=both[:, 1])
+    expression = f'model.expression={{u: "{formulas[0]}", v: "{formulas[1]}"}}'
+    typed = ["data=csv", "data.path=t.csv", "data.target=[u,v]", expression]
+    summary = runner.run("formula", [*typed, f"model.start={start}".replace("'", ""), "record.plots=false"]).summary
+    for entry in ("parameters", "standard_errors", "covariance"):
+        assert fitted.summary_[entry] == summary[entry]
+    assert get_tags(fitted).target_tags.multi_output
+    assert not get_tags(CurveRegressor()).target_tags.multi_output
+
+
 def test_without_a_formula_the_answer_is_that_of_linear_least_squares() -> None:
     features, target = rows()
     fitted, linear = CurveRegressor().fit(features, target), LinearRegression().fit(features, target)
@@ -223,6 +262,72 @@ def test_columns_may_have_new_names() -> None:
     renamed = CurveRegressor("a*exp(-b*t) + c", start=START, overrides=["data.rename={t: x0}"]).fit(x[:, None], y)
     plain = CurveRegressor(DECAY, start=START).fit(x[:, None], y)
     assert np.array_equal(renamed.predict(x[:, None]), plain.predict(x[:, None]))
+
+
+def test_a_table_is_read_like_a_file() -> None:
+    """Texts, truth values, categories, dates and missing values have the bits of a run with a Parquet file of the table."""
+    frame, target = mixed()
+    frame.assign(y=target).to_parquet("t.parquet")
+    options = [*SHORT, "data.missing=mean", "data.dates=parts"]
+    fitted = short(overrides=options, random_state=3).fit(frame, target)
+    typed = ["data=parquet", "data.path=t.parquet", "data.target=y", "seed=3", *options]
+    run = runner.run("table", [*typed, "train.epochs=20", "record.plots=false"])
+    kinds = {"size": "number", "kind": "category", "new": "category", "grade": "category", "day": "date"}
+    assert fitted.predictor_.preprocessing.kinds == kinds
+    assert fitted.predictor_.preprocessing.state() == runner.load(run.directory).preprocessing.state()
+    assert fitted.summary_["parameters_sha256"] == run.summary["parameters_sha256"]
+    assert np.array_equal(fitted.predict(frame), runner.load(run.directory, device="cpu").predict(frame))
+
+
+def test_a_table_of_polars_or_pyarrow_has_the_answer_of_one_of_pandas() -> None:
+    polars = pytest.importorskip("polars")
+    frame, target = mixed()
+    options = [*SHORT, "data.missing=mean"]
+    expected = short(overrides=options).fit(frame, target).predict(frame)
+    for other in (polars.from_pandas(frame), pa.table(frame)):
+        assert np.array_equal(short(overrides=options).fit(other, target).predict(other), expected)
+
+
+def test_a_table_with_missing_values_works_in_the_tools() -> None:
+    frame, target = mixed()  # a shuffled split has an index, which is no column
+    pipeline = make_pipeline(FunctionTransformer(), short(overrides=[*SHORT, "data.missing=mean"], random_state=1))
+    search = GridSearchCV(pipeline, {"regressor__lr": [1e-6, 0.05]}, cv=KFold(3, shuffle=True, random_state=0))
+    search.fit(frame, target)
+    assert search.best_params_ == {"regressor__lr": 0.05}
+    assert search.best_score_ > 0.5
+    expected = search.predict(frame)
+    assert np.array_equal(pickle.loads(pickle.dumps(search.best_estimator_)).predict(frame), expected)
+    assert np.array_equal(clone(search.best_estimator_).fit(frame, target).predict(frame), expected)
+    assert np.array_equal(search.predict(frame[5:6]), expected[5:6])
+
+
+def test_a_category_that_fit_has_not_seen_is_predicted_with_a_warning() -> None:
+    frame, target = mixed()
+    fitted = short(overrides=[*SHORT, "data.missing=mean"]).fit(frame, target)
+    changed = frame.assign(kind=["violet", "violet", *frame["kind"][2:]])
+    with pytest.warns(UserWarning, match=r"^column 'kind' has values that .* did not have: 'violet' \(2 rows\); they"):
+        found = fitted.predict(changed)
+    assert np.isfinite(found).all()
+    assert np.array_equal(found[2:], fitted.predict(frame)[2:])
+
+
+def test_missing_values_are_as_the_configuration_says() -> None:
+    features, target = rows()
+    features[3, 1] = np.nan
+    frame = pd.DataFrame(features, columns=["a", "b", "c"])
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        short().fit(features, target)
+    with pytest.raises(DataError) as raised:
+        short().fit(frame, target)
+    assert str(raised.value) == (
+        "`data.missing`: column 'b' of 'the table' has 1 missing value (2.5%), in row 4; use data.missing=drop or data.missing=mean"
+    )
+    mean = short(overrides=[*SHORT, "data.missing=mean"])
+    assert (get_tags(mean).input_tags.allow_nan, get_tags(short()).input_tags.allow_nan) == (True, False)
+    assert np.array_equal(mean.fit(features, target).predict(features), clone(mean).fit(frame, target).predict(frame))
+    kept = np.arange(len(target)) != 3
+    drop, rest = short(overrides=[*SHORT, "data.missing=drop"]), short().fit(features[kept], target[kept])
+    assert np.array_equal(drop.fit(features, target).predict(features[kept]), rest.predict(features[kept]))
 
 
 def test_several_targets_are_trained_together_and_a_column_stays_one() -> None:
@@ -286,12 +391,15 @@ def test_the_seed_is_the_random_state() -> None:
         (Regressor(model="net"), "model"),
         (Regressor(lr=-1.0), "`optimizer.lr` must be a finite number from 0 to 1e+38, got -1"),
         (Regressor(overrides="seed=1"), '`overrides` must be a list of strings such as ["seed=3"], got \'seed=1\'; put it in a list'),
-        (Regressor(overrides=["data=line"]), "`data` must be memory, because `fit` gives the rows, got line; remove it from `overrides`"),
+        (Regressor(overrides=["data=line"]), "`data` must be left out, because `fit` is given the rows, got data=line; remove it from `overrides`"),
+        (Regressor(overrides=["data.valid_path=v.csv"]), "`data.valid_path` is not a key of memory, which has "),
         (Regressor(overrides=["launch.processes=2"]), "`launch.processes` and `launch.nodes` must be 1 in a fit in memory; remove them"),
+        (Regressor(overrides=["seeds=3"]), "`seeds` must be null in a fit in memory, which trains one model, got 3; fit once for each `seed`"),
+        (CurveRegressor(["a*x0", "b*x0"]), "`expression` must have as many formulas as y has columns, 1, got 2; give one for each column"),
         (CurveRegressor("a*x0 +"), "`model.expression`: "),
         (CurveRegressor("a*x0", start={"k": 1}), "`model.start.k` must name a parameter of `model.expression`='a*x0', which has a, x0; remove it"),
     ],
-    ids=["model", "lr", "overrides", "data", "launch", "formula", "start"],
+    ids=["model", "lr", "overrides", "data", "path", "launch", "seeds", "formulas", "formula", "start"],
 )  # fmt: skip
 def test_what_cannot_be_fitted_is_refused(estimator: Any, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
@@ -308,12 +416,16 @@ def test_a_formula_without_the_columns_is_refused_with_their_names() -> None:
     )
 
 
-def test_columns_of_categories_are_refused() -> None:
+def test_columns_of_categories_in_an_array_are_refused() -> None:
+    message = "the rows must be a table with named columns, because {} categories or groups, got an array; use a table"
     with pytest.raises(DataError) as raised:
         short(overrides=["data.categorical=[x1]", "data.split.group=x2", "data.split.valid=0.2"]).fit(*rows())
-    assert str(raised.value) == (
-        "the array must not have columns of categories or groups, since its cells are numbers, got 'x1', 'x2'; use a file of the table"
-    )
+    assert str(raised.value) == message.format("'x1', 'x2' are")
+    frame, target = mixed()
+    fitted = short(epochs=1, overrides=[*SHORT, "data.missing=mean"]).fit(frame, target)
+    with pytest.raises(DataError) as raised, pytest.warns(UserWarning, match="does not have valid feature names"):
+        fitted.predict(np.zeros((1, 5)))
+    assert str(raised.value) == message.format("'kind', 'new', 'grade' are")
 
 
 def test_weights_and_deviations_together_are_refused() -> None:

@@ -19,7 +19,7 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -175,7 +175,8 @@ def explained(target: Target, doing: str) -> Iterator[None]:
     except (ConfigError, KeyboardInterrupt):
         raise
     except BaseException as error:  # SystemExit as well: a module may exit
-        raise ConfigError(f"{target.shown}: {doing} failed{_place(error, target)}: {described(error)}") from error
+        place = place_of(error, target) or _place_outside(error)
+        raise ConfigError(f"{target.shown}: {doing} failed{place}: {described(error)}") from error
 
 
 def described(error: BaseException) -> str:
@@ -184,17 +185,25 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _place(error: BaseException, target: Target) -> str:
-    """Return file, line and function of the user's code in which an error arose; its last line where none is the user's."""
+def place_of(error: BaseException, target: Target) -> str:
+    """Return file, line and function of the user's code in which an error arose, as the end of a phrase; empty for other code."""
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         return f" in {error.filename}, line {error.lineno}"
-    own = [frame for frame in frames if _is_in(frame.filename, _folders(target.package))]
-    if not own:  # a notebook is in no package
-        own = [frame for frame in frames if not _is_in(frame.filename, [*_folders("runner"), *_folders("torch")])]
-    if not own:
+    return _last(frame for frame in frames if _is_in(frame.filename, _folders(target.package)))
+
+
+def _place_outside(error: BaseException) -> str:
+    """Return the same for code that is neither torch's nor of this package, such as that of a notebook, which is in no package."""
+    known = [*_folders("runner"), *_folders("torch")]
+    return _last(frame for frame in traceback.extract_tb(error.__traceback__) if not _is_in(frame.filename, known))
+
+
+def _last(frames: Iterable[traceback.FrameSummary]) -> str:
+    found = list(frames)
+    if not found:
         return ""
-    frame = own[-1]
+    frame = found[-1]
     where = f" in {frame.filename}, line {frame.lineno}"
     return where if frame.name == "<module>" else f"{where}, in {frame.name}"
 

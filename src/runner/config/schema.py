@@ -568,7 +568,7 @@ class ModelConfig(Part):
 
     name: str = key("kind of model")
     init_from: str | None = key(
-        "directory of a finished run whose parameters the model starts from, where they fit; null starts as the other keys say",
+        "directory of a finished run, or an export, whose parameters the model starts from, where they fit; null starts as the other keys say",
         before=None,
     )
 
@@ -616,7 +616,7 @@ class ModelConfig(Part):
 
     @property
     def title(self) -> str:
-        """What a run calls its model."""
+        """What a line about a run calls the model."""
         return self.name
 
     def wants_codes(self) -> bool:
@@ -710,8 +710,8 @@ class _OwnModel(ModelConfig):
 
     @property
     def title(self) -> str:
-        """The name, and which class it is."""
-        return f"{self.name} {self.target}"
+        """The class, or what Python code gave."""
+        return self.target
 
 
 @dataclass(frozen=True, kw_only=True)

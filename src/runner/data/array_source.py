@@ -26,17 +26,14 @@ class ArraySource:
 
     def read(self, places: Mapping[str, int], rules: Rules) -> dict[str, Column]:
         """Return the columns at these places by name. Raises `DataError` for columns that must be texts or categories."""
-        if texts := [name for name in places if rules.is_categorical(name)]:
-            raise DataError(
-                f"the array must not have columns of categories or groups, since its cells are numbers, got {listed(texts)}; "
-                "use a file of the table"
-            )
+        refuse_categories([name for name in places if rules.is_categorical(name)])
         return {name: self._column(name, place) for name, place in places.items()}
 
     def blocks(
         self, places: Mapping[str, int], kinds: Mapping[str, str], kept: Sequence[str], markers: frozenset[str]
     ) -> Iterator[Block]:
-        """Yield all rows at once."""
+        """Yield all rows at once. Raises `DataError` as `read` does."""
+        refuse_categories([name for name, kind in kinds.items() if kind == "category"])
         if not len(self.values):
             raise DataError("`data.path` must have rows, got 0 rows in the array; add rows")
         yield Block({name: Numbers(name, self.values[:, places[name]], kind) for name, kind in kinds.items()}, {})
@@ -48,3 +45,12 @@ class ArraySource:
     def _column(self, name: str, place: int) -> Numbers:
         # A column of its own memory: torch.from_numpy needs no copy of it, and warns of memory that cannot be written.
         return Numbers(name, self.values[:, place].copy())
+
+
+def refuse_categories(names: Sequence[str]) -> None:
+    """Raise `DataError` if there are columns of categories or groups, which an array of numbers has not."""
+    if names:
+        raise DataError(
+            f"the rows must be a table with named columns, because {listed(names)} are categories or groups, got an array; "
+            "use a table"
+        )

@@ -20,6 +20,7 @@ from runner.data.kinds import (
     KindReader,
     Numbers,
     Rules,
+    add_block,
     unusable,
     usable,
 )
@@ -151,37 +152,13 @@ class ArrowSource:
     def _texts(self, reader: ColumnReader, chunks: Sequence[Any], rules: Rules) -> tuple[Column | str, list[Fault]]:
         """Return a column of texts as text files have it."""
         for chunk in chunks:
-            reader.add(ArrowTexts(chunk, rules.markers), ".")
+            add_block([reader], [ArrowTexts(chunk, rules.markers)], ".")
         if reader.again():
             for chunk in chunks:
-                reader.add(ArrowTexts(chunk, rules.markers), ".")
+                add_block([reader], [ArrowTexts(chunk, rules.markers)], ".")
         self.warnings += reader.warnings()
         faults = [Fault(row + 1, reader.name, text, values) for row, text, values in reader.faults()]
         return reader.column(), faults if reader.numeric else []
-
-
-def table_of(frame: Any, name: str = "the table") -> Any:
-    """Return a table of pandas, polars or pyarrow, or of another library that exports to Arrow, as one of pyarrow.
-
-    Messages call it by a name. Raises `DataError`.
-    """
-    try:
-        import pyarrow as pa
-    except ImportError:
-        raise DataError(
-            'a table needs pyarrow, which is not installed; pip install "runner[tables]", or give an array'
-        ) from None
-    if not hasattr(frame, "__arrow_c_stream__") and not hasattr(frame, "to_parquet"):
-        raise DataError(
-            f"{name} must be one of pandas, polars or pyarrow, or an array of numpy, got {type(frame).__name__}; convert it"
-        )
-    try:
-        return pa.table(frame)
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise DataError(
-            f"{name} must have columns of numbers, texts or dates, but Arrow cannot take it ({reason}); cast them"
-        ) from None
 
 
 def texts_of(cells: Any, markers: frozenset[str]) -> ArrowTexts | None:
@@ -239,7 +216,11 @@ def _plain(column: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    return pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    if not pa.types.is_dictionary(column.type):
+        return column
+    if pa.types.is_string_view(column.type.value_type):  # as polars writes it, and Arrow cannot cast it in one step
+        column = pc.cast(column, pa.dictionary(column.type.index_type, pa.string()))
+    return pc.cast(column, column.type.value_type)
 
 
 def _dates(name: str, chunks: Sequence[Any], first: int = 0) -> Column | str:

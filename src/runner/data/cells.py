@@ -25,6 +25,9 @@ BLOCK_ROWS = 1000
 LARGE = 2**24
 """Bytes of a text from which pyarrow divides it into cells, several times as fast as Python's own reader."""
 
+WIDE = LONGEST_LINE // 16
+"""Bytes of a mean line from which Python's own reader is the faster one: pyarrow takes a fixed time for each column of its few lines."""
+
 SAMPLE_ROWS = 100
 """Rows that show which columns look like floats."""
 
@@ -142,7 +145,8 @@ class Cells:
 
     @cached_property
     def _divided_by_pyarrow(self) -> bool:
-        if self.dialect.comment is not None or self.text.size < LARGE or len(self.dialect.delimiter.encode()) > 1:
+        small, wide = self.text.size < LARGE, self.text.size > WIDE * self.text.lines
+        if small or wide or self.dialect.comment is not None or len(self.dialect.delimiter.encode()) > 1:
             return False
         try:
             import pyarrow.csv  # noqa: F401

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,9 +13,9 @@ from runner.compute.batch import Batch
 from runner.compute.rng import stream
 from runner.config import schema as c
 from runner.data import rounding, tables
+from runner.data.casting import Cast
 from runner.data.encoding import Encoding, NumberEncoding
-from runner.data.kinds import Categories, Column, Numbers
-from runner.data.memory import allocate
+from runner.data.kinds import Column, Numbers
 from runner.data.preprocessing import Preprocessing
 from runner.data.progress import Report, unreported
 from runner.data.scaling import Scaling, moments
@@ -172,7 +171,7 @@ def build(
     )
     weights = weigh(table, parts, scaling)
     check = rounding.Check(str(dtype).removeprefix("torch."), advised, table.place)
-    cast = _Cast(scaling, config, dtype, check)
+    cast = Cast(scaling, config, dtype, check)
     parts = {name: rows for name, rows in parts.items() if len(rows)}
     kept = _untransformed(table.features, encoding, parts, dtype) if untransformed else {}
     features, scaled_target = cast.features(table.features, encoding, parts), cast.targets(table.targets, target)
@@ -220,95 +219,6 @@ def _untransformed(
 def _reference_note(encoding: Encoding) -> Iterator[str]:
     if encoding.references:
         yield f"reference {', '.join(encoding.references)}"
-
-
-_SCALED_BY = {
-    True: "`data.standardize` must be false",
-    False: "`data.numbers` and `data.target_scale` must be none",
-}
-
-
-@dataclass(frozen=True)
-class _Cast:
-    """Scales columns in float64, checks what a dtype loses of them, and casts them."""
-
-    scaling: Scaling
-    config: c.DataConfig
-    dtype: torch.dtype
-    check: rounding.Check
-
-    def features(
-        self, columns: list[Column], encoding: Encoding, parts: Mapping[str, Tensor]
-    ) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Return the numbers [rows, columns] of each part, and the codes of its categories [rows, columns] if there are any.
-
-        The columns are taken out of the list one by one and cast, and put together only then: what is in memory is the
-        table and one column of the dtype, and later twice the features in the dtype.
-        """
-        columns.reverse()
-        scaled = torch.empty(sum(map(len, parts.values())), dtype=torch.float64)
-        cast: deque[tuple[Tensor, Tensor | None]] = deque()
-        for place, encoded in encoding.placed():
-            column = columns.pop()
-            if isinstance(encoded, NumberEncoding):
-                assert isinstance(column, Numbers)
-                missing = torch.from_numpy(column.missing) if encoded.indicated else None
-                cast.append((self._feature(encoded, column, place, scaled), missing))
-            else:
-                assert isinstance(column, Categories)
-                cast.append((torch.from_numpy((encoded.codes if encoded.coded else encoded.places)(column)), None))
-        del column, scaled  # the last column may hold the memory of all
-        width, coded = len(encoding.scaled), {encoded.name: place for place, encoded in enumerate(encoding.coded)}
-        numbers = {name: torch.zeros(len(rows), width, dtype=self.dtype) for name, rows in parts.items()}
-        codes = {name: torch.zeros(len(rows), len(coded), dtype=torch.int64) for name, rows in parts.items()}
-        for place, encoded in encoding.placed():
-            values, missing = cast.popleft()
-            for name, rows in parts.items():
-                own = values[rows]
-                if isinstance(encoded, NumberEncoding):
-                    numbers[name][:, place] = own
-                elif encoded.coded:
-                    codes[name][:, coded[encoded.name]] = own
-                else:
-                    known = (own >= 0).nonzero().flatten()
-                    numbers[name][known, place + own[known]] = 1
-                if missing is not None:
-                    numbers[name][:, place + 1] = missing[rows]
-        return {name: (numbers[name], codes[name] if coded else None) for name in parts}
-
-    def targets(self, columns: Sequence[Numbers], values: Tensor) -> Tensor:
-        """Return the targets [rows, targets], whose values in the file are float64 of that shape."""
-        scaled = self.scaling.target(values)
-        self._require_finite(scaled)
-        log, standardized = self.scaling.log_target, self.config.scales_target
-        scales = zip(self.scaling.target_mean.tolist(), self.scaling.target_scale.tolist(), strict=True)
-        for column, (mean, scale) in zip(columns, scales, strict=True):
-            exact = column.integers and not (standardized or log)
-            self.check.add(rounding.Column(column.name, column.values, exact, standardized, mean, scale, log))
-        return scaled.to(self.dtype)
-
-    def weight(self, weights: Tensor) -> Tensor:
-        """Return the weights [rows, 1]."""
-        self.check.add_weights(weights.numpy())
-        return weights.to(self.dtype).unsqueeze(1)
-
-    def _feature(self, encoded: NumberEncoding, column: Numbers, place: int, scaled: Tensor) -> Tensor:
-        """Return a column [rows], transformed and scaled in memory [rows] of float64; its missing values are filled in."""
-        values = encoded.transformed(column)
-        mean, scale = float(self.scaling.feature_mean[place]), float(self.scaling.feature_scale[place])
-        self._require_finite(self.scaling.feature(place, torch.from_numpy(values), scaled))
-        if encoded.transform is None:  # a transform leaves no large offset, and bounds the values
-            standardized = self.config.number_transform == "standardize"
-            exact = column.integers and not standardized  # scaled integers are rounded anyway
-            self.check.add(rounding.Column(column.name, values, exact, standardized, mean, scale))
-        memory = allocate(len(values) * self.dtype.itemsize)
-        return torch.frombuffer(memory, dtype=self.dtype, count=len(values)).copy_(scaled)
-
-    def _require_finite(self, scaled: Tensor) -> None:
-        if not bool(torch.stack(scaled.aminmax()).isfinite().all()):
-            raise DataError(
-                f"{_SCALED_BY[self.config.standardize]} for data whose mean or standard deviation float64 cannot represent; use a larger unit"
-            )
 
 
 def _require_positive(table: tables.Table) -> None:

@@ -20,7 +20,7 @@ from runner.compute import sizes
 from runner.compute.rng import stream
 from runner.config import schema as c
 from runner.data.diagnostics import listed, shown
-from runner.data.kinds import Categories, Column, Numbers
+from runner.data.kinds import TRUTH_VALUES, Categories, Column, Numbers
 from runner.data.transforms import Quantile, Robust, Transform
 from runner.errors import DataError
 
@@ -127,8 +127,23 @@ class CategoryEncoding:
 
     def places(self, column: Categories) -> np.ndarray:
         """Return the column in which each row has its 1, int32 [rows]; -1 for a value that is missing or new."""
-        place = {value: i for i, value in enumerate(self.values)}
-        places: np.ndarray = np.array([*(place.get(value, -1) for value in column.values), -1], np.int32)[column.codes]
+        known = self.spellings
+        places: np.ndarray = np.array([*(known.get(value, -1) for value in column.values), -1], np.int32)[column.codes]
+        return places
+
+    @property
+    def spellings(self) -> dict[str, int]:
+        """The column of every text that is a value of the training rows; -1 for the reference.
+
+        Truth values may be written in several ways.
+        """
+        places = {value: place for place, value in enumerate(self.values)}
+        if self.reference is not None:
+            places[self.reference] = -1
+        if places.keys() <= TRUTH_VALUES.keys():
+            by_value = {TRUTH_VALUES[text]: place for text, place in places.items()}
+            written = {text: by_value[value] for text, value in TRUTH_VALUES.items() if value in by_value}
+            places = {**written, **places}
         return places
 
     def state(self) -> dict[str, Any]:

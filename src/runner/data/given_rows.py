@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from runner.data.array_source import ArraySource
-from runner.data.arrow_files import ArrowSource, table_of
+from runner.data.arrow_files import ArrowSource
 from runner.data.diagnostics import EXACT_INTEGER, listed
+from runner.data.new_rows import arrow_table, is_table
 from runner.data.tables import Source
 from runner.errors import DataError
 
@@ -22,7 +23,7 @@ def open_rows(rows: Any, targets: Sequence[str], name: str) -> Source:
     if isinstance(rows, (ArraySource, ArrowSource)):
         return rows
     if not is_pair(rows):
-        return ArrowSource.of_table(_table(rows, name), name)
+        return ArrowSource.of_table(_table(rows), name)
     features, target = rows
     y = _numbers(target, "y")
     if y.ndim not in (1, 2):
@@ -34,8 +35,8 @@ def open_rows(rows: Any, targets: Sequence[str], name: str) -> Source:
         raise DataError(
             f"`data.target` must have as many names as y has columns, got {listed(targets)} for {columns.shape[1]:,}; name each"
         )
-    if hasattr(features, "columns"):
-        return _beside(_table(features, name), columns, targets, name)
+    if is_table(features) and not isinstance(features, np.ndarray):
+        return _beside(_table(features), columns, targets, name)
     x = _numbers(features, "X")
     if x.ndim != 2:
         remedy = "use X.reshape(-1, 1)" if x.ndim == 1 else "reshape it"
@@ -51,11 +52,13 @@ def is_pair(rows: Any) -> bool:
     return isinstance(rows, (tuple, list)) and len(rows) == 2
 
 
-def _table(frame: Any, name: str) -> Any:
-    """Return a table as one of pyarrow, without the index of pandas, which is no column."""
-    if isinstance(frame, np.ndarray):
-        raise DataError("`data.path` must be a table with names, or a pair (X, y), got an array; give (X, y)")
-    return table_of(frame.reset_index(drop=True) if hasattr(frame, "reset_index") else frame, name)
+def _table(frame: Any) -> Any:
+    """Return a table as one of pyarrow, without the index of pandas, which is no column. Raises `DataError`."""
+    if not is_table(frame):
+        raise DataError(
+            f"`data.path` must be a table of pandas, polars or pyarrow, or a pair (X, y), got {type(frame).__name__}; give one of them"
+        )
+    return arrow_table(frame.reset_index(drop=True) if hasattr(frame, "reset_index") else frame)
 
 
 def _beside(table: Any, columns: np.ndarray, targets: Sequence[str], name: str) -> ArrowSource:

@@ -15,10 +15,16 @@ import numpy as np
 
 from runner.data.diagnostics import EXACT_INTEGER, misspelled, named, shown
 from runner.data.memory import allocate
+from runner.data.number_cells import NumberCells, number_cells
 from runner.data.texts import Texts
 
 MISSING = ("", "NA", "N/A", "n/a", "na", "<NA>", "#N/A", "NaN", "nan", "NAN", "null", "NULL", "Null", "None", "none", "nil", "-", "?", ".")  # fmt: skip
 """Cells that stand for a missing value."""
+
+TRUTH_VALUES = {
+    spelling: value for value in ("false", "true") for spelling in (value, value.capitalize(), value.upper())
+}
+"""The category of every spelling of a truth value, in a column that has no other texts."""
 
 MOST_PLACES = 10
 """Number of cells of a column whose place is kept."""
@@ -31,6 +37,13 @@ MOST_LOOKED_AT = 1000
 
 _DAY_FIRST = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})(?:[ T]([0-9:.]+))?")
 _YEAR_FIRST = re.compile(r"([0-9]{4})[-/]([0-9]{1,2})[-/]([0-9]{1,2})((?:[ T].*)?)")
+
+
+def are_integers(values: np.ndarray) -> np.ndarray:
+    """Return whether all values […, rows] are integers that float64 represents exactly, […]."""
+    # Beyond 2**53 every float64 is an integer, so such a value is a large measurement, not a count or an identifier.
+    integers: np.ndarray = ((values == np.trunc(values)) & (np.abs(values) <= EXACT_INTEGER)).all(-1)
+    return integers
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +67,7 @@ class Numbers:
     @property
     def integers(self) -> bool:
         """Whether every value is an integer that float64 represents exactly, and none is missing."""
-        # Beyond 2**53 every float64 is an integer, so such a value is a large measurement, not a count or an identifier.
-        return bool(np.all((self.values == np.trunc(self.values)) & (np.abs(self.values) <= EXACT_INTEGER)))
+        return bool(are_integers(self.values))
 
     def take(self, rows: np.ndarray) -> Numbers:
         """Return the column with these rows only."""
@@ -229,12 +241,17 @@ class ColumnReader:
         else:
             self._values = Growing(self.expected, np.float64)
 
-    def add(self, texts: Texts, decimal: str) -> None:
-        """Read the cells of a block."""
+    @property
+    def takes_numbers(self) -> bool:
+        """Whether the cells of the next block are needed as numbers."""
+        return not self.categorical and not self._passed
+
+    def add(self, texts: Texts, numbers: NumberCells | None, decimal: str) -> None:
+        """Read the cells of a block; `numbers` are None unless it takes them."""
         self._decimal = decimal
-        if not self.categorical and not self._passed:
+        if numbers is not None:
             first = not self._rows
-            self._add_numbers(texts, decimal)
+            self._add_numbers(texts, numbers)
             if first and not self.numeric:
                 self._codes = Growing(self.expected, np.int32)
         if self._codes is not None:
@@ -280,23 +297,27 @@ class ColumnReader:
                 "add it to `data.categorical` or `data.drop` if they are identifiers"
             )
 
-    def _add_numbers(self, texts: Texts, decimal: str) -> None:
-        values, missing = texts.numbers(decimal), texts.missing
-        bad = _unusable(values, texts)
-        spelled = len(values) - int((np.isnan(values) & ~missing).sum()) - int(missing.sum())
-        places = np.flatnonzero(bad)
-        for row in places[: MOST_PLACES - len(self.first_bad)].tolist():
+    def _add_numbers(self, texts: Texts, cells: NumberCells) -> None:
+        for row in cells.bad[: MOST_PLACES - len(self.first_bad)].tolist():
             self.first_bad.append((self._rows + row, texts.text(row)))
-        integers = values == np.trunc(values)
-        self._fractions = self._fractions or not bool(np.all(integers | np.isnan(values)))
-        if self.zeros_first is None and not self._fractions and integers.any():
+        self._fractions = self._fractions or cells.fractions
+        if self.zeros_first is None and not self._fractions and cells.numbers:
             self.zeros_first = texts.zeros_first()
-        self.numbers += spelled
-        self.missing += int(missing.sum())
-        self.bad += len(places)
-        self._rows += len(values)
+        self.numbers += cells.numbers
+        self.missing += cells.missing
+        self.bad += len(cells.bad)
+        self._rows += len(cells.values)
         if self._values is not None:
-            self._values.extend(values)
+            self._values.extend(cells.values)
+
+
+def add_block(readers: Sequence[ColumnReader], block: Sequence[Texts], decimal: str) -> None:
+    """Give each reader the cells of its column."""
+    numbers = number_cells(
+        [texts for reader, texts in zip(readers, block, strict=True) if reader.takes_numbers], decimal
+    )
+    for reader, texts in zip(readers, block, strict=True):
+        reader.add(texts, next(numbers) if reader.takes_numbers else None, decimal)
 
 
 @dataclass
@@ -320,34 +341,25 @@ class KindReader:
 
     def _column(self, texts: Texts, decimal: str) -> Column:
         if self.kind == "number":
-            values = texts.numbers(decimal)
-            self._note(_unusable(values, texts), texts)
-            return Numbers(self.name, values)
+            cells = next(number_cells([texts], decimal))
+            self._note(cells.bad, texts)
+            return Numbers(self.name, cells.values)
         places: dict[str, int] = {}
         codes = texts.encode(places)
         if self.kind == "category":
-            return Categories(self.name, codes, tuple(places))
+            return Categories(self.name, codes, tuple(_without_zeros(text, decimal) for text in places))
         seconds = np.array([*(_moment(text) for text in places), np.nan], np.float64)[codes]
-        self._note(np.isnan(seconds) & (codes >= 0), texts)
+        self._note(np.flatnonzero(np.isnan(seconds) & (codes >= 0)), texts)
         return Numbers(self.name, seconds, "date")
 
     def faults(self) -> list[tuple[int, str, int]]:
         """Return row, from 0, and text of the first of these cells, each standing for itself."""
         return [(row, text, 1) for row, text in self.first_bad]
 
-    def _note(self, bad: np.ndarray, texts: Texts) -> None:
-        places = np.flatnonzero(bad)
+    def _note(self, places: np.ndarray, texts: Texts) -> None:
         self.bad += len(places)
         for row in places[: MOST_PLACES - len(self.first_bad)].tolist():
             self.first_bad.append((self._rows + row, texts.text(row)))
-
-
-def _unusable(values: np.ndarray, texts: Texts) -> np.ndarray:
-    """Return the mask [rows] of the cells that are no usable numbers, of their values as numbers, and are not missing."""
-    bad: np.ndarray = np.isnan(values) & ~texts.missing
-    large = np.flatnonzero(np.abs(values) >= EXACT_INTEGER)  # one beyond may be rounded to it
-    bad[large] = [_rounded(texts.text(row)) for row in large.tolist()]
-    return bad
 
 
 def unusable(path: str, columns: Mapping[str, Column | str]) -> list[str]:
@@ -386,7 +398,8 @@ def _texts(name: str, codes: np.ndarray, places: Mapping[str, int], chosen: bool
                 f"has {len(texts):,} distinct values in {present:,} rows, as free text has; add it to `data.drop`, or to "
                 "`data.categorical` if they are categories"
             )
-    spelled = [_without_zeros(text, decimal) for text in texts]
+    truth = TRUTH_VALUES.keys() >= {*texts}
+    spelled = [TRUTH_VALUES[text] if truth else _without_zeros(text, decimal) for text in texts]
     values = sorted({*spelled})
     ranks = {value: rank for rank, value in enumerate(values)}
     return Categories(name, np.array([*map(ranks.__getitem__, spelled), -1], np.int32)[codes], tuple(values))
@@ -396,12 +409,6 @@ def _without_zeros(text: str, decimal: str) -> str:
     """Return a text, without the decimal sign and the zeros after it if it is a whole number: 3.0 is the category 3."""
     whole, _, fraction = text.partition(decimal)
     return whole if fraction and not fraction.strip("0") and whole.removeprefix("-").isdigit() else text
-
-
-def _rounded(text: str) -> bool:
-    """Return whether float64 rounds an integer that is written out."""
-    digits = text.lstrip("+-0")
-    return digits.isdigit() and int(digits) > EXACT_INTEGER
 
 
 def _seconds(texts: Sequence[str]) -> list[float] | str | None:

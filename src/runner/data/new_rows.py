@@ -13,8 +13,8 @@ import numpy as np
 from runner.config import schema as c
 from runner.config import validation
 from runner.data import files
-from runner.data.array_source import ArraySource
-from runner.data.arrow_files import ArrowSource, table_of, texts_of
+from runner.data.array_source import ArraySource, refuse_categories
+from runner.data.arrow_files import ArrowSource, texts_of
 from runner.data.diagnostics import MOST_SHOWN, UnknownColumn, listed, named, shown
 from runner.data.dialect import Form
 from runner.data.encoding import CategoryEncoding
@@ -66,20 +66,45 @@ def open_files(path: str, config: c.DataConfig, report: Report = unreported) -> 
 
 
 def of_frame(frame: Any, preprocessing: Preprocessing) -> BlockSource:
-    """Return the rows of a table in memory, or of an array [rows, features] of numbers. Raises `DataError`."""
+    """Return the rows of a table in memory, of an array [rows, features] of numbers, or of a source. Raises `DataError`."""
+    if isinstance(frame, ArraySource | ArrowSource):
+        return frame
     if isinstance(frame, np.ndarray):
         return _of_array(frame, preprocessing)
-    return ArrowSource.of_table(table_of(frame))
+    if not is_table(frame):
+        raise DataError(
+            f"the table must be one of pandas, polars or pyarrow, or an array of numpy, got {type(frame).__name__}; convert it"
+        )
+    return ArrowSource.of_table(arrow_table(frame))
+
+
+def is_table(value: Any) -> bool:
+    """Return whether a value is a table in memory, with named columns, and not an array or a single column."""
+    arrow = hasattr(value, "__arrow_c_stream__") or hasattr(value, "to_parquet")
+    return arrow and len(getattr(value, "shape", (0, 0))) == 2
+
+
+def arrow_table(frame: Any) -> Any:
+    """Return a table in memory as one of pyarrow. Raises `DataError` if its columns are none of Arrow."""
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise DataError(
+            'a table needs pyarrow, which is not installed; pip install "runner[tables]", or give an array'
+        ) from None
+    try:
+        return pa.table(frame)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise DataError(
+            f"the table must have columns of numbers, texts or dates, but Arrow cannot take it ({reason}); cast them"
+        ) from None
 
 
 def _of_array(array: np.ndarray, preprocessing: Preprocessing) -> ArraySource:
     """Return an array whose columns are the features in their order. Raises `DataError` if it does not fit them."""
     names = list(preprocessing.kinds)
-    categories = [name for name, kind in preprocessing.kinds.items() if kind == "category"]
-    if categories:
-        raise DataError(
-            f"the rows must be a table with named columns, because {listed(categories)} are categories, got an array; use a table"
-        )
+    refuse_categories([name for name, kind in preprocessing.kinds.items() if kind == "category"])
     if array.ndim != 2 or array.shape[1] != len(names):
         raise DataError(
             f"the array must have the shape [rows, {len(names)}], got {list(array.shape)}; its columns are {listed(names)}"
@@ -219,7 +244,7 @@ class NewRows:
 
     def _note_unseen(self, encoding: CategoryEncoding, column: Column) -> None:
         assert isinstance(column, Categories)
-        known = {*encoding.values, encoding.reference}
+        known = encoding.spellings
         unseen = [code for code, value in enumerate(column.values) if value not in known]
         if unseen:
             counts = np.bincount(column.codes[column.codes >= 0], minlength=len(column.values))

@@ -48,7 +48,7 @@ class Preprocessing:
         """
         rows = len(next(iter(columns.values())).missing)
         numbers, codes = torch.zeros(rows, len(self.encoding.scaled), dtype=dtype), list[Tensor]()
-        scaled = torch.empty(rows, dtype=torch.float64)
+        scaled = torch.empty(1, rows, dtype=torch.float64)
         for place, encoded in self.encoding.placed():
             column = columns[encoded.column]
             if isinstance(encoded, CategoryEncoding):
@@ -63,15 +63,18 @@ class Preprocessing:
             assert isinstance(column, Numbers)
             column = column if column.kind == encoded.kind else column.part(encoded.kind)
             # A copy, because a column of Arrow is read-only.
-            self.scaling.feature(place, torch.tensor(encoded.transformed(column)), scaled)
-            numbers[:, place] = scaled
+            self.scaling.some_features([place], torch.tensor(encoded.transformed(column)).unsqueeze(0), scaled)
+            numbers[:, place] = scaled[0]
             if encoded.indicated:
                 numbers[:, place + 1] = torch.from_numpy(column.missing)
         return (numbers, torch.stack(codes, 1).long()) if codes else (numbers,)
 
-    def exchanged(self, inputs: tuple[Tensor, ...], feature: str, rows: Tensor) -> tuple[Tensor, ...]:
-        """Return inputs in which one feature of the table has the values of other rows, whose numbers are `rows` [rows]."""
-        changed = tuple(values.clone() for values in inputs)
+    def exchanged(self, inputs: tuple[Tensor, ...], feature: str, orders: Tensor) -> tuple[Tensor, ...]:
+        """Return inputs in which one feature of the table has the values of other rows, several times.
+
+        `orders` [times, rows] are the numbers of these rows. The inputs are [times · rows, columns], one time after the other.
+        """
+        changed, rows = tuple(values.repeat(len(orders), 1) for values in inputs), orders.flatten()
         for place, encoded in self.encoding.placed():
             if encoded.column == feature:
                 own = slice(place, place + len(encoded.names))
@@ -204,7 +207,11 @@ def _feature_faults(value: Mapping[str, Any], place: str) -> list[str]:
     if not isinstance(kind, str) or kind not in _TRANSFORMS:
         choices = ", ".join(_TRANSFORMS)
         return [f"`{place}.transform.kind` must be one of {choices}, got {shown(kind)}; restore the file"]
-    return [*faults(_Number, value, place), *faults(_TRANSFORMS[kind], transform, f"{place}.transform")]
+    problems = [*faults(_Number, value, place), *faults(_TRANSFORMS[kind], transform, f"{place}.transform")]
+    quantiles = transform.get("quantiles")
+    if not problems and quantiles is not None and (not quantiles or quantiles != sorted(quantiles)):
+        problems.append(f"`{place}.transform.quantiles` must ascend, and be one at least; restore the file")
+    return problems
 
 
 def _encoded(state: Mapping[str, Any]) -> NumberEncoding | CategoryEncoding:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from runner.data.diagnostics import listed, shown
+from runner.data.kinds import are_integers
 from runner.errors import DataError
 
 Advised = Callable[[str, Any], str | None]
@@ -107,10 +108,28 @@ class Check:
         else:
             self._warnings[column.name] = f"`dtype` rounds column {shown(column.name)}: {effect}"
 
+    def suspects(self, scaled: np.ndarray) -> list[int]:
+        """Return the places of those columns [columns, rows], scaled, that may lose something, of many at once.
+
+        Which of them do is for `add` to say, which takes much longer than a short column.
+        """
+        if self.dtype_name == "float64":
+            return []
+        rounded = _cast(scaled, self.dtype_name)
+        suspected = ~np.isfinite(rounded).all(1) | ((rounded != scaled).any(1) & are_integers(scaled))
+        ordered = np.sort(scaled[:, :_MOST_ROWS], 1)
+        different = np.ones(ordered.shape, bool)
+        different[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        counts = np.where(suspected, 0, different.sum(1))
+        for count in np.unique(counts[~suspected]).tolist():  # columns with as many distinct values are one array
+            places = np.flatnonzero(counts == count)
+            values = ordered[places][different[places]].reshape(-1, count)
+            suspected[places] = _may_lose(values, _cast(values, self.dtype_name))
+        return [int(place) for place in np.flatnonzero(suspected)]
+
     def add_weights(self, weights: np.ndarray) -> None:
         """Refuse weights [rows], relative to their mean, if one becomes 0. Only their relative rounding matters besides."""
-        cast = torch.from_numpy(weights).to(getattr(torch, self.dtype_name)).double().numpy()
-        lost = (cast == 0) & (weights > 0)
+        lost = (_cast(weights, self.dtype_name) == 0) & (weights > 0)
         if lost.any():
             row = int(lost.argmax())
             self._problems.append(
@@ -148,6 +167,20 @@ def _loss(column: Column, dtype_name: str) -> _Loss | None:
     return _overflow(column, dtype_name) or (None if dtype_name == "float64" else _rounding(column, dtype_name))
 
 
+def _cast(values: np.ndarray, dtype_name: str) -> np.ndarray:
+    """Return what a dtype makes of float64 values, in float64."""
+    cast: np.ndarray = torch.from_numpy(values).to(getattr(torch, dtype_name)).double().numpy()
+    return cast
+
+
+def _may_lose(values: np.ndarray, rounded: np.ndarray) -> np.ndarray:
+    """Return the mask [columns] of those whose sorted distinct values [columns, values] become equal, 0, or are rounded much."""
+    equal, zero = rounded[:, 1:] == rounded[:, :-1], (rounded == 0) & (values != 0)
+    error = np.abs(rounded - values) / _gaps(values)
+    suspected: np.ndarray = equal.any(1) | zero.any(1) | (2 * error.mean(1) > _TOLERANCE)
+    return suspected
+
+
 def _overflow(column: Column, dtype_name: str) -> _Loss | None:
     """Return the loss of a column with a value beyond the largest, or with an integer that would be rounded."""
     largest = torch.finfo(getattr(torch, dtype_name)).max
@@ -177,7 +210,7 @@ def _rounding(column: Column, dtype_name: str) -> _Loss | None:
     scaled, bits = column.scaled(values), _SIGNIFICANT_BITS[dtype_name]
     different = np.append(True, scaled[1:] != scaled[:-1])
     values, scaled = values[different], scaled[different]
-    rounded = torch.from_numpy(scaled).to(getattr(torch, dtype_name)).double().numpy()
+    rounded = _cast(scaled, dtype_name)
     equal, zero, error = (
         rounded[1:] == rounded[:-1],
         (rounded == 0) & (scaled != 0),
@@ -204,10 +237,11 @@ def _rounding(column: Column, dtype_name: str) -> _Loss | None:
 
 
 def _gaps(values: np.ndarray) -> np.ndarray:
-    """Return the mean distance between neighbours around each of these sorted values; infinite for a single one."""
-    if len(values) == 1:
-        return np.full(1, np.inf)
-    place = np.arange(len(values))
-    low, high = np.maximum(place - _NEIGHBOURS, 0), np.minimum(place + _NEIGHBOURS, len(values) - 1)
-    gaps: np.ndarray = (values[high] - values[low]) / (high - low)
+    """Return the mean distance between neighbours around each of these sorted values […, values]; infinite for a single one."""
+    count = values.shape[-1]
+    if count == 1:
+        return np.full(values.shape, np.inf)
+    place = np.arange(count)
+    low, high = np.maximum(place - _NEIGHBOURS, 0), np.minimum(place + _NEIGHBOURS, count - 1)
+    gaps: np.ndarray = (values[..., high] - values[..., low]) / (high - low)
     return gaps

@@ -71,9 +71,10 @@ class Scaling:
         """Return scaled features [rows, columns] for features in the units of the file."""
         return (raw - self.feature_mean) / self.feature_scale
 
-    def feature(self, place: int, raw: Tensor, into: Tensor) -> Tensor:
-        """Return one scaled feature [rows], by its place among the columns, in memory that is given."""
-        return torch.sub(raw, self.feature_mean[place], out=into).div_(self.feature_scale[place])
+    def some_features(self, places: Sequence[int], raw: Tensor, into: Tensor) -> Tensor:
+        """Return some scaled features [features, rows], by their places among the columns, in memory that is given."""
+        mean, scale = self.feature_mean[places].unsqueeze(1), self.feature_scale[places].unsqueeze(1)
+        return torch.sub(raw, mean, out=into).div_(scale)
 
     def target(self, raw: Tensor) -> Tensor:
         """Return the scaled target [rows, targets] for a target in the units of the file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,16 @@ PARTS = ("train", "valid", "calibrate", "test")
 
 BINS = 10
 """Bins of `data.split.stratify`=true."""
+
+
+def division(config: c.Config) -> str:
+    """Return what decides which rows of the same files are in which part, as JSON."""
+    data, shares = config.data, config.data.split
+    drawn = shares.order == "random" and (any(shares.shares.values()) or shares.folds is not None)
+    seed = (config.seed if data.seed is None else data.seed) if drawn else None
+    missing = getattr(data, "missing", None)
+    columns = [getattr(data, "features", None), getattr(data, "target", None)] if missing == "drop" else None
+    return json.dumps([c.plain(shares), seed, missing, columns, sorted(data.paths)])
 
 
 def split(

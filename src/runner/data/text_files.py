@@ -18,7 +18,7 @@ from runner.data.diagnostics import (
 )
 from runner.data.dialect import Form, detect
 from runner.data.files import File
-from runner.data.kinds import Block, Column, ColumnReader, KindReader, Rules, unusable, usable
+from runner.data.kinds import Block, Column, ColumnReader, KindReader, Rules, add_block, unusable, usable
 from runner.data.text import examine
 from runner.data.texts import Texts
 from runner.errors import DataError
@@ -141,8 +141,7 @@ class TextSource:
         for cells in self._files:
             rows = 0
             for block in cells.blocks(len(self.names), wanted, rules.markers, guessed):
-                for reader, texts in zip(readers, block, strict=True):
-                    reader.add(texts, cells.dialect.decimal)
+                add_block(readers, block, cells.dialect.decimal)
                 rows += len(block[0])
                 cells.text.file.progress.at(f"{sum(self._rows) + rows:,} of about {lines:,} rows")
             self._rows.append(rows)

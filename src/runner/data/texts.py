@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,38 +57,32 @@ class PlainTexts:
     markers: frozenset[str]
 
     def __post_init__(self) -> None:
-        self._texts = [cell.strip(" \t") for cell in self.cells]
+        self.texts = [cell.strip(" \t") for cell in self.cells]
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self.texts)
 
     @cached_property
     def missing(self) -> np.ndarray:
         """Mask [rows] of the cells that are one of the markers."""
-        return np.fromiter((text in self.markers for text in self._texts), bool, len(self._texts))
+        return np.fromiter((text in self.markers for text in self.texts), bool, len(self.texts))
 
     def text(self, row: int) -> str:
         """Return a cell."""
-        return self._texts[row]
+        return self.texts[row]
 
     def numbers(self, decimal: str) -> np.ndarray:
         """Return the numbers, as `NUMBERS` spells them."""
-        number = NUMBERS[decimal].fullmatch
-        cells = (
-            float(text.replace(decimal, ".")) if number(text) and text not in self.markers else np.nan
-            for text in self._texts
-        )
-        values = np.fromiter(cells, np.float64, len(self._texts))
-        return np.where(np.isinf(values), np.nan, values)
+        return _parsed(self.texts, len(self), decimal, self.markers)
 
     def zeros_first(self) -> str | None:
         """Return the first cell of digits that begins with a zero."""
-        return next((text for text in self._texts if text[:1] == "0" and _ZEROS_FIRST.fullmatch(text)), None)
+        return next((text for text in self.texts if text[:1] == "0" and _ZEROS_FIRST.fullmatch(text)), None)
 
     def encode(self, places: dict[str, int]) -> np.ndarray:
         """Return the place of each cell."""
-        cells = (-1 if text in self.markers else places.setdefault(text, len(places)) for text in self._texts)
-        return np.fromiter(cells, np.int32, len(self._texts))
+        cells = (-1 if text in self.markers else places.setdefault(text, len(places)) for text in self.texts)
+        return np.fromiter(cells, np.int32, len(self.texts))
 
     def below(self, row: int) -> PlainTexts:
         """Return the cells from a row on."""
@@ -229,3 +224,28 @@ class ArrowFloats:
         """Whether the numbers are what this class promises."""
         values = self.numbers(".")
         return bool(np.all((np.abs(values) < EXACT_INTEGER) | self.missing))
+
+
+def numbers_of(columns: Sequence[Texts], decimal: str) -> np.ndarray:
+    """Return the numbers of columns with the same rows, [columns, rows]."""
+    if len(columns) == 1:
+        return columns[0].numbers(decimal)[np.newaxis]
+    plain = [column for column in columns if isinstance(column, PlainTexts)]
+    if len(plain) < len(columns):
+        return np.stack([column.numbers(decimal) for column in columns])
+    count, markers = len(plain) * len(plain[0]), plain[0].markers
+    cells = chain.from_iterable(column.texts for column in plain)
+    return _parsed(cells, count, decimal, markers).reshape(len(plain), -1)
+
+
+def _parsed(texts: Iterable[str], count: int, decimal: str, markers: frozenset[str]) -> np.ndarray:
+    """Return cells as numbers; nan for all others."""
+    number = NUMBERS[decimal].fullmatch
+    cells = (
+        float(text if decimal == "." else text.replace(decimal, "."))
+        if number(text) and text not in markers
+        else np.nan
+        for text in texts
+    )
+    values = np.fromiter(cells, np.float64, count)
+    return np.where(np.isinf(values), np.nan, values)

@@ -111,8 +111,8 @@ class Robust:
 def of_state(state: Mapping[str, Any]) -> Transform:
     """Return the transform of a state."""
     fitted: Mapping[str, Callable[[], Transform]] = {
-        Quantile.kind: lambda: Quantile(tuple(state["quantiles"])),
-        Robust.kind: lambda: Robust(state["median"], state["scale"]),
+        Quantile.kind: lambda: Quantile(tuple(map(float, state["quantiles"]))),
+        Robust.kind: lambda: Robust(float(state["median"]), float(state["scale"])),
     }
     return fitted[state["kind"]]()
 

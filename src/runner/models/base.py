@@ -54,7 +54,11 @@ class Model(torch.nn.Module):
     @property
     def alone_because(self) -> str | None:
         """Why its runs cannot be vmapped, as the end of a sentence; None if they can."""
-        return "dropout draws from one stream" if self.draws else None
+        if self.draws:
+            return "dropout draws from one stream"
+        # What is stacked for the lanes are the parameters.
+        other = len(self.state_dict()) != sum(1 for _ in self.parameters())
+        return "its model has buffers, or a parameter with two names" if other else None
 
     @property
     def batch_matters(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,41 +19,34 @@ from runner.config import schema as c
 from runner.config.imports import Target
 from runner.errors import ConfigError
 from runner.models import habits
-from runner.models.base import Model
+from runner.models.base import Model, Standardization
 from runner.models.habits import Habits, Misfit
 
 MODULE = "a subclass of torch.nn.Module"
 
 
 class Custom(Model):
-    """A module of the user's own, with the contract of a model.
+    """A module of the user's own, with the contract of a model."""
 
-    It has the parameters, buffers and children of the module itself, under the names that they have there.
-    """
-
-    module: nn.Module
-    """The user's module."""
-    habits: Habits
-    """What it does, once it has been examined."""
-    target: Target
-    _codes: str | None
-
-    def __init__(self, module: nn.Module, target: Target, codes: str | None) -> None:
+    def __init__(
+        self, module: nn.Module, target: Target, codes: str | None, numbers: int, cardinalities: Sequence[int]
+    ) -> None:
         super().__init__()
-        # Not as a child, whose name would be in front of every name. The module's own registries are shared instead, so that what
-        # torch exchanges in this module, as vmap and sharding do, is exchanged in that one.
-        object.__setattr__(self, "module", module)
-        self._parameters, self._buffers, self._modules = module._parameters, module._buffers, module._modules
-        self._non_persistent_buffers_set = module._non_persistent_buffers_set
-        object.__setattr__(self, "target", target)
-        object.__setattr__(self, "habits", Habits())
-        object.__setattr__(self, "_codes", codes)
+        self.numbers, self.cardinalities = numbers, tuple(cardinalities)
+        self.module = module
+        self.target = target
+        self.habits = Habits()
+        self._codes = codes
 
     def forward(self, numbers: Tensor, categories: Tensor | None = None) -> Tensor:
         """Return the predictions of the module, which is given the codes of categories if it has an argument for them."""
         given: dict[str, Tensor | None] = {} if self._codes is None else {self._codes: categories}
         prediction: Tensor = self.module(numbers, **given)
         return prediction
+
+    def fitted(self, scaling: Standardization) -> Mapping[str, Tensor]:
+        """Return the parameters by the names that they have in the module."""
+        return {name: parameter.detach() for name, parameter in self.module.named_parameters()}
 
     @property
     def draws(self) -> bool:
@@ -68,7 +61,7 @@ class Custom(Model):
         if self.habits.batch_matters:
             return "its model depends on the whole batch, as batch normalisation does"
         frozen = any(not parameter.requires_grad for parameter in self.parameters())
-        return "some parameters of its model are not trained" if frozen else None
+        return "some parameters of its model are not trained" if frozen else super().alone_because
 
     @property
     def batch_matters(self) -> bool:
@@ -80,7 +73,7 @@ class Custom(Model):
         targets = self.targets
         try:
             with imports.explained(self.target, "its forward pass"):
-                object.__setattr__(self, "habits", habits.probe(self, inputs, targets))
+                self.habits = habits.probe(self, inputs, targets, "module.")
         except ConfigError as error:
             cause = error.__cause__
             yield f"{self.target.shown} must {cause}" if isinstance(cause, Misfit) else error.problems[0]
@@ -96,12 +89,6 @@ class Custom(Model):
         """One sentence on the habits of the module, if it has any."""
         phrases = "; ".join(self.habits.phrases())
         return [f"{self.target.shown}: {phrases}"] if phrases else []
-
-    def train(self, mode: bool = True) -> Custom:
-        """Set the mode of both."""
-        self.training = mode
-        self.module.train(mode)
-        return self
 
 
 def wants_codes(config: c.CustomModel) -> bool:
@@ -169,6 +156,11 @@ def described(given: Any) -> str:
     return _name(given)
 
 
+def state_of_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state of a `Custom` by the names of its module."""
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
 def takes_codes(given: Any) -> bool:
     """Return whether a module or class takes the codes of categories; a function does if it has an argument `cardinalities`."""
     if isinstance(given, nn.Module):
@@ -218,7 +210,7 @@ class _Maker:
             # Modules draw from torch's global generator, whose state `models.base.build` restores.
             torch.default_generator.manual_seed(generator.initial_seed())
             module = self._module().cpu()
-            model = Custom(module, self.target, _codes(type(module)))
+            model = Custom(module, self.target, _codes(type(module)), len(self.feature_names), self.cardinalities)
             if any(is_lazy(parameter) for parameter in module.parameters()):
                 rows, counts = torch.zeros(2, len(self.feature_names)), len(self.cardinalities)
                 codes = torch.zeros(2, counts, dtype=torch.int64) if counts else None
@@ -276,7 +268,7 @@ def _problems(model: Custom, codes: bool) -> Iterator[str]:
     """Yield what a module without a forward pass shows to be wrong. `codes` says whether there are codes for it."""
     if codes and model._codes is None:
         yield f"{model.target.shown} must have a forward pass with an argument `categories`, got none; add it"
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.module.named_parameters())
     if not any(parameter.requires_grad for parameter in parameters.values()):
         yield f"{model.target.shown} must have parameters that are trained, got none; register them as torch.nn.Parameter"
     complex_ones = [name for name, value in parameters.items() if not value.is_floating_point()]

@@ -53,8 +53,10 @@ class Misfit(ValueError):
     """The predictions of a module cannot be used. The text is what they must be and what they are."""
 
 
-def probe(model: nn.Module, inputs: tuple[Tensor, ...], targets: int) -> Habits:
+def probe(model: nn.Module, inputs: tuple[Tensor, ...], targets: int, prefix: str = "") -> Habits:
     """Return the habits of a module on the first rows of `inputs`, each [rows, columns]. The module itself is not changed.
+
+    `prefix` is the beginning of all names in the module that is left out.
 
     Raises `Misfit` for predictions that are not [rows, targets], or that do not depend on the parameters.
     """
@@ -70,7 +72,9 @@ def probe(model: nn.Module, inputs: tuple[Tensor, ...], targets: int) -> Habits:
         first = subject(*few)
         draws = not torch.equal(torch.default_generator.get_state(), seeded)
         _check(first, len(few[0]), targets)
-        changed = tuple(name for name, value in _buffers(subject).items() if not _equal(value, before[name]))
+        changed = tuple(
+            name.removeprefix(prefix) for name, value in _buffers(subject).items() if not _equal(value, before[name])
+        )
         again = _training_pass(subject, before, few)
         unseeded = not _equal(first, again)
         mixes = not unseeded and not _equal(_training_pass(subject, before, _others(few))[:1], first[:1])
@@ -78,8 +82,14 @@ def probe(model: nn.Module, inputs: tuple[Tensor, ...], targets: int) -> Habits:
         subject.eval()
         prediction = subject(*few)
         mixes_new = not unseeded and not _equal(subject(*_others(few))[:1], prediction[:1])
+    if not bool(prediction.isfinite().all()):
+        raise Misfit(
+            "return finite numbers for the first rows, got nan or inf; correct its start values, or remove these rows"
+        )
     prediction.sum().backward()
-    unused = tuple(name for name, p in subject.named_parameters() if p.requires_grad and p.grad is None)
+    unused = tuple(
+        name.removeprefix(prefix) for name, p in subject.named_parameters() if p.requires_grad and p.grad is None
+    )
     return Habits(draws, unseeded, mixes, mixes_new, changed, unused)
 
 

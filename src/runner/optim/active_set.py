@@ -17,10 +17,12 @@ MOVES = 4
 """Maximum number of moves for each entry. One for each entry that meets a bound is usual, and one more."""
 
 
-def step_within(matrix: Tensor, residuals: Tensor, scale: Tensor, damping: Tensor, bounds: Bounds) -> Tensor:
+def step_within(
+    matrix: Tensor, residuals: Tensor, scale: Tensor, damping: Tensor, bounds: Bounds, *, rows: int
+) -> Tensor:
     """Return the step [lanes, n] for J [lanes, rows, n], r [lanes, rows], scale [lanes, n] and damping [lanes].
 
-    `bounds` are those of the step, [lanes, n], with low ≤ 0 ≤ high.
+    `bounds` are those of the step, [lanes, n], with low ≤ 0 ≤ high. `rows` is the number of rows that J is the triangular factor of.
     """
     weight = damping.unsqueeze(1) * scale.square()
     rounding = ROUNDING * torch.finfo(scale.dtype).eps * scale * residuals.norm(dim=1, keepdim=True)
@@ -30,7 +32,7 @@ def step_within(matrix: Tensor, residuals: Tensor, scale: Tensor, damping: Tenso
     for _ in range(MOVES * (scale.shape[1] + 1)):
         kept = torch.where(held, step, 0.0)
         problem = Linearised.from_triangle(
-            matrix.masked_fill(held.unsqueeze(1), 0.0), residuals + times(matrix, kept), scale
+            matrix.masked_fill(held.unsqueeze(1), 0.0), residuals + times(matrix, kept), scale, rows
         )
         target = torch.where(held, step, problem.unscaled(problem.damped(damping)))
         move = torch.where(done.unsqueeze(1), 0.0, target - step)

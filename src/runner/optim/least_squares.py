@@ -153,17 +153,17 @@ class _Problem:
     """Gauss–Newton step [lanes, n] in the basis of `model`."""
 
     @staticmethod
-    def at(origin: Tensor, factor: Tensor, bounds: Bounds, largest: Tensor | None) -> _Problem:
-        """Return the problem for parameters [lanes, n], the factor of [J, r, y], and the largest scale of earlier steps."""
+    def at(origin: Tensor, factor: Tensor, rows: int, bounds: Bounds, largest: Tensor | None) -> _Problem:
+        """Return the problem for parameters [lanes, n], the factor of so many rows of [J, r, y], and the largest scale of earlier steps."""
         n = origin.shape[1]
         matrix, residuals = factor[:, :n, :n], factor[:, :n, n]
         held = bounds.active(origin, times(matrix.mT, residuals))
         free = without_columns(factor[:, :n, : n + 1], held)
         scale = lengths(matrix)
-        present = model = _linearised(free, scale, held)
+        present = model = _linearised(free, scale, held, rows)
         if largest is not None:
             scale = torch.maximum(scale, largest)
-            model = _linearised(free, scale, held)
+            model = _linearised(free, scale, held, rows)
         room = Bounds(bounds.low - origin, bounds.high - origin)
         return _Problem(matrix, residuals, room, held, scale, present, model, model.step_of(present))
 
@@ -178,7 +178,7 @@ class _Problem:
         if not bool(cut.any()):
             return _Trial(step, along.norm(dim=1), linear, damped, cut)
         scale = torch.where(damping.unsqueeze(1) > 0, self.scale, lengths(self.matrix))
-        within = step_within(self.matrix, self.residuals, scale, damping, self.room)
+        within = step_within(self.matrix, self.residuals, scale, damping, self.room, rows=model.rows)
         change = times(self.matrix, within)
         squares = change.square().sum(1)
         return _Trial(
@@ -220,7 +220,7 @@ class LevenbergMarquardt(_LeastSquares):
         factor = _with_lanes(linearisation.factor)
         origin = self._rows().to(factor)
         n, bounds = origin.shape[1], self._bounds.to(factor)
-        problem = _Problem.at(origin, factor, bounds, self._slots.get("scale"))
+        problem = _Problem.at(origin, factor, linearisation.rows, bounds, self._slots.get("scale"))
         scale = problem.scale
         length, size = (factor[:, :, column].norm(dim=1) for column in (n, n + 1))  # lengths of r and y
         radius, last_offset = self._trust_region(scale * origin, problem.full)
@@ -310,10 +310,10 @@ def lm(
     return LevenbergMarquardt(lanes or [config], parameters, None if lanes is None else len(lanes), bounds)
 
 
-def _linearised(free: Tensor, scale: Tensor, held: Tensor) -> Linearised:
-    """Return the problem of a factor [lanes, rows, n + 1] of [J, r] whose held columns are unit vectors."""
+def _linearised(free: Tensor, scale: Tensor, held: Tensor, rows: int) -> Linearised:
+    """Return the problem of a factor [lanes, …, n + 1] of so many rows of [J, r], whose held columns are unit vectors."""
     n = scale.shape[1]
-    return Linearised.from_triangle(free[:, :n, :n], free[:, :n, n], torch.where(held, 1.0, scale))
+    return Linearised.from_triangle(free[:, :n, :n], free[:, :n, n], torch.where(held, 1.0, scale), rows)
 
 
 def _with_lanes(factor: Tensor) -> Tensor:

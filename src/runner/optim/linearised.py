@@ -38,10 +38,10 @@ class Linearised:
     along: Tensor
     """Component [lanes, k] of the residuals along each left singular vector."""
     rows: int
-    """Number of rows of J whose rounding is in its triangular factor; 0 if there are few."""
+    """Number of rows of J, whose rounding is in its triangular factor."""
 
     @staticmethod
-    def from_triangle(triangle: Tensor, projected: Tensor, scale: Tensor, rows: int = 0) -> Linearised:
+    def from_triangle(triangle: Tensor, projected: Tensor, scale: Tensor, rows: int) -> Linearised:
         """Return the problem of J = QR, given R [lanes, k, n], Qᵀr [lanes, k] and scale [lanes, n].
 
         `rows` is the number of rows of J. Entries that are not finite count as 0.

@@ -316,7 +316,7 @@ def _ranks_elsewhere(model: Differentiable, parameters: Mapping[str, Tensor], ro
     numbers, of_lane = len(fitted), rows.map(lambda values: values if values.dim() == 2 else values[lane])
     elsewhere = factors.factor(model, named, of_lane)
     elsewhere = elsewhere[elsewhere.isfinite().all(2).all(1), :numbers, :numbers]
-    return Linearised.from_triangle(elsewhere, elsewhere[:, :, 0], lengths(elsewhere)).determined.sum(1)
+    return Linearised.from_triangle(elsewhere, elsewhere[:, :, 0], lengths(elsewhere), rows.residuals).determined.sum(1)
 
 
 def _bounds(config: c.Config, parameters: Mapping[str, Tensor]) -> Bounds:

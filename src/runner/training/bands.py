@@ -7,7 +7,7 @@ that are linear in their parameters.
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.config.documents import FORMAT, checked, read_json
+from runner.config.documents import FORMAT, checked
 from runner.config.parts import key
 from runner.config.validation import shown
 from runner.errors import CheckpointError
@@ -39,12 +39,10 @@ class Bands:
     def __init__(self, trained: Trained, covariance: Covariance, degrees_of_freedom: int, level: float) -> None:
         self.level = level
         self.basis = f"Student's t with {degrees_of_freedom:,} degrees of freedom"
-        self._scaling, self._covariance, self._model = (
-            trained.preprocessing.scaling,
-            covariance,
-            trained.model().double(),
-        )
-        self._reach = t_quantile((1 + level) / 2, degrees_of_freedom) * covariance.deviation
+        self.covariance = covariance
+        self.reach = t_quantile((1 + level) / 2, degrees_of_freedom) * covariance.deviation
+        """Half width, as the model scales the target, where the variance is that of the noise alone."""
+        self._scaling, self._model = trained.preprocessing.scaling, trained.model().double()
 
     def around(self, predictions: Tensor, inputs: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
         """Return the ends (low, high), each [rows, 1], for predictions [1, rows, 1] in the file's units and the model's inputs."""
@@ -52,11 +50,11 @@ class Bands:
         parameters = {name: value.detach() for name, value in self._model.named_parameters()}
         variance = torch.cat(
             [
-                self._covariance.variance(self._model.jacobian(parameters, piece))
+                self.covariance.variance(self._model.jacobian(parameters, piece))
                 for piece in torch.split(numbers.double(), PIECE_ROWS)
             ]
         )
-        center, half = self._scaling.target(predictions[0]), self._reach * (1 + variance).sqrt().unsqueeze(1)
+        center, half = self._scaling.target(predictions[0]), self.reach * (1 + variance).sqrt().unsqueeze(1)
         return self._scaling.undo(center - half), self._scaling.undo(center + half)
 
 
@@ -89,18 +87,22 @@ def state(info: RunInfo, outcome: Outcome, step: int) -> dict[str, Any] | None:
     }
 
 
+def document(trained: Trained) -> dict[str, Any] | None:
+    """Return the content of `covariance.json` of a trained model, None without one. Raises `CheckpointError`."""
+    return trained.document(COVARIANCE, "the covariance of a fit")
+
+
 def of_model(trained: Trained, level: float) -> Bands | None:
-    """Return the bands of a trained model from the file of its run, None without one. Raises `CheckpointError`."""
-    path = Path(trained.source) / COVARIANCE
-    if not os.path.lexists(path):
+    """Return the bands of a trained model by what its run wrote, None without that. Raises `CheckpointError`."""
+    path, values = Path(trained.source) / COVARIANCE, document(trained)
+    if values is None:
         return None
-    values = read_json(path, "the covariance of a fit")
     checked(_Covariance, values, path)
     parameters, inverse = dict(trained.model().named_parameters()), values.get("inverse")
     size = sum(parameter.numel() for parameter in parameters.values())
     if size > MOST_PARAMETERS or not _is_square(inverse, size):
         raise CheckpointError(
-            f"{path}: `inverse` must have {size} rows of {size} numbers, got {shown(inverse)}; restore the file"
+            f"{path}: `inverse` must have {size} rows of {size} finite numbers, got {shown(inverse)}; restore the file"
         )
     if parameters_sha256(parameters) != values["parameters_sha256"]:
         raise CheckpointError(
@@ -115,6 +117,10 @@ def of_model(trained: Trained, level: float) -> Bands | None:
 def _is_square(value: Any, size: int) -> bool:
     rows = value if isinstance(value, list) else []
     return len(rows) == size and all(
-        isinstance(row, list) and len(row) == size and all(type(number) in (int, float) for number in row)
-        for row in rows
+        isinstance(row, list) and len(row) == size and all(map(_is_finite, row)) for row in rows
     )
+
+
+def _is_finite(value: Any) -> bool:
+    # Integers of JSON may be larger than any float.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

@@ -39,9 +39,9 @@ from runner.optim.optimum import find_optimum
 from runner.runs import saved_state
 from runner.runs.hashes import parameters_sha256
 from runner.training import initial
-from runner.training.experiment import Experiment, RunInfo, watched
+from runner.training.experiment import Experiment, RunInfo, Start, watched
 from runner.training.given import NOTHING, Given
-from runner.training.initial import Start, Weights
+from runner.training.initial import Weights
 from runner.training.metrics import NEEDS_SPREAD, Evaluation, has_no_spread
 from runner.training.objective import BatchObjective
 from runner.training.step import EagerStep, GraphedStep, Step

@@ -7,6 +7,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from runner.runs.directory import git
+from runner.version import __version__
 
 if TYPE_CHECKING:
     from runner.compute.devices import DeviceChoice
@@ -22,6 +23,7 @@ def environment(choice: DeviceChoice) -> dict[str, Any]:
 
     return {
         **git(),
+        "runner": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "hydra": hydra.__version__,

@@ -23,7 +23,6 @@ from runner.optim.schedules import Schedule
 from runner.optim.standard_errors import Fit, Inference, infer
 from runner.runs.hashes import Hashes
 from runner.runs.sinks.base import Writer
-from runner.training.initial import Start
 from runner.training.loop import Loop
 from runner.training.metrics import Best, Evaluation, metric_names
 from runner.training.objective import BatchObjective
@@ -32,6 +31,14 @@ from runner.training.step import Step
 
 LONG_WORK = 2**31
 """Multiplications of a factorisation that takes about a second on one core."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a model has started from: `parameters_sha256` of the other run, and a sentence for the user."""
+
+    sha256: str
+    sentence: str
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
-"""A trained model in a folder of two files, without the run that it is from: model.safetensors and model.json.
+"""A trained model in a folder, without the run that it is from: model.safetensors and model.json.
 
-    {"format": 1, "torch": "2.13.0+cpu", "weights_sha256": "5d41…", "config": {…}, "preprocessing": {…},
+    {"format": 1, "runner": "0.1.0", "torch": "2.13.0+cpu", "weights_sha256": "5d41…", "config": {…}, "preprocessing": {…},
      "selected": {"step": 300, "metrics": {…}, "parameters_sha256": "9f2c…"}}
 
 `config` and `preprocessing` are what config.yaml and preprocessing.json of the run have, but without paths, which tell
 strangers about the folders of who trained the model. The SHA-256 of the weights reveals damage and does not prove who wrote them.
+
+calibration.json and covariance.json, which intervals need, are those of the run. The former has targets of the run's table.
 """
 
 from __future__ import annotations
@@ -30,14 +32,17 @@ from runner.data import preprocessing
 from runner.errors import CheckpointError, ConfigError
 from runner.runs.atomic import sync_folder, write_json, write_new
 from runner.runs.records import checked_selected
+from runner.training.bands import COVARIANCE
 from runner.training.given import NOTHING, Given
+from runner.training.intervals import CALIBRATION, documents_of
 from runner.training.saved_model import misfits
-from runner.training.trained import Trained, other_torch, start
+from runner.training.trained import Trained, other_torch, other_version, start
+from runner.version import __version__
 
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
-FILES = {DESCRIPTION, WEIGHTS}
-"""Names of the files of an export."""
+FILES = {DESCRIPTION, WEIGHTS, CALIBRATION, COVARIANCE}
+"""Names of the files that an export may have."""
 
 _MOST_HEADER_BYTES = 8 * MIB
 """Largest header of a file of safetensors, which has the names, dtypes and shapes."""
@@ -51,12 +56,16 @@ class Description:
     """`model.json` without its groups."""
 
     format: int = key("version of the file's form", at_least=1)
+    runner: str | None = key("version of runner that wrote it", before=None)
     torch: str = key("version of torch that wrote it")
     weights_sha256: str = key("SHA-256 of model.safetensors", pattern="[0-9a-f]{64}")
 
 
 def write(folder: Path, trained: Trained) -> None:
-    """Write a model into a folder that exists and is empty. Raises OSError, and `ConfigError` without the package safetensors."""
+    """Write a model into a folder that exists and is empty.
+
+    Raises OSError, `ConfigError` without the package safetensors, and `CheckpointError` for damaged files of its run.
+    """
     weights: bytes = _library().save({name: tensor.detach().cpu().clone() for name, tensor in trained.tensors.items()})
     write_new(folder / WEIGHTS, weights)
     selected = {
@@ -66,6 +75,7 @@ def write(folder: Path, trained: Trained) -> None:
     }
     description = {
         "format": FORMAT,
+        "runner": __version__,
         "torch": str(torch.__version__),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "selected": selected,
@@ -73,6 +83,8 @@ def write(folder: Path, trained: Trained) -> None:
         "preprocessing": trained.preprocessing.state(),
     }
     write_json(folder / DESCRIPTION, description)
+    for name, content in documents_of(trained).items():
+        write_json(folder / name, content)
     sync_folder(folder)
 
 
@@ -111,9 +123,8 @@ def read(path: str, state: str = "selected", given: Given = NOTHING) -> Trained:
     config = compose.check(checked_values(values["config"], file))
     fitted = preprocessing.of_state(values["preprocessing"], file)
     tensors = _weights(folder / WEIGHTS, start(config, fitted, path, given).state_dict(), values["weights_sha256"])
-    trained = Trained(
-        path, config, fitted, tensors, selected["step"], tuple(other_torch(values["torch"])), selected["metrics"], given
-    )
+    notices = (*other_version(values["runner"]), *other_torch(values["torch"]))
+    trained = Trained(path, config, fitted, tensors, selected["step"], notices, selected["metrics"], given=given)
     if trained.parameters_sha256() != selected["parameters_sha256"]:
         raise CheckpointError(
             f"{folder / WEIGHTS} must have the parameters of `selected` in {DESCRIPTION}, but their SHA-256 is another one; "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from runner.config import imports
 from runner.config.schema import Config
 from runner.errors import ConfigError, Interrupted, RunFailed, RunnerError
 from runner.runs.atomic import explain_os_error
@@ -32,6 +33,9 @@ def as_failure(error: BaseException, config: Config, directory: Path) -> RunnerE
         )
     if isinstance(error, RuntimeError) and any(word in text for word in ("CUDA error", "HIP error", "device lost")):
         return RunFailed(f"the device was lost: {text[:300]}; start again with resume=…")
+    for target in config.code:
+        if place := imports.place_of(error, target):
+            return RunFailed(f"{target.shown} failed{place}: {imports.described(error)}")
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from runner.compute.signals import StopRequest
 from runner.config import schema as c
 from runner.data.tables import Source
 from runner.errors import ConfigError
-from runner.training import build, report
+from runner.training import build, intervals, report
 from runner.training.failures import as_failure, explain_out_of_memory
 from runner.training.given import Given
 from runner.training.run_state import NullSaver
@@ -46,9 +46,7 @@ def fit(config: c.Config, source: Source) -> Fit:
 
     `config.data` is `data=memory`. Raises `InputError` for what cannot be run, and `RunFailed`.
     """
-    if config.launch.processes > 1 or config.launch.nodes > 1:
-        raise ConfigError("`launch.processes` and `launch.nodes` must be 1 in a fit in memory; remove them")
-    if problems := sizes.problems(config):
+    if problems := [*_problems(config), *sizes.problems(config)]:
         raise ConfigError(problems)
     choice = devices.choose(config.device, os.environ, devices.probe())
     resolved, device = build.resolve(config, choice, 1), torch.device(choice.torch_device)
@@ -59,6 +57,14 @@ def fit(config: c.Config, source: Source) -> Fit:
         preserve_rng_state(True, device),
     ):
         return _train(resolved, source, choice)
+
+
+def _problems(config: c.Config) -> Iterator[str]:
+    """Yield what a configuration asks for that a fit in memory has not."""
+    if config.launch.processes > 1 or config.launch.nodes > 1:
+        yield "`launch.processes` and `launch.nodes` must be 1 in a fit in memory; remove them"
+    if config.seeds is not None:
+        yield f"`seeds` must be null in a fit in memory, which trains one model, got {config.seeds}; fit once for each `seed`"
 
 
 def _train(config: c.Config, source: Source, choice: devices.DeviceChoice) -> Fit:
@@ -77,7 +83,14 @@ def _train(config: c.Config, source: Source, choice: devices.DeviceChoice) -> Fi
     assert run.selected is not None
     summary = report.summary(info, run, report.answers(info, run, ()), {})
     tensors = {name: value.detach().cpu().clone() for name, value in parts.model.state_dict().items()}
-    trained = Trained("the fitted model", config, info.dataset.preprocessing, tensors, run.selected.step)
+    trained = Trained(
+        "the fitted model",
+        config,
+        info.dataset.preprocessing,
+        tensors,
+        run.selected.step,
+        documents=intervals.documents(info, run.outcome, run.selected.step),
+    )
     return Fit(
         trained, {name: value for name, value in summary.items() if name != "timing"}, torch.device(choice.torch_device)
     )

@@ -13,17 +13,22 @@ import torch
 from torch import Tensor
 
 from runner.config import schema as c
+from runner.config import validation
 from runner.config.constraints import advised
+from runner.config.resume import checked_values
 from runner.config.validation import cut
-from runner.data import preprocessing
 from runner.data.dataset import Dataset
 from runner.data.diagnostics import listed
-from runner.data.preprocessing import PREPROCESSING
+from runner.data.preprocessing import Preprocessing
 from runner.data.scaling import Scaling
+from runner.data.split import division
 from runner.errors import CheckpointError, ConfigError, printable
 from runner.models.base import Model
 from runner.runs import saved_state
 from runner.runs.records import CHECKPOINTS, RUN, SWEEP, read_record, read_summary
+from runner.training import exported
+from runner.training.experiment import Start
+from runner.training.fitted import preprocessing_of
 
 MOST_NAMED = 5
 """Most parameters of which a line says why they do not fit."""
@@ -31,7 +36,7 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Weights:
-    """The state that a finished run reports, and the columns that its parameters are of."""
+    """The state that a finished run reports, or that an export has, and the columns that its parameters are of."""
 
     run: str
     """The directory, as the user gave it."""
@@ -43,33 +48,42 @@ class Weights:
     """Names of the columns that its model gets."""
     targets: tuple[str, ...]
     scaling: Scaling
+    config: c.Config
+    data_sha256: str
+    """SHA-256 of the data that it was trained on; empty where they were made."""
 
-
-@dataclass(frozen=True)
-class Start:
-    """What a model has started from: `parameters_sha256` of the other run, and a sentence for the user."""
-
-    sha256: str
-    sentence: str
+    @property
+    def is_of_all_rows(self) -> bool:
+        """Whether every row of its files trained it."""
+        data, split = self.config.data, self.config.data.split
+        divided = any(split.shares.values()) or split.folds is not None or split.column is not None
+        return not divided and len(data.paths) == 1 and getattr(data, "missing", None) != "drop"
 
 
 def read(run: str) -> Weights:
-    """Return the weights of a finished run. Raises `CheckpointError` for a directory that has none, or that cannot be read."""
+    """Return the weights of a finished run or of an export. Raises `CheckpointError` if there are none, or if they cannot be read."""
+    if exported.is_export(run):
+        found = exported.read(run)
+        # An export does not say on which data it was trained.
+        return _weights(
+            run,
+            found.step,
+            found.tensors,
+            found.parameters_sha256(),
+            found.preprocessing,
+            config=found.config,
+            data_sha256="",
+        )
     path = Path(run)
     if not os.path.lexists(path / RUN):
         sweep = os.path.lexists(path / SWEEP)
         what = "a sweep; give one of its runs" if sweep else "none; give its path with model.init_from=PATH"
-        raise CheckpointError(f"`model.init_from` must be a run directory, got {run!r}, which is {what}")
+        raise CheckpointError(f"`model.init_from` must be a run directory or an export, got {run!r}, which is {what}")
     status, summary = read_record(path)["status"], read_summary(path)
     if status != "finished" or summary is None:
         raise CheckpointError(
             f"`model.init_from` must be a finished run, got {run!r}, whose status is {status}; finish it with resume={run}, "
             "or use another run"
-        )
-    if not os.path.lexists(path / PREPROCESSING):
-        raise CheckpointError(
-            f"`model.init_from` must be a run with {PREPROCESSING}, got {run!r} of an older version, which wrote none; repeat it "
-            f"with rerun {run}"
         )
     step = summary["selected"]["step"]
     state = saved_state.intact(path / CHECKPOINTS / f"step_{step}")
@@ -77,9 +91,32 @@ def read(run: str) -> Weights:
         raise CheckpointError(
             f"`model.init_from` must have the checkpoint of step {step}, which {run!r} reports, but {state}; use another run"
         )
-    fitted = preprocessing.read(path)
-    sha256 = summary["selected"]["parameters_sha256"]
-    return Weights(run, step, state["model"], sha256, fitted.encoding.inputs, fitted.target_names, fitted.scaling)
+    config, _ = validation.build(c.Config, checked_values(state["config"], path / CHECKPOINTS / f"step_{step}"))
+    assert config is not None
+    fitted = preprocessing_of(path, config, state)
+    return _weights(
+        run,
+        step,
+        state["model"],
+        summary["selected"]["parameters_sha256"],
+        fitted,
+        config=config,
+        data_sha256=state["data_sha256"],
+    )
+
+
+def _weights(
+    run: str,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    sha256: str,
+    fitted: Preprocessing,
+    *,
+    config: c.Config,
+    data_sha256: str,
+) -> Weights:
+    columns = fitted.encoding.inputs, fitted.target_names, fitted.scaling
+    return Weights(run, step, tensors, sha256, *columns, config, data_sha256)
 
 
 def start(model: Model, config: c.Config, dataset: Dataset, weights: Weights) -> Start:
@@ -100,6 +137,13 @@ def start(model: Model, config: c.Config, dataset: Dataset, weights: Weights) ->
         raise ConfigError(
             f"`model.init_from` must have finite parameters, got others of {weights.run!r} in {cut(', '.join(odd))}; use another run"
         )
+    seen = _seen_parts(config, dataset, weights)
+    if "calibrate" in seen and weights.is_of_all_rows:
+        raise ConfigError(
+            f"`data.split.calibrate` must set rows aside that `model.init_from`={weights.run} was not trained on, got "
+            f"{config.data.split.calibrate:g}, and all rows of the same file trained that run; train it with the data.split and data.seed of "
+            "this run, or use data.split.calibrate=0"
+        )
     own, values = match.own, match.values
     found = (_unusable(name, values[name], own[name], config, weights.run) for name in match.fitting)
     if problems := [problem for problem in found if problem is not None]:
@@ -107,7 +151,15 @@ def start(model: Model, config: c.Config, dataset: Dataset, weights: Weights) ->
     with torch.no_grad():
         for name in match.fitting:
             own[name].copy_(values[name])
-    return Start(weights.sha256, printable(match.sentence()))
+    warning = f"; it may have been trained on {' and '.join(seen)} rows of this run, which divides the same file in another way"
+    return Start(weights.sha256, printable(match.sentence() + warning * bool(seen)))
+
+
+def _seen_parts(config: c.Config, dataset: Dataset, weights: Weights) -> list[str]:
+    """Return the parts whose rows must not train a model, and may have trained the other run."""
+    if not dataset.sha256 or weights.data_sha256 != dataset.sha256 or division(weights.config) == division(config):
+        return []
+    return [part for part in ("calibrate", "test") if part in dataset.parts]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ errors in the training rows, as in section 5.2 of the same article: where the mo
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.config.documents import FORMAT, checked, faults, read_json
+from runner.config.documents import FORMAT, checked, faults
 from runner.config.parts import key
 from runner.config.validation import shown
 from runner.data.scaling import Scaling
 from runner.errors import CheckpointError, ConfigError, RunFailed
 from runner.runs.hashes import parameters_sha256
 from runner.training import bands
-from runner.training.bands import Bands
+from runner.training.bands import COVARIANCE, Bands
 from runner.training.experiment import Outcome, RunInfo
 from runner.training.trained import Trained
 
@@ -62,11 +61,13 @@ class Intervals:
         first = calibrations[0]
         self.level, self.rows = level, len(first.target)
         self._scaling, self._several = scaling, len(calibrations) > 1
-        self._noise = torch.stack([one.deviation for one in calibrations]).square().mean(0)
+        self.noise = torch.stack([one.deviation for one in calibrations]).square().mean(0)
+        """Mean square [targets] of the errors in the training rows, as the models scale the targets."""
         rank = place(level, self.rows, name)
         predictions = torch.stack([one.prediction for one in calibrations])
         distance = (scaling.target(first.target) - scaling.target(predictions.mean(0))).abs()
-        self._reach = (distance / self._difficulty(predictions)).sort(0).values[rank - 1]
+        self.reach = (distance / self._difficulty(predictions)).sort(0).values[rank - 1]
+        """Half width [targets], as the models scale the targets, over the difficulty of a row, which is 1 for a single model."""
 
     @property
     def basis(self) -> str:
@@ -79,14 +80,14 @@ class Intervals:
         The inputs of the models do not matter.
         """
         center = self._scaling.target(predictions.mean(0))
-        half = self._reach * self._difficulty(predictions)
+        half = self.reach * self._difficulty(predictions)
         return self._scaling.undo(center - half), self._scaling.undo(center + half)
 
     def _difficulty(self, predictions: Tensor) -> Tensor:
         """Return what scores are divided by [rows, targets], or [1, 1] for a single model."""
         if not self._several:
             return torch.ones(1, 1, dtype=torch.float64)
-        expected = (self._scaling.target(predictions).var(0) + self._noise).sqrt()
+        expected = (self._scaling.target(predictions).var(0) + self.noise).sqrt()
         # Models that agree to the bit, on rows that they fit to the bit.
         return torch.where(expected > 0, expected, 1.0)
 
@@ -112,22 +113,39 @@ def place(level: float, rows: int, name: str) -> int:
 
 
 def of_models(members: Sequence[Trained], level: float, name: str) -> Intervals | Bands:
-    """Return intervals for trained models, from the files of their runs. Raises `ConfigError` and `CheckpointError`.
+    """Return intervals for trained models, by what their runs wrote. Raises `ConfigError` and `CheckpointError`.
 
     They are by the rows of `data.split.calibrate`; without such rows by the covariance of a single fit, if it is known.
     """
     check(level, name)
-    if len(members) == 1 and not os.path.lexists(Path(members[0].source) / CALIBRATION):
+    read_ones = [(member, read(member)) for member in members]
+    without = [member for member, calibration in read_ones if calibration is None]
+    if len(members) == len(without) == 1:
         found_bands = bands.of_model(members[0], level)
         if found_bands is not None:
             return found_bands
-    found = [read(member) for member in members]
+    if without:
+        raise CheckpointError(_absent(without[0]))
+    found = [calibration for _, calibration in read_ones if calibration is not None]
     if any(not torch.equal(found[0].target, other.target) for other in found):
         raise CheckpointError(
             f"{Path(members[0].source).parent} must have trials with the same rows of data.split.calibrate for intervals around a "
             "mean over seeds; give the directory of one trial"
         )
     return Intervals(found, members[0].preprocessing.scaling, level, name)
+
+
+def _absent(trained: Trained) -> str:
+    """Return why a trained model has no intervals."""
+    if trained.config.data.split.calibrate:
+        return (
+            f"{trained.source} must have a {CALIBRATION} for intervals, which a run with data.split.calibrate writes when it ends, for the "
+            "state that it reports; finish the run, or use that state"
+        )
+    return (
+        f"{trained.source} must have rows of data.split.calibrate for intervals, which did not train the model, got none; train it "
+        "again with data.split.calibrate=0.2"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- the file
@@ -148,11 +166,33 @@ class _Target:
     prediction: tuple[float, ...] = key("predictions")
 
 
-def state(info: RunInfo, outcome: Outcome, step: int) -> dict[str, Any]:
-    """Return the content of `calibration.json` for a run with rows of `data.split.calibrate`, whose state is that of a step.
+def documents(info: RunInfo, outcome: Outcome, step: int) -> dict[str, dict[str, Any]]:
+    """Return what intervals need for the state of a step: the contents of `calibration.json` and `covariance.json` by name.
 
-    Raises `RunFailed` if a prediction is not finite.
+    Each is left out where a run has none. Raises `RunFailed` if a prediction is not finite.
     """
+    calibration = _state(info, outcome, step) if "calibrate" in info.dataset.parts else None
+    found = {CALIBRATION: calibration, COVARIANCE: bands.state(info, outcome, step)}
+    return {name: content for name, content in found.items() if content is not None}
+
+
+def documents_of(trained: Trained) -> dict[str, dict[str, Any]]:
+    """Return what was written with a trained model for its intervals, checked, by name of the file.
+
+    A file that is of another state is left out. Raises `CheckpointError` for one that is damaged.
+    """
+    contents = {CALIBRATION: _document(trained), COVARIANCE: bands.document(trained)}
+    sha256 = trained.parameters_sha256()
+    own = {name: one for name, one in contents.items() if one is not None and one.get("parameters_sha256") == sha256}
+    if CALIBRATION in own:
+        read(trained)
+    if COVARIANCE in own:
+        bands.of_model(trained, 0.5)
+    return own
+
+
+def _state(info: RunInfo, outcome: Outcome, step: int) -> dict[str, Any]:
+    """Return the content of `calibration.json` for a run with rows of `data.split.calibrate`."""
     evaluation, scaling, parts = outcome.evaluation(), info.dataset.scaling, info.dataset.parts
     target = {part: parts[part].all.target.cpu().double() for part in ("train", "calibrate")}
     prediction = {part: evaluation.predictions(part) for part in target}
@@ -174,15 +214,15 @@ def state(info: RunInfo, outcome: Outcome, step: int) -> dict[str, Any]:
     }
 
 
-def read(trained: Trained) -> Calibration:
-    """Return the calibration of a trained model. Raises `CheckpointError` if its run has none, or that of another state."""
-    path = Path(trained.source) / CALIBRATION
-    if not os.path.lexists(path):
-        raise CheckpointError(
-            f"{path} must be there for intervals, which need rows that did not train the model; train a new run with "
-            "data.split.calibrate=0.2"
-        )
-    values = read_json(path, "the calibration of a run")
+def _document(trained: Trained) -> dict[str, Any] | None:
+    return trained.document(CALIBRATION, "the calibration of a run")
+
+
+def read(trained: Trained) -> Calibration | None:
+    """Return the calibration of a trained model, None if its run wrote none. Raises `CheckpointError` for that of another state."""
+    path, values = Path(trained.source) / CALIBRATION, _document(trained)
+    if values is None:
+        return None
     checked(_Format, values, path)
     targets = values.get("targets")
     if not isinstance(targets, list) or not all(isinstance(target, dict) for target in targets):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -93,10 +94,10 @@ class Predictor:
         pairs = zip(self.members, self._forwards, strict=True)
         return [member.preprocessing.inputs(columns, forward.dtype) for member, forward in pairs]
 
-    def exchanged(self, inputs: Sequence[tuple[Tensor, ...]], feature: str, rows: Tensor) -> list[tuple[Tensor, ...]]:
-        """Return inputs of each model in which one feature has the values of other rows, whose numbers are `rows` [rows]."""
+    def exchanged(self, inputs: Sequence[tuple[Tensor, ...]], feature: str, orders: Tensor) -> list[tuple[Tensor, ...]]:
+        """Return inputs of each model as `Preprocessing.exchanged` does."""
         pairs = zip(self.members, inputs, strict=True)
-        return [member.preprocessing.exchanged(own, feature, rows) for member, own in pairs]
+        return [member.preprocessing.exchanged(own, feature, orders) for member, own in pairs]
 
     def of_inputs(self, inputs: Sequence[tuple[Tensor, ...]], intervals: Intervals | Bands | None = None) -> Prediction:
         """Return the predictions for the inputs of each model, with the intervals that are given."""
@@ -123,10 +124,13 @@ class Predictor:
         new rows; the run must have rows of `data.split.calibrate`, or be a fit by `lm` or `lstsq`. Raises `ConfigError` and `CheckpointError` if it cannot be had.
 
         `frame` is a table of pandas, polars or pyarrow, or anything with Arrow's `__arrow_c_stream__`, whose columns are found by
-        name in any order; or an array [rows, features] of numbers in the order of the features. Raises `DataError`.
+        name in any order; or an array [rows, features] of numbers in the order of the features. Raises `DataError`, and warns of
+        categories that the training rows did not have.
         """
-        wanted = None if interval is None else self.intervals(interval)
-        found = [self.of_columns(block.columns, wanted) for block in self._rows(frame).blocks()]
+        wanted, rows = None if interval is None else self.intervals(interval), self._rows(frame)
+        found = [self.of_columns(block.columns, wanted) for block in rows.blocks()]
+        for text in rows.warnings():
+            warnings.warn(text, stacklevel=2)
         prediction = self._array([one.values for one in found])
         if wanted is None:
             return prediction

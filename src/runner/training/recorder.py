@@ -391,7 +391,7 @@ class RunRecorder:
         write_json(path / "summary.json", summary)
         self.directory.update(status="finished")
         self._optional("residuals.csv", lambda: self._residuals(run.outcome))
-        self._optional("calibration.json", lambda: self._calibration(run))
+        self._optional("what intervals need", lambda: self._intervals(run))
         figures = self._plots(lambda: report.plot(info, run, answers, path))
         for sink in self.sinks:
             end = partial(sink.finish, {**summary, "status": "finished"}, figures)
@@ -414,17 +414,13 @@ class RunRecorder:
         elif self.config.record.residuals:
             write_atomic(self.directory.path / "residuals.csv", predictions.residuals_csv(self._info, outcome))
 
-    def _calibration(self, run: RunState) -> None:
+    def _intervals(self, run: RunState) -> None:
         """Write what intervals need: calibration.json if there are rows for it, and covariance.json of a fit that has one."""
-        from runner.training import bands, intervals
+        from runner.training import intervals
 
         assert run.selected is not None
-        covariance = bands.state(self._info, run.outcome, run.selected.step)
-        if covariance is not None:
-            write_json(self.directory.path / bands.COVARIANCE, covariance)
-        if "calibrate" in self._info.dataset.parts:
-            state = intervals.state(self._info, run.outcome, run.selected.step)
-            write_json(self.directory.path / intervals.CALIBRATION, state)
+        for name, content in intervals.documents(self._info, run.outcome, run.selected.step).items():
+            write_json(self.directory.path / name, content)
 
     def _plots(self, draw: Callable[[], Mapping[str, bytes]]) -> Mapping[str, bytes]:
         """Draw the plots that are configured, and write them. Return those that could be drawn."""

@@ -141,6 +141,8 @@ def answers(info: RunInfo, run: RunState, rows: Iterable[Mapping[str, Any]]) -> 
         entries["fixed"] = list(info.config.model.fixed_parameters)
     if at_bounds := _at_bounds(info, outcome):
         entries["at_bounds"] = at_bounds
+    if "calibrate" in info.dataset.parts:
+        entries["calibration_rows"] = len(info.dataset.parts["calibrate"])
     return entries
 
 
@@ -192,6 +194,8 @@ def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Ite
         best = "has had no value" if run.early.value is None else f"has not become better than {run.early.value:.6g}"
         yield f"stopped  early: {metric} {best} in {patience} evaluations"
     yield from _units(info)
+    if rows := answers.get("calibration_rows"):
+        yield f"interval by {_counted(rows, 'row')} of data.split.calibrate, for levels up to {rows}/{rows + 1} (predict --interval)"
 
 
 def _selected(info: RunInfo, run: RunState) -> Iterator[str]:

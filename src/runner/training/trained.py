@@ -13,17 +13,19 @@ from torch import Tensor
 
 from runner.compute import sizes
 from runner.config import compose
+from runner.config.documents import read_json
 from runner.config.resume import refuse_other, saved_values
 from runner.config.schema import Config
-from runner.data import preprocessing
-from runner.data.preprocessing import PREPROCESSING, Preprocessing
+from runner.data.preprocessing import Preprocessing
 from runner.errors import CheckpointError, ConfigError
 from runner.models.base import Model, start_model
 from runner.runs import checkpoint, records, saved_state
 from runner.runs.hashes import parameters_sha256
 from runner.runs.records import CHECKPOINTS
+from runner.training.fitted import preprocessing_of
 from runner.training.given import NOTHING, Given
 from runner.training.saved_model import misfits
+from runner.version import __version__
 
 STATES = ("selected", "last", "best")
 """Names of states, besides the numbers of steps."""
@@ -44,6 +46,8 @@ class Trained:
     notices: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Metrics of this state as a run has reported them; none of a state that it does not report."""
+    documents: Mapping[str, dict[str, Any]] | None = None
+    """Contents of the files that intervals need, by name; None where they are in the folder `source`."""
     given: Given = NOTHING
     """The module, if only Python code has it."""
 
@@ -62,6 +66,16 @@ class Trained:
     def parameters_sha256(self) -> str:
         """Return the SHA-256 of the parameters."""
         return parameters_sha256(dict(self.model().named_parameters()))
+
+    def document(self, name: str, what: str) -> dict[str, Any] | None:
+        """Return the content of a file that was written with the model, None without one.
+
+        Raises `CheckpointError`, which calls the file `what`, if it cannot be read.
+        """
+        if self.documents is not None:
+            return self.documents.get(name)
+        path = Path(self.source) / name
+        return read_json(path, what) if os.path.lexists(path) else None
 
 
 def start(config: Config, fitted: Preprocessing, source: str, given: Given = NOTHING) -> Model:
@@ -84,10 +98,6 @@ def of_run(path: str, state: str = "selected", given: Given = NOTHING) -> Traine
     """
     config = compose.check(saved_values(path, "RUN"))
     folder = Path(path)
-    if not os.path.lexists(folder / PREPROCESSING):
-        raise CheckpointError(
-            f"{path} must have a {PREPROCESSING}, which older versions did not write; repeat the run with python -m runner rerun {path}"
-        )
     summary = records.read_summary(folder)
     expected = summary["selected"] if summary is not None and state == "selected" else None
     wanted = expected["step"] if expected is not None else _step(folder / CHECKPOINTS, state)
@@ -97,16 +107,8 @@ def of_run(path: str, state: str = "selected", given: Given = NOTHING) -> Traine
         raise CheckpointError(f"{file} cannot be used: {found}; {_remedy(folder / CHECKPOINTS)}")
     refuse_other(found, config, found["data_sha256"], file)
     metrics = {} if expected is None else expected["metrics"]
-    trained = Trained(
-        path,
-        config,
-        preprocessing.read(folder),
-        found["model"],
-        wanted,
-        tuple(_notices(folder, summary)),
-        metrics,
-        given,
-    )
+    fitted, notices = preprocessing_of(folder, config, found), tuple(_notices(folder, summary))
+    trained = Trained(path, config, fitted, found["model"], wanted, notices, metrics, given=given)
     found_sha256 = trained.parameters_sha256()  # also shows that the weights fit the model
     if expected is not None and found_sha256 != expected["parameters_sha256"]:
         raise CheckpointError(
@@ -155,7 +157,15 @@ def _notices(folder: Path, summary: Mapping[str, Any] | None) -> list[str]:
     notices = []
     if summary is None:
         notices.append(f"the run is not finished ({record['status']}), so its last checkpoint is used")
-    return [*notices, *other_torch(record.get("torch"))]
+    return [*notices, *other_version(record.get("runner")), *other_torch(record.get("torch"))]
+
+
+def other_version(made: Any) -> list[str]:
+    """Return what the user should know of a model that another version of runner has trained."""
+    if made == __version__:
+        return []
+    version = f"runner {made}" if isinstance(made, str) else "an older version of runner, which recorded no number"
+    return [f"the run was made with {version}; this is {__version__}"]
 
 
 def other_torch(made: Any) -> list[str]:

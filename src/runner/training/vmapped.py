@@ -40,16 +40,12 @@ def not_vmappable_because(config: c.Config, prepared: Inputs) -> str | None:
     """Return why a run cannot be a lane, as the end of a sentence; None for a run that can."""
     reasons = {
         f"{config.optimizer.name} searches along a line of its own": config.optimizer.evaluates_repeatedly,
-        str(prepared.model.alone_because): prepared.model.alone_because is not None,
-        # Buffers are all that a state has besides parameters.
-        "its model keeps running values, as batch normalisation does": len(prepared.model.state_dict())
-        != len(list(prepared.model.parameters())),
         "amp changes what vmap computes": config.amp != "off",
         "train.compile makes a program of its own": config.train.compile,
         "strategy.reduction=exact promises bits": config.strategy.reduction == "exact",
         "checkpoint.async_save works for one run at a time": config.checkpoint.async_save,
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    return next((reason for reason, holds in reasons.items() if holds), prepared.model.alone_because)
 
 
 def shapes(prepared: Inputs) -> tuple[Any, ...]:

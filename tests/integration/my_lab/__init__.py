@@ -1,1 +1,1 @@
-"""A package of a user's own, as the tests trust it."""
+"""A package as a user has one, for the tests of the user's own code."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import hydra
 import pytest
 import yaml
 
+from runner.config import hydra_adapter
 from runner.config import schema as c
 from runner.config.compose import check, compose
 from runner.config.hydra_adapter import options
@@ -147,17 +151,55 @@ def test_a_number_from_the_environment_is_decoded(monkeypatch: pytest.MonkeyPatc
     assert (decoded.optimizer.lr, decoded.model.widths) == (0.25, (8, 8))
 
 
-def test_composition_restores_the_state_of_hydra() -> None:
+def test_composition_restores_the_state_of_hydra(write: Write) -> None:
+    """With a folder of the user, because Hydra composes those options anew each time."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     from runner.config.hydra_adapter import CONF
 
+    folder = str(write("experiment/own", "# @package _global_\nseed: 4\n").parents[1])
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config("+experiment=linreg")
+        assert config("+experiment=own", config_dir=folder).seed == 4
         assert hydra_compose("config", ["seed=5"]).seed == 5
     assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy of the built-in files, from which options are composed."""
+    folder = Path(shutil.copytree(hydra_adapter.CONF, tmp_path / "conf"))
+    monkeypatch.setattr(hydra_adapter, "CONF", folder)
+    return folder
+
+
+def mlp_of(found: Config) -> tuple[tuple[int, ...], float]:
+    """Return widths and dropout of the network of a configuration."""
+    assert isinstance(found.model, c.Mlp)
+    return tuple(found.model.widths), found.model.dropout
+
+
+def test_built_in_options_are_merged_once_and_by_every_choice(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merged, real = list[list[str]](), hydra.compose
+
+    def compose(name: str, arguments: list[str], **options: Any) -> Any:
+        merged.append(arguments)
+        return real(name, arguments, **options)
+
+    monkeypatch.setattr(hydra, "compose", compose)
+    first = config("model=mlp", "model.widths=[3]", "model.dropout=0.5", "optimizer.lr=0.25", "seed=5")
+    second, third = config("model=mlp"), config("optimizer=sgd", "model=mlp", "seed=6")
+    assert merged == [["model=mlp"], ["optimizer=sgd", "model=mlp"]]
+    shown = [(mlp_of(found), found.optimizer.lr, found.seed) for found in (first, second, third)]
+    assert shown == [(((3,), 0.5), 0.25, 5), (((64, 64), 0.0), 0.001, 0), (((64, 64), 0.0), 0.001, 6)]
+
+
+def test_a_built_in_file_that_has_changed_is_read_again(conf: Path) -> None:
+    assert mlp_of(config("model=mlp")) == ((64, 64), 0.0)
+    file = conf / "model/mlp.yaml"
+    file.write_text(file.read_text().replace("[64, 64]", "[5]"))
+    assert mlp_of(config("model=mlp")) == ((5,), 0.0)
 
 
 # ------------------------------------------------------------------------------------------------------- all problems

@@ -6,17 +6,19 @@ import dataclasses
 import hashlib
 import math
 import statistics
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from runner.config import schema as c
 from runner.config.compose import compose
+from runner.data import casting, encoding
 from runner.data import dataset as data
-from runner.data import encoding
 from runner.data.dataset import Dataset
 from runner.errors import DataError
 
@@ -248,6 +250,50 @@ def test_blocks_of_columns_give_what_all_columns_give(
         for values, others in zip(rows_of_part.all[:2], one_by_one.parts[name].all[:2], strict=True):
             # A sum of eight numbers in another order.
             torch.testing.assert_close(values, others, rtol=1e-14, atol=1e-15)
+
+
+COLUMNS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "normal": lambda random, rows: random.standard_normal(rows),
+    "offset": lambda random, rows: 2e9 + random.random(rows),
+    "julian": lambda random, rows: 2_459_000 + 60 * random.random(rows),
+    "two values": lambda random, rows: random.integers(0, 2, rows) + 0.5,
+    "constant": lambda random, rows: np.full(rows, 0.1),
+    "counts": lambda random, rows: random.integers(0, 9, rows),
+    "large counts": lambda random, rows: 2**24 + random.integers(0, 2, rows) * 2**12 + 1,
+    "tiny": lambda random, rows: 1e-9 * random.random(rows) + random.integers(0, 2, rows),
+    "very tiny": lambda random, rows: 1e-50 * random.random(rows),
+    "near": lambda random, rows: 1 + 1e-8 * random.integers(0, 9, rows),
+    "large": lambda random, rows: 1e5 * random.standard_normal(rows),
+    "huge": lambda random, rows: 1e39 * random.standard_normal(rows),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kinds", [list(COLUMNS), list(COLUMNS)[:6], ["normal", "julian", "two values"]])
+def test_columns_that_are_cast_together_are_those_that_are_cast_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kinds: list[str]
+) -> None:
+    random, outcomes = np.random.default_rng(len(kinds)), list[object]()
+    for rows in (2, 5, 40):
+        columns = {f"{kind} {i}": COLUMNS[kind](random, rows).astype(object) for kind in kinds for i in range(3)}
+        columns[f"{kinds[0]} 0"][0] = ""
+        lines = zip(*columns.values(), range(rows), strict=True)
+        text = ",".join([*columns, "y"]) + "\n" + "".join(",".join(map(str, line)) + "\n" for line in lines)
+        configs = [_csv(tmp_path, text, missing="mean", standardize=standardize) for standardize in (False, True)]
+        for together in (2**20, 1):
+            monkeypatch.setattr(casting, "LARGE", together)
+            outcomes.append([_outcome(config, dtype) for config in configs])
+    assert outcomes[::2] == outcomes[1::2]
+    assert dtype == torch.float64 or any("`dtype`" in str(outcome) for outcome in outcomes)
+
+
+def _outcome(config: c.Csv, dtype: torch.dtype) -> object:
+    """Return the bits and the warnings of a dataset, or why it is refused."""
+    try:
+        dataset = _build(config, dtype=dtype)
+    except DataError as error:
+        return error.problems
+    return [rows.all.numbers.double().numpy().tobytes() for rows in dataset.parts.values()], dataset.warnings
 
 
 def test_the_mean_of_large_numbers_is_filled_in(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from runner.data import cells
+from runner.data import cells, number_cells
 from runner.data.dialect import Form
 from runner.data.kinds import Categories, Numbers
 from runner.data.tables import Columns, Table, read_arrow, read_diabetes, read_text
@@ -961,6 +961,7 @@ FORMS = st.builds(
 @given(NOISE | NOISE_IN_TWO_COLUMNS, st.just(COMMAS) | FORMS, st.sampled_from(["y", "x", "column_1"]))
 @example(b"x,y\n,\n\r,", COMMAS, "y")
 def test_both_readers_agree_on_noise(monkeypatch: pytest.MonkeyPatch, content: bytes, form: Form, target: str) -> None:
+    monkeypatch.setattr(cells, "WIDE", 2**30)
     outcomes = []
     for large in (2**30, 0):
         monkeypatch.setattr(cells, "LARGE", large)
@@ -976,10 +977,33 @@ def test_both_readers_agree_on_wide_and_long_tables(monkeypatch: pytest.MonkeyPa
     content = (
         ",".join([*(f"c{i}" for i in range(columns - 1)), "y"]) + "\n" + "".join(",".join(row) + "\n" for row in values)
     )
+    monkeypatch.setattr(cells, "WIDE", 2**30)
     outcomes = []
     for large in (2**30, 0):
         monkeypatch.setattr(cells, "LARGE", large)
         outcomes.append((_outcome(content, "error"), _outcome(content, "mean")))
+    assert outcomes[0] == outcomes[1]
+
+
+CELLS = st.sampled_from(["1", "0.5", "-2e3", "007", "NA", "", "a", "true", "9007199254740993", "9007199254740992", "1e999", " 3 ", "nan", "-999", "1,5"])  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(1, 5).flatmap(
+        lambda rows: st.lists(st.lists(CELLS, min_size=rows, max_size=rows), min_size=1, max_size=8)
+    )
+)
+def test_columns_that_are_read_together_are_those_that_are_read_alone(
+    monkeypatch: pytest.MonkeyPatch, columns: list[list[str]]
+) -> None:
+    text = io.StringIO()
+    names = [*(f"c{i}" for i in range(len(columns))), "y"]
+    csv.writer(text).writerows([names, *zip(*columns, map(str, range(len(columns[0]))), strict=True)])
+    chosen, outcomes = Columns("y", missing="mean", missing_values=("-999",)), []
+    for together in (2**16, 1):
+        monkeypatch.setattr(number_cells, "TOGETHER_CELLS", together)
+        outcomes.append(_columns(lambda: _csv(text.getvalue(), chosen, Form(delimiter=",", decimal="."))))
     assert outcomes[0] == outcomes[1]
 
 
@@ -1014,7 +1038,7 @@ def test_a_table_is_the_same_as_text_and_as_parquet(
 
 
 def _as_text(cell: object) -> str:
-    return "" if cell is None else str(cell).lower() if isinstance(cell, bool) else str(cell)
+    return "" if cell is None else str(cell)
 
 
 def _columns(read: Callable[[], Table]) -> list[object]:
@@ -1042,6 +1066,16 @@ def test_parquet_values_of_every_numeric_type() -> None:
         "y": [0.1, 2**53, 5e-324],
     }
     assert table.sha256 == hashlib.sha256(Path("f.parquet").read_bytes()).hexdigest()
+
+
+def test_truth_values_are_the_same_categories_however_they_are_written() -> None:
+    table = _csv("a,b,c,y\nTrue,true,FALSE,1\nFALSE,false,False,2\n,True,no,3\n", Columns("y", missing="mean"))
+    assert _values(table) == {
+        "a": ["true", "false", None],
+        "b": ["true", "false", "true"],
+        "c": ["FALSE", "False", "no"],
+        "y": [1, 2, 3],
+    }
 
 
 def test_parquet_columns_are_in_the_requested_order() -> None:

@@ -19,7 +19,6 @@ from runner.errors import ConfigError, DataError
 from runner.runs import plots as run_plots
 from runner.runs.atomic import as_json
 from runner.training.predicting import Predictor
-from runner.training.scores import Scores
 
 REPEATS = (2, 1000)
 """Least and largest number of shuffles: a single one has no interval."""
@@ -51,7 +50,7 @@ def evaluate(options: Any) -> Iterator[str]:
     important: list[Importance] = []
     if options.importance:
         yield report.shuffling(len(predictor.preprocessing.kinds), options.importance, found.sample)
-        important += importances(predictor, found.sample.rows(), found.new_scores, options.importance)
+        important += importances(predictor, found.sample.rows(), options.importance)
         yield from report.importance(important)
     if options.plots:
         files = plots.draw(predictor, found.sample.rows(), found.sample.total)
@@ -107,9 +106,9 @@ class Evaluation:
 
     def __init__(self, predictor: Predictor, rows: NewRows, *, sampled: bool) -> None:
         self._predictor, self._rows = predictor, rows
-        self.scores = self.new_scores()
+        self.scores = new_scores(predictor)
         """Metrics of all rows."""
-        self.groups = Groups(rows.keep[0], self.new_scores) if rows.keep else None
+        self.groups = Groups(rows.keep[0], lambda: new_scores(predictor)) if rows.keep else None
         """Metrics of each value of a column, if one is named."""
         self._features = [*predictor.preprocessing.kinds] if sampled else []
         encoding = predictor.preprocessing.encoding
@@ -117,10 +116,6 @@ class Evaluation:
         self.sample = Sample(min(MOST_ROWS, max(MOST_CELLS // inputs, 1)))
         """Rows that are kept, with `sampled`."""
         self._not_finite = self._not_positive = 0
-
-    def new_scores(self) -> Scores:
-        """Return scores without rows."""
-        return new_scores(self._predictor)
 
     def read(self) -> None:
         """Read all rows. Raises `DataError` if none counts."""

@@ -20,6 +20,8 @@ formats
                        [rows, 1] in its own units. Of a sweep it has the mean over the seeds
 
 options
+  --interval LEVEL     of onnx: for each target also price_lower and price_upper, the ends of intervals that hold the target of a
+                       new row with this probability, such as 0.9; a folder of safetensors has what predict --interval needs
   --state STATE        last, best, or the number of a step; without it the state that the run reports
   --force              replace an export that exists
 
@@ -32,6 +34,7 @@ def command(arguments: list[str]) -> int:
     parser = ModelParser("export")
     parser.add_argument("--format", required=True, choices=["safetensors", "onnx"])
     parser.add_argument("--output", required=True)
+    parser.add_argument("--interval", type=float)
     options = parser.read(arguments)
     from runner.commands.export.job import export
 

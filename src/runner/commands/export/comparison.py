@@ -13,6 +13,8 @@ from runner.data.encoding import CategoryEncoding, NumberEncoding
 from runner.data.kinds import Categories, Column, Numbers
 from runner.data.new_rows import NewRows, Policy, open_files
 from runner.data.preprocessing import Preprocessing
+from runner.training.bands import Bands
+from runner.training.intervals import Intervals
 from runner.training.predicting import Predictor
 
 MADE_ROWS = 256
@@ -21,15 +23,18 @@ CHUNK_ROWS = 4096
 
 Columns = Mapping[str, Column]
 Computed = Callable[[Columns], np.ndarray]
-"""Predictions [rows, targets] for columns of a table by name; nan for a row with a missing value that the run refuses."""
+"""Predictions for columns of a table by name, [rows, targets], or with intervals [rows, 3·targets]: these and all lower and upper ends.
+
+A row with a missing value that the run refuses has nan.
+"""
 
 
 class Comparison:
     """The largest difference between what a run and its export predict, so far."""
 
-    def __init__(self, run: Predictor, computed: Computed) -> None:
+    def __init__(self, run: Predictor, computed: Computed, intervals: Intervals | Bands | None = None) -> None:
         self.rows = 0
-        self._expected, self._computed = predictions(run), computed
+        self._expected, self._computed = predictions(run, intervals), computed
         self._difference = self._largest = np.zeros(len(run.target_names))
 
     def add(self, columns: Columns) -> None:
@@ -49,17 +54,24 @@ class Comparison:
             same = (expected == computed) | (np.isnan(expected) & np.isnan(computed))
             difference = np.where(same, 0, np.nan_to_num(np.abs(expected - computed), nan=np.inf, posinf=np.inf))
         finite = np.where(np.isfinite(expected), np.abs(expected), 0)
-        self._difference = np.maximum(self._difference, difference.max(0))
-        self._largest = np.maximum(self._largest, finite.max(0))
+        self._difference = np.maximum(self._difference, self._of_targets(difference))
+        self._largest = np.maximum(self._largest, self._of_targets(finite))
         self.rows += len(expected)
 
+    def _of_targets(self, values: np.ndarray) -> np.ndarray:
+        """Return the largest values [targets], of predictions and ends together: an end may be near 0 in all rows."""
+        largest: np.ndarray = values.max(0).reshape(-1, len(self._largest)).max(0)
+        return largest
 
-def predictions(predictor: Predictor) -> Computed:
+
+def predictions(predictor: Predictor, intervals: Intervals | Bands | None = None) -> Computed:
     """Return what predicts the rows of a table with trained models."""
     refuses = Policy.of(predictor.config).missing != "mean"
 
     def computed(columns: Columns) -> np.ndarray:
-        found: np.ndarray = predictor.of_columns(columns).values.numpy().copy()
+        made = predictor.of_columns(columns, intervals)
+        parts = [part.numpy() for part in (made.values, made.low, made.high) if part is not None]
+        found: np.ndarray = np.concatenate(parts, 1)
         if refuses:
             found[np.any([column.missing for column in columns.values()], 0)] = np.nan
         return found

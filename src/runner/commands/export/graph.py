@@ -68,6 +68,20 @@ class Graph:
         self._nodes.append(helper.make_node(op, names, [name], name=f"{name} node", domain=domain, **attributes))
         return Value(self, name, dtype)
 
+    def inlined(self, model: Any, inputs: Sequence[Value], dtype: np.dtype[Any]) -> Value:
+        """Return the one output, of the given dtype, of another model of ONNX for these inputs. Its nodes become nodes of this graph."""
+        import onnx
+        from onnx import compose, helper, inliner
+
+        prefix = self._name("model") + "/"
+        own = compose.add_prefix(inliner.inline_local_functions(model), prefix)
+        onnx.checker.check_model(own)
+        for value, place in zip(inputs, own.graph.input, strict=True):
+            self._nodes.append(helper.make_node("Identity", [value.name], [place.name]))
+        self._nodes += own.graph.node
+        self._constants += own.graph.initializer
+        return Value(self, own.graph.output[0].name, dtype)
+
     def model(self, metadata: dict[str, str]) -> Any:
         """Return the checked model of ONNX with inputs and outputs in the order in which they were made."""
         import onnx

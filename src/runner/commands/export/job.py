@@ -17,6 +17,8 @@ from runner.errors import ConfigError, DataError, RunFailed
 from runner.runs.atomic import sync_folder, temporary, write_atomic
 from runner.sweep.trained import open_models
 from runner.training import exported
+from runner.training.bands import Bands
+from runner.training.intervals import Intervals
 from runner.training.predicting import Predictor
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-6}
@@ -30,13 +32,18 @@ def export(options: Any) -> Iterator[str]:
     """Write the export that the options ask for, and yield the lines that say what was done. Raises `InputError` and `RunFailed`."""
     write, refuse = (_onnx, _refuse_onnx) if options.format == "onnx" else (_safetensors, _refuse_safetensors)
     path = Path(options.output)
-    problems = [f"`--output` must be {text}" for text, wrong in refuse(path, options.force).items() if wrong]
+    problems = [f"`--output` must be {text}" for text, wrong in refuse(path, options.force).items() if wrong][:1]
+    if options.interval is not None and options.format == "safetensors":
+        problems.append(
+            "`--interval` must not be given with --format safetensors, whose folder has what intervals of every level need; remove it"
+        )
     if problems:
-        raise ConfigError(problems[:1])
+        raise ConfigError(problems)
     predictor = Predictor(open_models(options.run, options.state))
+    intervals = None if options.interval is None else predictor.intervals(options.interval, "--interval")
     yield from introduction(predictor)
     with explained(options.output):
-        yield from write(predictor, path)
+        yield from write(predictor, path, intervals)
 
 
 # ---------------------------------------------------------------------------------------------------------- safetensors
@@ -53,7 +60,7 @@ def _refuse_safetensors(path: Path, force: bool) -> dict[str, bool]:
     }  # fmt: skip
 
 
-def _safetensors(predictor: Predictor, path: Path) -> Iterator[str]:
+def _safetensors(predictor: Predictor, path: Path, intervals: Intervals | Bands | None) -> Iterator[str]:
     if len(predictor.members) > 1:
         raise ConfigError(
             f"`--format safetensors` must be of one model, got the {len(predictor.members)} seeds of a sweep; give one of them, such "
@@ -64,10 +71,17 @@ def _safetensors(predictor: Predictor, path: Path) -> Iterator[str]:
         fresh.mkdir()
         exported.write(fresh, predictor.members[0])
         again = Predictor([exported.read(str(fresh))])
-        yield from _compared(predictor, predictions(again), 0.0, "this installation", few=False)
+        yield from _compared(predictor, predictions(again), 0.0, "this installation", intervals=None)
+        yield from _left_out(predictor.members[0].source, fresh)
         _move(fresh, path)
-    size = sum(file.stat().st_size for file in path.iterdir())
-    yield f"written  {path}, {_sized(size)} in {exported.DESCRIPTION} and {exported.WEIGHTS}"
+    sizes = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
+    yield f"written  {path}, {_sized(sum(sizes.values()))} in {', '.join(sizes)}"
+
+
+def _left_out(source: str, fresh: Path) -> Iterator[str]:
+    for name in sorted(exported.FILES):
+        if os.path.lexists(Path(source) / name) and not (fresh / name).exists():
+            yield f"note: {name} is left out, because it is of the state that the run reports; the export has no intervals by it"
 
 
 @contextmanager
@@ -80,11 +94,16 @@ def _removed_unless_finished(folder: Path) -> Iterator[None]:
 
 
 def _move(fresh: Path, path: Path) -> None:
-    """Give a folder its name, and remove an earlier export of that name. Raises OSError."""
+    """Give a folder its name, and remove an earlier export of that name. Raises OSError, and the earlier one then is where it was."""
     earlier = temporary(path)
     if path.exists():
         path.rename(earlier)
-    fresh.rename(path)
+    try:
+        fresh.rename(path)
+    except BaseException:
+        if earlier.exists():
+            earlier.rename(path)
+        raise
     sync_folder(path.parent)
     shutil.rmtree(earlier, ignore_errors=True)
 
@@ -102,7 +121,7 @@ def _refuse_onnx(path: Path, force: bool) -> dict[str, bool]:
     }
 
 
-def _onnx(predictor: Predictor, path: Path) -> Iterator[str]:
+def _onnx(predictor: Predictor, path: Path, intervals: Intervals | Bands | None) -> Iterator[str]:
     try:
         import onnx  # noqa: F401
     except ImportError:
@@ -116,11 +135,15 @@ def _onnx(predictor: Predictor, path: Path) -> Iterator[str]:
         raise ConfigError(
             f"`--format onnx` must have less than 2 GiB of weights, got {_sized(size)}; use --format safetensors"
         )
-    content: bytes = onnx_model.build(predictor.members).SerializeToString()
-    runtime = runtimes.load(content, predictor.target_names)
-    yield from _compared(predictor, runtime, TOLERANCE[predictor.config.dtype], runtime.name, few=runtime.slow)
+    content: bytes = onnx_model.build(predictor.members, intervals).SerializeToString()
+    runtime = runtimes.load(content, onnx_model.output_names(predictor.preprocessing, intervals))
+    yield from _compared(
+        predictor, runtime, TOLERANCE[predictor.config.dtype], runtime.name, few=runtime.slow, intervals=intervals
+    )
     write_atomic(path, content)
     yield f"written  {path}, {_sized(len(content))}"
+    if intervals is not None:
+        yield f"interval {intervals.level:g}, by {intervals.basis}"
 
 
 # ------------------------------------------------------------------------------------------------------------ both forms
@@ -131,9 +154,17 @@ def _no_place(path: Path) -> dict[str, bool]:
     return {f"in a folder that exists, got {str(path)!r}; make {parent!r} first": not path.parent.is_dir()}
 
 
-def _compared(predictor: Predictor, computed: Computed, tolerance: float, by: str, *, few: bool) -> Iterator[str]:
+def _compared(
+    predictor: Predictor,
+    computed: Computed,
+    tolerance: float,
+    by: str,
+    *,
+    few: bool = False,
+    intervals: Intervals | Bands | None,
+) -> Iterator[str]:
     """Compare an export with the run, and yield the line that says so. Raises `RunFailed` if it predicts something else."""
-    made, table = Comparison(predictor, computed), Comparison(predictor, computed)
+    made, table = Comparison(predictor, computed, intervals), Comparison(predictor, computed, intervals)
     rows = made_rows(predictor.preprocessing)
     made.add(rows)
     made.add(first_rows(rows, 1))

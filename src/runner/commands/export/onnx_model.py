@@ -5,16 +5,16 @@ Numbers are float64 up to the inputs of the model, as in training, and again fro
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce, singledispatch
+from functools import reduce
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
 
+from runner.commands.export import onnx_intervals
 from runner.commands.export.graph import ML, Graph, Value, concatenated
+from runner.commands.export.onnx_modules import DOUBLE, INTEGER, predicted, unscaled
 from runner.config import schema as c
 from runner.data.encoding import CategoryEncoding, NumberEncoding
 from runner.data.new_rows import Policy
@@ -22,30 +22,39 @@ from runner.data.preprocessing import Preprocessing
 from runner.data.scaling import Scaling
 from runner.data.transforms import BEND, EDGE, Quantile, Robust
 from runner.errors import ConfigError
-from runner.models.formula import FormulaModel
-from runner.models.linear import PolynomialModel
-from runner.models.mlp import Embeddings
+from runner.training.bands import Bands
+from runner.training.intervals import Intervals
 from runner.training.trained import Trained
 
-DOUBLE, INTEGER, TEXT = np.dtype(np.float64), np.dtype(np.int64), np.dtype(np.str_)
+TEXT = np.dtype(np.str_)
 
 
-def build(members: Sequence[Trained]) -> Any:
-    """Return the model of ONNX: the mean of trained models with the same features and targets.
+def build(members: Sequence[Trained], intervals: Intervals | Bands | None = None) -> Any:
+    """Return the model of ONNX: the mean of trained models with the same features and targets, with intervals around it.
 
     Raises `ConfigError` with what cannot be exported.
     """
     first = members[0]
     refuse(first.config)
     fitted = first.preprocessing
-    graph = Graph([*fitted.kinds, *fitted.target_names])
+    names = output_names(fitted, intervals)
+    graph = Graph([*fitted.kinds, *names])
     cells = {name: graph.input(name, str if kind == "category" else np.float64) for name, kind in fitted.kinds.items()}
-    mean = _mean([_of_member(member, cells) for member in members])
+    inputs = [_inputs(member.preprocessing, cells, np.dtype(member.config.dtype)) for member in members]
+    predictions = [_of_member(*pair) for pair in zip(members, inputs, strict=True)]
+    mean = _mean(predictions)
     if Policy.of(first.config).missing != "mean":
         mean = mean.new_full((), np.nan).where(_any_missing(cells.values()), mean)
-    for place, name in enumerate(fitted.target_names):
-        graph.output(name, mean.column(place))
+    ends = () if intervals is None else onnx_intervals.ends(intervals, first, predictions, mean, inputs[0])
+    columns = [values.column(place) for values in (mean, *ends) for place in range(len(fitted.target_names))]
+    for name, column in zip(names, columns, strict=True):
+        graph.output(name, column)
     return graph.model({"steps": ", ".join(str(member.step) for member in members)})
+
+
+def output_names(fitted: Preprocessing, intervals: Intervals | Bands | None) -> list[str]:
+    """Return the names of the outputs in their order: the targets, and the ends of intervals. Raises `ConfigError`."""
+    return [*fitted.target_names, *([] if intervals is None else onnx_intervals.names(fitted))]
 
 
 def refuse(config: c.Config) -> None:
@@ -76,10 +85,9 @@ def _any_missing(cells: Iterable[Value]) -> Value:
     return reduce(operator.or_, [c.isnan() if c.dtype == DOUBLE else c == c.graph.constant("", TEXT) for c in cells])
 
 
-def _of_member(member: Trained, cells: Mapping[str, Value]) -> Value:
+def _of_member(member: Trained, inputs: Sequence[Value]) -> Value:
     """Return the predictions of one model in the units of the file, float64 [rows, targets]."""
-    inputs = _inputs(member.preprocessing, cells, np.dtype(member.config.dtype))
-    return _unscaled(member.preprocessing.scaling, predicted(member.model(), *inputs).to(DOUBLE))
+    return unscaled(member.preprocessing.scaling, predicted(member.model(), *inputs).to(DOUBLE))
 
 
 # -------------------------------------------------------------------------------------------------------- preprocessing
@@ -111,9 +119,14 @@ def _number(encoding: NumberEncoding, place: int, scaling: Scaling, cell: Value)
 
 def _places(encoding: CategoryEncoding, cell: Value) -> Value:
     """Return the place of each value among those of the training rows; -1 for one that is missing or new."""
-    places = range(len(encoding.values))
+    places = encoding.spellings
     return cell.node(
-        "LabelEncoder", dtype=INTEGER, domain=ML, keys_strings=encoding.values, values_int64s=places, default_int64=-1
+        "LabelEncoder",
+        dtype=INTEGER,
+        domain=ML,
+        keys_strings=list(places),
+        values_int64s=list(places.values()),
+        default_int64=-1,
     )
 
 
@@ -214,96 +227,3 @@ def date_part(seconds: Value, kind: str) -> Value:
     if kind == "month":
         return (month - 9).where(next_year, month + 3)
     return year + era * 400 + next_year.to(DOUBLE)
-
-
-def _unscaled(scaling: Scaling, prediction: Value) -> Value:
-    """Return predictions in the units of the file, as `Scaling.undo`."""
-    mean, scale = (
-        prediction.graph.constant([part.tolist()], DOUBLE) for part in (scaling.target_mean, scaling.target_scale)
-    )
-    values = prediction * scale + mean
-    return values.exp() if scaling.log_target else values
-
-
-# --------------------------------------------------------------------------------------------------------------- models
-
-
-@singledispatch
-def predicted(module: nn.Module, *inputs: Value) -> Value:
-    """Return what a module makes of its inputs, each [rows, columns]. Raises `ConfigError` for one that is not known here."""
-    raise ConfigError(
-        f"`--format onnx` must have a model of layers that it knows, got one with {type(module).__name__}; use --format safetensors"
-    )
-
-
-@predicted.register
-def _linear(module: nn.Linear, inputs: Value) -> Value:
-    parameters = [module.weight] if module.bias is None else [module.weight, module.bias]
-    return inputs.node("Gemm", *(_constant(inputs, parameter) for parameter in parameters), transB=1)
-
-
-@predicted.register
-def _sequential(module: nn.Sequential, *inputs: Value) -> Value:
-    first, *others = module
-    return reduce(lambda values, layer: predicted(layer, values), others, predicted(first, *inputs))
-
-
-@predicted.register
-def _embeddings(module: Embeddings, *inputs: Value) -> Value:
-    """Return the numbers, if there are any, with the vectors of the codes behind them."""
-    *numbers, codes = inputs
-    weights = [parameter.detach().numpy() for parameter in module.parameters()]
-    tables = [codes.graph.constant(weight, weight.dtype) for weight in weights]
-    vectors = [
-        table.node("Gather", codes.column(place), axis=0).node("Flatten", axis=1) for place, table in enumerate(tables)
-    ]
-    return concatenated([*numbers, *vectors])
-
-
-@predicted.register
-def _polynomial(module: PolynomialModel, inputs: Value) -> Value:
-    powers = inputs.graph.constant(module.get_buffer("powers").numpy(), inputs.dtype)
-    axis = inputs.graph.constant([2], INTEGER)
-    return predicted(module.linear, (inputs.node("Unsqueeze", axis) ** powers).node("Flatten", axis=1))
-
-
-@predicted.register
-def _formula(module: FormulaModel, inputs: Value) -> Value:
-    values: dict[str, Value] = {name: _constant(inputs, parameter) for name, parameter in module.named_parameters()}
-    values |= {name: inputs.column(place) for name, place in module.columns.items()}
-    found: list[Value] = [derivatives.expression(values) for derivatives in module.derivatives]
-    return concatenated(found)
-
-
-@predicted.register
-def _dropout(module: nn.Dropout, inputs: Value) -> Value:
-    return inputs
-
-
-@predicted.register
-def _relu(module: nn.ReLU, inputs: Value) -> Value:
-    return inputs.node("Relu")
-
-
-@predicted.register
-def _tanh(module: nn.Tanh, inputs: Value) -> Value:
-    return inputs.tanh()
-
-
-@predicted.register
-def _sigmoid(module: nn.Sigmoid, inputs: Value) -> Value:
-    return inputs.node("Sigmoid")
-
-
-@predicted.register
-def _silu(module: nn.SiLU, inputs: Value) -> Value:
-    return inputs * inputs.node("Sigmoid")
-
-
-@predicted.register
-def _gelu(module: nn.GELU, inputs: Value) -> Value:
-    return inputs * 0.5 * (1 + (inputs * math.sqrt(0.5)).erf())
-
-
-def _constant(inputs: Value, parameter: Tensor) -> Value:
-    return inputs.graph.constant(parameter.detach().numpy(), inputs.dtype)

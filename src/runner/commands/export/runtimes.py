@@ -19,12 +19,12 @@ class Runtime:
     name: str
     slow: bool
     """Whether it takes too long for all rows of a table."""
-    targets: Sequence[str]
+    outputs: Sequence[str]
     _run: Callable[..., Any]
 
     def __call__(self, columns: Mapping[str, Column]) -> np.ndarray:
-        """Return predictions [rows, targets]."""
-        found = self._run(self.targets, {name: _cells(column) for name, column in columns.items()})
+        """Return the outputs [rows, outputs]."""
+        found = self._run(self.outputs, {name: _cells(column) for name, column in columns.items()})
         return np.concatenate(found, 1)
 
 
@@ -36,14 +36,14 @@ def _cells(column: Column) -> np.ndarray:
     return column.values.reshape(-1, 1)
 
 
-def load(content: bytes, targets: Sequence[str]) -> Runtime:
-    """Return the model of a file's content. Raises `ConfigError` with an operation that the runtime lacks."""
+def load(content: bytes, outputs: Sequence[str]) -> Runtime:
+    """Return the model of a file's content, with its outputs by name. Raises `ConfigError` with an operation that the runtime lacks."""
     try:
         import onnxruntime
     except ImportError:
         from onnx.reference import ReferenceEvaluator
 
-        return Runtime("the reference of onnx", True, targets, ReferenceEvaluator(content).run)
+        return Runtime("the reference of onnx", True, outputs, ReferenceEvaluator(content).run)
     options: Any = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal; what is wrong is in the exceptions
     try:
@@ -54,4 +54,4 @@ def load(content: bytes, targets: Sequence[str]) -> Runtime:
             f"`--format onnx` must have operations that onnxruntime {onnxruntime.__version__} has, but it lacks {operation} in the "
             "dtype of this run; use --format safetensors, or a run with dtype=float32"
         ) from None
-    return Runtime(f"onnxruntime {onnxruntime.__version__}", False, targets, session.run)
+    return Runtime(f"onnxruntime {onnxruntime.__version__}", False, outputs, session.run)

@@ -50,7 +50,11 @@ def _text(blocks: Iterator[Columns]) -> Iterator[bytes]:
         if header:
             yield _lines([list(columns)])
             header = False
-        yield _lines(zip(*map(_texts, columns.values()), strict=True))
+        rows = zip(*map(_texts, columns.values()), strict=True)
+        if all(isinstance(cells, np.ndarray) for cells in columns.values()):
+            yield "".join([f"{','.join(row)}\n" for row in rows]).encode()  # numbers need no quotes
+        else:
+            yield _lines(rows)
 
 
 def _lines(rows: Any) -> bytes:

@@ -1,0 +1,3 @@
+"""A module whose import fails."""
+
+raise ValueError("no data of the lab")
