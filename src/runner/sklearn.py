@@ -29,7 +29,7 @@ from runner.config.schema import Config, TableConfig, plain
 from runner.config.validation import normalized
 from runner.data import new_rows
 from runner.data.array_source import ArraySource
-from runner.data.arrow_files import ArrowSource
+from runner.data.arrow_files import ArrowSource, table_of
 from runner.errors import ConfigError, InputError
 from runner.training import in_memory
 from runner.training.predicting import Predictor
@@ -113,7 +113,7 @@ class _Estimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             finite = True if _missing(config) == "error" else "allow-nan"
             return validate_data(self, X, dtype=np.float64, ensure_all_finite=finite, reset=reset, **checks)
         validate_data(self, X, skip_check_array=True, reset=reset)
-        return new_rows.arrow_table(X).select(range(self.n_features_in_))  # behind these pandas has its index
+        return table_of(X).select(range(self.n_features_in_))  # behind these pandas has its index
 
     def _arguments(self) -> list[str]:
         """Return the arguments of the command line, before `overrides`."""

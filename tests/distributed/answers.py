@@ -25,10 +25,13 @@ UPDATES = [(rule, update) for rule in ("sgd", "momentum", "adam", "adamw") for u
 def trained(size: int, runs: Sequence[Sequence[str]]) -> list[Path]:
     """Do several runs in sequence on the same processes, and return their directories."""
 
+    complete = [_complete(overrides) for overrides in runs]
+
     def work(rank: int) -> list[str]:
         torch.set_num_threads(1)
-        return [str(runner.run(None, _complete(overrides)).directory) for overrides in runs]
+        return [str(runner.run(None, overrides).directory) for overrides in complete]
 
+    processes.merge(complete)
     everywhere = processes.values(size, work)
     assert everywhere == [everywhere[0]] * size  # every process knows the run directories
     return [Path(path) for path in everywhere[0]]

@@ -11,12 +11,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import runner
+from runner.config.compose import compose
 
 SECONDS = 60.0
 """Longest run time of a forked process; after that it is killed, and the test fails."""
@@ -54,6 +55,12 @@ def values(size: int, work: Callable[[int], Any]) -> list[Any]:
     outcomes = on(size, work)
     assert [o.code for o in outcomes] == [0] * size, "\n".join(o.printed for o in outcomes)
     return [o.value for o in outcomes]
+
+
+def merge(runs: Iterable[Sequence[str]]) -> None:
+    """Have the options of runs merged here: forked processes inherit that, where each would take longer than to train."""
+    for overrides in runs:
+        compose(overrides)
 
 
 @functools.cache

@@ -45,10 +45,13 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(size: int, *overrides: str) -> list[dict[str, Any]]:
     """Return the summaries of all runs, done in sequence, with the loss before the last update and the residuals."""
 
+    runs = [[*QUICK, *own, *overrides] for own in RUNS.values()]
+
     def work(rank: int) -> list[str]:
         torch.set_num_threads(1)
-        return [str(runner.run(None, [*QUICK, *RUNS[name], *overrides]).directory) for name in RUNS]
+        return [str(runner.run(None, run).directory) for run in runs]
 
+    processes.merge(runs)
     summaries = []
     for path in map(Path, processes.values(size, work)[0]):
         summary = json.loads((path / "summary.json").read_text())

@@ -38,12 +38,14 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(size: int) -> dict[str, dict[str, Any]]:
     """Return the summaries of all runs, done in sequence."""
 
+    strategies = [[f"strategy={name.split()[0]}"] * (size > 1 and name != "exact") for name in RUNS]
+    runs = [[*RUN, *options, *strategy] for options, strategy in zip(RUNS.values(), strategies, strict=True)]
+
     def work(rank: int) -> list[str]:
         torch.set_num_threads(1)
-        strategies = [[f"strategy={name.split()[0]}"] * (size > 1 and name != "exact") for name in RUNS]
-        runs = zip(RUNS.values(), strategies, strict=True)
-        return [str(runner.run(None, [*RUN, *options, *strategy]).directory) for options, strategy in runs]
+        return [str(runner.run(None, run).directory) for run in runs]
 
+    processes.merge(runs)
     paths = map(Path, processes.values(size, work)[0])
     return {name: json.loads((path / "summary.json").read_text()) for name, path in zip(RUNS, paths, strict=True)}
 

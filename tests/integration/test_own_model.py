@@ -107,6 +107,26 @@ def test_a_module_finds_out_its_size_by_itself() -> None:
     assert run("Lazy").summary["steps"] == 6
 
 
+OTHERS = {
+    "ResNet": "{d_in: 2, d_out: 1, n_blocks: 1, d_block: 8, d_hidden: null, d_hidden_multiplier: 2.0, dropout1: 0.1, dropout2: 0.0}",
+    "FTTransformer": "{n_cont_features: 2, cat_cardinalities: [], d_out: 1, n_blocks: 1, d_block: 8, attention_n_heads: 2, attention_dropout: 0.0, ffn_d_hidden: null, ffn_d_hidden_multiplier: 1.3, ffn_dropout: 0.0, residual_dropout: 0.0}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_modules_of_other_people_run_unchanged(name: str, table: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network with batch normalisation and a transformer (Gorishniy et al., 2021), whose second input are categories."""
+    monkeypatch.setenv(VARIABLE, "rtdl_revisiting_models")
+    target = f"model.target=rtdl_revisiting_models:{name}"
+    done = runner.run(None, [*OWN, target, f"model.kwargs={OTHERS[name]}", "train.batch_size=20"])
+    predictor = runner.load(done.directory)
+    found = predictor.predict(table[:, :2])
+    assert np.sqrt(np.mean((found - table[:, 2]) ** 2)) == pytest.approx(
+        done.summary["metrics"]["train/rmse"], rel=1e-9
+    )
+    assert main(["export", str(done.directory), "--format", "onnx", "--output", "m.onnx"]) == 0
+
+
 # -------------------------------------------------------------------------------------------------------------- promises
 
 
@@ -303,6 +323,7 @@ REFUSED = {
     "my_lab.nets:Pair": "=my_lab.nets:Pair must return a tensor [rows, targets], here [4, 1], got a tuple; return the predictions alone",
     "my_lab.nets:Detached": "=my_lab.nets:Detached must return a tensor [rows, targets], here [4, 1] that depends on its parameters, got one without a gradient; compute it without no_grad and detach",
     "my_lab.nets:Nan": "=my_lab.nets:Nan must return finite numbers for the first rows, got nan or inf; correct its start values, or remove these rows",
+    "my_lab.nets:Changing": "=my_lab.nets:Changing must leave the rows as they are, which are used again, got a forward pass that changes them; change a copy",
     "my_lab.nets:Narrow": f"=my_lab.nets:Narrow: its forward pass failed in {NETS}, line 34, in forward: RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x0 and 2x8)",
     "my_lab.nets:Empty": "=my_lab.nets:Empty must have parameters that are trained, got none; register them as torch.nn.Parameter",
 }  # fmt: skip

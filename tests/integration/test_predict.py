@@ -413,6 +413,26 @@ def test_options_that_cannot_be_used_are_refused(
     assert message in refused(capsys, "run", *arguments)
 
 
+@pytest.mark.parametrize(("path", "reason"), [("a" * 300, "File name too long"), ("a\0b", "embedded null byte")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict run --output out.csv --input",
+        "predict run --input t.csv --output",
+        "evaluate run --input t.csv --output",
+        "evaluate run --input t.csv --plots",
+        "export run --format safetensors --output",
+    ],
+)
+def test_a_path_that_no_file_can_have_is_refused(
+    command: str, path: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command.split(), path]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: `{command.rsplit(maxsplit=1)[-1]}` must be a path that can be looked for, got ")
+    assert error.endswith(f" ({reason}); use another one\n")
+
+
 def test_a_column_that_is_kept_must_not_have_a_name_of_the_output(capsys: pytest.CaptureFixture[str]) -> None:
     write(table().rename_columns(["prediction", "x", "color", "day", "n", "y"]), "named.csv")
     error = refused(capsys, "run", "--input", "named.csv", "--keep", "prediction")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn, get_args
 
 from runner.config.introspection import hints
 from runner.config.schema import Device
+from runner.config.validation import shown
 from runner.errors import ConfigError, printable
+
+PATHS = ("input", "output", "plots")
+"""Options of a `ModelParser` that are paths."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,11 +49,26 @@ class ModelParser(Parser):
     def read(self, arguments: list[str]) -> Any:
         """Return the options. Raises `ConfigError`, also for `--config-dir`: the configuration is that of the run."""
         options = self.parse_intermixed_args(arguments)
+        problems = [*filter(None, (_path_problem(name, getattr(options, name, None)) for name in PATHS))]
         if options.config_dir is not None:
-            raise ConfigError(
+            problems.append(
                 f"`--config-dir` must not be given with {self._verb}, which uses the configuration of the run; remove it"
             )
+        if problems:
+            raise ConfigError(problems)
         return options
+
+
+def _path_problem(name: str, path: str | None) -> str | None:
+    """Return the problem with a path that the system cannot look for, such as one that is too long; None otherwise."""
+    try:
+        os.lstat(path or ".")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return f"`--{name}` must be a path that can be looked for, got {shown(path)} ({reason}); use another one"
+    return None
 
 
 def print_lines(lines: Iterable[str], *, output: str | None = None) -> None:

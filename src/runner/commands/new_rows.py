@@ -22,6 +22,7 @@ from runner.data.new_rows import NewRows, Policy, open_files
 from runner.errors import ConfigError, DataError
 from runner.models import losses
 from runner.sweep.trained import open_models
+from runner.training import own_metrics
 from runner.training.predicting import Predictor, choose_device
 from runner.training.scores import Scores
 
@@ -107,8 +108,10 @@ def target_of(block: Block, targets: Sequence[str]) -> Tensor:
 
 
 def new_scores(predictor: Predictor) -> Scores:
-    """Return scores without rows, for the targets and the loss of a model."""
-    return Scores(predictor.target_names, predictor.preprocessing.scaling, losses.build(predictor.config.loss))
+    """Return scores without rows, for the targets, the loss and the metrics of a model. Raises `ConfigError` for untrusted code."""
+    config = predictor.config
+    own = own_metrics.build(config)
+    return Scores(predictor.target_names, predictor.preprocessing.scaling, losses.build(config.loss), own)
 
 
 def weight_of(block: Block, predictor: Predictor) -> Tensor | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,6 +22,17 @@ def scalar_type(parameter: Tensor) -> torch.dtype:
     """Return the dtype of the hyperparameters for a parameter: its own when it is float32 or float64, else float32."""
     # Narrower types have too few digits for a learning rate.
     return parameter.dtype if parameter.dtype in (torch.float32, torch.float64) else torch.float32
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make a dtype that of new tensors."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def autocast(amp: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:

@@ -51,12 +51,12 @@ def _eps_is_zero(config: c.Config) -> bool:
     return config.dtype == "float16" and getattr(config.optimizer, "eps", 1.0) < 6e-8
 
 
-_SHARDED = ("fsdp", "tensor", "pipeline")
+SHARDED = ("fsdp", "tensor", "pipeline")
 """Strategies in which a process holds only a part of the parameters."""
 
 
 def _sharded(config: c.Config) -> bool:
-    return config.strategy.name in _SHARDED
+    return config.strategy.name in SHARDED
 
 
 def _exact(config: c.Config) -> bool:
@@ -82,6 +82,7 @@ EAGER: tuple[tuple[Callable[[c.Config], bool], str], ...] = (
     (lambda k: k.strategy.name not in ("auto", "single"), "`strategy`={k.strategy.name} uses several devices"),
     (_exact, "`strategy.reduction`=exact adds the gradients of its chunks in an order of its own"),
     (lambda k: k.optimizer.rule is None, "`optimizer`={k.optimizer.name} makes decisions on the host in every step"),
+    (lambda k: k.optimizer.code is not None, "`optimizer`={k.optimizer.name} may make decisions on the host in a step"),
     (lambda k: k.amp == "float16", "`amp`=float16 decides on the host in every step whether the gradients overflowed"),
     (lambda k: k.train.compile, "`train.compile`=true makes kernels of its own"),
 )
@@ -315,6 +316,7 @@ def problems(config: c.Config) -> list[str]:
 def _other_problems(config: c.Config) -> Iterator[str]:
     for part in (config.data, config.data.split, config.model, config.loss, config.optimizer, config.schedule):
         yield from part.problems()
+    yield from _metric_problems(config)
     yield from _sink_problems(config)
     yield from _baseline_problems(config)
     yield from _graph_problems(config)
@@ -403,13 +405,13 @@ def _range_problems(config: c.Config) -> Iterator[str]:
             yield f"`{key}` must be a number that `dtype`={config.dtype} represents, got {value:g}, which is too {size}; {remedy}"
 
 
-def _list_problems(name: str, values: Sequence[str], known: Collection[str]) -> Iterator[str]:
-    """Yield the problems of a list that may name each of the known things once."""
+def _list_problems(name: str, values: Sequence[str], known: Collection[str], others: str = "") -> Iterator[str]:
+    """Yield the problems of a list that may name each of the known things once. `others` says what else it may have."""
     for value in values:
         if value not in known:
             near = difflib.get_close_matches(value, list(known), n=1)
             hint = f"did you mean {near[0]}?" if near else "remove it"
-            yield f"`{name}` must be a list of {', '.join(known)}, got {value}; {hint}"
+            yield f"`{name}` must be a list of {', '.join(known)}{others}, got {value}; {hint}"
     if len(set(values)) < len(values):
         yield f"`{name}` must not repeat an entry, got [{', '.join(values)}]; remove one"
 
@@ -424,8 +426,30 @@ def _baseline_problems(config: c.Config) -> Iterator[str]:
         )
 
 
+def _metric_problems(config: c.Config) -> Iterator[str]:
+    """Yield the problems of metrics that nobody knows, or that have one name, and of one that decides and is not among them."""
+    own, names = config.own_metrics, ["loss", *c.METRICS]
+    built_in = [entry for entry in config.metrics if entry not in {target.text for target in own}]
+    yield from _list_problems(
+        "metrics", built_in, c.METRICS, " and functions of your own, such as my_lab.metrics:relative"
+    )
+    for target in own:
+        yield from target.problems("my_lab.metrics:relative")
+        if target.name in names:
+            yield f"`metrics` must have one metric of each name, got a second {target.name}, {target.text}; give the function another name"
+        names += [target.name] if target.name and target.name not in names else []
+    chosen = config.train.early_stopping.metric
+    if chosen not in names:
+        near = difflib.get_close_matches(chosen, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else "add one of your own to metrics"
+        yield f"`train.early_stopping.metric` must be one of {', '.join(names)}, got {chosen!r}; {hint}"
+
+
 def _sink_problems(config: c.Config) -> Iterator[str]:
     names = config.record.sinks
-    yield from _list_problems("record.sinks", names, c.SinkConfig.choices)
+    own = [target.text for target in config.record.code]
+    yield from _list_problems("record.sinks", names, [*c.SinkConfig.choices, *own])
+    for target in config.record.code:
+        yield from target.problems("my_lab.sinks:Slack")
     if "jsonl" not in names:
         yield f"`record.sinks` must include jsonl, which resume and comparisons read, got [{', '.join(names)}]; add it"

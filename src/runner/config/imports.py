@@ -122,19 +122,21 @@ def load(target: Target, base: Any, what: str) -> Any:
     return found
 
 
-def called(target: Target, kind: Any, arguments: Mapping[str, Any], filled: Mapping[str, Any], key: str) -> Any:
-    """Return `kind(**arguments)`, with those of the `filled` arguments that its signature has and the user has not given.
+def called(
+    target: Target, kind: Any, arguments: Mapping[str, Any], filled: Mapping[str, Any], key: str, *first: Any
+) -> Any:
+    """Return `kind(*first, **arguments)`, with those of the `filled` arguments that its signature has and the user has not given.
 
     `key` is that of the arguments. Raises `ConfigError` for arguments that do not fit, and for an error of the user's code.
     """
-    accepted = parameters_of(kind)
+    accepted = dict(list(parameters_of(kind).items())[len(first) :])
     extra = {name: value for name, value in filled.items() if name in accepted and name not in arguments}
     given = {**extra, **arguments}
     if misfits := list(_misfits(target, kind, accepted, given, key)):
         raise ConfigError(misfits)
     name = getattr(kind, "__name__", target.name)
     with explained(target, f"{name}({', '.join(f'{name}={shown(value)}' for name, value in given.items())})"):
-        return kind(**given)
+        return kind(*first, **given)
 
 
 def parameters_of(kind: Any) -> dict[str, inspect.Parameter]:

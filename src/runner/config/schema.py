@@ -26,6 +26,9 @@ from runner.config.versions import without_newer
 from runner.errors import ExpressionError
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+METRICS = ("rmse", "mae", "r2")
+"""Metrics that every run has besides its loss."""
+
 Metric = Literal["loss", "rmse", "mae", "r2"]
 Init = Literal["kaiming", "uniform", "normal", "zeros"]
 CategoryCoding = Literal["one-hot", "reference", "codes"]
@@ -174,7 +177,7 @@ class DataConfig(Part):
         return (self.target_scale or ("standardize" if self.standardize else "none")) == "standardize"
 
     @property
-    def source(self) -> str | None:
+    def table_key(self) -> str | None:
         """Keys that decide which table is read, as JSON. Configurations with equal ones share it. None if it depends on a seed."""
         return None
 
@@ -454,7 +457,7 @@ class TableConfig(DataConfig):
         return True
 
     @property
-    def source(self) -> str:
+    def table_key(self) -> str:
         """All keys but those that say what is made of a table once it has been read."""
         columns = {"split.column": self.split.column, "split.group": self.split.group}
         return json.dumps({key: value for key, value in plain(self).items() if key not in _OF_READ_ROWS} | columns)
@@ -520,6 +523,8 @@ class Parquet(TableConfig, _Files, name="parquet", builder="runner.data.tables:f
 class Memory(TableConfig, _OwnParts, name="memory", builder="runner.data.tables:from_memory"):
     """A table that Python code gives: `runner.run(data=…)` or `runner.sklearn`; not for the command line."""
 
+    offered = False
+
     parts: tuple[Literal["valid", "test"], ...] = key(
         "parts whose rows are a table of their own, which Python code gives too", before=()
     )
@@ -537,6 +542,29 @@ class Memory(TableConfig, _OwnParts, name="memory", builder="runner.data.tables:
                 f"`data.split.column` must be null with {self.own_parts[self.parts[0]]}, got {self.split.column!r}; "
                 "give one table, or use data.split.column=null"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomData(TableConfig, name="custom", builder="runner.data.custom:build"):
+    """A table that a class of your own reads: `read` returns one of pandas, polars or pyarrow, or a mapping from names to arrays."""
+
+    source: str = key("class that reads the table, as package.module:Class; its package must be trusted with --trust")
+    kwargs: dict[str, Any] = key("arguments of the class")
+
+    @property
+    def code(self) -> Target:
+        """The class to import."""
+        return Target("data.source", self.source)
+
+    @property
+    def size_keys(self) -> tuple[str, ...]:
+        """The class."""
+        return ("data.source",)
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problems of the keys of every table, and of a class that is none."""
+        yield from super().problems()
+        yield from self.code.problems("my_lab.data:Sensor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -613,11 +641,6 @@ class ModelConfig(Part):
     def takes_codes(self) -> bool:
         """Whether the model takes categories as codes beside the numbers; otherwise they are numbers, one-hot."""
         return False
-
-    @property
-    def title(self) -> str:
-        """What a line about a run calls the model."""
-        return self.name
 
     def wants_codes(self) -> bool:
         """Return whether the model is given codes. Unlike `takes_codes`, it may import the user's own code to find out."""
@@ -738,6 +761,8 @@ class CustomModel(_OwnModel, name="custom", builder="runner.models.custom:build"
 @dataclass(frozen=True, kw_only=True)
 class MemoryModel(_OwnModel, name="memory", builder="runner.models.custom:from_memory"):
     """A module, class or function that Python code gives: `runner.run(model=…)`; not for the command line."""
+
+    offered = False
 
     target: str = key("what Python code gave, such as __main__:Net; for the record alone")
     codes: bool = key("whether it takes the codes of categories")
@@ -896,8 +921,8 @@ class Formula(ModelConfig, name="formula", builder="runner.models.formula:build"
 class LossConfig(Part):
     """Loss: the mean over rows and targets of a function of the error.
 
-    A builder takes (config) and returns a function (prediction, target, reduction) that returns the loss of each number for
-    reduction 0 and their mean for reduction 1, as the losses of `torch.ops.aten` do.
+    A builder takes (config) and returns a function (prediction, target, reduction) that returns the loss of each number, or
+    of each row, for reduction 0 and their mean for reduction 1, as the losses of `torch.ops.aten` do.
     """
 
     squares: ClassVar[bool] = False
@@ -925,6 +950,23 @@ class Huber(LossConfig, name="huber", builder="runner.models.losses:huber"):
     delta: float = key(
         "absolute error at which the loss changes from quadratic to linear", unit="target units", above=0
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomLoss(LossConfig, name="custom", builder="runner.models.custom_loss:build"):
+    """A `torch.nn.Module` of your own: `forward` takes predictions and targets [rows, targets] and returns the loss of each."""
+
+    target: str = key("class of the loss, as package.module:Class; its package must be trusted with --trust")
+    kwargs: dict[str, Any] = key("arguments of the class; reduction is none where it has it")
+
+    @property
+    def code(self) -> Target:
+        """The class to import."""
+        return Target("loss.target", self.target)
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problem of a target that is none."""
+        yield from self.code.problems("my_lab.losses:Quantile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1064,6 +1106,27 @@ class Lbfgs(_Optimizer, name="lbfgs", builder="runner.optim.torch_optim:lbfgs"):
     tolerance_grad: float = key("a step ends if the largest gradient entry is at most this", at_least=0)
     tolerance_change: float = key("a step ends if the loss or the parameters change by less than this", at_least=0)
     line_search: Literal["strong_wolfe"] | None = key("line search along each direction; null uses steps of length lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomOptimizer(_Optimizer, name="custom", builder="runner.optim.custom:build", rule="runner.optim.custom:rule"):
+    """An optimizer of your own: a subclass of `torch.optim.Optimizer` for update=optimizer, or an update rule for update=manual."""
+
+    target: str = key("class of the optimizer, as package.module:Class; its package must be trusted with --trust")
+    kwargs: dict[str, Any] = key("arguments of the class besides the parameters and lr")
+
+    @property
+    def code(self) -> Target:
+        """The class to import."""
+        return Target("optimizer.target", self.target)
+
+    @property
+    def l2_penalty(self) -> None:
+        """None: what the class adds to the loss is not known."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problem of a target that is none."""
+        yield from self.code.problems("my_lab.optim:Lion")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1214,7 +1277,10 @@ class Launch:
 class EarlyStopping:
     """Early stopping by a metric on the validation rows, or on the training rows if there are no validation rows."""
 
-    metric: Metric = key("metric to compare at every evaluation; it also says which state is the best")
+    metric: str = key(
+        "metric to compare at every evaluation, which also says which state is the best: loss, rmse, mae, r2 or the name of one "
+        "of your own in metrics, of which smaller values are better"
+    )
     patience: int | None = key(
         "evaluations without improvement after which training stops; null does not stop early", at_least=1, lane=True
     )
@@ -1321,7 +1387,8 @@ class Record:
         "steps between rows of metrics in metrics.jsonl, TensorBoard and the console", unit="steps", at_least=1
     )
     sinks: tuple[str, ...] = key(
-        "sinks of the rows of metrics in addition to the console; jsonl is required, tensorboard is optional",
+        "sinks of the rows of metrics in addition to the console; jsonl is required, tensorboard is optional, and "
+        "package.module:Class is one of your own, from a package that is trusted with --trust",
         before=["jsonl", "tensorboard"],
     )
     plots: bool = key("whether to write plots/*.png at the end")
@@ -1340,6 +1407,11 @@ class Record:
         at_least=1,
         before=None,
     )
+
+    @property
+    def code(self) -> tuple[Target, ...]:
+        """Sinks of the user's own, which are names with a dot or a colon."""
+        return tuple(Target("record.sinks", name) for name in self.sinks if "." in name or ":" in name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1384,6 +1456,11 @@ class Config:
         "implementation of the update; manual is written out in this package, optimizer is torch.optim"
     )
     deterministic: bool = key("whether to use only deterministic operations")
+    metrics: tuple[str, ...] = key(
+        "metrics that are shown: rmse, mae and r2, which the files have in any case, and functions of your own, as "
+        "package.module:function, which take (prediction, target) and return a value for each row; trust their package with --trust",
+        before=list(METRICS),
+    )
     seeds: int | None = key(
         "number of seeds of a sweep, counted from `seed`; null is one run",
         at_least=1,
@@ -1419,7 +1496,12 @@ class Config:
     def code(self) -> tuple[Target, ...]:
         """Code of the user's own that the run imports."""
         parts: tuple[Part, ...] = (self.data, self.model, self.loss, self.optimizer)
-        return tuple(part.code for part in parts if part.code is not None)
+        return (*(part.code for part in parts if part.code is not None), *self.own_metrics, *self.record.code)
+
+    @property
+    def own_metrics(self) -> tuple[Target, ...]:
+        """Functions of the user's own among the metrics; one without a colon is refused."""
+        return tuple(Target("metrics", entry) for entry in self.metrics if ":" in entry or "." in entry)
 
     @property
     def category_coding(self) -> CategoryCoding:

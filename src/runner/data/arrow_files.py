@@ -16,7 +16,6 @@ from runner.data.kinds import (
     Block,
     Column,
     ColumnReader,
-    Growing,
     KindReader,
     Numbers,
     Rules,
@@ -24,6 +23,7 @@ from runner.data.kinds import (
     unusable,
     usable,
 )
+from runner.data.memory import Growing
 from runner.data.progress import Report, unreported
 from runner.data.texts import ArrowTexts
 from runner.errors import DataError
@@ -159,6 +159,30 @@ class ArrowSource:
         self.warnings += reader.warnings()
         faults = [Fault(row + 1, reader.name, text, values) for row, text, values in reader.faults()]
         return reader.column(), faults if reader.numeric else []
+
+
+def table_of(frame: Any, name: str = "the table") -> Any:
+    """Return a table of pandas, polars or pyarrow, or of another library that exports to Arrow, as one of pyarrow.
+
+    Messages call it by a name. Raises `DataError`.
+    """
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise DataError(
+            'a table needs pyarrow, which is not installed; pip install "runner[tables]", or give an array'
+        ) from None
+    if not hasattr(frame, "__arrow_c_stream__") and not hasattr(frame, "to_parquet"):
+        raise DataError(
+            f"{name} must be one of pandas, polars or pyarrow, or an array of numpy, got {type(frame).__name__}; convert it"
+        )
+    try:
+        return pa.table(frame)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise DataError(
+            f"{name} must have columns of numbers, texts or dates, but Arrow cannot take it ({reason}); cast them"
+        ) from None
 
 
 def texts_of(cells: Any, markers: frozenset[str]) -> ArrowTexts | None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from runner.data.array_source import ArraySource
-from runner.data.arrow_files import ArrowSource
+from runner.data.arrow_files import ArrowSource, table_of
 from runner.data.diagnostics import EXACT_INTEGER, listed
-from runner.data.new_rows import arrow_table, is_table
+from runner.data.new_rows import is_table
 from runner.data.tables import Source
 from runner.errors import DataError
 
@@ -58,7 +58,7 @@ def _table(frame: Any) -> Any:
         raise DataError(
             f"`data.path` must be a table of pandas, polars or pyarrow, or a pair (X, y), got {type(frame).__name__}; give one of them"
         )
-    return arrow_table(frame.reset_index(drop=True) if hasattr(frame, "reset_index") else frame)
+    return table_of(frame.reset_index(drop=True) if hasattr(frame, "reset_index") else frame)
 
 
 def _beside(table: Any, columns: np.ndarray, targets: Sequence[str], name: str) -> ArrowSource:

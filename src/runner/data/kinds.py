@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from runner.data.diagnostics import EXACT_INTEGER, misspelled, named, shown
-from runner.data.memory import allocate
+from runner.data.distinct_texts import DistinctTexts
+from runner.data.memory import Growing
 from runner.data.number_cells import NumberCells, number_cells
 from runner.data.texts import Texts
 
@@ -178,27 +179,6 @@ class Rules:
         return frozenset((*MISSING, *self.missing_values))
 
 
-class Growing:
-    """An array that is filled from its beginning. Memory of a part that is never filled is never used."""
-
-    def __init__(self, size: int, dtype: type) -> None:
-        self._array: np.ndarray = np.frombuffer(allocate(size * np.dtype(dtype).itemsize), dtype)
-        self._filled = 0
-
-    def extend(self, values: np.ndarray) -> None:
-        """Add values at the end."""
-        end = self._filled + len(values)
-        if end > len(self._array):
-            self._array = np.concatenate([self.array, np.empty(end, self._array.dtype)])
-        self._array[self._filled : end] = values
-        self._filled = end
-
-    @property
-    def array(self) -> np.ndarray:
-        """The values that were added."""
-        return self._array[: self._filled]
-
-
 @dataclass
 class ColumnReader:
     """Reads one column of cells of text, block after block.
@@ -228,16 +208,15 @@ class ColumnReader:
     _rows: int = 0
     _values: Growing | None = None
     """The cells as numbers, float64; None if the column is not read as numbers."""
-    _codes: Growing | None = None
-    """Places of the cells among the distinct texts, int32; None while the column is not read as text."""
-    _places: dict[str, int] = field(default_factory=dict)
+    _texts: DistinctTexts | None = None
+    """The cells as text; None while the column is not read as text."""
     _passed: bool = False
     _decimal: str = "."
     """Decimal sign of the last block."""
 
     def __post_init__(self) -> None:
         if self.categorical:
-            self._codes = Growing(self.expected, np.int32)
+            self._texts = DistinctTexts(self.expected)
         else:
             self._values = Growing(self.expected, np.float64)
 
@@ -253,18 +232,18 @@ class ColumnReader:
             first = not self._rows
             self._add_numbers(texts, numbers)
             if first and not self.numeric:
-                self._codes = Growing(self.expected, np.int32)
-        if self._codes is not None:
-            self._codes.extend(texts.encode(self._places))
+                self._texts = DistinctTexts(self.expected)
+        if self._texts is not None:
+            self._texts.add(texts)
 
     def again(self) -> bool:
         """Return whether all blocks are needed a second time."""
-        needed = not self.numeric and self._codes is None
+        needed = not self.numeric and self._texts is None
         self._passed = True
         if not self.numeric:
             self._values = None
         if needed:
-            self._codes = Growing(self._rows, np.int32)
+            self._texts = DistinctTexts(self._rows)
         return needed
 
     @property
@@ -273,12 +252,16 @@ class ColumnReader:
         return self.categorical is False or (self.categorical is None and 2 * self.numbers >= self._rows - self.missing)
 
     def column(self) -> Column | str:
-        """Return the column: numbers, dates or categories; or why it is none of them, as the end of a sentence."""
+        """Return the column: numbers, dates or categories; or why it is none of them, as the end of a sentence.
+
+        The cells of a column of text are given up.
+        """
         if self.numeric:
             assert self._values is not None  # `again`
             return Numbers(self.name, self._values.array)
-        assert self._codes is not None  # `again`
-        return _texts(self.name, self._codes.array, self._places, self.categorical is True, self._decimal)
+        assert self._texts is not None  # `again`
+        (codes, texts), self._texts = self._texts.encoded(), None
+        return _texts(self.name, codes, texts, self.categorical is True, self._decimal)
 
     def faults(self) -> list[tuple[int, str, int]]:
         """Return row, from 0, and text of the first cells of a column of numbers that are none, and how many cells each is.
@@ -376,12 +359,12 @@ def usable(columns: Mapping[str, Column | str]) -> dict[str, Column]:
     return {name: column for name, column in columns.items() if not isinstance(column, str)}
 
 
-def _texts(name: str, codes: np.ndarray, places: Mapping[str, int], chosen: bool, decimal: str) -> Column | str:
+def _texts(name: str, codes: np.ndarray, texts: Sequence[str], chosen: bool, decimal: str) -> Column | str:
     """Return a column of texts: dates, or categories; or why it is neither, as the end of a sentence.
 
     `codes` are the places of the cells among the distinct texts. `chosen` says that the texts are categories in any case.
     """
-    texts, present = list(places), int((codes >= 0).sum())
+    present = int((codes >= 0).sum())
     if not chosen:
         seconds = _seconds(texts)
         if isinstance(seconds, str):

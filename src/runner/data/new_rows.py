@@ -14,7 +14,7 @@ from runner.config import schema as c
 from runner.config import validation
 from runner.data import files
 from runner.data.array_source import ArraySource, refuse_categories
-from runner.data.arrow_files import ArrowSource, texts_of
+from runner.data.arrow_files import ArrowSource, table_of, texts_of
 from runner.data.diagnostics import MOST_SHOWN, UnknownColumn, listed, named, shown
 from runner.data.dialect import Form
 from runner.data.encoding import CategoryEncoding
@@ -71,34 +71,13 @@ def of_frame(frame: Any, preprocessing: Preprocessing) -> BlockSource:
         return frame
     if isinstance(frame, np.ndarray):
         return _of_array(frame, preprocessing)
-    if not is_table(frame):
-        raise DataError(
-            f"the table must be one of pandas, polars or pyarrow, or an array of numpy, got {type(frame).__name__}; convert it"
-        )
-    return ArrowSource.of_table(arrow_table(frame))
+    return ArrowSource.of_table(table_of(frame))
 
 
 def is_table(value: Any) -> bool:
     """Return whether a value is a table in memory, with named columns, and not an array or a single column."""
     arrow = hasattr(value, "__arrow_c_stream__") or hasattr(value, "to_parquet")
     return arrow and len(getattr(value, "shape", (0, 0))) == 2
-
-
-def arrow_table(frame: Any) -> Any:
-    """Return a table in memory as one of pyarrow. Raises `DataError` if its columns are none of Arrow."""
-    try:
-        import pyarrow as pa
-    except ImportError:
-        raise DataError(
-            'a table needs pyarrow, which is not installed; pip install "runner[tables]", or give an array'
-        ) from None
-    try:
-        return pa.table(frame)
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise DataError(
-            f"the table must have columns of numbers, texts or dates, but Arrow cannot take it ({reason}); cast them"
-        ) from None
 
 
 def _of_array(array: np.ndarray, preprocessing: Preprocessing) -> ArraySource:

@@ -186,6 +186,11 @@ def of_openings(config: c.TableConfig, openings: Mapping[str, Opening]) -> Table
     return _complete(openings, Columns.of(config))
 
 
+def of_source(config: c.TableConfig, source: Source, key: str) -> Table:
+    """Return the table that a configuration makes of a source that is open already, which messages call by a key."""
+    return of_openings(config, {"train": Opening(key, lambda: source)})
+
+
 def from_diabetes(config: c.Diabetes, seed: int, report: Report) -> Table:
     """Return the table of `data=diabetes`; seed and report are not used."""
     return read_diabetes()

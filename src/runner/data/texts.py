@@ -112,7 +112,7 @@ class ArrowTexts:
 
     @cached_property
     def _present(self) -> Any:
-        """The distinct cells; null for those that stand for a missing value."""
+        """The distinct cells; null for those that stand for a missing value, and at the end."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -165,6 +165,11 @@ class ArrowTexts:
 
         row = pc.index(pc.match_substring_regex(self.cells, "^[ \t]*0[0-9]+[ \t]*$"), True).as_py()
         return None if row < 0 else self.text(row)
+
+    @property
+    def distinct(self) -> tuple[np.ndarray, Any]:
+        """Place of each cell, int32 [rows], in an array of the distinct cells, which may be equal without their blanks, and null."""
+        return self._distinct[0], self._present
 
     def encode(self, places: dict[str, int]) -> np.ndarray:
         """Return the place of each cell."""

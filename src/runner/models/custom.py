@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from runner.compute import sizes
+from runner.compute.precision import default_dtype
 from runner.config import imports, trust
 from runner.config import schema as c
 from runner.config.imports import Target
@@ -206,7 +206,7 @@ class _Maker:
         )
         if problem is not None:
             raise ConfigError(problem)
-        with _float32(), torch.device("cpu"):
+        with default_dtype(torch.float32), torch.device("cpu"):
             # Modules draw from torch's global generator, whose state `models.base.build` restores.
             torch.default_generator.manual_seed(generator.initial_seed())
             module = self._module().cpu()
@@ -242,7 +242,7 @@ class _Maker:
         if isinstance(self.source, nn.Module):
             return 0  # it is in memory
         try:
-            with _float32(), torch.device("meta"):
+            with default_dtype(torch.float32), torch.device("meta"):
                 return sum(parameter.numel() for parameter in self._module().parameters())
         except (
             Exception
@@ -274,14 +274,3 @@ def _problems(model: Custom, codes: bool) -> Iterator[str]:
     complex_ones = [name for name, value in parameters.items() if not value.is_floating_point()]
     if complex_ones:
         yield f"{model.target.shown} must have parameters of real numbers, got {', '.join(complex_ones)}; change them"
-
-
-@contextmanager
-def _float32() -> Iterator[None]:
-    """Make float32 the dtype of new tensors, so that every dtype of a run has the same start values."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -60,9 +60,7 @@ def probe(model: nn.Module, inputs: tuple[Tensor, ...], targets: int, prefix: st
 
     Raises `Misfit` for predictions that are not [rows, targets], or that do not depend on the parameters.
     """
-    few = tuple(
-        values[:PROBED_ROWS].float() if values.is_floating_point() else values[:PROBED_ROWS] for values in inputs
-    )
+    few = tuple(_copied(values[:PROBED_ROWS]) for values in inputs)
     subject = copy.deepcopy(model).float()  # on the CPU, where not every dtype has every operation
     with torch.random.fork_rng(devices=[]):
         subject.train()
@@ -72,6 +70,10 @@ def probe(model: nn.Module, inputs: tuple[Tensor, ...], targets: int, prefix: st
         first = subject(*few)
         draws = not torch.equal(torch.default_generator.get_state(), seeded)
         _check(first, len(few[0]), targets)
+        if not all(torch.equal(_copied(values[:PROBED_ROWS]), seen) for values, seen in zip(inputs, few, strict=True)):
+            raise Misfit(
+                "leave the rows as they are, which are used again, got a forward pass that changes them; change a copy"
+            )
         changed = tuple(
             name.removeprefix(prefix) for name, value in _buffers(subject).items() if not _equal(value, before[name])
         )
@@ -91,6 +93,10 @@ def probe(model: nn.Module, inputs: tuple[Tensor, ...], targets: int, prefix: st
         name.removeprefix(prefix) for name, p in subject.named_parameters() if p.requires_grad and p.grad is None
     )
     return Habits(draws, unseeded, mixes, mixes_new, changed, unused)
+
+
+def _copied(values: Tensor) -> Tensor:
+    return values.to(torch.float32, copy=True) if values.is_floating_point() else values.clone()
 
 
 def _training_pass(model: nn.Module, buffers: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:

@@ -18,7 +18,10 @@ Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Function of (prediction [rows, targets], target [rows, targets], weight [rows, 1] or None) that returns the mean loss []."""
 
 Cost = Callable[..., Tensor]
-"""Function of (prediction, target, reduction = 1), as in `torch.ops.aten`: 0 returns the loss of each number, 1 their mean []."""
+"""Function of (prediction, target, reduction = 1), as in `torch.ops.aten`, whose arguments are […, rows, targets].
+
+0 returns the loss of each number, or of each row […, rows, 1]; 1 returns their mean [].
+"""
 
 # These are the operators of torch.ops.aten, not torch.nn.functional. The wrappers there broadcast prediction and target, which
 # must not happen here and takes a tenth of the time of a small model's step, forward and backward.

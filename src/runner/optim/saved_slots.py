@@ -10,7 +10,7 @@ from torch import Tensor
 
 from runner.config import schema as c
 from runner.config.validation import cut
-from runner.optim import rules
+from runner.optim import custom, rules
 
 Saved = Mapping[str, Mapping[str, Any]]
 
@@ -20,6 +20,9 @@ def problems(config: c.OptimizerConfig, parameters: Mapping[str, Tensor], saved:
     unknown = [name for name in saved if name not in parameters]
     if unknown:
         return [f"`optimizer` must have the parameters of the model, got {cut(', '.join(unknown))}"]
+    if isinstance(config, c.CustomOptimizer) and not custom.is_rule(config):
+        odd = {slot: value for slots in saved.values() for slot, value in slots.items() if unsaveable(value)}
+        return [f"`optimizer` must have tensors and numbers, got {described(v)} in {slot}" for slot, v in odd.items()]
     if config.rule is not None:
         return _of_rule(config, parameters, saved)
     sizes = {1, *(p.numel() for p in parameters.values()), sum(p.numel() for p in parameters.values())}
@@ -71,6 +74,15 @@ def _fits(value: Any, sizes: set[int]) -> bool:
     if isinstance(value, Tensor):
         return value.is_floating_point() and value.numel() in sizes
     return value is None or isinstance(value, (int, float))
+
+
+def unsaveable(value: Any) -> str | None:
+    """Return what a value of a state is that a checkpoint cannot have; None for tensors, numbers, texts and lists of them."""
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, map(unsaveable, value)), None)
+    if value is None or type(value) in (bool, int, float, str) or isinstance(value, Tensor):
+        return None
+    return f"a {type(value).__name__}"
 
 
 def described(value: Any) -> str:

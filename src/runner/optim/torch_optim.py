@@ -103,13 +103,15 @@ class TorchOptimizer:
         self._lr: float | Tensor | None = None
         group, like = optimizer.param_groups[0], next(iter(parameters.values()))
         # float32 is too coarse for parameters in float64.
-        on_device = group["fused"] and like.device.type in RATE_ON_DEVICE and like.dtype != torch.float64
+        on_device = group.get("fused") and like.device.type in RATE_ON_DEVICE and like.dtype != torch.float64
         self.rate_type: torch.dtype | None = torch.float32 if on_device else None
 
     def step(self, objective: Objective, lr: float | Tensor) -> Tensor:
         """Update the parameters in place unless the step is skipped; return this process's share of the loss [] before it."""
         if lr is not self._lr:
-            self._lr = self._optimizer.param_groups[0]["lr"] = lr
+            self._lr = lr
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
         loss, gradients = objective.gradient()
         if gradients is not None:
             self._optimizer.step()

@@ -19,6 +19,7 @@ from runner.sweep.manifest import Manifest
 from runner.sweep.optuna_options import OptunaOptions
 from runner.sweep.reporter import Watch
 from runner.sweep.search_space import Space, read
+from runner.sweep.trials import plan
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
@@ -29,7 +30,10 @@ PATH = "hydra.sweeper"
 JOURNAL = "optuna.log"
 """File of the study in the sweep directory."""
 
-METRICS = [f"{part}/{metric}" for part in ("train", "valid", "test") for metric in get_args(Metric)]
+PARTS = ("train", "valid", "test")
+METRICS = [f"{part}/{metric}" for part in PARTS for metric in get_args(Metric)]
+"""Metrics that a search may be for, besides the user's own."""
+
 NEEDS = {"cmaes": "cmaes", "gp": "scipy", "qmc": "scipy"}
 """Sampler → package that it needs besides Optuna."""
 
@@ -51,7 +55,7 @@ class Search:
         Raises `ConfigError` with every problem before any trial starts, and passes on what the launcher raises: the
         trials of that generation are run again, under the same numbers, when the sweep is resumed in its directory.
         """
-        options, space = self._prepare(arguments, launcher)
+        options, space = self._prepare(arguments, launcher, directory)
         study = _open_study(options, space, directory)
         self.directions = options.directions
         self._set_metric(study.metric or options.metrics, study)
@@ -62,7 +66,7 @@ class Search:
                     self._store(study, numbers, launcher.launch(jobs, numbers[0]))
         return {"best": study.best()}
 
-    def _prepare(self, arguments: Sequence[str], launcher: Launcher) -> tuple[OptunaOptions, Space]:
+    def _prepare(self, arguments: Sequence[str], launcher: Launcher, directory: Path) -> tuple[OptunaOptions, Space]:
         options, problems = validation.build(OptunaOptions, self._options, PATH)
         space, unread = read(arguments)
         problems += unread
@@ -70,6 +74,10 @@ class Search:
             problems.append("a search must vary a key, but every argument is one value; write KEY=interval(0,1)")
         if options is not None:
             problems += _conflicts(options, space, launcher)
+            unknown = [name for name in options.metrics or () if name not in METRICS]
+            if unknown and not problems:  # the trials say which others there are
+                own = _own_metrics(space, directory)
+                problems += [_unknown_metric(name, [*METRICS, *own]) for name in unknown if name not in own]
         if options is None or problems:
             raise ConfigError(problems)
         check = getattr(launcher, "check", None)
@@ -150,8 +158,7 @@ def _open_study(options: OptunaOptions, space: Space, directory: Path) -> Study:
 
 def _conflicts(options: OptunaOptions, space: Space, launcher: Launcher) -> list[str]:
     """Return the problems between the options, the space and the launcher."""
-    problems = [_unknown_metric(name) for name in options.metrics or () if name not in METRICS]
-    several, sampler = len(options.metrics or [""]) > 1, options.chosen_sampler
+    problems, several, sampler = list[str](), len(options.metrics or [""]) > 1, options.chosen_sampler
     if len(options.directions) != len(options.metrics or [""]):
         problems.append(
             f"`{PATH}.direction` must be one for each metric, got {len(options.directions)} for "
@@ -187,10 +194,17 @@ def _conflicts(options: OptunaOptions, space: Space, launcher: Launcher) -> list
     return problems
 
 
-def _unknown_metric(name: str) -> str:
-    near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.5)
+def _own_metrics(space: Space, directory: Path) -> list[str]:
+    """Return the names of the user's own metrics in the trials of a space. Raises `ConfigError` for trials that cannot be composed."""
+    first, *_ = space.probes()
+    (trial,) = plan([first], 0, Manifest.read(directory))
+    return [f"{part}/{target.name}" for part in PARTS for target in trial.config.own_metrics]
+
+
+def _unknown_metric(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "use one of them"
-    return f"`{PATH}.metric` must be one of {', '.join(METRICS)}, got {name}; {hint}"
+    return f"`{PATH}.metric` must be one of {', '.join(known)}, got {name}; {hint}"
 
 
 def _consecutive(numbers: Iterable[int]) -> list[list[int]]:

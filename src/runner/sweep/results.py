@@ -38,7 +38,8 @@ FEWEST_SETTINGS = 5
 """Number of settings that the table has at least, where there are so many, before it has the parameters of each."""
 
 _MAIN = ("valid/rmse", "test/rmse", "train/rmse")
-_KNOWN = [f"{part}/{metric}" for part in ("train", "valid", "test") for metric in ("loss", "rmse", "mae", "r2")]
+_PARTS = ("train", "valid", "test")
+_KNOWN = ("loss", "rmse", "mae", "r2")
 _NOT_FINITE = {text: float(text) for text in ("nan", "inf", "-inf")}
 
 
@@ -101,7 +102,7 @@ class Results:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics of the members, ordered by train, valid, test, in each by loss, rmse, mae, r2, and then by target."""
+        """Names of the metrics of the members, ordered by train, valid, test, in each by loss, rmse, mae, r2, others, and then by target."""
         return _metrics(self.members)
 
     @property
@@ -221,12 +222,15 @@ def _with_summary(member: Member, path: Path) -> Member:
 
 def _metrics(members: Iterable[Member]) -> list[str]:
     names = dict.fromkeys(name for member in members for name in member.metrics)
-    known = {name: place for place, name in enumerate(_KNOWN)}
+    # Sorting keeps the order of the names in which they come up, such as that of targets and of the user's own metrics.
 
-    def order(name: str) -> tuple[int, str]:
+    def order(name: str) -> tuple[int, int]:
         """Put the metric of a target, such as "test/rmse/y", below the mean over the targets."""
-        metric = "/".join(name.split("/", 2)[:2])
-        return (known[metric], "") if metric in known else (len(known), name)
+        part, metric = f"{name}/".split("/", 2)[:2]
+        return (
+            _PARTS.index(part) if part in _PARTS else len(_PARTS),
+            _KNOWN.index(metric) if metric in _KNOWN else len(_KNOWN),
+        )
 
     return sorted(names, key=order)
 

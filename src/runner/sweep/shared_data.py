@@ -29,7 +29,7 @@ class SharedData:
         self._tables: dict[str, Table] = {}
         made = dict[str, set[str]]()
         for config in configs:
-            if (source := config.data.source) is not None:
+            if (source := config.data.table_key) is not None:
                 made.setdefault(source, set()).add(_key(config.data, config.seed))
         self._kept = {source for source, datasets in made.items() if len(datasets) > 1}
 
@@ -47,7 +47,7 @@ class SharedData:
         return self._datasets[key]
 
     def _table(self, config: DataConfig, read: Reader, seed: int, report: Report) -> Table:
-        source = config.source
+        source = config.table_key
         if source is None or source not in self._kept:
             return read(seed, report)
         if source not in self._tables:

@@ -66,6 +66,6 @@ def _rows_of(config: Config) -> str:
     """Return what decides the rows of a run's parts."""
     data, split = config.data, config.data.split
     divided = split.order == "random" and any(split.shares.values())
-    drawn = data.source is None and data.known_rows is not None
+    drawn = data.table_key is None and data.known_rows is not None
     seed = (config.seed if data.seed is None else data.seed) if divided or drawn else None
-    return json.dumps([data.source or plain(data), plain(split), seed])
+    return json.dumps([data.table_key or plain(data), plain(split), seed])

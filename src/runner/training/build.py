@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,15 +31,16 @@ from runner.data.hiding import HidingRows
 from runner.data.progress import unreported
 from runner.data.stacked import StackedRows
 from runner.errors import ConfigError
-from runner.models import habits, losses
+from runner.models import custom_loss, habits, losses, row_values
 from runner.models.base import Model, start_model
-from runner.optim import schedules
+from runner.optim import custom, schedules, traits
 from runner.optim.base import Optimizer
 from runner.optim.build import build as build_optimizer
 from runner.optim.optimum import find_optimum
+from runner.optim.traits import Traits
 from runner.runs import saved_state
 from runner.runs.hashes import parameters_sha256
-from runner.training import initial
+from runner.training import initial, own_metrics
 from runner.training.experiment import Experiment, RunInfo, Start, watched
 from runner.training.given import NOTHING, Given
 from runner.training.initial import Weights
@@ -60,6 +62,8 @@ class Inputs:
     tensors: Mapping[str, Tensor]
     """The model's parameters and buffers by name, without storage: their shapes and dtypes."""
     parameter_names: Sequence[str]
+    optimizer: Traits
+    """What is known of the optimizer before it is built."""
     new_model: Callable[[], Model]
     """Returns the model at step 0 again."""
     start: Start | None = None
@@ -81,7 +85,17 @@ def misfits(config: c.Config, choice: DeviceChoice, size: int) -> list[str]:
     """Return the problems of a configuration with the chosen device and the number of processes."""
     resolved = _resolved(config, choice, size)
     found = constraints.problems(resolved) + constraints.world_size_problems(resolved, size)
-    return found + imports.problems(resolved.code)
+    return found + (imports.problems(resolved.code) or _misfits_of_update(resolved))
+
+
+def _misfits_of_update(config: c.Config) -> list[str]:
+    """Return the problem of an optimizer of the user's own that `update` cannot have, for which it is imported."""
+    if not isinstance(config.optimizer, c.CustomOptimizer) or any(config.optimizer.problems()):
+        return []
+    try:
+        return custom.update_problems(config.optimizer, config.update)
+    except ConfigError as error:
+        return list(error.problems)
 
 
 def _resolved(config: c.Config, choice: DeviceChoice, size: int) -> c.Config:
@@ -149,21 +163,33 @@ def prepare(
     ]
     if problems:
         raise ConfigError(problems)
-    problems = _metrics_without_value(resolved, dataset)
+    optimizer = traits.examine(resolved.optimizer, resolved.update, model.parameters())
+    if resolved.strategy.name in constraints.SHARDED and not optimizer.elementwise:
+        raise ConfigError(_undivided(resolved))
+    problems = [*_metrics_without_value(resolved, dataset), *_problems_of_rows(resolved, model, dataset)]
     if problems:
         raise ConfigError(problems)
     equal = {
         "torch's version": str(torch.__version__),
         "`device`": choice.kind,
-        f"the content of `{next(iter(resolved.data.paths), 'data')}`": dataset.sha256,
-        **{f"the file of `{target.key}`": str(imports.record_of(target)["sha256"]) for target in resolved.code},
+        f"the content of `{_data_key(resolved.data)}`": dataset.sha256,
+        **{
+            f"the file of {target.shown}": str(imports.record_of(target)["sha256"])
+            for target in resolved.code
+            if target not in resolved.record.code  # sinks are on rank 0 only
+        },
         "the start values of the model": parameters_sha256(dict(model.named_parameters())) if size > 1 else "",
     }
     # Before a strategy shards them.
     tensors = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
     count = sum(parameter.numel() for parameter in model.parameters())
     names = [name for name, _ in model.named_parameters()]
-    return Inputs(dataset, model, device, count, tensors, names, new_model, start), equal
+    return Inputs(dataset, model, device, count, tensors, names, optimizer, new_model, start), equal
+
+
+def _data_key(data: c.DataConfig) -> str:
+    """Return the key that gives the rows."""
+    return data.code.key if data.code is not None else next(iter(data.paths), "data")
 
 
 def _has_state(run: str | None) -> bool:
@@ -198,6 +224,16 @@ def _broken_promises(config: c.Config, model: Model, size: int) -> Iterator[str]
         yield f"`optimizer` must not be {config.optimizer.name} with {name}, {because}; use optimizer=adam"
 
 
+def _undivided(config: c.Config) -> str:
+    """Return the problem of an optimizer of the user's own that needs more of a parameter than a process has."""
+    target = config.optimizer.code
+    assert target is not None  # those of this package are elementwise, or excluded by a constraint
+    return (
+        f"`strategy` must be single, dp or ddp with {target.shown}, whose update of a number depends on others of its "
+        f"parameter, of which a process has a part with {config.strategy.name}; use strategy=ddp"
+    )
+
+
 def _moving_residuals(config: c.Config, model: Model, cardinalities: Sequence[int]) -> Iterator[str]:
     """Yield the problems of a model whose residuals change between evaluations, for a least-squares method."""
     if config.optimizer.least_squares and (model.draws or cardinalities):
@@ -227,6 +263,25 @@ def _metrics_without_value(config: c.Config, dataset: Dataset) -> list[str]:
     equal = "whose targets are all equal" if len(dataset.target_names) == 1 else "in which a target has one value"
     what = f"one {name} row" if len(rows) == 1 else f"{len(rows):,} {name} rows {equal}"
     return [f"`{key}` must not be r2 with {what}, because it has no value there; use {key}=rmse" for key in keys]
+
+
+def _problems_of_rows(config: c.Config, model: Model, dataset: Dataset) -> Iterator[str]:
+    """Yield the problems of a loss and of metrics of the user's own, found out on a few rows and their first predictions."""
+    if config.loss.code is None and not config.own_metrics:
+        return
+    train = dataset.parts["train"].all
+    chosen = row_values.probed(len(train.target)).to(train.target.device)
+    few = train.map(lambda values: values[chosen].cpu())
+    # On the CPU not every dtype has every operation.
+    dtype = torch.float64 if config.dtype == "float64" else torch.float32
+    inputs = [values.to(dtype) if values.is_floating_point() else values for values in few.inputs]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        prediction = copy.deepcopy(model).to(dtype).eval()(*inputs)
+    target = few.target.to(dtype)
+    if isinstance(config.loss, c.CustomLoss):
+        yield from custom_loss.problems(config.loss, prediction, target)
+    in_units = (dataset.scaling.undo(values.double()) for values in (prediction, target))
+    yield from own_metrics.problems(own_metrics.build(config), *in_units)
 
 
 def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
@@ -267,7 +322,15 @@ def build(resolved: c.Config, prepared: Inputs, world: World) -> Experiment:
         optimizer=optimizer,
         objective=minimized,
         evaluation=Evaluation(
-            model, placed, loss, autocast, dataset.scaling.undo, dataset.parts, strategy, dataset.target_names
+            model,
+            placed,
+            loss,
+            autocast,
+            dataset.scaling.undo,
+            dataset.parts,
+            strategy,
+            dataset.target_names,
+            own_metrics.build(resolved),
         ),
         schedule=schedule,
         step=training_step(resolved, minimized, optimizer, schedule),

@@ -75,7 +75,9 @@ class RunInfo:
     @property
     def metric_names(self) -> list[str]:
         """Names of the metrics of the summary, such as "valid/rmse"."""
-        return [f"{part}/{name}" for part in self.dataset.evaluated for name in metric_names(self.dataset.target_names)]
+        own = [target.name for target in self.config.own_metrics]
+        names = metric_names(self.dataset.target_names, own)
+        return [f"{part}/{name}" for part in self.dataset.evaluated for name in names]
 
     @property
     def batch_size(self) -> int:

@@ -81,6 +81,8 @@ def error_of(work: Callable[[], object]) -> Exception | None:
 
 
 def _type_and_text(error: BaseException) -> str:
+    if isinstance(error, RunnerError):
+        return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

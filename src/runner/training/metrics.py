@@ -1,6 +1,7 @@
 """Metrics over a whole part of the data. They are added up as sums and weights, and the mean is taken once.
 
-With several targets a metric is the mean over the targets, and "rmse/y" is that of the target y.
+With several targets a metric is the mean over the targets, and "rmse/y" is that of the target y. Of metrics of the user's own,
+there is the mean only.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from runner.compute.strategies.base import Loss, Strategy
 from runner.data.base import Rows
 from runner.errors import RunFailed
 from runner.training.failures import is_out_of_memory
+from runner.training.own_metrics import OwnMetric
 
 NEEDS_SPREAD = ("r2",)
 """Metrics without a value where a target is the same in all rows."""
@@ -27,7 +29,7 @@ CHUNK_ROWS = 65_536
 """Rows of one forward pass in an evaluation. Bounds its memory, and is the same on every device."""
 
 LARGER_IS_BETTER = {"loss": False, "rmse": False, "mae": False, "r2": True}
-"""Name of a metric → whether larger values are better."""
+"""Name of a metric → whether larger values are better; of the user's own, smaller ones are."""
 
 CLEARLY = 0.1
 """Relative difference of two errors from which it is no longer that of any two evaluations of a run with batches."""
@@ -36,9 +38,10 @@ PER_TARGET = ("rmse", "mae", "r2")
 """Metrics that each target has."""
 
 
-def metric_names(targets: Sequence[str]) -> list[str]:
-    """Return the names of all metrics for these targets: "rmse", and with several targets "rmse/y"."""
-    return [*LARGER_IS_BETTER, *(f"{name}/{target}" for target in targets for name in PER_TARGET if len(targets) > 1)]
+def metric_names(targets: Sequence[str], own: Sequence[str] = ()) -> list[str]:
+    """Return the names of all metrics for these targets, the user's own among them: "rmse", and with several targets "rmse/y"."""
+    of_targets = [f"{name}/{target}" for target in targets for name in PER_TARGET if len(targets) > 1]
+    return [*LARGER_IS_BETTER, *own, *of_targets]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Evaluation:
     parts: Mapping[str, Rows]
     strategy: Strategy
     targets: Sequence[str]
+    own: Sequence[OwnMetric] = ()
+    """Metrics of the user's own."""
 
     def metrics(self, part: str) -> list[dict[str, float]]:
         """Return for each lane the metrics of one part by the names of `metric_names`. r2 is nan for a constant target.
@@ -75,7 +80,11 @@ class Evaluation:
                 batches = [rows.take(slice(first + portion.first, first + portion.last)) for portion in portions]
                 sums = sums + self.strategy.reduce([self._sums(batch, center) for batch in batches])
         lanes = zip(*(sum_.reshape(-1).tolist() for sum_ in sums), strict=True)
-        return [means(self.targets, loss, total, of_targets) for loss, total, *of_targets in lanes]
+        names, found = [metric.name for metric in self.own], list[dict[str, float]]()
+        for loss, total, *others in lanes:
+            own = dict(zip(names, others, strict=False))
+            found.append(means(self.targets, loss, total, others[len(own) :], own))
+        return found
 
     def predictions(self, part: str) -> Tensor:
         """Return the predictions [rows, targets] of one part in the units of the file, float64 on the CPU."""
@@ -90,9 +99,10 @@ class Evaluation:
             return self.undo(self._forward(*inputs).cpu().double())
 
     def _sums(self, rows: Batch, center: Tensor) -> Tensor:
-        """Return weighted sums [2 + 3·targets] or [2 + 3·targets, lanes] over these rows.
+        """Return weighted sums [n] or [n, lanes] over these rows.
 
-        They are loss and weights, and for each target squared error, absolute error and squared distance from the center.
+        They are loss and weights, the metrics of the user's own, and for each target squared error, absolute error and squared
+        distance from the center.
         """
         target, weight = rows.target, rows.weight
         prediction, count = self._forward(*rows.inputs), target.shape[-2]
@@ -100,31 +110,38 @@ class Evaluation:
             loss = self.loss(prediction, target, weight) if count else prediction.sum()  # the mean of no rows is nan
         wide = center.dtype
         truth = self.undo(target.to(wide))
-        error = self.undo(prediction.to(wide)) - truth
+        prediction = self.undo(prediction.to(wide))
+        error = prediction - truth
         terms = [error.square(), error.abs(), (truth - center).square()]
         if weight is not None:
             weight = weight.to(wide)
             terms = [term * weight for term in terms]
         total = torch.full_like(loss, count, dtype=wide) if weight is None else weight.sum((-2, -1))
+        own = [metric.total(prediction, truth, weight) for metric in self.own]
         of_targets = torch.stack([term.sum(-2).expand(*loss.shape, -1) for term in terms], -1).flatten(-2)
-        return torch.cat((torch.stack((loss.to(wide) * count, total.expand(loss.shape))), of_targets.movedim(-1, 0)))
+        return torch.cat(
+            (torch.stack((loss.to(wide) * count, total.expand(loss.shape), *own)), of_targets.movedim(-1, 0))
+        )
 
     def _forward(self, *inputs: Tensor) -> Tensor:
         with self.autocast():
             return self.forward(*inputs)
 
 
-def means(targets: Sequence[str], loss: float, total: float, sums: Sequence[float]) -> dict[str, float]:
+def means(
+    targets: Sequence[str], loss: float, total: float, sums: Sequence[float], own: Mapping[str, float]
+) -> dict[str, float]:
     """Return the metrics of sums: the loss times the weights, the weights, and the three sums of each target in turn.
 
-    These are its squared error, its absolute error and its squared distance from the mean.
+    These are its squared error, its absolute error and its squared distance from the mean. `own` has the sums of the user's own
+    metrics by name.
     """
     by_target = zip(targets, sums[::3], sums[1::3], sums[2::3], strict=True)
     found = {target: _metrics(squares, absolute, spread, total) for target, squares, absolute, spread in by_target}
     mean = {name: sum(each[name] for each in found.values()) / len(found) for name in PER_TARGET}
     several = found if len(found) > 1 else {}
     of_targets = {f"{name}/{target}": value for target, each in several.items() for name, value in each.items()}
-    return {"loss": loss / total, **mean, **of_targets}
+    return {"loss": loss / total, **mean, **{name: value / total for name, value in own.items()}, **of_targets}
 
 
 def has_no_spread(rows: Rows, undo: Callable[[Tensor], Tensor]) -> bool:
@@ -178,7 +195,7 @@ class Best:
 
     def __init__(self, metric: str, min_delta: float = 0.0) -> None:
         self.metric, self._min_delta = metric, min_delta
-        self._sign = -1.0 if LARGER_IS_BETTER[metric] else 1.0
+        self._sign = -1.0 if LARGER_IS_BETTER.get(metric) else 1.0
         self.value: float | None = None
         self.step: int | None = None
         """Step of the best value; None without one, and if an older version found it."""
@@ -195,7 +212,7 @@ class Best:
         """Return whether the error of `value` is larger by more than `CLEARLY`; of r2 the error is 1 − r2."""
         if self.value is None:
             return False
-        best, other = (1 - x if LARGER_IS_BETTER[self.metric] else x for x in (self.value, value))
+        best, other = (1 - x if LARGER_IS_BETTER.get(self.metric) else x for x in (self.value, value))
         return other > (1 + CLEARLY) * best
 
     def state_dict(self) -> dict[str, Any]:

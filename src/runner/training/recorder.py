@@ -19,6 +19,7 @@ from runner.errors import CheckpointError, ConfigError, Interrupted, Pruned
 from runner.runs.atomic import as_yaml, write_atomic, write_json
 from runner.runs.directory import RunDirectory, is_complete, now
 from runner.runs.records import CHECKPOINTS, read_record, read_summary
+from runner.runs.sinks import custom
 from runner.runs.sinks.reporter import Reporter
 from runner.training.environment import environment
 from runner.training.failures import as_failure, as_run_failed, error_of, optional
@@ -175,11 +176,14 @@ class RunRecorder:
             self._report_other_code(repeated, record["code"])
             if info.start is not None:
                 self._require_start_of(repeated, record["init_from_sha256"])
+        own = [(custom.made(target), target) for target in self.config.record.code]
         opened = self._create() if self.config.resume is None else self._reopen(Path(self.config.resume))
         if opened.summary is None:
             self.reporter.attach(opened.path / "run.log")
-            kinds = [SinkConfig.choices[name](name=name) for name in self.config.record.sinks]
-            self.sinks += [*(kind.build(opened.path, self.held) for kind in kinds), self.reporter]
+            kinds = [kind(name=name) for name, kind in SinkConfig.choices.items() if name in self.config.record.sinks]
+            self.sinks += [kind.build(opened.path, self.held) for kind in kinds]
+            self.sinks += [custom.UsersSink(sink, target, opened.path) for sink, target in own]
+            self.sinks.append(self.reporter)
             path = opened.path / "hashes.jsonl"
             # A resumed run must drop the hashes of steps that are repeated, even if it writes none any more.
             if self.config.record.hash_every_steps is not None or path.exists():

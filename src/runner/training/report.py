@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from runner.compute.devices import DeviceChoice
 from runner.compute.gc_pause import gc_paused
 from runner.config.constraints import eager_because
 from runner.config.documents import FORMAT
-from runner.config.schema import Config
+from runner.config.schema import Config, LossConfig, ModelConfig
 from runner.data.dataset import Dataset
 from runner.optim.convergence import free
 from runner.optim.covariance import nearly_equal
@@ -22,6 +23,7 @@ from runner.optim.optimum import noise_floor, observed_rate
 from runner.runs.plots import LINE_POINTS, MOST_PLOTTED, RunPlots, draw_targets
 from runner.runs.records import number_names
 from runner.runs.sinks.jsonl import each_row
+from runner.training import own_metrics
 from runner.training.baselines import baselines
 from runner.training.experiment import Outcome, RunInfo
 from runner.training.metrics import Evaluation
@@ -58,7 +60,7 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
     yield f"data     {config.data.name}: {rows} rows of {features} → {_targets(dataset)}{weighted}{fold}"
     if dataset.notes:
         yield f"read     {'; '.join(dataset.notes)}"
-    yield f"model    {config.model.title}, {_counted(info.parameter_count, 'parameter')}, loss {config.loss.name}"
+    yield f"model    {_named(config.model)}, {_counted(info.parameter_count, 'parameter')}, loss {_named(config.loss)}"
     if info.start is not None:
         yield f"start    {info.start.sentence}"
     lr, update = config.optimizer.lr, "by hand" if config.update == "manual" else "by torch.optim"
@@ -68,6 +70,11 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
     if choice.kind in ("cuda", "rocm"):
         reason = eager_because(config, info.lanes)
         yield "steps    " + ("as CUDA graphs" if reason is None else f"eager: {reason}")
+
+
+def _named(part: LossConfig | ModelConfig) -> str:
+    """Return the name of a part, and the code of the user's own that it is."""
+    return part.name if part.code is None else f"{part.name} ({part.code.text})"
 
 
 def _targets(dataset: Dataset) -> str:
@@ -149,7 +156,9 @@ def answers(info: RunInfo, run: RunState, rows: Iterable[Mapping[str, Any]]) -> 
 def comparison(info: RunInfo) -> dict[str, Any]:
     """Return the summary's entry on what simple models reach with the same table; none where the true function is known."""
     chosen = info.config.record.baselines
-    return {"baselines": baselines(info.dataset, chosen)} if chosen and info.config.data.noise_deviation is None else {}
+    if not chosen or info.config.data.noise_deviation is not None:
+        return {}
+    return {"baselines": baselines(info.dataset, chosen, own_metrics.build(info.config))}
 
 
 def _at_bounds(info: RunInfo, outcome: Outcome) -> dict[str, str]:
@@ -193,9 +202,19 @@ def explanation(info: RunInfo, run: RunState, answers: Mapping[str, Any]) -> Ite
         metric, patience = f"{info.watched}/{config.train.early_stopping.metric}", config.train.early_stopping.patience
         best = "has had no value" if run.early.value is None else f"has not become better than {run.early.value:.6g}"
         yield f"stopped  early: {metric} {best} in {patience} evaluations"
+    yield from _without_value(info, run.outcome)
     yield from _units(info)
     if rows := answers.get("calibration_rows"):
         yield f"interval by {_counted(rows, 'row')} of data.split.calibrate, for levels up to {rows}/{rows + 1} (predict --interval)"
+
+
+def _without_value(info: RunInfo, outcome: Outcome) -> Iterator[str]:
+    """Yield a line for each metric of the user's own that is not finite."""
+    for target in info.config.own_metrics:
+        for part in info.dataset.evaluated:
+            value = outcome.metrics[f"{part}/{target.name}"]
+            if not math.isfinite(value):
+                yield f"metric   {part}/{target.name} is {value}: {target.text} has no finite value for some of the {part} rows"
 
 
 def _selected(info: RunInfo, run: RunState) -> Iterator[str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from runner.data.scaling import Scaling
 from runner.models.losses import Loss
 from runner.training.metrics import means
+from runner.training.own_metrics import OwnMetric
 
 
 class Scores:
@@ -19,14 +20,16 @@ class Scores:
     the sample variance", The American Statistician 37 (1983) 242-247.
     """
 
-    def __init__(self, targets: Sequence[str], scaling: Scaling, loss: Loss) -> None:
-        self._targets, self._scaling, self._loss = targets, scaling, loss
+    def __init__(self, targets: Sequence[str], scaling: Scaling, loss: Loss, own: Sequence[OwnMetric] = ()) -> None:
+        self._targets, self._scaling, self._loss, self._own = targets, scaling, loss, own
         self.rows = 0
         """Number of rows with all targets, which alone are counted."""
         self._cost = 0.0
         self._weight = 0.0
         self._sums = torch.zeros(3, len(targets), dtype=torch.float64)
         """Squared error, absolute error and squared distance from the mean of each target."""
+        self._own_sums = dict.fromkeys((metric.name for metric in own), 0.0)
+        """Weighted sums of the user's own metrics."""
         self._mean = torch.zeros(len(targets), dtype=torch.float64)
         self._range = torch.tensor([[torch.inf], [-torch.inf]], dtype=torch.float64).repeat(1, len(targets))
 
@@ -48,6 +51,8 @@ class Scores:
         self._weight = both
         cost = self._loss(self._scaling.target(prediction), self._scaling.target(target), column)
         self._cost += float(cost) * len(target)
+        for metric in self._own:
+            self._own_sums[metric.name] += float(metric.total(prediction, target, column))
         self._range = torch.stack(
             (torch.minimum(self._range[0], target.amin(0)), torch.maximum(self._range[1], target.amax(0)))
         )
@@ -59,7 +64,7 @@ class Scores:
         # A constant target has no spread; its rounded mean would give it one.
         spread = torch.where(self._range[0] < self._range[1], spread, 0.0)
         sums = torch.stack((squares, absolute, spread), 1).flatten().tolist()
-        return means(self._targets, self._cost, self._weight, sums) if self.rows else {}
+        return means(self._targets, self._cost, self._weight, sums, self._own_sums) if self.rows else {}
 
 
 def counted(target: Tensor, weight: Tensor | None = None) -> Tensor:

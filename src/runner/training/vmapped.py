@@ -27,6 +27,7 @@ from runner.optim.optimum import Optimum, find_optimum, progress_columns, summar
 from runner.optim.qr import PIECE_ROWS, select_lanes
 from runner.optim.schedules import DeviceRates
 from runner.optim.standard_errors import Fit, Inference, infer
+from runner.training import own_metrics
 from runner.training.build import Inputs, bounds, objective, run_info, training_step
 from runner.training.experiment import Outcome, RunInfo, batch_size, warnings
 from runner.training.loop import Loop
@@ -39,13 +40,13 @@ from runner.training.step import Step
 def not_vmappable_because(config: c.Config, prepared: Inputs) -> str | None:
     """Return why a run cannot be a lane, as the end of a sentence; None for a run that can."""
     reasons = {
-        f"{config.optimizer.name} searches along a line of its own": config.optimizer.evaluates_repeatedly,
         "amp changes what vmap computes": config.amp != "off",
         "train.compile makes a program of its own": config.train.compile,
         "strategy.reduction=exact promises bits": config.strategy.reduction == "exact",
         "checkpoint.async_save works for one run at a time": config.checkpoint.async_save,
     }
-    return next((reason for reason, holds in reasons.items() if holds), prepared.model.alone_because)
+    of_config = next((reason for reason, holds in reasons.items() if holds), None)
+    return prepared.optimizer.alone_because or of_config or prepared.model.alone_because
 
 
 def shapes(prepared: Inputs) -> tuple[Any, ...]:
@@ -82,7 +83,8 @@ def vmap_error(program: VmappedExperiment) -> str | None:
     except torch.OutOfMemoryError:
         return "the gradients of all of them do not fit into the memory of the device; a smaller sweep.memory_gib vmaps fewer"
     except RuntimeError as error:
-        return f"vmap refuses its model ({' '.join(str(error).split())[:200]})"
+        own = " or loss" if program.infos[0].config.loss.code is not None else ""
+        return f"vmap refuses its model{own} ({' '.join(str(error).split())[:200]})"
     finally:
         program.strategy.stack.grad = None
     return None
@@ -335,7 +337,15 @@ def _built(
         optimizer=optimizer,
         objective=minimized,
         evaluation=Evaluation(
-            template, forward, loss, autocast, scaling.undo, rows, strategy, infos[0].dataset.target_names
+            template,
+            forward,
+            loss,
+            autocast,
+            scaling.undo,
+            rows,
+            strategy,
+            infos[0].dataset.target_names,
+            own_metrics.build(config),
         ),
         schedule=schedule,
         step=training_step(config, minimized, optimizer, schedule, lanes=infos[0].lanes),
@@ -380,7 +390,7 @@ def _evaluation_of_run(info: RunInfo, parameters: Mapping[str, Tensor]) -> Calla
         model = info.new_model().to(device)
         model.load_state_dict(dict(parameters))
         loss, autocast = losses.build(info.config.loss), precision.autocast("off", device)
-        undo, strategy = dataset.scaling.undo, Single(device)
-        return Evaluation(model, model, loss, autocast, undo, dataset.parts, strategy, dataset.target_names)
+        undo, strategy, own = dataset.scaling.undo, Single(device), own_metrics.build(info.config)
+        return Evaluation(model, model, loss, autocast, undo, dataset.parts, strategy, dataset.target_names, own)
 
     return evaluation

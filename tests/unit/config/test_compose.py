@@ -309,7 +309,7 @@ MISPLACED = (
         (GLOBAL + "name: !!python/name:os.system\n", ["{file}: line 2: `name` has the type tag:yaml.org,2002:python/name:os.system"]),
         (GLOBAL + "dtype: !!set {a, b}\n", ["{file}: line 2: `dtype` has the type tag:yaml.org,2002:set; use a text, a number, a list or a mapping"]),
         (GLOBAL + "defaults: 3\n", ["defaults must be a list"]),
-        (GLOBAL + "defaults:\n  - override /optimizer: nope\n", ["Could not find 'optimizer/nope' Available options in 'optimizer': adam adamw lbfgs lm lstsq momentum sgd"]),
+        (GLOBAL + "defaults:\n  - override /optimizer: nope\n", ["Could not find 'optimizer/nope' Available options in 'optimizer': adam adamw custom lbfgs lm lstsq momentum sgd"]),
         (GLOBAL + "defaults:\n  - /optimizer: adam\n", ["Multiple values for optimizer"]),
         (GLOBAL + "model: [1]\n", ["Cannot merge DictConfig with ListConfig"]),
         (GLOBAL + "hydra:\n  searchpath: [file:///]\n", ["{file} must not have `hydra:` (line 2)"]),
@@ -346,8 +346,8 @@ def test_a_file_that_is_not_utf8_is_refused(write: Write) -> None:
         ("train:\n", ["`train` must be a group of keys, got null; write its keys below it"]),
         ("train: 3\n", ["`train` must be a group of keys, got 3; write its keys below it"]),
         ("model: mlp\n", ["`model` must be a group of keys, got 'mlp'; write its keys below it"]),
-        ("model: {name: [1]}\n", ["`model.name` must be one of linear, polynomial, mlp, custom, memory, formula, got [1]"]),
-        ("data: ${model}\n", ["`data.name` must be one of line, curve, csv, parquet, memory, diabetes, got 'linear'; did you mean line?"]),
+        ("model: {name: [1]}\n", ["`model.name` must be one of linear, polynomial, mlp, custom, formula, got [1]"]),
+        ("data: ${model}\n", ["`data.name` must be one of line, curve, csv, parquet, custom, diabetes, got 'linear'; did you mean line?"]),
         ("train: {epochs: 3}\n", ["`train.steps` and `train.epochs` must be one number and one null; set exactly one of them"]),
         ("optimizer: {lrr: 1, lr: -1}\nstray: 2\n1: 3\n", ["`stray` is not a key; did you mean `strategy`?", "`1` is not a key; see docs/config.md for the list of keys", "`optimizer.lrr` is not a key; did you mean `optimizer.lr`?", "`optimizer.lr` must be a finite number from 0 to 1e+38, got -1"]),
     ],
@@ -373,7 +373,7 @@ def test_code_in_a_configuration_is_refused_and_not_run(write: Write, tmp_path: 
         "optimizer._args_",
     ]
     assert problems("model=bad", config_dir="mine") == (
-        "`model.name` is missing; it must be one of linear, polynomial, mlp, custom, memory, formula",
+        "`model.name` is missing; it must be one of linear, polynomial, mlp, custom, formula",
     )
     assert [p.split("`")[1] for p in problems("data=bad", config_dir="mine")] == ["data._target_", "data._args_", "data._partial_"]  # fmt: skip
     assert not (tmp_path / "marker").exists()

@@ -144,7 +144,8 @@ def composed(*arguments: str) -> Config:
 def with_every_option_of(group: str) -> Iterator[Config]:
     for option in options().get(group, {"": ""}):
         table = ["data.path=x.csv", "data.target=y"] if option in ("csv", "parquet") else []
-        yield composed(*([f"{group}={option}"] if option else []), *table)
+        own = [f"{group}.target=my_lab.parts:Part"] if option == "custom" else []
+        yield composed(*([f"{group}={option}"] if option else []), *table, *own)
 
 
 def test_the_hash_depends_on_every_other_key() -> None:
@@ -247,5 +248,5 @@ def test_the_value_from_before_is_the_value_in_conf() -> None:
 
     below(Config, whole)
     assert versions.completed(Config, {"strategy": {}}) == {
-        "strategy": {}, "seeds": None, **{group: whole[group] for group in ("launch", "sweep", "predict")},
+        "strategy": {}, "metrics": ["rmse", "mae", "r2"], "seeds": None, **{group: whole[group] for group in ("launch", "sweep", "predict")},
     }  # fmt: skip

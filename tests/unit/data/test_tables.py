@@ -1007,6 +1007,21 @@ def test_columns_that_are_read_together_are_those_that_are_read_alone(
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.parametrize("first", ["small", "large"])
+def test_files_that_are_divided_by_different_readers_share_their_categories(
+    monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    texts = {"small": ["b", " a", "NA", "c "], "large": [["a", "d", "", "b ", "a"][i % 5] for i in range(40)]}
+    parts = sorted(texts, reverse=first == "small")
+    Path("parts").mkdir()
+    for name, cells_of_file in texts.items():
+        Path("parts", f"{parts.index(name)}.csv").write_text("x,y\n" + "".join(f"{cell},1\n" for cell in cells_of_file))
+    monkeypatch.setattr(cells, "LARGE", 100)
+    table = read_text("parts", Columns("y", missing="mean"), COMMAS)
+    expected = [cell.strip() for name in parts for cell in texts[name]]
+    assert _values(table)["x"] == [None if cell in ("", "NA") else cell for cell in expected]
+
+
 TYPED_NAMES = st.sampled_from(
     ["a=b", "x^2", "1", "kind=green", "ü", "u\u0308", "a b", '"q"', "x,z", "l\nm", ";", "#c", "NA", "-", "sep=;"]
 )

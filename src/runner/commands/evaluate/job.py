@@ -46,7 +46,7 @@ def evaluate(options: Any) -> Iterator[str]:
         yield f"rows     {found.counted} of {options.input}"
     for warning in (*rows.warnings(), *found.warnings()):
         yield f"note: {warning}"
-    yield from report.metrics(found.scores, found.groups, predictor.target_names)
+    yield from report.metrics(found.scores, found.groups, predictor)
     important: list[Importance] = []
     if options.importance:
         yield report.shuffling(len(predictor.preprocessing.kinds), options.importance, found.sample)

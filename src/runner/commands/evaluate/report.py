@@ -11,8 +11,7 @@ from runner.commands.evaluate.groups import Groups
 from runner.commands.evaluate.importance import Importance
 from runner.config.documents import FORMAT
 from runner.runs.plots import short
-from runner.runs.sinks.reporter import aligned, cells
-from runner.training.metrics import LARGER_IS_BETTER
+from runner.runs.sinks.reporter import aligned, cells, shown
 from runner.training.predicting import Predictor
 from runner.training.scores import Scores
 
@@ -23,22 +22,23 @@ MOST_SHOWN = 30
 """Largest number of features whose importance is shown; the document has all of them."""
 
 
-def metrics(scores: Scores, groups: Groups | None, targets: Sequence[str]) -> Iterator[str]:
+def metrics(scores: Scores, groups: Groups | None, predictor: Predictor) -> Iterator[str]:
     """Yield the table of metrics: a line for each value of a column, and one for all rows; below each, those of several targets."""
     lines: list[list[str]] = []
+    targets, names = predictor.target_names, shown(predictor.config.metrics)
     found = [] if groups is None else [(group.value, group.scores) for group in groups.sorted()]
     for value, own in found:
-        lines += _lines("(missing)" if value is None else short(value, LONGEST_LABEL), own, targets)
-    lines += _lines("all", scores, targets)
+        lines += _lines("(missing)" if value is None else short(value, LONGEST_LABEL), own, targets, names)
+    lines += _lines("all", scores, targets, names)
     corner = "" if groups is None else short(groups.column, LONGEST_LABEL)
-    yield from aligned([corner, "rows", *LARGER_IS_BETTER], lines)
+    yield from aligned([corner, "rows", *names], lines)
 
 
-def _lines(label: str, scores: Scores, targets: Sequence[str]) -> Iterator[list[str]]:
+def _lines(label: str, scores: Scores, targets: Sequence[str], names: Sequence[str]) -> Iterator[list[str]]:
     values = scores.metrics()
-    yield [label, f"{scores.rows:,}", *cells(values, LARGER_IS_BETTER)]
+    yield [label, f"{scores.rows:,}", *cells(values, names)]
     for target in targets if len(targets) > 1 else ():
-        yield [f"  → {target}", "", *cells(values, [f"{name}/{target}" for name in LARGER_IS_BETTER])]
+        yield [f"  → {target}", "", *cells(values, [f"{name}/{target}" for name in names])]
 
 
 def shuffling(features: int, repeats: int, sample: Sample) -> str:

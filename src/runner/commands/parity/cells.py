@@ -158,7 +158,8 @@ def _split_axes(overrides: Sequence[str], config_dir: str | None) -> tuple[dict[
                 plan.problems.append(
                     f"`{name}` must be among {', '.join(allowed[name])}, got {unknown[0]}; leave it out for all"
                 )
-    return allowed | axes, others, plan
+    shipped = tuple(name for name in allowed["optimizer"] if name != "custom")  # which needs a class
+    return allowed | {"optimizer": shipped} | axes, others, plan
 
 
 def _comparable(config: Config) -> Config:

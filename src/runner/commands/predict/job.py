@@ -16,6 +16,7 @@ from runner.commands.result_file import STANDARD
 from runner.config import validation
 from runner.data.new_rows import NewRows
 from runner.errors import ConfigError
+from runner.runs.sinks.reporter import shown
 from runner.training.bands import Bands
 from runner.training.intervals import Intervals
 from runner.training.predicting import Prediction, Predictor
@@ -35,7 +36,8 @@ def predict(options: Any) -> Iterator[str]:
         _refuse_names(rows, predictor, intervals)
         if rows.notes:
             yield f"read     {'; '.join(rows.notes)}"
-        job = _Job(predictor, rows, new_scores(predictor), intervals)
+        # Without targets no code of the user's loss and metrics is run.
+        job = _Job(predictor, rows, new_scores(predictor) if rows.has_targets else None, intervals)
         began = time.perf_counter()
         output.write(options.output, job.columns())
         seconds = time.perf_counter() - began
@@ -43,7 +45,7 @@ def predict(options: Any) -> Iterator[str]:
         yield f"written  {rows.rows:,} rows to {place} in {seconds:.1f} s"
         for warning in (*rows.warnings(), *job.warnings()):
             yield f"note: {warning}"
-    yield from scored(job.scores, predictor.target_names)
+    yield from scored(job.scores, predictor)
     if intervals is not None:
         yield f"interval {_covered(job, predictor.target_names)}{intervals.level:g}, by {intervals.basis}"
 
@@ -54,7 +56,7 @@ def _names(text: str) -> list[str]:
 
 def _covered(job: _Job, targets: Sequence[str]) -> str:
     """Return which share of the targets is in the intervals, of each target, as the start of a line; empty without targets."""
-    if not job.scores.rows:
+    if job.scores is None or not job.scores.rows:
         return ""
     shares = (job.covered.double() / job.scores.rows).tolist()
     texts = [
@@ -95,7 +97,7 @@ class _Job:
     """Predictions of all rows, block by block, and what is found out on the way."""
 
     def __init__(
-        self, predictor: Predictor, rows: NewRows, scores: Scores, intervals: Intervals | Bands | None
+        self, predictor: Predictor, rows: NewRows, scores: Scores | None, intervals: Intervals | Bands | None
     ) -> None:
         self._predictor, self._rows, self.scores, self._intervals = predictor, rows, scores, intervals
         self.covered = torch.zeros(len(predictor.target_names), dtype=torch.int64)
@@ -109,7 +111,7 @@ class _Job:
         for block in self._rows.blocks():
             prediction = self._predictor.of_columns(block.columns, self._intervals)
             self._not_finite += int((~prediction.values.isfinite()).any(1).sum())
-            if self._rows.has_targets:
+            if self.scores is not None:
                 target = target_of(block, targets)
                 weight = weight_of(block, self._predictor)
                 self.scores.add(target, prediction.values, weight)
@@ -128,9 +130,10 @@ class _Job:
             yield f"{self._not_finite:,} predictions are not finite: the values of these rows are far from those of the training rows"
 
 
-def scored(scores: Scores, targets: Sequence[str]) -> Iterator[str]:
+def scored(scores: Scores | None, predictor: Predictor) -> Iterator[str]:
     """Yield the line of metrics, if there were targets."""
-    found = scores.metrics()
-    if found:
-        texts = [f"{name} {found[name]:.6g}" for name in ("rmse", "mae", "r2", "loss")]
-        yield f"metrics  {'  '.join(texts)} of {scores.rows:,} rows with {'the target' if len(targets) == 1 else 'all targets'}"
+    if scores is not None and (found := scores.metrics()):
+        loss, *others = shown(predictor.config.metrics)
+        texts = [f"{name} {found[name]:.6g}" for name in (*others, loss)]
+        targets = "the target" if len(predictor.target_names) == 1 else "all targets"
+        yield f"metrics  {'  '.join(texts)} of {scores.rows:,} rows with {targets}"

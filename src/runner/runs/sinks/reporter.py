@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.config.schema import METRICS
 from runner.errors import printable, shortened
 from runner.runs.records import flat, number_names, selected_metrics
 
@@ -32,8 +33,8 @@ REFRESH_SECONDS = 0.1
 SILENCE_SECONDS = 10.0
 """Longest time without a line while rows arrive."""
 
-PRINTED = ("loss", "/gap", "/rmse", "param/", "skipped")
-"""Names of a row's printed values: they start or end with one of these. Those of a single target, such as "valid/rmse/y", are not."""
+PRINTED = ("loss", "/gap", "param/", "skipped")
+"""Names of a row's printed values besides metrics: they start or end with one of these."""
 
 
 class Reporter:
@@ -47,6 +48,7 @@ class Reporter:
         self._terminal = None if quiet else _Terminal()
         self._log: Appended | None = None
         self._unlogged: list[Any] = []
+        self._metrics: Sequence[str] = METRICS
 
     def say(self, text: Any) -> None:
         """Print and log a line, or a rich table."""
@@ -85,12 +87,14 @@ class Reporter:
         """Keep run.log as it is: lines are only added."""
 
     def start(self, config: Mapping[str, Any], hyperparameters: Mapping[str, Any], metric_names: Sequence[str]) -> None:
-        """Report nothing: the caller introduces the run."""
+        """Note which metrics are shown. The caller introduces the run."""
+        self._metrics = config.get("metrics", METRICS)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Update the progress line, and print and log a row that is due."""
+        printed = (*PRINTED, *_of_rows(self._metrics))
         if self._terminal is None:
-            self._note(line(row, self._last))
+            self._note(line(row, self._last, None, printed))
             return
         now = time.perf_counter()
         pace = (row["step"] - self._step) / max(now - self._time, 1e-9)
@@ -99,10 +103,10 @@ class Reporter:
         if self._terminal.live:
             self._terminal.update_progress(row["step"], line(row, self._last, pace, ("loss",)))
         if self._count % self._every == 0 or row["step"] == self._last or now - self._printed > SILENCE_SECONDS:
-            self.say(line(row, self._last, pace))
+            self.say(line(row, self._last, pace, printed))
             self._printed = now
         elif self._terminal.live:
-            self._note(line(row, self._last, pace))
+            self._note(line(row, self._last, pace, printed))
 
     def flush(self) -> None:
         """Write the lines that a quiet reporter holds; those of the other are in the file. Raises OSError."""
@@ -115,8 +119,8 @@ class Reporter:
         if summary["status"] != "finished":
             return
         if self._terminal is not None:
-            self.say(_metrics_table(summary))
-        for text in lines_of(summary) if self._terminal is None else _fitted(summary):
+            self.say(_metrics_table(summary, self._metrics))
+        for text in lines_of(summary, self._metrics) if self._terminal is None else _fitted(summary):
             self.say(text)
 
     def close(self) -> None:
@@ -209,8 +213,16 @@ def print_errors(problems: Sequence[str], rank: int | None = None) -> None:
         sys.stderr.write(f"error: {where}{problem}\n")
 
 
-def line(row: Mapping[str, Any], last: int, pace: float | None = None, printed: tuple[str, ...] = PRINTED) -> str:
-    """Return a row as text. `last` is the last step of the run, `pace` its steps per second."""
+def _of_rows(metrics: Sequence[str]) -> Iterator[str]:
+    """Yield the ends of the names of metrics that are printed of each row: the first one, and those of the user's own."""
+    yield from (f"/{name.rpartition(':')[2]}" for name in metrics if name == metrics[0] or ":" in name)
+
+
+def line(row: Mapping[str, Any], last: int, pace: float | None, printed: tuple[str, ...]) -> str:
+    """Return a row as text. `last` is the last step of the run, `pace` its steps per second.
+
+    The values are those whose names start or end with one of `printed`, but none of a single target, such as "valid/rmse/y".
+    """
     cells = [f"step {row['step']:>{len(str(last))}}/{last}"]
     shown = [name for name in row if (name.endswith(printed) or name.startswith(printed)) and name != "optimum/loss"]
     names = [name for name in shown if name.count("/") < 2]
@@ -222,10 +234,15 @@ def line(row: Mapping[str, Any], last: int, pace: float | None = None, printed: 
     return "  ".join(cells)
 
 
-def lines_of(summary: Mapping[str, Any]) -> list[str]:
+def shown(metrics: Sequence[str]) -> list[str]:
+    """Return the names of the metrics that are shown, for the entries of `metrics`: the loss and these."""
+    return ["loss", *(entry.rpartition(":")[2] for entry in metrics)]
+
+
+def lines_of(summary: Mapping[str, Any], metrics: Sequence[str] = METRICS) -> list[str]:
     """Return the result of a run as plain lines: its metrics and those of the baselines by part, and the fitted parameters."""
     lines = [
-        f"{label:<6} " + "  ".join(f"{name} {_number(value)}" for name, value in values.items())
+        f"{label:<6} " + "  ".join(f"{name} {_number(values[name])}" for name in shown(metrics) if name in values)
         for label, values in _results(summary)
     ]
     return lines + _fitted(summary)
@@ -284,9 +301,10 @@ def _rendered(table: Any) -> str:
     return file.getvalue()
 
 
-def _metrics_table(summary: Mapping[str, Any]) -> Any:
+def _metrics_table(summary: Mapping[str, Any], metrics: Sequence[str]) -> Any:
     """Return a rich table of the metrics, one row a part, and of the baselines below each."""
-    names = list(dict.fromkeys(name.split("/")[1] for name in selected_metrics(summary)))
+    present = {name.split("/")[1] for name in selected_metrics(summary)}
+    names = [name for name in shown(metrics) if name in present]
     selected = summary.get("selected")
     state = "" if selected is None or selected["step"] == summary["steps"] else f"step {selected['step']:,}"
     return _table([state, *names], ([label, *cells(values, names)] for label, values in _results(summary)))
