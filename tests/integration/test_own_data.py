@@ -82,6 +82,7 @@ def test_missing_values_are_those_of_a_table() -> None:
     [
         ([source("Writer")], "must be a class with a method read, got one without it; add it to the class"),
         ([source("Array")], "or a mapping from names to arrays, from read, got a ndarray; convert it"),
+        ([source("Series")], "from read, got a Series; convert it"),
         ([source("Square")], "must return columns [rows] from read, got 'x' of the shape [3, 2]"),
         ([source("Uneven")], "must return columns of one length from read, got 3 of x, 4 of y"),
         ([source("Nested")], "column 'x' of 'my_lab.data:Nested' has type list<"),

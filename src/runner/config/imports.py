@@ -21,6 +21,7 @@ import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -358,6 +359,7 @@ def record_of(target: Target) -> dict[str, str | None]:
     return {"version": _version(target.package), "sha256": ""}
 
 
+@cache
 def _version(package: str) -> str | None:
     names = importlib.metadata.packages_distributions().get(package, [])
     return importlib.metadata.version(names[0]) if names else None

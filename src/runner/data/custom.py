@@ -12,6 +12,7 @@ from runner.config import schema as c
 from runner.config.imports import Target
 from runner.data import tables
 from runner.data.arrow_files import ArrowSource, table_of
+from runner.data.new_rows import is_table
 from runner.data.progress import Report
 from runner.data.tables import Table
 from runner.errors import ConfigError, DataError
@@ -36,13 +37,13 @@ def _table(found: Any, target: Target) -> Any:
     """Return what `read` has returned as a table of pyarrow, without the index of pandas, which is no column."""
     if isinstance(found, Mapping):
         found = _Columns(found, target)
-    elif hasattr(found, "reset_index"):
-        found = found.reset_index(drop=True)
-    elif not hasattr(found, "__arrow_c_stream__"):
+    elif not is_table(found):
         raise DataError(
             f"{target.shown} must return a table of pandas, polars or pyarrow, or a mapping from names to arrays, from read, "
             f"got a {type(found).__name__}; convert it"
         )
+    elif hasattr(found, "reset_index"):
+        found = found.reset_index(drop=True)
     return table_of(found, f"the table of {target.text}")
 
 

@@ -18,9 +18,9 @@ from runner.config import imports, trust
 from runner.config import schema as c
 from runner.config.imports import Target
 from runner.errors import ConfigError
-from runner.models import habits
+from runner.models import habits, row_values
 from runner.models.base import Model, Standardization
-from runner.models.habits import Habits, Misfit
+from runner.models.habits import Habits
 
 MODULE = "a subclass of torch.nn.Module"
 
@@ -70,13 +70,11 @@ class Custom(Model):
 
     def examine(self, inputs: tuple[Tensor, ...]) -> Iterator[str]:
         """Find out the habits of the module; yield the problems of its predictions, and of parameters without use."""
-        targets = self.targets
         try:
-            with imports.explained(self.target, "its forward pass"):
-                self.habits = habits.probe(self, inputs, targets, "module.")
+            with row_values.explained(self.target, "its forward pass"):
+                self.habits = habits.probe(self, inputs, self.targets, "module.")
         except ConfigError as error:
-            cause = error.__cause__
-            yield f"{self.target.shown} must {cause}" if isinstance(cause, Misfit) else error.problems[0]
+            yield from error.problems
             return
         if self.habits.unused:
             yield (

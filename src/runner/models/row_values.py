@@ -71,7 +71,7 @@ def probe(function: RowFunction, prediction: Tensor, target: Tensor) -> Tensor:
             "return the same values for the same rows, but a second call has others; use no random numbers, keep nothing"
         )
     # Other rows of the same data: made-up ones might not be allowed.
-    same = values(function, *(part[:1].expand_as(part) for part in (prediction, target)))
+    same = values(function, *(part[:1].repeat(len(part), 1) for part in (prediction, target)))
     if not torch.equal(first[:1].nan_to_num(), same[:1].nan_to_num()):
         raise Misfit(
             "return values of each row alone, but they depend on the other rows; use no mean, sum or order over the rows"

@@ -49,6 +49,11 @@ class Noisy(Sensor):
         return {**columns, "y": columns["y"] + Noisy.reads}
 
 
+class Series(Sensor):
+    def read(self) -> Any:
+        return pd.Series([1.0, 2.0, 3.0])
+
+
 class Array(Sensor):
     def read(self) -> Any:
         return np.zeros((3, 2))

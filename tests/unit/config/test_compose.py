@@ -97,6 +97,7 @@ def test_every_experiment_composes_with_every_model_and_other_data(experiment: s
         "data.standardize=false",
         "data.numbers=null",
         "data.target_scale=null",
+        *(["model.target=my_lab.nets:Net"] if model == "custom" else []),
     )
     assert (found.model.name, found.data.name) == (model, data)
 

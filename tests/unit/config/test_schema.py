@@ -144,7 +144,12 @@ def composed(*arguments: str) -> Config:
 def with_every_option_of(group: str) -> Iterator[Config]:
     for option in options().get(group, {"": ""}):
         table = ["data.path=x.csv", "data.target=y"] if option in ("csv", "parquet") else []
-        own = [f"{group}.target=my_lab.parts:Part"] if option == "custom" else []
+        named = (
+            ["data.source=my_lab.parts:Part", "data.target=y"]
+            if group == "data"
+            else [f"{group}.target=my_lab.parts:Part"]
+        )
+        own = named if option == "custom" else []
         yield composed(*([f"{group}={option}"] if option else []), *table, *own)
 
 

@@ -176,7 +176,11 @@ def test_a_float_of_one_stays_a_float() -> None:
         ("pet", {"name": "dog", "tricks": 3}, "`pet.tricks` must be a mapping from names to finite numbers, got 3"),
         ("sharre", 1, "`sharre` is not a key; did you mean `share`?"),
         ("lives", 1, "`lives` is not a key; did you mean `pet.lives`?"),
-        ("_target_", "os.system", "`_target_` is not a key; see docs/config.md for the list of keys"),
+        (
+            "_target_",
+            "os.system",
+            "`_target_` is not a key, since a configuration does not call code; for a class of your own write model=custom model.target=package.module:Class model.kwargs={…} and trust its package with --trust",
+        ),
     ],
 )
 def test_the_message_for_a_value_that_does_not_fit(name: str, value: Any, message: str) -> None:
