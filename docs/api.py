@@ -38,7 +38,8 @@ print([(trial.values, trial.metrics["test/rmse"]) for trial in results.members])
 print(runner.load(run.directory).predict(numpy.array([[0.5], [2.0]])))
 ```
 
-Arrays in memory are fitted by [estimators for scikit-learn](#estimators-for-scikit-learn).
+Modules and rows in memory are trained by [`runner.run` too](own_code.md#from-python); [estimators for scikit-learn](#estimators-for-scikit-learn)
+fit arrays without a run directory.
 
 `import runner` does not import torch; a run does. Runs happen in the calling process, one at a time: neither function is for several threads at once.
 """

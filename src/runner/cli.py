@@ -18,10 +18,10 @@ from runner.compute.gc_pause import gc_paused
 from runner.compute.processes import launched, leads
 from runner.compute.processes.exclusive import only_run
 from runner.compute.signals import has_abandoned_work
-from runner.config import trust
+from runner.config import introspection, trust
 from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import options as available_options
-from runner.config.schema import plain
+from runner.config.schema import Config, plain
 from runner.errors import ConfigError, InputError, Interrupted, RemoteRankError, RunnerError, printable
 from runner.runs.sinks.reporter import print_errors
 
@@ -260,7 +260,8 @@ def _help_text(config_dir: str | None = None) -> str:
     lines = [USAGE, "experiments"]
     lines += _option_lines(groups.pop("experiment", {}))
     for group, choices in groups.items():
-        lines += ["", group, *_option_lines(choices)]
+        shown = introspection.offered(Config, group, choices)
+        lines += ["", group, *_option_lines({name: choices[name] for name in shown})]
     return "\n".join([*lines, "", "All keys and their meanings: docs/config.md", ""])
 
 

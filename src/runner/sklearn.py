@@ -46,8 +46,8 @@ except ImportError as error:
 
 __all__ = ["CurveRegressor", "Regressor"]
 
-ROWS = ("data=parquet", "data.path=''", "data.target=y", "data.split.test=0")
-"""Arguments for a table without a path."""
+ROWS = ("data=memory", "data.split.test=0")
+"""Arguments for rows in memory."""
 
 _COMPOSING = threading.Lock()
 """Hydra composes one configuration at a time."""

@@ -55,9 +55,9 @@ CHOICES: dict[str, Any] = {
     ),
 }
 
-# Models that are not listed above, with the values of their YAML files.
+# Models that are not listed above, with the values of their YAML files. The one of Python code is nothing without it.
 for name, kind in c.ModelConfig.choices.items():
-    if not any(isinstance(choice, kind) for choice in CHOICES.values()):
+    if kind is not c.MemoryModel and not any(isinstance(choice, kind) for choice in CHOICES.values()):
         CHOICES[name] = compose([f"model={name}"]).config.model
 
 

@@ -392,7 +392,7 @@ def test_the_seed_is_the_random_state() -> None:
         (Regressor(lr=-1.0), "`optimizer.lr` must be a finite number from 0 to 1e+38, got -1"),
         (Regressor(overrides="seed=1"), '`overrides` must be a list of strings such as ["seed=3"], got \'seed=1\'; put it in a list'),
         (Regressor(overrides=["data=line"]), "`data` must be left out, because `fit` is given the rows, got data=line; remove it from `overrides`"),
-        (Regressor(overrides=["data.valid_path=v.csv"]), "`data.valid_path` must be left out, because the fit is given the rows, got 'v.csv'; remove it"),
+        (Regressor(overrides=["data.valid_path=v.csv"]), "`data.valid_path` is not a key of memory, which has "),
         (Regressor(overrides=["launch.processes=2"]), "`launch.processes` and `launch.nodes` must be 1 in a fit in memory; remove them"),
         (Regressor(overrides=["seeds=3"]), "`seeds` must be null in a fit in memory, which trains one model, got 3; fit once for each `seed`"),
         (CurveRegressor(["a*x0", "b*x0"]), "`expression` must have as many formulas as y has columns, 1, got 2; give one for each column"),
@@ -444,6 +444,15 @@ def test_a_fit_that_has_not_converged_is_a_warning() -> None:
         fitted = CurveRegressor(DECAY, start=START, overrides=["train.steps=2"]).fit(x[:, None], y)
     assert not fitted.converged_
     assert fitted.n_iter_ == 2
+
+
+def test_data_in_memory_are_not_for_the_command_line() -> None:
+    with pytest.raises(ConfigError) as raised:
+        runner.run("table", ["data=memory"])
+    assert str(raised.value) == (
+        '`data` must not be memory, whose rows only Python code can give; call runner.run(data=…), with overrides=["resume=RUN_DIR"] '
+        "to resume a run, or use data=csv with a file of the rows"
+    )
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

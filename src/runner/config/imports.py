@@ -19,7 +19,7 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
@@ -135,7 +135,8 @@ def called(
     given = {**extra, **arguments}
     if misfits := list(_misfits(target, kind, accepted, given, key)):
         raise ConfigError(misfits)
-    with explained(target, f"{kind.__name__}({', '.join(f'{name}={shown(value)}' for name, value in given.items())})"):
+    name = getattr(kind, "__name__", target.name)
+    with explained(target, f"{name}({', '.join(f'{name}={shown(value)}' for name, value in given.items())})"):
         return kind(*first, **given)
 
 
@@ -177,7 +178,8 @@ def explained(target: Target, doing: str) -> Iterator[None]:
     except (ConfigError, KeyboardInterrupt):
         raise
     except BaseException as error:  # SystemExit as well: a module may exit
-        raise ConfigError(f"{target.shown}: {doing} failed{place_of(error, target)}: {described(error)}") from error
+        place = place_of(error, target) or _place_outside(error)
+        raise ConfigError(f"{target.shown}: {doing} failed{place}: {described(error)}") from error
 
 
 def described(error: BaseException) -> str:
@@ -191,13 +193,26 @@ def place_of(error: BaseException, target: Target) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         return f" in {error.filename}, line {error.lineno}"
-    folders = [os.path.realpath(folder) + os.sep for folder in _folders(target.package)]
-    own = [frame for frame in frames if any(os.path.realpath(frame.filename).startswith(folder) for folder in folders)]
-    if not own:
+    return _last(frame for frame in frames if _is_in(frame.filename, _folders(target.package)))
+
+
+def _place_outside(error: BaseException) -> str:
+    """Return the same for code that is neither torch's nor of this package, such as that of a notebook, which is in no package."""
+    known = [*_folders("runner"), *_folders("torch")]
+    return _last(frame for frame in traceback.extract_tb(error.__traceback__) if not _is_in(frame.filename, known))
+
+
+def _last(frames: Iterable[traceback.FrameSummary]) -> str:
+    found = list(frames)
+    if not found:
         return ""
-    frame = own[-1]
+    frame = found[-1]
     where = f" in {frame.filename}, line {frame.lineno}"
     return where if frame.name == "<module>" else f"{where}, in {frame.name}"
+
+
+def _is_in(file: str, folders: Sequence[str]) -> bool:
+    return any(os.path.realpath(file).startswith(os.path.realpath(folder) + os.sep) for folder in folders)
 
 
 def _folders(package: str) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -41,6 +41,17 @@ def variants(hint: Any) -> dict[str, type]:
             names = get_args(hints(option).get("name", Literal[""]))
             found.update(dict.fromkeys(names, option))
     return found
+
+
+def offered(kind: type, group: str, options: Iterable[str]) -> list[str]:
+    """Return the options of a group that lists of choices have."""
+    hint = hints(kind).get(group)
+    return names_offered({} if hint is None else variants(hint), options)
+
+
+def names_offered(nested: Mapping[str, type], names: Iterable[str]) -> list[str]:
+    """Return those of these names whose class is offered, or is unknown."""
+    return [name for name in names if getattr(nested.get(name), "offered", True)]
 
 
 def paths(kind: type, prefix: str = "") -> Iterator[str]:

@@ -260,9 +260,10 @@ def _set_option(group: str, choice: Any, options: Mapping[str, str], plan: Plan)
         return
     plan.unresolved.add(group)
     typed = choice.lower() if isinstance(choice, str) else ""
-    near = difflib.get_close_matches(typed, list(options), n=1, cutoff=0.6)
+    choices = introspection.offered(Config, group, options)
+    near = difflib.get_close_matches(typed, choices, n=1, cutoff=0.6)
     alias = _DEVICE_ALIASES.get(typed) if group == "device" else None
     hint = f"; did you mean {alias or near[0]}?" if alias or near else ""
     if isinstance(choice, dict):
         hint = f"; set its keys one by one: {group}.KEY=…"
-    plan.problems.append(f"`{group}` must be one of {', '.join(options)}, got {validation.shown(choice)}{hint}")
+    plan.problems.append(f"`{group}` must be one of {', '.join(choices)}, got {validation.shown(choice)}{hint}")

@@ -83,6 +83,8 @@ class Part:
 
     choices: ClassVar[dict[str, type[Any]]]
     """Choices of a group by name."""
+    offered: ClassVar[bool] = True
+    """Whether lists of choices have it. One that only Python code can complete is in none."""
     builder: ClassVar[str]
     """Module and function, as "package.module:function". It is imported when the part is built."""
 

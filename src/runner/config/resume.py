@@ -11,7 +11,7 @@ from runner.config import introspection, validation, versions
 from runner.config.documents import read_yaml
 from runner.config.hydra_adapter import yaml_values
 from runner.config.overrides import Plan
-from runner.config.schema import Config, DataConfig, ScheduleConfig, free_keys, plain, resumable_keys
+from runner.config.schema import Config, DataConfig, Memory, ScheduleConfig, free_keys, plain, resumable_keys
 from runner.errors import CheckpointError
 
 
@@ -151,7 +151,8 @@ def other_data(data: DataConfig, known: str, found: str, trained: Path) -> str:
     """Return the problem with data of another SHA-256 than the `known` one, which a run or checkpoint was `trained` on."""
     keys = [f"`{key}`" for key in data.paths] or [f"`data`={data.name}"]
     files = "file" if len(keys) == 1 else "files"
-    remedy = f"give the {files} with that content, or start a new run" if data.paths else "start a new run"
+    given = files if data.paths else "rows" if isinstance(data, Memory) else None
+    remedy = "start a new run" if given is None else f"give the {given} with that content, or start a new run"
     return (
         f"{' and '.join(keys)} must have the content that {trained.name} was trained on, SHA-256 {known[:8]}…, "
         f"got {found[:8]}…; {remedy}"

@@ -330,7 +330,30 @@ _OF_READ_ROWS = ("split", "seed", "numbers", "standardize", "target_scale", "log
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Files(DataConfig):
+class _OwnParts(DataConfig):
+    @property
+    def own_parts(self) -> dict[str, str]:
+        """What gives a part rows of its own, as messages call it, by part."""
+        raise NotImplementedError
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problems of the keys of every source, and of parts with rows of their own and a share."""
+        yield from super().problems()
+        for part, giver in self.own_parts.items():
+            if self.split.shares[part]:
+                yield (
+                    f"`data.split.{part}` must be 0 with {giver}, which has the {part} rows, got "
+                    f"{self.split.shares[part]}; use data.split.{part}=0"
+                )
+        if "valid" in self.own_parts and self.split.folds is not None:
+            yield (
+                f"`data.split.folds` must be null with {self.own_parts['valid']}, which has the validation rows, got "
+                f"{self.split.folds}; use data.split.folds=null"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Files(_OwnParts):
     path: str = key("path of the file, relative to the working directory", resumable=True)
     valid_path: str | None = key(
         "path of a file with the validation rows, read like that of data.path; null takes them from there",
@@ -359,20 +382,10 @@ class _Files(DataConfig):
         """The file, and those of the parts that have their own."""
         return {"data.path": self.path, **{f"data.{part}_path": path for part, path in self.own_paths.items()}}
 
-    def problems(self) -> Iterator[str]:
-        """Yield the problems of the keys of every source, and of parts with a file and a share."""
-        yield from super().problems()
-        for part in self.own_paths:
-            if self.split.shares[part]:
-                yield (
-                    f"`data.split.{part}` must be 0 with `data.{part}_path`, which has the {part} rows, got "
-                    f"{self.split.shares[part]}; use data.split.{part}=0"
-                )
-        if self.valid_path is not None and self.split.folds is not None:
-            yield (
-                f"`data.split.folds` must be null with `data.valid_path`, which has the validation rows, got {self.split.folds}; "
-                "use data.split.folds=null"
-            )
+    @property
+    def own_parts(self) -> dict[str, str]:
+        """The key of the file of each part that has its own."""
+        return {part: f"`data.{part}_path`" for part in self.own_paths}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -504,6 +517,31 @@ class Csv(TableConfig, _Files, name="csv", builder="runner.data.tables:from_csv"
 @dataclass(frozen=True, kw_only=True)
 class Parquet(TableConfig, _Files, name="parquet", builder="runner.data.tables:from_parquet"):
     """A Parquet, Feather or Arrow file, or several (extra `tables`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory(TableConfig, _OwnParts, name="memory", builder="runner.data.tables:from_memory"):
+    """A table that Python code gives: `runner.run(data=…)` or `runner.sklearn`; not for the command line."""
+
+    offered = False
+
+    parts: tuple[Literal["valid", "test"], ...] = key(
+        "parts whose rows are a table of their own, which Python code gives too", before=()
+    )
+
+    @property
+    def own_parts(self) -> dict[str, str]:
+        """The argument of `runner.run` with the table of each part that has its own."""
+        return {part: f'data={{"{part}": …}}' for part in self.parts}
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problems of the keys of every table, and of a column of parts beside tables of parts."""
+        yield from super().problems()
+        if self.parts and self.split.column is not None:
+            yield (
+                f"`data.split.column` must be null with {self.own_parts[self.parts[0]]}, got {self.split.column!r}; "
+                "give one table, or use data.split.column=null"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -684,16 +722,26 @@ class Mlp(ModelConfig, name="mlp", builder="runner.models.mlp:build"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomModel(ModelConfig, name="custom", builder="runner.models.custom:build"):
-    """A `torch.nn.Module` of your own: `forward` takes numbers [rows, features] and returns predictions [rows, targets]."""
-
+class _OwnModel(ModelConfig):
     identifiable = False
     size_key = "model.kwargs"
 
-    target: str = key("class of the model, as package.module:Class; its package must be trusted with --trust")
+    target: str
     kwargs: dict[str, Any] = key(
         "arguments of the class; in_features, out_features and cardinalities are filled in where it has them"
     )
+
+    @property
+    def title(self) -> str:
+        """The class, or what Python code gave."""
+        return self.target
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomModel(_OwnModel, name="custom", builder="runner.models.custom:build"):
+    """A `torch.nn.Module` of your own: `forward` takes numbers [rows, features] and returns predictions [rows, targets]."""
+
+    target: str = key("class of the model, as package.module:Class; its package must be trusted with --trust")
 
     @property
     def code(self) -> Target:
@@ -708,6 +756,20 @@ class CustomModel(ModelConfig, name="custom", builder="runner.models.custom:buil
     def problems(self) -> Iterator[str]:
         """Yield the problem of a target that is none."""
         yield from self.code.problems()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryModel(_OwnModel, name="memory", builder="runner.models.custom:from_memory"):
+    """A module, class or function that Python code gives: `runner.run(model=…)`; not for the command line."""
+
+    offered = False
+
+    target: str = key("what Python code gave, such as __main__:Net; for the record alone")
+    codes: bool = key("whether it takes the codes of categories")
+
+    def wants_codes(self) -> bool:
+        """Return `codes`: whoever passes a module knows it."""
+        return self.codes
 
 
 def _error_of(formula: str, fixed: Mapping[str, float]) -> ExpressionError | None:

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from runner.config.introspection import alternatives, hints, keys, paths, variants
+from runner.config.introspection import alternatives, hints, keys, names_offered, paths, variants
 from runner.config.parts import Key
 from runner.errors import MOST_PROBLEMS
 
@@ -132,13 +132,13 @@ def _convert_group(nested: dict[str, type], value: Any, path: str) -> tuple[Any,
         return build(nested[""], value, path)
     if not isinstance(value, Mapping):
         return build(next(iter(nested.values())), value, path)
-    name = value.get("name", MISSING)
+    name, choices = value.get("name", MISSING), names_offered(nested, nested)
     if name == MISSING:
-        return None, [f"`{path}.name` is missing; it must be one of {', '.join(nested)}"]
+        return None, [f"`{path}.name` is missing; it must be one of {', '.join(choices)}"]
     if not isinstance(name, str) or name not in nested:
-        near = difflib.get_close_matches(str(name), list(nested), n=1)
+        near = difflib.get_close_matches(str(name), choices, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        return None, [f"`{path}.name` must be one of {', '.join(nested)}, got {shown(name)}{hint}"]
+        return None, [f"`{path}.name` must be one of {', '.join(choices)}, got {shown(name)}{hint}"]
     return build(nested[name], value, path)
 
 

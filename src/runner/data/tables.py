@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import resources
 from itertools import islice
 from typing import Protocol
@@ -165,24 +166,29 @@ class Columns:
 
 def from_csv(config: c.Csv, seed: int, report: Report) -> Table:
     """Return the table of `data=csv`; the seed is not used."""
-    return _complete(
-        config.path, config.own_paths, Columns.of(config), lambda path: _text_source(path, Form.of(config), report)
-    )
+    return _of_files(config, Columns.of(config), lambda path: _text_source(path, Form.of(config), report))
 
 
 def from_parquet(config: c.Parquet, seed: int, report: Report) -> Table:
     """Return the table of `data=parquet`; the seed is not used."""
-    return _complete(config.path, config.own_paths, Columns.of(config), lambda path: _arrow_source(path, report))
+    return _of_files(config, Columns.of(config), lambda path: _arrow_source(path, report))
 
 
-def of_source(config: c.TableConfig, source: Source, key: str = "data.path") -> Table:
-    """Return the table that a configuration makes of a source that is open already, such as one in memory.
+def from_memory(config: c.Memory, seed: int, report: Report) -> Table:
+    """Raise `DataError`: the rows of `data=memory` are not in the configuration."""
+    raise DataError(
+        "`data` must not be memory, whose rows only Python code can give; use data=csv with a file of the rows"
+    )
 
-    `key` is what messages call the source.
-    """
-    columns = Columns.of(config)
-    with _problems_of(key):
-        return _with_dates(_table(source, columns), columns.dates)
+
+def of_openings(config: c.TableConfig, openings: Mapping[str, Opening]) -> Table:
+    """Return the table that a configuration makes of the source of the training rows, "train", and of those of other parts."""
+    return _complete(openings, Columns.of(config))
+
+
+def of_source(config: c.TableConfig, source: Source, key: str) -> Table:
+    """Return the table that a configuration makes of a source that is open already, which messages call by a key."""
+    return of_openings(config, {"train": Opening(key, lambda: source)})
 
 
 def from_diabetes(config: c.Diabetes, seed: int, report: Report) -> Table:
@@ -192,7 +198,7 @@ def from_diabetes(config: c.Diabetes, seed: int, report: Report) -> Table:
 
 def read_text(path: str, columns: Columns, form: Form, report: Report = unreported) -> Table:
     """Return columns of text files. Raises `DataError` with every problem found; line numbers count from 1."""
-    return _complete(path, {}, columns, lambda path: _text_source(path, form, report))
+    return _complete({"train": Opening("data.path", lambda: _text_source(path, form, report))}, columns)
 
 
 def read_arrow(path: str, columns: Columns, report: Report = unreported) -> Table:
@@ -200,7 +206,7 @@ def read_arrow(path: str, columns: Columns, report: Report = unreported) -> Tabl
 
     Raises `DataError` with every problem found, its row numbers counted from 1, or if pyarrow is not installed.
     """
-    return _complete(path, {}, columns, lambda path: _arrow_source(path, report))
+    return _complete({"train": Opening("data.path", lambda: _arrow_source(path, report))}, columns)
 
 
 def read_diabetes() -> Table:
@@ -245,6 +251,21 @@ class Source(Protocol):
 
     def places(self, rows: Sequence[int]) -> list[str]:
         """Return where some rows, from 0 and in ascending order, stand, such as "line 3"."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The source of a part's rows, which is opened when its turn comes."""
+
+    key: str
+    """What messages call it, such as `data.path`."""
+    open: Callable[[], Source]
+
+
+def _of_files(config: c.Csv | c.Parquet, columns: Columns, opened: Callable[[str], Source]) -> Table:
+    """Return the table of the files of a configuration."""
+    others = {part: Opening(f"data.{part}_path", partial(opened, path)) for part, path in config.own_paths.items()}
+    return _complete({"train": Opening("data.path", partial(opened, config.path)), **others}, columns)
 
 
 def _table(source: Source, columns: Columns) -> Table:
@@ -294,25 +315,30 @@ def _content(columns: Mapping[str, Column]) -> str:
     return digest.hexdigest()
 
 
-def _complete(whole: str, own_paths: Mapping[str, str], columns: Columns, opened: Callable[[str], Source]) -> Table:
-    """Return the table of a path, with the rows of the files of its parts after its own.
+def _complete(openings: Mapping[str, Opening], columns: Columns) -> Table:
+    """Return the table of the source of the training rows, with the rows of the parts that have a source of their own after it.
 
-    Problems with such a file are those of `data.valid_path` or `data.test_path`.
+    Problems with a source are those of its key.
     """
-    table = _table(opened(whole), columns)
+    whole, *others = openings.items()
+    key = whole[1].key
+    with _problems_of(key):
+        table = _table(whole[1].open(), columns)
     sha256 = table.sha256
-    for part, path in own_paths.items():
-        if table.given is not None and (table.given == PARTS.index(part)).any():
-            raise DataError(
-                f"`data.{part}_path` must be null, because `data.split.column` says which rows are {part} rows, got "
-                f"{named(path)}; use data.{part}_path=null"
-            )
-        with _problems_of(f"data.{part}_path"):
-            own = _own(opened(path), columns, table)
-            if own.sha256 == sha256:
-                text = f"`data.{part}_path` has the content of `data.path`, so its rows are no test of the model"
-                own = replace(own, warnings=(*own.warnings, text))
-            table = _joined(table, own, part, path)
+    for part, opening in others:
+        with _problems_of(opening.key):
+            source = opening.open()
+            if table.given is not None and (table.given == PARTS.index(part)).any():
+                raise DataError(
+                    f"`data.path` must be null, because `data.split.column` says which rows are {part} rows, got "
+                    f"{named(source.path)}; use data.path=null"
+                )
+            own = _own(source, columns, table)
+        if own.sha256 == sha256:
+            text = f"`{opening.key}` has the content of `{key}`, so its rows are no test of the model"
+            own = replace(own, warnings=(*own.warnings, text))
+        with _problems_of(opening.key):
+            table = _joined(table, own, part, source.path)
     return _with_dates(table, columns.dates)
 
 

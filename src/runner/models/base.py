@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -166,16 +166,19 @@ def build(
     target_names: Sequence[str],
     generator: torch.Generator,
     cardinalities: Sequence[int] = (),
+    *,
+    make: Callable[..., Model] | None = None,
 ) -> Model:
     """Return the configured model in float64 on the CPU, with start values drawn from `generator`.
 
-    `cardinalities` are the numbers of codes of the categories, for a model that takes them. Raises `DataError` for a formula that does not fit the columns, and `TypeError` if the configuration class declares
+    `cardinalities` are the numbers of codes of the categories, for a model that takes them. `make` is used instead of
+    `config.build`. Raises `DataError` for a formula that does not fit the columns, and `TypeError` if the configuration class declares
     `draws` wrongly.
     """
     # torch's constructors draw start values from the global generator before ours replace them.
     with torch.random.fork_rng(devices=[]):
         codes = (cardinalities,) if config.wants_codes() else ()
-        model: Model = config.build(feature_names, target_names, generator, *codes)
+        model: Model = (make or config.build)(feature_names, target_names, generator, *codes)
     # A plain assignment would meet a parameter of a formula with this name.
     object.__setattr__(model, "config_name", config.name)
     object.__setattr__(model, "targets", len(target_names))
@@ -187,8 +190,13 @@ def build(
 
 
 def start_model(
-    config: c.Config, feature_names: Sequence[str], target_names: Sequence[str], cardinalities: Sequence[int] = ()
+    config: c.Config,
+    feature_names: Sequence[str],
+    target_names: Sequence[str],
+    cardinalities: Sequence[int] = (),
+    *,
+    make: Callable[..., Model] | None = None,
 ) -> Model:
     """Return the model of a run at step 0, in the run's dtype, on the CPU. The arguments are those of `build`."""
-    start = build(config.model, feature_names, target_names, stream(config.seed, "init"), cardinalities)
+    start = build(config.model, feature_names, target_names, stream(config.seed, "init"), cardinalities, make=make)
     return start.to(DTYPES[config.dtype])

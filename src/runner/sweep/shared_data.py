@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from runner.data.dataset import Dataset
     from runner.data.progress import Report
     from runner.data.tables import Table
+
+    Reader = Callable[[int, Report], Table]
 
 
 class SharedData:
@@ -31,24 +33,25 @@ class SharedData:
                 made.setdefault(source, set()).add(_key(config.data, config.seed))
         self._kept = {source for source, datasets in made.items() if len(datasets) > 1}
 
-    def build(self, config: DataConfig, seed: int, dtype: Any, *more: Any, **options: Any) -> Dataset:
+    def build(
+        self, config: DataConfig, seed: int, dtype: Any, *more: Any, read: Reader | None = None, **options: Any
+    ) -> Dataset:
         """Return the dataset of a trial, as `data.dataset.build` does."""
         from runner.data import dataset
 
         key = json.dumps([_key(config, seed), str(dtype), {**options, "report": None}])
         if key not in self._datasets:
             self._datasets[key] = dataset.build(
-                config, seed, dtype, *more, **options, read=partial(self._table, config)
+                config, seed, dtype, *more, **options, read=partial(self._table, config, read or config.build)
             )
         return self._datasets[key]
 
-    def _table(self, config: DataConfig, seed: int, report: Report) -> Table:
+    def _table(self, config: DataConfig, read: Reader, seed: int, report: Report) -> Table:
         source = config.table_key
         if source is None or source not in self._kept:
-            table: Table = config.build(seed, report)
-            return table
+            return read(seed, report)
         if source not in self._tables:
-            self._tables[source] = config.build(seed, report)
+            self._tables[source] = read(seed, report)
         shared = self._tables[source]
         return replace(shared, features=[*shared.features])  # which `build` takes out of it one by one
 

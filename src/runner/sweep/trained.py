@@ -11,6 +11,7 @@ from runner.errors import CheckpointError
 from runner.runs.records import SWEEP
 from runner.sweep.results import Results, collect, settings
 from runner.training import exported, trained
+from runner.training.given import NOTHING, Given
 from runner.training.predicting import require_alike
 from runner.training.trained import Trained
 
@@ -18,16 +19,16 @@ _DECIDE_ROWS = ("data.split.", "data.path", "data.valid_path", "data.test_path",
 """Beginnings of keys that decide which rows a trial is compared on."""
 
 
-def open_models(path: str, state: str = "selected") -> list[Trained]:
+def open_models(path: str, state: str = "selected", given: Given = NOTHING) -> list[Trained]:
     """Return the model of a run directory or of an export; of a sweep directory the models of all seeds of its best setting.
 
-    The best setting is the first one of the sweep's table. Raises `CheckpointError` if there is no model, and for a sweep whose
+    The best setting is the first one of the sweep's table. `given` has the module, if only Python code has it. Raises `CheckpointError` if there is no model, and for a sweep whose
     trials were trained or compared on different rows.
     """
     if exported.is_export(path):
-        return [exported.read(path, state)]
+        return [exported.read(path, state, given)]
     if not os.path.isfile(Path(path) / SWEEP):
-        return [trained.of_run(path, state)]
+        return [trained.of_run(path, state, given)]
     results = collect(Path(path))
     _refuse_other_rows(path, results)
     best = next((setting for setting in settings(results) if setting.finished), None)
@@ -36,7 +37,7 @@ def open_models(path: str, state: str = "selected") -> list[Trained]:
             f"{path} must have a finished trial to predict from, got {results.counts}; resume the sweep"
         )
     numbers = sorted(member.number for member in best.finished.values())
-    models = [trained.of_run(str(Path(path) / str(number)), state) for number in numbers]
+    models = [trained.of_run(str(Path(path) / str(number)), state, given) for number in numbers]
     if len({_rows_of(model.config) for model in models}) > 1:
         raise CheckpointError(
             f"{path} must have trials with the same training rows for a mean over seeds, but each seed has its own split; give the "

@@ -42,6 +42,7 @@ from runner.runs import saved_state
 from runner.runs.hashes import parameters_sha256
 from runner.training import initial, own_metrics
 from runner.training.experiment import Experiment, RunInfo, Start, watched
+from runner.training.given import NOTHING, Given
 from runner.training.initial import Weights
 from runner.training.metrics import NEEDS_SPREAD, Evaluation, has_no_spread
 from runner.training.objective import BatchObjective
@@ -63,6 +64,8 @@ class Inputs:
     parameter_names: Sequence[str]
     optimizer: Traits
     """What is known of the optimizer before it is built."""
+    new_model: Callable[[], Model]
+    """Returns the model at step 0 again."""
     start: Start | None = None
     """What the model starts from, if that is another run."""
 
@@ -110,15 +113,17 @@ def prepare(
     size: int,
     *,
     report: Callable[[str], None] = unreported,
+    given: Given = NOTHING,
     build_data: Callable[..., Dataset] = data.build,
     read_weights: Callable[[str], Weights] = initial.read,
 ) -> tuple[Inputs, dict[str, str]]:
     """Return data and model, not placed yet, and the properties that must be equal on all processes: name → text.
 
-    `report` receives lines of progress where reading takes long.
+    `report` receives lines of progress where reading takes long. Rows and model may be `given`.
 
     Raises `DataError` and `ConfigError`.
     """
+    given.require_fit(resolved)
     device, dtype = torch.device(choice.torch_device), precision.DTYPES[resolved.dtype]
     advised = partial(constraints.advised, resolved)
     dataset = build_data(
@@ -130,6 +135,7 @@ def prepare(
         categories=resolved.category_coding,
         untransformed="linear" in resolved.record.baselines,
         report=report,
+        read=given.read(resolved.data),
     )
     rows = len(dataset.parts["train"])
     if size > rows:
@@ -139,7 +145,8 @@ def prepare(
     problems = _misfits_of_model(resolved, dataset)
     if problems:
         raise ConfigError(problems)
-    model = start_model(resolved, *dataset.preprocessing.model_columns)
+    new_model = partial(start_model, resolved, *dataset.preprocessing.model_columns, make=given.make(resolved.model))
+    model = new_model()
     start = None
     if resolved.model.init_from is not None and not _has_state(resolved.resume):
         start = initial.start(model, resolved, dataset, read_weights(resolved.model.init_from))
@@ -165,7 +172,7 @@ def prepare(
     equal = {
         "torch's version": str(torch.__version__),
         "`device`": choice.kind,
-        f"the content of `{'data.path' if resolved.data.code is None else resolved.data.code.key}`": dataset.sha256,
+        f"the content of `{_data_key(resolved.data)}`": dataset.sha256,
         **{
             f"the file of {target.shown}": str(imports.record_of(target)["sha256"])
             for target in resolved.code
@@ -177,7 +184,12 @@ def prepare(
     tensors = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
     count = sum(parameter.numel() for parameter in model.parameters())
     names = [name for name, _ in model.named_parameters()]
-    return Inputs(dataset, model, device, count, tensors, names, optimizer, start), equal
+    return Inputs(dataset, model, device, count, tensors, names, optimizer, new_model, start), equal
+
+
+def _data_key(data: c.DataConfig) -> str:
+    """Return the key that gives the rows."""
+    return data.code.key if data.code is not None else next(iter(data.paths), "data")
 
 
 def _has_state(run: str | None) -> bool:
@@ -224,7 +236,7 @@ def _undivided(config: c.Config) -> str:
 
 def _moving_residuals(config: c.Config, model: Model, cardinalities: Sequence[int]) -> Iterator[str]:
     """Yield the problems of a model whose residuals change between evaluations, for a least-squares method."""
-    if config.optimizer.least_squares and model.config_name == "custom" and (model.draws or cardinalities):
+    if config.optimizer.least_squares and (model.draws or cardinalities):
         why = (
             "it draws random numbers"
             if model.draws
@@ -410,6 +422,7 @@ def run_info(
         schedule,
         prepared.tensors,
         prepared.parameter_names,
+        prepared.new_model,
         lanes,
         prepared.start,
         prepared.model.remarks,

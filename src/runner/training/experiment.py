@@ -16,7 +16,7 @@ from runner.compute.strategies.base import Strategy
 from runner.config import schema as c
 from runner.data.batches import EpochBatches
 from runner.data.dataset import Dataset
-from runner.models.base import Model, start_model
+from runner.models.base import Model
 from runner.optim.base import Optimizer
 from runner.optim.optimum import Optimum, progress_columns, stability_warnings, summarize
 from runner.optim.schedules import Schedule
@@ -58,6 +58,8 @@ class RunInfo:
     tensors: Mapping[str, Tensor]
     """The whole model's parameters and buffers by name, without storage: their shapes and dtypes."""
     parameter_names: Sequence[str]
+    new_model: Callable[[], Model]
+    """Returns the model at step 0 again, on the CPU."""
     lanes: int = 1
     """Number of runs in the same program, this one included."""
     start: Start | None = None
@@ -204,6 +206,10 @@ class Experiment:
         """Return whether the model's state is finite on every process."""
         return [not self.strategy.any(not _finite(self.model.state_dict()))]
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the parameters, gathered by the strategy, and buffers of the model by name."""
+        return {**self.model.state_dict(), **self.parameters()[0]}
+
     def parameters(self) -> list[dict[str, Tensor]]:
         """Return the parameters gathered by the strategy."""
         # After an evaluation, fsdp has whole parameters in buffers that it frees later; the state has its shards.
@@ -221,8 +227,7 @@ class Experiment:
         (parameters,) = self.parameters()
         model = self.model
         if self.strategy.sharded:
-            model = start_model(self.info.config, *dataset.preprocessing.model_columns)
-            model = model.to(next(iter(parameters.values())).device)
+            model = self.info.new_model().to(next(iter(parameters.values())).device)
             model.load_state_dict(parameters)
         resolved, optimum = self.info.config, self.optimum
         train, fitted = dataset.parts["train"], model.fitted(dataset.scaling)

@@ -33,6 +33,7 @@ from runner.errors import CheckpointError, ConfigError
 from runner.runs.atomic import sync_folder, write_json, write_new
 from runner.runs.records import checked_selected
 from runner.training.bands import COVARIANCE
+from runner.training.given import NOTHING, Given
 from runner.training.intervals import CALIBRATION, documents_of
 from runner.training.saved_model import misfits
 from runner.training.trained import Trained, other_torch, other_version, start
@@ -100,7 +101,7 @@ def is_export(path: str) -> bool:
     return os.path.lexists(Path(path) / DESCRIPTION)
 
 
-def read(path: str, state: str = "selected") -> Trained:
+def read(path: str, state: str = "selected", given: Given = NOTHING) -> Trained:
     """Return the model of an export. Raises `CheckpointError` with every problem, and for another state than "selected"."""
     folder, file = Path(path), Path(path) / DESCRIPTION
     if not is_folder(folder):
@@ -121,9 +122,9 @@ def read(path: str, state: str = "selected") -> Trained:
         )
     config = compose.check(checked_values(values["config"], file))
     fitted = preprocessing.of_state(values["preprocessing"], file)
-    tensors = _weights(folder / WEIGHTS, start(config, fitted, path).state_dict(), values["weights_sha256"])
+    tensors = _weights(folder / WEIGHTS, start(config, fitted, path, given).state_dict(), values["weights_sha256"])
     notices = (*other_version(values["runner"]), *other_torch(values["torch"]))
-    trained = Trained(path, config, fitted, tensors, selected["step"], notices, selected["metrics"])
+    trained = Trained(path, config, fitted, tensors, selected["step"], notices, selected["metrics"], given=given)
     if trained.parameters_sha256() != selected["parameters_sha256"]:
         raise CheckpointError(
             f"{folder / WEIGHTS} must have the parameters of `selected` in {DESCRIPTION}, but their SHA-256 is another one; "

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from runner.compute.processes.exclusive import only_run
 from runner.compute.rng import preserve_rng_state
 from runner.compute.signals import StopRequest
 from runner.config import schema as c
-from runner.data import dataset, tables
 from runner.data.tables import Source
 from runner.errors import ConfigError
 from runner.training import build, intervals, report
 from runner.training.failures import as_failure, explain_out_of_memory
+from runner.training.given import Given
 from runner.training.run_state import NullSaver
 from runner.training.trained import Trained
 
@@ -45,7 +44,7 @@ class Fit:
 def fit(config: c.Config, source: Source) -> Fit:
     """Train on the rows of a source as a run with this configuration does. No file is written, and torch's settings are kept.
 
-    `config.data` has the keys of a table, and no path. Raises `InputError` for what cannot be run, and `RunFailed`.
+    `config.data` is `data=memory`. Raises `InputError` for what cannot be run, and `RunFailed`.
     """
     if problems := [*_problems(config), *sizes.problems(config)]:
         raise ConfigError(problems)
@@ -62,9 +61,6 @@ def fit(config: c.Config, source: Source) -> Fit:
 
 def _problems(config: c.Config) -> Iterator[str]:
     """Yield what a configuration asks for that a fit in memory has not."""
-    for key, path in config.data.paths.items():
-        if path:
-            yield f"`{key}` must be left out, because the fit is given the rows, got {path!r}; remove it"
     if config.launch.processes > 1 or config.launch.nodes > 1:
         yield "`launch.processes` and `launch.nodes` must be 1 in a fit in memory; remove them"
     if config.seeds is not None:
@@ -72,11 +68,8 @@ def _problems(config: c.Config) -> Iterator[str]:
 
 
 def _train(config: c.Config, source: Source, choice: devices.DeviceChoice) -> Fit:
-    assert isinstance(config.data, c.TableConfig)
-    table = tables.of_source(config.data, source)
     with explain_out_of_memory(config):
-        built = partial(dataset.build, read=lambda seed, report: table)
-        prepared, _ = build.prepare(config, choice, 1, build_data=built)
+        prepared, _ = build.prepare(config, choice, 1, given=Given(rows={"train": source}))
         parts = build.build(config, prepared, SingleProcess())
     info = parts.info
     loop = parts.loop([info.run_state((), NullSaver(), None)], StopRequest())

@@ -19,6 +19,7 @@ from runner.errors import ConfigError
 from runner.runs.records import CHECKPOINTS
 from runner.runs.sinks.reporter import Reporter
 from runner.training.failures import explain_out_of_memory, python_warnings_to
+from runner.training.given import NOTHING, Given
 from runner.training.recorder import NullRecorder, Opened, Recorder, RunRecorder
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ class Run:
         return read_rows(self.directory / "metrics.jsonl")
 
 
-def execute(compose: Compose, command: Sequence[str], *, quiet: bool = False) -> Run:
-    """Execute one run, on this process and on the others that a launcher started.
+def execute(compose: Compose, command: Sequence[str], *, given: Given = NOTHING, quiet: bool = False) -> Run:
+    """Execute one run, on this process and on the others that a launcher started. Each has rows and model that are `given`.
 
     Rank 0 composes the configuration and sends it to the others, keeps the records and reports: with `quiet` to run.log only.
     Raises a `RunnerError` for everything that a user can cause; other errors are bugs. A fit that did not converge is no error:
@@ -69,15 +70,15 @@ def execute(compose: Compose, command: Sequence[str], *, quiet: bool = False) ->
         try:
             with gc_paused(), explain_out_of_memory(config):
                 prepared = world.run_on_all_ranks(
-                    lambda: build.prepare(config, choice, world.size, report=records.warn)
+                    lambda: build.prepare(config, choice, world.size, report=records.warn, given=given)
                 )
                 parts = world.run_on_all_ranks(lambda: (build.build(config, prepared, world), {}))
         except Exception as error:
             records.fail_unbuilt(error, choice, world.size)
             raise
-        for warning in parts.warnings[0]:
+        for warning in (*parts.warnings[0], *given.remarks(config)):
             records.warn(warning)
-        run = _Job(parts, choice, records, world, began, stop).run()
+        run = _Job(parts, choice, records, world, began, stop, given).run()
     return replace(run, exit_code=world.exit_code)
 
 
@@ -133,6 +134,7 @@ class _Job:
     began: float
     """Time at which the process started the run, of `time.perf_counter`."""
     stop: StopRequest
+    given: Given
 
     def run(self) -> Run:
         """Open the directory and train. However the run ends, its record says so."""
@@ -140,6 +142,8 @@ class _Job:
             opened = self.world.broadcast(self.records.open(self.parts.info, self.choice))
             assert opened is not None
             if opened.summary is not None:
+                assert opened.loaded is not None  # of a finished run
+                self.given.receive((opened.loaded.best or opened.loaded.state)["model"])
                 return self._ended(opened.path, opened.summary)
             self.world.store_run_dir(str(opened.path))
             self.world.on_failure(self.records.mark_failed)
@@ -193,7 +197,10 @@ class _Job:
                 "steps_per_second": (loop.step - steps_before) / max(loop.seconds - seconds_before, 1e-9),
                 "startup_seconds": startup_seconds,
             }
-            return self._ended(opened.path, self.records.finish(run, timing))
+            trained = self.parts.state() if self.given.receives else {}
+            summary = self.records.finish(run, timing)
+            self.given.receive(trained)
+            return self._ended(opened.path, summary)
 
     def _ended(self, path: Path, summary: dict[str, Any]) -> Run:
         """Return the finished run. A fit that did not converge has a result and an exit code of its own."""

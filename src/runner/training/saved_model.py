@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from runner.config import schema as c
 from runner.errors import CheckpointError
 from runner.optim import saved_slots
 from runner.optim.saved_slots import described
@@ -23,7 +24,10 @@ def refuse_misfit(state: Mapping[str, Any], info: RunInfo, path: Path) -> None:
     if info.config.amp == "float16" and not _is_scaler(state["scaler"]):
         problems.append("`scaler` must have the state of a gradient scaler")
     if problems:
-        raise CheckpointError(f"{path / 'state.pt'}: {problem}; restore the checkpoint" for problem in problems)
+        remedy = (
+            "give the model of the run" if isinstance(info.config.model, c.MemoryModel) else "restore the checkpoint"
+        )
+        raise CheckpointError(f"{path / 'state.pt'}: {problem}; {remedy}" for problem in problems)
 
 
 def misfits(saved: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:

@@ -17,12 +17,13 @@ from runner.config.documents import read_json
 from runner.config.resume import refuse_other, saved_values
 from runner.config.schema import Config
 from runner.data.preprocessing import Preprocessing
-from runner.errors import CheckpointError
+from runner.errors import CheckpointError, ConfigError
 from runner.models.base import Model, start_model
 from runner.runs import checkpoint, records, saved_state
 from runner.runs.hashes import parameters_sha256
 from runner.runs.records import CHECKPOINTS
 from runner.training.fitted import preprocessing_of
+from runner.training.given import NOTHING, Given
 from runner.training.saved_model import misfits
 from runner.version import __version__
 
@@ -47,13 +48,15 @@ class Trained:
     """Metrics of this state as a run has reported them; none of a state that it does not report."""
     documents: Mapping[str, dict[str, Any]] | None = None
     """Contents of the files that intervals need, by name; None where they are in the folder `source`."""
+    given: Given = NOTHING
+    """The module, if only Python code has it."""
 
     def model(self) -> Model:
         """Return the module with these weights, on the CPU and in evaluation mode.
 
         Raises `CheckpointError` if they are not those of the configured model.
         """
-        model = start(self.config, self.preprocessing, self.source)
+        model = start(self.config, self.preprocessing, self.source, self.given)
         problems = misfits(self.tensors, model.state_dict())
         if problems:
             raise CheckpointError(f"{self.source}: {problem}; restore it" for problem in problems)
@@ -75,15 +78,20 @@ class Trained:
         return read_json(path, what) if os.path.lexists(path) else None
 
 
-def start(config: Config, fitted: Preprocessing, source: str) -> Model:
-    """Return the model of a configuration before training. Raises `CheckpointError` if it is too large for this machine."""
+def start(config: Config, fitted: Preprocessing, source: str, given: Given = NOTHING) -> Model:
+    """Return the model of a configuration before training. Raises `CheckpointError` if it is too large for this machine.
+
+    Raises `ConfigError` for a module that is not given, or that is another one.
+    """
+    if problems := list(given.problems_of_model(config.model)):
+        raise ConfigError(problems)
     names, targets, cardinalities = columns = fitted.model_columns
     if problems := sizes.model_problems(config, len(names), len(targets), cardinalities):
         raise CheckpointError(f"{source}: {problem}" for problem in problems)
-    return start_model(config, *columns)
+    return start_model(config, *columns, make=given.make(config.model))
 
 
-def of_run(path: str, state: str = "selected") -> Trained:
+def of_run(path: str, state: str = "selected", given: Given = NOTHING) -> Trained:
     """Return the model of a run in one of its states: the one that the run reports, "last", "best", or the number of a step.
 
     Raises `CheckpointError` if there is none, or if the files of the directory do not belong together.
@@ -99,8 +107,8 @@ def of_run(path: str, state: str = "selected") -> Trained:
         raise CheckpointError(f"{file} cannot be used: {found}; {_remedy(folder / CHECKPOINTS)}")
     refuse_other(found, config, found["data_sha256"], file)
     metrics = {} if expected is None else expected["metrics"]
-    fitted = preprocessing_of(folder, config, found)
-    trained = Trained(path, config, fitted, found["model"], wanted, tuple(_notices(folder, summary)), metrics)
+    fitted, notices = preprocessing_of(folder, config, found), tuple(_notices(folder, summary))
+    trained = Trained(path, config, fitted, found["model"], wanted, notices, metrics, given=given)
     found_sha256 = trained.parameters_sha256()  # also shows that the weights fit the model
     if expected is not None and found_sha256 != expected["parameters_sha256"]:
         raise CheckpointError(

@@ -21,7 +21,6 @@ from runner.compute.strategies.vmapped import STACK, Vmapped
 from runner.config import schema as c
 from runner.data.stacked import StackedBatches, StackedRows, stack_datasets
 from runner.models import losses
-from runner.models.base import start_model
 from runner.optim.base import Optimizer
 from runner.optim.build import build_lanes
 from runner.optim.optimum import Optimum, find_optimum, progress_columns, summarize
@@ -388,7 +387,7 @@ def _evaluation_of_run(info: RunInfo, parameters: Mapping[str, Tensor]) -> Calla
     def evaluation() -> Evaluation:
         device = next(iter(parameters.values())).device
         dataset = info.dataset
-        model = start_model(info.config, *dataset.preprocessing.model_columns).to(device)
+        model = info.new_model().to(device)
         model.load_state_dict(dict(parameters))
         loss, autocast = losses.build(info.config.loss), precision.autocast("off", device)
         undo, strategy, own = dataset.scaling.undo, Single(device), own_metrics.build(info.config)
