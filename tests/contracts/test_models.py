@@ -14,6 +14,7 @@ from torch import Tensor
 from runner.compute.rng import stream
 from runner.config import schema as c
 from runner.config.compose import compose
+from runner.config.trust import VARIABLE
 from runner.models.base import Model
 from runner.models.base import build as build_model
 
@@ -55,6 +56,8 @@ CHOICES: dict[str, Any] = {
     ),
 }
 
+CHOICES["custom"] = c.CustomModel(name="custom", init_from=None, target="my_lab.nets:Net", kwargs={})
+
 # Models that are not listed above, with the values of their YAML files. The one of Python code is nothing without it.
 for name, kind in c.ModelConfig.choices.items():
     if kind is not c.MemoryModel and not any(isinstance(choice, kind) for choice in CHOICES.values()):
@@ -73,6 +76,12 @@ def _choices() -> Iterator[Any]:
         for targets in (TARGETS[:1], TARGETS):
             if formula is None or isinstance(formula, str) == (len(targets) == 1):
                 yield pytest.param(Choice(config, targets), id=f"{name}, {len(targets)}")
+
+
+@pytest.fixture(autouse=True)
+def _trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class of `model=custom` is one of the tests."""
+    monkeypatch.setenv(VARIABLE, "my_lab")
 
 
 @pytest.fixture(params=_choices())

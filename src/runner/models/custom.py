@@ -101,7 +101,7 @@ def build(
     generator: torch.Generator,
     cardinalities: Sequence[int] = (),
 ) -> Custom:
-    """Return the user's module with start values drawn from `generator`, on the CPU and in float32 until it is cast.
+    """Return the user's module with start values drawn from `generator` in float32, in float64 on the CPU.
 
     Raises `ConfigError` if the class cannot be used, or is too large.
     """
@@ -216,7 +216,7 @@ class _Maker:
                     model(rows, codes)
         if problems := list(_problems(model, codes=bool(self.cardinalities))):
             raise ConfigError(problems)
-        return model
+        return model.double()
 
     def _module(self) -> nn.Module:
         if isinstance(self.source, nn.Module):
