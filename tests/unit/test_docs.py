@@ -13,7 +13,7 @@ from hydra.types import RunMode
 
 import runner
 from runner import cli
-from runner.cli import VERBS
+from runner.commands import VERBS
 from runner.config import introspection
 from runner.config.compose import compose
 from runner.config.constraints import world_size_problems
