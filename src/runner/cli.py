@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from runner import __version__
+from runner.commands import USAGE, VERBS
 from runner.commands.arguments import Parser
 from runner.compute.gc_pause import gc_paused
 from runner.compute.processes import launched, leads
@@ -22,36 +23,9 @@ from runner.config import introspection, trust
 from runner.config.compose import Composed, compose
 from runner.config.hydra_adapter import options as available_options
 from runner.config.schema import Config, plain
+from runner.config.validation import shown
 from runner.errors import ConfigError, InputError, Interrupted, RemoteRankError, RunnerError, printable
 from runner.runs.sinks.reporter import print_errors
-
-USAGE = """\
-python -m runner +experiment=NAME [key=value …]     one run
-python -m runner resume=RUN_DIR [key=value …]       resume a run
-python -m runner rerun RUN_DIR [key=value …]        repeat a run in a new directory
-python -m runner -m … key=a,b,c key='range(0,8)'    a sweep over every combination; seeds=8 for eight seeds
-python -m runner … data.split.folds=5               a cross-validation, which is a sweep over five folds
-python -m runner -m resume=SWEEP_DIR                resume a sweep: run its missing and failed trials
-
-python -m runner predict RUN --input FILE --output FILE     predictions of a trained model for new rows
-python -m runner evaluate RUN --input FILE                  its metrics on other rows, by group, and what it relies on
-python -m runner export RUN --format safetensors|onnx --output PATH     a trained model as files that need no run directory
-python -m runner explain +experiment=NAME …         show each value, where it was set and what it means; nothing is run
-python -m runner doctor                             what this machine can run, what it cannot, and how to fix it
-python -m runner parity +experiment=NAME …          run an experiment in every supported way and compare with a reference
-python -m runner verify rerun|resume|world-size|sweep …     check that a run gives the same bits again
-python -m runner diverge A B                        find the first step and the first tensor in which two runs differ
-
-options
-  VERB --help          the options of a verb
-  --config-dir DIR     your own groups and experiments, in addition to those below
-  --trust PACKAGE      allow code of your own that the configuration names, such as model.target=my_lab.nets:Net; repeatable
-  --cfg job            show the configuration with references resolved and exit
-  --help, --version
-"""
-
-VERBS = ("predict", "evaluate", "export", "parity", "verify", "diverge", "doctor", "explain")
-"""Verbs. Each is a module of `runner.commands` with this name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,11 +76,33 @@ def _exit_code(arguments: list[str]) -> int:
         return 130
 
 
+_HYDRA = {
+    ("--info", "-i"): "write explain to see where each value comes from: python -m runner explain +experiment=NAME",
+    ("--hydra-help",): "write --help",
+    ("--shell-completion", "-sc"): "write completion bash, zsh or fish: python -m runner completion bash",
+    ("--package", "-p"): "write explain and the group to see: python -m runner explain +experiment=NAME optimizer",
+    ("--run", "-r"): "leave it out, since without -m there is one run",
+    ("--config-name", "-cn"): "write +experiment=NAME, for one of your own with --config-dir DIR",
+    ("--config-path", "-cp"): "write --config-dir DIR for groups and experiments of your own",
+    ("--experimental-rerun",): "write rerun RUN_DIR",
+}
+"""Hydra's own options that this program does not have, and what to write instead."""
+
+
+class _OfHydra(argparse.Action):
+    """One of Hydra's own options. Raises `ConfigError` with what to write instead."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        raise ConfigError(f"`{option_string}` is an option of Hydra, not of runner; {self.help}")
+
+
 def _parser() -> Parser:
     parser = Parser()
+    for names, instead in _HYDRA.items():
+        parser.add_argument(*names, nargs="?", action=_OfHydra, help=instead)
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", action="store_true")
-    parser.add_argument("--cfg", "-c", choices=["job"])
+    parser.add_argument("--cfg", "-c")
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("overrides", nargs="*")
@@ -174,6 +170,10 @@ def _read(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     options, rest = _parser().parse_known_intermixed_args(arguments)
     overrides = options.overrides + rest
     options.help = options.help or not arguments
+    if options.cfg not in (None, "job"):
+        raise ConfigError(
+            f"`--cfg` must be job, got {shown(options.cfg)}, because Hydra's own settings keep their values; write --cfg job"
+        )
     if options.resolve and not options.cfg:
         raise ConfigError("`--resolve` must be used with --cfg; add --cfg job")
     options.base = None

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from runner import cli
+from runner.commands import VERBS
 from runner.config.compose import check, compose
 from runner.config.hydra_adapter import options
 from runner.config.schema import plain
@@ -144,7 +145,7 @@ def test_options_may_precede_a_verb(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert err(capsys, "--config-dir", folder, *verb.split()) == err(capsys, *verb.split())
     assert cli.main(["--config-dir", folder, "doctor"]) == cli.main(["doctor"])
     capsys.readouterr()
-    for verb in cli.VERBS:
+    for verb in VERBS:
         assert out(capsys, "--version", verb) == out(capsys, verb, "--version") == out(capsys, "--version")
 
 
@@ -162,10 +163,14 @@ def test_the_order_of_options_and_overrides_does_not_matter(capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "beginning"),
     [
-        (["--cfg", "all"], "the options cannot be read: argument --cfg/-c: invalid choice: 'all'"),
+        (["--cfg", "all"], "`--cfg` must be job, got 'all', because Hydra's own settings keep their values; write --cfg job"),
         (["--cfg"], "the options cannot be read: argument --cfg/-c: expected one argument; see --help"),
         (["--config-dir"], "the options cannot be read: argument --config-dir/-cd: expected one argument; see --help"),
-        (["-cn", "nope"], "the options cannot be read: argument --cfg/-c: invalid choice: 'n'"),
+        (["-cn", "nope"], "`-cn` is an option of Hydra, not of runner; write +experiment=NAME, for one of your own with --config-dir DIR"),
+        (["--info=all"], "`--info` is an option of Hydra, not of runner; write explain to see where each value comes from: "),
+        (["-sc", "install=bash"], "`-sc` is an option of Hydra, not of runner; write completion bash, zsh or fish: "),
+        (["--hydra-help"], "`--hydra-help` is an option of Hydra, not of runner; write --help"),
+        (["--run", "+experiment=linreg"], "`--run` is an option of Hydra, not of runner; leave it out, since without -m "),
         (["--help=3"], "the options cannot be read: argument --help/-h: ignored explicit argument '3'; see --help"),
         (["--resolve"], "`--resolve` must be used with --cfg; add --cfg job"),
         (["-m", "rerun", "runs"], "`rerun` must not be given with -m, because it repeats one run; remove one of them"),

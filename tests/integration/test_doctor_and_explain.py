@@ -122,6 +122,7 @@ def test_explain_as_json(capsys: pytest.CaptureFixture[str]) -> None:
             }
         ],
         "notices": ["`model.init` of the experiment left out: mlp has no such key"],
+        "remarks": [],
     }
 
 

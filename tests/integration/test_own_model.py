@@ -407,3 +407,60 @@ def test_a_change_of_the_code_is_reported(
             in "".join(capsys.readouterr())
         )
     monkeypatch.delitem(sys.modules, "your_lab")
+
+
+# --------------------------------------------------------------------------------------------------- explain and sweeps
+
+
+def explained(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    capsys.readouterr()
+    assert main(["explain", *OWN, *arguments]) == 0
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+
+
+def test_explain_says_what_a_run_will_find_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def notes(name: str, *arguments: str) -> list[str]:
+        return explained(capsys, f"model.target=my_lab.nets:{name}", *arguments)
+
+    assert notes("Net") == [
+        "note: `model.target`=my_lab.nets:Net: it maps each row by itself and draws no random numbers"
+    ]
+    assert notes("Dropping") == [
+        "note: `model.target`=my_lab.nets:Dropping: it draws random numbers, which every step seeds"
+    ]
+    assert notes("Net", "optimizer") == []
+    assert "nets.py has no absent" in notes("absent", "model")[0]
+    assert len(notes("Net", "data.path=none.csv")) == 1
+    monkeypatch.delenv(VARIABLE)
+    assert notes("Net")[0].startswith("note: `model.target`=my_lab.nets:Net is code that a configuration may not start")
+    assert not Path("runs").exists()
+
+
+def test_trust_reaches_every_process_of_a_sweep_and_no_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal is one sentence before anything is written, also where a sweep is resumed."""
+    monkeypatch.delenv(VARIABLE)
+    own = [argument for argument in OWN if not argument.startswith("optimizer.lr")]
+    sweep = ["-m", *own, "model.target=my_lab.nets:Net", "run_dir=sweep"]
+    text = "`model.target`=my_lab.nets:Net is code that a configuration may not start by itself: "
+
+    def refusal(*arguments: str) -> str:
+        capsys.readouterr()
+        assert main([*arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER))
+    for launcher in ("vmap", "pool"):
+        assert refusal(*sweep, "optimizer.lr=0.1,0.2", f"hydra/launcher={launcher}").startswith(f"error: {text}")
+        assert not Path("sweep").exists()
+    assert main([*sweep, "optimizer.lr=0.1", "hydra/launcher=pool", "--trust", "my_lab"]) == 0
+    assert len(members(Path("sweep"))) == 1
+    assert not [path for path in Path("sweep").rglob("*.json*") if "trust" in path.read_text()]
+    shutil.rmtree("sweep/0")
+    before = Path("sweep/sweep.json").read_bytes()
+    assert refusal("-m", "resume=sweep").startswith(f"error: sweep/sweep.json: {text}")
+    assert Path("sweep/sweep.json").read_bytes() == before

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 
 import runner
 from runner import cli
-from runner.cli import VERBS
+from runner.commands import VERBS
 from runner.config import introspection, trust
 from runner.config.compose import compose
 from runner.config.constraints import world_size_problems
@@ -68,8 +68,9 @@ PAGES = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("guide", "scalin
 
 def sorted_arguments(command: str) -> SweepArguments:
     """The words of a command, whether it starts one run or a sweep, by what they are for."""
-    words, _ = trust.split(shlex.split(command, comments=True))
-    return classify([word for word in words[words.index("runner") + 1 :] if word != "-m"], None)
+    words = shlex.split(command, comments=True)
+    arguments, _ = trust.split(words[words.index("runner") + 1 :])
+    return classify([word for word in arguments if word != "-m"], None)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -26,6 +26,9 @@ Groups = Mapping[str, Mapping[str, str]]
 _LONG_LIST = re.compile(r"\[([^][(){}'\"\\$,]*,){100,}[^][(){}'\"\\$,]*\]")
 """A flat list of many items, none of which has a comma in it."""
 
+_CLASS = re.compile(r"(\w+(?:\.\w+)*)(?::|\.(?=[A-Z]))(\w+)")
+"""Class of a module, as `hydra.utils.instantiate` or this program would be given it."""
+
 _DEVICE_ALIASES = {"gpu": "auto", "hip": "rocm"}
 """Common names of devices → their option."""
 
@@ -266,4 +269,8 @@ def _set_option(group: str, choice: Any, options: Mapping[str, str], plan: Plan)
     hint = f"; did you mean {alias or near[0]}?" if alias or near else ""
     if isinstance(choice, dict):
         hint = f"; set its keys one by one: {group}.KEY=…"
+    path = choice.get("_target_") if isinstance(choice, dict) else choice
+    if isinstance(path, str) and (named := _CLASS.fullmatch(path)):
+        instead = validation.own_code(group, list(introspection.paths(Config)), f"{named[1]}:{named[2]}")
+        hint = f"; {instead}" if instead else hint
     plan.problems.append(f"`{group}` must be one of {', '.join(choices)}, got {validation.shown(choice)}{hint}")

@@ -80,32 +80,49 @@ def closest(name: str, known: Sequence[str]) -> str | None:
 def unknown(path: str, known: Sequence[str]) -> str:
     """Return the message for a dotted key that the schema does not have."""
     if path.rpartition(".")[2] in _CALLS:
-        return _no_call(path)
+        return _no_call(path, known)
     guess = closest(path, known)
     hint = f"did you mean `{guess}`?" if guess else "see docs/config.md for the list of keys"
     return f"`{path}` is not a key; {hint}"
 
 
-def _no_call(path: str) -> str:
+def _no_call(path: str, known: Sequence[str]) -> str:
     """Return the message for a key by which Hydra would call code."""
-    group = path.partition(".")[0] if path.partition(".")[0] in ("model", "loss", "optimizer") else "model"
+    instead = own_code(path.partition(".")[0], known) or "remove it"
+    return f"`{path}` is not a key, since a configuration does not call code; {instead}"
+
+
+def own_code(group: str, known: Sequence[str], name: str = "package.module:Class") -> str:
+    """Return how to name a class of the user's own for a group with these known keys; empty for a group that takes none."""
+    target = next((key for key in (f"{group}.source", f"{group}.target") if key in known), None)
+    if target is None or f"{group}.kwargs" not in known:
+        return ""
     return (
-        f"`{path}` is not a key, since a configuration does not call code; for a class of your own write {group}=custom "
-        f"{group}.target=package.module:Class {group}.kwargs={{…}} and trust its package with --trust"
+        f"for a class of your own write {group}=custom {target}={name} {group}.kwargs={{…}} "
+        "and trust its package with --trust"
     )
+
+
+def _keys_of(nested: Mapping[str, type], path: str) -> list[str]:
+    """Return the dotted keys of all classes that a group may hold."""
+    return [f"{path}.{name}" for kind in nested.values() for name in hints(kind)]
 
 
 def _unknown_field(kind: type, name: str, path: str) -> str:
     """Return the message for a field that a dataclass does not have."""
     if not path:
         return unknown(name, list(paths(kind)))
+    choices = getattr(kind, "choices", {})
     if name in _CALLS:
-        return _no_call(f"{path}.{name}")
+        return _no_call(f"{path}.{name}", _keys_of(choices, path))
     names = [field for field in hints(kind) if field != "name"]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.65)
     if near:
         return f"`{path}.{name}` is not a key; did you mean `{path}.{near[0]}`?"
-    return f"`{path}.{name}` is not a key of {kind.__name__.lower()}, which has {', '.join(names) or 'none'}; remove it"
+    remedy = (
+        f"add {path}=custom, or remove it" if "custom" in choices and name in hints(choices["custom"]) else "remove it"
+    )
+    return f"`{path}.{name}` is not a key of {kind.__name__.lower()}, which has {', '.join(names) or 'none'}; {remedy}"
 
 
 def _convert(hint: Any, meaning: Key, value: Any, path: str) -> tuple[Any, list[str]]:
@@ -133,6 +150,8 @@ def _convert_group(nested: dict[str, type], value: Any, path: str) -> tuple[Any,
     if not isinstance(value, Mapping):
         return build(next(iter(nested.values())), value, path)
     name, choices = value.get("name", MISSING), names_offered(nested, nested)
+    if name == MISSING and (calls := [key for key in _CALLS if key in value]):
+        return None, [_no_call(f"{path}.{calls[0]}", _keys_of(nested, path))]
     if name == MISSING:
         return None, [f"`{path}.name` is missing; it must be one of {', '.join(choices)}"]
     if not isinstance(name, str) or name not in nested:

@@ -7,15 +7,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from runner.errors import Interrupted, RunFailed, RunnerError
+from runner.config import imports
+from runner.errors import ConfigError, Interrupted, RunFailed, RunnerError
 from runner.runs.records import selected_metrics
 from runner.sweep.manifest import DONE, Manifest
-from runner.sweep.trials import Trial, plan
+from runner.sweep.trials import Trial, numbered, plan
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
@@ -115,9 +117,21 @@ def _note_return(manifest: Manifest, number: int, result: JobReturn) -> None:
 def add_trials(manifest: Manifest, jobs: Sequence[Sequence[str]], first: int) -> list[Trial]:
     """Plan the trials of these jobs, and add them to the manifest. Raises `ConfigError` with every problem."""
     trials = plan(jobs, first, manifest)
+    _require_trust([trial for trial in trials if not manifest.done(trial.number)])
     manifest.add(trial.manifest_entry() for trial in trials)
     manifest.save()
     return trials
+
+
+def _require_trust(trials: Sequence[Trial]) -> None:
+    """Raise `ConfigError` for code of the user's own that cannot be imported, before a process of any launcher meets it."""
+    problems_of = cache(lambda code: tuple(imports.problems(code)))
+    found: dict[str, list[int]] = {}
+    for trial in trials:
+        for problem in problems_of(trial.config.code):
+            found.setdefault(problem, []).append(trial.number)
+    if found:
+        raise ConfigError(numbered(found, len(trials)))
 
 
 def job_return(manifest: Manifest, trial: Trial, error: BaseException | None = None) -> JobReturn:

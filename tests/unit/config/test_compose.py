@@ -373,11 +373,30 @@ def test_code_in_a_configuration_is_refused_and_not_run(write: Write, tmp_path: 
         "optimizer._target_",
         "optimizer._args_",
     ]
-    assert problems("model=bad", config_dir="mine") == (
-        "`model.name` is missing; it must be one of linear, polynomial, mlp, custom, formula",
+    (instead,) = problems("model=bad", config_dir="mine")
+    assert instead == (
+        "`model._target_` is not a key, since a configuration does not call code; for a class of your own write model=custom "
+        "model.target=package.module:Class model.kwargs={…} and trust its package with --trust"
     )
     assert [p.split("`")[1] for p in problems("data=bad", config_dir="mine")] == ["data._target_", "data._args_", "data._partial_"]  # fmt: skip
     assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "text"),
+    [
+        ("+model._target_=a.B", "`model._target_` is not a key, since a configuration does not call code; for a class of your own "),
+        ("schedule._partial_=true", "`schedule._partial_` is not a key, since a configuration does not call code; remove it"),
+        ("model={_target_: a.b.C}", "`model` must be one of custom, formula, linear, mlp, polynomial, got {'_target_': 'a.b.C'}; for a class of your own write model=custom model.target=a.b:C model.kwargs={…} and trust its package with --trust"),
+        ("model=a.b:C", "`model` must be one of custom, formula, linear, mlp, polynomial, got 'a.b:C'; for a class of your own write model=custom model.target=a.b:C "),
+        ("schedule=torch.optim.StepLR", "`schedule` must be one of constant, cosine, step, warmup_cosine, got 'torch.optim.StepLR'"),
+        ("data=t.csv", "`data` must be one of csv, curve, custom, diabetes, line, parquet, got 't.csv'; did you mean csv?"),
+        ("model.target=a.b:C", "`model.target` is not a key of linear, which has init_from, bias, init; add model=custom, or remove it"),
+    ],
+)  # fmt: skip
+def test_habits_of_instantiate_are_answered_by_what_to_write(argument: str, text: str) -> None:
+    (problem,) = problems("+experiment=linreg", argument)
+    assert problem.startswith(text)
 
 
 @pytest.mark.parametrize("folder", ["nope", "", "a\0b", "mine/experiment/mine.yaml"])

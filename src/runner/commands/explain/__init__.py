@@ -1,4 +1,7 @@
-"""`python -m runner explain …`: where each value of a configuration was set, and its meaning. torch is not imported."""
+"""`python -m runner explain …`: where each value of a configuration was set, and its meaning.
+
+torch is imported only to find out what a model of the user's own does.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,12 @@ python -m runner explain +experiment=NAME [key=value …] [KEY …]     every va
 python -m runner explain resume=RUN_DIR [key=value …] [KEY …]       the same for a run that is resumed
 python -m runner explain rerun RUN_DIR [key=value …] [KEY …]        the same for a run that is repeated
 
-Nothing is run. KEY, such as optimizer or data.noise, shows only that group or key.
+Nothing is run, except that a model of your own, if it is trusted, predicts a few rows: a note says what a run will find out about it.
+KEY, such as optimizer or data.noise, shows only that group or key.
 
 options
   --config-dir DIR     your own groups and experiments
-  --json               one JSON object: choices, values, notices
+  --json               one JSON object: choices, values, notices, remarks
 """
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runner.commands.explain.own_model import remarks
 from runner.commands.explain.sources import GROUPS, Assignment, assignments, choices, history, merge_files
 from runner.config import introspection, overrides, validation
 from runner.config.compose import Composed, compose
@@ -43,6 +44,8 @@ class Explanation:
     values: tuple[Value, ...]
     choices: dict[str, tuple[Assignment, ...]]
     notices: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    """Sentences on what a model of the user's own does."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,8 @@ def explain(
         for group, of_group in choices(composed, plan, merged, run).items()
         if group in kept_groups or not (only or group in GROUPS)
     }
-    return Explanation(tuple(kept), kept_choices, composed.notices)
+    about_model = remarks(composed.config) if "model" in kept_groups else ()
+    return Explanation(tuple(kept), kept_choices, composed.notices, tuple(about_model))
 
 
 def _is_within(key: str, name: str) -> bool:

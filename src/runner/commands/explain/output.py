@@ -39,11 +39,16 @@ def plain(explanation: Explanation) -> dict[str, Any]:
         }
         for group, assignments in explanation.choices.items()
     ]
-    return {"choices": choices, "values": values, "notices": list(explanation.notices)}
+    return {
+        "choices": choices,
+        "values": values,
+        "notices": list(explanation.notices),
+        "remarks": list(explanation.remarks),
+    }
 
 
 def text(explanation: Explanation) -> str:
-    """Return the explanation as text: top-level keys, then each group below the choice of its option, then notices."""
+    """Return the explanation as text: top-level keys, then each group below the choice of its option, then remarks and notices."""
     heads = {group: (f"{group}={chosen[-1].value}", chosen) for group, chosen in explanation.choices.items()}
     rows = {v.key: (f"{v.key} = {as_yaml(v.value)}", v) for v in explanation.values}
     width = min(max(len(left) for left, _ in [*heads.values(), *rows.values()]), MAX_WIDTH)
@@ -55,6 +60,7 @@ def text(explanation: Explanation) -> str:
             printed.add(group)
             lines += ["", *_head(*heads[group], width)]
         lines += _row(left, value, width)
+    lines += [f"note: {remark}" for remark in explanation.remarks]
     lines += [f"warning: {notice}" for notice in explanation.notices]
     return "\n".join(map(printable, lines)).lstrip("\n") + "\n"
 
