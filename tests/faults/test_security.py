@@ -250,7 +250,7 @@ def test_nothing_in_a_sweep_directory_is_executed(name: str, half: Path, capsys:
     [
         (["train.steps=-1", "seed=range(0,4)"], "`train.steps` must be an integer of at least 1 or null, got -1"),
         (["seed=range(0,4)", "launch.processes=0"], "`launch.processes` must be an integer from 1 to 1024, got 0"),
-        (["seed=range(0,4)", "optimizer=nope"], "`optimizer` must be one of adam, adamw, lbfgs, lm, lstsq, momentum, sgd, got 'nope'"),
+        (["seed=range(0,4)", "optimizer=nope"], "`optimizer` must be one of adam, adamw, custom, lbfgs, lm, lstsq, momentum, sgd, got 'nope'"),
         (["optimizer.lr=1e-5,-1"], "trial 1 and 1 more: `optimizer.lr` must be a finite number from 0 to 1e+38, got -1"),
         (["seed=0,1", "train.accumulate=50", "train.batch_size=10"], "`train.accumulate` must be at most `train.batch_size`=10, got 50; use a smaller number"),
     ],

@@ -20,7 +20,7 @@ RATE = "`optimizer.lr` must be a finite number from 0 to 1e+38, got"
 STEPS = "`train.steps` must be an integer of at least 1 or null, got"
 DTYPE = "`dtype` must be one of float64, float32, bfloat16, float16, got"
 DEVICE = "`device` must be one of auto, cpu, cuda, mps, rocm, xpu, got"
-OPTIMIZER = "`optimizer` must be one of adam, adamw, lbfgs, lm, lstsq, momentum, sgd, got"
+OPTIMIZER = "`optimizer` must be one of adam, adamw, custom, lbfgs, lm, lstsq, momentum, sgd, got"
 START = "`model.start` must be a mapping from names to finite numbers, got"
 VISIBLE = "`device.visible` must be a list, each item an integer of at least 0 or a string, or null, got"
 WIDTHS = "`model.widths` must be a list, each item an integer of at least 1, got"
@@ -99,13 +99,12 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
         ],
     ),
     "B09 unknown options": (
-        ["--lr=3", "--seed", "-x", "-", "--config-name=x"],
+        ["--lr=3", "--seed", "-x", "-"],
         [
             "`--lr=3` is not an option; write values as key=value, such as lr=3",
             "`--seed` is not an option; write values as key=value, such as seed=…",
             "`-x` is not an option; write values as key=value, such as x=…",
             "`-` is not an option; write values as key=value, such as seed=…",
-            "`--config-name=x` is not an option; write values as key=value, such as config-name=x",
         ],
     ),
     "B09 braces split by the shell": (
@@ -121,12 +120,12 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
         ["+experiment=linrge", "model=nope", "optimizer=SDG", "loss=mes", "strategy=dpp", "schedule=null", "data=[csv]", "train={steps: 3}", "record=", "device=meta"],
         [
             "`experiment` must be one of curve_fit, diabetes, diamonds, formula, linreg, mlp, table, got 'linrge'; did you mean linreg?",
-            "`model` must be one of formula, linear, mlp, polynomial, got 'nope'",
+            "`model` must be one of custom, formula, linear, mlp, polynomial, got 'nope'",
             f"{OPTIMIZER} 'SDG'; did you mean sgd?",
             "`loss` must be one of huber, mae, mse, got 'mes'; did you mean mse?",
             "`strategy` must be one of auto, ddp, dp, fsdp, pipeline, single, tensor, got 'dpp'; did you mean dp?",
             "`schedule` must be one of constant, cosine, step, warmup_cosine, got null",
-            "`data` must be one of csv, curve, diabetes, line, parquet, got ['csv']",
+            "`data` must be one of csv, curve, custom, diabetes, line, parquet, got ['csv']",
             "`train` must be one of default, got {'steps': 3}; set its keys one by one: train.KEY=…",
             "`record` must be one of default, got ''",
             f"{DEVICE} 'meta'",
@@ -149,9 +148,9 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
     "code in a configuration": (
         ["_target_=os.system", "+model._target_=os.system", "++optimizer._args_=[ls]", "data._target_.x=os.system"],
         [
-            "`_target_` is not a key; did you mean `data.target`?",
-            "`model._target_` is not a key; did you mean `data.target`?",
-            "`optimizer._args_` is not a key; see docs/config.md for the list of keys",
+            "`_target_` is not a key, since a configuration does not call code; remove it",
+            "`model._target_` is not a key, since a configuration does not call code; for a class of your own write model=custom model.target=package.module:Class model.kwargs={…} and trust its package with --trust",
+            "`optimizer._args_` is not a key, since a configuration does not call code; for a class of your own write optimizer=custom optimizer.target=package.module:Class optimizer.kwargs={…} and trust its package with --trust",
             "`data._target_.x` is not a key; did you mean `data.target`?",
         ],
     ),

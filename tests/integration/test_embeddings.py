@@ -143,6 +143,7 @@ def test_every_portion_of_a_batch_hides_its_own_rows(portions: str, batch: str) 
     assert largest_difference(run(*args, portions).summary, run(*args).summary) < ROUNDING
 
 
+@pytest.mark.filterwarnings("ignore:column 'color' has values that the training rows did not have")
 def test_new_rows_are_predicted_as_the_run_does(columns: dict[str, np.ndarray]) -> None:
     result = run("train.steps=3")
     with open(result.directory / "residuals.csv", newline="") as file:

@@ -348,7 +348,7 @@ def test_a_damaged_covariance_is_refused() -> None:
     model = runner.load("damaged")
     for changes, message in (
         ({"deviation": -1}, "`deviation` must be a finite number of at least 0, got -1"),
-        ({"inverse": [[1.0]]}, r"`inverse` must have 2 rows of 2 numbers, got \[\[1.0\]\]; restore the file"),
+        ({"inverse": [[1.0]]}, r"`inverse` must have 2 rows of 2 finite numbers, got \[\[1.0\]\]; restore the file"),
         ({"parameters_sha256": "0" * 64}, "covariance.json must be of the state that predicts, got that of step"),
         ({"degrees_of_freedom": 0}, "`degrees_of_freedom` must be an integer of at least 1, got 0"),
     ):

@@ -348,7 +348,7 @@ RATES = [f"{1 + i}e-6" for i in range(256)]
     [
         (["optimizer.lrr=1,2"], ["`optimizer.lrr` is not a key; did you mean `optimizer.lr`?"]),
         (["optimiser=sgd,adam"], ["`optimiser` is not a key; did you mean `optimizer`?"]),
-        (["optimizer=sgd,adamm"], ["trial 1: `optimizer` must be one of adam, adamw, lbfgs, lm, lstsq, momentum, sgd, got 'adamm'; did you mean adam?"]),
+        (["optimizer=sgd,adamm"], ["trial 1: `optimizer` must be one of adam, adamw, custom, lbfgs, lm, lstsq, momentum, sgd, got 'adamm'; did you mean adam?"]),
         ([f"optimizer.lr={','.join([*RATES[:158], '-1', *RATES[159:]])}", "seed=0,1"], ["trial 316 and 1 more: `optimizer.lr` must be a finite number from 0 to 1e+38, got -1"]),
         ([f"optimizer.lr={','.join(RATES)}", "data.noise=1,-2"], ["trial 1 and 255 more: `data.noise` must be a finite number of at least 0, got -2"]),
         (["optimizer.lr=-1,-2", "data.noise=-3"], ["`data.noise` must be a finite number of at least 0, got -3", "`optimizer.lr` must be a finite number from 0 to 1e+38, got -1"]),

@@ -38,7 +38,7 @@ class RunRecord:
     config_hash: str | None = key("SHA-256 of the configuration", before=None)
     init_from_sha256: str | None = key("SHA-256 of the parameters that `model.init_from` named", before=None)
     data_sha256: str | None = key("SHA-256 of the data; empty for those that are made", before=None)
-    code: dict[str, Any] = key("version and SHA-256 of the file of the user's own code", before={})  # noqa: RUF009 - a field, as all keys
+    code: dict[str, Any] | None = key("version and SHA-256 of the file of the user's own code", before=None)  # noqa: RUF009 - a field, as all keys
     world_size: int = key("number of processes", at_least=1, before=1)
     threads: int = key("threads of each process", at_least=1, before=1)
     lanes: int = key("runs in the same program", at_least=1, before=1)

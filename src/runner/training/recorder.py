@@ -214,10 +214,10 @@ class RunRecorder:
         found = {target.text: imports.record_of(target) for target in self.config.code}
         return {"code": found} if found else {}
 
-    def _report_other_code(self, run: Path, recorded: Mapping[str, Any]) -> None:
+    def _report_other_code(self, run: Path, recorded: Mapping[str, Any] | None) -> None:
         """Say which code of the user's own is not that of an earlier run any more."""
         for target in self.config.code:
-            before, now = recorded.get(target.text), imports.record_of(target)
+            before, now = (recorded or {}).get(target.text), imports.record_of(target)
             if not isinstance(before, dict) or before == now:
                 continue
             versions = (
