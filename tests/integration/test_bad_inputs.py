@@ -122,7 +122,7 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
             "`experiment` must be one of curve_fit, diabetes, diamonds, formula, linreg, mlp, table, got 'linrge'; did you mean linreg?",
             "`model` must be one of custom, formula, linear, mlp, polynomial, got 'nope'",
             f"{OPTIMIZER} 'SDG'; did you mean sgd?",
-            "`loss` must be one of huber, mae, mse, got 'mes'; did you mean mse?",
+            "`loss` must be one of custom, huber, mae, mse, got 'mes'; did you mean mse?",
             "`strategy` must be one of auto, ddp, dp, fsdp, pipeline, single, tensor, got 'dpp'; did you mean dp?",
             "`schedule` must be one of constant, cosine, step, warmup_cosine, got null",
             "`data` must be one of csv, curve, custom, diabetes, line, parquet, got ['csv']",

@@ -92,7 +92,7 @@ def predicted(path: str, frame: pd.DataFrame) -> list[np.ndarray]:
     return [found[:, 0] for found in session.run(None, feeds)]
 
 
-@pytest.mark.filterwarnings("ignore:column 'color' has values that the training rows did not have")
+@pytest.mark.filterwarnings("ignore:column '.*' has values that the training rows did not have")
 @pytest.mark.parametrize("run", RUNS)
 def test_onnxruntime_predicts_what_the_run_predicts(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Any number of rows, with categories that are new and values that are missing."""
@@ -139,7 +139,7 @@ def test_a_sweep_is_the_mean_over_its_seeds() -> None:
     assert len({runner.load(f"sweep/{trial}", device="cpu").predict(frame)[0] for trial in (0, 1)}) == 2
 
 
-@pytest.mark.filterwarnings("ignore:column 'color' has values that the training rows did not have")
+@pytest.mark.filterwarnings("ignore:column '.*' has values that the training rows did not have")
 def test_a_model_of_embeddings_alone() -> None:
     columns = [
         "data.target=y",
