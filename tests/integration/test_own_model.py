@@ -147,6 +147,7 @@ ALONE = {
     "Normed": "its model depends on the whole batch, as batch normalisation does",
     "Centered": "its model depends on the whole batch, as batch normalisation does",
     "Frozen": "some parameters of its model are not trained",
+    "ByHand": "vmap refuses its model (In order to use an autograd.Function with functorch transforms",
     "Tied": "its model has buffers, or a parameter with two names",
 }
 
@@ -187,7 +188,15 @@ def test_a_module_that_mixes_rows_is_refused_where_a_promise_would_break(argumen
     assert problem.startswith(f"{key} with `model`=custom, {because}; use ")
 
 
-@pytest.mark.parametrize("name", ["Net", "Dropping", "Normed"])
+@pytest.mark.parametrize("update", ["manual", "optimizer"])
+def test_parameters_that_are_not_trained_stay(update: str) -> None:
+    frozen = [f"update={update}", "train.clip_norm=1", "optimizer.weight_decay=0.1"]
+    start, end = (run("Frozen", *frozen, f"train.steps={steps}").summary["parameters"] for steps in (1, 6))
+    assert start["hidden.weight"] == end["hidden.weight"]
+    assert start["last.weight"] != end["last.weight"]
+
+
+@pytest.mark.parametrize("name", ["Net", "Dropping", "Normed", "Frozen"])
 def test_a_run_that_is_cut_ends_with_the_same_bits(name: str) -> None:
     whole = run(name, "train.batch_size=16")
     run(name, "train.batch_size=16", "train.steps=3", "run_dir=cut")
@@ -351,6 +360,8 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(target: str) -> None:
         (["model.target=my_lab.nets:Net", "model.kwargs.width=-3"], f"`model.target`=my_lab.nets:Net: Net(in_features=2, out_features=1, width=-3) failed in {NETS}, line 31, in __init__: RuntimeError: Trying to create tensor with negative dimension -3: [-3, 2]"),
         (["model.target=my_lab.nets:Net", "optimizer=lstsq"], "`optimizer` must not be lstsq for a model that is not linear in its parameters, got custom; use optimizer=lm"),
         (["model.target=my_lab.nets:Dropping", "optimizer=lm"], "`optimizer` must not be lm with `model`=custom, whose residuals change between evaluations: it draws random numbers; use optimizer=adam"),
+        (["model.target=my_lab.nets:Frozen", "optimizer=lm"], "`optimizer` must not be lm with `model`=custom, some of whose parameters are not trained; use optimizer=adam"),
+        (["model.target=my_lab.nets:ByHand", "optimizer=lm"], "`optimizer` must not be lm with `model`=custom, which torch.func cannot differentiate row by row (RuntimeError: In order to use an autograd.Function with functorch transforms (vmap, grad, jvp, jacrev, ...), it must override the setup_context staticmethod. For more details, please see https://pytor); use optimizer=adam"),
         (["model._target_=my_lab.nets.Net"], "`model._target_` is not a key, since a configuration does not call code; for a class of your own write model=custom model.target=package.module:Class model.kwargs={…} and trust its package with --trust"),
     ],
 )  # fmt: skip

@@ -33,14 +33,14 @@ from runner.data.stacked import StackedRows
 from runner.errors import ConfigError
 from runner.models import custom_loss, habits, losses, row_values
 from runner.models.base import Model, start_model
-from runner.optim import custom, schedules, traits
+from runner.optim import custom, schedules
 from runner.optim.base import Optimizer
 from runner.optim.build import build as build_optimizer
 from runner.optim.optimum import find_optimum
 from runner.optim.traits import Traits
 from runner.runs import saved_state
 from runner.runs.hashes import parameters_sha256
-from runner.training import initial, own_metrics
+from runner.training import initial, own_metrics, promises
 from runner.training.experiment import Experiment, RunInfo, Start, watched
 from runner.training.given import NOTHING, Given
 from runner.training.initial import Weights
@@ -156,16 +156,8 @@ def prepare(
             "use optimizer=lm"
         )
     few = [values[: habits.PROBED_ROWS].cpu() for values in dataset.parts["train"].all.inputs]
-    problems = [
-        *model.examine(tuple(few)),
-        *_broken_promises(resolved, model, size),
-        *_moving_residuals(resolved, model, dataset.preprocessing.encoding.cardinalities),
-    ]
-    if problems:
-        raise ConfigError(problems)
-    optimizer = traits.examine(resolved.optimizer, resolved.update, model.parameters())
-    if resolved.strategy.name in constraints.SHARDED and not optimizer.elementwise:
-        raise ConfigError(_undivided(resolved))
+    promises.check_model(resolved, model, few, size)
+    optimizer = promises.check_optimizer(resolved, model)
     problems = [*_metrics_without_value(resolved, dataset), *_problems_of_rows(resolved, model, dataset)]
     if problems:
         raise ConfigError(problems)
@@ -183,7 +175,7 @@ def prepare(
     # Before a strategy shards them.
     tensors = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
     count = sum(parameter.numel() for parameter in model.parameters())
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     return Inputs(dataset, model, device, count, tensors, names, optimizer, new_model, start), equal
 
 
@@ -206,46 +198,6 @@ def _misfits_of_model(config: c.Config, dataset: Dataset) -> list[str]:
             "use model.embedding_size=null, or name some in `data.categorical`"
         ]
     return sizes.model_problems(config, len(names), len(targets), cardinalities)
-
-
-def _broken_promises(config: c.Config, model: Model, size: int) -> Iterator[str]:
-    """Yield the problems of a model whose steps depend on how a batch is divided, where it would be."""
-    because = "because its steps depend on how a batch is divided, as with batch normalisation"
-    name = f"`model`={model.config_name}"
-    if not model.batch_matters:
-        return
-    if size > 1 or config.strategy.name == "dp":
-        yield f"{name} must be trained by one process on one device, {because}; use launch.processes=1 strategy=single"
-    if config.strategy.reduction == "exact":
-        yield f"`strategy.reduction` must be fast with {name}, {because}; use strategy.reduction=fast"
-    if config.train.accumulate > 1:
-        yield f"`train.accumulate` must be 1 with {name}, {because}; use train.accumulate=1"
-    if config.optimizer.least_squares:
-        yield f"`optimizer` must not be {config.optimizer.name} with {name}, {because}; use optimizer=adam"
-
-
-def _undivided(config: c.Config) -> str:
-    """Return the problem of an optimizer of the user's own that needs more of a parameter than a process has."""
-    target = config.optimizer.code
-    assert target is not None  # those of this package are elementwise, or excluded by a constraint
-    return (
-        f"`strategy` must be single, dp or ddp with {target.shown}, whose update of a number depends on others of its "
-        f"parameter, of which a process has a part with {config.strategy.name}; use strategy=ddp"
-    )
-
-
-def _moving_residuals(config: c.Config, model: Model, cardinalities: Sequence[int]) -> Iterator[str]:
-    """Yield the problems of a model whose residuals change between evaluations, for a least-squares method."""
-    if config.optimizer.least_squares and (model.draws or cardinalities):
-        why = (
-            "it draws random numbers"
-            if model.draws
-            else "1 in 100 of the categories that it takes is hidden in training"
-        )
-        yield (
-            f"`optimizer` must not be {config.optimizer.name} with `model`={model.config_name}, whose residuals change between "
-            f"evaluations: {why}; use optimizer=adam"
-        )
 
 
 def _metrics_without_value(config: c.Config, dataset: Dataset) -> list[str]:

@@ -115,6 +115,26 @@ class Lazy(nn.Module):
         return prediction
 
 
+class _Tanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradient * (1 - x.tanh() ** 2)  # type: ignore[no-any-return]
+
+
+class ByHand(Net):
+    """A derivative by hand, in a form that torch.func does not take."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        prediction: Tensor = _Tanh.apply(super().forward(x))  # type: ignore[no-untyped-call]
+        return prediction
+
+
 class Unused(Net):
     """Has a layer without use."""
 

@@ -131,12 +131,12 @@ class Single:
         return placed
 
     def parameters(self, model: Any) -> dict[str, Tensor]:
-        """Return the model's own parameters."""
-        return dict(model.named_parameters())
+        """Return the model's own parameters that are trained."""
+        return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def parameters_by_name(self, model: Any) -> dict[str, Tensor]:
-        """Return the tensors that `parameters` returns."""
-        return self.parameters(model)
+        """Return all of the model's own parameters."""
+        return dict(model.named_parameters())
 
     def predict(self, model: Any, parameters: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
         """Return the predictions [rows, targets] of a functional call with the given parameters."""
