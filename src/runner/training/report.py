@@ -15,7 +15,7 @@ from runner.compute.devices import DeviceChoice
 from runner.compute.gc_pause import gc_paused
 from runner.config.constraints import eager_because
 from runner.config.documents import FORMAT
-from runner.config.schema import Config, LossConfig, ModelConfig
+from runner.config.schema import Config, LossConfig, MemoryModel, ModelConfig
 from runner.data.dataset import Dataset
 from runner.optim.convergence import free
 from runner.optim.covariance import nearly_equal
@@ -74,7 +74,8 @@ def introduction(info: RunInfo, choice: DeviceChoice, path: Path, step: int) -> 
 
 def _named(part: LossConfig | ModelConfig) -> str:
     """Return the name of a part, and the code of the user's own that it is."""
-    return part.name if part.code is None else f"{part.name} ({part.code.text})"
+    own = part.target if isinstance(part, MemoryModel) else None if part.code is None else part.code.text
+    return part.name if own is None else f"{part.name} ({own})"
 
 
 def _targets(dataset: Dataset) -> str:
