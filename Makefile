@@ -17,7 +17,7 @@ run: $(VENV)/.run
 
 # Everything: what .ci/run calls.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests experiments/own_model/tests -n 2 --dist loadfile --no-loadscope-reorder
 
 # For the edit loop: unit and contract tests, the longest files first.
 test-fast: $(VENV)/.dev

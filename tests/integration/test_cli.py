@@ -70,7 +70,8 @@ def test_help_lists_experiments_and_groups_with_descriptions(capsys: pytest.Capt
     for group, choices in options().items():
         assert re.search(rf"^{group}s?$", text, re.MULTILINE), group
         for name, description in choices.items():
-            assert re.search(rf"^  {name} +{re.escape(description)}$", text, re.MULTILINE), name
+            listed = re.search(rf"^  {name} +{re.escape(description)}$", text, re.MULTILINE) is not None
+            assert listed == (name != "memory"), name  # what only Python code can give
     assert list(Path().iterdir()) == []
 
 
