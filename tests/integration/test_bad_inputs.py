@@ -271,6 +271,7 @@ TEN = "x,y\n" + "".join(f"{i},{2 * i}\n" for i in range(10))
     [
         (None, [], "`data.path` must be a readable file, but 'rows.csv' does not exist; give its path with data.path=PATH, relative to the working directory"),
         ("", [], "`data.path` must have a header and rows, but 'rows.csv' is empty; use another file"),
+        (TEN, ["data.skip_rows=20"], "`data.skip_rows` must leave a header and rows of 'rows.csv', got 20; skip fewer lines"),
         ("x,y\n", [], "`data.path` must have rows, got a header and 0 rows in 'rows.csv'; add rows"),
         ("x,y\n1,2\na,3\n", [], "`data.path`: line 3 of 'rows.csv', column 'x', must be a finite number, got 'a', text; "),
         ("x,y\n1,2\n1,2,3\n", [], "`data.path`: line 3 of 'rows.csv' must have 2 fields like the header, got 3; "),

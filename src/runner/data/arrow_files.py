@@ -24,6 +24,7 @@ from runner.data.kinds import (
     usable,
 )
 from runner.data.memory import Growing
+from runner.data.number_cells import without_markers
 from runner.data.progress import Report, unreported
 from runner.data.texts import ArrowTexts
 from runner.errors import DataError
@@ -147,7 +148,7 @@ class ArrowSource:
             return self._texts(ColumnReader(name, chosen, sum(self._rows)), list(map(_text, chunks)), rules)
         if types.is_temporal(kind):
             return _dates(name, chunks), []
-        return _numeric(name, chunks)
+        return _numeric(name, chunks, rules.markers)
 
     def _texts(self, reader: ColumnReader, chunks: Sequence[Any], rules: Rules) -> tuple[Column | str, list[Fault]]:
         """Return a column of texts as text files have it."""
@@ -207,7 +208,7 @@ def _of_kind(reader: KindReader, cells: Any, markers: frozenset[str], first: int
         return f"must be of type {reader.kind}, got {kind}; cast it"
     if reader.kind == "date":
         return _dates(reader.name, [cells], first)
-    column, bad = _numeric(reader.name, [cells])
+    column, bad = _numeric(reader.name, [cells], markers)
     faults += [fault._replace(row=fault.row + first) for fault in bad]
     return column
 
@@ -272,7 +273,8 @@ def _seconds(chunk: Any) -> np.ndarray:
     return _values(pc.cast(pc.cast(chunk, pa.timestamp("us"), safe=False), pa.int64())) / 1e6
 
 
-def _numeric(name: str, chunks: Sequence[Any]) -> tuple[Numbers, list[Fault]]:
+def _numeric(name: str, chunks: Sequence[Any], markers: frozenset[str]) -> tuple[Numbers, list[Fault]]:
+    """Return a column of numbers, and those that cannot be used; numbers that a marker spells are missing."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -281,10 +283,11 @@ def _numeric(name: str, chunks: Sequence[Any]) -> tuple[Numbers, list[Fault]]:
     first = 1
     for chunk in chunks:
         values = _values(pc.cast(chunk, pa.float64(), safe=False) if pa.types.is_decimal(chunk.type) else chunk)
+        values = without_markers(values, markers)
         bad = np.isinf(values)
         if pa.types.is_integer(chunk.type):
             exact = chunk.fill_null(0).to_numpy(zero_copy_only=False)
-            bad = (exact > EXACT_INTEGER) | (exact < -EXACT_INTEGER)
+            bad = ((exact > EXACT_INTEGER) | (exact < -EXACT_INTEGER)) & ~np.isnan(values)
         faults += [Fault(first + row, name, str(chunk[row].as_py())) for row in np.flatnonzero(bad).tolist()]
         column.extend(values)
         first += len(chunk)

@@ -23,6 +23,9 @@ NUMBERS = {
 MOST_SHOWN = 10
 """Number of problems, or of names, that are shown; further ones are only counted."""
 
+PLACES = 5
+"""Number of rows, or of examples, that a message lists."""
+
 _MOST_COMPARED = 1000  # names that are compared with a misspelled one
 _MONTH = (
     r"(jan(uary?)?|feb(ruary?)?|mar(ch)?|märz?|apr(il)?|may|mai|jun[ei]?|jul[yi]?|aug(ust)?|sept?(ember)?|o[ck]t(ober)?|nov(ember)?|"

@@ -5,14 +5,13 @@ Every column of text is read as numbers first. Columns with other cells are read
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from typing import Any, ClassVar
 
 import numpy as np
 
+from runner.data.dates import moment, parts_of, seconds_of
 from runner.data.diagnostics import EXACT_INTEGER, misspelled, named, shown
 from runner.data.distinct_texts import DistinctTexts
 from runner.data.memory import Growing
@@ -35,9 +34,6 @@ FREE_TEXT_VALUES = 100
 
 MOST_LOOKED_AT = 1000
 """Number of distinct values of free text that show whether they are meant as numbers."""
-
-_DAY_FIRST = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})(?:[ T]([0-9:.]+))?")
-_YEAR_FIRST = re.compile(r"([0-9]{4})[-/]([0-9]{1,2})[-/]([0-9]{1,2})((?:[ T].*)?)")
 
 
 def are_integers(values: np.ndarray) -> np.ndarray:
@@ -84,7 +80,7 @@ class Numbers:
         """Return a part of a column of dates, such as year, in UTC."""
         present = ~self.missing
         values = np.full(len(present), np.nan)
-        values[present] = _date_parts(self.values[present])[kind]
+        values[present] = parts_of(self.values[present])[kind]
         return Numbers(f"{self.name}.{kind}", values, kind)
 
     def in_parts(self) -> list[Numbers]:
@@ -93,7 +89,7 @@ class Numbers:
         The year stays where all are.
         """
         present = ~self.missing
-        parts = _date_parts(self.values[present])
+        parts = parts_of(self.values[present])
         varying = [kind for kind, values in parts.items() if (values != values[:1]).any()]
         first, *others = varying or ["year"]
         return [self.part(first), *(replace(self.part(kind), further_part=True) for kind in others)]
@@ -331,7 +327,7 @@ class KindReader:
         codes = texts.encode(places)
         if self.kind == "category":
             return Categories(self.name, codes, tuple(_without_zeros(text, decimal) for text in places))
-        seconds = np.array([*(_moment(text) for text in places), np.nan], np.float64)[codes]
+        seconds = np.array([*(moment(text) for text in places), np.nan], np.float64)[codes]
         self._note(np.flatnonzero(np.isnan(seconds) & (codes >= 0)), texts)
         return Numbers(self.name, seconds, "date")
 
@@ -366,7 +362,7 @@ def _texts(name: str, codes: np.ndarray, texts: Sequence[str], chosen: bool, dec
     """
     present = int((codes >= 0).sum())
     if not chosen:
-        seconds = _seconds(texts)
+        seconds = seconds_of(texts)
         if isinstance(seconds, str):
             return seconds
         if seconds is not None:
@@ -392,55 +388,3 @@ def _without_zeros(text: str, decimal: str) -> str:
     """Return a text, without the decimal sign and the zeros after it if it is a whole number: 3.0 is the category 3."""
     whole, _, fraction = text.partition(decimal)
     return whole if fraction and not fraction.strip("0") and whole.removeprefix("-").isdigit() else text
-
-
-def _seconds(texts: Sequence[str]) -> list[float] | str | None:
-    """Return the seconds since 1970 of dates, as UTC where they name no time zone.
-
-    None if most texts are no dates, and the end of a sentence if another one is none, or a date that does not exist.
-    Year-first and dotted day-first dates are known; with slashes, day and month could be told apart only by chance.
-    """
-    dates = [_iso_date(text) for text in texts]
-    if 2 * sum(date is not None for date in dates) <= len(texts):
-        return None
-    seconds = [_moment(text) for text in texts]
-    wrong = next((text for text, value in zip(texts, seconds, strict=True) if value is None), None)
-    if wrong is not None:
-        return f"has dates, but {shown(wrong)} is none; correct it, or list it in `data.missing_values`"
-    return [value for value in seconds if value is not None]
-
-
-def _moment(text: str) -> float | None:
-    """Return the seconds since 1970 of a date, as UTC where it names no time zone; None for a text that is none."""
-    try:
-        moment = datetime.fromisoformat(_iso_date(text) or "none")
-    except ValueError:
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-
-
-def _date_parts(seconds: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the parts of dates in seconds since 1970 [rows], each int64 [rows]."""
-    hours = np.floor(seconds / 3600).astype(np.int64)
-    days = hours // 24
-    dates = days.astype("datetime64[D]")
-    months = dates.astype("datetime64[M]")
-    return {
-        "year": dates.astype("datetime64[Y]").astype(np.int64) + 1970,
-        "month": months.astype(np.int64) % 12 + 1,
-        "day": (dates - months).astype(np.int64) + 1,
-        "weekday": (days + 3) % 7,  # 1970-01-01 was a Thursday
-        "hour": hours % 24,
-    }
-
-
-def _iso_date(text: str) -> str | None:
-    """Return what has the form of a date as ISO 8601 writes it, or None."""
-    if match := _DAY_FIRST.fullmatch(text):
-        day, month, year, time = match.groups()
-        rest = f"T{time}" if time else ""
-    elif match := _YEAR_FIRST.fullmatch(text):
-        year, month, day, rest = match.groups()
-    else:
-        return None
-    return f"{year}-{month:0>2}-{day:0>2}{rest}"

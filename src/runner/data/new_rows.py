@@ -15,13 +15,13 @@ from runner.config import validation
 from runner.data import files
 from runner.data.array_source import ArraySource, refuse_categories
 from runner.data.arrow_files import ArrowSource, table_of, texts_of
-from runner.data.diagnostics import MOST_SHOWN, UnknownColumn, listed, named, shown
+from runner.data.diagnostics import MOST_SHOWN, PLACES, UnknownColumn, listed, named, shown
 from runner.data.dialect import Form
 from runner.data.encoding import CategoryEncoding
 from runner.data.kinds import MISSING, Block, Categories, Column
 from runner.data.preprocessing import Preprocessing
 from runner.data.progress import Report, unreported
-from runner.data.tables import ARROW_SUFFIXES, PLACES, TEXT_SUFFIXES
+from runner.data.tables import ARROW_SUFFIXES, TEXT_SUFFIXES
 from runner.data.text_files import TextSource
 from runner.data.texts import PlainTexts
 from runner.errors import DataError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runner.data.diagnostics import EXACT_INTEGER
+from runner.data.diagnostics import EXACT_INTEGER, NUMBERS
 from runner.data.texts import Texts, numbers_of
 
 TOGETHER_CELLS = 2**16
@@ -47,6 +47,12 @@ def _together(columns: Sequence[Texts], decimal: str) -> Iterator[NumberCells]:
             yield _odd(texts, own, fraction)
         else:
             yield NumberCells(own, rows, 0, _NONE, fraction)
+
+
+def without_markers(values: np.ndarray, markers: frozenset[str]) -> np.ndarray:
+    """Return numbers with nan for those that a marker of missing values spells, such as -999 or inf."""
+    spelled = [float(marker) for marker in markers if NUMBERS["."].fullmatch(marker) or marker in ("inf", "-inf")]
+    return np.where(np.isin(values, spelled), np.nan, values) if spelled else values
 
 
 _NONE = np.empty(0, np.int64)

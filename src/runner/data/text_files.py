@@ -177,6 +177,10 @@ def _opened(file: File, form: Form, digest: Any, least_columns: int) -> tuple[Ce
     text = examine(file, form.encoding, digest)
     cells = Cells(text, detect(text, form))
     header = next((record for _, record in cells.records()), None)
+    if header is None and text.size and form.skip_rows:
+        raise DataError(
+            f"`data.skip_rows` must leave a header and rows of {named(file.path)}, got {form.skip_rows}; skip fewer lines"
+        )
     if header is None:
         raise DataError(f"`data.path` must have a header and rows, but {named(file.path)} is empty; use another file")
     refuse_odd_header(file.path, header, cells.dialect.delimiter, least_columns)

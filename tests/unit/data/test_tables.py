@@ -1093,6 +1093,16 @@ def test_truth_values_are_the_same_categories_however_they_are_written() -> None
     }
 
 
+def test_numbers_that_stand_for_a_missing_value_do_so_in_parquet_too() -> None:
+    columns = Columns("y", missing="mean", missing_values=("-999", "inf"))
+    x, n, y = [1.5, -999.0, float("inf")], [-999, 2, 3], [1.0, 2.0, 3.0]
+    table = _parquet({"x": pa.array(x), "n": pa.array(n), "y": pa.array(y)}, columns)
+    missing = [feature.missing.tolist() for feature in table.features]
+    assert missing == [[False, True, True], [True, False, False]]
+    with pytest.raises(DataError, match="got '-inf', not finite"):
+        _parquet({"x": pa.array([1.5, float("-inf")]), "y": pa.array([1.0, 2.0])}, columns)
+
+
 def test_parquet_columns_are_in_the_requested_order() -> None:
     columns = {"t": pa.array(["p", "q"]), "a": pa.array([1, 2]), "a.b": pa.array([3, 4]), "y": pa.array([5, 6])}
     assert _values(_parquet(columns, Columns("y", ("a.b", "a")))) == {"a.b": [3, 4], "a": [1, 2], "y": [5, 6]}
