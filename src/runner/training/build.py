@@ -161,22 +161,24 @@ def prepare(
     problems = [*_metrics_without_value(resolved, dataset), *_problems_of_rows(resolved, model, dataset)]
     if problems:
         raise ConfigError(problems)
-    equal = {
-        "torch's version": str(torch.__version__),
-        "`device`": choice.kind,
-        f"the content of `{_data_key(resolved.data)}`": dataset.sha256,
-        **{
-            f"the file of {target.shown}": str(imports.record_of(target)["sha256"])
-            for target in resolved.code
-            if target not in resolved.record.code  # sinks are on rank 0 only
-        },
-        "the start values of the model": parameters_sha256(dict(model.named_parameters())) if size > 1 else "",
-    }
+    equal = _equal(resolved, choice, dataset, model) if size > 1 else {}
     # Before a strategy shards them.
     tensors = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
     count = sum(parameter.numel() for parameter in model.parameters())
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     return Inputs(dataset, model, device, count, tensors, names, optimizer, new_model, start), equal
+
+
+def _equal(config: c.Config, choice: DeviceChoice, dataset: Dataset, model: Model) -> dict[str, str]:
+    """Return the properties that must be equal on all processes: name → text."""
+    own = [target for target in config.code if target not in config.record.code]  # sinks are on rank 0 only
+    return {
+        "torch's version": str(torch.__version__),
+        "`device`": choice.kind,
+        f"the content of `{_data_key(config.data)}`": dataset.sha256,
+        **{f"the file of {target.shown}": str(imports.record_of(target)["sha256"]) for target in own},
+        "the start values of the model": parameters_sha256(dict(model.named_parameters())),
+    }
 
 
 def _data_key(data: c.DataConfig) -> str:
